@@ -1,0 +1,6 @@
+"""The training framework: config, data, engine, evaluation, optim, utils.
+
+The public names are Dassl's, so trainers written for it run on this package; the code is this project's own.
+"""
+
+__version__ = "0.1.0"

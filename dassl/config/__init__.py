@@ -1,0 +1,6 @@
+"""The configuration: a yacs tree with Dassl's keys, YAML files and ``KEY VALUE`` overrides merged into it."""
+
+from .defaults import get_cfg_default
+from .merge import clean_cfg, merge_file, merge_options, to_dict
+
+__all__ = ["clean_cfg", "get_cfg_default", "merge_file", "merge_options", "to_dict"]

@@ -1,0 +1,142 @@
+"""Every key and its default. A trainer adds a node of its own under TRAINER (see ``TrainerBase.extend_cfg``)."""
+
+from yacs.config import CfgNode as CN
+
+
+def get_cfg_default() -> CN:
+    """A fresh config with the defaults below."""
+    cfg = CN()
+    cfg.VERSION = 1
+    cfg.OUTPUT_DIR = "./output"  # log.txt, result.json, checkpoints, tensorboard
+    cfg.RESUME = ""  # a run's folder; empty: OUTPUT_DIR, if it holds checkpoints
+    cfg.SEED = -1  # 0 is a seed; negative: train.py draws one and logs it
+    cfg.USE_CUDA = True  # where there is one
+    cfg.VERBOSE = True
+
+    cfg.INPUT = _input()
+    cfg.DATASET = _dataset()
+    cfg.DATALOADER = _dataloader()
+
+    cfg.MODEL = CN()
+    cfg.MODEL.INIT_WEIGHTS = ""  # a checkpoint to start the trained parameters from
+    cfg.MODEL.BACKBONE = CN()
+    cfg.MODEL.BACKBONE.NAME = ""
+    cfg.MODEL.BACKBONE.WEIGHTS = ""  # a local file; empty: the weights that belong to NAME
+    cfg.MODEL.BACKBONE.PRETRAINED = True
+    cfg.MODEL.HEAD = CN()
+    cfg.MODEL.HEAD.NAME = ""
+    cfg.MODEL.HEAD.HIDDEN_LAYERS = ()
+    cfg.MODEL.HEAD.ACTIVATION = "relu"
+    cfg.MODEL.HEAD.BN = True
+    cfg.MODEL.HEAD.DROPOUT = 0.0
+
+    cfg.OPTIM = _optim()
+
+    cfg.TRAIN = CN()
+    cfg.TRAIN.CHECKPOINT_FREQ = 0  # epochs; 0: after the last epoch only
+    cfg.TRAIN.PRINT_FREQ = 10  # batches
+    cfg.TRAIN.COUNT_ITER = "train_x"  # the loader that sets the length of an epoch
+
+    cfg.TEST = CN()
+    cfg.TEST.EVALUATOR = "Classification"
+    cfg.TEST.PER_CLASS_RESULT = False
+    cfg.TEST.COMPUTE_CMAT = False  # confusion matrix, rows normalised, to cmat.pt
+    cfg.TEST.NO_TEST = False
+    cfg.TEST.SPLIT = "test"  # or val
+    cfg.TEST.FINAL_MODEL = "last_step"  # or best_val
+
+    cfg.TRAINER = CN()
+    cfg.TRAINER.NAME = ""
+    return cfg
+
+
+def _input() -> CN:
+    node = CN()
+    node.SIZE = (224, 224)
+    node.INTERPOLATION = "bilinear"  # or bicubic, nearest
+    node.TRANSFORMS = ()  # dassl/data/transforms.py lists them
+    node.NO_TRANSFORM = False
+    node.PIXEL_MEAN = [0.485, 0.456, 0.406]  # ImageNet's
+    node.PIXEL_STD = [0.229, 0.224, 0.225]
+    node.CROP_PADDING = 4  # random_crop
+    node.RRCROP_SCALE = (0.08, 1.0)  # random_resized_crop
+    node.CUTOUT_N = 1
+    node.CUTOUT_LEN = 16
+    node.GN_MEAN = 0.0  # gaussian_noise
+    node.GN_STD = 0.15
+    node.RANDAUGMENT_N = 2
+    node.RANDAUGMENT_M = 10
+    node.COLORJITTER_B = 0.4
+    node.COLORJITTER_C = 0.4
+    node.COLORJITTER_S = 0.4
+    node.COLORJITTER_H = 0.1
+    node.RGS_P = 0.2  # randomgrayscale
+    node.GB_P = 0.5  # gaussian_blur
+    node.GB_K = 21
+    return node
+
+
+def _dataset() -> CN:
+    node = CN()
+    node.ROOT = "./data"
+    node.NAME = ""
+    node.SOURCE_DOMAINS = ()
+    node.TARGET_DOMAINS = ()
+    node.NUM_LABELED = -1
+    node.NUM_SHOTS = -1  # images a class; below 1: all of them
+    node.SUBSAMPLE_CLASSES = "all"  # or base, new: the first or second half of the classes
+    node.TEMPLATE = "a photo of a {}."  # what zero-shot says of a class of this dataset
+    node.VAL_PERCENT = 0.1
+    node.STL10_FOLD = -1
+    node.CIFAR_C_TYPE = ""
+    node.CIFAR_C_LEVEL = 1
+    node.ALL_AS_UNLABELED = False
+    return node
+
+
+def _dataloader() -> CN:
+    node = CN()
+    node.NUM_WORKERS = 4
+    node.K_TRANSFORMS = 1  # augmented views of each training image
+    node.RETURN_IMG0 = False  # also the image without augmentation, as img0
+    node.TRAIN_X = CN()
+    node.TRAIN_X.SAMPLER = "RandomSampler"
+    node.TRAIN_X.BATCH_SIZE = 32
+    node.TRAIN_X.N_DOMAIN = 0  # RandomDomainSampler: domains a batch
+    node.TRAIN_X.N_INS = 16  # RandomClassSampler: images a class
+    node.TRAIN_U = CN()
+    node.TRAIN_U.SAME_AS_X = True
+    node.TRAIN_U.SAMPLER = "RandomSampler"
+    node.TRAIN_U.BATCH_SIZE = 32
+    node.TRAIN_U.N_DOMAIN = 0
+    node.TRAIN_U.N_INS = 16
+    node.TEST = CN()
+    node.TEST.SAMPLER = "SequentialSampler"
+    node.TEST.BATCH_SIZE = 32
+    return node
+
+
+def _optim() -> CN:
+    node = CN()
+    node.NAME = "adam"
+    node.LR = 0.0003
+    node.WEIGHT_DECAY = 5e-4
+    node.MOMENTUM = 0.9
+    node.SGD_DAMPNING = 0
+    node.SGD_NESTEROV = False
+    node.RMSPROP_ALPHA = 0.99
+    node.ADAM_BETA1 = 0.9
+    node.ADAM_BETA2 = 0.999
+    node.STAGED_LR = False  # NEW_LAYERS at LR, the other layers at LR * BASE_LR_MULT
+    node.NEW_LAYERS = ()
+    node.BASE_LR_MULT = 0.1
+    node.LR_SCHEDULER = "single_step"  # or multi_step, cosine
+    node.STEPSIZE = (-1,)  # epochs; -1: MAX_EPOCH
+    node.GAMMA = 0.1
+    node.MAX_EPOCH = 10
+    node.WARMUP_EPOCH = -1
+    node.WARMUP_TYPE = "linear"  # or constant
+    node.WARMUP_CONS_LR = 1e-5
+    node.WARMUP_MIN_LR = 1e-5
+    node.WARMUP_RECOUNT = True  # the schedule starts after the warm-up, not under it
+    return node

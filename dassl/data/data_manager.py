@@ -1,0 +1,200 @@
+"""From a config to loaders of batches ``{img, label, domain, impath, index}``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+import torch
+from PIL import Image
+from tabulate import tabulate
+from torch.utils.data import DataLoader, Dataset
+from yacs.config import CfgNode
+
+from dassl.utils import UserError, derive_seed, read_image, seeded
+
+from .datasets import Datum, build_dataset
+from .samplers import build_sampler
+from .transforms import build_plain_transform, build_transform
+
+KEEP = 256 << 20  # bytes of decoded pictures kept in memory: few-shot training sets are read again in every epoch
+
+
+class DatasetWrapper(Dataset):
+    """Reads and transforms the images of a list of :class:`Datum`.
+
+    Random transforms of a training image depend on (SEED, epoch, image) alone: not on the number of workers, the
+    order of the batches, or where the data lies.
+    """
+
+    epoch = 0  # set by TrainLoader
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        data_source: list[Datum],
+        transform: Callable | list[Callable] | None = None,
+        is_train: bool = False,
+    ):
+        """``transform``: several of them give ``img``, ``img2``, …; each is applied K_TRANSFORMS times in training."""
+        self.cfg = cfg
+        self.data_source = data_source
+        self.transform = transform
+        self.is_train = is_train
+        self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
+        self.return_img0 = cfg.DATALOADER.RETURN_IMG0
+        self.to_tensor = build_plain_transform(cfg) if self.return_img0 else None
+        self._kept: dict[str, Image.Image] = {}
+        self._room = KEEP if is_train else 0
+        if self.k_tfm > 1 and transform is None:
+            raise UserError("DATALOADER.K_TRANSFORMS above 1 needs transforms, but INPUT.NO_TRANSFORM is True")
+
+    def __len__(self) -> int:
+        return len(self.data_source)
+
+    def __getitem__(self, idx: int) -> dict:
+        item = self.data_source[idx]
+        img0 = self._read(item.impath)
+        if self.is_train:
+            with seeded(derive_seed(self.cfg.SEED, self.epoch, self._name(item))):
+                images = self._transform(img0)
+        else:
+            images = self._transform(img0)
+        output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx, **images}
+        if self.return_img0:
+            output["img0"] = self.to_tensor(img0)
+        return output
+
+    def _read(self, impath: str) -> Image.Image:
+        if impath in self._kept:
+            return self._kept[impath]
+        image = read_image(impath)
+        size = image.width * image.height * 3
+        if size <= self._room:
+            self._room -= size
+            self._kept[impath] = image
+        return image
+
+    def _name(self, item: Datum) -> str:
+        """The image's path below the data root, so that moved data gives the same draws."""
+        return os.path.relpath(item.impath, self.cfg.DATASET.ROOT).replace(os.sep, "/")
+
+    def _transform(self, img0) -> dict:
+        if self.transform is None:
+            return {"img": img0}
+        several = isinstance(self.transform, (list, tuple))
+        images = {}
+        for i, transform in enumerate(self.transform if several else [self.transform], start=1):
+            views = [transform(img0) for _ in range(self.k_tfm)]
+            images["img" if i == 1 else f"img{i}"] = views if self.k_tfm > 1 else views[0]
+        return images
+
+
+class TrainLoader(DataLoader):
+    """Counts its epochs and tells them to its sampler and data set, whose draws depend on them.
+
+    The engine sets ``epoch`` before each epoch, so a resumed run sees the batches it would have seen.
+    """
+
+    epoch = 0
+
+    def __iter__(self) -> Iterator:
+        self.dataset.epoch = self.sampler.epoch = self.epoch
+        self.epoch += 1
+        return super().__iter__()
+
+
+def build_data_loader(
+    cfg: CfgNode,
+    sampler_type: str = "SequentialSampler",
+    data_source: list[Datum] | None = None,
+    batch_size: int = 64,
+    n_domain: int = 0,
+    n_ins: int = 2,
+    tfm: Callable | list[Callable] | None = None,
+    is_train: bool = True,
+    dataset_wrapper: type[DatasetWrapper] | None = None,
+) -> DataLoader:
+    """A loader of ``data_source``. As in Dassl, training drops a last batch that is not full if it has others.
+
+    Raises:
+        UserError: there are no images, or the batch size is below 1.
+    """
+    if not data_source:
+        raise UserError(f"the data set {cfg.DATASET.NAME} has no images for a loader; is the data folder complete?")
+    if batch_size < 1:
+        raise UserError(f"the batch size is {batch_size}; it must be at least 1")
+    workers = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)  # more would only wait for each other
+    return (TrainLoader if is_train else DataLoader)(
+        (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train),
+        batch_size=batch_size,
+        sampler=build_sampler(sampler_type, data_source, cfg.SEED, batch_size, n_domain, n_ins),
+        num_workers=workers,
+        drop_last=is_train and len(data_source) >= batch_size,
+        generator=torch.Generator().manual_seed(max(cfg.SEED, 0)),  # else each epoch draws from the global one
+        pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
+    )
+
+
+class DataManager:
+    """The data set that a config names, and its loaders."""
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        custom_tfm_train: Callable | list[Callable] | None = None,
+        custom_tfm_test: Callable | None = None,
+        dataset_wrapper: type[DatasetWrapper] | None = None,
+    ):
+        self.dataset = build_dataset(cfg)
+        tfm_train = custom_tfm_train if custom_tfm_train is not None else build_transform(cfg, is_train=True)
+        tfm_test = custom_tfm_test if custom_tfm_test is not None else build_transform(cfg, is_train=False)
+
+        def train_loader(data_source, node):
+            return build_data_loader(
+                cfg,
+                node.SAMPLER,
+                data_source,
+                node.BATCH_SIZE,
+                node.N_DOMAIN,
+                node.N_INS,
+                tfm_train,
+                is_train=True,
+                dataset_wrapper=dataset_wrapper,
+            )
+
+        def test_loader(data_source):
+            node = cfg.DATALOADER.TEST
+            return build_data_loader(
+                cfg,
+                node.SAMPLER,
+                data_source,
+                node.BATCH_SIZE,
+                tfm=tfm_test,
+                is_train=False,
+                dataset_wrapper=dataset_wrapper,
+            )
+
+        loaders = cfg.DATALOADER
+        self.train_loader_x = train_loader(self.dataset.train_x, loaders.TRAIN_X)
+        self.train_loader_u = None
+        if self.dataset.train_u:
+            node = loaders.TRAIN_X if loaders.TRAIN_U.SAME_AS_X else loaders.TRAIN_U
+            self.train_loader_u = train_loader(self.dataset.train_u, node)
+        self.val_loader = test_loader(self.dataset.val) if self.dataset.val else None
+        self.test_loader = test_loader(self.dataset.test)
+        self.num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
+        if cfg.VERBOSE:
+            self.show_dataset_summary(cfg)
+
+    num_classes = property(lambda self: self.dataset.num_classes)
+    lab2cname = property(lambda self: self.dataset.lab2cname)
+
+    def show_dataset_summary(self, cfg: CfgNode) -> None:
+        """Print the number of classes and of images in each split."""
+        table = [["Dataset", cfg.DATASET.NAME]]
+        table += [[name, ", ".join(d)] for name in ("SOURCE_DOMAINS", "TARGET_DOMAINS") if (d := cfg.DATASET[name])]
+        table += [["# classes", f"{self.num_classes:,}"]]
+        splits = ("train_x", "train_u", "val", "test")
+        table += [[f"# {name}", f"{len(items):,}"] for name in splits if (items := getattr(self.dataset, name))]
+        print(tabulate(table))

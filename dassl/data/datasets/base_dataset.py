@@ -1,0 +1,125 @@
+"""A data set: lists of labelled image paths, and the few-shot protocol."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from typing import ClassVar
+
+from dassl.utils import UserError, check_availability
+
+
+class Datum:
+    """One image: its path, label, domain (both counted from 0) and class name."""
+
+    def __init__(self, impath: str = "", label: int = 0, domain: int = 0, classname: str = ""):
+        # The attribute names are those in the field's pickled splits.
+        self._impath = str(impath)
+        self._label = int(label)
+        self._domain = int(domain)
+        self._classname = classname
+
+    @property
+    def impath(self) -> str:
+        return self._impath
+
+    @property
+    def label(self) -> int:
+        return self._label
+
+    @property
+    def domain(self) -> int:
+        return self._domain
+
+    @property
+    def classname(self) -> str:
+        return self._classname
+
+    def __repr__(self) -> str:
+        return f"Datum({self.impath!r}, label={self.label}, domain={self.domain}, classname={self.classname!r})"
+
+
+class DatasetBase:
+    """Lists of :class:`Datum`: train_x (labelled), train_u (unlabelled), val, test.
+
+    A data set lists its files in ``__init__`` and hands the lists to ``super().__init__``.
+    """
+
+    dataset_dir = ""  # below DATASET.ROOT
+    domains: ClassVar[list[str]] = []
+
+    def __init__(
+        self,
+        train_x: list[Datum] | None = None,
+        train_u: list[Datum] | None = None,
+        val: list[Datum] | None = None,
+        test: list[Datum] | None = None,
+    ):
+        if not train_x:
+            raise UserError(f"the data set {type(self).__name__} has no training images")
+        self._train_x, self._train_u, self._val, self._test = train_x, train_u, val, test
+        self._num_classes = self.get_num_classes(train_x)
+        self._lab2cname, self._classnames = self.get_lab2cname(train_x)
+
+    train_x = property(lambda self: self._train_x)
+    train_u = property(lambda self: self._train_u)
+    val = property(lambda self: self._val)
+    test = property(lambda self: self._test)
+    lab2cname = property(lambda self: self._lab2cname)
+    classnames = property(lambda self: self._classnames)
+    num_classes = property(lambda self: self._num_classes)
+
+    @staticmethod
+    def get_num_classes(data_source: list[Datum]) -> int:
+        return max(item.label for item in data_source) + 1
+
+    @staticmethod
+    def get_lab2cname(data_source: list[Datum]) -> tuple[dict[int, str], list[str]]:
+        """The map from label to class name, and the names in label order."""
+        names = {item.label: item.classname for item in data_source}
+        return names, [names[label] for label in sorted(names)]
+
+    def check_input_domains(self, source_domains, target_domains) -> None:
+        check_availability([*source_domains, *target_domains], self.domains)
+
+    def generate_fewshot_dataset(self, *data_sources: list[Datum], num_shots: int = -1, repeat: bool = False):
+        """Draw ``num_shots`` images of each class, as Dassl does: one ``random.sample`` a class, in order of label
+        appearance, from Python's global generator.
+
+        A class with fewer images gives all it has, and is named; with ``repeat``, images are drawn again instead.
+        Below 1, ``num_shots`` means all images.
+
+        Returns:
+            A list for each data source (for one source, the list itself).
+        """
+        output = list(data_sources)
+        if num_shots >= 1:
+            print(f"Creating a {num_shots}-shot dataset")
+            output = [self._draw(source, num_shots, repeat) for source in data_sources]
+        return output[0] if len(output) == 1 else output
+
+    def _draw(self, source: list[Datum], num_shots: int, repeat: bool) -> list[Datum]:
+        dataset, short = [], []
+        for items in self.split_dataset_by_label(source).values():
+            if len(items) >= num_shots:
+                items = random.sample(items, num_shots)
+            elif repeat:
+                items = random.choices(items, k=num_shots)
+            else:
+                short.append(f"{items[0].classname} ({len(items)})")
+            dataset.extend(items)
+        if short:
+            print(f"Note: fewer than {num_shots} images, so all there are, for {', '.join(short)}")
+        return dataset
+
+    def split_dataset_by_label(self, data_source: list[Datum]) -> dict[int, list[Datum]]:
+        groups = defaultdict(list)
+        for item in data_source:
+            groups[item.label].append(item)
+        return groups
+
+    def split_dataset_by_domain(self, data_source: list[Datum]) -> dict[int, list[Datum]]:
+        groups = defaultdict(list)
+        for item in data_source:
+            groups[item.domain].append(item)
+        return groups

@@ -1,0 +1,152 @@
+"""From a picture to a tensor: CLIP's preprocessing for tests, the augmentations in INPUT.TRANSFORMS for training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torchvision import transforms as T
+from torchvision.transforms import InterpolationMode
+from yacs.config import CfgNode
+
+from dassl.utils import check_availability
+
+INTERPOLATION_MODES = {
+    "bilinear": InterpolationMode.BILINEAR,
+    "bicubic": InterpolationMode.BICUBIC,
+    "nearest": InterpolationMode.NEAREST,
+}
+
+
+class Cutout:
+    """Black out ``n`` random squares of ``length`` pixels in an image (channels, height, width)."""
+
+    def __init__(self, n: int, length: int):
+        self.n, self.length = n, length
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        height, width = image.shape[-2:]
+        image = image.clone()
+        for _ in range(self.n):
+            y, x = int(torch.randint(height, ())), int(torch.randint(width, ()))
+            half = self.length // 2
+            image[:, max(0, y - half) : y + half, max(0, x - half) : x + half] = 0
+        return image
+
+
+class GaussianNoise:
+    """Add Gaussian noise to half of the images."""
+
+    def __init__(self, mean: float, std: float, p: float = 0.5):
+        self.mean, self.std, self.p = mean, std, p
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        if torch.rand(()) > self.p:
+            return image
+        return image + torch.randn_like(image) * self.std + self.mean
+
+
+class InstanceNormalization:
+    """Bring each channel of the image to mean 0 and standard deviation 1."""
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        mean, std = image.mean((-2, -1), keepdim=True), image.std((-2, -1), keepdim=True)
+        return (image - mean) / (std + 1e-8)
+
+
+Step = tuple[str, Callable]  # what the log says, the transform
+
+
+def _on_pictures(c: CfgNode) -> dict[str, Step]:
+    """Transforms of PIL images, in the order in which they are applied, whatever their order in INPUT.TRANSFORMS."""
+    size, mode = tuple(c.SIZE), interpolation(c)
+    jitter = {"brightness": c.COLORJITTER_B, "contrast": c.COLORJITTER_C, "saturation": c.COLORJITTER_S}
+    jitter["hue"] = c.COLORJITTER_H
+    return {
+        "random_crop": (f"random crop (padding={c.CROP_PADDING})", T.RandomCrop(size, padding=c.CROP_PADDING)),
+        "random_resized_crop": (
+            f"random resized crop (size={size}, scale={tuple(c.RRCROP_SCALE)})",
+            T.RandomResizedCrop(size, scale=c.RRCROP_SCALE, interpolation=mode),
+        ),
+        "center_crop": (f"center crop (size={size})", T.CenterCrop(size)),
+        "random_flip": ("random flip", T.RandomHorizontalFlip()),
+        "randaugment": (
+            f"randaugment (n={c.RANDAUGMENT_N}, m={c.RANDAUGMENT_M})",
+            T.RandAugment(c.RANDAUGMENT_N, c.RANDAUGMENT_M),
+        ),
+        "colorjitter": (f"color jitter ({jitter})", T.ColorJitter(**jitter)),
+        "randomgrayscale": (f"random gray scale (p={c.RGS_P})", T.RandomGrayscale(c.RGS_P)),
+        "gaussian_blur": (
+            f"gaussian blur (kernel={c.GB_K}, p={c.GB_P})",
+            T.RandomApply([T.GaussianBlur(c.GB_K)], p=c.GB_P),
+        ),
+    }
+
+
+def _on_tensors(c: CfgNode) -> dict[str, Step]:
+    """Transforms of tensors (channels, height, width) in [0, 1], in the order in which they are applied."""
+    mean, std = list(c.PIXEL_MEAN), list(c.PIXEL_STD)
+    return {
+        "cutout": (f"cutout (n_holes={c.CUTOUT_N}, length={c.CUTOUT_LEN})", Cutout(c.CUTOUT_N, c.CUTOUT_LEN)),
+        "normalize": (f"normalization (mean={mean}, std={std})", T.Normalize(mean=mean, std=std)),
+        "gaussian_noise": (f"gaussian noise (mean={c.GN_MEAN}, std={c.GN_STD})", GaussianNoise(c.GN_MEAN, c.GN_STD)),
+        "instance_norm": ("instance normalization", InstanceNormalization()),
+    }
+
+
+_TO_TENSOR = ("to torch tensor of range [0, 1]", T.ToTensor())
+
+
+def interpolation(c: CfgNode) -> InterpolationMode:
+    """The mode that INPUT.INTERPOLATION names."""
+    check_availability(c.INTERPOLATION, INTERPOLATION_MODES, "INPUT.INTERPOLATION")
+    return INTERPOLATION_MODES[c.INTERPOLATION]
+
+
+def build_transform(cfg: CfgNode, is_train: bool = True, choices: tuple[str, ...] | None = None) -> Callable | None:
+    """The transform of training or of test images; None with INPUT.NO_TRANSFORM.
+
+    Args:
+        choices: names to use instead of INPUT.TRANSFORMS.
+
+    Raises:
+        UserError: an unknown transform or interpolation.
+    """
+    c = cfg.INPUT
+    if c.NO_TRANSFORM:
+        print("Note: no transform is applied!")
+        return None
+    choices = tuple(c.TRANSFORMS if choices is None else choices)
+    on_pictures, on_tensors = _on_pictures(c), _on_tensors(c)
+    check_availability(choices, [*on_pictures, *on_tensors], "transform (INPUT.TRANSFORMS)")
+    if is_train:
+        steps = [step for name, step in on_pictures.items() if name in choices]
+        if not {"random_crop", "random_resized_crop"} & set(choices):
+            steps.insert(0, (f"resize to {tuple(c.SIZE)}", T.Resize(tuple(c.SIZE), interpolation=interpolation(c))))
+        after = on_tensors
+    else:
+        steps = _centre(c)
+        after = {name: on_tensors[name] for name in ("normalize", "instance_norm")}
+    steps += [_TO_TENSOR, *(step for name, step in after.items() if name in choices)]
+    print(f"Building transform_{'train' if is_train else 'test'}")
+    for says, _ in steps:
+        print(f"+ {says}")
+    return T.Compose([transform for _, transform in steps])
+
+
+def _centre(c: CfgNode) -> list[Step]:
+    """CLIP's test preprocessing: the smaller edge to the input size, then the centre."""
+    size = tuple(c.SIZE)
+    return [
+        (f"resize the smaller edge to {max(size)}", T.Resize(max(size), interpolation=interpolation(c))),
+        (f"{size[0]}x{size[1]} center crop", T.CenterCrop(size)),
+    ]
+
+
+def build_plain_transform(cfg: CfgNode) -> Callable:
+    """The whole picture at the input size, without augmentation: ``img0`` in a batch."""
+    c = cfg.INPUT
+    steps = [T.Resize(tuple(c.SIZE), interpolation=interpolation(c)), T.ToTensor()]
+    if "normalize" in c.TRANSFORMS:
+        steps.append(T.Normalize(mean=list(c.PIXEL_MEAN), std=list(c.PIXEL_STD)))
+    return T.Compose(steps)

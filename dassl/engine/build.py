@@ -1,0 +1,22 @@
+"""Trainers by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from yacs.config import CfgNode
+
+from dassl.utils import Registry
+
+if TYPE_CHECKING:
+    from .trainer import TrainerBase
+
+TRAINER_REGISTRY = Registry("TRAINER")
+
+
+def build_trainer(cfg: CfgNode) -> TrainerBase:
+    """The trainer that TRAINER.NAME names, with its data and model built."""
+    trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+    if cfg.VERBOSE:
+        print(f"Loading trainer: {cfg.TRAINER.NAME}")
+    return trainer(cfg)

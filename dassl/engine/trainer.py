@@ -1,0 +1,179 @@
+"""The trainer that methods build on: data, model, evaluation and output folder from a config."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from yacs.config import CfgNode
+
+from dassl.data import DataManager
+from dassl.evaluation import build_evaluator
+from dassl.utils import AverageMeter, MetricMeter, UserError, load_checkpoint
+from dassl.utils.checkpoint import BEST
+from dassl.utils.results import END_OF_TRAINING
+
+from .base import TrainerBase
+
+
+class SimpleTrainer(TrainerBase):
+    """Builds data and model, trains, keeps checkpoints, evaluates.
+
+    A method overrides ``build_model`` (which registers its model) and, through :class:`TrainerX`,
+    ``forward_backward``; ``results`` holds what the latest evaluation gave.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        super().__init__()
+        self.check_cfg(cfg)
+        self.cfg = cfg
+        self.device = torch.device("cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")
+        self.max_epoch = cfg.OPTIM.MAX_EPOCH
+        self.output_dir = cfg.OUTPUT_DIR
+        self.best_result = -float("inf")
+        self.results: OrderedDict[str, float] | None = None
+        self.build_data_loader()
+        self.build_model()
+        self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        """Raise :class:`UserError` for values this method cannot use."""
+
+    def build_data_loader(self) -> None:
+        self.dm = DataManager(self.cfg)
+        self.train_loader_x = self.dm.train_loader_x
+        self.train_loader_u = self.dm.train_loader_u
+        self.val_loader = self.dm.val_loader
+        self.test_loader = self.dm.test_loader
+        self.num_classes = self.dm.num_classes
+        self.num_source_domains = self.dm.num_source_domains
+        self.lab2cname = self.dm.lab2cname
+
+    def build_model(self) -> None:
+        """Make ``self.model``; register what is trained with its optimizer and schedule."""
+        raise NotImplementedError
+
+    def describe(self) -> dict:
+        """Entries to add to the run's record, ``result.json``."""
+        return {}
+
+    def train(self) -> None:
+        super().train(self.start_epoch, self.max_epoch)
+
+    def before_train(self) -> None:
+        if self.max_epoch < 1:
+            raise UserError(f"OPTIM.MAX_EPOCH is {self.max_epoch}; it must be at least 1")
+        if self.cfg.TEST.FINAL_MODEL == "best_val":
+            self._loader_of("val")  # refuse now, not after the first epoch
+        self.start_epoch = self.resume_model_if_exist(self.cfg.RESUME or self.output_dir)
+        if self.cfg.RESUME and not self.start_epoch:
+            raise UserError(f"there is no checkpoint to resume from in {self.cfg.RESUME}")
+        if self.start_epoch and self.cfg.TEST.FINAL_MODEL == "best_val":
+            self._restore_best_result(self.cfg.RESUME or self.output_dir)
+        self.init_writer(str(Path(self.output_dir, "tensorboard")))
+        self.time_start = time.time()
+
+    def _restore_best_result(self, directory: str) -> None:
+        """What a later epoch must beat to become the best."""
+        path = Path(directory, self.get_model_names()[0], BEST)
+        if path.is_file():
+            self.best_result = load_checkpoint(path).get("val_result") or self.best_result
+
+    def after_train(self) -> None:
+        print("\n".join(END_OF_TRAINING))
+        self.results = None
+        if not self.cfg.TEST.NO_TEST:
+            if self.cfg.TEST.FINAL_MODEL == "best_val":
+                print("Deploy the model with the best val performance")
+                self.load_model(self.output_dir)
+            else:
+                print("Deploy the last-epoch model")
+            self.test()
+        elapsed = round(time.time() - self.time_start)
+        print(f"Elapsed: {datetime.timedelta(seconds=elapsed)}")
+        self.close_writer()
+
+    def after_epoch(self) -> None:
+        done = self.epoch + 1
+        if self.cfg.TEST.FINAL_MODEL == "best_val" and not self.cfg.TEST.NO_TEST:
+            result = self.test(split="val")
+            if result > self.best_result:
+                self.best_result = result
+                self.save_model(self.epoch, self.output_dir, val_result=result, model_name=BEST)
+        frequency = self.cfg.TRAIN.CHECKPOINT_FREQ
+        if done == self.max_epoch or (frequency > 0 and done % frequency == 0):
+            self.save_model(self.epoch, self.output_dir)
+
+    def _loader_of(self, split: str):
+        loader = {"val": self.val_loader, "test": self.test_loader}.get(split)
+        if loader is None:
+            have = "test" if self.val_loader is None else "val, test"
+            raise UserError(f'the data set {self.cfg.DATASET.NAME} has no split "{split}"; it has {have}')
+        return loader
+
+    @torch.no_grad()
+    def test(self, split: str | None = None) -> float:
+        """Evaluate on ``split`` (default TEST.SPLIT); returns the first result, for classification the accuracy."""
+        split = split or self.cfg.TEST.SPLIT
+        self.set_model_mode("eval")
+        self.evaluator.reset()
+        loader = self._loader_of(split)
+        print(f"Evaluate on the *{split}* set")
+        for batch in tqdm(loader, disable=None, leave=False, desc=f"evaluating {split}", unit="batch"):
+            images, labels = self.parse_batch_test(batch)
+            self.evaluator.process(self.model_inference(images), labels)
+        self.results = self.evaluator.evaluate()
+        for name, value in self.results.items():
+            self.write_scalar(f"{split}/{name}", value, self.epoch)
+        return next(iter(self.results.values()))
+
+    def model_inference(self, input: torch.Tensor) -> torch.Tensor:
+        return self.model(input)
+
+    def parse_batch_test(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        return batch["img"].to(self.device), batch["label"].to(self.device)
+
+
+class TrainerX(SimpleTrainer):
+    """A trainer on labelled data: ``forward_backward`` takes a batch of ``train_loader_x``."""
+
+    def run_epoch(self) -> None:
+        self.set_model_mode("train")
+        losses, batch_time, data_time = MetricMeter(), AverageMeter(), AverageMeter()
+        self.num_batches = len(self.train_loader_x)
+        end = time.time()
+        for self.batch_idx, batch in enumerate(self.train_loader_x):
+            data_time.update(time.time() - end)
+            rate = self.get_current_lr()  # the rate of this batch: on the last one, forward_backward steps the schedule
+            losses.update(self.forward_backward(batch))
+            batch_time.update(time.time() - end)
+            few = self.num_batches < self.cfg.TRAIN.PRINT_FREQ
+            if few or (self.batch_idx + 1) % self.cfg.TRAIN.PRINT_FREQ == 0:
+                self._print_progress(batch_time, data_time, losses, rate)
+            step = self.epoch * self.num_batches + self.batch_idx
+            for name, meter in losses.meters.items():
+                self.write_scalar(f"train/{name}", meter.avg, step)
+            self.write_scalar("train/lr", rate, step)
+            end = time.time()
+
+    def _print_progress(
+        self, batch_time: AverageMeter, data_time: AverageMeter, losses: MetricMeter, rate: float
+    ) -> None:
+        left = (self.max_epoch - self.epoch) * self.num_batches - self.batch_idx - 1
+        eta = datetime.timedelta(seconds=int(batch_time.avg * left))
+        print(
+            f"epoch [{self.epoch + 1}/{self.max_epoch}] batch [{self.batch_idx + 1}/{self.num_batches}] "
+            f"time {batch_time.val:.3f} ({batch_time.avg:.3f}) data {data_time.val:.3f} ({data_time.avg:.3f}) "
+            f"{losses} lr {rate:.4e} eta {eta}"
+        )
+
+    def forward_backward(self, batch: dict) -> dict[str, float]:
+        """One training step; returns the figures to report."""
+        raise NotImplementedError
+
+    def parse_batch_train(self, batch: dict) -> tuple[torch.Tensor, ...]:
+        return batch["img"].to(self.device), batch["label"].to(self.device)

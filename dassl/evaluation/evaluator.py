@@ -1,0 +1,95 @@
+"""Classification results: accuracy, macro F1, per class, confusion matrix."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+from yacs.config import CfgNode
+
+from dassl.utils import Registry, UserError, atomic_write
+from dassl.utils.results import class_line, result_lines
+
+EVALUATOR_REGISTRY = Registry("EVALUATOR")
+
+
+def build_evaluator(cfg: CfgNode, **kwargs) -> EvaluatorBase:
+    """The evaluator that TEST.EVALUATOR names."""
+    return EVALUATOR_REGISTRY.get(cfg.TEST.EVALUATOR)(cfg, **kwargs)
+
+
+class EvaluatorBase:
+    """``reset``, then ``process`` each batch, then ``evaluate``."""
+
+    def __init__(self, cfg: CfgNode):
+        self.cfg = cfg
+
+    def reset(self) -> None:
+        raise NotImplementedError
+
+    def process(self, mo: torch.Tensor, gt: torch.Tensor) -> None:
+        """Take in a batch: the model's output and the ground truth."""
+        raise NotImplementedError
+
+    def evaluate(self) -> OrderedDict[str, float]:
+        """Print the results and return them; the first is the one that counts (model selection, tables)."""
+        raise NotImplementedError
+
+
+@EVALUATOR_REGISTRY.register()
+class Classification(EvaluatorBase):
+    """Accuracy, error rate and macro F1, all in percent (macro F1 over the classes that occur in the test set)."""
+
+    def __init__(self, cfg: CfgNode, lab2cname: dict[int, str] | None = None, **_):
+        super().__init__(cfg)
+        self._lab2cname = lab2cname or {}
+        self.reset()
+
+    def reset(self) -> None:
+        self._y_true: list[int] = []
+        self._y_pred: list[int] = []
+
+    def process(self, mo: torch.Tensor, gt: torch.Tensor) -> None:
+        """Args: logits (batch, classes), labels (batch,)."""
+        self._y_pred.extend(mo.argmax(dim=1).tolist())
+        self._y_true.extend(gt.tolist())
+
+    def evaluate(self) -> OrderedDict[str, float]:
+        if not self._y_true:
+            raise UserError("there is nothing to evaluate: the test set is empty")
+        from sklearn.metrics import f1_score  # seconds to import
+
+        total = len(self._y_true)
+        correct = sum(t == p for t, p in zip(self._y_true, self._y_pred, strict=True))
+        macro_f1 = 100 * f1_score(self._y_true, self._y_pred, average="macro", labels=sorted(set(self._y_true)))
+        print(result_lines(total, correct, macro_f1))
+        results = OrderedDict(
+            accuracy=100.0 * correct / total, error_rate=100.0 - 100.0 * correct / total, macro_f1=float(macro_f1)
+        )
+        if self.cfg.TEST.PER_CLASS_RESULT:
+            results["perclass_accuracy"] = self._per_class()
+        if self.cfg.TEST.COMPUTE_CMAT:
+            self._confusion_matrix()
+        return results
+
+    def _per_class(self) -> float:
+        """Print each class's accuracy; returns their average."""
+        print("=> per-class result")
+        hits: dict[int, list[bool]] = {label: [] for label in sorted(set(self._y_true))}
+        for true, predicted in zip(self._y_true, self._y_pred, strict=True):
+            hits[true].append(true == predicted)
+        for label, hit in hits.items():
+            print(class_line(label, self._lab2cname.get(label, str(label)), len(hit), sum(hit)))
+        average = sum(100 * sum(hit) / len(hit) for hit in hits.values()) / len(hits)
+        print(f"* average: {average:.2f}%")
+        return average
+
+    def _confusion_matrix(self) -> None:
+        """Save the confusion matrix, each row divided by its sum, as a tensor (classes, classes)."""
+        from sklearn.metrics import confusion_matrix
+
+        path = Path(self.cfg.OUTPUT_DIR, "cmat.pt")
+        with atomic_write(path, "wb") as file:
+            torch.save(torch.from_numpy(confusion_matrix(self._y_true, self._y_pred, normalize="true")), file)
+        print(f"Confusion matrix is saved to {path}")

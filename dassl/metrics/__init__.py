@@ -1,0 +1,19 @@
+"""Accuracy of a batch."""
+
+import torch
+
+
+def compute_accuracy(output, target: torch.Tensor, topk: tuple[int, ...] = (1,)) -> list[torch.Tensor]:
+    """Top-k accuracy in percent.
+
+    Args:
+        output: logits (batch, classes), or a tuple whose first element they are.
+        target: labels (batch,).
+
+    Returns:
+        One tensor of shape (1,) for each k.
+    """
+    logits = output[0] if isinstance(output, (tuple, list)) else output
+    ranked = logits.topk(min(max(topk), logits.shape[1]), dim=1).indices
+    hits = ranked == target.view(-1, 1)
+    return [hits[:, :k].sum().float().view(1) * (100.0 / len(target)) for k in topk]

@@ -1,0 +1,56 @@
+"""Optimizers by name, from the OPTIM node of a config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+
+import torch
+from torch import nn
+from yacs.config import CfgNode
+
+from dassl.utils import UserError, check_availability
+
+
+def build_optimizer(
+    model: nn.Module | Iterable, optim_cfg: CfgNode, param_groups: list | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer that ``optim_cfg.NAME`` names: sgd, adam, amsgrad, adamw, radam or rmsprop.
+
+    Args:
+        model: a module, or its parameters or parameter groups.
+        param_groups: used instead of the model's parameters if given.
+
+    Raises:
+        UserError: unknown name, or STAGED_LR without layers to apply it to.
+    """
+    c = optim_cfg
+    betas = (c.ADAM_BETA1, c.ADAM_BETA2)
+    optimizers = {
+        "sgd": partial(torch.optim.SGD, momentum=c.MOMENTUM, dampening=c.SGD_DAMPNING, nesterov=c.SGD_NESTEROV),
+        "adam": partial(torch.optim.Adam, betas=betas),
+        "amsgrad": partial(torch.optim.Adam, betas=betas, amsgrad=True),
+        "adamw": partial(torch.optim.AdamW, betas=betas),
+        "radam": partial(torch.optim.RAdam, betas=betas),
+        "rmsprop": partial(torch.optim.RMSprop, momentum=c.MOMENTUM, alpha=c.RMSPROP_ALPHA),
+    }
+    check_availability(c.NAME, optimizers, "optimizer OPTIM.NAME")
+    if param_groups is None:
+        param_groups = _staged_groups(model, c) if c.STAGED_LR else _parameters(model)
+    return optimizers[c.NAME](param_groups, lr=c.LR, weight_decay=c.WEIGHT_DECAY)
+
+
+def _parameters(model: nn.Module | Iterable) -> Iterable:
+    return model.parameters() if isinstance(model, nn.Module) else model
+
+
+def _staged_groups(model: nn.Module, c: CfgNode) -> list[dict]:
+    """New layers learn at LR, all others at LR * BASE_LR_MULT."""
+    new_layers = [c.NEW_LAYERS] if isinstance(c.NEW_LAYERS, str) else list(c.NEW_LAYERS)
+    children = [name for name, _ in model.named_children()]
+    if not new_layers or not set(new_layers) <= set(children):
+        raise UserError(f"OPTIM.STAGED_LR needs OPTIM.NEW_LAYERS to name some of {children}; got {new_layers}")
+    groups: dict[bool, list] = {False: [], True: []}
+    for name, child in model.named_children():
+        groups[name in new_layers].extend(child.parameters())
+    return [{"params": groups[False], "lr": c.LR * c.BASE_LR_MULT}, {"params": groups[True]}]

@@ -1,0 +1,128 @@
+"""Checkpoints in Dassl's layout: ``<output_dir>/<model name>/model.pth.tar-<epoch>``, ``model-best.pth.tar``, and a
+text file ``checkpoint`` that names the newest. Loading never runs code from the file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import UserError
+from .files import atomic_write
+
+BEST = "model-best.pth.tar"
+EPOCH = "model.pth.tar-{}"
+
+
+def save_checkpoint(
+    state: dict[str, Any],
+    save_dir: str | os.PathLike,
+    is_best: bool = False,
+    remove_module_from_keys: bool = True,
+    model_name: str = "",
+) -> None:
+    """Save ``state`` (keys state_dict, epoch, optimizer, scheduler, val_result) and name it in ``checkpoint``.
+
+    The file is ``model_name`` or ``model.pth.tar-<epoch>``; ``is_best`` saves it as ``model-best.pth.tar`` too.
+    ``remove_module_from_keys`` drops the ``module.`` that ``nn.DataParallel`` puts before parameter names.
+    """
+    if remove_module_from_keys:
+        state = {**state, "state_dict": {k.removeprefix("module."): v for k, v in state["state_dict"].items()}}
+    name = model_name or EPOCH.format(state["epoch"])
+    for target in [name, BEST] if is_best else [name]:
+        with atomic_write(Path(save_dir, target), "wb") as file:
+            torch.save(state, file)
+    with atomic_write(Path(save_dir, "checkpoint")) as file:
+        file.write(f"{name}\n")
+    print(f"Checkpoint saved to {Path(save_dir, name)}")
+
+
+def load_checkpoint(fpath: str | os.PathLike) -> dict[str, Any]:
+    """The checkpoint's dict, its tensors on the CPU.
+
+    Raises:
+        UserError: there is no such file, it is truncated or damaged, or it holds more than tensors and plain values.
+    """
+    if not os.path.isfile(fpath):
+        raise UserError(f"no checkpoint at {fpath}")
+    try:
+        checkpoint = torch.load(fpath, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load has no error class of its own for a damaged file
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{fpath} cannot be read as a checkpoint (truncated or damaged?): {reason}") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise UserError(f'{fpath} is not a checkpoint of this framework: it has no "state_dict"')
+    return checkpoint
+
+
+def load_state(model: nn.Module, state_dict: dict[str, torch.Tensor], source: str | os.PathLike) -> None:
+    """``model.load_state_dict`` with an error that names ``source`` and what does not fit."""
+    try:
+        model.load_state_dict(state_dict)
+    except RuntimeError as error:
+        details = "; ".join(line.strip() for line in str(error).splitlines()[1:])
+        raise UserError(f"{source} does not fit this configuration: {details or error}") from error
+
+
+def newest(save_dir: str | os.PathLike) -> Path | None:
+    """The checkpoint that the file ``checkpoint`` in ``save_dir`` names, or None."""
+    pointer = Path(save_dir, "checkpoint")
+    return Path(save_dir, Path(pointer.read_text().strip()).name) if pointer.is_file() else None
+
+
+def find_checkpoint(save_dir: str | os.PathLike, epoch: int | None = None) -> Path:
+    """The file of ``epoch``; without one the best on validation, else the newest.
+
+    Raises:
+        UserError: it is not there; the message lists the epochs that are.
+    """
+    candidates = (
+        [Path(save_dir, EPOCH.format(epoch))] if epoch is not None else [Path(save_dir, BEST), newest(save_dir)]
+    )
+    for path in candidates:
+        if path is not None and path.is_file():
+            return path
+    epochs = sorted(int(p.name.rpartition("-")[2]) for p in Path(save_dir).glob(EPOCH.format("*[0-9]")))
+    have = f"epochs there: {', '.join(map(str, epochs))}" if epochs else "there is none"
+    wanted = f"checkpoint of epoch {epoch}" if epoch is not None else "checkpoint"
+    raise UserError(f"no {wanted} in {save_dir} ({have})")
+
+
+def resume_from_checkpoint(fdir: str | os.PathLike, model: nn.Module, optimizer=None, scheduler=None) -> int:
+    """Load the newest checkpoint in ``fdir`` into the model, optimizer and scheduler; returns the epoch to start at."""
+    path = newest(fdir)
+    if path is None:
+        raise UserError(f"no checkpoint to resume from in {fdir}")
+    print(f'Loading checkpoint from "{path}"')
+    checkpoint = load_checkpoint(path)
+    load_state(model, checkpoint["state_dict"], path)
+    for part, key in ((optimizer, "optimizer"), (scheduler, "scheduler")):
+        if part is not None and checkpoint.get(key) is not None:
+            part.load_state_dict(checkpoint[key])
+    print(f"Previous epoch: {checkpoint['epoch']}")
+    return checkpoint["epoch"]
+
+
+def load_pretrained_weights(model: nn.Module, weight_path: str | os.PathLike) -> None:
+    """Load the weights whose names and shapes match the model's; the others are listed and left as they are."""
+    state_dict = {k.removeprefix("module."): v for k, v in load_checkpoint(weight_path)["state_dict"].items()}
+    own = model.state_dict()
+    matched = {k: v for k, v in state_dict.items() if k in own and own[k].shape == v.shape}
+    if not matched:
+        raise UserError(f"nothing in {weight_path} matches the model's parameters: {', '.join(own)}")
+    model.load_state_dict({**own, **matched})
+    print(f'Loaded {len(matched)} tensors from "{weight_path}"')
+    if left_out := sorted(set(state_dict) - set(matched)):
+        print(f"Left out, for their name or shape: {', '.join(left_out)}")
+
+
+def count_num_param(model: nn.Module | None = None, params: Iterable | None = None) -> int:
+    """The number of parameters of a model, or of a list of parameters or parameter groups."""
+    if model is not None:
+        return sum(p.numel() for p in model.parameters())
+    groups = (p["params"] if isinstance(p, dict) else [p] for p in params or ())
+    return sum(p.numel() for group in groups for p in group)

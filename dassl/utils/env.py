@@ -1,0 +1,35 @@
+"""What a run ran on, for its log and its record."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+PACKAGES = ("torch", "torchvision", "openai-clip", "numpy", "pillow", "scikit-learn", "yacs")
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages whose versions can change a result."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def collect_env_info() -> str:
+    """A few lines of text: system, processor, accelerator, versions."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    lines = {
+        "system": platform.platform(),
+        "processor": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads in use, "
+        f"{torch.backends.cpu.get_cpu_capability()}",
+        "accelerator": ", ".join(gpus) or "none",
+        **package_versions(),
+    }
+    return "\n".join(f"{name}: {value}" for name, value in lines.items())

@@ -1,0 +1,56 @@
+"""Registries: names in a config file that stand for classes in the code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from .errors import UserError, nearest
+
+
+class Registry:
+    """Maps names to classes or functions.
+
+    >>> TRAINER_REGISTRY = Registry("TRAINER")
+    >>> @TRAINER_REGISTRY.register()
+    ... class CoOp: ...
+    """
+
+    def __init__(self, name: str):
+        self._name = name
+        self._objects: dict[str, Any] = {}
+
+    def register(self, obj: Any = None, force: bool = False) -> Any:
+        """Register ``obj`` under its ``__name__``; without ``obj``, a decorator that does so.
+
+        Raises:
+            KeyError: another object holds that name and ``force`` is False.
+        """
+        if obj is None:
+            return lambda decorated: self.register(decorated, force)
+        name = obj.__name__
+        if not force and self._objects.get(name, obj) is not obj:
+            raise KeyError(f"{name} is already registered in {self._name}")
+        self._objects[name] = obj
+        return obj
+
+    def get(self, name: str) -> Any:
+        """The object of that name; :class:`UserError` with the nearest names if there is none."""
+        check_availability(name, self._objects, self._name.lower())
+        return self._objects[name]
+
+    def registered_names(self) -> list[str]:
+        return list(self._objects)
+
+
+def check_availability(requested: str | Iterable[str], available: Iterable[str], what: str = "name") -> None:
+    """Raise :class:`UserError` unless everything ``requested`` is ``available``; ``what`` names the kind of thing."""
+    available = list(available)
+    for name in tolist_if_not(requested):
+        if name not in available:
+            raise UserError(f'unknown {what} "{name}"; {nearest(name, available)}')
+
+
+def tolist_if_not(x: Any) -> list:
+    """``[x]``, unless ``x`` is a list (or a tuple) already."""
+    return list(x) if isinstance(x, (list, tuple)) else [x]

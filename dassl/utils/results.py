@@ -1,0 +1,63 @@
+"""What a run leaves of its results: the lines of ``log.txt``, in the format that the field's parsers expect."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+# Both spellings are looked for by parsers in use (CoOp, Dassl, TaskRes, RPO; MaPLe, PromptSRC, KgCoOp, ProGrad).
+END_OF_TRAINING = ("Finish training", "Finished training")
+RESULT = "=> result"
+RECORD = "result.json"  # written last, so its presence is what tells a finished run
+
+
+def result_lines(total: int, correct: int, macro_f1: float) -> str:
+    """The lines of one evaluation. Percentages have two decimals: with one, 3,925 test images would hide four.
+
+    Args:
+        macro_f1: percent.
+    """
+    accuracy = 100 * correct / total
+    return "\n".join(
+        (
+            RESULT,
+            f"* total: {total:,}",
+            f"* correct: {correct:,}",
+            f"* accuracy: {accuracy:.2f}%",
+            f"* error: {100 - accuracy:.2f}%",
+            f"* macro_f1: {macro_f1:.2f}%",
+        )
+    )
+
+
+def class_line(label: int, name: str, total: int, correct: int) -> str:
+    return f"* class: {label} ({name})\ttotal: {total:,}\tcorrect: {correct:,}\tacc: {100 * correct / total:.2f}%"
+
+
+def read_result(log: Path, keyword: str = "accuracy", test_log: bool = False) -> float | None:
+    """The last ``* <keyword>: <number>%`` of a log, in percent.
+
+    Only what follows the end of training counts, so an interrupted run's validation result is never taken for a test
+    result; with ``test_log`` (an ``--eval-only`` run, which trains nothing) whatever follows ``=> result``.
+    Returns None where there is no such line.
+    """
+    pattern = re.compile(rf"\* {re.escape(keyword)}: ([\.\deE+-]+)%")
+    value, reached = None, False
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        line = line.strip()
+        reached = reached or (line == RESULT if test_log else line in END_OF_TRAINING)
+        if reached and (match := pattern.search(line)):
+            value = float(match.group(1))
+    return value
+
+
+def interval95(values: Sequence[float]) -> float:
+    """Half the width of the 95% confidence interval of the mean of a few runs (Student's t); NaN for fewer than two."""
+    if len(values) < 2:
+        return math.nan
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))

@@ -1,0 +1,209 @@
+"""Few-shot protocol, transforms, samplers, loaders."""
+
+import io
+import json
+import random
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dassl.config import get_cfg_default
+from dassl.data import DatasetWrapper
+from dassl.data.data_manager import build_data_loader
+from dassl.data.datasets import DatasetBase, Datum
+from dassl.data.samplers import build_sampler
+from dassl.data.transforms import build_transform
+from dassl.utils import UserError, derive_seed, seeded
+from tests.common import SHARED, needs_shared
+
+
+def config(**values):
+    cfg = get_cfg_default()
+    for key, value in values.items():
+        cfg.merge_from_list([key.replace("__", "."), value])
+    return cfg
+
+
+def items(per_class: dict[str, int]) -> list[Datum]:
+    return [
+        Datum(f"{name}/{i}", label, classname=name)
+        for label, (name, count) in enumerate(per_class.items())
+        for i in range(count)
+    ]
+
+
+class Plain(DatasetBase):
+    pass
+
+
+def test_few_shots_are_one_sample_a_class_in_label_order():
+    source = items({"a": 10, "b": 10})
+    with seeded(3):
+        chosen = Plain(train_x=source).generate_fewshot_dataset(source, num_shots=2)
+    random.seed(3)
+    assert [d.impath for d in chosen] == [d.impath for k in (0, 10) for d in random.sample(source[k : k + 10], 2)]
+
+
+def test_few_shots_of_a_small_class(capsys):
+    source = items({"a": 10, "rare": 1})
+    dataset = Plain(train_x=source)
+    assert [d.classname for d in dataset.generate_fewshot_dataset(source, num_shots=3)] == ["a"] * 3 + ["rare"]
+    assert "fewer than 3 images, so all there are, for rare (1)" in capsys.readouterr().out
+    repeated = dataset.generate_fewshot_dataset(source, num_shots=3, repeat=True)
+    assert [d.impath for d in repeated[3:]] == ["rare/0"] * 3
+
+
+def test_below_one_shot_means_all():
+    source = items({"a": 4})
+    assert Plain(train_x=source).generate_fewshot_dataset(source, num_shots=0) is source
+    assert Plain(train_x=source).generate_fewshot_dataset(source, source, num_shots=-1) == [source, source]
+
+
+@needs_shared
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("shots", [1, 2, 4, 8, 16])
+def test_few_shots_are_the_originals(shots, seed):
+    reference = json.loads((SHARED / "reference/fewshot_imagenette.json").read_text())["sorted"]
+    with tarfile.open(SHARED / "data/imagenette-224.tar") as archive:
+        paths = sorted(n.partition("/")[2] for n in archive.getnames() if "/train/" in n and n.endswith(".JPEG"))
+    folders = sorted({path.split("/")[1] for path in paths})
+    source = [Datum(path, folders.index(path.split("/")[1]), classname="") for path in paths]
+    with seeded(seed):
+        chosen = Plain(train_x=source).generate_fewshot_dataset(source, num_shots=shots)
+    expected = reference["fewshot"][f"shot_{shots}-seed_{seed}"]
+    assert [[d.impath, d.label] for d in chosen] == [row[:2] for row in expected]
+
+
+@needs_shared
+def test_transforms_are_the_originals():
+    arrays = np.load(SHARED / "reference/transforms.npz")
+    cfg = config(INPUT__INTERPOLATION="bicubic", INPUT__TRANSFORMS=("random_resized_crop", "random_flip"))
+    test, train = build_transform(cfg, is_train=False), build_transform(cfg, is_train=True)
+
+    def as_bytes(image):
+        return (image * 255).round().byte().numpy()
+
+    with seeded(1):
+        for size in ("320x213", "160x241", "375x500", "161x160"):
+            picture = Image.open(io.BytesIO(arrays[f"png_{size}"].tobytes())).convert("RGB")
+            assert np.array_equal(as_bytes(test(picture)).transpose(1, 2, 0), arrays[f"test_u8_{size}"])
+            for draw in (0, 1):
+                assert np.array_equal(as_bytes(train(picture)), arrays[f"train_u8_{size}_{draw}"])
+
+
+def test_every_transform_gives_an_image_of_the_input_size():
+    names = (
+        "random_crop random_resized_crop center_crop random_flip randaugment colorjitter randomgrayscale gaussian_blur "
+        "cutout normalize gaussian_noise instance_norm"
+    )
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8))
+    for name in names.split():
+        cfg = config(INPUT__SIZE=(32, 32), INPUT__TRANSFORMS=(name,))
+        assert build_transform(cfg, is_train=True)(picture).shape == (3, 32, 32), name
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    rng = np.random.default_rng(0)
+    result = []
+    for i in range(6):
+        path = tmp_path / f"{i}.png"
+        Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(path)
+        result.append(Datum(path, i % 2, domain=i % 3, classname="ab"[i % 2]))
+    return result
+
+
+def batches(pictures, workers=0, epoch=0, **values):
+    cfg = config(
+        SEED=1,
+        INPUT__SIZE=(8, 8),
+        INPUT__TRANSFORMS=("random_resized_crop",),
+        DATALOADER__NUM_WORKERS=workers,
+        **values,
+    )
+    loader = build_data_loader(cfg, "RandomSampler", pictures, 2, tfm=build_transform(cfg))
+    loader.epoch = epoch
+    return list(loader)
+
+
+def test_a_batch_has_dassls_keys(pictures):
+    batch = batches(pictures, DATALOADER__RETURN_IMG0=True)[0]
+    assert set(batch) == {"img", "label", "domain", "impath", "index", "img0"}
+    assert batch["img"].shape == batch["img0"].shape == (2, 3, 8, 8)
+
+
+def test_several_views(pictures):
+    views = batches(pictures, DATALOADER__K_TRANSFORMS=2)[0]["img"]
+    assert len(views) == 2
+    assert not torch.equal(*views)
+
+
+def test_draws_depend_on_seed_epoch_and_image_alone(pictures):
+    def by_path(batches):
+        return {p: image for batch in batches for p, image in zip(batch["impath"], batch["img"], strict=True)}
+
+    one, other = by_path(batches(pictures)), by_path(batches(pictures[::-1], workers=2))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[path], other[path]) for path in one)
+    later = by_path(batches(pictures, epoch=1))
+    assert not any(torch.equal(one[path], later[path]) for path in one)
+
+
+def test_a_loader_counts_its_epochs(pictures):
+    cfg = config(SEED=1, INPUT__SIZE=(8, 8), DATALOADER__NUM_WORKERS=0)
+    loader = build_data_loader(cfg, "RandomSampler", pictures, 2, tfm=build_transform(cfg))
+    orders = [torch.cat([batch["index"] for batch in loader]).tolist() for _ in range(3)]
+    assert orders[0] != orders[1]
+    loader.epoch = 1
+    assert torch.cat([batch["index"] for batch in loader]).tolist() == orders[1]
+
+
+def test_drawing_leaves_the_global_generators_alone(pictures):
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    batches(pictures)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_training_drops_a_rest_and_testing_keeps_it(pictures):
+    cfg = config(INPUT__SIZE=(8, 8), DATALOADER__NUM_WORKERS=0, SEED=0)
+    tfm = build_transform(cfg)
+    assert [len(b["label"]) for b in build_data_loader(cfg, "RandomSampler", pictures, 4, tfm=tfm)] == [4]
+    assert [len(b["label"]) for b in build_data_loader(cfg, "RandomSampler", pictures, 9, tfm=tfm)] == [6]
+    loader = build_data_loader(cfg, "SequentialSampler", pictures, 4, tfm=tfm, is_train=False)
+    assert [len(b["label"]) for b in loader] == [4, 2]
+
+
+def test_an_empty_loader_is_explained():
+    with pytest.raises(UserError, match="no images for a loader"):
+        build_data_loader(get_cfg_default(), data_source=[])
+
+
+def test_no_transform_gives_the_picture(pictures):
+    cfg = config(INPUT__NO_TRANSFORM=True)
+    wrapper = DatasetWrapper(cfg, pictures, build_transform(cfg))
+    assert isinstance(wrapper[0]["img"], Image.Image)
+    cfg.DATALOADER.K_TRANSFORMS = 2
+    with pytest.raises(UserError, match="K_TRANSFORMS"):
+        DatasetWrapper(cfg, pictures, None, is_train=True)
+
+
+def test_class_and_domain_samplers_balance_their_batches(pictures):
+    order = list(build_sampler("RandomClassSampler", pictures, seed=1, batch_size=4, n_ins=2))
+    assert sorted(pictures[i].label for i in order[:4]) == [0, 0, 1, 1]
+    order = list(build_sampler("RandomDomainSampler", pictures, seed=1, batch_size=6))
+    assert sorted(pictures[i].domain for i in order) == [0, 0, 1, 1, 2, 2]
+    assert len(set(order)) == 6
+    for name, values in (("RandomClassSampler", {"n_ins": 3}), ("RandomDomainSampler", {"n_domain": 4})):
+        with pytest.raises(UserError, match=name):
+            build_sampler(name, pictures, batch_size=4, **values)
+
+
+def test_derived_seeds_do_not_collide_or_wander():
+    assert derive_seed(1, 2, "a") == 3395173595534000988  # on every machine, in every process
+    assert len({derive_seed(s, e, i) for s in range(9) for e in range(9) for i in range(9)}) == 9**3
+    assert derive_seed(1, 23) != derive_seed(12, 3)

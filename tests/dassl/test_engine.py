@@ -1,0 +1,167 @@
+"""The engine as a trainer written for Dassl uses it: every name of the contract, on a model of two layers."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+from yacs.config import CfgNode
+
+from dassl.config import get_cfg_default
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
+from dassl.engine import TRAINER_REGISTRY, TrainerX, build_trainer
+from dassl.metrics import compute_accuracy
+from dassl.optim import build_lr_scheduler, build_optimizer
+from dassl.utils import UserError, set_random_seed
+
+
+@DATASET_REGISTRY.register()
+class Squares(DatasetBase):
+    """Bright and dark squares, unlabelled ones too."""
+
+    dataset_dir = "squares"
+
+    def __init__(self, cfg):
+        rng = np.random.default_rng(0)
+        items = []
+        for i in range(24):
+            path = f"{cfg.DATASET.ROOT}/{i}.png"
+            Image.fromarray(rng.integers(0, 100, (8, 8, 3), dtype=np.uint8) + np.uint8(150 * (i % 2))).save(path)
+            items.append(Datum(impath=path, label=i % 2, domain=0, classname=("dark", "bright")[i % 2]))
+        super().__init__(train_x=items[:12], train_u=items[:12], val=items[12:16], test=items[16:])
+
+
+@TRAINER_REGISTRY.register()
+class TwoLayers(TrainerX):
+    """Two models with an optimizer each, as a trainer of the field writes it."""
+
+    def check_cfg(self, cfg):
+        assert cfg.OPTIM.NAME == "sgd"
+
+    def build_model(self):
+        assert self.dm.dataset.classnames == ["dark", "bright"]
+        assert (self.num_classes, self.num_source_domains) == (2, 0)
+        assert self.lab2cname == {0: "dark", 1: "bright"}
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4)).to(self.device)
+        self.head = nn.Linear(4, self.num_classes).to(self.device)
+        for name in ("body", "head"):
+            optim = build_optimizer(getattr(self, name), self.cfg.OPTIM)
+            self.register_model(name, getattr(self, name), optim, build_lr_scheduler(optim, self.cfg.OPTIM))
+        self.model = nn.Sequential(self.body, self.head)
+        self.seen = []
+
+    def parse_batch_train(self, batch):
+        return batch["img"].to(self.device), batch["label"].to(self.device), batch["domain"].to(self.device)
+
+    def forward_backward(self, batch):
+        image, label, _ = self.parse_batch_train(batch)
+        self.seen.append((self.epoch, self.batch_idx, batch["index"].tolist()))
+        output = self.model(image)
+        loss = F.cross_entropy(output, label)
+        self.model_backward_and_update(loss)
+        if (self.batch_idx + 1) == self.num_batches:
+            self.update_lr()
+        return {"loss": loss.item(), "acc": compute_accuracy(output, label)[0].item()}
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    def make(out="run", **values):
+        cfg = get_cfg_default()
+        cfg.TRAINER.NAME, cfg.DATASET.NAME = "TwoLayers", "Squares"
+        cfg.DATASET.ROOT, cfg.OUTPUT_DIR = str(tmp_path), str(tmp_path / out)
+        cfg.INPUT.SIZE, cfg.SEED, cfg.DATALOADER.NUM_WORKERS = (8, 8), 1, 0
+        cfg.DATALOADER.TRAIN_X.BATCH_SIZE = 4
+        cfg.OPTIM.NAME, cfg.OPTIM.LR, cfg.OPTIM.MAX_EPOCH, cfg.OPTIM.LR_SCHEDULER = "sgd", 0.05, 4, "cosine"
+        for key, value in values.items():
+            cfg.merge_from_list([key.replace("__", "."), value])
+        assert isinstance(cfg, CfgNode)
+        set_random_seed(1)
+        return build_trainer(cfg)
+
+    return make
+
+
+def test_training_learns_and_saves_each_model(trainer, tmp_path):
+    learner = trainer(TRAIN__CHECKPOINT_FREQ=2)
+    learner.train()
+    assert learner.results["accuracy"] > 80  # chance is 50
+    assert learner.get_model_names() == ["body", "head"]
+    for name in ("body", "head"):
+        saved = {p.name for p in (tmp_path / "run" / name).iterdir()}
+        assert saved == {"checkpoint", "model.pth.tar-2", "model.pth.tar-4"}
+
+
+def test_every_epoch_sees_every_image_in_another_order(trainer):
+    learner = trainer()
+    learner.train()
+    epochs = [[i for e, _, batch in learner.seen if e == epoch for i in batch] for epoch in range(4)]
+    assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_resume_sees_the_batches_it_would_have_seen(trainer, tmp_path):
+    whole = trainer("whole", TRAIN__CHECKPOINT_FREQ=2)
+    whole.train()
+    for name in ("body", "head"):
+        (tmp_path / "whole" / name / "checkpoint").write_text("model.pth.tar-2\n")
+    resumed = trainer("whole")
+    resumed.train()
+    assert resumed.start_epoch == 2
+    assert resumed.seen == [entry for entry in whole.seen if entry[0] >= 2]
+    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True))
+
+
+def test_best_val_survives_a_resume(trainer, tmp_path):
+    trainer(TEST__FINAL_MODEL="best_val", OPTIM__MAX_EPOCH=2).train()
+    best = torch.load(tmp_path / "run/body/model-best.pth.tar", weights_only=True)
+    resumed = trainer(TEST__FINAL_MODEL="best_val", OPTIM__MAX_EPOCH=2)
+    resumed.before_train()
+    assert resumed.best_result == best["val_result"]
+    resumed.close_writer()
+
+
+def test_load_model_takes_the_epoch_asked_for_or_the_best(trainer):
+    learner = trainer(TRAIN__CHECKPOINT_FREQ=1)
+    learner.train()
+    final = learner.head.weight.clone()
+    learner.load_model(learner.output_dir, epoch=1)
+    assert not torch.equal(learner.head.weight, final)
+    learner.load_model(learner.output_dir)
+    assert torch.equal(learner.head.weight, final)
+    with pytest.raises(UserError, match="epochs there: 1, 2, 3, 4"):
+        learner.load_model(learner.output_dir, epoch=9)
+
+
+def test_an_infinite_loss_stops_the_run(trainer):
+    with pytest.raises(FloatingPointError, match="infinite or NaN"):
+        trainer().model_backward(torch.tensor(float("nan"), requires_grad=True))
+
+
+def test_modes_and_rates_of_chosen_models(trainer):
+    learner = trainer()
+    learner.set_model_mode("eval", "head")
+    assert (learner.body.training, learner.head.training) == (True, False)
+    learner.set_model_mode("train")
+    assert learner.head.training
+    assert learner.get_current_lr("head") == 0.05
+    with pytest.raises(KeyError, match="tail"):
+        learner.get_model_names("tail")
+    with pytest.raises(ValueError, match="head"):
+        learner.register_model("head", learner.head)
+
+
+def test_the_unlabelled_images_have_a_loader(trainer):
+    batch = next(iter(trainer().train_loader_u))
+    assert len(batch["img"]) == 4
+
+
+def test_scalars_reach_tensorboard(trainer, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer().train()
+    events = EventAccumulator(str(tmp_path / "run/tensorboard"))
+    events.Reload()
+    assert {"train/loss", "train/acc", "train/lr", "test/accuracy"} <= set(events.Tags()["scalars"])
+    assert len(events.Scalars("train/loss")) == 12

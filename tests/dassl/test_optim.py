@@ -1,0 +1,106 @@
+"""Optimizers by name; schedules against the curves of the original."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from dassl.config import get_cfg_default
+from dassl.optim import build_lr_scheduler, build_optimizer
+from dassl.utils import UserError
+from tests.common import SHARED, needs_shared
+
+
+def node(**values):
+    optim = get_cfg_default().OPTIM
+    optim.merge_from_list([x for key, value in {"NAME": "sgd", "LR": 0.002, **values}.items() for x in (key, value)])
+    return optim
+
+
+def rates(epochs: int, **values) -> list[float]:
+    optim = node(**values)
+    optimizer = build_optimizer([torch.nn.Parameter(torch.zeros(1))], optim)
+    schedule = build_lr_scheduler(optimizer, optim)
+    result = []
+    for _ in range(epochs):
+        result.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return result
+
+
+def test_cosine_after_a_constant_warmup():
+    found = rates(4, LR_SCHEDULER="cosine", MAX_EPOCH=4, WARMUP_EPOCH=1, WARMUP_TYPE="constant", WARMUP_CONS_LR=1e-5)
+    assert found == pytest.approx([1e-5, 0.002, 0.001 * (1 + math.cos(math.pi / 4)), 0.001])
+
+
+def test_linear_warmup():
+    assert rates(4, MAX_EPOCH=9, WARMUP_EPOCH=3) == pytest.approx([1e-5, 0.002 / 3, 0.004 / 3, 0.002])
+
+
+def test_steps():
+    single = rates(5, LR_SCHEDULER="single_step", STEPSIZE=(2,), GAMMA=0.5)
+    assert single == pytest.approx([0.002, 0.002, 0.001, 0.001, 0.0005])
+    multi = rates(5, LR_SCHEDULER="multi_step", STEPSIZE=(1, 3), GAMMA=0.5)
+    assert multi == pytest.approx([0.002, 0.001, 0.001, 0.0005, 0.0005])
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("cosine50_constwarm1_1e-5", {"MAX_EPOCH": 50, "WARMUP_EPOCH": 1, "WARMUP_TYPE": "constant"}),
+        ("cosine100_constwarm1_1e-5", {"MAX_EPOCH": 100, "WARMUP_EPOCH": 1, "WARMUP_TYPE": "constant"}),
+        ("cosine200_constwarm1_1e-5", {"MAX_EPOCH": 200, "WARMUP_EPOCH": 1, "WARMUP_TYPE": "constant"}),
+        ("cosine50_nowarm", {"MAX_EPOCH": 50}),
+        ("cosine50_linearwarm3", {"MAX_EPOCH": 50, "WARMUP_EPOCH": 3}),
+        (
+            "cosine50_constwarm1_norecount",
+            {"MAX_EPOCH": 50, "WARMUP_EPOCH": 1, "WARMUP_TYPE": "constant", "WARMUP_RECOUNT": False},
+        ),
+    ],
+)
+def test_schedules_are_the_originals(name, values):
+    expected = json.loads((SHARED / "reference/lr_schedules.json").read_text())[name]
+    assert rates(len(expected), LR_SCHEDULER="cosine", **values) == pytest.approx(expected, rel=1e-12, abs=1e-17)
+
+
+def test_a_resumed_schedule_goes_on():
+    optim = node(LR_SCHEDULER="cosine", MAX_EPOCH=10, WARMUP_EPOCH=2)
+
+    def make():
+        optimizer = build_optimizer([torch.nn.Parameter(torch.zeros(1))], optim)
+        return optimizer, build_lr_scheduler(optimizer, optim)
+
+    optimizer, schedule = make()
+    for _ in range(4):
+        optimizer.step()
+        schedule.step()
+    other_optimizer, other_schedule = make()
+    other_optimizer.load_state_dict(optimizer.state_dict())
+    other_schedule.load_state_dict(schedule.state_dict())
+    for _ in range(4):
+        assert other_optimizer.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
+        for step in (optimizer.step, schedule.step, other_optimizer.step, other_schedule.step):
+            step()
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "amsgrad", "adamw", "radam", "rmsprop"])
+def test_every_optimizer_moves_downhill(name):
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = build_optimizer([parameter], node(NAME=name, LR=0.01))
+    for _ in range(20):
+        optimizer.zero_grad()
+        parameter.square().sum().backward()
+        optimizer.step()
+    assert parameter.abs().max() < 1
+
+
+def test_staged_rates():
+    model = torch.nn.ModuleDict({"body": torch.nn.Linear(2, 2), "head": torch.nn.Linear(2, 2)})
+    optimizer = build_optimizer(model, node(STAGED_LR=True, NEW_LAYERS=("head",), BASE_LR_MULT=0.5))
+    assert [group["lr"] for group in optimizer.param_groups] == [0.001, 0.002]
+    assert optimizer.param_groups[1]["params"] == list(model["head"].parameters())
+    with pytest.raises(UserError, match="NEW_LAYERS"):
+        build_optimizer(model, node(STAGED_LR=True, NEW_LAYERS=("tail",)))

@@ -1,0 +1,234 @@
+"""Files, registries, meters, logs, downloads."""
+
+import hashlib
+import http.server
+import os
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dassl.utils import (
+    AverageMeter,
+    MetricMeter,
+    Registry,
+    UserError,
+    atomic_write,
+    check_availability,
+    count_num_param,
+    download,
+    listdir_nohidden,
+    load_checkpoint,
+    load_pretrained_weights,
+    log_to,
+    nearest,
+    read_image,
+    read_json,
+    save_checkpoint,
+    setup_logger,
+    tolist_if_not,
+    write_json,
+)
+from dassl.utils.results import interval95, read_result
+
+
+def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError, match="half way"), atomic_write(path) as file:
+        file.write("new")
+        raise RuntimeError("half way")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_json_that_is_none(tmp_path):
+    write_json({"a": [1, "ü"]}, tmp_path / "x.json")
+    assert read_json(tmp_path / "x.json") == {"a": [1, "ü"]}
+    (tmp_path / "y.json").write_text("{")
+    with pytest.raises(UserError, match=r"y\.json is not valid JSON"):
+        read_json(tmp_path / "y.json")
+    with pytest.raises(UserError, match=r"cannot read .*z\.json"):
+        read_json(tmp_path / "z.json")
+
+
+def test_listing_leaves_hidden_names_out(tmp_path):
+    for name in ("b", ".hidden", "a"):
+        (tmp_path / name).touch()
+    assert listdir_nohidden(tmp_path, sort=True) == ["a", "b"]
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "I;16"])
+def test_any_picture_is_read_as_rgb(tmp_path, mode):
+    path = tmp_path / "x.tiff"
+    image = Image.fromarray(np.zeros((4, 5), np.uint16)) if mode == "I;16" else Image.new(mode, (5, 4))
+    image.save(path)
+    assert (read_image(path).mode, read_image(path).size) == ("RGB", (5, 4))
+
+
+def test_a_picture_that_is_cut_off_is_named(tmp_path):
+    path = tmp_path / "x.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(UserError, match=str(path)):
+        read_image(path)
+
+
+def test_registry():
+    registry = Registry("THING")
+
+    @registry.register()
+    class Widget:
+        pass
+
+    assert registry.get("Widget") is Widget
+    with pytest.raises(UserError, match='unknown thing "Widgit"; did you mean "Widget"'):
+        registry.get("Widgit")
+    with pytest.raises(KeyError, match="already registered"):
+        registry.register(type("Widget", (), {}))
+    registry.register(type("Widget", (), {}), force=True)
+    assert registry.get("Widget") is not Widget
+    assert registry.registered_names() == ["Widget"]
+
+
+def test_availability():
+    check_availability("a", ["a", "b"])
+    check_availability(["a", "b"], ["a", "b"])
+    with pytest.raises(UserError, match="Known: a, b"):
+        check_availability(["a", "zzz"], ["a", "b"])
+    assert tolist_if_not("a") == ["a"]
+    assert tolist_if_not(("a", "b")) == ["a", "b"]
+    assert nearest("coop", ["CoOp"]).startswith('did you mean "CoOp"?')
+
+
+def test_a_workers_error_is_its_message_alone():
+    message = (
+        "Caught UserError in DataLoader worker process 0.\nOriginal Traceback …\ndassl.utils.errors.UserError: gone\n"
+    )
+    assert str(UserError(message)) == "gone"
+
+
+def test_meters():
+    meter = AverageMeter()
+    meter.update(torch.tensor(1.0))
+    meter.update(3.0, n=3)
+    assert (meter.val, meter.avg) == (3.0, 2.5)
+    metrics = MetricMeter()
+    metrics.update({"loss": 0.5, "acc": 25.0})
+    metrics.update({"loss": 1.0, "acc": 75.0})
+    assert str(metrics) == "loss 1.0000 (0.7500) acc 75.0000 (50.0000)"
+
+
+def test_an_older_log_is_set_aside(tmp_path, capsys):
+    for text in ("first", "second", "third"):
+        with log_to(tmp_path):
+            print(text)
+    assert (tmp_path / "log.txt").read_text() == "third\n"
+    assert sorted(p.read_text() for p in tmp_path.glob("log.txt-*")) == ["first\n", "second\n"]
+    assert capsys.readouterr().out == "first\nsecond\nthird\n"
+
+
+def test_a_log_says_why_it_ends(tmp_path):
+    with pytest.raises(UserError), log_to(tmp_path):
+        raise UserError("the disk is blue")
+    assert (tmp_path / "log.txt").read_text() == "error: the disk is blue\n"
+    with pytest.raises(ZeroDivisionError), log_to(tmp_path):
+        _ = 1 / 0
+    assert "Traceback" in (tmp_path / "log.txt").read_text()
+
+
+def test_setup_logger_follows_upstream(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    setup_logger(str(tmp_path / "out"))
+    print("hello")
+    assert (tmp_path / "out" / "log.txt").read_text() == "hello\n"
+
+
+def test_checkpoints(tmp_path):
+    state = {"state_dict": {"module.w": torch.ones(2)}, "epoch": 3, "optimizer": None, "scheduler": None}
+    save_checkpoint(state, tmp_path, is_best=True)
+    assert {p.name for p in tmp_path.iterdir()} == {"model.pth.tar-3", "model-best.pth.tar", "checkpoint"}
+    assert list(load_checkpoint(tmp_path / "model-best.pth.tar")["state_dict"]) == ["w"]
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(UserError, match='no "state_dict"'):
+        load_checkpoint(tmp_path / "list.pth")
+
+
+def test_pretrained_weights_match_by_name_and_shape(tmp_path, capsys):
+    model = torch.nn.Linear(2, 3)
+    save_checkpoint({"state_dict": {"bias": torch.full((3,), 7.0), "weight": torch.ones(9, 9)}, "epoch": 1}, tmp_path)
+    load_pretrained_weights(model, tmp_path / "model.pth.tar-1")
+    assert model.bias.tolist() == [7, 7, 7]
+    assert "Left out, for their name or shape: weight" in capsys.readouterr().out
+    with pytest.raises(UserError, match="nothing in"):
+        load_pretrained_weights(torch.nn.Conv2d(1, 1, 1), tmp_path / "model.pth.tar-1")
+    assert count_num_param(model) == count_num_param(params=model.parameters()) == 9
+    assert count_num_param(params=[{"params": list(model.parameters())}]) == 9
+
+
+def test_interval_is_students():
+    assert interval95([10.0, 9.5, 15.5]) == pytest.approx(8.270, abs=0.001)
+    assert np.isnan(interval95([1.0]))
+
+
+def test_results_before_the_end_of_training_do_not_count(tmp_path):
+    log = tmp_path / "log.txt"
+    log.write_text("=> result\n* accuracy: 99.00%\nepoch [1/2]\n")
+    assert read_result(log) is None
+    assert read_result(log, test_log=True) == 99
+    for end in ("Finish training", "Finished training"):
+        log.write_text(f"* accuracy: 99.00%\n{end}\n=> result\n* accuracy: 8.5%\n* error: 9.15e+01%\n")
+        assert read_result(log) == 8.5
+        assert read_result(log, "error") == 91.5
+        assert read_result(log, "macro_f1") is None
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    content = os.urandom(3 << 20)
+    cut = False  # break off half way
+    ranges: tuple = ()
+
+    def do_GET(self):
+        start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        Server.ranges += (start,)
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(self.content) - start))
+        self.end_headers()
+        body = self.content[start:]
+        self.wfile.write(body[: len(body) // 2] if Server.cut else body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def address():
+    Server.cut, Server.ranges = False, ()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/file.bin"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_cut_download_goes_on_where_it_stopped(address, tmp_path):
+    digest = hashlib.sha256(Server.content).hexdigest()
+    target = tmp_path / "file.bin"
+    Server.cut = True
+    with pytest.raises(UserError, match="cut after"):
+        download(address, target, digest)
+    assert not target.exists()
+    Server.cut = False
+    download(address, target, digest)
+    assert Server.ranges == (0, len(Server.content) // 2)
+    assert target.read_bytes() == Server.content
+    assert os.listdir(tmp_path) == ["file.bin"]
+
+
+def test_a_damaged_download_is_thrown_away(address, tmp_path):
+    with pytest.raises(UserError, match="arrived damaged"):
+        download(address, tmp_path / "file.bin", "0" * 64)
+    assert os.listdir(tmp_path) == []
