@@ -1,0 +1,29 @@
+import pytest
+
+from dassl.utils import UserError
+from vlm.prompts import readable, token_count, tokenize
+from vlm.templates import ALL, SELECT
+
+
+def test_tokens():
+    tokens = tokenize(["a photo of a church."])
+    assert tokens.shape == (1, 77)
+    assert tokens[0, :8].tolist() == [49406, 320, 1125, 539, 320, 2735, 269, 49407]  # "church" is one token
+    assert tokens[0, 8:].sum() == 0
+    assert token_count("English springer") == len(["English", "springer"])
+
+
+def test_a_prompt_that_is_too_long_is_named():
+    with pytest.raises(UserError, match="more than 77 tokens.*very"):
+        tokenize(["short", "very " * 80])
+
+
+def test_class_names_are_read_with_spaces():
+    assert readable("garbage_truck") == "garbage truck"
+
+
+def test_templates():
+    assert len(SELECT) == 7
+    assert len(set(ALL)) == 80
+    assert set(SELECT) <= set(ALL)
+    assert all(template.count("{}") == 1 for template in ALL)

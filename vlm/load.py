@@ -1,0 +1,124 @@
+"""Loading a CLIP: OpenAI's nine by name, the tiny one of this project, or any CLIP weights from a local file."""
+
+from __future__ import annotations
+
+import os
+import warnings
+import zipfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from dassl.utils import UserError, check_availability, download
+from dassl.utils.downloads import file_digest
+
+from . import openai
+from .openai import CLIP
+from .tiny import TINY, load_tiny
+
+CACHE = Path(os.path.expanduser("~/.cache/clip"))  # where openai-clip keeps its files too
+BACKBONES = (*openai.URLS, TINY)
+PRECISIONS = ("fp32", "fp16", "amp")
+
+
+def load(
+    name: str, weights: str = "", precision: str = "fp32", device: str | torch.device = "cpu"
+) -> tuple[CLIP, dict]:
+    """A CLIP in evaluation mode with frozen parameters, and its state dict as it was in the file.
+
+    Args:
+        name: one of OpenAI's names (``RN50``, ``ViT-B/16``, …) or ``tiny``.
+        weights: a local file to take instead of the weights that belong to ``name``: OpenAI's TorchScript archive, a
+            plain state dict saved by ``torch.save``, or safetensors. The architecture is read off the weights.
+        precision: ``fp16`` keeps half-precision weights, as OpenAI publishes them; ``fp32`` and ``amp`` convert them.
+            On a CPU the result is always fp32.
+
+    Raises:
+        UserError: unknown name or precision, or weights that are absent, damaged or not CLIP's.
+    """
+    check_availability(precision, PRECISIONS, "precision")
+    state_dict = read_weights(name, weights)
+    source = weights or name
+    try:
+        # OpenAI's own constructor. It rounds the weights to half precision, in which they are published.
+        model = openai.build_model(dict(state_dict))
+    except (KeyError, RuntimeError, AssertionError, IndexError, ZeroDivisionError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{source} does not hold the weights of a CLIP: {reason}") from error
+    device = torch.device(device)
+    if precision != "fp16" or device.type == "cpu":
+        model.float()
+    if device.type == "cpu":
+        model.visual.to(memory_format=torch.channels_last)  # the same convolutions in a third less time
+    if precision != "fp32" and device.type == "cpu":
+        print(f"Note: {precision} becomes fp32, as half precision is slow and inexact on a CPU")
+    return model.to(device).requires_grad_(False), state_dict
+
+
+def read_weights(name: str, weights: str = "") -> dict[str, torch.Tensor]:
+    """The state dict behind ``name`` and ``weights`` (see :func:`load`)."""
+    if weights:
+        return read_state_dict(Path(weights))
+    if name == TINY:
+        return load_tiny()
+    check_availability(name, BACKBONES, "backbone (MODEL.BACKBONE.NAME)")
+    return read_state_dict(openai_file(name))
+
+
+def openai_file(name: str) -> Path:
+    """OpenAI's file of that name, checked; it is downloaded if it is not there.
+
+    Raises:
+        UserError: it is neither there nor to be had.
+    """
+    url = openai.URLS[name]
+    checksum = url.split("/")[-2]
+    path = CACHE / url.rpartition("/")[2]
+    if path.is_file() and file_digest(path) == checksum:
+        return path
+    state = "is damaged (its SHA-256 is wrong)" if path.is_file() else "is not on this machine"
+    print(f"The file {path} {state}; downloading it")
+    try:
+        return download(url, path, checksum)
+    except UserError as error:
+        raise UserError(
+            f"no weights of {name}: {path} {state}, and the download failed ({error.__cause__ or error})\n"
+            f"  Fetch  {url}\n  SHA-256 {checksum}\n  to     {path}\n"
+            "or name another file of CLIP weights with MODEL.BACKBONE.WEIGHTS. "
+            "MODEL.BACKBONE.NAME tiny needs no download"
+        ) from error
+
+
+def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors in a file of weights, on the CPU. No code in the file is run.
+
+    Raises:
+        UserError: the file is absent, or cannot be read as any of the three formats.
+    """
+    if not path.is_file():
+        raise UserError(f"no weights file {path} (MODEL.BACKBONE.WEIGHTS)")
+    try:
+        if path.suffix == ".safetensors":
+            state_dict = load_file(path)
+        elif _is_torchscript(path):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # torch.jit is to go; OpenAI's files are in its format
+                state_dict = torch.jit.load(path, map_location="cpu").state_dict()
+        else:
+            state_dict = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, Exception) as error:  # torch raises whatever its readers meet in a damaged file
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path} cannot be read as weights (truncated or damaged?): {reason}") from error
+    state_dict = state_dict.get("state_dict", state_dict)
+    if not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
+        raise UserError(f"{path} is not a state dict: it holds more than tensors")
+    return dict(state_dict)
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())

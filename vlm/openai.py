@@ -1,0 +1,13 @@
+"""The parts taken from the package openai-clip: architecture, tokenizer, names, addresses."""
+
+import warnings
+
+with warnings.catch_warnings():
+    # openai-clip reads a version through pkg_resources, which announces its own end.
+    warnings.simplefilter("ignore")
+    from clip.clip import _MODELS as URLS  # name -> address; the address holds the file's SHA-256
+    from clip.clip import _tokenizer as tokenizer
+    from clip.clip import tokenize
+    from clip.model import CLIP, build_model, convert_weights
+
+__all__ = ["CLIP", "URLS", "build_model", "convert_weights", "tokenize", "tokenizer"]

@@ -1,0 +1,35 @@
+"""From words to tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from dassl.utils import UserError
+
+from . import openai
+
+CONTEXT_LENGTH = 77  # tokens; the positions of every CLIP text encoder
+
+
+def tokenize(texts: Sequence[str]) -> torch.Tensor:
+    """Token ids, int64 of shape (len(texts), 77): start, words, end, zeros.
+
+    Raises:
+        UserError: a text does not fit into 77 tokens; it is named.
+    """
+    try:
+        return openai.tokenize(list(texts), CONTEXT_LENGTH).long()
+    except RuntimeError as error:
+        raise UserError(f"a prompt has more than {CONTEXT_LENGTH} tokens, CLIP's limit: {error}") from error
+
+
+def token_count(text: str) -> int:
+    """Tokens of a text, without start and end."""
+    return len(openai.tokenizer.encode(text))
+
+
+def readable(classname: str) -> str:
+    """A class name as CLIP reads it: spaces for underscores."""
+    return classname.replace("_", " ")

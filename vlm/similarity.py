@@ -1,0 +1,21 @@
+"""CLIP's score of an image and a text: the cosine of their features, times the logit scale."""
+
+from __future__ import annotations
+
+import torch
+
+
+def normalize(features: torch.Tensor) -> torch.Tensor:
+    """Features (n, embed_dim) brought to length 1."""
+    return features / features.norm(dim=-1, keepdim=True)
+
+
+def logits(image_features: torch.Tensor, class_features: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
+    """Logits (images, classes).
+
+    Args:
+        image_features: (images, embed_dim), of any length.
+        class_features: (classes, embed_dim), of length 1.
+        logit_scale: the logarithm of the scale, as CLIP learns it.
+    """
+    return logit_scale.exp() * normalize(image_features) @ class_features.t()

@@ -1,0 +1,73 @@
+"""Captions for rendered digits: sentences that are true of the picture, in many wordings and lengths.
+
+The digit's word stands at many positions among many other words, so the text encoder learns to find it there; that is
+what lets a learned context stand in for the words around it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vlm.templates import ALL
+
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+KINDS = ("photo", "picture", "drawing", "scan", "print", "image")
+SUBJECTS = ("the number {}", "the number {}", "the digit {}", "a {}", "the {}", "a handwritten {}", "a single {}", "{}")
+OPENINGS = (
+    "this is",
+    "here is",
+    "we see",
+    "look at",
+    "in my old notebook there is",
+    "found in a box of papers :",
+    "my teacher showed us",
+    "from a form that somebody filled in by hand ,",
+    "yesterday i made",
+    "what you can see here is",
+)
+CLOSINGS = (
+    "written in a hurry",
+    "on an envelope",
+    "that a child wrote",
+    "seen from very near",
+    "for the exercise at school",
+    "as it came out of the machine this morning",
+    "with a little noise around it",
+    "and nothing else on the page",
+    "in black and white",
+)
+
+
+@dataclass
+class Looks:
+    """What a caption may say of a picture beside its digit."""
+
+    blurry: bool
+    pixelated: bool
+    coarse: bool  # less resolution than the picture has, but not visibly square pixels
+    bold: bool
+    paper: str  # black or white
+
+    def words(self) -> list[str]:
+        said = {"blurry": self.blurry, "pixelated": self.pixelated, "low resolution": self.coarse, "bold": self.bold}
+        return ["", *(word for word, true in said.items() if true)]
+
+
+def caption(digit: int, looks: Looks, rng: np.random.Generator) -> str:
+    """A random sentence about a picture of ``digit``: one of CLIP's templates, or one of our own making."""
+    if rng.random() < 0.3:
+        name = str(rng.choice(("{}", "{}", "number {}", "digit {}"))).format(WORDS[digit])
+        return str(rng.choice(ALL)).replace("{}", name)
+    parts = [
+        str(rng.choice(OPENINGS)) if rng.random() < 0.35 else "",
+        "a",
+        str(rng.choice(looks.words())),
+        str(rng.choice(KINDS)),
+        "of",
+        str(rng.choice(SUBJECTS)).format(WORDS[digit]),
+        f"on a {looks.paper} background" if rng.random() < 0.3 else "",
+        str(rng.choice(CLOSINGS)) if rng.random() < 0.3 else "",
+    ]
+    return " ".join(part for part in parts if part) + "."
