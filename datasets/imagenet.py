@@ -1,0 +1,11 @@
+"""ImageNet, or any part of it: the class folders that are there are the classes."""
+
+from dassl.data.datasets import DATASET_REGISTRY
+
+from .class_folders import ClassFolders
+
+
+@DATASET_REGISTRY.register()
+class ImageNet(ClassFolders):
+    dataset_dir = "imagenet"
+    how_to_get = ". For ImageNette: python tools/prepare_imagenette.py"

@@ -1,0 +1,85 @@
+"""The data sets that are class folders: what they list, and how they split it."""
+
+import random
+
+import pytest
+
+from dassl.config import get_cfg_default
+from dassl.data.datasets import Datum, build_dataset
+from datasets.class_folders import read_classnames, subsample_classes
+from datasets.digits import NAMES
+
+
+def config(root, name, **values):
+    cfg = get_cfg_default()
+    cfg.DATASET.ROOT, cfg.DATASET.NAME, cfg.SEED = str(root), name, 1
+    for key, value in values.items():
+        cfg.DATASET[key] = value
+    return cfg
+
+
+def test_digits_are_an_ordinary_data_set(digits_root):
+    dataset = build_dataset(config(digits_root, "Digits"))
+    assert dataset.classnames == list(NAMES)
+    assert (len(dataset.train_x), len(dataset.test)) == (901, 896)
+    assert not dataset.val
+    per_class = [sum(d.label == label for d in dataset.test) for label in range(10)]
+    assert min(per_class) >= 87
+
+
+def test_digits_are_written_on_first_use_whole_or_not_at_all(tmp_path, monkeypatch):
+    from PIL import Image
+
+    save, saved = Image.Image.save, []
+
+    def break_off(self, path, *arguments):
+        saved.append(path)
+        if len(saved) == 50:
+            raise KeyboardInterrupt
+        save(self, path, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", break_off)
+        with pytest.raises(KeyboardInterrupt):
+            build_dataset(config(tmp_path, "Digits"))
+    assert list(tmp_path.iterdir()) == []
+    assert len(build_dataset(config(tmp_path, "Digits")).train_x) == 901
+
+
+@pytest.mark.parametrize("name", ["ImageNet", "ImageNette"])
+def test_however_many_class_folders_there_are(imagenet_root, name):
+    dataset = build_dataset(config(imagenet_root, name))
+    assert dataset.classnames == ["tench", "English springer", "church"]
+    assert (len(dataset.train_x), len(dataset.test)) == (15, 6)
+    assert [d.label for d in dataset.test] == [0, 0, 1, 1, 2, 2]
+
+
+def test_few_shots_do_not_depend_on_what_was_drawn_before(imagenet_root):
+    first = build_dataset(config(imagenet_root, "ImageNet", NUM_SHOTS=2))
+    random.seed(99)
+    second = build_dataset(config(imagenet_root, "ImageNet", NUM_SHOTS=2))
+    assert [d.impath for d in first.train_x] == [d.impath for d in second.train_x]
+    other = config(imagenet_root, "ImageNet", NUM_SHOTS=2)
+    other.SEED = 5
+    assert [d.impath for d in build_dataset(other).train_x] != [d.impath for d in first.train_x]
+
+
+def test_validation_images_are_neither_trained_on_nor_tested(imagenet_root):
+    dataset = build_dataset(config(imagenet_root, "ImageNet", NUM_SHOTS=2))
+    train, val, test = ({d.impath for d in split} for split in (dataset.train_x, dataset.val, dataset.test))
+    assert len(val) == 6
+    assert not train & val
+    assert not val & test
+
+
+def test_base_and_new_classes():
+    items = [Datum(str(i), label=i % 5, classname="abcde"[i % 5]) for i in range(10)]
+    (base,), (new,) = (subsample_classes(items, subsample=half) for half in ("base", "new"))
+    assert [(d.label, d.classname) for d in base[:3]] == [(0, "a"), (1, "b"), (2, "c")]
+    assert [(d.label, d.classname) for d in new[:2]] == [(0, "d"), (1, "e")]
+    assert len(base) + len(new) == 10
+
+
+def test_class_names_may_have_spaces(tmp_path):
+    (tmp_path / "classnames.txt").write_text("n1 great white shark\n\nn2 hen\n")
+    assert read_classnames(tmp_path / "classnames.txt") == {"n1": "great white shark", "n2": "hen"}

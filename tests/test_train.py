@@ -1,0 +1,183 @@
+"""Whole runs: what they leave behind, and that they are the same each time."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from dassl.utils.results import END_OF_TRAINING
+from tests.common import assert_same_tensors, tensors
+
+TEST_SCANS = 896
+SHORT = ("DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 3)
+
+
+def test_zero_shot_reads_real_digits(run):
+    result = run("--eval-only", trainer="ZeroshotCLIP")
+    assert result.code == 0
+    assert float(result.accuracy) > 70  # chance is 10
+    assert f"* total: {TEST_SCANS}" in result.log
+    assert result.record["trainable_parameters"] == 0
+    assert result.record["accuracy"] == pytest.approx(float(result.accuracy), abs=0.005)
+
+
+def test_zero_shot_without_eval_only_is_an_evaluation(run):
+    evaluated, trained = run("--eval-only", trainer="ZeroshotCLIP"), run(out="other", trainer="ZeroshotCLIP")
+    assert trained.code == 0
+    assert trained.accuracy == evaluated.accuracy
+
+
+@pytest.mark.parametrize(("choice", "count"), [("select", 8), ("all", 81)])
+def test_prompt_ensembling_adds_the_template_of_the_data_set(run, choice, count):
+    result = run("--eval-only", "TRAINER.ZEROSHOTCLIP2.TEMPLATES", choice, trainer="ZeroshotCLIP2")
+    assert f"Prompt ensembling (n={count})" in result.log
+    assert float(result.accuracy) > 70
+
+
+def test_coop_learns_from_few_shots(run):
+    zero_shot = run("--eval-only", out="zero", trainer="ZeroshotCLIP")
+    few_shot = run("DATASET.NUM_SHOTS", 8, "OPTIM.MAX_EPOCH", 40, "OPTIM.LR", 0.01)
+    losses = [float(x) for x in re.findall(r"loss \S+ \((\S+)\)", few_shot.log)]
+    assert losses[-1] < 0.8 * losses[0]
+    assert float(few_shot.accuracy) > float(zero_shot.accuracy)
+
+
+def test_a_run_leaves_what_is_promised(run):
+    result = run(*SHORT)
+    assert {"log.txt", "result.json", "prompt_learner", "tensorboard"} == {p.name for p in result.folder.iterdir()}
+    assert (result.folder / "prompt_learner" / "checkpoint").read_text() == "model.pth.tar-3\n"
+    checkpoint = torch.load(result.checkpoint(3), weights_only=True)
+    assert set(checkpoint) == {"state_dict", "epoch", "optimizer", "scheduler", "val_result"}
+    assert set(checkpoint["state_dict"]) == {"ctx", "token_prefix", "token_suffix"}
+    record = result.record
+    assert record["trainable_parameters"] == checkpoint["state_dict"]["ctx"].numel()
+    assert record["config"]["DATASET"]["NUM_SHOTS"] == 2
+    assert record["weights"]["backbone"] == "tiny"
+    assert re.fullmatch("[0-9a-f]{64}", record["weights"]["sha256"])
+    assert record["seconds"] > 0
+    assert record["versions"]["torch"] == torch.__version__.partition("+")[0]
+
+
+def test_the_log_has_the_lines_that_parsers_look_for(run):
+    lines = run(*SHORT, "TEST.PER_CLASS_RESULT", True).log.splitlines()
+    for end in END_OF_TRAINING:
+        assert lines.index(end) < lines.index("=> result")
+    start = lines.index("=> result")
+    patterns = (rf"\* total: {TEST_SCANS}", r"\* correct: \d+", r"\* accuracy: \d+\.\d\d%", r"\* error: \d+\.\d\d%")
+    for line, pattern in zip(lines[start + 1 :], (*patterns, r"\* macro_f1: \d+\.\d\d%"), strict=False):
+        assert re.fullmatch(pattern, line)
+    classes = [line for line in lines if line.startswith("* class: ")]
+    assert re.fullmatch(r"\* class: 3 \(three\)\ttotal: \d+\tcorrect: \d+\tacc: \d+\.\d\d%", classes[3])
+    assert re.fullmatch(r"\* average: \d+\.\d\d%", lines[lines.index(classes[-1]) + 1])
+    progress = [line for line in lines if line.startswith("epoch [")]
+    assert len(progress) == 3
+    assert re.fullmatch(
+        r"epoch \[3/3\] batch \[1/1\] time \d\.\d{3} \(\d\.\d{3}\) data \d\.\d{3} \(\d\.\d{3}\) "
+        r"loss \d+\.\d{4} \(\d+\.\d{4}\) acc \d+\.\d{4} \(\d+\.\d{4}\) lr \S+ eta \d:\d\d:\d\d",
+        progress[-1],
+    )
+    assert re.search(r"Trainable parameters: [\d,]+ of [\d,]+ \(\d\.\d{4}%\)", "\n".join(lines))
+
+
+def test_the_rate_that_is_logged_was_in_force(run):
+    rates = re.findall(r"lr (\S+) eta", run(*SHORT).log)
+    assert rates == ["1.0000e-05", "2.0000e-03", "1.5000e-03"]  # warm-up, then cosine over 3 epochs
+
+
+def test_the_same_command_gives_the_same_tensors_whatever_the_workers(run):
+    augmented = (*SHORT, "INPUT.TRANSFORMS", '["random_resized_crop","random_flip","normalize"]')
+    first = run(*augmented, out="first")
+    second = run(*augmented, "DATALOADER.NUM_WORKERS", 2, out="second")
+    assert first.accuracy == second.accuracy
+    assert_same_tensors(first.checkpoint(3), second.checkpoint(3))
+
+
+def test_zero_is_a_seed_and_seeds_differ(run):
+    zero, again, one = run(*SHORT, out="a", seed=0), run(*SHORT, out="b", seed=0), run(*SHORT, out="c", seed=1)
+    assert zero.record["seed"] == 0
+    assert_same_tensors(zero.checkpoint(3), again.checkpoint(3))
+    assert not torch.equal(tensors(zero.checkpoint(3))["ctx"], tensors(one.checkpoint(3))["ctx"])
+
+
+def test_without_a_seed_one_is_drawn_and_logged(run):
+    result = run(*SHORT, seed=-1)
+    assert result.record["seed"] >= 0
+    assert f"Setting fixed seed: {result.record['seed']}" in result.log
+
+
+def test_a_resumed_run_ends_as_if_never_stopped(run):
+    settings = (
+        "DATASET.NUM_SHOTS",
+        4,
+        "OPTIM.MAX_EPOCH",
+        6,
+        "TRAIN.CHECKPOINT_FREQ",
+        2,
+        "DATALOADER.TRAIN_X.BATCH_SIZE",
+        16,
+    )
+    whole = run(*settings, out="whole")
+    stopped = run(*settings, out="stopped")
+    for path in (stopped.checkpoint(6), stopped.checkpoint(4), stopped.folder / "result.json"):
+        path.unlink()
+    (stopped.folder / "prompt_learner" / "checkpoint").write_text("model.pth.tar-2\n")
+    resumed = run(*settings, out="stopped")
+    assert "epoch [3/6]" in resumed.log
+    assert "epoch [2/6]" not in resumed.log
+    assert_same_tensors(whole.checkpoint(6), resumed.checkpoint(6))
+    assert whole.accuracy == resumed.accuracy
+
+
+def test_a_rerun_leaves_only_its_own_result_where_parsers_read(run):
+    first = run(*SHORT)
+    old = first.log
+    code = run("MODEL.BACKBONE.WEIGHTS", "absent.pt").code  # fails after the log has begun
+    assert code == 2
+    assert "=> result" not in first.log
+    assert "error: no weights file absent.pt" in first.log
+    assert not (first.folder / "result.json").exists()
+    assert [p.read_text() for p in first.folder.glob("log.txt-*")] == [old]
+    assert len(list(first.folder.glob("result.json-*"))) == 1
+
+
+def test_best_val_is_chosen_on_training_images_and_deployed(run):
+    result = run(*SHORT, "TEST.FINAL_MODEL", "best_val")
+    assert result.log.count("Evaluate on the *val* set\n=> result\n* total: 20") == 3
+    assert "Deploy the model with the best val performance" in result.log
+    assert (result.folder / "prompt_learner" / "model-best.pth.tar").is_file()
+    assert result.log.count("Evaluate on the *test* set") == 1
+
+
+def test_eval_only_repeats_the_result_of_a_run(run):
+    trained = run(*SHORT, "TRAIN.CHECKPOINT_FREQ", 1)
+    newest = run(*SHORT, "--eval-only", "--model-dir", trained.folder, out="newest")
+    assert newest.code == 2  # flags come before the KEY VALUE pairs
+    newest = run("--eval-only", "--model-dir", trained.folder, *SHORT, out="newest")
+    assert (newest.code, newest.accuracy) == (0, trained.accuracy)
+    first = run("--eval-only", "--model-dir", trained.folder, "--load-epoch", 1, *SHORT, out="first")
+    assert 'model.pth.tar-1" (epoch = 1)' in first.log
+
+
+def test_a_context_learned_on_some_classes_serves_others(run):
+    base = run(*SHORT, "DATASET.SUBSAMPLE_CLASSES", "base", out="base")
+    new = run("--eval-only", "--model-dir", base.folder, *SHORT, "DATASET.SUBSAMPLE_CLASSES", "new", out="new")
+    assert new.code == 0
+    assert "# classes  5" in base.log
+    assert "# classes  5" in new.log
+    assert int(re.search(r"total: (\d+)", base.log)[1]) + int(re.search(r"total: (\d+)", new.log)[1]) == TEST_SCANS
+
+
+def test_confusion_matrix(run):
+    result = run("--eval-only", "TEST.COMPUTE_CMAT", True, trainer="ZeroshotCLIP")
+    matrix = torch.load(result.folder / "cmat.pt", weights_only=True)
+    assert matrix.shape == (10, 10)
+    assert torch.allclose(matrix.sum(1), torch.ones(10, dtype=matrix.dtype))
+
+
+def test_no_train_builds_and_stops(run):
+    result = run("--no-train", *SHORT)
+    assert result.code == 0
+    assert "Trainable parameters" in result.log
+    assert not (result.folder / "result.json").exists()

@@ -1,0 +1,144 @@
+"""One run: config -> trainer -> log.txt, result.json, checkpoints in the output directory.
+
+    python train.py --root ./data --trainer CoOp --dataset-config-file configs/datasets/digits.yaml \
+        --config-file configs/trainers/CoOp/tiny.yaml --output-dir output/try DATASET.NUM_SHOTS 16
+
+Keys are overridden by KEY VALUE pairs at the end. Exit codes: 0 done, 2 a mistake that the message names, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Dassl's flags."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--root", default="", help="folder of the data sets (DATASET.ROOT, ./data)")
+    add("--output-dir", default="", help="folder of this run (OUTPUT_DIR, ./output)")
+    add("--resume", default="", help="continue the run in this folder instead of the one in the output directory")
+    add("--seed", type=int, help="0 and above fix a run; without one, a seed is drawn and logged")
+    add("--source-domains", nargs="+", help="for domain generalisation (DATASET.SOURCE_DOMAINS)")
+    add("--target-domains", nargs="+", help="for domain generalisation (DATASET.TARGET_DOMAINS)")
+    add("--transforms", nargs="+", help="augmentations (INPUT.TRANSFORMS)")
+    add("--config-file", default="", help="YAML of the method")
+    add("--dataset-config-file", default="", help="YAML of the data set")
+    add("--trainer", default="", help="method, such as ZeroshotCLIP or CoOp")
+    add("--backbone", default="", help="CLIP, such as RN50 or ViT-B/16 (MODEL.BACKBONE.NAME)")
+    add("--head", default="", help="MODEL.HEAD.NAME")
+    add("--eval-only", action="store_true", help="evaluate, do not train")
+    add("--model-dir", default="", help="with --eval-only: the run whose model is evaluated")
+    add("--load-epoch", type=int, help="with --model-dir: the epoch to load; without it the best, else the newest")
+    add("--no-train", action="store_true", help="build everything, then stop")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, such as DATASET.NUM_SHOTS 4")
+    return parser.parse_args(argv)
+
+
+def setup_cfg(args: argparse.Namespace):
+    """Defaults, then the two YAML files, then the flags, then the KEY VALUE pairs; frozen."""
+    import datasets  # noqa: F401  registers the data sets
+    import trainers  # noqa: F401  registers the methods
+    from dassl.config import clean_cfg, get_cfg_default, merge_file, merge_options
+    from dassl.data.datasets import DATASET_REGISTRY
+    from dassl.engine import TRAINER_REGISTRY
+
+    cfg = get_cfg_default()
+    for name in TRAINER_REGISTRY.registered_names():
+        TRAINER_REGISTRY.get(name).extend_cfg(cfg)
+    for path in (args.dataset_config_file, args.config_file):
+        if path:
+            merge_file(cfg, path)
+    reset_cfg(cfg, args)
+    merge_options(cfg, args.opts)
+    TRAINER_REGISTRY.get(cfg.TRAINER.NAME)  # refuse unknown names before anything is written
+    DATASET_REGISTRY.get(cfg.DATASET.NAME)
+    if cfg.SEED < 0:
+        cfg.SEED = time.time_ns() % 2**31
+    clean_cfg(cfg, cfg.TRAINER.NAME)
+    cfg.freeze()
+    return cfg
+
+
+def reset_cfg(cfg, args: argparse.Namespace) -> None:
+    """Put the flags that were given into the config."""
+    flags = {
+        "DATASET.ROOT": args.root,
+        "OUTPUT_DIR": args.output_dir,
+        "RESUME": args.resume,
+        "SEED": args.seed,
+        "DATASET.SOURCE_DOMAINS": args.source_domains,
+        "DATASET.TARGET_DOMAINS": args.target_domains,
+        "INPUT.TRANSFORMS": args.transforms,
+        "TRAINER.NAME": args.trainer,
+        "MODEL.BACKBONE.NAME": args.backbone,
+        "MODEL.HEAD.NAME": args.head,
+    }
+    for key, value in flags.items():
+        if value not in ("", None):  # 0 is a seed
+            node, _, name = key.rpartition(".")
+            target = cfg
+            for part in filter(None, node.split(".")):
+                target = target[part]
+            target[name] = tuple(value) if isinstance(value, list) else value
+
+
+def print_args(args: argparse.Namespace, cfg) -> None:
+    print("***************\n** Arguments **\n***************")
+    for key, value in sorted(vars(args).items()):
+        print(f"{key}: {value}")
+    print(f"************\n** Config **\n************\n{cfg}")
+
+
+def run(cfg, args: argparse.Namespace, command: list[str]) -> None:
+    """Build the trainer; train or evaluate; leave ``result.json``."""
+    import torch
+
+    from dassl.engine import build_trainer
+    from dassl.engine.record import write_record
+    from dassl.utils import UserError, collect_env_info, set_random_seed
+
+    start = time.time()
+    print_args(args, cfg)
+    print(f"** System info **\n{collect_env_info()}\n")
+    print(f"Setting fixed seed: {cfg.SEED}")
+    set_random_seed(cfg.SEED)
+    torch.backends.cudnn.deterministic = True  # the same command gives the same result on a GPU too
+    trainer = build_trainer(cfg)
+    if args.eval_only:
+        if trainer.get_model_names() and not args.model_dir and not cfg.MODEL.INIT_WEIGHTS:
+            raise UserError(f"--eval-only with {cfg.TRAINER.NAME} needs --model-dir, the folder of a finished run")
+        trainer.load_model(args.model_dir, epoch=args.load_epoch)
+        trainer.test()
+    elif not args.no_train:
+        trainer.train()
+    if not args.no_train:
+        write_record(trainer, time.time() - start, command)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = parse_args(argv)
+    from dassl.utils import UserError, log_to
+    from dassl.utils.logger import set_aside
+    from dassl.utils.results import RECORD
+
+    try:
+        cfg = setup_cfg(args)
+        with log_to(cfg.OUTPUT_DIR):
+            set_aside(Path(cfg.OUTPUT_DIR, RECORD))
+            run(cfg, args, ["train.py", *(sys.argv[1:] if argv is None else argv)])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""CoOp: the words around a class name are learned, CLIP stays as it is.
+
+Zhou et al., Learning to Prompt for Vision-Language Models, IJCV 2022, section 3. A prompt is
+``[V]_1 ... [V]_M [CLASS]``, where the M context tokens are vectors in the space of word embeddings, shared by all
+classes (equation 2) or one set a class. They are trained by cross-entropy over CLIP's scores (equation 3), through
+the frozen text encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from yacs.config import CfgNode
+
+from dassl.engine import TRAINER_REGISTRY
+from dassl.metrics import compute_accuracy
+from dassl.optim import build_lr_scheduler, build_optimizer
+from dassl.utils import UserError, check_availability, load_pretrained_weights
+from vlm.load import PRECISIONS
+from vlm.openai import CLIP
+from vlm.prompts import readable, token_count, tokenize
+from vlm.similarity import logits, normalize
+from vlm.text_encoder import TextEncoder
+
+from .clip_trainer import CLIPTrainer
+
+POSITIONS = ("end", "middle", "front")  # of the class name among the context tokens
+
+
+class PromptLearner(nn.Module):
+    """The learned context ``ctx`` and the fixed tokens around it.
+
+    ``ctx`` has shape (n_ctx, width), or (classes, n_ctx, width) with class-specific contexts.
+    """
+
+    def __init__(self, classnames: Sequence[str], text_encoder: TextEncoder, node: CfgNode):
+        """``node`` is ``cfg.TRAINER.COOP``: N_CTX, CTX_INIT, CSC, CLASS_TOKEN_POSITION."""
+        super().__init__()
+        names = [readable(name) for name in classnames]
+        context = self._initial_context(text_encoder, len(names), node)
+        self.ctx = nn.Parameter(context)
+        n_ctx = context.shape[-2]
+        print(f"Number of context words (tokens): {n_ctx}")
+
+        # "X" keeps a place for each context token; the class name and what follows it are CLIP's own words.
+        tokens = tokenize([" ".join(["X"] * n_ctx + [name]) + "." for name in names])
+        with torch.no_grad():
+            embedding = text_encoder.embed(tokens.to(context.device))
+        self.register_buffer("tokens", tokens.to(context.device), persistent=False)
+        self.register_buffer("token_prefix", embedding[:, :1])
+        self.register_buffer("token_suffix", embedding[:, 1 + n_ctx :])
+        order = [_order(n_ctx, token_count(name), node.CLASS_TOKEN_POSITION, tokens.shape[1]) for name in names]
+        self.register_buffer("order", torch.tensor(order, device=context.device), persistent=False)
+        self.in_order = node.CLASS_TOKEN_POSITION == "end"
+        self.register_load_state_dict_pre_hook(_keep_own_class_tokens)
+
+    @staticmethod
+    def _initial_context(text_encoder: TextEncoder, classes: int, node: CfgNode) -> torch.Tensor:
+        """The embeddings of the words CTX_INIT, or Gaussian noise (standard deviation 0.02)."""
+        table = text_encoder.token_embedding.weight
+        if node.CTX_INIT:
+            words = readable(node.CTX_INIT)
+            context = text_encoder.embed(tokenize([words]).to(table.device))[0, 1 : 1 + token_count(words)]
+            context = context.expand(classes, -1, -1) if node.CSC else context
+        else:
+            print("Initializing class-specific contexts" if node.CSC else "Initializing a generic context")
+            words = " ".join(["X"] * node.N_CTX)
+            shape = (classes, node.N_CTX, table.shape[1]) if node.CSC else (node.N_CTX, table.shape[1])
+            # Drawn on the CPU, so that a seed means the same context everywhere.
+            context = torch.empty(shape, dtype=text_encoder.dtype).normal_(std=0.02).to(table.device)
+        print(f'Initial context: "{words}"')
+        return context.clone()
+
+    def forward(self) -> torch.Tensor:
+        """The prompts of all classes as embeddings (classes, 77, width)."""
+        ctx = self.ctx if self.ctx.dim() == 3 else self.ctx.expand(len(self.tokens), -1, -1)
+        prompts = torch.cat([self.token_prefix, ctx, self.token_suffix], dim=1)
+        if self.in_order:
+            return prompts
+        return prompts.gather(1, self.order[:, :, None].expand_as(prompts))
+
+
+def _order(n_ctx: int, n_name: int, position: str, length: int) -> list[int]:
+    """Which position of ``[start, context, name, rest]`` comes at each place of the prompt."""
+    start, context = [0], list(range(1, 1 + n_ctx))
+    name = list(range(1 + n_ctx, 1 + n_ctx + n_name))
+    rest = list(range(1 + n_ctx + n_name, length))
+    half = n_ctx // 2
+    return {
+        "end": start + context + name + rest,
+        "middle": start + context[:half] + name + context[half:] + rest,
+        "front": start + name + context + rest,
+    }[position]
+
+
+def _keep_own_class_tokens(module: PromptLearner, state_dict: dict, prefix: str, *_) -> None:
+    """A checkpoint holds the words of the classes it was trained on; the context goes with other classes as well."""
+    for name in ("token_prefix", "token_suffix"):
+        state_dict[prefix + name] = getattr(module, name)
+
+
+class CustomCLIP(nn.Module):
+    """CLIP with a prompt learner in front of its text encoder."""
+
+    def __init__(self, classnames: Sequence[str], clip: CLIP, node: CfgNode):
+        super().__init__()
+        self.image_encoder = clip.visual
+        self.text_encoder = TextEncoder(clip)
+        self.logit_scale = clip.logit_scale
+        self.prompt_learner = PromptLearner(classnames, self.text_encoder, node)
+
+    def class_features(self) -> torch.Tensor:
+        """Text features (classes, embed_dim) of length 1."""
+        return normalize(self.text_encoder(self.prompt_learner(), self.prompt_learner.tokens))
+
+    def forward(self, image: torch.Tensor, class_features: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits (batch, classes) of images (batch, 3, height, width)."""
+        class_features = self.class_features() if class_features is None else class_features
+        image_features = self.image_encoder(image.type(self.text_encoder.dtype))
+        return logits(image_features, class_features, self.logit_scale)
+
+
+@TRAINER_REGISTRY.register()
+class CoOp(CLIPTrainer):
+    """Context optimization."""
+
+    @classmethod
+    def extend_cfg(cls, cfg: CfgNode) -> None:
+        cfg.TRAINER.COOP = CfgNode()
+        cfg.TRAINER.COOP.N_CTX = 16  # context tokens
+        cfg.TRAINER.COOP.CTX_INIT = ""  # words to start from, such as "a photo of a"; they set N_CTX
+        cfg.TRAINER.COOP.CSC = False  # class-specific contexts
+        cfg.TRAINER.COOP.CLASS_TOKEN_POSITION = "end"
+        cfg.TRAINER.COOP.PREC = "fp16"
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        node = cfg.TRAINER.COOP
+        check_availability(node.PREC, PRECISIONS, "TRAINER.COOP.PREC")
+        check_availability(node.CLASS_TOKEN_POSITION, POSITIONS, "TRAINER.COOP.CLASS_TOKEN_POSITION")
+        if not node.CTX_INIT and node.N_CTX < 1:
+            raise UserError(f"TRAINER.COOP.N_CTX is {node.N_CTX}; there must be at least 1 context token")
+
+    def build_model(self) -> None:
+        node = self.cfg.TRAINER.COOP
+        clip = self.load_clip(node.PREC)
+        print("Building custom CLIP")
+        self.model = CustomCLIP(self.dm.dataset.classnames, clip, node)
+        print("Turning off gradients in both the image and the text encoder")
+        learner = self.model.prompt_learner
+        if self.cfg.MODEL.INIT_WEIGHTS:
+            load_pretrained_weights(learner, self.cfg.MODEL.INIT_WEIGHTS)
+        self.optim = build_optimizer(learner, self.cfg.OPTIM)
+        self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM)
+        self.register_model("prompt_learner", learner, self.optim, self.sched)
+        self.amp = node.PREC == "amp" and self.device.type == "cuda"
+        self.scaler = torch.amp.GradScaler("cuda") if self.amp else None
+        self.class_features = None  # while nothing is evaluated
+        self.report_parameters()
+
+    def forward_backward(self, batch: dict) -> dict[str, float]:
+        image, label = self.parse_batch_train(batch)
+        with torch.autocast(self.device.type, torch.float16, enabled=self.amp):
+            output = self.model(image)
+            loss = F.cross_entropy(output, label)
+        self.model_backward_and_update(loss)
+        if self.batch_idx + 1 == self.num_batches:
+            self.update_lr()
+        return {"loss": loss.item(), "acc": compute_accuracy(output, label)[0].item()}
+
+    @torch.no_grad()
+    def test(self, split: str | None = None) -> float:
+        self.class_features = self.model.class_features()  # once: the prompts stay as they are while a set is evaluated
+        try:
+            return super().test(split)
+        finally:
+            self.class_features = None
+
+    def model_inference(self, input: torch.Tensor) -> torch.Tensor:
+        return self.model(input, self.class_features)

@@ -1,0 +1,75 @@
+"""Zero-shot CLIP: classes are described by hand-written sentences (Radford et al. 2021, section 3.1)."""
+
+from __future__ import annotations
+
+import torch
+from yacs.config import CfgNode
+
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import UserError, check_availability
+from vlm.prompts import readable, tokenize
+from vlm.similarity import logits, normalize
+from vlm.templates import TEMPLATES
+from vlm.text_encoder import TextEncoder
+
+from .clip_trainer import CLIPTrainer
+
+
+@TRAINER_REGISTRY.register()
+class ZeroshotCLIP(CLIPTrainer):
+    """One sentence a class: DATASET.TEMPLATE with the class name in its ``{}``."""
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        if "{}" not in cfg.DATASET.TEMPLATE:
+            raise UserError(f'DATASET.TEMPLATE "{cfg.DATASET.TEMPLATE}" has no {{}} for the class name')
+
+    def build_model(self) -> None:
+        self.clip = self.load_clip(precision="fp16")
+        templates = self.templates()
+        print(f"Prompt ensembling (n={len(templates)})" if len(templates) > 1 else f'Prompt: "{templates[0]}"')
+        self.class_features = self.describe_classes(templates)
+        self.report_parameters()
+
+    def templates(self) -> list[str]:
+        return [self.cfg.DATASET.TEMPLATE]
+
+    @torch.no_grad()
+    def describe_classes(self, templates: list[str]) -> torch.Tensor:
+        """Class features (classes, embed_dim) of length 1: the mean over the templates, averaged as unit vectors."""
+        encoder = TextEncoder(self.clip)
+        names = [readable(name) for name in self.dm.dataset.classnames]
+        features = 0
+        for template in templates:
+            tokens = tokenize([template.replace("{}", name) for name in names]).to(self.device)
+            features = features + normalize(encoder.encode(tokens))
+        return normalize(features)
+
+    def model_inference(self, input: torch.Tensor) -> torch.Tensor:
+        return logits(self.clip.encode_image(input), self.class_features, self.clip.logit_scale)
+
+    def train(self) -> None:
+        print(f"{type(self).__name__} has nothing to train; it is evaluated")
+        self.before_train()
+        self.after_train()
+
+
+@TRAINER_REGISTRY.register()
+class ZeroshotCLIP2(ZeroshotCLIP):
+    """Several sentences a class, their features averaged: CoOp's seven selected ImageNet templates and the data set's
+    own, or all eighty of CLIP (TRAINER.ZEROSHOTCLIP2.TEMPLATES select, all)."""
+
+    @classmethod
+    def extend_cfg(cls, cfg: CfgNode) -> None:
+        cfg.TRAINER.ZEROSHOTCLIP2 = CfgNode()
+        cfg.TRAINER.ZEROSHOTCLIP2.TEMPLATES = "select"
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        super().check_cfg(cfg)
+        check_availability(cfg.TRAINER.ZEROSHOTCLIP2.TEMPLATES, TEMPLATES, "TRAINER.ZEROSHOTCLIP2.TEMPLATES")
+
+    def templates(self) -> list[str]:
+        templates = [*TEMPLATES[self.cfg.TRAINER.ZEROSHOTCLIP2.TEMPLATES]]
+        own = self.cfg.DATASET.TEMPLATE
+        if self.cfg.DATASET.NAME not in ("ImageNet", "ImageNette") and own not in templates:
+            templates.append(own)  # the seven were selected on ImageNet; elsewhere the data set's own joins them
+        return templates
