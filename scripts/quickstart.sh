@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# From a fresh clone to a results table: installs the packages, then runs zero-shot CLIP and CoOp with 16 and with 4
+# context tokens at 1, 2, 4, 8, 16 shots on handwritten digits, with the tiny CLIP that comes with the repository.
+#   bash scripts/quickstart.sh
+#   SEEDS="1 2 3" bash scripts/quickstart.sh     # each CoOp cell three times: mean ± 95% interval
+# Also from the environment: DATA (./data), OUTPUT (./output), JOBS (runs at a time: as many as there are cores).
+# Arguments (KEY VALUE pairs) go to every run.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/env.sh
+. scripts/common.sh
+
+status=0
+python tools/sweep.py configs/sweeps/digits.yaml --root "$DATA" --output-dir "$OUTPUT/digits" \
+    --seeds "${SEEDS:-1}" ${JOBS:+--jobs "$JOBS"} "$@" || status=$?
+[ $status = 130 ] || python tools/results_table.py "$OUTPUT/digits"
+exit $status

@@ -1,0 +1,80 @@
+"""Write ``classnames.txt`` for the ImageNet class folders that are there, with the names that CLIP's authors chose.
+
+    python tools/fix_imagenet.py --root ./data
+
+Names come from open_clip (which holds CLIP's curated names in class order) and timm (which holds the folder names in
+the same order). A file that is there is kept unless ``--force``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import runpy
+import sys
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from dassl.utils import UserError, atomic_write
+
+
+def curated_names() -> dict[str, str]:
+    """ImageNet's 1,000 folder names -> CLIP's class names."""
+
+    def data_file(package: str, path: str) -> Path:
+        """A file of an installed package; the package itself, seconds of imports, stays unloaded."""
+        try:
+            return Path(str(distribution(package).locate_file(path)))
+        except PackageNotFoundError as error:
+            raise UserError(f"the package {package} is missing: pip install -r requirements.txt") from error
+
+    folders = data_file("timm", "timm/data/_info/imagenet_synsets.txt").read_text().split()
+    metadata = runpy.run_path(str(data_file("open_clip_torch", "open_clip/zero_shot_metadata.py")))
+    return dict(zip(folders, metadata["IMAGENET_CLASSNAMES"], strict=True))
+
+
+def class_folders(images: Path) -> list[str]:
+    """The names of the folders below train and val, sorted."""
+    splits = [images / split for split in ("train", "val") if (images / split).is_dir()]
+    folders = {p.name for split in splits for p in split.iterdir() if p.is_dir() and not p.name.startswith(".")}
+    if not folders:
+        raise UserError(f"no class folders in {images}/train or {images}/val")
+    return sorted(folders)
+
+
+def fix_imagenet(root: Path, force: bool = False) -> Path:
+    """Write ``<root>/imagenet/classnames.txt``; returns its path.
+
+    Raises:
+        UserError: there are no class folders, or some are not ImageNet's (they are listed; nothing is written).
+    """
+    path = root / "imagenet" / "classnames.txt"
+    if path.exists() and not force:
+        print(f"{path} is there already; --force writes it anew")
+        return path
+    names = curated_names()
+    folders = class_folders(root / "imagenet" / "images")
+    if unknown := [folder for folder in folders if folder not in names]:
+        raise UserError(f"not ImageNet's: {', '.join(unknown)}. Remove them, or write {path} by hand: <folder> <name>")
+    with atomic_write(path) as file:
+        file.writelines(f"{folder} {names[folder]}\n" for folder in folders)
+    print(f"{path} written: {len(folders)} classes")
+    return path
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path("./data"), help="folder of the data sets (./data)")
+    parser.add_argument("--force", action="store_true", help="replace the file that is there")
+    args = parser.parse_args(argv)
+    try:
+        fix_imagenet(args.root, args.force)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

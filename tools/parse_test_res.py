@@ -1,0 +1,85 @@
+"""Mean results over the seeds of an experiment, with Dassl's command line and output.
+
+    python tools/parse_test_res.py output/digits/CoOp/tiny_16shots             # folders seed1, seed2, … with log.txt
+    python tools/parse_test_res.py output/digits/CoOp --multi-exp              # every experiment below the folder
+    python tools/parse_test_res.py output/evaluation/… --test-log              # logs of --eval-only runs
+
+``--ci95`` prints the half-width of the 95% interval (Student's t) instead of the standard deviation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from dassl.utils import UserError, listdir_nohidden
+from dassl.utils.results import interval95, read_result
+
+
+def parse_directory(directory: Path, keyword: str, test_log: bool, ci95: bool) -> float:
+    """Print the result of each seed and their mean; returns the mean.
+
+    Raises:
+        UserError: no result in any sub-folder; the message says why for each.
+    """
+    print(f"Parsing files in {directory}")
+    values, missing = [], []
+    for name in listdir_nohidden(directory, sort=True):
+        log = directory / name / "log.txt"
+        value = read_result(log, keyword, test_log) if log.is_file() else None
+        if value is not None:
+            values.append(value)
+            print(f"file: {log}. {keyword}: {value:.2f}%. ")
+        elif log.parent.is_dir():
+            reason = (
+                "no log.txt"
+                if not log.is_file()
+                else f"the log has no {keyword}"
+                if test_log
+                else (f"training has not ended, or no {keyword} follows its end (for --eval-only runs: --test-log)")
+            )
+            missing.append(f"{log.parent}: {reason}")
+    if not values:
+        reasons = "\n  ".join(missing or ["it has no sub-folders; give the folder that holds seed1, seed2, …"])
+        raise UserError(f"no results in {directory}\n  {reasons}")
+    for line in missing:
+        print(f"note: left out {line}", file=sys.stderr)
+    mean, spread = np.mean(values), interval95(values) if ci95 else np.std(values)
+    print(f"===\nSummary of directory: {directory}\n* {keyword}: {mean:.2f}% +- {spread:.2f}%\n===")
+    return float(mean)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=Path, help="folder of the experiment")
+    parser.add_argument("--ci95", action="store_true", help="95%% interval instead of the standard deviation")
+    parser.add_argument("--test-log", action="store_true", help="parse logs of --eval-only runs")
+    parser.add_argument("--multi-exp", action="store_true", help="the folder holds several experiments")
+    parser.add_argument("--keyword", default="accuracy", help="accuracy, error or macro_f1")
+    args = parser.parse_args(argv)
+    try:
+        if not args.directory.is_dir():
+            raise UserError(f"no folder {args.directory}")
+        if not args.multi_exp:
+            parse_directory(args.directory, args.keyword, args.test_log, args.ci95)
+            return 0
+        folders = [args.directory / name for name in listdir_nohidden(args.directory, sort=True)]
+        means = [
+            parse_directory(folder, args.keyword, args.test_log, args.ci95) for folder in folders if folder.is_dir()
+        ]
+        if not means:
+            raise UserError(f"no experiments in {args.directory}")
+        print(f"Average performance\n* {args.keyword}: {np.mean(means):.2f}%")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""Put ImageNette in place: ``<root>/imagenet/images/{train,val}/<wnid>/…`` and ``classnames.txt``.
+
+    python tools/prepare_imagenette.py --root ./data                      # downloads fast.ai's archive (160 px, 99 MB)
+    python tools/prepare_imagenette.py --root ./data --size 320           # or 320 (341 MB), or full (1.6 GB)
+    python tools/prepare_imagenette.py --root ./data --archive FILE       # takes a tar that you have
+
+A download that was cut off goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tarfile
+import tempfile
+from pathlib import Path, PurePosixPath
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from dassl.utils import UserError, download, mkdir_if_missing
+from dassl.utils.downloads import file_digest
+from tools.fix_imagenet import fix_imagenet
+
+ADDRESS = "https://s3.amazonaws.com/fast-ai-imageclas/"
+ARCHIVES = {  # file and MD5, as torchvision.datasets.Imagenette has them
+    "160": ("imagenette2-160.tgz", "e793b78cc4c9e9a4ccc0c1155377a412"),
+    "320": ("imagenette2-320.tgz", "3df6f0d01a2c9592104656642f5e78a3"),
+    "full": ("imagenette2.tgz", "fe2fc210e6bb7c5664d602c3cd71e612"),
+}
+
+
+def fetch(root: Path, size: str) -> Path:
+    """The archive of that size below ``root``, downloaded unless it is there and whole."""
+    name, md5 = ARCHIVES[size]
+    path = root / name
+    if path.is_file() and file_digest(path, "md5") == md5:
+        return path
+    return download(ADDRESS + name, path, md5, "md5")
+
+
+def image_members(archive: tarfile.TarFile) -> list[tuple[tarfile.TarInfo, PurePosixPath]]:
+    """The images in the archive, each with its place: ``{train,val}/<wnid>/<file>``.
+
+    Raises:
+        UserError: an entry is a link or device, or lies outside the archive's folder.
+    """
+    members = []
+    for member in archive:
+        path = PurePosixPath(member.name)
+        if path.is_absolute() or ".." in path.parts or not (member.isfile() or member.isdir()):
+            raise UserError(f"{archive.name} has an entry that does not belong in an archive of images: {member.name}")
+        if member.isfile() and len(path.parts) == 4 and path.parts[1] in ("train", "val"):
+            members.append((member, PurePosixPath(*path.parts[1:])))
+    if not members:
+        raise UserError(f"{archive.name} holds no <folder>/{{train,val}}/<wnid>/<image>: is it ImageNette?")
+    return members
+
+
+def unpack(archive_path: Path, images: Path) -> None:
+    """Unpack the images to the folder ``images``, all of them or nothing."""
+    from tqdm import tqdm
+
+    mkdir_if_missing(images.parent)
+    try:
+        with (
+            tarfile.open(archive_path) as archive,
+            tempfile.TemporaryDirectory(dir=images.parent, prefix=".images.") as temporary,
+        ):
+            members = image_members(archive)
+            for member, place in tqdm(members, desc="unpacking", unit="image", disable=None):
+                target = Path(temporary, "images", *place.parts)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(archive.extractfile(member).read())
+            os.rename(Path(temporary, "images"), images)
+    except (tarfile.TarError, EOFError) as error:
+        raise UserError(f"{archive_path} is not a whole tar archive: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot unpack {archive_path} to {images}: {error.strerror or error}") from error
+    print(f"{images} written: {len(members):,} images")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path("./data"), help="folder of the data sets (./data)")
+    parser.add_argument("--archive", type=Path, help="a local archive instead of a download")
+    parser.add_argument("--size", choices=ARCHIVES, default="160", help="pixels of the shorter side (160)")
+    args = parser.parse_args(argv)
+    images = args.root / "imagenet" / "images"
+    try:
+        if images.exists():
+            print(f"{images} is there already; remove it to unpack anew")
+        else:
+            if args.archive and not args.archive.is_file():
+                raise UserError(f"no archive {args.archive}")
+            unpack(args.archive or fetch(args.root, args.size), images)
+        fix_imagenet(args.root)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

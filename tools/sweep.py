@@ -1,0 +1,165 @@
+"""Many runs with one command: every combination in a grid, each as ``train.py`` would do it, into its own folder.
+
+    python tools/sweep.py configs/sweeps/digits.yaml
+    python tools/sweep.py configs/sweeps/digits.yaml --seeds 1,2,3 --jobs 4
+    python tools/sweep.py configs/sweeps/digits.yaml OPTIM.MAX_EPOCH 50       # KEY VALUE pairs go to every run
+
+Runs that are finished (they have a result.json) are skipped, so the same command goes on after an interruption. A run
+that fails is listed at the end, and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import itertools
+import os
+import shlex
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import yaml
+
+from dassl.utils import UserError, read_json
+from dassl.utils.results import RECORD
+
+KEYS = {"output", "threads", "arguments", "runs"}
+RUN_KEYS = {"folder", "arguments", "grid"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid: its folder, and the arguments for ``train.py``."""
+
+    folder: Path
+    arguments: tuple[str, ...]
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / RECORD).is_file()
+
+
+def read_sweep(path: Path) -> dict:
+    """The YAML of a sweep.
+
+    Raises:
+        UserError: no such file, not YAML, or keys that are missing or unknown.
+    """
+    try:
+        sweep = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {error}") from error
+    if not isinstance(sweep, dict) or not isinstance(sweep.get("runs"), list) or set(sweep) - KEYS:
+        raise UserError(f"{path} must have the keys output and runs (a list), and may have arguments and threads")
+    for run in sweep["runs"]:
+        if not isinstance(run, dict) or "folder" not in run or set(run) - RUN_KEYS:
+            raise UserError(f"{path}: a run has the keys folder, arguments and grid; got {run}")
+    return sweep
+
+
+def cells_of(sweep: dict, output: str, root: str, seeds: list[str], overrides: list[str]) -> list[Cell]:
+    """Every combination of every run's grid. ``seeds`` replaces the axis ``seed``."""
+    cells = []
+    for run in sweep["runs"]:
+        grid = run.get("grid") or {}
+        if seeds and "seed" in grid:
+            grid = {**grid, "seed": seeds}
+        for values in itertools.product(*grid.values()):
+            point = dict(zip(grid, values, strict=True))
+            folder = Path(output or sweep["output"], run["folder"].format(**point))
+            arguments = shlex.split(f"{sweep.get('arguments', '')} {run.get('arguments', '')}".format(**point))
+            arguments = ["--output-dir", str(folder), *(["--root", root] if root else []), *arguments, *overrides]
+            cells.append(Cell(folder, tuple(arguments)))
+    return cells
+
+
+def run_cell(cell: Cell, threads: int) -> str | None:
+    """Do one run; returns None, or what went wrong. Its transcript goes to its log.txt alone."""
+    import torch
+
+    import train
+
+    torch.set_num_threads(threads)
+    errors = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
+        try:
+            code = train.main(list(cell.arguments))
+        except SystemExit as stop:  # argparse
+            code = stop.code
+        except Exception:
+            return traceback.format_exc().strip()
+    if code == 130:
+        raise KeyboardInterrupt
+    return errors.getvalue().strip() or f"exit code {code}" if code else None
+
+
+def run_all(cells: list[Cell], jobs: int, threads: int) -> Iterator[tuple[Cell, str | None]]:
+    """Do the runs, ``jobs`` at a time; yields each as it ends."""
+    if jobs == 1:
+        yield from ((cell, run_cell(cell, threads)) for cell in cells)
+        return
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    try:
+        futures = {pool.submit(run_cell, cell, threads): cell for cell in cells}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def report(cells: list[Cell], jobs: int, threads: int) -> list[Cell]:
+    """Do the runs that are not finished, with a line for each; returns those that failed."""
+    todo = [cell for cell in cells if not cell.finished]
+    print(f"{len(cells)} runs, {len(cells) - len(todo)} finished already, {jobs} at a time; transcripts are in log.txt")
+    start, failed = time.time(), []
+    for number, (cell, error) in enumerate(run_all(todo, jobs, threads), start=1):
+        if error:
+            failed.append(cell)
+            outcome = f"FAILED\n{error}"
+        else:
+            accuracy = read_json(cell.folder / RECORD)["accuracy"]
+            outcome = "done" if accuracy is None else f"{accuracy:.2f}%"
+        print(f"[{number}/{len(todo)}, {time.time() - start:.0f} s] {cell.folder}: {outcome}", flush=True)
+    return failed
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweep", type=Path, help="a YAML file, such as configs/sweeps/digits.yaml")
+    parser.add_argument("--root", default="", help="folder of the data sets, for every run")
+    parser.add_argument("--output-dir", default="", help="folder of the sweep, instead of the one in the file")
+    parser.add_argument("--seeds", default="", help='instead of the seeds in the file, such as "1 2 3" or 1,2,3')
+    parser.add_argument("--jobs", type=int, help="runs at a time (the number of cores / the file's threads)")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides for every run")
+    args = parser.parse_intermixed_args(argv)
+    try:
+        sweep = read_sweep(args.sweep)
+        cores = os.cpu_count() or 1
+        threads = sweep.get("threads") or cores
+        cells = cells_of(sweep, args.output_dir, args.root, args.seeds.replace(",", " ").split(), args.opts)
+        jobs = max(1, min(args.jobs or cores // threads, len(cells)))
+        failed = report(cells, jobs, threads)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on with the runs that are not finished", file=sys.stderr)
+        return 130
+    if failed:
+        print(f"{len(failed)} of {len(cells)} runs failed: {', '.join(str(cell.folder) for cell in failed)}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
