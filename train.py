@@ -13,6 +13,11 @@ import sys
 import time
 from pathlib import Path
 
+from dassl.config import claim_folder, clean_cfg, get_cfg_default, merge_file, merge_options
+from dassl.utils import UserError, command_line, log_to
+from dassl.utils.logger import set_aside
+from dassl.utils.results import RECORD
+
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Dassl's flags."""
@@ -42,7 +47,6 @@ def setup_cfg(args: argparse.Namespace):
     """Defaults, then the two YAML files, then the flags, then the KEY VALUE pairs; frozen."""
     import datasets  # noqa: F401  registers the data sets
     import trainers  # noqa: F401  registers the methods
-    from dassl.config import clean_cfg, get_cfg_default, merge_file, merge_options
     from dassl.data.datasets import DATASET_REGISTRY
     from dassl.engine import TRAINER_REGISTRY
 
@@ -99,7 +103,7 @@ def run(cfg, args: argparse.Namespace, command: list[str]) -> None:
 
     from dassl.engine import build_trainer
     from dassl.engine.record import write_record
-    from dassl.utils import UserError, collect_env_info, set_random_seed
+    from dassl.utils import collect_env_info, set_random_seed
 
     start = time.time()
     print_args(args, cfg)
@@ -119,25 +123,16 @@ def run(cfg, args: argparse.Namespace, command: list[str]) -> None:
         write_record(trainer, time.time() - start, command)
 
 
-def main(argv: list[str] | None = None) -> int:
+@command_line("stopped; the same command goes on from the last checkpoint")
+def main(argv: list[str] | None = None) -> None:
     """Run the command line; returns the exit code."""
     args = parse_args(argv)
-    from dassl.utils import UserError, log_to
-    from dassl.utils.logger import set_aside
-    from dassl.utils.results import RECORD
-
-    try:
-        cfg = setup_cfg(args)
-        with log_to(cfg.OUTPUT_DIR):
-            set_aside(Path(cfg.OUTPUT_DIR, RECORD))
-            run(cfg, args, ["train.py", *(sys.argv[1:] if argv is None else argv)])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    return 0
+    cfg = setup_cfg(args)
+    if not args.eval_only:
+        claim_folder(cfg)
+    with log_to(cfg.OUTPUT_DIR):
+        set_aside(Path(cfg.OUTPUT_DIR, RECORD))
+        run(cfg, args, sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":

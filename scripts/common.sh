@@ -1,4 +1,5 @@
-# Sourced by the scripts that start runs. From the environment: DATA (./data), OUTPUT (./output), SEEDS.
+# Sourced by the scripts that start runs. From the environment: DATA (./data), OUTPUT (./output).
+. scripts/env.sh
 DATA=${DATA:-./data}
 OUTPUT=${OUTPUT:-./output}
 

@@ -7,7 +7,6 @@
 # Arguments (KEY VALUE pairs) go to every run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-. scripts/env.sh
 . scripts/common.sh
 
 status=0

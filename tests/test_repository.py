@@ -78,7 +78,7 @@ def test_requirements_agree():
 
 def test_what_is_imported_is_required():
     required = re.findall(r"^[\w-]+", (REPOSITORY / "requirements.txt").read_text(), re.MULTILINE)
-    package_of = {"clip": "openai-clip", "PIL": "pillow", "sklearn": "scikit-learn"}
+    package_of = {"clip": "openai-clip", "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "yacs"}
     for package in (*ALLOWED, "tools"):
         for path in sources(package):
             for name in {name.partition(".")[0] for name in imported(path)} - OURS - set(sys.stdlib_module_names):

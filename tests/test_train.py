@@ -46,7 +46,8 @@ def test_coop_learns_from_few_shots(run):
 
 def test_a_run_leaves_what_is_promised(run):
     result = run(*SHORT)
-    assert {"log.txt", "result.json", "prompt_learner", "tensorboard"} == {p.name for p in result.folder.iterdir()}
+    files = {"config.yaml", "log.txt", "prompt_learner", "result.json", "tensorboard"}
+    assert {p.name for p in result.folder.iterdir()} == files
     assert (result.folder / "prompt_learner" / "checkpoint").read_text() == "model.pth.tar-3\n"
     checkpoint = torch.load(result.checkpoint(3), weights_only=True)
     assert set(checkpoint) == {"state_dict", "epoch", "optimizer", "scheduler", "val_result"}
@@ -132,14 +133,26 @@ def test_a_resumed_run_ends_as_if_never_stopped(run):
 
 def test_a_rerun_leaves_only_its_own_result_where_parsers_read(run):
     first = run(*SHORT)
-    old = first.log
-    code = run("MODEL.BACKBONE.WEIGHTS", "absent.pt").code  # fails after the log has begun
-    assert code == 2
+    old, checkpoint = first.log, first.checkpoint(3)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    assert run(*SHORT).code == 2  # fails after the log has begun
     assert "=> result" not in first.log
-    assert "error: no weights file absent.pt" in first.log
+    assert "error: " in first.log.splitlines()[-1]
     assert not (first.folder / "result.json").exists()
     assert [p.read_text() for p in first.folder.glob("log.txt-*")] == [old]
     assert len(list(first.folder.glob("result.json-*"))) == 1
+
+
+def test_other_settings_do_not_go_on_from_a_runs_checkpoints(run):
+    first = run(*SHORT)
+    old = first.log
+    changed = run(*SHORT, "DATASET.NUM_SHOTS", 4, "TRAIN.PRINT_FREQ", 1)
+    assert changed.code == 2
+    assert "DATASET.NUM_SHOTS 2 -> 4." in changed.error
+    assert first.log == old
+    assert run(*SHORT, "TRAIN.PRINT_FREQ", 1).code == 0
+    longer = run("--resume", first.folder, *SHORT, "OPTIM.MAX_EPOCH", 4, out="longer")
+    assert re.findall(r"epoch \[\d/4\]", longer.log) == ["epoch [4/4]"]
 
 
 def test_best_val_is_chosen_on_training_images_and_deployed(run):

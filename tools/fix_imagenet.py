@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dassl.utils import UserError, atomic_write
+from dassl.utils import UserError, atomic_write, command_line
 
 
 def curated_names() -> dict[str, str]:
@@ -63,17 +63,13 @@ def fix_imagenet(root: Path, force: bool = False) -> Path:
     return path
 
 
-def main(argv: list[str] | None = None) -> int:
+@command_line()
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("./data"), help="folder of the data sets (./data)")
     parser.add_argument("--force", action="store_true", help="replace the file that is there")
     args = parser.parse_args(argv)
-    try:
-        fix_imagenet(args.root, args.force)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    fix_imagenet(args.root, args.force)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dassl.utils import UserError, listdir_nohidden
+from dassl.utils import UserError, command_line, listdir_nohidden
 from dassl.utils.results import interval95, read_result
 
 
@@ -54,7 +54,8 @@ def parse_directory(directory: Path, keyword: str, test_log: bool, ci95: bool) -
     return float(mean)
 
 
-def main(argv: list[str] | None = None) -> int:
+@command_line()
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, help="folder of the experiment")
     parser.add_argument("--ci95", action="store_true", help="95%% interval instead of the standard deviation")
@@ -62,23 +63,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--multi-exp", action="store_true", help="the folder holds several experiments")
     parser.add_argument("--keyword", default="accuracy", help="accuracy, error or macro_f1")
     args = parser.parse_args(argv)
-    try:
-        if not args.directory.is_dir():
-            raise UserError(f"no folder {args.directory}")
-        if not args.multi_exp:
-            parse_directory(args.directory, args.keyword, args.test_log, args.ci95)
-            return 0
-        folders = [args.directory / name for name in listdir_nohidden(args.directory, sort=True)]
-        means = [
-            parse_directory(folder, args.keyword, args.test_log, args.ci95) for folder in folders if folder.is_dir()
-        ]
-        if not means:
-            raise UserError(f"no experiments in {args.directory}")
-        print(f"Average performance\n* {args.keyword}: {np.mean(means):.2f}%")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if not args.directory.is_dir():
+        raise UserError(f"no folder {args.directory}")
+    if not args.multi_exp:
+        parse_directory(args.directory, args.keyword, args.test_log, args.ci95)
+        return
+    folders = [args.directory / name for name in listdir_nohidden(args.directory, sort=True)]
+    means = [parse_directory(folder, args.keyword, args.test_log, args.ci95) for folder in folders if folder.is_dir()]
+    if not means:
+        raise UserError(f"no experiments in {args.directory}")
+    print(f"Average performance\n* {args.keyword}: {np.mean(means):.2f}%")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dassl.utils import UserError, download, mkdir_if_missing
+from dassl.utils import UserError, command_line, download, mkdir_if_missing
 from dassl.utils.downloads import file_digest
 from tools.fix_imagenet import fix_imagenet
 
@@ -80,25 +80,21 @@ def unpack(archive_path: Path, images: Path) -> None:
     print(f"{images} written: {len(members):,} images")
 
 
-def main(argv: list[str] | None = None) -> int:
+@command_line()
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("./data"), help="folder of the data sets (./data)")
     parser.add_argument("--archive", type=Path, help="a local archive instead of a download")
     parser.add_argument("--size", choices=ARCHIVES, default="160", help="pixels of the shorter side (160)")
     args = parser.parse_args(argv)
     images = args.root / "imagenet" / "images"
-    try:
-        if images.exists():
-            print(f"{images} is there already; remove it to unpack anew")
-        else:
-            if args.archive and not args.archive.is_file():
-                raise UserError(f"no archive {args.archive}")
-            unpack(args.archive or fetch(args.root, args.size), images)
-        fix_imagenet(args.root)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if images.exists():
+        print(f"{images} is there already; remove it to unpack anew")
+    else:
+        if args.archive and not args.archive.is_file():
+            raise UserError(f"no archive {args.archive}")
+        unpack(args.archive or fetch(args.root, args.size), images)
+    fix_imagenet(args.root)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dassl.utils import UserError, atomic_write, nearest, read_json
+from dassl.utils import UserError, atomic_write, command_line, nearest, read_json
 from dassl.utils.results import RECORD, interval95, read_result
 
 SHOTS = (0, 1, 2, 4, 8, 16)
@@ -167,33 +167,27 @@ def plot(cells: dict[tuple[str, int], Cell], title: str, file) -> None:
     plt.close(figure)
 
 
-def main(argv: list[str] | None = None) -> int:
+@command_line()
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder of the study, such as output/imagenet")
     parser.add_argument("--config", default="", help="the runs to read where there are several: rn50, vit_b16, …")
     args = parser.parse_args(argv)
-    try:
-        if not args.folder.is_dir():
-            raise UserError(f"no folder {args.folder}")
-        cells = collect(args.folder, choose_config(args.folder, args.config))
-        if not any(cell.accuracies for cell in cells.values()):
-            raise UserError(
-                f"no results in {args.folder}: no finished run in ZeroshotCLIP or CoOp/<config>_<shots>shots"
-            )
-        title = f"Few-shot accuracy on {args.folder.resolve().name}"
-        markdown = to_markdown(cells, title)
-        with atomic_write(args.folder / "results.md") as file:
-            file.write(markdown)
-        with atomic_write(args.folder / "results.csv") as file:
-            to_frame(cells).to_csv(file)
-        with atomic_write(args.folder / "results.png", "wb") as file:
-            plot(cells, title, file)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if not args.folder.is_dir():
+        raise UserError(f"no folder {args.folder}")
+    cells = collect(args.folder, choose_config(args.folder, args.config))
+    if not any(cell.accuracies for cell in cells.values()):
+        raise UserError(f"no finished run in {args.folder}/ZeroshotCLIP or {args.folder}/CoOp/<config>_<shots>shots")
+    title = f"Few-shot accuracy on {args.folder.resolve().name}"
+    markdown = to_markdown(cells, title)
+    with atomic_write(args.folder / "results.md") as file:
+        file.write(markdown)
+    with atomic_write(args.folder / "results.csv") as file:
+        to_frame(cells).to_csv(file)
+    with atomic_write(args.folder / "results.png", "wb") as file:
+        plot(cells, title, file)
     print(markdown)
     print(f"Written: {args.folder}/results.md, results.csv, results.png")
-    return 0
 
 
 if __name__ == "__main__":

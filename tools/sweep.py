@@ -4,8 +4,8 @@
     python tools/sweep.py configs/sweeps/digits.yaml --seeds 1,2,3 --jobs 4
     python tools/sweep.py configs/sweeps/digits.yaml OPTIM.MAX_EPOCH 50       # KEY VALUE pairs go to every run
 
-Runs that are finished (they have a result.json) are skipped, so the same command goes on after an interruption. A run
-that fails is listed at the end, and the exit code is 1.
+Runs that are finished (their result.json is of the same command) are skipped, so a sweep that was stopped goes on. A
+run that fails is listed at the end, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import yaml
 
-from dassl.utils import UserError, read_json
+from dassl.utils import UserError, command_line, read_json
 from dassl.utils.results import RECORD
 
 KEYS = {"output", "threads", "arguments", "runs"}
@@ -45,7 +45,9 @@ class Cell:
 
     @property
     def finished(self) -> bool:
-        return (self.folder / RECORD).is_file()
+        """Whether its folder holds the record of a run with these very arguments."""
+        record = self.folder / RECORD
+        return record.is_file() and tuple(read_json(record)["command"]) == self.arguments
 
 
 def read_sweep(path: Path) -> dict:
@@ -134,6 +136,7 @@ def report(cells: list[Cell], jobs: int, threads: int) -> list[Cell]:
     return failed
 
 
+@command_line("stopped; the same command goes on with the runs that are not finished")
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweep", type=Path, help="a YAML file, such as configs/sweeps/digits.yaml")
@@ -143,19 +146,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, help="runs at a time (the number of cores / the file's threads)")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides for every run")
     args = parser.parse_intermixed_args(argv)
-    try:
-        sweep = read_sweep(args.sweep)
-        cores = os.cpu_count() or 1
-        threads = sweep.get("threads") or cores
-        cells = cells_of(sweep, args.output_dir, args.root, args.seeds.replace(",", " ").split(), args.opts)
-        jobs = max(1, min(args.jobs or cores // threads, len(cells)))
-        failed = report(cells, jobs, threads)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on with the runs that are not finished", file=sys.stderr)
-        return 130
+    sweep = read_sweep(args.sweep)
+    cores = os.cpu_count() or 1
+    threads = sweep.get("threads") or cores
+    cells = cells_of(sweep, args.output_dir, args.root, args.seeds.replace(",", " ").split(), args.opts)
+    jobs = max(1, min(args.jobs or cores // threads, len(cells)))
+    failed = report(cells, jobs, threads)
     if failed:
         print(f"{len(failed)} of {len(cells)} runs failed: {', '.join(str(cell.folder) for cell in failed)}")
     return 1 if failed else 0

@@ -2,5 +2,6 @@
 
 from .defaults import get_cfg_default
 from .merge import clean_cfg, merge_file, merge_options, to_dict
+from .saved import claim_folder
 
-__all__ = ["clean_cfg", "get_cfg_default", "merge_file", "merge_options", "to_dict"]
+__all__ = ["claim_folder", "clean_cfg", "get_cfg_default", "merge_file", "merge_options", "to_dict"]

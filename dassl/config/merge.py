@@ -36,7 +36,7 @@ def merge_file(cfg: CN, path: str | os.PathLike) -> None:
         loaded = CN.load_cfg(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, AttributeError, AssertionError) as error:
         raise UserError(f"{path} is not a YAML mapping of config keys: {error}") from error
-    for key, value in _leaves(loaded):
+    for key, value in leaves(loaded):
         _set(cfg, key, value, str(path))
 
 
@@ -50,16 +50,17 @@ def merge_options(cfg: CN, options: list[str]) -> None:
         _set(cfg, key, value, "the command line")
 
 
-def _leaves(node: CN, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(node: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The keys of a config, written with dots, and their values."""
     for key, value in node.items():
-        if isinstance(value, CN):
-            yield from _leaves(value, f"{prefix}{key}.")
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
 def _set(cfg: CN, key: str, value: Any, source: str) -> None:
-    known = dict(_leaves(cfg))
+    known = dict(leaves(cfg))
     if key not in known:
         raise UserError(f'unknown config key "{key}" in {source}; {_nearest_key(key, known)}')
     old = known[key]

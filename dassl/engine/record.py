@@ -15,7 +15,8 @@ from .trainer import SimpleTrainer
 def write_record(trainer: SimpleTrainer, seconds: float, command: list[str]) -> None:
     """Write the record of a run that has come to its end; its presence is what tells a finished run.
 
-    ``trainer.describe()`` may add entries, such as the fingerprint of the weights it started from.
+    ``command`` is what ``train.py`` was called with. ``trainer.describe()`` may add entries, such as the fingerprint of
+    the weights it started from.
     """
     cfg = trainer.cfg
     record = {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from functools import wraps
 
 
 class UserError(Exception):
@@ -21,3 +23,24 @@ def nearest(name: str, known: Iterable[str]) -> str:
     match = get_close_matches(name.lower(), folded, n=1)
     hint = f'did you mean "{folded[match[0]]}"? ' if match else ""
     return f"{hint}Known: {', '.join(known) or 'none'}"
+
+
+def command_line(when_stopped: str = "stopped") -> Callable[[Callable], Callable]:
+    """A decorator for ``main(argv)`` that turns its end into an exit code: what it returns or 0; 2 for a
+    :class:`UserError`, whose message is printed; 130 for Ctrl-C, with ``when_stopped``. A bug keeps its traceback."""
+
+    def decorate(main: Callable) -> Callable[..., int]:
+        @wraps(main)
+        def guarded(argv: list[str] | None = None) -> int:
+            try:
+                return main(argv) or 0
+            except UserError as error:
+                print(f"error: {error}", file=sys.stderr)
+                return 2
+            except KeyboardInterrupt:
+                print(f"\n{when_stopped}", file=sys.stderr)
+                return 130
+
+        return guarded
+
+    return decorate

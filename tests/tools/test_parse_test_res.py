@@ -8,7 +8,7 @@ import pytest
 from tests.common import SHARED, needs_shared
 from tools.parse_test_res import main
 
-LOG = "epoch [1/1]\nFinish training\n=> result\n* total: 200\n* accuracy: {accuracy}%\n* error: {error}%\n* macro_f1: 8.2%\n"
+LOG = "epoch [1/1]\nFinish training\n=> result\n* total: 200\n* accuracy: {accuracy}%\n* error: {error}%\n"
 
 
 @pytest.fixture

@@ -1,0 +1,95 @@
+"""A grid of runs: which runs it means, and what becomes of finished and failed ones."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.common import REPOSITORY
+from tools import sweep
+from tools.sweep import cells_of, main, read_sweep
+
+DIGITS = REPOSITORY / "configs/sweeps/digits.yaml"
+SETTINGS = (
+    f"--dataset-config-file {REPOSITORY}/configs/datasets/digits.yaml "
+    f"--config-file {REPOSITORY}/configs/trainers/CoOp/tiny.yaml"
+)
+
+
+def test_the_study_is_eleven_runs():
+    cells = cells_of(read_sweep(DIGITS), "out", "data", [], ["OPTIM.LR", "1"])
+    folders = {str(cell.folder) for cell in cells}
+    shots = (1, 2, 4, 8, 16)
+    expected = {f"out/CoOp/tiny_{n}shots{suffix}/seed1" for n in shots for suffix in ("", "_ctx4")}
+    assert folders == expected | {"out/ZeroshotCLIP"}
+    assert len(cells) == 11
+    arguments = next(cell.arguments for cell in cells if cell.folder == Path("out/CoOp/tiny_8shots_ctx4/seed1"))
+    assert arguments[:4] == ("--output-dir", "out/CoOp/tiny_8shots_ctx4/seed1", "--root", "data")
+    assert arguments[-6:] == ("DATASET.NUM_SHOTS", "8", "TRAINER.COOP.N_CTX", "4", "OPTIM.LR", "1")
+
+
+def test_seeds_repeat_the_cells_that_have_one():
+    cells = cells_of(read_sweep(DIGITS), "", "", ["1", "2", "3"], [])
+    assert len(cells) == 31
+    assert len({cell.folder for cell in cells}) == 31
+    assert all(cell.folder.is_relative_to("output/digits") for cell in cells)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def call(*runs, **keys):
+        path = tmp_path / "sweep.yaml"
+        path.write_text(yaml.safe_dump({"output": str(tmp_path / "out"), "runs": list(runs), **keys}))
+        return str(path)
+
+    return call
+
+
+def test_finished_runs_are_skipped_and_failed_ones_listed(write, digits_root, tmp_path, capsys):
+    good = {"folder": "good", "arguments": f"--trainer ZeroshotCLIP --eval-only {SETTINGS}"}
+    bad = {"folder": "bad{n}", "arguments": f"--trainer Nothing {SETTINGS}", "grid": {"n": [1, 2]}}
+    command = [write(bad, good), "--root", str(digits_root), "--jobs", "1"]
+    assert main(command) == 1
+    output = capsys.readouterr().out
+    assert 'unknown trainer "Nothing"' in output
+    assert f"2 of 3 runs failed: {tmp_path}/out/bad1, {tmp_path}/out/bad2" in output
+    accuracy = json.loads((tmp_path / "out/good/result.json").read_text())["accuracy"]
+    assert f"out/good: {accuracy:.2f}%" in output
+    assert main(command) == 1
+    assert "3 runs, 1 finished already" in capsys.readouterr().out
+    main([*command, "TEST.PER_CLASS_RESULT", "True"])
+    assert "3 runs, 0 finished already" in capsys.readouterr().out
+
+
+def test_a_crash_is_one_failed_run(write, digits_root, capsys, monkeypatch):
+    monkeypatch.setattr("trainers.zsclip.ZeroshotCLIP.test", lambda self: 1 / 0)
+    run = {"folder": "x", "arguments": f"--trainer ZeroshotCLIP --eval-only {SETTINGS}"}
+    assert main([write(run), "--root", str(digits_root), "--jobs", "1"]) == 1
+    assert "ZeroDivisionError" in capsys.readouterr().out
+
+
+def test_stopping_says_how_to_go_on(write, monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "run_cell", stop)
+    assert main([write({"folder": "x"}), "--jobs", "1"]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("runs: [", "is not YAML"),
+        ("output: x", "runs (a list)"),
+        ("runs: [{arguments: x}]", "folder, arguments and grid"),
+    ],
+)
+def test_a_sweep_that_is_none(tmp_path, capsys, text, part):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(text)
+    assert main([str(path)]) == 2
+    assert part in capsys.readouterr().err
+    assert main([str(tmp_path / "absent.yaml")]) == 2
+    assert "cannot read" in capsys.readouterr().err
