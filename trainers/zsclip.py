@@ -47,11 +47,6 @@ class ZeroshotCLIP(CLIPTrainer):
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
         return logits(self.clip.encode_image(input), self.class_features, self.clip.logit_scale)
 
-    def train(self) -> None:
-        print(f"{type(self).__name__} has nothing to train; it is evaluated")
-        self.before_train()
-        self.after_train()
-
 
 @TRAINER_REGISTRY.register()
 class ZeroshotCLIP2(ZeroshotCLIP):

@@ -62,7 +62,12 @@ class SimpleTrainer(TrainerBase):
         return {}
 
     def train(self) -> None:
-        super().train(self.start_epoch, self.max_epoch)
+        if self.get_model_names():
+            super().train(self.start_epoch, self.max_epoch)
+        else:
+            print(f"{self.cfg.TRAINER.NAME} has nothing to train; it is evaluated")
+            self.time_start = time.time()
+            self.after_train()
 
     def before_train(self) -> None:
         if self.max_epoch < 1:
