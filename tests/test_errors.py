@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 
-import train
 from tests.common import REPOSITORY, WNIDS
 
 SHORT = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1)
@@ -195,8 +196,11 @@ def test_a_bug_is_not_hidden(run, monkeypatch):
         run(*SHORT)
 
 
-def test_help_needs_no_torch(capsys):
-    with pytest.raises(SystemExit) as stop:
-        train.main(["--help"])
-    assert stop.value.code == 0
-    assert "--eval-only" in capsys.readouterr().out
+def test_help_and_a_mistyped_flag_need_no_torch():
+    for arguments, code, text in ((["--help"], 0, "--eval-only"), (["--evil-only"], 2, "unrecognized")):
+        script = "import sys, atexit; atexit.register(lambda: print('torch' in sys.modules)); import train; "
+        script += f"train.main({arguments})"
+        result = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True)
+        assert result.returncode == code
+        assert text in result.stdout + result.stderr
+        assert result.stdout.endswith("False\n")

@@ -46,8 +46,10 @@ def class_folders(images: Path) -> list[str]:
 def fix_imagenet(root: Path, force: bool = False) -> Path:
     """Write ``<root>/imagenet/classnames.txt``; returns its path.
 
+    Folders that are not ImageNet's are listed and left out.
+
     Raises:
-        UserError: there are no class folders, or some are not ImageNet's (they are listed; nothing is written).
+        UserError: there are no class folders, or none of them is ImageNet's.
     """
     path = root / "imagenet" / "classnames.txt"
     if path.exists() and not force:
@@ -55,11 +57,15 @@ def fix_imagenet(root: Path, force: bool = False) -> Path:
         return path
     names = curated_names()
     folders = class_folders(root / "imagenet" / "images")
-    if unknown := [folder for folder in folders if folder not in names]:
-        raise UserError(f"not ImageNet's: {', '.join(unknown)}. Remove them, or write {path} by hand: <folder> <name>")
+    known = [folder for folder in folders if folder in names]
+    unknown = [folder for folder in folders if folder not in names]
+    if not known:
+        raise UserError(f"none of the class folders is ImageNet's: {', '.join(unknown)}")
     with atomic_write(path) as file:
-        file.writelines(f"{folder} {names[folder]}\n" for folder in folders)
-    print(f"{path} written: {len(folders)} classes")
+        file.writelines(f"{folder} {names[folder]}\n" for folder in known)
+    print(f"{path} written: {len(known)} classes")
+    if unknown:
+        print(f"Not ImageNet's: {', '.join(unknown)}. Remove these folders, or add a line <folder> <name> for each")
     return path
 
 

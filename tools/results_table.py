@@ -122,7 +122,8 @@ def comparison(cells: dict[tuple[str, int], Cell]) -> str:
     gap = statistics.mean(gaps)
     verdict = "on a par with" if abs(gap) <= PAR else "lower than" if gap < 0 else "higher than"
     shots = ", ".join(f"{s}: {g:+.2f}" for s, g in zip(both, gaps, strict=True))
-    return text + f"Its accuracy is {verdict} {standard}'s: {gap:+.2f} points on average (shots {shots})."
+    text += f"Its accuracy is {verdict} {standard}'s: {gap:+.2f} points on average (shots {shots})"
+    return f"{text}; within {PAR:g} point counts as on a par."
 
 
 def to_markdown(cells: dict[tuple[str, int], Cell], title: str) -> str:

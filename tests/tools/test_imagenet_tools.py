@@ -147,10 +147,18 @@ def test_an_existing_file_is_kept_unless_forced(imagenet_root):
 
 def test_unknown_folders_are_listed(imagenet_root, capsys):
     (imagenet_root / "imagenet/images/train/holiday").mkdir()
-    assert fix(["--root", str(imagenet_root), "--force"]) == 2
-    assert "not ImageNet's: holiday" in capsys.readouterr().err
+    assert fix(["--root", str(imagenet_root), "--force"]) == 0
+    assert "Not ImageNet's: holiday." in capsys.readouterr().out
+    assert len((imagenet_root / "imagenet/classnames.txt").read_text().splitlines()) == 3
     assert fix(["--root", str(imagenet_root / "nowhere")]) == 2
     assert "no class folders" in capsys.readouterr().err
+
+
+def test_folders_of_something_else_are_refused(tmp_path, capsys):
+    (tmp_path / "imagenet/images/train/holiday").mkdir(parents=True)
+    assert fix(["--root", str(tmp_path)]) == 2
+    assert "none of the class folders is ImageNet's: holiday" in capsys.readouterr().err
+    assert not (tmp_path / "imagenet/classnames.txt").exists()
 
 
 @pytest.mark.parametrize("tool", sorted(p.name for p in (REPOSITORY / "tools").glob("[a-z]*.py")))
