@@ -62,6 +62,8 @@ def setup_cfg(args: argparse.Namespace):
     DATASET_REGISTRY.get(cfg.DATASET.NAME)
     if cfg.SEED < 0:
         cfg.SEED = time.time_ns() % 2**31
+    if cfg.SEED >= 2**63:
+        raise UserError(f"the seed {cfg.SEED} is too large; PyTorch takes up to {2**63 - 1}")
     clean_cfg(cfg, cfg.TRAINER.NAME)
     cfg.freeze()
     return cfg
@@ -118,6 +120,8 @@ def run(cfg, args: argparse.Namespace, command: list[str]) -> None:
         trainer.load_model(args.model_dir, epoch=args.load_epoch)
         trainer.test()
     elif not args.no_train:
+        if args.model_dir:
+            print("Note: --model-dir is for --eval-only; training starts from --resume or MODEL.INIT_WEIGHTS, if given")
         trainer.train()
     if not args.no_train:
         write_record(trainer, time.time() - start, command)

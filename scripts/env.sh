@@ -1,6 +1,7 @@
 # Sourced by the scripts: the active Python environment, or else .venv (made on first use), with the packages of
-# requirements.txt. PYTHON names the interpreter that makes it (python3).
-if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
+# requirements.txt. PYTHON names the interpreter that makes it (python3). Conda's base, which is active in every shell
+# of many people, is nobody's environment for this.
+if [ -z "${VIRTUAL_ENV:-}" ] && [ "${CONDA_DEFAULT_ENV:-base}" = base ]; then
     [ -x .venv/bin/pip ] || "${PYTHON:-python3}" -m venv .venv
     . .venv/bin/activate
 fi

@@ -10,8 +10,6 @@ import pytest
 from tests.common import REPOSITORY
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-
-
 ONE_EPOCH = ("OPTIM.MAX_EPOCH", "1")
 
 
@@ -65,3 +63,25 @@ def test_main_and_eval_and_zeroshot(bash, tmp_path):
     assert result.returncode == 0, result.stderr
     assert (out / "evaluation/CoOp/tiny_1shots/nctx4_cscFalse_ctpend/digits/seed1/result.json").is_file()
     assert bash("coop/main.sh", "digits").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("active", "made"),
+    [
+        ({}, True),
+        ({"VIRTUAL_ENV": "/somewhere"}, False),
+        ({"CONDA_PREFIX": "/conda/envs/mine", "CONDA_DEFAULT_ENV": "mine"}, False),
+        ({"CONDA_PREFIX": "/conda", "CONDA_DEFAULT_ENV": "base"}, True),
+    ],
+)
+def test_an_environment_is_made_where_none_is_active(tmp_path, active, made):
+    """With stand-ins for the interpreter, so that nothing is installed."""
+    installer = tmp_path / "python"
+    installer.write_text('#!/bin/sh\nif [ "$2" = venv ]; then mkdir -p "$3/bin" && : > "$3/bin/activate"; fi\n')
+    installer.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    environment = {"PATH": path, "PYTHON": str(installer), **active}
+    command = ["bash", "-euc", f". {REPOSITORY}/scripts/env.sh"]
+    result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / ".venv").is_dir() == made

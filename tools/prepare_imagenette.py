@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dassl.utils import UserError, command_line, download, mkdir_if_missing
+from dassl.utils import UserError, command_line, download, mkdir_if_missing, reason_of
 from dassl.utils.downloads import file_digest
 from tools.fix_imagenet import fix_imagenet
 
@@ -74,7 +74,7 @@ def unpack(archive_path: Path, images: Path) -> None:
                 target.write_bytes(archive.extractfile(member).read())
             os.rename(Path(temporary, "images"), images)
     except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"{archive_path} is not a whole tar archive: {error}") from error
+        raise UserError(f"{archive_path} is not a whole tar archive: {reason_of(error)}") from error
     except OSError as error:
         raise UserError(f"cannot unpack {archive_path} to {images}: {error.strerror or error}") from error
     print(f"{images} written: {len(members):,} images")

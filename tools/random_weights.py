@@ -13,6 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dassl.utils import atomic_write, command_line
+
 # (embed_dim, image_resolution, vision_layers, vision_width, vision_patch_size, context_length, vocab_size,
 #  transformer_width, transformer_heads, transformer_layers)
 ARCHITECTURES = {
@@ -39,17 +41,18 @@ def random_clip(name: str, seed: int):
     return model.state_dict()
 
 
-def main(argv: list[str] | None = None) -> int:
+@command_line()
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=ARCHITECTURES)
     parser.add_argument("file", type=Path, help="a .safetensors file to write")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    save_file(random_clip(args.name, args.seed), args.file)
+    with atomic_write(args.file, "wb") as file:
+        file.write(save(random_clip(args.name, args.seed)))
     print(f"{args.file} written: {args.file.stat().st_size:,} bytes, random weights, seed {args.seed}")
-    return 0
 
 
 if __name__ == "__main__":

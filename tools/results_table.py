@@ -18,8 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dassl.utils import UserError, atomic_write, command_line, nearest, read_json
-from dassl.utils.results import RECORD, interval95, read_result
+from dassl.utils import UserError, atomic_write, command_line, nearest
+from dassl.utils.results import RECORD, interval95, read_record, read_result
 
 SHOTS = (0, 1, 2, 4, 8, 16)
 STANDARD, EFFICIENT = 16, 4  # context tokens
@@ -63,13 +63,15 @@ def read_cell(folder: Path, evaluated_only: bool) -> Cell:
             cell.missing.append(f"{run}: {'no result in the log' if evaluated_only else 'the run has not ended'}")
             continue
         cell.accuracies.append(accuracy)
-        if (record := run / RECORD).is_file():
-            cell.weights.add(_weights(read_json(record)))
+        if (run / RECORD).is_file():
+            cell.weights.add(_weights(read_record(run)))
     return cell
 
 
 def _weights(record: dict) -> str:
-    weights = record.get("weights") or {}
+    weights = record.get("weights")
+    if not isinstance(weights, dict):
+        return "not recorded"
     return f"{weights.get('backbone')}, SHA-256 {str(weights.get('sha256'))[:16]}…"
 
 

@@ -29,11 +29,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import yaml
 
-from dassl.utils import UserError, command_line, read_json
-from dassl.utils.results import RECORD
+from dassl.utils import UserError, check_availability, command_line
+from dassl.utils.results import read_record
 
-KEYS = {"output", "threads", "arguments", "runs"}
-RUN_KEYS = {"folder", "arguments", "grid"}
+# The keys of a sweep and of a run in it, with the type of their values; those that must be there.
+KEYS = {"output": str, "threads": int, "arguments": str, "runs": list}
+RUN_KEYS = {"folder": str, "arguments": str, "grid": dict}
+NEEDED, RUN_NEEDED = {"output", "runs"}, {"folder"}
 
 
 @dataclass(frozen=True)
@@ -46,44 +48,73 @@ class Cell:
     @property
     def finished(self) -> bool:
         """Whether its folder holds the record of a run with these very arguments."""
-        record = self.folder / RECORD
-        return record.is_file() and tuple(read_json(record)["command"]) == self.arguments
+        try:
+            return read_record(self.folder).get("command") == list(self.arguments)
+        except UserError:  # absent or damaged: the run is done again
+            return False
 
 
 def read_sweep(path: Path) -> dict:
     """The YAML of a sweep.
 
     Raises:
-        UserError: no such file, not YAML, or keys that are missing or unknown.
+        UserError: no such file, not YAML, or keys that are missing, unknown or of the wrong type.
     """
     try:
         sweep = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not YAML: {error}") from error
-    if not isinstance(sweep, dict) or not isinstance(sweep.get("runs"), list) or set(sweep) - KEYS:
-        raise UserError(f"{path} must have the keys output and runs (a list), and may have arguments and threads")
-    for run in sweep["runs"]:
-        if not isinstance(run, dict) or "folder" not in run or set(run) - RUN_KEYS:
-            raise UserError(f"{path}: a run has the keys folder, arguments and grid; got {run}")
+    _check(sweep, KEYS, NEEDED, f"{path}")
+    for number, run in enumerate(sweep["runs"], start=1):
+        _check(run, RUN_KEYS, RUN_NEEDED, f"{path}, run {number}")
+        for axis, values in run.get("grid", {}).items():
+            if not isinstance(values, list):
+                raise UserError(f"{path}, run {number}: the axis {axis} of a grid takes a list; got {values!r}")
     return sweep
+
+
+def _check(node: object, types: dict[str, type], needed: set[str], place: str) -> None:
+    """Raise :class:`UserError` unless ``node`` has the ``needed`` keys, and no others than those of ``types``."""
+    if not isinstance(node, dict) or needed - set(node):
+        raise UserError(f"{place} must have the keys {', '.join(sorted(needed))}")
+    for key, value in node.items():
+        check_availability(key, types, f"key in {place}:")
+        if not isinstance(value, types[key]):
+            raise UserError(f"{place}: {key} takes a {types[key].__name__}; got {value!r}")
 
 
 def cells_of(sweep: dict, output: str, root: str, seeds: list[str], overrides: list[str]) -> list[Cell]:
     """Every combination of every run's grid. ``seeds`` replaces the axis ``seed``."""
     cells = []
     for run in sweep["runs"]:
-        grid = run.get("grid") or {}
+        grid = run.get("grid", {})
         if seeds and "seed" in grid:
             grid = {**grid, "seed": seeds}
         for values in itertools.product(*grid.values()):
             point = dict(zip(grid, values, strict=True))
-            folder = Path(output or sweep["output"], run["folder"].format(**point))
-            arguments = shlex.split(f"{sweep.get('arguments', '')} {run.get('arguments', '')}".format(**point))
-            arguments = ["--output-dir", str(folder), *(["--root", root] if root else []), *arguments, *overrides]
+            folder = Path(output or sweep["output"], _fill(run["folder"], point))
+            words = _words(_fill(f"{sweep.get('arguments', '')} {run.get('arguments', '')}", point))
+            arguments = ["--output-dir", str(folder), *(["--root", root] if root else []), *words, *overrides]
             cells.append(Cell(folder, tuple(arguments)))
     return cells
+
+
+def _fill(text: str, point: dict[str, object]) -> str:
+    """Put a point of the grid into the ``{axis}`` of a text."""
+    try:
+        return text.format(**point)
+    except (KeyError, IndexError, ValueError) as error:
+        axes = ", ".join(point) or "none"
+        raise UserError(f'"{text}" names something in braces that is no axis of its grid ({axes})') from error
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"the arguments {text} cannot be split into words: {error}") from error
 
 
 def run_cell(cell: Cell, threads: int) -> str | None:
@@ -130,7 +161,7 @@ def report(cells: list[Cell], jobs: int, threads: int) -> list[Cell]:
             failed.append(cell)
             outcome = f"FAILED\n{error}"
         else:
-            accuracy = read_json(cell.folder / RECORD)["accuracy"]
+            accuracy = read_record(cell.folder)["accuracy"]
             outcome = "done" if accuracy is None else f"{accuracy:.2f}%"
         print(f"[{number}/{len(todo)}, {time.time() - start:.0f} s] {cell.folder}: {outcome}", flush=True)
     return failed

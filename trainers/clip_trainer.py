@@ -16,11 +16,13 @@ class CLIPTrainer(TrainerX):
         """The CLIP of MODEL.BACKBONE, frozen, on the trainer's device.
 
         Raises:
-            UserError: as :func:`vlm.load.load`; or INPUT.SIZE is not the size this CLIP takes.
+            UserError: as :func:`vlm.load.load`; or the INPUT keys do not give pictures of the size this CLIP takes.
         """
         backbone = self.cfg.MODEL.BACKBONE
         print(f"Loading CLIP (backbone: {backbone.NAME})")
         clip, state_dict = load(backbone.NAME, backbone.WEIGHTS, precision, self.device)
+        if self.cfg.INPUT.NO_TRANSFORM:
+            raise UserError("INPUT.NO_TRANSFORM is True, but CLIP takes pictures that have been transformed")
         resolution = clip.visual.input_resolution
         if tuple(self.cfg.INPUT.SIZE) != (resolution, resolution):
             raise UserError(

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from dassl.utils import UserError, check_availability, download
+from dassl.utils import UserError, check_availability, download, reason_of
 from dassl.utils.downloads import file_digest
 
 from . import openai
@@ -45,8 +45,7 @@ def load(
         # OpenAI's own constructor. It rounds the weights to half precision, in which they are published.
         model = openai.build_model(dict(state_dict))
     except (KeyError, RuntimeError, AssertionError, IndexError, ZeroDivisionError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{source} does not hold the weights of a CLIP: {reason}") from error
+        raise UserError(f"{source} does not hold the weights of a CLIP: {reason_of(error)}") from error
     device = torch.device(device)
     if precision != "fp16" or device.type == "cpu":
         model.float()
@@ -109,8 +108,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         else:
             state_dict = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, Exception) as error:  # torch raises whatever its readers meet in a damaged file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path} cannot be read as weights (truncated or damaged?): {reason}") from error
+        raise UserError(f"{path} cannot be read as weights (truncated or damaged?): {reason_of(error)}") from error
     state_dict = state_dict.get("state_dict", state_dict)
     if not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
         raise UserError(f"{path} is not a state dict: it holds more than tensors")

@@ -22,7 +22,12 @@ def tokenize(texts: Sequence[str]) -> torch.Tensor:
     try:
         return openai.tokenize(list(texts), CONTEXT_LENGTH).long()
     except RuntimeError as error:
-        raise UserError(f"a prompt has more than {CONTEXT_LENGTH} tokens, CLIP's limit: {error}") from error
+        longest = max(texts, key=token_count)
+        shown = longest if len(longest) <= 100 else f"{longest[:45]} … {longest[-50:]}"
+        raise UserError(
+            f'the prompt "{shown}" has {token_count(longest) + 2} tokens with its start and end; CLIP takes '
+            f"{CONTEXT_LENGTH} tokens"
+        ) from error
 
 
 def token_count(text: str) -> int:

@@ -61,6 +61,8 @@ def leaves(node: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _set(cfg: CN, key: str, value: Any, source: str) -> None:
     known = dict(leaves(cfg))
+    if below := [k.removeprefix(f"{key}.") for k in known if k.startswith(f"{key}.")]:
+        raise UserError(f"{key} in {source} is a group of keys, not a key: {', '.join(below)}")
     if key not in known:
         raise UserError(f'unknown config key "{key}" in {source}; {_nearest_key(key, known)}')
     old = known[key]

@@ -14,7 +14,16 @@ from .merge import leaves
 
 FILE = "config.yaml"
 # These may change between the parts of one run: they do not touch what is learned.
-FREE = ("DATALOADER.NUM_WORKERS", "DATASET.ROOT", "OUTPUT_DIR", "RESUME", "TEST.", "TRAIN.", "VERBOSE")
+FREE = (
+    "DATALOADER.NUM_WORKERS",
+    "DATALOADER.TEST.",
+    "DATASET.ROOT",
+    "OUTPUT_DIR",
+    "RESUME",
+    "TEST.",
+    "TRAIN.",
+    "VERBOSE",
+)
 
 
 def claim_folder(cfg: CN) -> None:

@@ -46,6 +46,8 @@ class DatasetWrapper(Dataset):
         self.to_tensor = build_plain_transform(cfg) if self.return_img0 else None
         self._kept: dict[str, Image.Image] = {}
         self._room = KEEP if is_train else 0
+        if self.k_tfm < 1:
+            raise UserError(f"DATALOADER.K_TRANSFORMS is {self.k_tfm}; it must be at least 1")
         if self.k_tfm > 1 and transform is None:
             raise UserError("DATALOADER.K_TRANSFORMS above 1 needs transforms, but INPUT.NO_TRANSFORM is True")
 
@@ -118,12 +120,14 @@ def build_data_loader(
     """A loader of ``data_source``. As in Dassl, training drops a last batch that is not full if it has others.
 
     Raises:
-        UserError: there are no images, or the batch size is below 1.
+        UserError: there are no images, the batch size is below 1, or the number of workers below 0.
     """
     if not data_source:
         raise UserError(f"the data set {cfg.DATASET.NAME} has no images for a loader; is the data folder complete?")
     if batch_size < 1:
         raise UserError(f"the batch size is {batch_size}; it must be at least 1")
+    if cfg.DATALOADER.NUM_WORKERS < 0:
+        raise UserError(f"DATALOADER.NUM_WORKERS is {cfg.DATALOADER.NUM_WORKERS}; it must be at least 0")
     workers = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)  # more would only wait for each other
     return (TrainLoader if is_train else DataLoader)(
         (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train),

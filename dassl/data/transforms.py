@@ -9,7 +9,7 @@ from torchvision import transforms as T
 from torchvision.transforms import InterpolationMode
 from yacs.config import CfgNode
 
-from dassl.utils import check_availability
+from dassl.utils import UserError, check_availability
 
 INTERPOLATION_MODES = {
     "bilinear": InterpolationMode.BILINEAR,
@@ -85,13 +85,20 @@ def _on_pictures(c: CfgNode) -> dict[str, Step]:
 
 def _on_tensors(c: CfgNode) -> dict[str, Step]:
     """Transforms of tensors (channels, height, width) in [0, 1], in the order in which they are applied."""
-    mean, std = list(c.PIXEL_MEAN), list(c.PIXEL_STD)
     return {
         "cutout": (f"cutout (n_holes={c.CUTOUT_N}, length={c.CUTOUT_LEN})", Cutout(c.CUTOUT_N, c.CUTOUT_LEN)),
-        "normalize": (f"normalization (mean={mean}, std={std})", T.Normalize(mean=mean, std=std)),
+        "normalize": (f"normalization (mean={list(c.PIXEL_MEAN)}, std={list(c.PIXEL_STD)})", _normalize(c)),
         "gaussian_noise": (f"gaussian noise (mean={c.GN_MEAN}, std={c.GN_STD})", GaussianNoise(c.GN_MEAN, c.GN_STD)),
         "instance_norm": ("instance normalization", InstanceNormalization()),
     }
+
+
+def _normalize(c: CfgNode) -> T.Normalize:
+    mean, std = list(c.PIXEL_MEAN), list(c.PIXEL_STD)
+    numbers = len(mean) == len(std) == 3 and all(isinstance(value, (int, float)) for value in mean + std)
+    if not numbers or min(std) <= 0:
+        raise UserError(f"INPUT.PIXEL_MEAN {mean} and PIXEL_STD {std} must have three numbers each, the latter above 0")
+    return T.Normalize(mean=mean, std=std)
 
 
 _TO_TENSOR = ("to torch tensor of range [0, 1]", T.ToTensor())
@@ -110,7 +117,7 @@ def build_transform(cfg: CfgNode, is_train: bool = True, choices: tuple[str, ...
         choices: names to use instead of INPUT.TRANSFORMS.
 
     Raises:
-        UserError: an unknown transform or interpolation.
+        UserError: an unknown transform or interpolation, or a mean or deviation that is not of three channels.
     """
     c = cfg.INPUT
     if c.NO_TRANSFORM:
@@ -148,5 +155,5 @@ def build_plain_transform(cfg: CfgNode) -> Callable:
     c = cfg.INPUT
     steps = [T.Resize(tuple(c.SIZE), interpolation=interpolation(c)), T.ToTensor()]
     if "normalize" in c.TRANSFORMS:
-        steps.append(T.Normalize(mean=list(c.PIXEL_MEAN), std=list(c.PIXEL_STD)))
+        steps.append(_normalize(c))
     return T.Compose(steps)

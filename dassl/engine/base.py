@@ -13,6 +13,10 @@ from dassl.utils import UserError, load_checkpoint, resume_from_checkpoint, save
 from dassl.utils.checkpoint import find_checkpoint, load_state, newest
 
 
+class NonFiniteLoss(UserError, FloatingPointError):
+    """Training has diverged."""
+
+
 class TrainerBase:
     """Keeps named models with their optimizers and schedules, and runs ``run_epoch`` from epoch to epoch."""
 
@@ -58,8 +62,11 @@ class TrainerBase:
     # ---- optimisation ----
 
     def detect_anomaly(self, loss: torch.Tensor) -> None:
+        """Raise :class:`NonFiniteLoss` (a ``FloatingPointError``, as in Dassl) unless the loss is a number."""
         if not torch.isfinite(loss).all():
-            raise FloatingPointError("Loss is infinite or NaN!")
+            raise NonFiniteLoss(
+                f"Loss is infinite or NaN! It happened in epoch {self.epoch + 1}; a smaller OPTIM.LR, or fp32, may help"
+            )
 
     def model_zero_grad(self, names: str | list[str] | None = None) -> None:
         for name in self.get_model_names(names):

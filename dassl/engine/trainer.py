@@ -13,11 +13,13 @@ from yacs.config import CfgNode
 
 from dassl.data import DataManager
 from dassl.evaluation import build_evaluator
-from dassl.utils import AverageMeter, MetricMeter, UserError, load_checkpoint
+from dassl.utils import AverageMeter, MetricMeter, UserError, check_availability, load_checkpoint
 from dassl.utils.checkpoint import BEST
 from dassl.utils.results import END_OF_TRAINING
 
 from .base import TrainerBase
+
+FINAL_MODELS = ("last_step", "best_val")  # which one is evaluated after training
 
 
 class SimpleTrainer(TrainerBase):
@@ -70,10 +72,7 @@ class SimpleTrainer(TrainerBase):
             self.after_train()
 
     def before_train(self) -> None:
-        if self.max_epoch < 1:
-            raise UserError(f"OPTIM.MAX_EPOCH is {self.max_epoch}; it must be at least 1")
-        if self.cfg.TEST.FINAL_MODEL == "best_val":
-            self._loader_of("val")  # refuse now, not after the first epoch
+        self._check_schedule()
         self.start_epoch = self.resume_model_if_exist(self.cfg.RESUME or self.output_dir)
         if self.cfg.RESUME and not self.start_epoch:
             raise UserError(f"there is no checkpoint to resume from in {self.cfg.RESUME}")
@@ -81,6 +80,18 @@ class SimpleTrainer(TrainerBase):
             self._restore_best_result(self.cfg.RESUME or self.output_dir)
         self.init_writer(str(Path(self.output_dir, "tensorboard")))
         self.time_start = time.time()
+
+    def _check_schedule(self) -> None:
+        """Refuse now what would only fail after hours of training."""
+        c = self.cfg
+        for key, value in (("OPTIM.MAX_EPOCH", self.max_epoch), ("TRAIN.PRINT_FREQ", c.TRAIN.PRINT_FREQ)):
+            if value < 1:
+                raise UserError(f"{key} is {value}; it must be at least 1")
+        check_availability(c.TEST.FINAL_MODEL, FINAL_MODELS, "TEST.FINAL_MODEL")
+        if not c.TEST.NO_TEST:
+            self._loader_of(c.TEST.SPLIT)
+            if c.TEST.FINAL_MODEL == "best_val":
+                self._loader_of("val")
 
     def _restore_best_result(self, directory: str) -> None:
         """What a later epoch must beat to become the best."""
@@ -181,4 +192,9 @@ class TrainerX(SimpleTrainer):
         raise NotImplementedError
 
     def parse_batch_train(self, batch: dict) -> tuple[torch.Tensor, ...]:
+        if isinstance(batch["img"], list):
+            views = len(batch["img"])
+            raise UserError(
+                f"DATALOADER.K_TRANSFORMS is {views}, but {type(self).__name__} trains on one view an image"
+            )
         return batch["img"].to(self.device), batch["label"].to(self.device)

@@ -22,7 +22,7 @@ def build_optimizer(
         param_groups: used instead of the model's parameters if given.
 
     Raises:
-        UserError: unknown name, or STAGED_LR without layers to apply it to.
+        UserError: unknown name, values that PyTorch refuses, or STAGED_LR without layers to apply it to.
     """
     c = optim_cfg
     betas = (c.ADAM_BETA1, c.ADAM_BETA2)
@@ -37,7 +37,10 @@ def build_optimizer(
     check_availability(c.NAME, optimizers, "optimizer OPTIM.NAME")
     if param_groups is None:
         param_groups = _staged_groups(model, c) if c.STAGED_LR else _parameters(model)
-    return optimizers[c.NAME](param_groups, lr=c.LR, weight_decay=c.WEIGHT_DECAY)
+    try:
+        return optimizers[c.NAME](param_groups, lr=c.LR, weight_decay=c.WEIGHT_DECAY)
+    except ValueError as error:
+        raise UserError(f"the OPTIM keys do not suit {c.NAME}: {error}") from error
 
 
 def _parameters(model: nn.Module | Iterable) -> Iterable:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import UserError
+from .errors import UserError, reason_of
 from .files import atomic_write
 
 BEST = "model-best.pth.tar"
@@ -52,8 +52,9 @@ def load_checkpoint(fpath: str | os.PathLike) -> dict[str, Any]:
     try:
         checkpoint = torch.load(fpath, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has no error class of its own for a damaged file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{fpath} cannot be read as a checkpoint (truncated or damaged?): {reason}") from error
+        raise UserError(
+            f"{fpath} cannot be read as a checkpoint (truncated or damaged?): {reason_of(error)}"
+        ) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f'{fpath} is not a checkpoint of this framework: it has no "state_dict"')
     return checkpoint

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from functools import wraps
+from pickle import UnpicklingError
 
 
 class UserError(Exception):
@@ -23,6 +24,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     match = get_close_matches(name.lower(), folded, n=1)
     hint = f'did you mean "{folded[match[0]]}"? ' if match else ""
     return f"{hint}Known: {', '.join(known) or 'none'}"
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of an error's message, for a message of ours; its class where it has none."""
+    if isinstance(error, UnpicklingError):  # PyTorch's advice, to load the file without its safeguard, is a bad one
+        return "it is no file of torch.save, or holds more than tensors and plain values"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(":")
 
 
 def command_line(when_stopped: str = "stopped") -> Callable[[Callable], Callable]:

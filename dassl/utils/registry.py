@@ -48,7 +48,8 @@ def check_availability(requested: str | Iterable[str], available: Iterable[str],
     available = list(available)
     for name in tolist_if_not(requested):
         if name not in available:
-            raise UserError(f'unknown {what} "{name}"; {nearest(name, available)}')
+            problem = f'unknown {what} "{name}"' if name else f"no {what} is given"
+            raise UserError(f"{problem}; {nearest(name, available)}")
 
 
 def tolist_if_not(x: Any) -> list:

@@ -8,6 +8,9 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from .errors import UserError
+from .files import read_json
+
 # Both spellings are looked for by parsers in use (CoOp, Dassl, TaskRes, RPO; MaPLe, PromptSRC, KgCoOp, ProGrad).
 END_OF_TRAINING = ("Finish training", "Finished training")
 RESULT = "=> result"
@@ -44,7 +47,7 @@ def read_result(log: Path, keyword: str = "accuracy", test_log: bool = False) ->
     result; with ``test_log`` (an ``--eval-only`` run, which trains nothing) whatever follows ``=> result``.
     Returns None where there is no such line.
     """
-    pattern = re.compile(rf"\* {re.escape(keyword)}: ([\.\deE+-]+)%")
+    pattern = re.compile(rf"\* {re.escape(keyword)}: ([+-]?\d+\.?\d*(?:[eE][+-]?\d+)?)%")
     value, reached = None, False
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
         line = line.strip()
@@ -52,6 +55,14 @@ def read_result(log: Path, keyword: str = "accuracy", test_log: bool = False) ->
         if reached and (match := pattern.search(line)):
             value = float(match.group(1))
     return value
+
+
+def read_record(folder: Path) -> dict:
+    """The record of the run in ``folder``; :class:`UserError` where there is none, or a damaged one."""
+    record = read_json(folder / RECORD)
+    if not isinstance(record, dict):
+        raise UserError(f"{folder / RECORD} is damaged: it is not a record of a run")
+    return record
 
 
 def interval95(values: Sequence[float]) -> float:

@@ -174,6 +174,15 @@ def test_interval_is_students():
     assert np.isnan(interval95([1.0]))
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("98.50", 98.5), ("1e+2", 100.0), ("-0.5", -0.5), ("nan", None), ("5e+-0", None), ("1.2.3", None)],
+)
+def test_a_result_is_a_number(tmp_path, text, value):
+    (tmp_path / "log.txt").write_text(f"=> result\n* accuracy: {text}%\n")
+    assert read_result(tmp_path / "log.txt", test_log=True) == value
+
+
 def test_results_before_the_end_of_training_do_not_count(tmp_path):
     log = tmp_path / "log.txt"
     log.write_text("=> result\n* accuracy: 99.00%\nepoch [1/2]\n")

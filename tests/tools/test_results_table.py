@@ -112,6 +112,14 @@ def test_weights_are_named_and_mixing_them_is_too(study):
     assert "different weights" in (folder / "results.md").read_text()
 
 
+def test_a_damaged_record_is_named(study, capsys):
+    folder = study("CoOp/rn50_1shots", "70.00")
+    for damaged in ("{", "[]"):
+        (folder / "CoOp/rn50_1shots/result.json").write_text(damaged)
+        assert main([str(folder)]) == 2
+        assert "rn50_1shots/result.json" in capsys.readouterr().err
+
+
 def test_nothing_to_read(tmp_path, capsys):
     assert main([str(tmp_path / "absent")]) == 2
     assert "no folder" in capsys.readouterr().err

@@ -46,6 +46,43 @@ def write(tmp_path):
     return call
 
 
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("\xff", ["not YAML"]),
+        ("runs: [", ["not YAML"]),
+        ("- a", ["keys output, runs"]),
+        ("runs: []", ["keys output, runs"]),
+        ("output: out\nruns: 3", ["runs takes a list; got 3"]),
+        ("output: out\nthread: 1\nruns: []", ['did you mean "threads"?']),
+        ("output: out\nruns: [{arguments: a}]", ["run 1 must have the keys folder"]),
+        ("output: out\nruns: [{folder: a, grid: {seed: 3}}]", ["run 1", "seed", "takes a list; got 3"]),
+        ("output: out\nruns: [{folder: 'a{shots}', grid: {seed: [3]}}]", ["a{shots}", "(seed)"]),
+        ('output: out\nruns: [{folder: a, arguments: "--seed \'"}]', ["cannot be split", "quotation"]),
+    ],
+)
+def test_a_sweep_that_is_wrong(tmp_path, capsys, text, parts):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(text, encoding="latin-1")
+    assert main([str(path)]) == 2
+    error = capsys.readouterr().err
+    assert all(part in error for part in parts), error
+    assert main([str(tmp_path / "absent.yaml")]) == 2
+    assert "cannot read" in capsys.readouterr().err
+
+
+def test_a_damaged_record_means_the_run_is_done_again(write, digits_root, tmp_path, capsys):
+    command = [write({"folder": "a", "arguments": f"--trainer ZeroshotCLIP --eval-only {SETTINGS}"})]
+    command += ["--root", str(digits_root), "--jobs", "1"]
+    for damaged in ("{", "[]", "{}"):
+        (tmp_path / "out/a").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out/a/result.json").write_text(damaged)
+        assert main(command) == 0
+        assert "1 runs, 0 finished already" in capsys.readouterr().out
+    assert main(command) == 0
+    assert "1 runs, 1 finished already" in capsys.readouterr().out
+
+
 def test_finished_runs_are_skipped_and_failed_ones_listed(write, digits_root, tmp_path, capsys):
     good = {"folder": "good", "arguments": f"--trainer ZeroshotCLIP --eval-only {SETTINGS}"}
     bad = {"folder": "bad{n}", "arguments": f"--trainer Nothing {SETTINGS}", "grid": {"n": [1, 2]}}
@@ -76,20 +113,3 @@ def test_stopping_says_how_to_go_on(write, monkeypatch, capsys):
     monkeypatch.setattr(sweep, "run_cell", stop)
     assert main([write({"folder": "x"}), "--jobs", "1"]) == 130
     assert "the same command goes on" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("text", "part"),
-    [
-        ("runs: [", "is not YAML"),
-        ("output: x", "runs (a list)"),
-        ("runs: [{arguments: x}]", "folder, arguments and grid"),
-    ],
-)
-def test_a_sweep_that_is_none(tmp_path, capsys, text, part):
-    path = tmp_path / "sweep.yaml"
-    path.write_text(text)
-    assert main([str(path)]) == 2
-    assert part in capsys.readouterr().err
-    assert main([str(tmp_path / "absent.yaml")]) == 2
-    assert "cannot read" in capsys.readouterr().err
