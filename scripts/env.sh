@@ -5,4 +5,5 @@ if [ -z "${VIRTUAL_ENV:-}" ] && [ "${CONDA_DEFAULT_ENV:-base}" = base ]; then
     [ -x .venv/bin/pip ] || "${PYTHON:-python3}" -m venv .venv
     . .venv/bin/activate
 fi
+echo "Checking the packages in requirements.txt; the first time this installs them, which takes a few minutes" >&2
 python -m pip install --quiet --disable-pip-version-check -r requirements.txt
