@@ -13,10 +13,10 @@ import sys
 import time
 from pathlib import Path
 
-from dassl.config import claim_folder, clean_cfg, get_cfg_default, merge_file, merge_options
+from dassl.config import claim_folder, clean_cfg, get_cfg_default, merge_file, merge_options, seed_of_run
 from dassl.utils import UserError, command_line, log_to
 from dassl.utils.logger import set_aside
-from dassl.utils.results import RECORD
+from dassl.utils.results import RECORD, is_finished
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -39,6 +39,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--model-dir", default="", help="with --eval-only: the run whose model is evaluated")
     add("--load-epoch", type=int, help="with --model-dir: the epoch to load; without it the best, else the newest")
     add("--no-train", action="store_true", help="build everything, then stop")
+    add("--skip-finished", action="store_true", help="do nothing if the output directory holds the finished run")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, such as DATASET.NUM_SHOTS 4")
     return parser.parse_args(argv)
 
@@ -58,15 +59,25 @@ def setup_cfg(args: argparse.Namespace):
             merge_file(cfg, path)
     reset_cfg(cfg, args)
     merge_options(cfg, args.opts)
-    TRAINER_REGISTRY.get(cfg.TRAINER.NAME)  # refuse unknown names before anything is written
+    trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)  # refuse unknown names before anything is written
     DATASET_REGISTRY.get(cfg.DATASET.NAME)
     if cfg.SEED < 0:
-        cfg.SEED = time.time_ns() % 2**31
+        earlier = seed_of_run(cfg.OUTPUT_DIR)
+        cfg.SEED = time.time_ns() % 2**31 if earlier is None else earlier
     if cfg.SEED >= 2**63:
         raise UserError(f"the seed {cfg.SEED} is too large; PyTorch takes up to {2**63 - 1}")
-    clean_cfg(cfg, cfg.TRAINER.NAME)
+    clean_cfg(cfg, cfg.TRAINER.NAME, keep=nodes_of(trainer))
     cfg.freeze()
     return cfg
+
+
+def nodes_of(trainer: type) -> set[str]:
+    """The nodes below TRAINER that a trainer reads: its own, and those of the trainers it builds on."""
+    probe = get_cfg_default()
+    for base in trainer.__mro__:
+        if hasattr(base, "extend_cfg"):
+            base.extend_cfg(probe)
+    return set(probe.TRAINER)
 
 
 def reset_cfg(cfg, args: argparse.Namespace) -> None:
@@ -112,7 +123,7 @@ def run(cfg, args: argparse.Namespace, command: list[str]) -> None:
     print(f"** System info **\n{collect_env_info()}\n")
     print(f"Setting fixed seed: {cfg.SEED}")
     set_random_seed(cfg.SEED)
-    torch.backends.cudnn.deterministic = True  # the same command gives the same result on a GPU too
+    torch.backends.cudnn.deterministic = True  # no other convolutions from one run to the next
     trainer = build_trainer(cfg)
     if args.eval_only:
         if trainer.get_model_names() and not args.model_dir and not cfg.MODEL.INIT_WEIGHTS:
@@ -127,16 +138,22 @@ def run(cfg, args: argparse.Namespace, command: list[str]) -> None:
         write_record(trainer, time.time() - start, command)
 
 
-@command_line("stopped; the same command goes on from the last checkpoint")
+@command_line("stopped; the same command goes on from the last checkpoint (TRAIN.CHECKPOINT_FREQ), or else begins anew")
 def main(argv: list[str] | None = None) -> None:
     """Run the command line; returns the exit code."""
-    args = parse_args(argv)
+    command = sys.argv[1:] if argv is None else argv
+    args = parse_args(command)
+    if args.skip_finished:
+        command = [word for word in command if word != "--skip-finished"]
+        if is_finished(args.output_dir, command):
+            print(f"finished already: {args.output_dir}")
+            return
     cfg = setup_cfg(args)
     if not args.eval_only:
         claim_folder(cfg)
     with log_to(cfg.OUTPUT_DIR):
         set_aside(Path(cfg.OUTPUT_DIR, RECORD))
-        run(cfg, args, sys.argv[1:] if argv is None else argv)
+        run(cfg, args, command)
 
 
 if __name__ == "__main__":

@@ -95,8 +95,12 @@ def read_classnames(path: Path) -> dict[str, str]:
             f"no {path}: it names the class folders, one a line (n01440764 tench). "
             f"tools/fix_imagenet.py --root {path.parent.parent} writes it for ImageNet's folders"
         )
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Notepad puts a mark before the first line
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error}") from error
     names = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         folder, _, name = line.strip().partition(" ")

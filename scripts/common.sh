@@ -1,16 +1,18 @@
-# Sourced by the scripts that start runs. From the environment: DATA (./data), OUTPUT (./output).
+# Sourced by the scripts that start runs, after their cd to the repository. From the environment: DATA (./data) and
+# OUTPUT (./output); if given and relative, they are taken from the folder in which the script was called.
 . scripts/env.sh
-DATA=${DATA:-./data}
-OUTPUT=${OUTPUT:-./output}
+from_caller() {
+    case $1 in
+        /* | [A-Za-z]:*) echo "$1" ;;
+        *) echo "$OLDPWD/$1" ;;
+    esac
+}
+DATA=$([ -z "${DATA:-}" ] && echo ./data || from_caller "$DATA")
+OUTPUT=$([ -z "${OUTPUT:-}" ] && echo ./output || from_caller "$OUTPUT")
 
-# run DIR ARGUMENTS...: train.py into DIR, unless a finished run is there. train.py writes result.json last, so a run
-# that crashed half way has none and is done again.
+# run DIR ARGUMENTS...: train.py into DIR, unless the finished run of the same command is there.
 run() {
     local dir=$1
     shift
-    if [ -f "$dir/result.json" ]; then
-        echo "finished already: $dir"
-    else
-        python train.py --root "$DATA" --output-dir "$dir" "$@"
-    fi
+    python train.py --skip-finished --root "$DATA" --output-dir "$dir" "$@"
 }

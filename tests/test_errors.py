@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,11 @@ def refused(result, *parts: object) -> None:
         (["DATASET.NAME", "Digit"], ['unknown dataset "Digit"', 'did you mean "Digits"?']),
         (["MODEL.BACKBONE.NAME", "RN5O"], ['"RN5O"', 'did you mean "RN50"?', "ViT-L/14@336px", "tiny"]),
         (["TRAINER.COOP.NCTX", "4"], ['unknown config key "TRAINER.COOP.NCTX"', 'did you mean "TRAINER.COOP.N_CTX"?']),
+        (["OPTIM.LR", "None"], ["OPTIM.LR", "a number", "'None'"]),
+        (["INPUT.TRANSFORMS", "(1,)"], ["INPUT.TRANSFORMS", '"1"']),
+        (["INPUT.SIZE", "(32,)"], ["INPUT.SIZE is (32,)"]),
+        (["INPUT.GB_K", "2"], ["INPUT keys do not suit"]),
+        (["TRAINER.COOP.CTX_INIT", "_"], ["CTX_INIT", "no words"]),
         (["OPTIM.LR", "fast"], ["OPTIM.LR", "a number", "'fast'"]),
         (["DATASET.NUM_SHOTS", "2.5"], ["DATASET.NUM_SHOTS", "a whole number"]),
         (["OPTIM.LR"], ["KEY VALUE", '"OPTIM.LR"']),
@@ -150,6 +156,24 @@ def test_a_whole_small_imagenet_runs(imagenet):
 def test_no_data_root(imagenet, imagenet_root):
     shutil.rmtree(imagenet_root)
     refused(imagenet(), imagenet_root / "imagenet/images/train", "--root", "tools/prepare_imagenette.py")
+
+
+def test_classnames_in_another_encoding(imagenet, imagenet_root):
+    path = imagenet_root / "imagenet/classnames.txt"
+    text = "".join(f"{wnid} 鱼 {name}\n" for wnid, name in WNIDS.items())
+    path.write_bytes(text.encode("gbk"))
+    refused(imagenet(), path, "not UTF-8")
+    path.write_bytes(text.encode("utf-8-sig"))
+    assert imagenet().code == 0
+
+
+def test_a_log_goes_on_where_the_console_cannot_show_a_letter(tmp_path):
+    command = "import train, sys; sys.exit(train.main(['--trainer', '鱼']))"
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    result = subprocess.run([sys.executable, "-c", command], cwd=REPOSITORY, env=environment, capture_output=True)
+    assert result.returncode == 2
+    assert b"Traceback" not in result.stderr
+    assert rb'unknown trainer "\u9c7c"' in result.stderr
 
 
 def test_no_classnames(imagenet, imagenet_root):

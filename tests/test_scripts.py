@@ -55,7 +55,10 @@ def test_main_and_eval_and_zeroshot(bash, tmp_path):
     run = out / "digits/CoOp/tiny_1shots/nctx4_cscFalse_ctpend/seed1"
     assert "* accuracy: " in (run / "log.txt").read_text()
     assert "finished already" in bash(*main, SEEDS="1").stdout
-    result = bash("coop/zeroshot.sh", "digits", "tiny")
+    changed = bash(*main[:-1], "2", SEEDS="1")
+    assert changed.returncode == 2
+    assert "OPTIM.MAX_EPOCH 1 -> 2" in changed.stderr
+    result = bash("coop/zeroshot.sh", "digits", "tiny", OUTPUT="out put")  # from the folder of the call
     assert result.returncode == 0, result.stderr
     assert (out / "digits/ZeroshotCLIP/tiny/result.json").is_file()
     (out / "imagenet").symlink_to(out / "digits")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+import time
 
 import pytest
 import torch
+from yacs.config import CfgNode
 
+from dassl.engine import TRAINER_REGISTRY
 from dassl.utils.results import END_OF_TRAINING
 from tests.common import assert_same_tensors, tensors
+from trainers.coop import CoOp
 
 TEST_SCANS = 896
 SHORT = ("DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 3)
@@ -153,6 +158,76 @@ def test_other_settings_do_not_go_on_from_a_runs_checkpoints(run):
     assert run(*SHORT, "TRAIN.PRINT_FREQ", 1).code == 0
     longer = run("--resume", first.folder, *SHORT, "OPTIM.MAX_EPOCH", 4, out="longer")
     assert re.findall(r"epoch \[\d/4\]", longer.log) == ["epoch [4/4]"]
+
+
+def test_nothing_makes_old_checkpoints_pass_for_a_run_with_other_settings(run, tmp_path):
+    first = run(*SHORT)
+    other = ("DATASET.NUM_SHOTS", 4)
+    assert "no checkpoint to resume from" in run("--resume", tmp_path / "absent", *SHORT, *other).error
+    assert "DATASET.NUM_SHOTS 2 -> 4." in run(*SHORT, *other).error
+    second = run(*SHORT, out="second")
+    assert "did not go on from" in run("--resume", second.folder, *SHORT, *other).error
+    (first.folder / "config.yaml").unlink()
+    assert "no config.yaml that tells their settings" in run(*SHORT).error
+
+
+def test_the_same_command_without_a_seed_goes_on_with_the_seed_it_drew(run):
+    first, second = run(*SHORT, seed=-1).record, run(*SHORT, seed=-1)
+    assert second.code == 0
+    assert second.record["seed"] == first["seed"]
+    assert second.record["accuracy"] == first["accuracy"]
+    assert run(*SHORT, seed=-1, out="other").record["seed"] != first["seed"]
+
+
+def test_a_finished_run_of_the_same_command_is_skipped_if_asked_for(run, tmp_path):
+    config = tmp_path / "more.yaml"
+    config.write_text("TRAIN:\n  PRINT_FREQ: 1\n")
+    command = (
+        "--skip-finished",
+        "--config-file",
+        config,
+        "INPUT.SIZE",
+        "(32, 32)",
+        "MODEL.BACKBONE.NAME",
+        "tiny",
+        *SHORT,
+    )
+    first = run(*command)
+    log = first.folder / "log.txt"
+    assert "--skip-finished" not in first.record["command"]
+
+    def is_done_again(*arguments):
+        before = log.stat().st_mtime_ns
+        assert run(*arguments).code == 0
+        return log.stat().st_mtime_ns != before
+
+    assert not is_done_again(*command)
+    assert is_done_again(*command, "TEST.PER_CLASS_RESULT", "True")
+    assert is_done_again(*command)
+    os.utime(config, (time.time() + 10, time.time() + 10))
+    assert is_done_again(*command)
+
+
+def test_a_trainer_that_builds_on_coop_keeps_its_settings(run):
+    @TRAINER_REGISTRY.register(force=True)
+    class CoOpChild(CoOp):
+        @classmethod
+        def extend_cfg(cls, cfg):
+            cfg.TRAINER.COOPCHILD = CfgNode({"WEIGHT": 1.0})
+
+    result = run(*SHORT, "TRAINER.COOP.N_CTX", 2, trainer="CoOpChild")
+    assert result.code == 0
+    assert set(result.record["config"]["TRAINER"]) == {"NAME", "COOP", "COOPCHILD"}
+    assert result.record["trainable_parameters"] == 2 * 128
+
+
+def test_initial_weights_of_another_shape_are_refused(run):
+    four = run(*SHORT, "TRAINER.COOP.N_CTX", 4, out="four")
+    start = ("MODEL.INIT_WEIGHTS", four.checkpoint(3))
+    result = run("--eval-only", *SHORT, *start)
+    assert result.code == 2
+    assert "ctx (16, 128)" in result.error
+    assert run("--eval-only", *SHORT, *start, "TRAINER.COOP.N_CTX", 4).accuracy == four.accuracy
 
 
 def test_best_val_is_chosen_on_training_images_and_deployed(run):

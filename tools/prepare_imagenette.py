@@ -14,6 +14,7 @@ import os
 import sys
 import tarfile
 import tempfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -44,17 +45,30 @@ def image_members(archive: tarfile.TarFile) -> list[tuple[tarfile.TarInfo, PureP
 
     Raises:
         UserError: an entry is a link or device, or lies outside the archive's folder.
+        tarfile.ReadError: the archive is cut off or damaged.
     """
     members = []
     for member in archive:
         path = PurePosixPath(member.name)
-        if path.is_absolute() or ".." in path.parts or not (member.isfile() or member.isdir()):
+        outside = path.is_absolute() or ".." in path.parts or set(member.name) & {"\\", ":"}  # Windows' separators
+        if outside or not (member.isfile() or member.isdir()):
             raise UserError(f"{archive.name} has an entry that does not belong in an archive of images: {member.name}")
         if member.isfile() and len(path.parts) == 4 and path.parts[1] in ("train", "val"):
             members.append((member, PurePosixPath(*path.parts[1:])))
+    _check_end(archive)
     if not members:
         raise UserError(f"{archive.name} holds no <folder>/{{train,val}}/<wnid>/<image>: is it ImageNette?")
     return members
+
+
+def _check_end(archive: tarfile.TarFile) -> None:
+    """Raise ``tarfile.ReadError`` unless the archive ends as tar archives do; tarfile takes any cut for the end."""
+    archive.fileobj.seek(archive.offset)
+    block = archive.fileobj.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE or any(block):
+        raise tarfile.ReadError("it breaks off, or is damaged, in the middle")
+    while archive.fileobj.read(1 << 20):  # to the end, where gzip compares its checksum
+        pass
 
 
 def unpack(archive_path: Path, images: Path) -> None:
@@ -73,7 +87,7 @@ def unpack(archive_path: Path, images: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(archive.extractfile(member).read())
             os.rename(Path(temporary, "images"), images)
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, zlib.error) as error:
         raise UserError(f"{archive_path} is not a whole tar archive: {reason_of(error)}") from error
     except OSError as error:
         raise UserError(f"cannot unpack {archive_path} to {images}: {error.strerror or error}") from error

@@ -18,6 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dassl.config.merge import leaves
 from dassl.utils import UserError, atomic_write, command_line, nearest
 from dassl.utils.results import RECORD, interval95, read_record, read_result
 
@@ -50,9 +51,12 @@ class Cell:
         return f"{self.mean:.2f}{spread}"
 
 
-def read_cell(folder: Path, evaluated_only: bool) -> Cell:
-    """The runs in ``folder``: those in its seed folders, or the one in the folder itself."""
-    cell = Cell()
+def read_cell(folder: Path, shots: int, n_ctx: int | None) -> Cell:
+    """The runs in ``folder``: those in its seed folders, or the one in the folder itself.
+
+    A run whose record tells of other settings than the cell's (``n_ctx`` None: zero-shot) is not taken.
+    """
+    cell, evaluated_only = Cell(), n_ctx is None
     for run in sorted(folder.glob("seed*")) or [folder]:
         log = run / "log.txt"
         if not log.is_file():
@@ -62,10 +66,26 @@ def read_cell(folder: Path, evaluated_only: bool) -> Cell:
         if accuracy is None:
             cell.missing.append(f"{run}: {'no result in the log' if evaluated_only else 'the run has not ended'}")
             continue
-        cell.accuracies.append(accuracy)
         if (run / RECORD).is_file():
-            cell.weights.add(_weights(read_record(run)))
+            record = read_record(run)
+            if reason := _misplaced(record, shots, n_ctx):
+                cell.missing.append(f"{run}: {reason}")
+                continue
+            cell.weights.add(_weights(record))
+        cell.accuracies.append(accuracy)
     return cell
+
+
+def _misplaced(record: dict, shots: int, n_ctx: int | None) -> str:
+    """Why a run does not belong in the cell that its folder names; empty if it does."""
+    leaves_of = dict(leaves(record.get("config") or {}))
+    expected = {"TEST.SPLIT": "test"}
+    if n_ctx is not None:
+        expected["DATASET.NUM_SHOTS"] = shots
+        if not leaves_of.get("TRAINER.COOP.CTX_INIT"):  # its words set the number of tokens
+            expected["TRAINER.COOP.N_CTX"] = n_ctx
+    wrong = [f"{key} {leaves_of[key]}" for key, value in expected.items() if leaves_of.get(key, value) != value]
+    return f"its record says {', '.join(wrong)}" if wrong else ""
 
 
 def _weights(record: dict) -> str:
@@ -90,13 +110,13 @@ def collect(folder: Path, config: str) -> dict[tuple[str, int], Cell]:
     """(row, shots) -> cell, for every cell of the table."""
     zero = folder / "ZeroshotCLIP"
     zero = zero / config if (zero / config).is_dir() else zero
-    cells = {(ZERO_SHOT, 0): read_cell(zero, evaluated_only=True)}
+    cells = {(ZERO_SHOT, 0): read_cell(zero, 0, None)}
     for row, n_ctx in ROWS.items():
         for shots in SHOTS[1:] if n_ctx else ():
             name = f"{config}_{shots}shots"
             run = folder / "CoOp" / (name if n_ctx == STANDARD else f"{name}_ctx{n_ctx}")
             variant = folder / "CoOp" / name / VARIANT.format(n_ctx)
-            cells[row, shots] = read_cell(variant if variant.is_dir() else run, evaluated_only=False)
+            cells[row, shots] = read_cell(variant if any(variant.glob("seed*/log.txt")) else run, shots, n_ctx)
     return cells
 
 
@@ -163,7 +183,8 @@ def plot(cells: dict[tuple[str, int], Cell], title: str, file) -> None:
             axes.errorbar(shots, [c.mean for c in done], yerr=spread, marker="o", capsize=3, label=label)
     axes.set_xscale("log", base=2)
     axes.set_xticks(SHOTS[1:], [str(s) for s in SHOTS[1:]])
-    axes.set(xlabel="training images per class (shots)", ylabel="test accuracy (%)", title=title)
+    axes.set(xlabel="training images per class (shots)", ylabel="test accuracy (%)")
+    axes.set_title(title, parse_math=False)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(file, format="png", dpi=150)

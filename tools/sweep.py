@@ -4,8 +4,8 @@
     python tools/sweep.py configs/sweeps/digits.yaml --seeds 1,2,3 --jobs 4
     python tools/sweep.py configs/sweeps/digits.yaml OPTIM.MAX_EPOCH 50       # KEY VALUE pairs go to every run
 
-Runs that are finished (their result.json is of the same command) are skipped, so a sweep that was stopped goes on. A
-run that fails is listed at the end, and the exit code is 1.
+Runs that are finished (their result.json is of the same command, and newer than its config files) are skipped, so a
+sweep that was stopped goes on. A run that fails is listed at the end, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -30,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import yaml
 
 from dassl.utils import UserError, check_availability, command_line
-from dassl.utils.results import read_record
+from dassl.utils.results import is_finished, read_record
 
 # The keys of a sweep and of a run in it, with the type of their values; those that must be there.
 KEYS = {"output": str, "threads": int, "arguments": str, "runs": list}
@@ -48,10 +49,7 @@ class Cell:
     @property
     def finished(self) -> bool:
         """Whether its folder holds the record of a run with these very arguments."""
-        try:
-            return read_record(self.folder).get("command") == list(self.arguments)
-        except UserError:  # absent or damaged: the run is done again
-            return False
+        return is_finished(self.folder, self.arguments)
 
 
 def read_sweep(path: Path) -> dict:
@@ -146,7 +144,8 @@ def run_all(cells: list[Cell], jobs: int, threads: int) -> Iterator[tuple[Cell, 
     try:
         futures = {pool.submit(run_cell, cell, threads): cell for cell in cells}
         for future in as_completed(futures):
-            yield futures[future], future.result()
+            broken = isinstance(future.exception(), BrokenProcessPool)
+            yield futures[future], "its process was killed (out of memory?)" if broken else future.result()
     finally:
         pool.shutdown(cancel_futures=True)
 

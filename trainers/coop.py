@@ -142,6 +142,8 @@ class CoOp(CLIPTrainer):
         check_availability(node.CLASS_TOKEN_POSITION, POSITIONS, "TRAINER.COOP.CLASS_TOKEN_POSITION")
         if not node.CTX_INIT and node.N_CTX < 1:
             raise UserError(f"TRAINER.COOP.N_CTX is {node.N_CTX}; there must be at least 1 context token")
+        if node.CTX_INIT and not token_count(readable(node.CTX_INIT)):
+            raise UserError(f'TRAINER.COOP.CTX_INIT "{node.CTX_INIT}" has no words to start from')
 
     def build_model(self) -> None:
         node = self.cfg.TRAINER.COOP

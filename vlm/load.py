@@ -8,7 +8,6 @@ import zipfile
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from dassl.utils import UserError, check_availability, download, reason_of
@@ -63,7 +62,12 @@ def read_weights(name: str, weights: str = "") -> dict[str, torch.Tensor]:
     if name == TINY:
         return load_tiny()
     check_availability(name, BACKBONES, "backbone (MODEL.BACKBONE.NAME)")
-    return read_state_dict(openai_file(name))
+    return read_state_dict(openai_file(name), published=True)
+
+
+def checksum_in(url: str) -> str:
+    """The SHA-256 of a file that OpenAI published, which stands in its address."""
+    return url.split("/")[-2]
 
 
 def openai_file(name: str) -> Path:
@@ -73,7 +77,7 @@ def openai_file(name: str) -> Path:
         UserError: it is neither there nor to be had.
     """
     url = openai.URLS[name]
-    checksum = url.split("/")[-2]
+    checksum = checksum_in(url)
     path = CACHE / url.rpartition("/")[2]
     if path.is_file() and file_digest(path) == checksum:
         return path
@@ -90,11 +94,15 @@ def openai_file(name: str) -> Path:
         ) from error
 
 
-def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors in a file of weights, on the CPU. No code in the file is run.
+def read_state_dict(path: Path, published: bool = False) -> dict[str, torch.Tensor]:
+    """The tensors in a file of weights, on the CPU.
+
+    No foreign code is run: a TorchScript archive, which holds code, is opened if it is one of OpenAI's only
+    (``published``: its checksum has been compared already).
 
     Raises:
-        UserError: the file is absent, or cannot be read as any of the three formats.
+        UserError: the file is absent, cannot be read as any of the three formats, or is a TorchScript archive of
+            somebody else.
     """
     if not path.is_file():
         raise UserError(f"no weights file {path} (MODEL.BACKBONE.WEIGHTS)")
@@ -102,17 +110,25 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             state_dict = load_file(path)
         elif _is_torchscript(path):
+            if not published and file_digest(path) not in {checksum_in(url) for url in openai.URLS.values()}:
+                raise UserError(
+                    f"{path} is a TorchScript archive, which can hold any code, and none that OpenAI published. If you "
+                    "trust it, save its weights alone: torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)"
+                )
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # torch.jit is to go; OpenAI's files are in its format
                 state_dict = torch.jit.load(path, map_location="cpu").state_dict()
         else:
             state_dict = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, Exception) as error:  # torch raises whatever its readers meet in a damaged file
+    except UserError:
+        raise
+    except Exception as error:  # torch raises whatever its readers meet in a damaged file
         raise UserError(f"{path} cannot be read as weights (truncated or damaged?): {reason_of(error)}") from error
-    state_dict = state_dict.get("state_dict", state_dict)
-    if not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
-        raise UserError(f"{path} is not a state dict: it holds more than tensors")
-    return dict(state_dict)
+    if isinstance(state_dict, dict):
+        state_dict = state_dict.get("state_dict", state_dict)
+    if not isinstance(state_dict, dict) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
+        raise UserError(f"{path} is not a state dict: it holds something else than named tensors")
+    return {key: value for key, value in state_dict.items() if key not in openai.NO_WEIGHTS}
 
 
 def _is_torchscript(path: Path) -> bool:

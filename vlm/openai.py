@@ -10,4 +10,7 @@ with warnings.catch_warnings():
     from clip.clip import tokenize
     from clip.model import CLIP, build_model, convert_weights
 
-__all__ = ["CLIP", "URLS", "build_model", "convert_weights", "tokenize", "tokenizer"]
+# What OpenAI's archives hold beside the weights: three numbers, which build_model reads off the weights itself.
+NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
+
+__all__ = ["CLIP", "NO_WEIGHTS", "URLS", "build_model", "convert_weights", "tokenize", "tokenizer"]

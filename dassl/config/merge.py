@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,8 @@ def _set(cfg: CN, key: str, value: Any, source: str) -> None:
     if isinstance(old, float) and isinstance(CN._decode_cfg_value(value), int) and not _is_bool(value):
         value = float(value)  # OPTIM.LR 1 means 1.0
     try:
+        if CN._decode_cfg_value(value) is None:  # yacs would take it
+            raise ValueError
         cfg.merge_from_list([key, value])
     except (ValueError, AssertionError) as error:
         raise UserError(f"{key} in {source} takes {_KINDS[type(old)]}, like {old!r}; got {value!r}") from error
@@ -88,10 +90,13 @@ def _nearest_key(key: str, known: dict[str, Any]) -> str:
     return hint or "dassl/config/defaults.py lists the keys"
 
 
-def clean_cfg(cfg: CN, trainer: str) -> None:
-    """Drop the nodes of the trainers that are not in use, so the printed config shows what counts."""
+def clean_cfg(cfg: CN, trainer: str, keep: Collection[str] = ()) -> None:
+    """Drop the nodes of the trainers that are not in use, so the printed config shows what counts.
+
+    ``keep`` names further nodes that the trainer reads, such as that of the method it builds on.
+    """
     for key in list(cfg.TRAINER):
-        if key not in ("NAME", trainer.upper()):
+        if key not in ("NAME", *keep) and key.upper() != trainer.upper():
             cfg.TRAINER.pop(key)
 
 

@@ -30,19 +30,39 @@ def claim_folder(cfg: CN) -> None:
     """Write ``config.yaml`` to the output directory of a run that is about to train.
 
     Raises:
-        UserError: checkpoints of a run with other settings are there, and it would go on from them. RESUME, which
-            names a run to go on from, is taken as knowing what one does.
+        UserError: the run would go on from checkpoints of a run with other settings, or of unknown ones. RESUME,
+            which names a run to go on from, is taken as knowing what one does; it must hold checkpoints, and the
+            output directory none but its own.
     """
     folder = Path(cfg.OUTPUT_DIR)
     path = folder / FILE
-    continues = path.is_file() and any(folder.glob("*/checkpoint")) and not cfg.RESUME
-    if continues and (changed := _differences(_read(path), yaml.safe_load(cfg.dump()))):
-        raise UserError(
-            f"{folder} holds the checkpoints of a run with other settings: {'; '.join(changed)}. Choose another "
-            "--output-dir, remove that folder, or go on from that run with --resume"
-        )
+    if cfg.RESUME and not _has_checkpoints(Path(cfg.RESUME)):
+        raise UserError(f"there is no checkpoint to resume from in {cfg.RESUME}")
+    if _has_checkpoints(folder) and folder.resolve() != Path(cfg.RESUME or "/").resolve():
+        _check_same_settings(folder, cfg)
     with atomic_write(path) as file:
         file.write(cfg.dump())
+
+
+def seed_of_run(folder: str) -> int | None:
+    """The seed of the run in ``folder``, which the same command without a seed goes on with; None if there is none."""
+    path = Path(folder, FILE)
+    return _read(path).get("SEED") if path.is_file() and _has_checkpoints(path.parent) else None
+
+
+def _has_checkpoints(folder: Path) -> bool:
+    return any(folder.glob("*/checkpoint"))
+
+
+def _check_same_settings(folder: Path, cfg: CN) -> None:
+    mend = "Choose another --output-dir, remove that folder, or go on from that run with --resume"
+    if not (folder / FILE).is_file():
+        raise UserError(f"{folder} holds checkpoints, but no {FILE} that tells their settings. {mend}")
+    saved = _read(folder / FILE)
+    if cfg.RESUME and saved.get("RESUME") != cfg.RESUME:
+        raise UserError(f"{folder} holds the checkpoints of a run that did not go on from {cfg.RESUME}. {mend}")
+    if changed := _differences(saved, yaml.safe_load(cfg.dump())):
+        raise UserError(f"{folder} holds the checkpoints of a run with other settings: {'; '.join(changed)}. {mend}")
 
 
 def _read(path: Path) -> dict:

@@ -79,7 +79,7 @@ class DatasetWrapper(Dataset):
 
     def _name(self, item: Datum) -> str:
         """The image's path below the data root, so that moved data gives the same draws."""
-        return os.path.relpath(item.impath, self.cfg.DATASET.ROOT).replace(os.sep, "/")
+        return os.path.relpath(item.impath, os.path.expanduser(self.cfg.DATASET.ROOT)).replace(os.sep, "/")
 
     def _transform(self, img0) -> dict:
         if self.transform is None:

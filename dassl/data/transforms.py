@@ -117,14 +117,19 @@ def build_transform(cfg: CfgNode, is_train: bool = True, choices: tuple[str, ...
         choices: names to use instead of INPUT.TRANSFORMS.
 
     Raises:
-        UserError: an unknown transform or interpolation, or a mean or deviation that is not of three channels.
+        UserError: an unknown transform or interpolation, or values that they cannot take.
     """
     c = cfg.INPUT
     if c.NO_TRANSFORM:
         print("Note: no transform is applied!")
         return None
     choices = tuple(c.TRANSFORMS if choices is None else choices)
-    on_pictures, on_tensors = _on_pictures(c), _on_tensors(c)
+    if len(c.SIZE) != 2 or not all(isinstance(edge, int) and edge > 0 for edge in c.SIZE):
+        raise UserError(f"INPUT.SIZE is {tuple(c.SIZE)}; it must be two numbers of pixels, such as (224, 224)")
+    try:
+        on_pictures, on_tensors = _on_pictures(c), _on_tensors(c)
+    except (ValueError, TypeError, IndexError) as error:
+        raise UserError(f"the INPUT keys do not suit the transforms: {error}") from error
     check_availability(choices, [*on_pictures, *on_tensors], "transform (INPUT.TRANSFORMS)")
     if is_train:
         steps = [step for name, step in on_pictures.items() if name in choices]

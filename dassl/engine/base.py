@@ -9,7 +9,14 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from dassl.utils import UserError, load_checkpoint, resume_from_checkpoint, save_checkpoint, tolist_if_not
+from dassl.utils import (
+    UserError,
+    load_checkpoint,
+    mkdir_if_missing,
+    resume_from_checkpoint,
+    save_checkpoint,
+    tolist_if_not,
+)
 from dassl.utils.checkpoint import find_checkpoint, load_state, newest
 
 
@@ -126,11 +133,12 @@ class TrainerBase:
             print("No checkpoint found, train from scratch")
             return 0
         print(f"Found checkpoint at {directory} (will resume training)")
-        epochs = [
-            resume_from_checkpoint(Path(directory, name), self._models[name], self._optims[name], self._scheds[name])
-            for name in names
-        ]
-        return epochs[0]
+        # A run that was killed between the checkpoints of two models goes on from the last epoch that both have.
+        epoch = min(load_checkpoint(newest(Path(directory, name)))["epoch"] for name in names)
+        for name in names:
+            parts = self._models[name], self._optims[name], self._scheds[name]
+            resume_from_checkpoint(Path(directory, name), *parts, epoch=epoch)
+        return epoch
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Load every registered model: that of ``epoch``, else the best on validation, else the newest.
@@ -156,6 +164,7 @@ class TrainerBase:
             from torch.utils.tensorboard import SummaryWriter
 
             print(f"Initialize tensorboard (log_dir={log_dir})")
+            mkdir_if_missing(log_dir)
             self._writer = SummaryWriter(log_dir=log_dir)
 
     def close_writer(self) -> None:

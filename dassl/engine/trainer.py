@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 
 from dassl.data import DataManager
 from dassl.evaluation import build_evaluator
-from dassl.utils import AverageMeter, MetricMeter, UserError, check_availability, load_checkpoint
+from dassl.utils import AverageMeter, MetricMeter, UserError, check_availability, load_checkpoint, save_checkpoint
 from dassl.utils.checkpoint import BEST
 from dassl.utils.results import END_OF_TRAINING
 
@@ -94,10 +94,19 @@ class SimpleTrainer(TrainerBase):
                 self._loader_of("val")
 
     def _restore_best_result(self, directory: str) -> None:
-        """What a later epoch must beat to become the best."""
-        path = Path(directory, self.get_model_names()[0], BEST)
-        if path.is_file():
-            self.best_result = load_checkpoint(path).get("val_result") or self.best_result
+        """What a later epoch must beat to become the best; the best so far comes along from another run's folder."""
+        for name in self.get_model_names():
+            path = Path(directory, name, BEST)
+            if path.is_file():
+                best = load_checkpoint(path)
+                self.best_result = best.get("val_result") or self.best_result
+                if path.resolve() != Path(self.output_dir, name, BEST).resolve():
+                    save_checkpoint(best, Path(self.output_dir, name), model_name=BEST)
+
+    def _require_best(self) -> None:
+        for name in self.get_model_names():
+            if not (path := Path(self.output_dir, name, BEST)).is_file():
+                raise UserError(f"TEST.FINAL_MODEL is best_val, but the run kept no {path}: it was trained without")
 
     def after_train(self) -> None:
         print("\n".join(END_OF_TRAINING))
@@ -105,6 +114,7 @@ class SimpleTrainer(TrainerBase):
         if not self.cfg.TEST.NO_TEST:
             if self.cfg.TEST.FINAL_MODEL == "best_val":
                 print("Deploy the model with the best val performance")
+                self._require_best()
                 self.load_model(self.output_dir)
             else:
                 print("Deploy the last-epoch model")

@@ -72,7 +72,7 @@ def load_state(model: nn.Module, state_dict: dict[str, torch.Tensor], source: st
 def newest(save_dir: str | os.PathLike) -> Path | None:
     """The checkpoint that the file ``checkpoint`` in ``save_dir`` names, or None."""
     pointer = Path(save_dir, "checkpoint")
-    return Path(save_dir, Path(pointer.read_text().strip()).name) if pointer.is_file() else None
+    return Path(save_dir, Path(pointer.read_text(errors="replace").strip()).name) if pointer.is_file() else None
 
 
 def find_checkpoint(save_dir: str | os.PathLike, epoch: int | None = None) -> Path:
@@ -93,14 +93,24 @@ def find_checkpoint(save_dir: str | os.PathLike, epoch: int | None = None) -> Pa
     raise UserError(f"no {wanted} in {save_dir} ({have})")
 
 
-def resume_from_checkpoint(fdir: str | os.PathLike, model: nn.Module, optimizer=None, scheduler=None) -> int:
-    """Load the newest checkpoint in ``fdir`` into the model, optimizer and scheduler; returns the epoch to start at."""
+def resume_from_checkpoint(
+    fdir: str | os.PathLike, model: nn.Module, optimizer=None, scheduler=None, epoch: int | None = None
+) -> int:
+    """Load the newest checkpoint in ``fdir``, or that of ``epoch`` if the newest is a later one, into the model,
+    optimizer and scheduler; returns the epoch to start at."""
     path = newest(fdir)
     if path is None:
         raise UserError(f"no checkpoint to resume from in {fdir}")
-    print(f'Loading checkpoint from "{path}"')
     checkpoint = load_checkpoint(path)
+    if epoch is not None and checkpoint["epoch"] != epoch:
+        path = find_checkpoint(fdir, epoch)
+        checkpoint = load_checkpoint(path)
+    if not isinstance(checkpoint.get("epoch"), int):
+        raise UserError(f"{path} does not say after which epoch it was saved; a run cannot go on from it")
+    print(f'Loading checkpoint from "{path}"')
     load_state(model, checkpoint["state_dict"], path)
+    if optimizer is not None and checkpoint.get("optimizer") is not None:
+        _check_same_optimizer(optimizer, checkpoint["optimizer"], path)
     for part, key in ((optimizer, "optimizer"), (scheduler, "scheduler")):
         if part is not None and checkpoint.get(key) is not None:
             part.load_state_dict(checkpoint[key])
@@ -108,13 +118,26 @@ def resume_from_checkpoint(fdir: str | os.PathLike, model: nn.Module, optimizer=
     return checkpoint["epoch"]
 
 
+def _check_same_optimizer(optimizer: torch.optim.Optimizer, saved: dict, path: Path) -> None:
+    """Raise :class:`UserError` where loading would put other settings in place of the optimizer's own."""
+    for now, then in zip(optimizer.param_groups, saved["param_groups"], strict=False):
+        for key in ("initial_lr", "weight_decay", "momentum", "dampening", "nesterov", "betas", "amsgrad", "alpha"):
+            if now.get(key) != then.get(key):
+                raise UserError(
+                    f"{path} was trained with {key} {then.get(key)}, but OPTIM now says {now.get(key)}: a run goes on "
+                    "with the optimizer it began with. To begin anew from its weights, use MODEL.INIT_WEIGHTS"
+                )
+
+
 def load_pretrained_weights(model: nn.Module, weight_path: str | os.PathLike) -> None:
     """Load the weights whose names and shapes match the model's; the others are listed and left as they are."""
     state_dict = {k.removeprefix("module."): v for k, v in load_checkpoint(weight_path)["state_dict"].items()}
     own = model.state_dict()
     matched = {k: v for k, v in state_dict.items() if k in own and own[k].shape == v.shape}
-    if not matched:
-        raise UserError(f"nothing in {weight_path} matches the model's parameters: {', '.join(own)}")
+    parameters = {name for name, _ in model.named_parameters()}
+    if not parameters & set(matched):
+        shapes = ", ".join(f"{name} {tuple(own[name].shape)}" for name in sorted(parameters))
+        raise UserError(f"nothing in {weight_path} has the name and shape of one of the model's parameters: {shapes}")
     model.load_state_dict({**own, **matched})
     print(f'Loaded {len(matched)} tensors from "{weight_path}"')
     if left_out := sorted(set(state_dict) - set(matched)):

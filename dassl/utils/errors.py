@@ -40,6 +40,9 @@ def command_line(when_stopped: str = "stopped") -> Callable[[Callable], Callable
     def decorate(main: Callable) -> Callable[..., int]:
         @wraps(main)
         def guarded(argv: list[str] | None = None) -> int:
+            for stream in (sys.stdout, sys.stderr):
+                if hasattr(stream, "reconfigure"):  # a console that cannot show a letter must not end a run
+                    stream.reconfigure(errors="backslashreplace")
             try:
                 return main(argv) or 0
             except UserError as error:

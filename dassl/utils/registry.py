@@ -46,7 +46,7 @@ class Registry:
 def check_availability(requested: str | Iterable[str], available: Iterable[str], what: str = "name") -> None:
     """Raise :class:`UserError` unless everything ``requested`` is ``available``; ``what`` names the kind of thing."""
     available = list(available)
-    for name in tolist_if_not(requested):
+    for name in map(str, tolist_if_not(requested)):
         if name not in available:
             problem = f'unknown {what} "{name}"' if name else f"no {what} is given"
             raise UserError(f"{problem}; {nearest(name, available)}")

@@ -6,6 +6,7 @@ import math
 import re
 import statistics
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from .errors import UserError
@@ -63,6 +64,20 @@ def read_record(folder: Path) -> dict:
     if not isinstance(record, dict):
         raise UserError(f"{folder / RECORD} is damaged: it is not a record of a run")
     return record
+
+
+def is_finished(folder: str | Path, command: Sequence[str]) -> bool:
+    """Whether ``folder`` holds the record of a finished run of this very ``command`` (the arguments of train.py).
+
+    A config file that has changed since then makes it another run. A damaged record is as good as none.
+    """
+    try:
+        record = read_record(Path(folder))
+    except UserError:
+        return False
+    files = [Path(file) for flag, file in pairwise(command) if flag in ("--config-file", "--dataset-config-file")]
+    done = Path(folder, RECORD).stat().st_mtime
+    return record.get("command") == list(command) and all(f.is_file() and f.stat().st_mtime <= done for f in files)
 
 
 def interval95(values: Sequence[float]) -> float:

@@ -122,6 +122,41 @@ def test_best_val_survives_a_resume(trainer, tmp_path):
     resumed.close_writer()
 
 
+def test_best_val_comes_along_into_another_folder(trainer, tmp_path):
+    trainer("one", TEST__FINAL_MODEL="best_val").train()
+    (tmp_path / "one/body/model-best.pth.tar").rename(tmp_path / "best")
+    unbeaten = torch.load(tmp_path / "best", weights_only=True) | {"val_result": 101.0}
+    torch.save(unbeaten, tmp_path / "one/body/model-best.pth.tar")
+    other = trainer("other", TEST__FINAL_MODEL="best_val", OPTIM__MAX_EPOCH=6, RESUME=str(tmp_path / "one"))
+    other.train()
+    assert all(torch.equal(other.body.state_dict()[key], value) for key, value in unbeaten["state_dict"].items())
+
+
+def test_best_val_without_a_best_model_is_refused(trainer):
+    trainer().train()
+    with pytest.raises(UserError, match="best_val, but the run kept no"):
+        trainer(TEST__FINAL_MODEL="best_val").train()
+
+
+def test_models_saved_at_different_epochs_go_on_from_the_earlier(trainer, tmp_path):
+    """As after a kill between the checkpoints of two models."""
+    whole = trainer("whole", TRAIN__CHECKPOINT_FREQ=2)
+    whole.train()
+    (tmp_path / "whole/head/checkpoint").write_text("model.pth.tar-2\n")
+    resumed = trainer("whole")
+    resumed.train()
+    assert resumed.start_epoch == 2
+    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("changed", [{"OPTIM__LR": 0.5}, {"OPTIM__NAME": "adam"}, {"OPTIM__MOMENTUM": 0.5}])
+def test_a_resumed_run_keeps_its_optimizer(trainer, changed, monkeypatch):
+    monkeypatch.setattr(TwoLayers, "check_cfg", lambda *_: None)
+    trainer().train()
+    with pytest.raises(UserError, match="goes on with the optimizer it began with"):
+        trainer(OPTIM__MAX_EPOCH=6, **changed).train()
+
+
 def test_load_model_takes_the_epoch_asked_for_or_the_best(trainer):
     learner = trainer(TRAIN__CHECKPOINT_FREQ=1)
     learner.train()

@@ -49,6 +49,31 @@ def test_an_archive_becomes_a_data_set(archive, tmp_path):
     assert lines == ["n01440764 tench", "n02102040 English Springer Spaniel", "n03028079 church"]
 
 
+@pytest.mark.parametrize("compression", ["", "gz"])
+def test_an_archive_that_is_cut_or_damaged_is_refused_wherever_that_is(tmp_path, capsys, compression):
+    """tarfile itself takes a cut between two entries, and rubbish in place of a header, for the end."""
+    path = tmp_path / "archive.tar"
+    with tarfile.open(path, f"w:{compression}") as tar:
+        for split in ("train", "val"):
+            for wnid in WNIDS:
+                info = tarfile.TarInfo(f"imagenette/{split}/{wnid}/{wnid}_0.JPEG")
+                info.size = len(picture())
+                tar.addfile(info, io.BytesIO(picture()))
+    whole = path.read_bytes()
+    cuts = [whole[: len(whole) * part // 7] for part in range(1, 7)]
+    if not compression:
+        block, size = tarfile.BLOCKSIZE, -len(picture()) // tarfile.BLOCKSIZE * -tarfile.BLOCKSIZE
+        cuts = [whole[: 2 * (block + size)], whole[: block + size + 100]]
+        cuts.append(whole[: block + size] + b"x" * block + whole[2 * block + size :])
+    for damaged in [*cuts, whole[:-12] + b"\0" * 12 if compression else cuts[0]]:
+        path.write_bytes(damaged)
+        assert prepare(["--root", str(tmp_path / "data"), "--archive", str(path)]) == 2
+        assert str(path) in capsys.readouterr().err
+        assert not (tmp_path / "data/imagenet/images").exists()
+    path.write_bytes(whole)
+    assert prepare(["--root", str(tmp_path / "data"), "--archive", str(path)]) == 0
+
+
 def test_a_second_call_keeps_what_is_there(archive, tmp_path, capsys):
     root = tmp_path / "data"
     prepare(["--root", str(root), "--archive", str(archive())])

@@ -112,6 +112,31 @@ def test_weights_are_named_and_mixing_them_is_too(study):
     assert "different weights" in (folder / "results.md").read_text()
 
 
+def test_a_run_that_is_not_what_its_folder_says_is_left_out(study):
+    folder = study("CoOp/rn50_4shots", "70.00")
+    config = {
+        "TEST": {"SPLIT": "test"},
+        "DATASET": {"NUM_SHOTS": 4},
+        "TRAINER": {"COOP": {"N_CTX": 16, "CTX_INIT": ""}},
+    }
+    record = folder / "CoOp/rn50_4shots/result.json"
+    record.write_text(json.dumps({"config": config}))
+    main([str(folder)])
+    assert table(folder)[2][4] == "70.00"
+    for section, key, value in (("TEST", "SPLIT", "val"), ("DATASET", "NUM_SHOTS", 16)):
+        record.write_text(json.dumps({"config": {**config, section: {key: value}}}))
+        main([str(folder)])
+        assert table(folder)[2][4] == "-"
+        assert f"its record says {section}.{key} {value}" in (folder / "results.md").read_text()
+
+
+def test_an_empty_folder_of_main_sh_hides_nothing(study):
+    folder = study("CoOp/rn50_4shots", "70.00")
+    (folder / "CoOp/rn50_4shots/nctx16_cscFalse_ctpend").mkdir()
+    main([str(folder)])
+    assert table(folder)[2][4] == "70.00"
+
+
 def test_a_damaged_record_is_named(study, capsys):
     folder = study("CoOp/rn50_1shots", "70.00")
     for damaged in ("{", "[]"):

@@ -46,17 +46,45 @@ def as_torchscript(clip, path):
         torch.jit.save(torch.jit.trace(Archive(), torch.ones(1)), path)
 
 
+@pytest.fixture
+def publish(monkeypatch):
+    """Make a file count as one of OpenAI's."""
+
+    def add(path):
+        checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+        monkeypatch.setitem(openai.URLS, "made", f"https://example.org/{checksum}/made.pt")
+
+    return add
+
+
+def test_torchscript_of_others_is_not_opened(clip, tmp_path, monkeypatch):
+    """Loading it would run its code."""
+    as_torchscript(clip, tmp_path / "w.pt")
+    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("it was opened"))
+    with pytest.raises(UserError, match="TorchScript archive, which can hold any code"):
+        read_state_dict(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("content", [[torch.ones(2)], {"a": 1}, torch.ones(2)])
+def test_a_file_that_is_no_state_dict(tmp_path, content):
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(UserError, match="is not a state dict"):
+        read_state_dict(tmp_path / "w.pt")
+
+
 @pytest.mark.parametrize("kind", ["safetensors", "state_dict", "nested", "torchscript"])
-def test_every_format_gives_the_same_clip(clip, tmp_path, kind):
+def test_every_format_gives_the_same_clip(clip, tmp_path, kind, publish):
     path = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pt")
     state_dict = clip.state_dict()
     if kind == "safetensors":
         save_file(state_dict, path)
     elif kind == "torchscript":
         as_torchscript(clip, path)
+        publish(path)
     else:
         torch.save({"state_dict": state_dict} if kind == "nested" else state_dict, path)
-    loaded, _ = load("RN50", str(path))
+    loaded, tensors = load("RN50", str(path))
+    assert fingerprint(tensors) == fingerprint(state_dict)  # which does not depend on the format
     assert not loaded.training
     assert not any(p.requires_grad for p in loaded.parameters())
     image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
