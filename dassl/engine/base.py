@@ -11,10 +11,12 @@ from yacs.config import CfgNode
 
 from dassl.utils import (
     UserError,
+    derive_seed,
     load_checkpoint,
     mkdir_if_missing,
     resume_from_checkpoint,
     save_checkpoint,
+    set_random_seed,
     tolist_if_not,
 )
 from dassl.utils.checkpoint import find_checkpoint, load_state, newest
@@ -28,6 +30,7 @@ class TrainerBase:
     """Keeps named models with their optimizers and schedules, and runs ``run_epoch`` from epoch to epoch."""
 
     scaler = None  # a torch GradScaler where a trainer uses mixed precision
+    seed: int | None = None  # with one, the random draws of an epoch (dropout, mixing) follow from (seed, epoch)
 
     def __init__(self):
         self._models: dict[str, nn.Module] = {}
@@ -186,6 +189,8 @@ class TrainerBase:
             for loader in (getattr(self, "train_loader_x", None), getattr(self, "train_loader_u", None)):
                 if loader is not None:
                     loader.epoch = self.epoch
+            if self.seed is not None:
+                set_random_seed(derive_seed(self.seed, self.epoch))
             self.before_epoch()
             self.run_epoch()
             self.after_epoch()

@@ -34,6 +34,7 @@ class SimpleTrainer(TrainerBase):
         self.check_cfg(cfg)
         self.cfg = cfg
         self.device = torch.device("cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")
+        self.seed = cfg.SEED if cfg.SEED >= 0 else None
         self.max_epoch = cfg.OPTIM.MAX_EPOCH
         self.output_dir = cfg.OUTPUT_DIR
         self.best_result = -float("inf")

@@ -113,6 +113,24 @@ def test_resume_sees_the_batches_it_would_have_seen(trainer, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True))
 
 
+def test_resume_is_exact_with_dropout_too(trainer, tmp_path, monkeypatch):
+    build = TwoLayers.build_model
+
+    def with_dropout(self):
+        build(self)
+        self.model = nn.Sequential(self.body, nn.Dropout(), self.head)
+
+    monkeypatch.setattr(TwoLayers, "build_model", with_dropout)
+    whole = trainer("whole", TRAIN__CHECKPOINT_FREQ=2)
+    whole.train()
+    for name in ("body", "head"):
+        (tmp_path / "whole" / name / "checkpoint").write_text("model.pth.tar-2\n")
+    resumed = trainer("whole")
+    resumed.train()
+    assert resumed.start_epoch == 2
+    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True))
+
+
 def test_best_val_survives_a_resume(trainer, tmp_path):
     trainer(TEST__FINAL_MODEL="best_val", OPTIM__MAX_EPOCH=2).train()
     best = torch.load(tmp_path / "run/body/model-best.pth.tar", weights_only=True)
