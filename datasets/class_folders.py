@@ -29,7 +29,8 @@ class ClassFolders(DatasetBase):
     def __init__(self, cfg: CfgNode):
         check_availability(cfg.DATASET.SUBSAMPLE_CLASSES, SUBSAMPLES, "DATASET.SUBSAMPLE_CLASSES")
         self.base = Path(cfg.DATASET.ROOT).expanduser() / self.dataset_dir
-        train, test = self._read("train"), self._read("val")
+        classnames = self._classnames_by_folder()
+        train, test = self._read("train", classnames), self._read("val", classnames)
         val = None
         if (shots := cfg.DATASET.NUM_SHOTS) >= 1:
             with seeded(cfg.SEED):
@@ -41,9 +42,8 @@ class ClassFolders(DatasetBase):
         train, val, test = subsample_classes(train, val or [], test, subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
         super().__init__(train_x=train, val=val, test=test)
 
-    def _read(self, split: str) -> list[Datum]:
+    def _read(self, split: str, classnames: dict[str, str]) -> list[Datum]:
         """The images of a split, by class folder and name; labels count the class folders in sorted order."""
-        classnames = self._classnames_by_folder()
         root = self.base / "images" / split
         items = []
         for label, folder in enumerate(classnames):

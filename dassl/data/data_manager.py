@@ -11,7 +11,7 @@ from tabulate import tabulate
 from torch.utils.data import DataLoader, Dataset
 from yacs.config import CfgNode
 
-from dassl.utils import UserError, derive_seed, read_image, seeded
+from dassl.utils import UserError, check_at_least, derive_seed, read_image, seeded
 
 from .datasets import Datum, build_dataset
 from .samplers import build_sampler
@@ -46,8 +46,7 @@ class DatasetWrapper(Dataset):
         self.to_tensor = build_plain_transform(cfg) if self.return_img0 else None
         self._kept: dict[str, Image.Image] = {}
         self._room = KEEP if is_train else 0
-        if self.k_tfm < 1:
-            raise UserError(f"DATALOADER.K_TRANSFORMS is {self.k_tfm}; it must be at least 1")
+        check_at_least(self.k_tfm, 1, "DATALOADER.K_TRANSFORMS")
         if self.k_tfm > 1 and transform is None:
             raise UserError("DATALOADER.K_TRANSFORMS above 1 needs transforms, but INPUT.NO_TRANSFORM is True")
 
@@ -124,10 +123,8 @@ def build_data_loader(
     """
     if not data_source:
         raise UserError(f"the data set {cfg.DATASET.NAME} has no images for a loader; is the data folder complete?")
-    if batch_size < 1:
-        raise UserError(f"the batch size is {batch_size}; it must be at least 1")
-    if cfg.DATALOADER.NUM_WORKERS < 0:
-        raise UserError(f"DATALOADER.NUM_WORKERS is {cfg.DATALOADER.NUM_WORKERS}; it must be at least 0")
+    check_at_least(batch_size, 1, "the batch size")
+    check_at_least(cfg.DATALOADER.NUM_WORKERS, 0, "DATALOADER.NUM_WORKERS")
     workers = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)  # more would only wait for each other
     return (TrainLoader if is_train else DataLoader)(
         (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train),

@@ -136,11 +136,17 @@ class TrainerBase:
             print("No checkpoint found, train from scratch")
             return 0
         print(f"Found checkpoint at {directory} (will resume training)")
-        # A run that was killed between the checkpoints of two models goes on from the last epoch that both have.
-        epoch = min(load_checkpoint(newest(Path(directory, name)))["epoch"] for name in names)
-        for name in names:
+
+        def resume(name: str, epoch: int | None = None) -> int:
             parts = self._models[name], self._optims[name], self._scheds[name]
-            resume_from_checkpoint(Path(directory, name), *parts, epoch=epoch)
+            return resume_from_checkpoint(Path(directory, name), *parts, epoch=epoch)
+
+        epochs = {name: resume(name) for name in names}
+        # A run that was killed between the checkpoints of two models goes on from the last epoch that both have.
+        epoch = min(epochs.values())
+        for name in names:
+            if epochs[name] != epoch:
+                resume(name, epoch)
         return epoch
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:

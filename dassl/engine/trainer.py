@@ -13,7 +13,15 @@ from yacs.config import CfgNode
 
 from dassl.data import DataManager
 from dassl.evaluation import build_evaluator
-from dassl.utils import AverageMeter, MetricMeter, UserError, check_availability, load_checkpoint, save_checkpoint
+from dassl.utils import (
+    AverageMeter,
+    MetricMeter,
+    UserError,
+    check_at_least,
+    check_availability,
+    load_checkpoint,
+    save_checkpoint,
+)
 from dassl.utils.checkpoint import BEST
 from dassl.utils.results import END_OF_TRAINING
 
@@ -85,9 +93,8 @@ class SimpleTrainer(TrainerBase):
     def _check_schedule(self) -> None:
         """Refuse now what would only fail after hours of training."""
         c = self.cfg
-        for key, value in (("OPTIM.MAX_EPOCH", self.max_epoch), ("TRAIN.PRINT_FREQ", c.TRAIN.PRINT_FREQ)):
-            if value < 1:
-                raise UserError(f"{key} is {value}; it must be at least 1")
+        check_at_least(self.max_epoch, 1, "OPTIM.MAX_EPOCH")
+        check_at_least(c.TRAIN.PRINT_FREQ, 1, "TRAIN.PRINT_FREQ")
         check_availability(c.TEST.FINAL_MODEL, FINAL_MODELS, "TEST.FINAL_MODEL")
         if not c.TEST.NO_TEST:
             self._loader_of(c.TEST.SPLIT)

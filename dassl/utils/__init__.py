@@ -12,7 +12,7 @@ _MODULE_OF = {
         "files": "atomic_write check_isfile listdir_nohidden mkdir_if_missing read_image read_json write_json",
         "logger": "setup_logger log_to",
         "meters": "AverageMeter MetricMeter",
-        "registry": "Registry check_availability tolist_if_not",
+        "registry": "Registry check_at_least check_availability tolist_if_not",
         "seed": "derive_seed seeded set_random_seed",
     }.items()
     for name in names.split()

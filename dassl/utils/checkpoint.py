@@ -96,15 +96,12 @@ def find_checkpoint(save_dir: str | os.PathLike, epoch: int | None = None) -> Pa
 def resume_from_checkpoint(
     fdir: str | os.PathLike, model: nn.Module, optimizer=None, scheduler=None, epoch: int | None = None
 ) -> int:
-    """Load the newest checkpoint in ``fdir``, or that of ``epoch`` if the newest is a later one, into the model,
-    optimizer and scheduler; returns the epoch to start at."""
-    path = newest(fdir)
+    """Load the checkpoint of ``epoch`` in ``fdir``, without one the newest, into the model, optimizer and scheduler;
+    returns the epoch to start at."""
+    path = newest(fdir) if epoch is None else find_checkpoint(fdir, epoch)
     if path is None:
         raise UserError(f"no checkpoint to resume from in {fdir}")
     checkpoint = load_checkpoint(path)
-    if epoch is not None and checkpoint["epoch"] != epoch:
-        path = find_checkpoint(fdir, epoch)
-        checkpoint = load_checkpoint(path)
     if not isinstance(checkpoint.get("epoch"), int):
         raise UserError(f"{path} does not say after which epoch it was saved; a run cannot go on from it")
     print(f'Loading checkpoint from "{path}"')

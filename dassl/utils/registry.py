@@ -52,6 +52,12 @@ def check_availability(requested: str | Iterable[str], available: Iterable[str],
             raise UserError(f"{problem}; {nearest(name, available)}")
 
 
+def check_at_least(value: int, least: int, what: str) -> None:
+    """Raise :class:`UserError` unless ``value`` is ``least`` or more; ``what`` names it."""
+    if value < least:
+        raise UserError(f"{what} is {value}; it must be at least {least}")
+
+
 def tolist_if_not(x: Any) -> list:
     """``[x]``, unless ``x`` is a list (or a tuple) already."""
     return list(x) if isinstance(x, (list, tuple)) else [x]

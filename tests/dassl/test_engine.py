@@ -83,6 +83,27 @@ def trainer(tmp_path):
     return make
 
 
+@pytest.fixture
+def whole_and_resumed(trainer, tmp_path):
+    """A run of four epochs, and one that goes on in its folder, where the models named are those of epoch 2."""
+
+    def make(*names):
+        whole = trainer("whole", TRAIN__CHECKPOINT_FREQ=2)
+        whole.train()
+        for name in names:
+            (tmp_path / "whole" / name / "checkpoint").write_text("model.pth.tar-2\n")
+        resumed = trainer("whole")
+        resumed.train()
+        assert resumed.start_epoch == 2
+        return whole, resumed
+
+    return make
+
+
+def assert_same_parameters(one, other):
+    assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True))
+
+
 def test_training_learns_and_saves_each_model(trainer, tmp_path):
     learner = trainer(TRAIN__CHECKPOINT_FREQ=2)
     learner.train()
@@ -101,19 +122,13 @@ def test_every_epoch_sees_every_image_in_another_order(trainer):
     assert len({tuple(epoch) for epoch in epochs}) == 4
 
 
-def test_resume_sees_the_batches_it_would_have_seen(trainer, tmp_path):
-    whole = trainer("whole", TRAIN__CHECKPOINT_FREQ=2)
-    whole.train()
-    for name in ("body", "head"):
-        (tmp_path / "whole" / name / "checkpoint").write_text("model.pth.tar-2\n")
-    resumed = trainer("whole")
-    resumed.train()
-    assert resumed.start_epoch == 2
+def test_resume_sees_the_batches_it_would_have_seen(whole_and_resumed):
+    whole, resumed = whole_and_resumed("body", "head")
     assert resumed.seen == [entry for entry in whole.seen if entry[0] >= 2]
-    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True))
+    assert_same_parameters(whole, resumed)
 
 
-def test_resume_is_exact_with_dropout_too(trainer, tmp_path, monkeypatch):
+def test_resume_is_exact_with_dropout_too(whole_and_resumed, monkeypatch):
     build = TwoLayers.build_model
 
     def with_dropout(self):
@@ -121,14 +136,8 @@ def test_resume_is_exact_with_dropout_too(trainer, tmp_path, monkeypatch):
         self.model = nn.Sequential(self.body, nn.Dropout(), self.head)
 
     monkeypatch.setattr(TwoLayers, "build_model", with_dropout)
-    whole = trainer("whole", TRAIN__CHECKPOINT_FREQ=2)
-    whole.train()
-    for name in ("body", "head"):
-        (tmp_path / "whole" / name / "checkpoint").write_text("model.pth.tar-2\n")
-    resumed = trainer("whole")
-    resumed.train()
-    assert resumed.start_epoch == 2
-    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True))
+    whole, resumed = whole_and_resumed("body", "head")
+    assert_same_parameters(whole, resumed)
 
 
 def test_best_val_survives_a_resume(trainer, tmp_path):
@@ -156,15 +165,20 @@ def test_best_val_without_a_best_model_is_refused(trainer):
         trainer(TEST__FINAL_MODEL="best_val").train()
 
 
-def test_models_saved_at_different_epochs_go_on_from_the_earlier(trainer, tmp_path):
+def test_models_saved_at_different_epochs_go_on_from_the_earlier(whole_and_resumed):
     """As after a kill between the checkpoints of two models."""
-    whole = trainer("whole", TRAIN__CHECKPOINT_FREQ=2)
-    whole.train()
-    (tmp_path / "whole/head/checkpoint").write_text("model.pth.tar-2\n")
-    resumed = trainer("whole")
-    resumed.train()
-    assert resumed.start_epoch == 2
-    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True))
+    whole, resumed = whole_and_resumed("head")
+    assert_same_parameters(whole, resumed)
+
+
+def test_a_checkpoint_without_its_epoch_is_refused(trainer, tmp_path):
+    trainer().train()
+    path = tmp_path / "run/body/model.pth.tar-4"
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["epoch"]
+    torch.save(checkpoint, path)
+    with pytest.raises(UserError, match="does not say after which epoch"):
+        trainer().train()
 
 
 @pytest.mark.parametrize("changed", [{"OPTIM__LR": 0.5}, {"OPTIM__NAME": "adam"}, {"OPTIM__MOMENTUM": 0.5}])
