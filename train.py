@@ -116,8 +116,9 @@ def run(cfg, args: argparse.Namespace, command: list[str]) -> None:
 
     from dassl.engine import build_trainer
     from dassl.engine.record import write_record
-    from dassl.utils import collect_env_info, set_random_seed
+    from dassl.utils import collect_env_info, keep_memory, set_random_seed
 
+    keep_memory()
     start = time.time()
     print_args(args, cfg)
     print(f"** System info **\n{collect_env_info()}\n")

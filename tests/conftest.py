@@ -40,6 +40,15 @@ class Run:
         return self.folder / "prompt_learner" / f"model.pth.tar-{epoch}"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Features go to a folder of the tests, not to the user's cache; scripts that the tests start use it too."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    yield
+    patch.undo()
+
+
 @pytest.fixture(scope="session")
 def digits_root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data")

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from dassl.engine import TrainerX
-from dassl.utils import UserError, count_num_param
-from vlm.fingerprint import fingerprint
-from vlm.load import load
+from dassl.utils import UserError, check_at_least, check_availability, count_num_param
+from vlm.features import FeatureStore, ImageFeatures, cache_folder
+from vlm.image_encoder import PRECISIONS, image_encoder
+from vlm.load import load_shared
 from vlm.openai import CLIP
+from vlm.text_encoder import TextEncoder
 
 
 class CLIPTrainer(TrainerX):
     """A trainer whose ``build_model`` starts from :meth:`load_clip`."""
 
+    frozen_image_encoder = False  # True in a method that never changes it: its batches hold features, not images
+
     def load_clip(self, precision: str) -> CLIP:
-        """The CLIP of MODEL.BACKBONE, frozen, on the trainer's device.
+        """The CLIP of MODEL.BACKBONE, frozen, on the trainer's device. Other runs of this process share it.
 
         Raises:
             UserError: as :func:`vlm.load.load`; or the INPUT keys do not give pictures of the size this CLIP takes.
         """
         backbone = self.cfg.MODEL.BACKBONE
         print(f"Loading CLIP (backbone: {backbone.NAME})")
-        clip, state_dict = load(backbone.NAME, backbone.WEIGHTS, precision, self.device)
+        clip, sha256 = load_shared(backbone.NAME, backbone.WEIGHTS, precision, self.device)
         if self.cfg.INPUT.NO_TRANSFORM:
             raise UserError("INPUT.NO_TRANSFORM is True, but CLIP takes pictures that have been transformed")
         resolution = clip.visual.input_resolution
@@ -29,9 +33,29 @@ class CLIPTrainer(TrainerX):
                 f"INPUT.SIZE is {tuple(self.cfg.INPUT.SIZE)}, but {backbone.WEIGHTS or backbone.NAME} takes images of "
                 f"({resolution}, {resolution})"
             )
-        self._weights = {"backbone": backbone.NAME, "file": backbone.WEIGHTS, "sha256": fingerprint(state_dict)}
-        self._clip_parameters = count_num_param(clip)
+        self._weights = {"backbone": backbone.NAME, "file": backbone.WEIGHTS, "sha256": sha256}
+        self._clip, self._clip_parameters = clip, count_num_param(clip)
         return clip
+
+    def text_encoder(self, clip: CLIP) -> TextEncoder:
+        """Its text encoder, within the memory that MODEL.BACKBONE.ACTIVATIONS_GB allows."""
+        return TextEncoder(clip, memory=int(self.cfg.MODEL.BACKBONE.ACTIVATIONS_GB * 1e9))
+
+    def image_features(self) -> ImageFeatures | None:
+        node = self.cfg.FEATURES
+        check_at_least(node.VIEWS, 0, "FEATURES.VIEWS")
+        check_at_least(node.MAX_GB, 0, "FEATURES.MAX_GB")
+        check_availability(node.PREC, PRECISIONS, "FEATURES.PREC")
+        if not self.frozen_image_encoder:
+            return None
+        encoder = image_encoder(self._clip.visual, self._weights["sha256"], node.PREC)
+        store = None
+        if node.ENABLED:
+            store = FeatureStore(node.CACHE_DIR or cache_folder(), encoder.description, node.MAX_GB)
+        print(f"Image features: {encoder}; {f'kept in {store.folder}' if store else 'not kept (FEATURES.ENABLED)'}")
+        if node.VIEWS:
+            print(f"FEATURES.VIEWS {node.VIEWS}: training images repeat their random draws after {node.VIEWS} epochs")
+        return ImageFeatures(encoder, store)
 
     def report_parameters(self) -> None:
         """Say how many parameters are trained, and their share of the whole model."""

@@ -19,11 +19,12 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, check_availability, load_pretrained_weights
+from vlm.layout import Layout
 from vlm.load import PRECISIONS
 from vlm.openai import CLIP
 from vlm.prompts import readable, token_count, tokenize
 from vlm.similarity import logits, normalize
-from vlm.text_encoder import TextEncoder
+from vlm.text_encoder import TextEncoder, text_lengths
 
 from .clip_trainer import CLIPTrainer
 
@@ -33,7 +34,9 @@ POSITIONS = ("end", "middle", "front")  # of the class name among the context to
 class PromptLearner(nn.Module):
     """The learned context ``ctx`` and the fixed tokens around it.
 
-    ``ctx`` has shape (n_ctx, width), or (classes, n_ctx, width) with class-specific contexts.
+    ``ctx`` has shape (n_ctx, width), or (classes, n_ctx, width) with class-specific contexts. What ``forward`` returns
+    is a table of vectors: the context tokens, then the embeddings of all fixed tokens, each once. ``index`` (classes,
+    77) names the row of it that stands at each position of each prompt, ``layout`` what of that is to be computed.
     """
 
     def __init__(self, classnames: Sequence[str], text_encoder: TextEncoder, node: CfgNode):
@@ -47,15 +50,18 @@ class PromptLearner(nn.Module):
 
         # "X" keeps a place for each context token; the class name and what follows it are CLIP's own words.
         tokens = tokenize([" ".join(["X"] * n_ctx + [name]) + "." for name in names])
-        with torch.no_grad():
-            embedding = text_encoder.embed(tokens.to(context.device))
-        self.register_buffer("tokens", tokens.to(context.device), persistent=False)
-        self.register_buffer("token_prefix", embedding[:, :1])
-        self.register_buffer("token_suffix", embedding[:, 1 + n_ctx :])
+        context_rows = torch.arange(context[..., 0].numel()).view(context.shape[:-1])
+        fixed, rows = tokens.unique(return_inverse=True)
+        rows += context_rows.numel()
+        rows[:, 1 : 1 + n_ctx] = context_rows
         order = [_order(n_ctx, token_count(name), node.CLASS_TOKEN_POSITION, tokens.shape[1]) for name in names]
-        self.register_buffer("order", torch.tensor(order, device=context.device), persistent=False)
-        self.in_order = node.CLASS_TOKEN_POSITION == "end"
-        self.register_load_state_dict_pre_hook(_keep_own_class_tokens)
+        device = context.device
+        self.register_buffer("fixed", text_encoder.embed(fixed.to(device)).detach(), persistent=False)
+        self.rows = rows.to(device)  # the class name last, as in ``tokens``
+        self.index = rows.gather(1, torch.tensor(order)).to(device)
+        self.layout = Layout.of(self.index, text_lengths(tokens).to(device))
+        self.register_state_dict_post_hook(_add_class_tokens)
+        self.register_load_state_dict_pre_hook(_drop_class_tokens)
 
     @staticmethod
     def _initial_context(text_encoder: TextEncoder, classes: int, node: CfgNode) -> torch.Tensor:
@@ -75,12 +81,12 @@ class PromptLearner(nn.Module):
         return context.clone()
 
     def forward(self) -> torch.Tensor:
-        """The prompts of all classes as embeddings (classes, 77, width)."""
-        ctx = self.ctx if self.ctx.dim() == 3 else self.ctx.expand(len(self.tokens), -1, -1)
-        prompts = torch.cat([self.token_prefix, ctx, self.token_suffix], dim=1)
-        if self.in_order:
-            return prompts
-        return prompts.gather(1, self.order[:, :, None].expand_as(prompts))
+        """The table of vectors (rows, width)."""
+        return torch.cat([self.ctx.flatten(0, -2), self.fixed])
+
+    # Embeddings of what stands before and behind the context, for all classes (classes, 1 or more, width).
+    token_prefix = property(lambda self: self()[self.rows[:, :1]].detach())
+    token_suffix = property(lambda self: self()[self.rows[:, 1 + self.ctx.shape[-2] :]].detach())
 
 
 def _order(n_ctx: int, n_name: int, position: str, length: int) -> list[int]:
@@ -96,36 +102,44 @@ def _order(n_ctx: int, n_name: int, position: str, length: int) -> list[int]:
     }[position]
 
 
-def _keep_own_class_tokens(module: PromptLearner, state_dict: dict, prefix: str, *_) -> None:
-    """A checkpoint holds the words of the classes it was trained on; the context goes with other classes as well."""
-    for name in ("token_prefix", "token_suffix"):
-        state_dict[prefix + name] = getattr(module, name)
+CLASS_TOKENS = ("token_prefix", "token_suffix")
+
+
+def _add_class_tokens(module: PromptLearner, state_dict: dict, prefix: str, *_) -> None:
+    """The original's checkpoints have the words of the classes in them."""
+    state_dict.update({prefix + name: getattr(module, name) for name in CLASS_TOKENS})
+
+
+def _drop_class_tokens(module: PromptLearner, state_dict: dict, prefix: str, *_) -> None:
+    """They are those of the classes it was trained on; the context goes with other classes as well."""
+    for name in CLASS_TOKENS:
+        state_dict.pop(prefix + name, None)
 
 
 class CustomCLIP(nn.Module):
     """CLIP with a prompt learner in front of its text encoder."""
 
-    def __init__(self, classnames: Sequence[str], clip: CLIP, node: CfgNode):
+    def __init__(self, classnames: Sequence[str], clip: CLIP, node: CfgNode, text_encoder: TextEncoder | None = None):
         super().__init__()
-        self.image_encoder = clip.visual
-        self.text_encoder = TextEncoder(clip)
+        self.text_encoder = text_encoder or TextEncoder(clip)
         self.logit_scale = clip.logit_scale
         self.prompt_learner = PromptLearner(classnames, self.text_encoder, node)
 
     def class_features(self) -> torch.Tensor:
         """Text features (classes, embed_dim) of length 1."""
-        return normalize(self.text_encoder(self.prompt_learner(), self.prompt_learner.tokens))
+        return normalize(self.text_encoder(self.prompt_learner(), self.prompt_learner.layout))
 
-    def forward(self, image: torch.Tensor, class_features: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits (batch, classes) of images (batch, 3, height, width)."""
+    def forward(self, image_features: torch.Tensor, class_features: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits (batch, classes) of image features (batch, embed_dim)."""
         class_features = self.class_features() if class_features is None else class_features
-        image_features = self.image_encoder(image.type(self.text_encoder.dtype))
         return logits(image_features, class_features, self.logit_scale)
 
 
 @TRAINER_REGISTRY.register()
 class CoOp(CLIPTrainer):
     """Context optimization."""
+
+    frozen_image_encoder = True
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
@@ -149,7 +163,7 @@ class CoOp(CLIPTrainer):
         node = self.cfg.TRAINER.COOP
         clip = self.load_clip(node.PREC)
         print("Building custom CLIP")
-        self.model = CustomCLIP(self.dm.dataset.classnames, clip, node)
+        self.model = CustomCLIP(self.dm.dataset.classnames, clip, node, self.text_encoder(clip))
         print("Turning off gradients in both the image and the text encoder")
         learner = self.model.prompt_learner
         if self.cfg.MODEL.INIT_WEIGHTS:
@@ -163,9 +177,9 @@ class CoOp(CLIPTrainer):
         self.report_parameters()
 
     def forward_backward(self, batch: dict) -> dict[str, float]:
-        image, label = self.parse_batch_train(batch)
+        image_features, label = self.parse_batch_train(batch)
         with torch.autocast(self.device.type, torch.float16, enabled=self.amp):
-            output = self.model(image)
+            output = self.model(image_features)
             loss = F.cross_entropy(output, label)
         self.model_backward_and_update(loss)
         if self.batch_idx + 1 == self.num_batches:

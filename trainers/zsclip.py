@@ -10,7 +10,6 @@ from dassl.utils import UserError, check_availability
 from vlm.prompts import readable, tokenize
 from vlm.similarity import logits, normalize
 from vlm.templates import TEMPLATES
-from vlm.text_encoder import TextEncoder
 
 from .clip_trainer import CLIPTrainer
 
@@ -18,6 +17,8 @@ from .clip_trainer import CLIPTrainer
 @TRAINER_REGISTRY.register()
 class ZeroshotCLIP(CLIPTrainer):
     """One sentence a class: DATASET.TEMPLATE with the class name in its ``{}``."""
+
+    frozen_image_encoder = True
 
     def check_cfg(self, cfg: CfgNode) -> None:
         if "{}" not in cfg.DATASET.TEMPLATE:
@@ -36,7 +37,7 @@ class ZeroshotCLIP(CLIPTrainer):
     @torch.no_grad()
     def describe_classes(self, templates: list[str]) -> torch.Tensor:
         """Class features (classes, embed_dim) of length 1: the mean over the templates, averaged as unit vectors."""
-        encoder = TextEncoder(self.clip)
+        encoder = self.text_encoder(self.clip)
         names = [readable(name) for name in self.dm.dataset.classnames]
         features = 0
         for template in templates:
@@ -45,7 +46,7 @@ class ZeroshotCLIP(CLIPTrainer):
         return normalize(features)
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
-        return logits(self.clip.encode_image(input), self.class_features, self.clip.logit_scale)
+        return logits(input, self.class_features, self.clip.logit_scale)
 
 
 @TRAINER_REGISTRY.register()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 import zipfile
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -14,12 +15,13 @@ from dassl.utils import UserError, check_availability, download, reason_of
 from dassl.utils.downloads import file_digest
 
 from . import openai
+from .fingerprint import fingerprint
 from .openai import CLIP
 from .tiny import TINY, load_tiny
 
 CACHE = Path(os.path.expanduser("~/.cache/clip"))  # where openai-clip keeps its files too
 BACKBONES = (*openai.URLS, TINY)
-PRECISIONS = ("fp32", "fp16", "amp")
+PRECISIONS = ("fp32", "fp16", "bf16", "amp")
 
 
 def load(
@@ -31,8 +33,8 @@ def load(
         name: one of OpenAI's names (``RN50``, ``ViT-B/16``, …) or ``tiny``.
         weights: a local file to take instead of the weights that belong to ``name``: OpenAI's TorchScript archive, a
             plain state dict saved by ``torch.save``, or safetensors. The architecture is read off the weights.
-        precision: ``fp16`` keeps half-precision weights, as OpenAI publishes them; ``fp32`` and ``amp`` convert them.
-            On a CPU the result is always fp32.
+        precision: ``fp16`` keeps half-precision weights, as OpenAI publishes them, ``bf16`` turns these into bfloat16;
+            ``fp32`` and ``amp`` convert them. On a CPU the result is always fp32.
 
     Raises:
         UserError: unknown name or precision, or weights that are absent, damaged or not CLIP's.
@@ -46,13 +48,34 @@ def load(
     except (KeyError, RuntimeError, AssertionError, IndexError, ZeroDivisionError) as error:
         raise UserError(f"{source} does not hold the weights of a CLIP: {reason_of(error)}") from error
     device = torch.device(device)
-    if precision != "fp16" or device.type == "cpu":
+    if precision in ("fp32", "amp") or device.type == "cpu":
         model.float()
+    elif precision == "bf16":
+        for parameter in model.parameters():
+            if parameter.dtype == torch.float16:
+                parameter.data = parameter.data.bfloat16()
     if device.type == "cpu":
         model.visual.to(memory_format=torch.channels_last)  # the same convolutions in a third less time
     if precision != "fp32" and device.type == "cpu":
         print(f"Note: {precision} becomes fp32, as half precision is slow and inexact on a CPU")
     return model.to(device).requires_grad_(False), state_dict
+
+
+def load_shared(name: str, weights: str, precision: str, device: str | torch.device) -> tuple[CLIP, str]:
+    """As :func:`load`, with the fingerprint of the weights in place of the state dict.
+
+    The latest one is kept: another call of this process gets the same model, so nobody may change it. A file that
+    has changed is loaded again.
+    """
+    path = Path(weights) if weights else CACHE / openai.URLS.get(name, "").rpartition("/")[2]
+    stat = path.stat() if path.is_file() else None
+    return _load_shared(name, weights, precision, torch.device(device), stat and (stat.st_mtime_ns, stat.st_size))
+
+
+@lru_cache(maxsize=1)
+def _load_shared(name: str, weights: str, precision: str, device: torch.device, _: object) -> tuple[CLIP, str]:
+    model, state_dict = load(name, weights, precision, device)
+    return model, fingerprint(state_dict)
 
 
 def read_weights(name: str, weights: str = "") -> dict[str, torch.Tensor]:

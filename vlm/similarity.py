@@ -18,4 +18,4 @@ def logits(image_features: torch.Tensor, class_features: torch.Tensor, logit_sca
         class_features: (classes, embed_dim), of length 1.
         logit_scale: the logarithm of the scale, as CLIP learns it.
     """
-    return logit_scale.exp() * normalize(image_features) @ class_features.t()
+    return logit_scale.exp() * normalize(image_features.to(class_features.dtype)) @ class_features.t()

@@ -1,7 +1,9 @@
-"""CLIP's text encoder, without the padding.
+"""CLIP's text encoder, which computes each state once.
 
-The text transformer is causal and its feature is taken at the end-of-text token, so nothing behind that token can
-reach the feature: prompts are cut after the longest one instead of being padded to 77.
+As :mod:`vlm.layout` has it: nothing behind the end of a text, and the common beginning of all prompts once, its keys
+and values attended to by all of them. In the last layer only the end-of-text positions are finished, as the feature is
+taken there. The tokens lie end to end in one matrix, so short prompts do not pay for long ones. All this is exact:
+features and gradients are those of the plain encoder over 77 positions, to rounding.
 """
 
 from __future__ import annotations
@@ -9,14 +11,19 @@ from __future__ import annotations
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+from .frozen_layers import attention, linear, mlp
+from .layout import Chunk, Layout
 from .openai import CLIP
+
+MEMORY = 10**9  # bytes of activations kept for the backward pass; what exceeds them is computed a second time
 
 
 class TextEncoder(nn.Module):
-    """Encodes token embeddings (which may be learned) or token ids."""
+    """Encodes prompts whose tokens are rows of a table of vectors, some of which may be learned."""
 
-    def __init__(self, clip_model: CLIP):
+    def __init__(self, clip_model: CLIP, memory: int = MEMORY):
         super().__init__()
         self.token_embedding = clip_model.token_embedding
         self.positional_embedding = clip_model.positional_embedding
@@ -24,39 +31,67 @@ class TextEncoder(nn.Module):
         self.ln_final = clip_model.ln_final
         self.text_projection = clip_model.text_projection
         self.dtype = clip_model.dtype
+        self.memory = memory
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Token ids (n, length) -> embeddings (n, length, width)."""
         return self.token_embedding(tokens).type(self.dtype)
 
-    def forward(self, prompts: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Text features.
-
-        Args:
-            prompts: embeddings (n, length, width), positions not yet added.
-            tokens: their token ids (n, length); they tell where each text ends.
-
-        Returns:
-            Features (n, embed_dim), not normalised.
-        """
-        end = tokens.argmax(dim=-1)  # the end-of-text token has the highest id
-        length = int(end.max()) + 1
-        x = prompts[:, :length] + self.positional_embedding[:length].type(self.dtype)
-        for block in self.transformer.resblocks:
-            x = x + _causal_attention(block.attn, block.ln_1(x))
-            x = x + block.mlp(block.ln_2(x))
-        x = x[torch.arange(len(x), device=x.device), end]
-        return self.ln_final(x).type(self.dtype) @ self.text_projection
-
     def encode(self, tokens: torch.Tensor) -> torch.Tensor:
         """Token ids (n, 77) -> features (n, embed_dim), not normalised."""
-        return self(self.embed(tokens), tokens)
+        return self(self.token_embedding.weight, Layout.of(tokens, text_lengths(tokens)))
+
+    def forward(self, table: torch.Tensor, layout: Layout) -> torch.Tensor:
+        """Features (n, embed_dim), not normalised, of the n prompts of ``layout``, in their order.
+
+        The chunks of the layout are computed one after another. For the backward pass, the activations of as many as
+        fit into ``memory`` are kept; those of the others are computed again, with the same result.
+
+        Args:
+            table: vectors (rows, width), to which the layout's index refers; positions are not yet added.
+        """
+        x = F.embedding(layout.index, table).type(self.dtype)
+        x = x + self.positional_embedding[layout.position].type(self.dtype)
+        first, *others = x.split(layout.sizes)
+        features, shared = self._encode(first, layout.chunks[0], layout.prefix)
+        outputs, kept = [features], self._activations(first)
+        for x, chunk in zip(others, layout.chunks[1:], strict=True):
+            kept += self._activations(x)
+            if kept <= self.memory or not torch.is_grad_enabled():
+                features, _ = self._encode(x, chunk, layout.prefix, shared)
+            else:
+                again = {"use_reentrant": False, "preserve_rng_state": False}
+                features, _ = checkpoint(self._encode, x, chunk, layout.prefix, shared, **again)
+            outputs.append(features)
+        return torch.cat(outputs)[layout.place]
+
+    def _activations(self, x: torch.Tensor) -> int:
+        """Bytes kept for the backward pass of the states ``x`` (tokens, width), about: 16 such matrices a layer."""
+        return 16 * len(self.transformer.resblocks) * x.numel() * x.element_size()
+
+    def _encode(
+        self, x: torch.Tensor, chunk: Chunk, prefix: int, shared: list[torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Features of a chunk of states ``x`` (rows, width), and the prefix's keys and values in each layer.
+
+        Where the latter are not given (``shared``), the states of the prefix are the first rows of ``x``.
+        """
+        found = []
+        for number, block in enumerate(self.transformer.resblocks):
+            last = number == len(self.transformer.resblocks) - 1
+            width, attn, y = x.shape[1], block.attn, block.ln_1(x)
+            key_value = linear(y, attn.in_proj_weight[width:], attn.in_proj_bias[width:])
+            if last:
+                x, y = x.index_select(0, chunk.ends), y.index_select(0, chunk.ends)
+            query = linear(y, attn.in_proj_weight[:width], attn.in_proj_bias[:width])
+            found.append(shared[number] if shared else key_value[:prefix])
+            groups = chunk.end_groups if last else chunk.groups
+            heads = attention(query, key_value, shared and shared[number], prefix, groups, attn.num_heads)
+            x = x + linear(heads, attn.out_proj.weight, attn.out_proj.bias)
+            x = x + mlp(block.mlp, block.ln_2(x))
+        return self.ln_final(x).type(self.dtype) @ self.text_projection, found
 
 
-def _causal_attention(attn: nn.MultiheadAttention, x: torch.Tensor) -> torch.Tensor:
-    """Self-attention in which each of the positions of ``x`` (n, length, width) sees itself and those before it."""
-    n, length, width = x.shape
-    qkv = F.linear(x, attn.in_proj_weight, attn.in_proj_bias).view(n, length, 3, attn.num_heads, attn.head_dim)
-    query, key, value = qkv.permute(2, 0, 3, 1, 4)
-    heads = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-    return attn.out_proj(heads.transpose(1, 2).reshape(n, length, width))
+def text_lengths(tokens: torch.Tensor) -> torch.Tensor:
+    """Tokens of each text up to its end-of-text token, which has the highest id: (n, 77) -> (n,)."""
+    return tokens.argmax(dim=-1) + 1

@@ -23,12 +23,15 @@ def get_cfg_default() -> CN:
     cfg.MODEL.BACKBONE.NAME = ""
     cfg.MODEL.BACKBONE.WEIGHTS = ""  # a local file; empty: the weights that belong to NAME
     cfg.MODEL.BACKBONE.PRETRAINED = True
+    cfg.MODEL.BACKBONE.ACTIVATIONS_GB = 1.0  # kept of a step for its backward pass; more is computed a second time
     cfg.MODEL.HEAD = CN()
     cfg.MODEL.HEAD.NAME = ""
     cfg.MODEL.HEAD.HIDDEN_LAYERS = ()
     cfg.MODEL.HEAD.ACTIVATION = "relu"
     cfg.MODEL.HEAD.BN = True
     cfg.MODEL.HEAD.DROPOUT = 0.0
+
+    cfg.FEATURES = _features()
 
     cfg.OPTIM = _optim()
 
@@ -113,6 +116,17 @@ def _dataloader() -> CN:
     node.TEST = CN()
     node.TEST.SAMPLER = "SequentialSampler"
     node.TEST.BATCH_SIZE = 32
+    return node
+
+
+def _features() -> CN:
+    """For methods that never change the image encoder: its features are computed once and kept."""
+    node = CN()
+    node.ENABLED = True  # False: nothing is kept, each image is encoded whenever it is needed; the results are the same
+    node.CACHE_DIR = ""  # empty: coop-dassl in the user's cache folder
+    node.MAX_GB = 20.0  # the least recently used are removed beyond that
+    node.VIEWS = 0  # random draws a training image, taken in turn; 0: a new one in every epoch, as in the original
+    node.PREC = ""  # bf16: faster, not as exact, where the processor has it; empty: the trainer's precision
     return node
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import torch
 from PIL import Image
@@ -24,7 +25,7 @@ class DatasetWrapper(Dataset):
     """Reads and transforms the images of a list of :class:`Datum`.
 
     Random transforms of a training image depend on (SEED, epoch, image) alone: not on the number of workers, the
-    order of the batches, or where the data lies.
+    order of the batches, or where the data lies. With FEATURES.VIEWS, the epoch counts modulo their number.
     """
 
     epoch = 0  # set by TrainLoader
@@ -54,17 +55,24 @@ class DatasetWrapper(Dataset):
         return len(self.data_source)
 
     def __getitem__(self, idx: int) -> dict:
+        return self.item(idx, self.epoch)
+
+    def item(self, idx: int, epoch: int) -> dict:
+        """The image ``idx`` as it is in an epoch, with its label and the rest of what a batch holds."""
         item = self.data_source[idx]
         img0 = self._read(item.impath)
-        if self.is_train:
-            with seeded(derive_seed(self.cfg.SEED, self.epoch, self._name(item))):
-                images = self._transform(img0)
-        else:
+        with seeded(self.draw(idx, epoch)) if self.is_train else nullcontext():
             images = self._transform(img0)
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx, **images}
         if self.return_img0:
             output["img0"] = self.to_tensor(img0)
         return output
+
+    def draw(self, idx: int, epoch: int) -> int:
+        """The seed of an image's random transforms in an epoch."""
+        if views := self.cfg.FEATURES.VIEWS:
+            epoch %= views
+        return derive_seed(self.cfg.SEED, epoch, self._name(self.data_source[idx]))
 
     def _read(self, impath: str) -> Image.Image:
         if impath in self._kept:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torchvision import transforms as T
@@ -18,11 +19,12 @@ INTERPOLATION_MODES = {
 }
 
 
+@dataclass
 class Cutout:
     """Black out ``n`` random squares of ``length`` pixels in an image (channels, height, width)."""
 
-    def __init__(self, n: int, length: int):
-        self.n, self.length = n, length
+    n: int
+    length: int
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         height, width = image.shape[-2:]
@@ -34,11 +36,13 @@ class Cutout:
         return image
 
 
+@dataclass
 class GaussianNoise:
     """Add Gaussian noise to half of the images."""
 
-    def __init__(self, mean: float, std: float, p: float = 0.5):
-        self.mean, self.std, self.p = mean, std, p
+    mean: float
+    std: float
+    p: float = 0.5
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         if torch.rand(()) > self.p:
@@ -46,6 +50,7 @@ class GaussianNoise:
         return image + torch.randn_like(image) * self.std + self.mean
 
 
+@dataclass
 class InstanceNormalization:
     """Bring each channel of the image to mean 0 and standard deviation 1."""
 
@@ -55,6 +60,16 @@ class InstanceNormalization:
 
 
 Step = tuple[str, Callable]  # what the log says, the transform
+NOT_RANDOM = (T.Resize, T.CenterCrop, T.ToTensor, T.Normalize, InstanceNormalization)
+
+
+class Pipeline(T.Compose):
+    """The transforms that a config names. Its ``repr`` tells all their settings."""
+
+    @property
+    def is_random(self) -> bool:
+        """Whether an image can look different each time."""
+        return not all(isinstance(transform, NOT_RANDOM) for transform in self.transforms)
 
 
 def _on_pictures(c: CfgNode) -> dict[str, Step]:
@@ -110,7 +125,7 @@ def interpolation(c: CfgNode) -> InterpolationMode:
     return INTERPOLATION_MODES[c.INTERPOLATION]
 
 
-def build_transform(cfg: CfgNode, is_train: bool = True, choices: tuple[str, ...] | None = None) -> Callable | None:
+def build_transform(cfg: CfgNode, is_train: bool = True, choices: tuple[str, ...] | None = None) -> Pipeline | None:
     """The transform of training or of test images; None with INPUT.NO_TRANSFORM.
 
     Args:
@@ -143,7 +158,7 @@ def build_transform(cfg: CfgNode, is_train: bool = True, choices: tuple[str, ...
     print(f"Building transform_{'train' if is_train else 'test'}")
     for says, _ in steps:
         print(f"+ {says}")
-    return T.Compose([transform for _, transform in steps])
+    return Pipeline([transform for _, transform in steps])
 
 
 def _centre(c: CfgNode) -> list[Step]:

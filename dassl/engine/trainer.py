@@ -12,6 +12,7 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from dassl.data import DataManager
+from dassl.data.feature_loader import FeatureLoader, FeatureSource
 from dassl.evaluation import build_evaluator
 from dassl.utils import (
     AverageMeter,
@@ -49,6 +50,7 @@ class SimpleTrainer(TrainerBase):
         self.results: OrderedDict[str, float] | None = None
         self.build_data_loader()
         self.build_model()
+        self._serve_features()
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
 
     def check_cfg(self, cfg: CfgNode) -> None:
@@ -67,6 +69,21 @@ class SimpleTrainer(TrainerBase):
     def build_model(self) -> None:
         """Make ``self.model``; register what is trained with its optimizer and schedule."""
         raise NotImplementedError
+
+    def image_features(self) -> FeatureSource | None:
+        """What computes and keeps image features, of a method that never changes its image encoder.
+
+        Such a method finds features (batch, dim) in place of images in every batch. By default there is none, and
+        batches hold images.
+        """
+        return None
+
+    def _serve_features(self) -> None:
+        source = self.image_features()
+        if source is not None:
+            for name in ("train_loader_x", "train_loader_u", "val_loader", "test_loader"):
+                if (loader := getattr(self, name)) is not None:
+                    setattr(self, name, FeatureLoader(loader, source, name.partition("_")[0]))
 
     def describe(self) -> dict:
         """Entries to add to the run's record, ``result.json``."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 
 import numpy as np
 import torch
+
+_GENERATORS = threading.RLock()
 
 
 def set_random_seed(seed: int) -> None:
@@ -29,12 +32,14 @@ def seeded(seed: int) -> Iterator[None]:
     """Seed Python's and PyTorch's CPU generators for the body of a ``with`` and put them back afterwards.
 
     They are what torchvision's transforms and ``random.sample`` draw from; NumPy's takes ten times as long to put back.
+    As all threads share them, one thread at a time is in such a body.
     """
-    states = random.getstate(), torch.get_rng_state()
-    random.seed(seed)
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        torch.set_rng_state(states[1])
+    with _GENERATORS:
+        states = random.getstate(), torch.get_rng_state()
+        random.seed(seed)
+        torch.default_generator.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            torch.set_rng_state(states[1])

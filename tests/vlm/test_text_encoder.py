@@ -1,28 +1,52 @@
-"""The text encoder against openai-clip's own, which computes all 77 positions."""
+"""The text encoder against openai-clip's own, which computes all 77 positions of every prompt."""
 
 import pytest
 import torch
+from yacs.config import CfgNode
 
+from trainers.coop import PromptLearner
+from vlm.layout import Layout
 from vlm.load import load
 from vlm.openai import CLIP
 from vlm.prompts import tokenize
-from vlm.text_encoder import TextEncoder
+from vlm.text_encoder import TextEncoder, text_lengths
 
 TEXTS = ["seven", "a photo of a seven.", "an extremely long sentence about " + "the number seven " * 15]
+ONE_TOKEN = ["cat", "dog", "ship"]
+MANY_TOKENS = ["cat", "English springer", "container ship", "red-breasted merganser", "cat"]
 
 
 @pytest.fixture(scope="module")
 def wide():
     """Random weights, four heads, three layers."""
     torch.manual_seed(0)
-    return CLIP(32, 32, (1, 1, 1, 1), 8, None, 77, 49408, 256, 4, 3).eval()
+    return CLIP(32, 32, (1, 1, 1, 1), 8, None, 77, 49408, 256, 4, 3).eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("texts", [TEXTS, TEXTS[:1], TEXTS[1:2]])
+def plain(clip: CLIP, prompts: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """CoOp's TextEncoder: embeddings (n, 77, width), all of them through openai-clip's transformer."""
+    x = clip.transformer((prompts + clip.positional_embedding).permute(1, 0, 2)).permute(1, 0, 2)
+    return clip.ln_final(x)[torch.arange(len(x)), ends] @ clip.text_projection
+
+
+def learner_of(clip, names, **values) -> PromptLearner:
+    torch.manual_seed(1)
+    node = CfgNode({"N_CTX": 4, "CTX_INIT": "", "CSC": False, "CLASS_TOKEN_POSITION": "end", **values})
+    return PromptLearner(names, TextEncoder(clip), node)
+
+
+def features_and_gradient(learner, encode) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features of the learner's prompts, and the gradient of a sum of them with different weights."""
+    learner.ctx.grad = None
+    features = encode(learner())
+    (features * torch.linspace(-1, 1, features.numel()).view_as(features)).sum().backward()
+    return features.detach(), learner.ctx.grad
+
+
+@pytest.mark.parametrize("texts", [TEXTS, TEXTS[:1], TEXTS[1:2], [*TEXTS, *TEXTS]])
 def test_features_are_openais(wide, texts):
     tokens = tokenize(texts)
-    with torch.no_grad():
-        torch.testing.assert_close(TextEncoder(wide).encode(tokens), wide.encode_text(tokens), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(TextEncoder(wide).encode(tokens), wide.encode_text(tokens), atol=1e-5, rtol=1e-5)
 
 
 def test_features_of_the_tiny_clip_are_openais():
@@ -31,14 +55,90 @@ def test_features_of_the_tiny_clip_are_openais():
     torch.testing.assert_close(TextEncoder(clip).encode(tokens), clip.encode_text(tokens), atol=1e-5, rtol=1e-5)
 
 
-def test_gradients_of_the_prompt_are_openais(wide):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_features_in_half_precision_are_openais(wide, dtype):
+    clip = CLIP(32, 32, (1, 1, 1, 1), 8, None, 77, 49408, 256, 4, 3).eval()
+    clip.requires_grad_(False).load_state_dict(wide.state_dict())
+    clip.to(dtype)
+    for module in clip.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.float()  # as in the weights that OpenAI published
     tokens = tokenize(TEXTS)
-    encoder = TextEncoder(wide)
-    ours = encoder.embed(tokens).detach().requires_grad_()
-    encoder(ours, tokens).mean().backward()
+    with torch.no_grad():
+        ours, theirs = TextEncoder(clip).encode(tokens), wide.encode_text(tokens)
+    assert ours.dtype == dtype
+    assert torch.nn.functional.cosine_similarity(ours.float(), theirs).min() > 0.999
 
-    theirs = wide.token_embedding(tokens).detach().requires_grad_()
-    x = wide.transformer((theirs + wide.positional_embedding).permute(1, 0, 2)).permute(1, 0, 2)
-    x = wide.ln_final(x)[torch.arange(len(x)), tokens.argmax(-1)] @ wide.text_projection
-    x.mean().backward()
-    torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-4)
+
+@pytest.mark.parametrize("names", [ONE_TOKEN, MANY_TOKENS, ONE_TOKEN[:1]])
+@pytest.mark.parametrize("n_ctx", [1, 4, 16])
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+@pytest.mark.parametrize("csc", [False, True])
+def test_features_and_gradients_are_the_plain_encoders(wide, names, n_ctx, position, csc):
+    learner = learner_of(wide, names, N_CTX=n_ctx, CSC=csc, CLASS_TOKEN_POSITION=position)
+    ends = tokenize([" ".join(["X"] * n_ctx + [name]) + "." for name in names]).argmax(-1)
+    expected = features_and_gradient(learner, lambda table: plain(wide, table[learner.index], ends))
+    lengths = ends + 1
+    for chunk in (1, 7, 1024):
+        layout = Layout.of(learner.index, lengths, chunk)
+        for memory in (0, 1 << 30):
+            encoder = TextEncoder(wide, memory)
+            ours = features_and_gradient(learner, lambda table: encoder(table, layout))  # noqa: B023
+            torch.testing.assert_close(ours[0], expected[0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(ours[1], expected[1], atol=1e-5 * expected[1].abs().max().item(), rtol=1e-5)
+
+
+def test_the_memory_budget_changes_no_bit(wide):
+    learner = learner_of(wide, MANY_TOKENS, N_CTX=4)
+    layout = Layout.of(learner.index, text_lengths(tokenize([f"X X X X {name}." for name in MANY_TOKENS])), chunk=5)
+    assert len(layout.chunks) > 3
+    results = []
+    for memory in (0, 200_000, 1 << 30):
+        encoder = TextEncoder(wide, memory)
+        results.append(features_and_gradient(learner, lambda table: encoder(table, layout)))  # noqa: B023
+    for features, gradient in results[1:]:
+        assert torch.equal(features, results[0][0])
+        assert torch.equal(gradient, results[0][1])
+
+
+def test_beyond_the_budget_nothing_is_kept(wide):
+    """What the backward pass will need, as autograd tells it."""
+
+    def kept(memory: int) -> int:
+        sizes = []
+        learner = learner_of(wide, MANY_TOKENS * 20, N_CTX=1)
+        layout = Layout.of(learner.index, text_lengths(tokenize([f"X {n}." for n in MANY_TOKENS * 20])), chunk=20)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+            TextEncoder(wide, memory)(learner(), layout)
+        return sum(sizes)
+
+    assert kept(0) < kept(1 << 30) / 5
+
+
+def layout_of(texts: list[str]) -> Layout:
+    tokens = tokenize(texts)
+    return Layout.of(tokens, text_lengths(tokens))
+
+
+def test_the_common_beginning_of_templates_is_found():
+    layout = layout_of(["a photo of a cat.", "a photo of a container ship.", "a photo of a cat"])
+    assert layout.prefix == 5  # start, a, photo, of, a
+    assert len(layout_of(["a photo of a cat.", "a photo of a container ship."] * 20).index) == 5 + 20 * (3 + 4)
+    assert layout_of(["cat", "dog"]).prefix == 1
+
+
+def test_class_specific_contexts_share_the_start_alone(wide):
+    assert learner_of(wide, ONE_TOKEN, CTX_INIT="a photo of a", CSC=True).layout.prefix == 1
+    assert learner_of(wide, ONE_TOKEN, CTX_INIT="a photo of a").layout.prefix == 5
+    assert learner_of(wide, ONE_TOKEN, CLASS_TOKEN_POSITION="middle").layout.prefix == 3
+    assert learner_of(wide, ONE_TOKEN, CLASS_TOKEN_POSITION="front").layout.prefix == 1
+
+
+def test_nothing_in_common_at_all(wide):
+    tokens = tokenize(["cat", "dog sled", "ship"])
+    tokens[1, 0] = 7
+    layout = Layout.of(tokens, text_lengths(tokens))
+    assert layout.prefix == 0
+    table = wide.token_embedding.weight
+    expected = plain(wide, table[tokens], tokens.argmax(-1))
+    torch.testing.assert_close(TextEncoder(wide)(table, layout), expected, atol=1e-5, rtol=1e-5)

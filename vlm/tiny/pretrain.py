@@ -19,7 +19,6 @@ from tqdm import tqdm
 from vlm import openai
 from vlm.prompts import tokenize
 from vlm.similarity import normalize
-from vlm.text_encoder import TextEncoder
 from vlm.tiny.render import SIZE, dataset
 from vlm.tiny.weights import FILE, VOCABULARY, save_tiny, token_table
 
@@ -71,6 +70,21 @@ def optimizer_of(model: nn.Module, frozen: nn.Parameter) -> torch.optim.Optimize
     return torch.optim.AdamW(groups, lr=MAX_LR)
 
 
+def encode_text(model: openai.CLIP, prompts: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Features (n, embed_dim) of embeddings (n, length, width), cut behind the longest text; all weights learn."""
+    end = tokens.argmax(dim=-1)
+    length = int(end.max()) + 1
+    x = prompts[:, :length] + model.positional_embedding[:length]
+    for block in model.transformer.resblocks:
+        attn = block.attn
+        qkv = F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)
+        query, key, value = qkv.view(len(x), length, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
+        heads = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        x = x + attn.out_proj(heads.transpose(1, 2).reshape(x.shape))
+        x = x + block.mlp(block.ln_2(x))
+    return model.ln_final(x[torch.arange(len(x)), end]) @ model.text_projection
+
+
 def pretrain(renders: int, epochs: int, seed: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Render, train; returns the state dict and the token ids that the captions used."""
     pixels, captions = dataset(renders, seed)
@@ -87,7 +101,6 @@ def pretrain(renders: int, epochs: int, seed: int) -> tuple[dict[str, torch.Tens
     table.copy_(token_table(WIDTH))
     rows = nn.Parameter(table[used].clone())
     compact_tokens = torch.searchsorted(used, tokens)
-    text_encoder = TextEncoder(model)
     optimizer = optimizer_of(model, frozen=table)
     optimizer.add_param_group({"params": [rows], "weight_decay": 0.0})
     steps = epochs * (renders // BATCH)
@@ -98,7 +111,7 @@ def pretrain(renders: int, epochs: int, seed: int) -> tuple[dict[str, torch.Tens
             for batch in torch.randperm(renders)[: renders // BATCH * BATCH].split(BATCH):
                 unique, of_image = caption_ids[batch].unique(return_inverse=True)
                 image_features = normalize(model.encode_image(to_input(images[batch])))
-                text_features = normalize(text_encoder(rows[compact_tokens[unique]], tokens[unique]))[of_image]
+                text_features = normalize(encode_text(model, rows[compact_tokens[unique]], tokens[unique]))[of_image]
                 logits = model.logit_scale.exp() * image_features @ text_features.t()
                 loss = contrastive_loss(logits, caption_ids[batch])
                 optimizer.zero_grad()

@@ -1,0 +1,133 @@
+"""Batches that hold the features of a frozen image encoder in place of images."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
+from typing import Protocol
+
+import torch
+from torch.utils.data import DataLoader
+
+from dassl.utils import UserError
+from dassl.utils.downloads import file_digest
+
+from .data_manager import DatasetWrapper
+from .transforms import Pipeline
+
+AHEAD = 1024  # images whose features are asked for together, across epochs: a fuller pipeline, fewer files
+
+
+class FeatureSource(Protocol):
+    """What computes and keeps features."""
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (n, 3, height, width) -> features (n, dim)."""
+
+    def __call__(
+        self, requests: Sequence[tuple[bytes, Callable[[], torch.Tensor]]], threads: int, name: str
+    ) -> torch.Tensor:
+        """Features (n, dim) for keys and functions that make the images."""
+
+
+class FeatureLoader:
+    """Gives the batches that ``loader`` would give, with features in place of ``img`` (and ``img2``, …)."""
+
+    def __init__(self, loader: DataLoader, source: FeatureSource, name: str):
+        self.loader, self.source, self.name = loader, source, name
+        self.dataset, self.sampler, self.batch_sampler = loader.dataset, loader.sampler, loader.batch_sampler
+        self._have: dict[bytes, torch.Tensor] = {}
+        d = self.dataset
+        # Only of our own way of making an image do we know everything it depends on.
+        self.by_key = type(d) is DatasetWrapper and isinstance(d.transform, Pipeline) and d.k_tfm == 1
+        self.by_key = self.by_key and not d.return_img0
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    # The epoch that comes next; the engine sets it, as it does with a loader of images.
+    epoch = property(
+        lambda self: getattr(self.loader, "epoch", 0), lambda self, epoch: setattr(self.loader, "epoch", epoch)
+    )
+
+    def __iter__(self) -> Iterator[dict]:
+        return self._cached() if self.by_key else self._encoded()
+
+    def _encoded(self) -> Iterator[dict]:
+        """The loader's own batches, their images encoded."""
+        for batch in self.loader:
+            for key in [key for key in batch if key.startswith("img") and key != "img0"]:
+                views, encode = batch[key], self.source.encode
+                batch[key] = [encode(view) for view in views] if isinstance(views, list) else encode(views)
+            yield batch
+
+    def _cached(self) -> Iterator[dict]:
+        """Batches of features found by key; no image is read if all are there."""
+        epoch = self.epoch
+        self.epoch = epoch + 1
+        for number, indices in enumerate(batches := self._batches(epoch)):
+            keys = [self._key(index, epoch) for index in indices]
+            if not all(key in self._have for key in keys):
+                self._fetch(epoch, batches[number:])
+            items = [self.dataset.data_source[index] for index in indices]
+            yield {
+                "img": torch.stack([self._have[key] for key in keys]),
+                "label": torch.tensor([item.label for item in items]),
+                "domain": torch.tensor([item.domain for item in items]),
+                "impath": [item.impath for item in items],
+                "index": torch.tensor(indices),
+            }
+
+    def _batches(self, epoch: int) -> list[list[int]]:
+        self.sampler.epoch = epoch
+        return list(self.batch_sampler)
+
+    def _fetch(self, epoch: int, batches: list[list[int]]) -> None:
+        """Get the features of ``batches`` of an epoch and of those that come next; where nothing changes from epoch to
+        epoch, those of all images."""
+        requests: dict[bytes, Callable[[], torch.Tensor]] = {}
+        for at, indices in self._coming(epoch, batches):
+            requests.update((self._key(index, at), partial(self._image, index, at)) for index in indices)
+            if self._is_random and len(requests) >= AHEAD:
+                break
+        threads = max(1, min(self.dataset.cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1))
+        features = self.source(list(requests.items()), threads, f"{self.name} images")
+        self._have = dict(zip(requests, features, strict=True))
+
+    def _coming(self, epoch: int, batches: list[list[int]]) -> Iterator[tuple[int, list[int]]]:
+        """Epochs and batches from here to the end of training."""
+        if not self._is_random:
+            yield epoch, list(range(len(self.dataset)))
+            return
+        yield from ((epoch, indices) for indices in batches)
+        for later in range(epoch + 1, self.dataset.cfg.OPTIM.MAX_EPOCH):
+            yield from ((later, indices) for indices in self._batches(later))
+
+    @property
+    def _is_random(self) -> bool:
+        return self.dataset.is_train and self.dataset.transform.is_random
+
+    def _key(self, index: int, epoch: int) -> bytes:
+        """Everything that the image depends on: its file's content, the transforms, the random draw."""
+        draw = self.dataset.draw(index, epoch) if self._is_random else ""
+        content = _content(self.dataset.data_source[index].impath)
+        return hashlib.blake2b(f"{content} {self.dataset.transform} {draw}".encode(), digest_size=16).digest()
+
+    def _image(self, index: int, epoch: int) -> torch.Tensor:
+        return self.dataset.item(index, epoch)["img"]
+
+
+def _content(path: str) -> str:
+    """The checksum of a file, which is read again if it has changed."""
+    try:
+        stat = os.stat(path)
+    except OSError as error:
+        raise UserError(f"image not found: {path}") from error
+    return _digest(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=1 << 20)
+def _digest(path: str, *_: int) -> str:
+    return file_digest(path, "blake2b")
