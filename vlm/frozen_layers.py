@@ -16,15 +16,17 @@ from .layout import Group
 QUICK = 1.702  # of CLIP's QuickGELU
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
-    """``scale * (x @ weight.T) + bias`` of rows ``x`` (rows, inputs)."""
-    return _Linear.apply(x, weight, bias, scale)
+def linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, scale: float = 1.0, bias_scale: float = 1.0
+) -> torch.Tensor:
+    """``scale * (x @ weight.T) + bias_scale * bias`` of rows ``x`` (rows, inputs)."""
+    return _Linear.apply(x, weight, bias, scale, bias_scale)
 
 
 def mlp(layers: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
     """CLIP's MLP. Its activation ``x * sigmoid(1.702 x)`` is ``silu(1.702 x) / 1.702``: one pass over memory instead of
     three, as the factors go into the matrix products."""
-    x = linear(x, layers.c_fc.weight, layers.c_fc.bias * QUICK, QUICK)
+    x = linear(x, layers.c_fc.weight, layers.c_fc.bias, QUICK, QUICK)
     return linear(F.silu(x), layers.c_proj.weight, layers.c_proj.bias, 1 / QUICK)
 
 
@@ -52,17 +54,20 @@ def attention(
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, scale: float):
+    def forward(ctx, x, weight, bias, scale, bias_scale):
         if any(ctx.needs_input_grad[1:3]):
             raise ValueError("these layers are for frozen weights, which get no gradient; freeze CLIP before")
         ctx.weight, ctx.scale, ctx.dtype = weight, scale, x.dtype
-        return torch.addmm(bias, x, weight.t(), alpha=scale)
+        return torch.addmm(bias, x, weight.t(), alpha=scale, beta=bias_scale)
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor):
+    def backward(ctx, gradient):
         weight = ctx.weight.to(gradient.dtype)  # under autocast, the product had another type than the weight
-        gradient = torch.addmm(gradient.new_zeros(1), gradient, weight, beta=0, alpha=ctx.scale)
-        return gradient.to(ctx.dtype), None, None, None
+        if ctx.scale == 1.0:
+            gradient = gradient @ weight
+        else:
+            gradient = torch.addmm(gradient[:, :1], gradient, weight, beta=0, alpha=ctx.scale)
+        return gradient.to(ctx.dtype), None, None, None, None
 
 
 class _Attention(torch.autograd.Function):

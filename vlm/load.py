@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 import zipfile
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -61,21 +61,38 @@ def load(
     return model.to(device).requires_grad_(False), state_dict
 
 
+@dataclass
+class _Shared:
+    """The latest CLIP of :func:`load_shared`, and PyTorch's random state after loading, by the state before."""
+
+    source: tuple
+    model: CLIP
+    fingerprint: str
+    states: dict[bytes, torch.Tensor]
+
+
+_shared: _Shared | None = None
+
+
 def load_shared(name: str, weights: str, precision: str, device: str | torch.device) -> tuple[CLIP, str]:
     """As :func:`load`, with the fingerprint of the weights in place of the state dict.
 
-    The latest one is kept: another call of this process gets the same model, so nobody may change it. A file that
-    has changed is loaded again.
+    The latest one is kept: the next call of this process gets the same model, so nobody may change it. A file that has
+    changed is loaded again. As the constructor draws random numbers, a call leaves PyTorch's generator as loading would
+    have: what is drawn next does not depend on what this process did before.
     """
+    global _shared
     path = Path(weights) if weights else CACHE / openai.URLS.get(name, "").rpartition("/")[2]
     stat = path.stat() if path.is_file() else None
-    return _load_shared(name, weights, precision, torch.device(device), stat and (stat.st_mtime_ns, stat.st_size))
-
-
-@lru_cache(maxsize=1)
-def _load_shared(name: str, weights: str, precision: str, device: torch.device, _: object) -> tuple[CLIP, str]:
-    model, state_dict = load(name, weights, precision, device)
-    return model, fingerprint(state_dict)
+    source = (name, weights, precision, torch.device(device), stat and (stat.st_mtime_ns, stat.st_size))
+    before = torch.get_rng_state().numpy().tobytes()
+    if _shared is None or _shared.source != source or before not in _shared.states:
+        model, state_dict = load(name, weights, precision, device)
+        if _shared is None or _shared.source != source:
+            _shared = _Shared(source, model, fingerprint(state_dict), {})
+        _shared.states[before] = torch.get_rng_state()
+    torch.set_rng_state(_shared.states[before])
+    return _shared.model, _shared.fingerprint
 
 
 def read_weights(name: str, weights: str = "") -> dict[str, torch.Tensor]:

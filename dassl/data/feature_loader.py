@@ -39,10 +39,13 @@ class FeatureLoader:
         self.loader, self.source, self.name = loader, source, name
         self.dataset, self.sampler, self.batch_sampler = loader.dataset, loader.sampler, loader.batch_sampler
         self._have: dict[bytes, torch.Tensor] = {}
+        self._contents: dict[int, str] = {}  # checksums of the image files
         d = self.dataset
         # Only of our own way of making an image do we know everything it depends on.
         self.by_key = type(d) is DatasetWrapper and isinstance(d.transform, Pipeline) and d.k_tfm == 1
         self.by_key = self.by_key and not d.return_img0
+        self._transform = repr(d.transform)
+        self._is_random = d.is_train and self.by_key and d.transform.is_random
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -105,15 +108,12 @@ class FeatureLoader:
         for later in range(epoch + 1, self.dataset.cfg.OPTIM.MAX_EPOCH):
             yield from ((later, indices) for indices in self._batches(later))
 
-    @property
-    def _is_random(self) -> bool:
-        return self.dataset.is_train and self.dataset.transform.is_random
-
     def _key(self, index: int, epoch: int) -> bytes:
         """Everything that the image depends on: its file's content, the transforms, the random draw."""
         draw = self.dataset.draw(index, epoch) if self._is_random else ""
-        content = _content(self.dataset.data_source[index].impath)
-        return hashlib.blake2b(f"{content} {self.dataset.transform} {draw}".encode(), digest_size=16).digest()
+        if index not in self._contents:
+            self._contents[index] = _content(self.dataset.data_source[index].impath)
+        return hashlib.blake2b(f"{self._contents[index]} {self._transform} {draw}".encode(), digest_size=16).digest()
 
     def _image(self, index: int, epoch: int) -> torch.Tensor:
         return self.dataset.item(index, epoch)["img"]

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from tests.common import REPOSITORY
+from tests.common import REPOSITORY, assert_same_tensors
 from tools import sweep
 from tools.sweep import cells_of, main, read_sweep
 
@@ -97,6 +98,18 @@ def test_finished_runs_are_skipped_and_failed_ones_listed(write, digits_root, tm
     assert "3 runs, 1 finished already" in capsys.readouterr().out
     main([*command, "TEST.PER_CLASS_RESULT", "True"])
     assert "3 runs, 0 finished already" in capsys.readouterr().out
+
+
+def test_a_run_in_a_sweep_is_the_run_alone(write, digits_root, run, tmp_path, monkeypatch):
+    """The second run of a process finds CLIP and features there, and draws the same random numbers all the same."""
+    options = "DATASET.NUM_SHOTS 1 OPTIM.MAX_EPOCH 2"
+    runs = [{"folder": f"seed{n}", "arguments": f"--trainer CoOp --seed {n} {SETTINGS} {options}"} for n in (1, 2, 1)]
+    runs[2]["folder"] = "again"
+    assert main([write(*runs, threads=torch.get_num_threads()), "--root", str(digits_root), "--jobs", "1"]) == 0
+    for folder, seed in (("seed1", 1), ("seed2", 2), ("again", 1)):
+        monkeypatch.setattr("vlm.load._shared", None)
+        alone = run(*options.split(), seed=seed, out=f"alone/{folder}")
+        assert_same_tensors(tmp_path / "out" / folder / "prompt_learner/model.pth.tar-2", alone.checkpoint(2))
 
 
 def test_a_crash_is_one_failed_run(write, digits_root, capsys, monkeypatch):
