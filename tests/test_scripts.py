@@ -46,6 +46,22 @@ def test_quickstart_makes_the_table_and_repeats_nothing(bash, tmp_path):
     assert changed == [study / "ZeroshotCLIP" / "log.txt"]
 
 
+def test_imagenette_makes_the_table_and_tells_failure(bash, tmp_path, imagenet_root):
+    """Three classes of noise and the tiny CLIP instead of ten of photos and RN50."""
+    tiny = ("MODEL.BACKBONE.NAME", "tiny", "INPUT.SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", "0")
+    first = bash("imagenette.sh", *tiny, *ONE_EPOCH, DATA=str(imagenet_root))
+    assert first.returncode == 0, first.stderr
+    study = tmp_path / "out put" / "imagenet"
+    assert len(list(study.rglob("result.json"))) == 11
+    assert {"results.md", "results.csv", "results.png"} <= {path.name for path in study.iterdir()}
+    assert "11 runs, 0 finished already, 1 at a time" in first.stdout
+    assert "Missing" not in first.stdout
+    failed = bash("imagenette.sh", *tiny, "OPTIM.LR", "fast", DATA=str(imagenet_root), SEEDS="1 2")
+    assert failed.returncode == 1
+    assert "21 of 21 runs failed" in failed.stdout
+    assert "| CoOp (Efficient)" in failed.stdout  # of the earlier runs
+
+
 def test_main_and_eval_and_zeroshot(bash, tmp_path):
     """Upstream's arguments; runs that are finished are skipped."""
     out = tmp_path / "out put"

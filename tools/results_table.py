@@ -4,7 +4,8 @@
 
 Cells are read from ``ZeroshotCLIP`` and ``CoOp/<config>_<shots>shots[_ctx<tokens>]``, each a run's folder or a folder
 of seed1, seed2, … that are averaged (mean ± 95% interval, Student's t). What ``scripts/coop/main.sh`` writes
-(``CoOp/<config>_<shots>shots/nctx<tokens>_csc…_ctp…/seed<n>``) is read too.
+(``CoOp/<config>_<shots>shots/nctx<tokens>_csc…_ctp…/seed<n>``) is read too. A ``*`` marks the cells whose runs took a
+shortcut with the image features (FEATURES.VIEWS, FEATURES.PREC).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import re
 import statistics
 import sys
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,16 +31,18 @@ ALIGN = ["left"] + ["right"] * len(SHOTS)
 ROWS = {ZERO_SHOT: None, "CoOp (Standard)": STANDARD, "CoOp (Efficient)": EFFICIENT}
 PAR = 1.0  # percentage points of mean difference that still count as "on a par"
 RUN = re.compile(r"(?P<config>.+)_(?P<shots>\d+)shots(_ctx(?P<n_ctx>\d+))?")
+DTYPES = {"bf16": "bfloat16"}
 VARIANT = "nctx{}_cscFalse_ctpend"  # main.sh's folder of the study's setting
 
 
 @dataclass
 class Cell:
-    """The accuracies of one cell, one a seed, and why runs are missing."""
+    """The accuracies of one cell, one a seed, why runs are missing, and what else their records tell."""
 
     accuracies: list[float] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     weights: set[str] = field(default_factory=set)
+    shortcuts: Counter[str] = field(default_factory=Counter)  # and how many of the runs took each
 
     @property
     def mean(self) -> float:
@@ -48,7 +52,7 @@ class Cell:
         if not self.accuracies:
             return "-"
         spread = f" ± {interval95(self.accuracies):.2f}" if len(self.accuracies) > 1 else ""
-        return f"{self.mean:.2f}{spread}"
+        return f"{self.mean:.2f}{spread}{'*' if self.shortcuts else ''}"
 
 
 def read_cell(folder: Path, shots: int, n_ctx: int | None) -> Cell:
@@ -72,6 +76,7 @@ def read_cell(folder: Path, shots: int, n_ctx: int | None) -> Cell:
                 cell.missing.append(f"{run}: {reason}")
                 continue
             cell.weights.add(_weights(record))
+            cell.shortcuts.update(_shortcuts(record, trained=not evaluated_only))
         cell.accuracies.append(accuracy)
     return cell
 
@@ -93,6 +98,18 @@ def _weights(record: dict) -> str:
     if not isinstance(weights, dict):
         return "not recorded"
     return f"{weights.get('backbone')}, SHA-256 {str(weights.get('sha256'))[:16]}…"
+
+
+def _shortcuts(record: dict, trained: bool) -> list[str]:
+    """The settings of a run that trade the original's image features for speed; old records have none."""
+    config = dict(leaves(record.get("config") or {}))
+    found = []
+    if trained and (views := config.get("FEATURES.VIEWS")):
+        epochs = "every epoch" if views == 1 else f"{views} epochs"
+        found.append(f"FEATURES.VIEWS {views}: training images repeat their random draws after {epochs}.")
+    if precision := config.get("FEATURES.PREC"):
+        found.append(f"FEATURES.PREC {precision}: image features in {DTYPES.get(precision, precision)}.")
+    return found
 
 
 def choose_config(folder: Path, wanted: str) -> str:
@@ -152,6 +169,7 @@ def to_markdown(cells: dict[tuple[str, int], Cell], title: str) -> str:
     lines = [f"# {title}", "", to_frame(cells).to_markdown(colalign=ALIGN), "", comparison(cells)]
     if any(len(cell.accuracies) > 1 for cell in cells.values()):
         lines += ["", "± is the 95% confidence interval of the mean over seeds (Student's t)."]
+    lines += _footnotes(cells)
     weights = sorted(set().union(*(cell.weights for cell in cells.values())))
     if weights:
         lines += ["", f"Weights: {'; '.join(weights)}."]
@@ -161,6 +179,21 @@ def to_markdown(cells: dict[tuple[str, int], Cell], title: str) -> str:
     if missing:
         lines += ["", "Missing:", "", *missing]
     return "\n".join(lines) + "\n"
+
+
+def _footnotes(cells: dict[tuple[str, int], Cell]) -> list[str]:
+    """A line for each shortcut; it names its cells unless every run of every cell with a ``*`` took it."""
+    marked = {place: cell for place, cell in cells.items() if cell.shortcuts}
+    lines = []
+    for shortcut in sorted(set().union(*(cell.shortcuts for cell in marked.values()))):
+        places = []
+        for (row, shots), cell in marked.items():
+            count, runs = cell.shortcuts[shortcut], len(cell.accuracies)
+            if count:
+                places.append(f"{row}, {_column(shots)}{f' ({count} of {runs} runs)' if count < runs else ''}")
+        everywhere = all(cell.shortcuts[shortcut] == len(cell.accuracies) for cell in marked.values())
+        lines += ["", f"\\* {shortcut}" if everywhere else f"\\* {shortcut} In: {'; '.join(places)}."]
+    return lines
 
 
 def plot(cells: dict[tuple[str, int], Cell], title: str, file) -> None:

@@ -4,6 +4,19 @@
     python tools/sweep.py configs/sweeps/digits.yaml --seeds 1,2,3 --jobs 4
     python tools/sweep.py configs/sweeps/digits.yaml OPTIM.MAX_EPOCH 50       # KEY VALUE pairs go to every run
 
+A run's grid gives each axis a list of values, which go where ``{axis}`` stands in its folder and its arguments. An axis
+that is named as a config key is (OPTIM.LR, SEED: with a dot, or in capitals) is also set for the run by itself. This
+makes four runs:
+
+    runs:
+      - folder: CoOp/lr{OPTIM.LR}/seed{seed}
+        arguments: --trainer CoOp --seed {seed}
+        grid:
+          OPTIM.LR: [0.002, 0.02]
+          seed: [1, 2]
+
+A value is always one argument, whatever spaces it has. A folder is of one run alone.
+
 Runs that are finished (their result.json is of the same command, and newer than its config files) are skipped, so a
 sweep that was stopped goes on. A run that fails is listed at the end, and the exit code is 1.
 """
@@ -15,6 +28,7 @@ import contextlib
 import io
 import itertools
 import os
+import re
 import shlex
 import sys
 import time
@@ -37,6 +51,8 @@ from dassl.utils.results import is_finished, read_record
 KEYS = {"output": str, "threads": int, "arguments": str, "runs": list}
 RUN_KEYS = {"folder": str, "arguments": str, "grid": dict}
 NEEDED, RUN_NEEDED = {"output", "runs"}, {"folder"}
+SEED_AXES = ("seed", "SEED")  # what --seeds replaces
+BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")  # str.format's, but a dot is part of the name
 
 
 @dataclass(frozen=True)
@@ -84,28 +100,56 @@ def _check(node: object, types: dict[str, type], needed: set[str], place: str) -
 
 
 def cells_of(sweep: dict, output: str, root: str, seeds: list[str], overrides: list[str]) -> list[Cell]:
-    """Every combination of every run's grid. ``seeds`` replaces the axis ``seed``."""
-    cells = []
+    """Every combination of every run's grid. ``seeds`` replaces the axis ``seed`` (or ``SEED``).
+
+    Raises:
+        UserError: braces that name no axis, two runs with one folder, an override of an axis.
+    """
+    cells: dict[Path, Cell] = {}
     for run in sweep["runs"]:
-        grid = run.get("grid", {})
-        if seeds and "seed" in grid:
-            grid = {**grid, "seed": seeds}
+        axes = run.get("grid", {}).items()
+        grid = {str(axis): seeds if seeds and axis in SEED_AXES else values for axis, values in axes}
+        if fixed := [key for key in overrides[::2] if key in grid]:
+            raise UserError(f"{fixed[0]} is an axis of the grid of {run['folder']}, so it cannot be set for every run")
+        words = _words(f"{sweep.get('arguments', '')} {run.get('arguments', '')}")
         for values in itertools.product(*grid.values()):
-            point = dict(zip(grid, values, strict=True))
+            point = dict(zip(grid, map(str, values), strict=True))
             folder = Path(output or sweep["output"], _fill(run["folder"], point))
-            words = _words(_fill(f"{sweep.get('arguments', '')} {run.get('arguments', '')}", point))
-            arguments = ["--output-dir", str(folder), *(["--root", root] if root else []), *words, *overrides]
-            cells.append(Cell(folder, tuple(arguments)))
-    return cells
+            if folder in cells:
+                raise UserError(f"two runs have the folder {folder}; {_mend(run['folder'], grid)}")
+            keys = [word for axis, value in point.items() if _is_key(axis) for word in (axis, value)]
+            arguments = ["--output-dir", str(folder), *(["--root", root] if root else [])]
+            arguments += [*(_fill(word, point) for word in words), *keys, *overrides]
+            cells[folder] = Cell(folder, tuple(arguments))
+    return list(cells.values())
 
 
-def _fill(text: str, point: dict[str, object]) -> str:
-    """Put a point of the grid into the ``{axis}`` of a text."""
-    try:
-        return text.format(**point)
-    except (KeyError, IndexError, ValueError) as error:
-        axes = ", ".join(point) or "none"
-        raise UserError(f'"{text}" names something in braces that is no axis of its grid ({axes})') from error
+def _is_key(axis: str) -> bool:
+    """Whether an axis is named as config keys are."""
+    return "." in axis or axis.isupper()
+
+
+def _fill(text: str, point: dict[str, str]) -> str:
+    """Put a point of the grid into the ``{axis}`` of a text; ``{{`` and ``}}`` are plain braces."""
+
+    def value(match: re.Match) -> str:
+        if match[0] in ("{{", "}}"):
+            return match[0][0]
+        if match[1] not in point:
+            axes = ", ".join(point) or "none"
+            raise UserError(f'"{text}" names something in braces that is no axis of its grid ({axes})')
+        return point[match[1]]
+
+    return BRACES.sub(value, text)
+
+
+def _mend(folder: str, grid: dict[str, list]) -> str:
+    """What to do about a ``folder`` that does not tell the runs of its ``grid`` apart."""
+    named = {match[1] for match in BRACES.finditer(folder)}
+    absent = [f"{{{axis}}}" for axis, values in grid.items() if len(values) > 1 and axis not in named]
+    if absent:
+        return f'put {" and ".join(absent)} into "{folder}"'
+    return f'"{folder}" is there twice, or a value of its grid is'
 
 
 def _words(text: str) -> list[str]:

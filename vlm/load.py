@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,13 +42,15 @@ def load(
     """
     check_availability(precision, PRECISIONS, "precision")
     state_dict = read_weights(name, weights)
-    source = weights or name
+    return _build(state_dict, weights or name, precision, torch.device(device)), state_dict
+
+
+def _build(state_dict: dict[str, torch.Tensor], source: str, precision: str, device: torch.device) -> CLIP:
     try:
         # OpenAI's own constructor. It rounds the weights to half precision, in which they are published.
         model = openai.build_model(dict(state_dict))
     except (KeyError, RuntimeError, AssertionError, IndexError, ZeroDivisionError) as error:
         raise UserError(f"{source} does not hold the weights of a CLIP: {reason_of(error)}") from error
-    device = torch.device(device)
     if precision in ("fp32", "amp") or device.type == "cpu":
         model.float()
     elif precision == "bf16":
@@ -58,7 +61,7 @@ def load(
         model.visual.to(memory_format=torch.channels_last)  # the same convolutions in a third less time
     if precision != "fp32" and device.type == "cpu":
         print(f"Note: {precision} becomes fp32, as half precision is slow and inexact on a CPU")
-    return model.to(device).requires_grad_(False), state_dict
+    return model.to(device).requires_grad_(False)
 
 
 @dataclass
@@ -87,9 +90,13 @@ def load_shared(name: str, weights: str, precision: str, device: str | torch.dev
     source = (name, weights, precision, torch.device(device), stat and (stat.st_mtime_ns, stat.st_size))
     before = torch.get_rng_state().numpy().tobytes()
     if _shared is None or _shared.source != source or before not in _shared.states:
-        model, state_dict = load(name, weights, precision, device)
+        check_availability(precision, PRECISIONS, "precision")
+        state_dict = read_weights(name, weights)
+        with ThreadPoolExecutor(1) as pool:
+            checksum = pool.submit(fingerprint, state_dict)  # takes as long as the construction
+            model = _build(state_dict, weights or name, precision, torch.device(device))
         if _shared is None or _shared.source != source:
-            _shared = _Shared(source, model, fingerprint(state_dict), {})
+            _shared = _Shared(source, model, checksum.result(), {})
         _shared.states[before] = torch.get_rng_state()
     torch.set_rng_state(_shared.states[before])
     return _shared.model, _shared.fingerprint

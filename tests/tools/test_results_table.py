@@ -130,6 +130,41 @@ def test_a_run_that_is_not_what_its_folder_says_is_left_out(study):
         assert f"its record says {section}.{key} {value}" in (folder / "results.md").read_text()
 
 
+def record_features(folder, name, **features):
+    (folder / name / "result.json").write_text(json.dumps({"config": {"FEATURES": features}}))
+
+
+def test_shortcuts_are_marked(study):
+    for name in ("rn50_1shots", "rn50_1shots_ctx4", "rn50_2shots", "rn50_4shots/seed1", "rn50_4shots/seed2"):
+        folder = study(f"CoOp/{name}", "70.00")
+    record_features(folder, "CoOp/rn50_1shots", VIEWS=0, PREC="")
+    main([str(folder)])
+    assert "*" not in (folder / "results.csv").read_text()
+    assert "\\*" not in (folder / "results.md").read_text()
+    record_features(folder, "CoOp/rn50_1shots_ctx4", VIEWS=16, PREC="")
+    record_features(folder, "CoOp/rn50_2shots", VIEWS=16, PREC="")
+    main([str(folder)])
+    assert table(folder)[2] == ["CoOp (Standard)", "-", "70.00", "70.00*", "70.00 ± 0.00", "-", "-"]
+    assert table(folder)[3][2] == "70.00*"
+    text = (folder / "results.md").read_text()
+    assert "|    70.00* |" in text
+    assert len({len(line) for line in text.splitlines() if line.startswith("|")}) == 1
+    assert "\n\n\\* FEATURES.VIEWS 16: training images repeat their random draws after 16 epochs.\n\n" in text
+
+
+def test_cells_with_other_shortcuts_are_named(study):
+    for name in ("rn50_1shots", "rn50_4shots/seed1", "rn50_4shots/seed2"):
+        folder = study(f"CoOp/{name}", "70.00")
+    record_features(folder, "CoOp/rn50_1shots", VIEWS=1, PREC="bf16")
+    record_features(folder, "CoOp/rn50_4shots/seed2", VIEWS=0, PREC="bf16")
+    main([str(folder)])
+    assert table(folder)[2] == ["CoOp (Standard)", "-", "70.00*", "-", "70.00 ± 0.00*", "-", "-"]
+    text = (folder / "results.md").read_text()
+    assert "after every epoch. In: CoOp (Standard), 1 shot.\n" in text
+    both = "CoOp (Standard), 1 shot; CoOp (Standard), 4 shots (1 of 2 runs)"
+    assert f"\n\\* FEATURES.PREC bf16: image features in bfloat16. In: {both}.\n" in text
+
+
 def test_an_empty_folder_of_main_sh_hides_nothing(study):
     folder = study("CoOp/rn50_4shots", "70.00")
     (folder / "CoOp/rn50_4shots/nctx16_cscFalse_ctpend").mkdir()

@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 
+from dassl.utils import UserError
 from tests.common import REPOSITORY, assert_same_tensors
 from tools import sweep
 from tools.sweep import cells_of, main, read_sweep
@@ -35,6 +36,81 @@ def test_seeds_repeat_the_cells_that_have_one():
     assert len(cells) == 31
     assert len({cell.folder for cell in cells}) == 31
     assert all(cell.folder.is_relative_to("output/digits") for cell in cells)
+
+
+def test_the_study_on_imagenette_is_eleven_runs():
+    cells = cells_of(read_sweep(REPOSITORY / "configs/sweeps/imagenette.yaml"), "", "", [], [])
+    names = [f"CoOp/rn50_{n}shots{suffix}/seed1" for suffix in ("", "_ctx4") for n in (1, 2, 4, 8, 16)]
+    assert [cell.folder for cell in cells] == [Path("output/imagenet", name) for name in ("ZeroshotCLIP", *names)]
+    files = "--dataset-config-file configs/datasets/imagenet.yaml --config-file configs/trainers/CoOp/rn50.yaml"
+    given = {cell.folder.parent.name: " ".join(cell.arguments[2:]) for cell in cells}
+    assert given["imagenet"] == f"{files} --trainer ZeroshotCLIP --seed 1 --eval-only DATASET.NUM_SHOTS 0"
+    assert given["rn50_8shots"] == f"{files} --trainer CoOp --seed 1 DATASET.NUM_SHOTS 8"
+    assert given["rn50_8shots_ctx4"] == f"{files} --trainer CoOp --seed 1 DATASET.NUM_SHOTS 8 TRAINER.COOP.N_CTX 4"
+
+
+def in_folder(folder, arguments="", seeds=(), overrides=(), **grid):
+    """The cells of a sweep of one entry: folder -> what follows --output-dir FOLDER."""
+    sweep = {"output": "out", "runs": [{"folder": folder, "arguments": arguments, "grid": grid}]}
+    cells = cells_of(sweep, "", "", list(seeds), list(overrides))
+    return {cell.folder.relative_to("out").as_posix(): list(cell.arguments[2:]) for cell in cells}
+
+
+def test_an_axis_named_as_a_config_key_is_set_for_the_run():
+    axes = {"OPTIM.LR": [0.002, 2e-5], "TRAINER.COOP.CSC": [True, False], "seed": [1]}
+    cells = in_folder("lr{OPTIM.LR}_{TRAINER.COOP.CSC}/s{seed}", "--seed {seed} A 1", overrides=["B", "2"], **axes)
+    assert list(cells) == ["lr0.002_True/s1", "lr0.002_False/s1", "lr2e-05_True/s1", "lr2e-05_False/s1"]
+    keys = ["OPTIM.LR", "2e-05", "TRAINER.COOP.CSC", "False"]
+    assert cells["lr2e-05_False/s1"] == ["--seed", "1", "A", "1", *keys, "B", "2"]
+    assert in_folder("{SEED}", SEED=[1], seeds=["2", "3"]) == {"2": ["SEED", "2"], "3": ["SEED", "3"]}
+    assert in_folder("a", **{"OPTIM.LR": [1]}) == {"a": ["OPTIM.LR", "1"]}  # one value needs no place in the folder
+    assert in_folder("{{a}}_{{{a}}}", "'{a} b'", a=[1]) == {"{a}_{1}": ["1 b"]}
+
+
+def test_a_value_is_one_argument():
+    axes = {"TRAINER.COOP.CTX_INIT": ["", 'it\'s a "photo" of', "C:\\x"], "INPUT.SIZE": [[32, 32]], "words": ["a  b"]}
+    cells = in_folder("{TRAINER.COOP.CTX_INIT}.", "--note {words}", **axes)
+    assert [arguments[3] for arguments in cells.values()] == axes["TRAINER.COOP.CTX_INIT"]
+    for arguments in cells.values():
+        assert arguments[:2] == ["--note", "a  b"]
+        assert arguments[-2:] == ["INPUT.SIZE", "[32, 32]"]
+
+
+def test_values_reach_the_config(write, digits_root, tmp_path):
+    grid = {"TRAINER.COOP.CTX_INIT": ["a photo of a"], "TRAINER.COOP.CSC": [True], "INPUT.SIZE": [[32, 32], "(32, 32)"]}
+    settings = f"--trainer CoOp {SETTINGS} DATASET.NUM_SHOTS 1 OPTIM.MAX_EPOCH 1"
+    path = write({"folder": "{INPUT.SIZE}", "arguments": settings, "grid": {**grid, "SEED": [7]}})
+    assert main([path, "--root", str(digits_root), "--jobs", "1"]) == 0
+    for folder in ("[32, 32]", "(32, 32)"):
+        config = json.loads((tmp_path / "out" / folder / "result.json").read_text())["config"]
+        assert config["TRAINER"]["COOP"]["CTX_INIT"] == "a photo of a"
+        assert config["TRAINER"]["COOP"]["CSC"] is True
+        assert (config["INPUT"]["SIZE"], config["SEED"]) == ([32, 32], 7)
+
+
+@pytest.mark.parametrize(
+    ("folder", "grid", "parts"),
+    [
+        ("x", {"OPTIM.LR": [1, 2], "n": [1], "seed": [1, 2]}, ["folder out/x;", 'put {OPTIM.LR} and {seed} into "x"']),
+        ("x{seed}", {"OPTIM.LR": [1, 2], "seed": [1, 2]}, ["out/x1;", 'put {OPTIM.LR} into "x{seed}"']),
+        ("x{seed}", {"seed": [1, "1"]}, ["out/x1;", '"x{seed}" is there twice, or a value of its grid is']),
+        ("x{OPTIM.LR.a}", {"OPTIM.LR": [1]}, ["x{OPTIM.LR.a}", "(OPTIM.LR)"]),
+        ("x{}", {"seed": [1]}, ["x{}", "(seed)"]),
+        ("x{seed", {"seed": [1]}, ["x{seed", "(seed)"]),
+        ("x}", {}, ["x}", "(none)"]),
+        ("x{A}", {"A": [1]}, ["A is an axis of the grid of x{A}", "cannot be set for every run"]),
+    ],
+)
+def test_a_grid_that_is_wrong(folder, grid, parts):
+    with pytest.raises(UserError) as error:
+        in_folder(folder, overrides=["A", "2"], **grid)
+    assert all(part in str(error.value) for part in parts), error.value
+
+
+def test_two_entries_with_one_folder():
+    runs = [{"folder": "x"}, {"folder": "{a}", "grid": {"a": ["x"]}}]
+    with pytest.raises(UserError, match="two runs have the folder out/x"):
+        cells_of({"output": "out", "runs": runs}, "", "", [], [])
 
 
 @pytest.fixture

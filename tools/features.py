@@ -1,0 +1,192 @@
+"""The image features that runs keep on disk: what is there, whether it is sound, and removing it.
+
+    python tools/features.py ls                # a table, one row an encoder
+    python tools/features.py verify            # reads every file; damaged ones are removed (exit code 1)
+    python tools/features.py rm 1f0c           # the features of the encoder whose folder's name begins so
+    python tools/features.py rm                # all of them
+
+``--cache-dir`` names the folder if a run was given FEATURES.CACHE_DIR. All this is safe while runs go on: they compute
+anew what they do not find.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import re
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from dassl.utils import UserError, command_line
+
+SHOWN = 12  # characters of names and checksums
+# What rm removes: what runs write, and what is left of that if one is killed while it writes.
+OURS = re.compile(r"[^.].*\.safetensors|encoder\.json|\.lock|\.(.+\.safetensors|encoder\.json)\.[^.]+")
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A folder of features, all of one encoder."""
+
+    folder: Path
+
+    def __str__(self) -> str:
+        return self.folder.name[:SHOWN]
+
+    def files(self) -> list[Path]:
+        return sorted(self.folder.glob("*.safetensors"))
+
+    def size(self) -> int:
+        return sum(_size(path) for path in self.files())
+
+    def features(self) -> int:
+        return sum(map(_features_in, self.files()))
+
+    def last_used(self) -> str:
+        times = []
+        for path in self.files():
+            with contextlib.suppress(OSError):
+                times.append(path.stat().st_mtime)
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(max(times))) if times else "-"
+
+    def description(self) -> list[str]:
+        """Weights, precision and runtime, as far as the folder tells them."""
+        from vlm.feature_store import DESCRIPTION
+
+        try:
+            told = json.loads((self.folder / DESCRIPTION).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            told = None
+        told = told if isinstance(told, dict) else {}
+        weights, *rest = (str(told.get(key, "?")) for key in ("weights", "precision", "runtime"))
+        return [weights[:SHOWN], *rest]
+
+    def remove(self) -> tuple[int, int]:
+        """Remove what runs have written, and the folder if that was all; returns the files of features and bytes."""
+        files = bytes_ = 0
+        for path in self.folder.iterdir():
+            if path.is_dir() or not OURS.fullmatch(path.name):
+                continue
+            size = _size(path)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise UserError(f"cannot remove {path}: {error.strerror}") from error
+            files, bytes_ = files + (path.suffix == ".safetensors"), bytes_ + size
+        try:
+            self.folder.rmdir()
+        except OSError:
+            print(f"Note: {self.folder} stays, as it holds something else")
+        return files, bytes_
+
+
+def encoders_in(root: Path) -> list[Encoder]:
+    from vlm.feature_store import encoder_folders
+
+    return [Encoder(folder) for folder in encoder_folders(root)]
+
+
+def show(root: Path, encoders: list[Encoder]) -> None:
+    from tabulate import tabulate
+
+    rows = [
+        [str(e), *e.description(), len(e.files()), e.features(), _readable(e.size()), e.last_used()] for e in encoders
+    ]
+    head = ["encoder", "weights", "precision", "runtime", "files", "features", "size", "last used"]
+    align = ["left"] * 4 + ["right"] * 3 + ["left"]
+    print(tabulate(rows, head, disable_numparse=True, colalign=align))
+    files, features = (sum(row[i] for row in rows) for i in (4, 5))
+    print(f"total: {files:,} files, {features:,} features, {_readable(sum(e.size() for e in encoders))} in {root}")
+
+
+def verify(encoders: list[Encoder]) -> int:
+    """Read every file, so that damaged ones are removed; returns the exit code."""
+    from tqdm import tqdm
+
+    from vlm.feature_store import read_shard
+
+    files = [(path, encoder.folder.name) for encoder in encoders for path in encoder.files()]
+    bad = [path for path, name in tqdm(files, disable=None, leave=False, unit="file") if read_shard(path, name) is None]
+    print(f"{len(files) - len(bad):,} files are sound; {len(bad):,} were damaged and removed")
+    if stay := [str(path) for path in bad if path.exists()]:
+        raise UserError(f"damaged files that cannot be removed: {', '.join(stay)}")
+    return 1 if bad else 0
+
+
+def remove(encoders: list[Encoder], prefixes: list[str]) -> None:
+    """Remove the encoders whose names begin so, or all of them.
+
+    Raises:
+        UserError: no encoder's name, or that of several, begins so; nothing has been removed.
+    """
+    chosen = {named(encoders, prefix): None for prefix in prefixes} or encoders
+    removed = [encoder.remove() for encoder in chosen]
+    files, freed = (sum(column) for column in zip(*removed, strict=True))
+    print(f"removed {files:,} files of {', '.join(map(str, chosen))}; {_readable(freed)} are free")
+
+
+def named(encoders: list[Encoder], prefix: str) -> Encoder:
+    found = [encoder for encoder in encoders if prefix and encoder.folder.name.startswith(prefix.lower())]
+    if len(found) != 1:
+        what = "several encoders begin" if found else "no encoder begins"
+        raise UserError(f'{what} with "{prefix}"; there are {", ".join(e.folder.name for e in found or encoders)}')
+    return found[0]
+
+
+def _features_in(path: Path) -> int:
+    """How many features a file holds by its header; none if that cannot be read."""
+    from vlm.feature_store import DAMAGE, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.get_slice("features").get_shape()[0]
+    except (*DAMAGE, IndexError):
+        return 0
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # removed just now
+        return 0
+
+
+def _readable(size: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.2f} GB"
+
+
+@command_line()
+def main(argv: list[str] | None = None) -> int | None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, says in (("ls", "what is there"), ("verify", "read every file"), ("rm", "remove features")):
+        command = commands.add_parser(name, help=says)
+        command.add_argument("--cache-dir", type=Path, help="FEATURES.CACHE_DIR; by default, the user's cache folder")
+    command.add_argument("encoder", nargs="*", help="the beginning of its folder's name; none: all")
+    args = parser.parse_args(argv)
+    root = args.cache_dir
+    if root is None:
+        from vlm.features import cache_folder
+
+        root = cache_folder()
+    root = root.expanduser()
+    encoders = encoders_in(root)
+    if not encoders:
+        print(f"no features in {root}")
+        return None
+    if args.command == "ls":
+        return show(root, encoders)
+    return verify(encoders) if args.command == "verify" else remove(encoders, args.encoder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
