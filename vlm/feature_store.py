@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from safetensors.torch import load, save
 from dassl.utils import UserError, atomic_write, write_json
 
 DESCRIPTION = "encoder.json"  # what the folder's features were made with; for people
+FOLDER = re.compile("[0-9a-f]{32}")  # the name of an encoder's folder
 KEY_BYTES = 16
 DAMAGE = (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError)
 
@@ -115,7 +117,7 @@ class FeatureStore:
         for path in sorted(self.folder.glob("*.safetensors")):
             if path not in self._seen:
                 self._seen.add(path)
-                self._where.update(dict.fromkeys(_keys_in(path), path))
+                self._where.update(dict.fromkeys(_keys_in(path, self.encoder), path))
 
     def _forget(self, path: Path) -> None:
         self._seen.discard(path)
@@ -144,12 +146,13 @@ def read_shard(path: Path, encoder: str) -> Shard | None:
     return None
 
 
-def _keys_in(path: Path) -> list[bytes]:
-    """The keys in a file, unchecked; none if it cannot be read."""
+def _keys_in(path: Path, encoder: str) -> list[bytes]:
+    """The keys in a file, unchecked; none, and the file is removed, if it cannot be read."""
     try:
         with safe_open(path, framework="pt") as file:
             return list(_rows(file.get_tensor("keys")))
     except DAMAGE:
+        read_shard(path, encoder)
         return []
 
 
@@ -158,10 +161,15 @@ def _rows(keys: torch.Tensor) -> dict[bytes, int]:
     return {raw[i : i + KEY_BYTES]: i // KEY_BYTES for i in range(0, len(raw), KEY_BYTES)}
 
 
+def encoder_folders(root: Path) -> list[Path]:
+    """The folders of encoders in ``root``. Whatever else lies there is not ours."""
+    return sorted(p for p in root.glob("*") if FOLDER.fullmatch(p.name) and p.is_dir() and not p.is_symlink())
+
+
 def shards(root: Path) -> list[tuple[Path, os.stat_result]]:
     """Every file of features below ``root``, the least recently used first."""
     found = []
-    for path in root.glob("*/*.safetensors"):
+    for path in (path for folder in encoder_folders(root) for path in folder.glob("*.safetensors")):
         with contextlib.suppress(OSError):  # another process may have removed it just now
             found.append((path, path.stat()))
     return sorted(found, key=lambda item: item[1].st_mtime)

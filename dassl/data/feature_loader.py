@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import Protocol
@@ -43,9 +44,11 @@ class FeatureLoader:
         d = self.dataset
         # Only of our own way of making an image do we know everything it depends on.
         self.by_key = type(d) is DatasetWrapper and isinstance(d.transform, Pipeline) and d.k_tfm == 1
-        self.by_key = self.by_key and not d.return_img0
+        self.by_key = self.by_key and not d.return_img0 and (d.is_train or not d.transform.is_random)
         self._transform = repr(d.transform)
         self._is_random = d.is_train and self.by_key and d.transform.is_random
+        if self._is_random:
+            self._transform += f" {dict(d.cfg.INPUT)}"  # torchvision's reprs round some settings
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -61,7 +64,7 @@ class FeatureLoader:
     def _encoded(self) -> Iterator[dict]:
         """The loader's own batches, their images encoded."""
         for batch in self.loader:
-            for key in [key for key in batch if key.startswith("img") and key != "img0"]:
+            for key in [key for key in batch if re.fullmatch(r"img([1-9]\d*)?", key)]:
                 views, encode = batch[key], self.source.encode
                 batch[key] = [encode(view) for view in views] if isinstance(views, list) else encode(views)
             yield batch

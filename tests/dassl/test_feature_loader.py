@@ -1,0 +1,297 @@
+"""Loaders of features: the same batches as those of images, and no image is encoded twice."""
+
+import os
+import re
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dassl.config import get_cfg_default
+from dassl.data import DatasetWrapper
+from dassl.data.data_manager import build_data_loader
+from dassl.data.datasets import Datum
+from dassl.data.feature_loader import FeatureLoader
+from dassl.data.transforms import build_transform
+from tests.common import REPOSITORY, assert_same_tensors
+from vlm.image_encoder import OpenVINOEncoder, TorchEncoder, image_encoder
+
+RANDOM = ("INPUT.TRANSFORMS", "('random_resized_crop','random_flip','normalize')")
+SHOT, TEST = 10, 896  # images: one a class, and those for testing
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """A function that tells how many images have been encoded since it was last asked; ``stop`` ends that once."""
+    blocks, stop = [], {}
+
+    def counting(original):
+        def encode(self, images):
+            for features, count in original(self, images):
+                if sum(blocks) >= stop.get("after", float("inf")):
+                    stop.pop("after")
+                    raise stop.pop("by")
+                blocks.append(count)
+                yield features, count
+
+        return encode
+
+    for encoder in (OpenVINOEncoder, TorchEncoder):
+        monkeypatch.setattr(encoder, "_encode", counting(encoder._encode))
+
+    def count():
+        total = sum(blocks)
+        blocks.clear()
+        return total
+
+    count.stop = stop
+    return count
+
+
+@pytest.fixture
+def short(run, tmp_path):
+    """A run of one shot and two epochs with the cache of this test."""
+
+    def call(*arguments, flags=(), **values):
+        settings = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 2, "FEATURES.CACHE_DIR", tmp_path / "cache")
+        return run(*flags, *settings, *arguments, **values)
+
+    return call
+
+
+@pytest.fixture
+def imagenet(short, imagenet_root):
+    """The same on the small ImageNet: 3 images to train on, 6 to test."""
+    flags = ("--root", imagenet_root, "--dataset-config-file", REPOSITORY / "configs/datasets/imagenet.yaml")
+    return partial(short, flags=flags)
+
+
+def config(*pairs):
+    cfg = get_cfg_default()
+    cfg.merge_from_list(["INPUT.SIZE", (8, 8), "DATALOADER.TRAIN_X.BATCH_SIZE", 3, "SEED", 1, *pairs])
+    return cfg
+
+
+@pytest.fixture
+def images(tmp_path) -> list[Datum]:
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / f"{number}.png" for number in range(7)]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, (12, 10, 3), dtype=np.uint8)).save(path)
+    return [Datum(str(path), number % 2, number % 3, "name") for number, path in enumerate(paths)]
+
+
+def loader_of(cfg, images, is_train=True, **values):
+    sampler = "RandomSampler" if is_train else "SequentialSampler"
+    tfm = build_transform(cfg, is_train=is_train)
+    return build_data_loader(cfg, sampler, images, 3, tfm=tfm, is_train=is_train, **values)
+
+
+class Pixels:
+    """The features of an image are its pixels."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def encode(self, images):
+        return images.flatten(1)
+
+    def __call__(self, requests, threads, name):
+        self.asked += len(requests)
+        assert len(dict(requests)) == len(requests)
+        return torch.stack([make().flatten() for _, make in requests])
+
+
+def assert_same_batch(features: dict, images: dict) -> None:
+    assert features.keys() == images.keys()
+    assert torch.equal(features["img"], images["img"].flatten(1))
+    for key in ("label", "domain", "index"):
+        assert torch.equal(features[key], images[key]), key
+    assert features["impath"] == images["impath"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("is_train", [True, False])
+@pytest.mark.parametrize("pairs", [(), RANDOM, (*RANDOM, "FEATURES.VIEWS", 2)], ids=["plain", "random", "views"])
+def test_batches_are_those_of_the_loader_of_images(images, pairs, is_train, workers):
+    cfg = config(*pairs, "OPTIM.MAX_EPOCH", 3, "DATALOADER.NUM_WORKERS", workers)
+    source = Pixels()
+    features = FeatureLoader(loader_of(cfg, images, is_train), source, "train")
+    plain = loader_of(cfg, images, is_train)
+    assert len(features) == len(plain) == (2 if is_train else 3)
+    for _ in range(4):  # one epoch more than was announced
+        for one, other in zip(features, plain, strict=True):
+            assert_same_batch(one, other)
+    if not is_train or not pairs:
+        assert source.asked == len(images)
+
+
+def test_an_epoch_that_is_set_is_the_one_that_comes(images):
+    cfg = config(*RANDOM, "OPTIM.MAX_EPOCH", 5)
+    features = FeatureLoader(loader_of(cfg, images), Pixels(), "train")
+    whole = [list(features) for _ in range(5)]
+    resumed = FeatureLoader(loader_of(cfg, images), Pixels(), "train")
+    resumed.epoch = 3
+    for batches in whole[3:]:
+        for one, other in zip(resumed, batches, strict=True):
+            assert torch.equal(one["img"], other["img"])
+    assert resumed.epoch == 5
+
+
+class Own(DatasetWrapper):
+    def __getitem__(self, idx):
+        return {**super().__getitem__(idx), "more": idx * 2}
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "pairs"),
+    [(Own, ()), (None, ("DATALOADER.K_TRANSFORMS", 2)), (None, ("DATALOADER.RETURN_IMG0", True))],
+    ids=["wrapper", "views", "img0"],
+)
+def test_what_is_not_our_own_way_of_making_images_goes_without_the_cache(images, wrapper, pairs):
+    cfg = config(*RANDOM, *pairs)
+    source = Pixels()
+    features = FeatureLoader(loader_of(cfg, images, dataset_wrapper=wrapper), source, "train")
+    plain = loader_of(cfg, images, dataset_wrapper=wrapper)
+    for _ in range(2):
+        for one, other in zip(features, plain, strict=True):
+            assert one.keys() == other.keys()
+            views = [(one["img"], other["img"])]
+            if "DATALOADER.K_TRANSFORMS" in pairs:
+                views = list(zip(one["img"], other["img"], strict=True))
+                assert len(views) == 2
+            assert all(torch.equal(feature, image.flatten(1)) for feature, image in views)
+            if "img0" in other:
+                assert torch.equal(one["img0"], other["img0"])
+            if wrapper:
+                assert torch.equal(one["more"], one["index"] * 2)
+    assert source.asked == 0
+
+
+def test_a_test_transform_that_draws_is_not_taken_for_one_that_does_not(images):
+    cfg = config(*RANDOM)
+    loader = build_data_loader(cfg, data_source=images, tfm=build_transform(cfg), is_train=False)
+    features = FeatureLoader(loader, Pixels(), "test")
+    assert not torch.equal(next(iter(features))["img"], next(iter(features))["img"])
+
+
+def test_settings_that_a_repr_rounds_are_told_apart(images):
+    def key(low):
+        cfg = config(*RANDOM, "INPUT.RRCROP_SCALE", (low, 1.0))
+        return FeatureLoader(loader_of(cfg, images), Pixels(), "train")._key(0, 0)
+
+    assert key(0.08) != key(0.08001)
+
+
+@pytest.mark.parametrize("transforms", [(), RANDOM], ids=["plain", "random"])
+def test_a_second_run_and_one_of_other_prompts_encode_nothing(short, encoded, transforms):
+    epochs = 2 if transforms else 1
+    assert short(*transforms, out="16").code == 0
+    assert encoded() == SHOT * epochs + TEST
+    encoded.stop.update(after=0, by=AssertionError("an image is encoded"))
+    assert short(*transforms, out="again").code == 0
+    assert short(*transforms, "TRAINER.COOP.N_CTX", 4, out="4").code == 0
+    assert short(flags=["--eval-only"], out="zero", trainer="ZeroshotCLIP").code == 0
+    encoded.stop.clear()
+    assert short(*transforms, out="seed", seed=2).code == 0
+    assert 0 < encoded() <= SHOT * epochs
+
+
+def test_other_augmentation_shares_the_test_features_and_other_preprocessing_does_not(short, encoded):
+    short(out="plain")
+    encoded()
+    short(*RANDOM, out="augmented")
+    assert encoded() == 2 * SHOT
+    short(*RANDOM, "INPUT.RRCROP_SCALE", "(0.5, 1.0)", out="scale")
+    assert encoded() == 2 * SHOT
+    short("INPUT.INTERPOLATION", "bilinear", out="bilinear")
+    assert encoded() == SHOT + TEST
+    short("INPUT.PIXEL_STD", "[0.3, 0.3, 0.3]", out="std")
+    assert encoded() == SHOT + TEST
+
+
+def test_views_are_encoded_once_and_the_log_says_so(short, encoded):
+    settings = (*RANDOM, "OPTIM.MAX_EPOCH", 4)
+    two = short(*settings, "FEATURES.VIEWS", 2, out="two")
+    assert encoded() == 2 * SHOT + TEST
+    assert "FEATURES.VIEWS 2: training images repeat their random draws after 2 epochs" in two.log
+    without = short(*settings, out="without")
+    assert encoded() == 2 * SHOT  # epochs 3 and 4
+    assert "FEATURES.VIEWS 2" not in without.log
+
+
+def test_a_changed_image_is_encoded_anew(imagenet, imagenet_root, encoded):
+    assert imagenet(out="first").code == 0
+    assert encoded() == 3 + 6
+    path = next((imagenet_root / "imagenet/images/val").rglob("*.JPEG"))
+    content = path.read_bytes()
+    Image.new("RGB", (48, 40), "red").save(path)
+    imagenet(out="changed")
+    assert encoded() == 1
+    path.write_bytes(content)
+    os.utime(path, (1, 1))
+    imagenet(out="back")
+    assert encoded() == 0
+
+
+@pytest.mark.parametrize("by", [KeyboardInterrupt(), MemoryError()], ids=["Ctrl-C", "error"])
+def test_an_extraction_that_is_stopped_goes_on_where_it_was(short, encoded, by):
+    encoded.stop.update(after=700, by=by)
+    if isinstance(by, KeyboardInterrupt):
+        assert short(out="stopped").code == 130
+    else:
+        with pytest.raises(MemoryError):
+            short(out="stopped")
+    done = encoded()
+    assert 700 <= done < 710
+    resumed = short(out="resumed")
+    assert encoded() == SHOT + TEST - done
+    whole = short("FEATURES.ENABLED", False, out="whole")
+    assert resumed.accuracy == whole.accuracy
+    assert_same_tensors(resumed.checkpoint(2), whole.checkpoint(2))
+
+
+def test_a_resumed_run_equals_an_unbroken_one(short, tmp_path):
+    settings = (*RANDOM, "OPTIM.MAX_EPOCH", 4, "TRAIN.CHECKPOINT_FREQ", 2, "DATALOADER.TRAIN_X.BATCH_SIZE", 4)
+    whole = short(*settings, "FEATURES.CACHE_DIR", tmp_path / "other", out="whole")
+    stopped = short(*settings, out="stopped")
+    for path in (stopped.checkpoint(4), stopped.folder / "result.json"):
+        path.unlink()
+    (stopped.folder / "prompt_learner" / "checkpoint").write_text("model.pth.tar-2\n")
+    resumed = short(*settings, out="stopped")
+    assert set(re.findall(r"epoch \[(\d)/4\]", resumed.log)) == {"3", "4"}
+    assert_same_tensors(whole.checkpoint(4), resumed.checkpoint(4))
+    assert whole.accuracy == resumed.accuracy
+
+
+def test_features_of_pytorch_are_not_taken_for_openvinos(imagenet, encoded, monkeypatch):
+    first = imagenet(out="first")
+    encoded()
+    image_encoder.cache_clear()
+    monkeypatch.setattr("vlm.image_encoder._has_openvino", lambda: False)
+    result = imagenet(out="torch")
+    image_encoder.cache_clear()
+    assert "Image features: float32, torch " in result.log
+    assert ("openvino" in first.log) == (encoded() > 0)
+
+
+def refused(result, *parts) -> None:
+    assert result.code == 2
+    assert result.error.startswith("error: ")
+    assert result.error.count("\n") == 1
+    for part in parts:
+        assert str(part) in result.error
+
+
+def test_a_cache_folder_that_cannot_be_written_is_one_message(short, tmp_path):
+    (tmp_path / "file").write_text("")
+    refused(short("FEATURES.CACHE_DIR", tmp_path / "file" / "cache"), tmp_path / "file", "FEATURES.ENABLED False")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_image_is_one_message_that_names_it(imagenet, imagenet_root, workers):
+    path = next((imagenet_root / "imagenet/images/val").rglob("*.JPEG"))
+    path.write_bytes(path.read_bytes()[:100])
+    refused(imagenet("DATALOADER.NUM_WORKERS", workers), f"cannot read {path} as an image")

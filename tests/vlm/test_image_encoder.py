@@ -1,0 +1,145 @@
+"""The image encoders: their features are CLIP's, and those of an image do not depend on the images around it."""
+
+import pytest
+import torch
+
+from dassl.utils import UserError
+from vlm.image_encoder import OpenVINOEncoder, TorchEncoder, _has_openvino, image_encoder
+from vlm.load import load
+
+needs_openvino = pytest.mark.skipif(not _has_openvino(), reason="OpenVINO is not installed")
+ENCODERS = [pytest.param(OpenVINOEncoder, marks=needs_openvino), TorchEncoder]
+
+
+class WithoutBf16:
+    """Stands for the module openvino on a processor that has no bfloat16."""
+
+    def Core(self):
+        return self
+
+    def get_property(self, *_):
+        return ["FP32", "INT8"]
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return load("tiny")[0]
+
+
+@pytest.fixture(scope="module", params=ENCODERS)
+def encoder(request, clip):
+    return request.param(clip.visual, "", "")
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randn(21, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def fresh():
+    """No encoder of another test, and none left to the next."""
+    image_encoder.cache_clear()
+    yield
+    image_encoder.cache_clear()
+
+
+def encode(encoder, images) -> torch.Tensor:
+    return torch.stack(list(encoder.encode(iter(images))))
+
+
+def test_features_are_clips(encoder, clip, images):
+    expected = clip.encode_image(images)
+    features = encode(encoder, images)
+    assert features.shape == expected.shape
+    assert (features - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_a_feature_depends_on_its_image_alone(encoder, images):
+    features = encode(encoder, images)
+    assert len(set(map(tuple, features.tolist()))) == len(images)
+    for count in (1, 7, 8, 9, 17):
+        assert torch.equal(encode(encoder, images[:count]), features[:count]), count
+        assert torch.equal(encode(encoder, images[-count:]), features[-count:]), count
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(encode(encoder, images[order]), features[order])
+    other = images * 100
+    other[3] = images[3]
+    assert torch.equal(encode(encoder, other)[3], features[3])
+    assert list(encoder.encode(iter([]))) == []
+
+
+@needs_openvino
+def test_openvinos_features_do_not_depend_on_the_threads(clip, images):
+    before, features = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            encoder = OpenVINOEncoder(clip.visual, "", "")
+            features.append(encode(encoder, images))
+            assert len(encoder._requests) == threads
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*features)
+
+
+def test_an_encoder_can_be_used_again_after_a_failure(encoder, images):
+    expected = encode(encoder, images)
+
+    def broken():
+        yield from images[:20]
+        raise ValueError("broken")
+
+    for _ in range(3):
+        with pytest.raises(ValueError, match="broken"):
+            list(encoder.encode(broken()))
+        next(iter(encoder.encode(iter(images))))  # and one that is not read to its end
+        assert torch.equal(encode(encoder, images), expected)
+
+
+def test_pytorch_is_chosen_where_openvino_is_absent(clip, fresh, monkeypatch):
+    monkeypatch.setattr("vlm.image_encoder._has_openvino", lambda: False)
+    encoder = image_encoder(clip.visual, "sha")
+    assert type(encoder) is TorchEncoder
+    assert str(encoder) == f"float32, {encoder.runtime}"
+    assert encoder.runtime.startswith("torch ")
+    assert image_encoder(clip.visual, "sha") is encoder
+
+
+@needs_openvino
+def test_openvino_is_chosen_where_it_is_there(clip, fresh):
+    encoder = image_encoder(clip.visual, "sha")
+    assert type(encoder) is OpenVINOEncoder
+    assert encoder.runtime.startswith("openvino ")
+
+
+@needs_openvino
+def test_the_description_tells_weights_precision_runtime_and_threads_where_they_matter(clip):
+    one, other = (kind(clip.visual, "sha", "").description for kind in (OpenVINOEncoder, TorchEncoder))
+    assert {key for key in one if one[key] != other[key]} == {"runtime"}
+    assert other.keys() - one.keys() == {"threads"}
+    assert (one["weights"], one["precision"]) == ("sha", "float32")
+
+
+@needs_openvino
+def test_bf16_is_refused_where_the_processor_lacks_it(clip, run, fresh, monkeypatch):
+    monkeypatch.setattr("vlm.image_encoder._openvino", WithoutBf16)
+    with pytest.raises(UserError, match="no bfloat16 arithmetic"):
+        OpenVINOEncoder(clip.visual, "", "bf16")
+    result = run("--eval-only", "USE_CUDA", False, "FEATURES.PREC", "bf16", trainer="ZeroshotCLIP")
+    assert result.code == 2
+    assert result.error.startswith("error: FEATURES.PREC is bf16, but this processor has no bfloat16")
+
+
+def test_bf16_is_refused_on_a_processor_without_openvino(run, fresh, monkeypatch):
+    monkeypatch.setattr("vlm.image_encoder._has_openvino", lambda: False)
+    result = run("--eval-only", "USE_CUDA", False, "FEATURES.PREC", "bf16", trainer="ZeroshotCLIP")
+    message = "error: FEATURES.PREC bf16 needs OpenVINO on a CPU: pip install openvino\n"
+    assert (result.code, result.error) == (2, message)
+
+
+def test_an_unknown_precision_is_refused(run):
+    result = run("--eval-only", "FEATURES.PREC", "fp8", trainer="ZeroshotCLIP")
+    assert result.code == 2
+    assert "FEATURES.PREC" in result.error
+    assert "bf16" in result.error
