@@ -13,6 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from dassl.utils import release_memory
+
 from .frozen_layers import attention, linear, mlp
 from .layout import Chunk, Layout
 from .openai import CLIP
@@ -61,9 +63,14 @@ class TextEncoder(nn.Module):
                 features, _ = self._encode(x, chunk, layout.prefix, shared)
             else:
                 again = {"use_reentrant": False, "preserve_rng_state": False}
-                features, _ = checkpoint(self._encode, x, chunk, layout.prefix, shared, **again)
+                features = checkpoint(self._encode_twice, x, chunk, layout.prefix, shared, **again)
             outputs.append(features)
         return torch.cat(outputs)[layout.place]
+
+    def _encode_twice(self, x: torch.Tensor, chunk: Chunk, prefix: int, shared: list[torch.Tensor]) -> torch.Tensor:
+        """Features of a chunk, for ``checkpoint`` to call again in the backward pass."""
+        release_memory()
+        return self._encode(x, chunk, prefix, shared)[0]
 
     def _activations(self, x: torch.Tensor) -> int:
         """Bytes kept for the backward pass of the states ``x`` (tokens, width), about: 16 such matrices a layer."""

@@ -7,7 +7,7 @@ _MODULE_OF = {
     for module, names in {
         "checkpoint": "load_checkpoint save_checkpoint resume_from_checkpoint load_pretrained_weights count_num_param",
         "downloads": "download",
-        "env": "collect_env_info keep_memory package_versions",
+        "env": "collect_env_info keep_memory package_versions release_memory",
         "errors": "UserError command_line nearest reason_of",
         "files": "atomic_write check_isfile listdir_nohidden mkdir_if_missing read_image read_json write_json",
         "logger": "setup_logger log_to",

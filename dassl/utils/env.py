@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -17,12 +18,17 @@ def keep_memory() -> None:
     By default it gives large blocks back to the system at once, which maps and zeroes them anew for each operation:
     on a CPU, often more work than the operation itself.
     """
-    try:
+    with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
-    for option, value in ((M_MMAP_THRESHOLD, 1 << 30), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 << 20)):
-        mallopt(option, value)
+        for option, value in ((M_MMAP_THRESHOLD, 1 << 30), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 << 20)):
+            mallopt(option, value)
+
+
+def release_memory() -> None:
+    """Give the holes between small blocks back to the system, where the C library is glibc: large tensors that come and
+    go beside small ones that stay would otherwise leave more and more of them."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def package_versions() -> dict[str, str]:
