@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from dassl.utils import keep_memory, package_versions
+from dassl.utils.env import M_MMAP_THRESHOLD, M_TOP_PAD, M_TRIM_THRESHOLD
 
 
 @dataclass
@@ -59,7 +60,7 @@ def default_allocator() -> None:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return
-    for option, value in ((-3, 32 << 20), (-1, 64 << 20), (-2, 0)):
+    for option, value in ((M_MMAP_THRESHOLD, 32 << 20), (M_TRIM_THRESHOLD, 64 << 20), (M_TOP_PAD, 0)):
         mallopt(option, value)
 
 

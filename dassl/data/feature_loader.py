@@ -98,7 +98,7 @@ class FeatureLoader:
             requests.update((self._key(index, at), partial(self._image, index, at)) for index in indices)
             if self._is_random and len(requests) >= AHEAD:
                 break
-        threads = max(1, min(self.dataset.cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1))
+        threads = max(1, self.loader.num_workers)
         features = self.source(list(requests.items()), threads, f"{self.name} images")
         self._have = dict(zip(requests, features, strict=True))
 
