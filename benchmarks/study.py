@@ -84,7 +84,7 @@ def per_step(turns: int) -> dict[str, float]:
     """CPU seconds of the text encoder at a training step, the mean of 16 and 4 context tokens; of a test batch."""
     found = {"ours": 0.0, "plain": 0.0, "plain test": 0.0}
     for n_ctx in (16, 4):
-        ours, plain, _ = steps(CLASSES, n_ctx)
+        ours, plain, _ = steps(CLASSES, n_ctx, "imagenette")
         times = in_turns({"ours": (ours, keep_memory), "plain": (plain, default_allocator)}, turns)
         for name, t in times.items():
             found[name] += t.cpu_median / 2

@@ -1,7 +1,7 @@
 """CLIP RN50's text encoder, one forward and backward pass over the prompts of all classes: ours against the plain one.
 
     python -m benchmarks.text_encoder
-    python -m benchmarks.text_encoder --classes 10 100 --turns 9
+    python -m benchmarks.text_encoder --classes 10 100 --names imagenette --turns 9
 
 The plain one computes 77 positions of every prompt, as CoOp does. Beyond 100 classes it is extrapolated from 100 (its
 work is proportional to them). Peak memory is that of a fresh process, CLIP's 0.4 GB included.
@@ -27,20 +27,21 @@ NETTE = [0, 217, 482, 491, 497, 566, 569, 571, 574, 701]  # ImageNette's classes
 PLAIN_UP_TO = 100  # classes
 
 
-def names_of(classes: int) -> list[str]:
-    """ImageNette's class names for 10, else ImageNet's, over and over if need be."""
+def names_of(classes: int, of: str) -> list[str]:
+    """The first class names of ImageNet, or of ImageNette, which are shorter; over and over if need be."""
     names = list(curated_names().values())
-    return [names[i] for i in NETTE] if classes == 10 else [names[i % len(names)] for i in range(classes)]
+    names = [names[i] for i in NETTE] if of == "imagenette" else names
+    return [names[i % len(names)] for i in range(classes)]
 
 
-def steps(classes: int, n_ctx: int) -> tuple[Callable, Callable, int]:
+def steps(classes: int, n_ctx: int, of: str) -> tuple[Callable, Callable, int]:
     """A forward and backward pass of ours and of the plain encoder, which return (features, gradient); and the tokens
     that ours computes."""
     torch.manual_seed(0)
     clip = build_model(random_clip("RN50", 0)).float().requires_grad_(False)
     node = argparse.Namespace(N_CTX=n_ctx, CTX_INIT="", CSC=False, CLASS_TOKEN_POSITION="end")
     encoder = TextEncoder(clip)
-    learner = PromptLearner(names_of(classes), encoder, node)
+    learner = PromptLearner(names_of(classes, of), encoder, node)
     ends = learner.index.eq(learner.index.max()).int().argmax(1)  # the end-of-text token has the last row
     weights = torch.linspace(-1, 1, classes * 1024).view(classes, 1024)
 
@@ -61,14 +62,14 @@ def plain_features(clip: CLIP, prompts: torch.Tensor, ends: torch.Tensor) -> tor
     return clip.ln_final(x)[torch.arange(len(x)), ends] @ clip.text_projection
 
 
-def one_step(classes: int, n_ctx: int, plain: bool) -> None:
+def one_step(classes: int, n_ctx: int, of: str, plain: bool) -> None:
     """For the peak memory of a process that does nothing else."""
     keep_memory()
-    steps(classes, n_ctx)[1 if plain else 0]()
+    steps(classes, n_ctx, of)[1 if plain else 0]()
 
 
-def measure(classes: int, n_ctx: int, turns: int, plain_of_100: float | None) -> tuple[dict, float]:
-    ours, plain, tokens = steps(classes, n_ctx)
+def measure(classes: int, n_ctx: int, of: str, turns: int, plain_of_100: float | None) -> tuple[dict, float]:
+    ours, plain, tokens = steps(classes, n_ctx, of)
     computations = {"ours": (ours, keep_memory)}
     if classes <= PLAIN_UP_TO:
         computations["plain"] = (plain, default_allocator)
@@ -80,14 +81,15 @@ def measure(classes: int, n_ctx: int, turns: int, plain_of_100: float | None) ->
     seconds = times["plain"].median if "plain" in times else plain_of_100 * classes / 100
     row = {
         "classes": classes,
+        "names of": of,
         "context tokens": n_ctx,
         "tokens computed": f"{tokens:,} of {77 * classes:,}",
         "plain, s": str(times["plain"]) if "plain" in times else f"{seconds:.4g} (extrapolated)",
         "ours, s": str(times["ours"]),
         "ratio": f"{seconds / times['ours'].median:.1f}",
         "share of matmul rate": f"{work / times['ours'].median / matmul_rate():.0%}",
-        "plain, peak GB": f"{peak_memory(one_step, classes, n_ctx, True):.2f}" if classes <= PLAIN_UP_TO else "-",
-        "ours, peak GB": f"{peak_memory(one_step, classes, n_ctx, False):.2f}",
+        "plain, peak GB": f"{peak_memory(one_step, classes, n_ctx, of, True):.2f}" if classes <= PLAIN_UP_TO else "-",
+        "ours, peak GB": f"{peak_memory(one_step, classes, n_ctx, of, False):.2f}",
     }
     return row, seconds * 100 / classes
 
@@ -95,15 +97,16 @@ def measure(classes: int, n_ctx: int, turns: int, plain_of_100: float | None) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", type=int, nargs="+", default=[10, 100, 1000, 21841])
+    parser.add_argument("--names", choices=["imagenet", "imagenette"], default="imagenet", help="the classes' names")
     parser.add_argument("--turns", type=int, default=5, help="that count, up to 1000 classes; above, one")
     args = parser.parse_args()
     print(machine())
     rows, plain_of_100 = [], None
     for classes in args.classes:
         if classes > PLAIN_UP_TO and plain_of_100 is None:
-            plain_of_100 = measure(100, 16, 1, None)[1]
+            plain_of_100 = measure(100, 16, args.names, 1, None)[1]
         n_ctx, turns = (16, args.turns) if classes <= 1000 else (4, 1)
-        row, plain = measure(classes, n_ctx, turns, plain_of_100)
+        row, plain = measure(classes, n_ctx, args.names, turns, plain_of_100)
         plain_of_100 = plain if classes == 100 else plain_of_100
         rows.append(row)
     print(tabulate(rows, headers="keys", tablefmt="github"))

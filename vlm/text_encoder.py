@@ -15,11 +15,11 @@ from torch.utils.checkpoint import checkpoint
 
 from dassl.utils import release_memory
 
-from .frozen_layers import attention, linear, mlp
 from .layout import Chunk, Layout
 from .openai import CLIP
+from .text_layers import attention, linear, mlp
 
-MEMORY = 10**9  # bytes of activations kept for the backward pass; what exceeds them is computed a second time
+MEMORY = 1_200_000_000  # bytes of activations kept for the backward pass; what exceeds them is computed a second time
 
 
 class TextEncoder(nn.Module):
@@ -73,8 +73,8 @@ class TextEncoder(nn.Module):
         return self._encode(x, chunk, prefix, shared)[0]
 
     def _activations(self, x: torch.Tensor) -> int:
-        """Bytes kept for the backward pass of the states ``x`` (tokens, width), about: 16 such matrices a layer."""
-        return 16 * len(self.transformer.resblocks) * x.numel() * x.element_size()
+        """Bytes kept for the backward pass of the states ``x`` (tokens, width), about: 11 such matrices a layer."""
+        return 11 * len(self.transformer.resblocks) * x.numel() * x.element_size()
 
     def _encode(
         self, x: torch.Tensor, chunk: Chunk, prefix: int, shared: list[torch.Tensor] | None = None

@@ -23,7 +23,7 @@ def get_cfg_default() -> CN:
     cfg.MODEL.BACKBONE.NAME = ""
     cfg.MODEL.BACKBONE.WEIGHTS = ""  # a local file; empty: the weights that belong to NAME
     cfg.MODEL.BACKBONE.PRETRAINED = True
-    cfg.MODEL.BACKBONE.ACTIVATIONS_GB = 1.0  # kept of a step for its backward pass; more is computed a second time
+    cfg.MODEL.BACKBONE.ACTIVATIONS_GB = 1.2  # kept of a step for its backward pass; more is computed a second time
     cfg.MODEL.HEAD = CN()
     cfg.MODEL.HEAD.NAME = ""
     cfg.MODEL.HEAD.HIDDEN_LAYERS = ()

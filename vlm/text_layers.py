@@ -1,7 +1,4 @@
-"""Layers of CLIP's text transformer with frozen weights: forward and backward passes of few operations.
-
-Autograd would do the same from the plain operations, but would copy, scatter and pass over memory more often.
-"""
+"""Layers of CLIP's text transformer, in few passes over memory."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ def linear(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, scale: float = 1.0, bias_scale: float = 1.0
 ) -> torch.Tensor:
     """``scale * (x @ weight.T) + bias_scale * bias`` of rows ``x`` (rows, inputs)."""
-    return _Linear.apply(x, weight, bias, scale, bias_scale)
+    return torch.addmm(bias, x, weight.t(), alpha=scale, beta=bias_scale)
 
 
 def mlp(layers: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
@@ -52,25 +49,9 @@ def attention(
     return _Attention.apply(query, key_value, shared, prefix, groups, heads)
 
 
-class _Linear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, weight, bias, scale, bias_scale):
-        if any(ctx.needs_input_grad[1:3]):
-            raise ValueError("these layers are for frozen weights, which get no gradient; freeze CLIP before")
-        ctx.weight, ctx.scale, ctx.dtype = weight, scale, x.dtype
-        return torch.addmm(bias, x, weight.t(), alpha=scale, beta=bias_scale)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        weight = ctx.weight.to(gradient.dtype)  # under autocast, the product had another type than the weight
-        if ctx.scale == 1.0:
-            gradient = gradient @ weight
-        else:
-            gradient = torch.addmm(gradient[:, :1], gradient, weight, beta=0, alpha=ctx.scale)
-        return gradient.to(ctx.dtype), None, None, None, None
-
-
 class _Attention(torch.autograd.Function):
+    """Autograd would do the same from the plain operations, but would copy, scatter and pass over memory more often."""
+
     @staticmethod
     def forward(ctx, query, key_value, shared, prefix, groups, heads):
         output, weights = torch.empty_like(query), []
