@@ -39,9 +39,8 @@ def steps(classes: int, n_ctx: int, of: str) -> tuple[Callable, Callable, int]:
     that ours computes."""
     torch.manual_seed(0)
     clip = build_model(random_clip("RN50", 0)).float().requires_grad_(False)
-    node = argparse.Namespace(N_CTX=n_ctx, CTX_INIT="", CSC=False, CLASS_TOKEN_POSITION="end")
     encoder = TextEncoder(clip)
-    learner = PromptLearner(names_of(classes, of), encoder, node)
+    learner = PromptLearner(names_of(classes, of), encoder, n_ctx)
     ends = learner.index.eq(learner.index.max()).int().argmax(1)  # the end-of-text token has the last row
     weights = torch.linspace(-1, 1, classes * 1024).view(classes, 1024)
 

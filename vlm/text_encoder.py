@@ -8,6 +8,8 @@ features and gradients are those of the plain encoder over 77 positions, to roun
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -20,6 +22,7 @@ from .openai import CLIP
 from .text_layers import attention, linear, mlp
 
 MEMORY = 1_200_000_000  # bytes of activations kept for the backward pass; what exceeds them is computed a second time
+AGAIN = {"use_reentrant": False, "preserve_rng_state": False}  # of torch's checkpoint; nothing here is random
 
 
 class TextEncoder(nn.Module):
@@ -56,25 +59,39 @@ class TextEncoder(nn.Module):
         x = x + self.positional_embedding[layout.position].type(self.dtype)
         first, *others = x.split(layout.sizes)
         features, shared = self._encode(first, layout.chunks[0], layout.prefix)
-        outputs, kept = [features], self._activations(first)
+        outputs, kept = [features], self._activations(len(first))
         for x, chunk in zip(others, layout.chunks[1:], strict=True):
-            kept += self._activations(x)
+            kept += self._activations(len(x))
             if kept <= self.memory or not torch.is_grad_enabled():
                 features, _ = self._encode(x, chunk, layout.prefix, shared)
             else:
-                again = {"use_reentrant": False, "preserve_rng_state": False}
-                features = checkpoint(self._encode_twice, x, chunk, layout.prefix, shared, **again)
+                features = checkpoint(self._encode_twice, x, chunk, layout.prefix, shared, **AGAIN)
             outputs.append(features)
         return torch.cat(outputs)[layout.place]
+
+    def encode_each(self, tables: Iterable[torch.Tensor], layout: Layout) -> torch.Tensor:
+        """Features (tables, n, embed_dim) of the same n prompts over several tables, one table after another.
+
+        As in :meth:`forward`, activations that do not fit into ``memory`` are computed again.
+        """
+        outputs, kept = [], 0
+        for table in tables:
+            if outputs and kept + self._activations(len(layout.index)) > self.memory and torch.is_grad_enabled():
+                outputs.append(checkpoint(self, table, layout, **AGAIN))
+            else:
+                outputs.append(self(table, layout))
+                kept += self._activations(len(layout.index))
+        return torch.stack(outputs)
 
     def _encode_twice(self, x: torch.Tensor, chunk: Chunk, prefix: int, shared: list[torch.Tensor]) -> torch.Tensor:
         """Features of a chunk, for ``checkpoint`` to call again in the backward pass."""
         release_memory()
         return self._encode(x, chunk, prefix, shared)[0]
 
-    def _activations(self, x: torch.Tensor) -> int:
-        """Bytes kept for the backward pass of the states ``x`` (tokens, width), about: 11 such matrices a layer."""
-        return 11 * len(self.transformer.resblocks) * x.numel() * x.element_size()
+    def _activations(self, tokens: int) -> int:
+        """Bytes kept for the backward pass, about: 11 vectors a token and layer."""
+        vector = self.positional_embedding.shape[1] * torch.empty(0, dtype=self.dtype).element_size()
+        return 11 * len(self.transformer.resblocks) * tokens * vector
 
     def _encode(
         self, x: torch.Tensor, chunk: Chunk, prefix: int, shared: list[torch.Tensor] | None = None

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from yacs.config import CfgNode
 
 from trainers.coop import PromptLearner
 from vlm.layout import Layout
@@ -31,8 +30,7 @@ def plain(clip: CLIP, prompts: torch.Tensor, ends: torch.Tensor) -> torch.Tensor
 
 def learner_of(clip, names, **values) -> PromptLearner:
     torch.manual_seed(1)
-    node = CfgNode({"N_CTX": 4, "CTX_INIT": "", "CSC": False, "CLASS_TOKEN_POSITION": "end", **values})
-    return PromptLearner(names, TextEncoder(clip), node)
+    return PromptLearner(names, TextEncoder(clip), **{"n_ctx": 4, **values})
 
 
 def features_and_gradient(learner, encode) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,7 +73,7 @@ def test_features_in_half_precision_are_openais(wide, dtype):
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
 @pytest.mark.parametrize("csc", [False, True])
 def test_features_and_gradients_are_the_plain_encoders(wide, names, n_ctx, position, csc):
-    learner = learner_of(wide, names, N_CTX=n_ctx, CSC=csc, CLASS_TOKEN_POSITION=position)
+    learner = learner_of(wide, names, n_ctx=n_ctx, csc=csc, position=position)
     ends = tokenize([" ".join(["X"] * n_ctx + [name]) + "." for name in names]).argmax(-1)
     expected = features_and_gradient(learner, lambda table: plain(wide, table[learner.index], ends))
     lengths = ends + 1
@@ -89,7 +87,7 @@ def test_features_and_gradients_are_the_plain_encoders(wide, names, n_ctx, posit
 
 
 def test_the_memory_budget_changes_no_bit(wide):
-    learner = learner_of(wide, MANY_TOKENS, N_CTX=4)
+    learner = learner_of(wide, MANY_TOKENS, n_ctx=4)
     layout = Layout.of(learner.index, text_lengths(tokenize([f"X X X X {name}." for name in MANY_TOKENS])), chunk=5)
     assert len(layout.chunks) > 3
     results = []
@@ -106,13 +104,39 @@ def test_beyond_the_budget_nothing_is_kept(wide):
 
     def kept(memory: int) -> int:
         sizes = []
-        learner = learner_of(wide, MANY_TOKENS * 20, N_CTX=1)
+        learner = learner_of(wide, MANY_TOKENS * 20, n_ctx=1)
         layout = Layout.of(learner.index, text_lengths(tokenize([f"X {n}." for n in MANY_TOKENS * 20])), chunk=20)
         with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
             TextEncoder(wide, memory)(learner(), layout)
         return sum(sizes)
 
     assert kept(0) < kept(1 << 30) / 5
+
+
+def test_several_tables_in_bounded_memory(wide):
+    """Features and gradients are those of one table after another, whatever is kept."""
+    learner = learner_of(wide, MANY_TOKENS)
+    shifts = torch.linspace(-0.1, 0.1, 3)
+
+    def gradient(encode) -> tuple[torch.Tensor, torch.Tensor]:
+        learner.ctx.grad = None
+        features = encode([learner.table(learner.ctx + shift) for shift in shifts])
+        (features * torch.linspace(-1, 1, features.numel()).view_as(features)).sum().backward()
+        return features.detach(), learner.ctx.grad
+
+    def kept(encoder: TextEncoder) -> int:
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+            encoder.encode_each([learner()] * 30, learner.layout)
+        return sum(sizes)
+
+    one_by_one = TextEncoder(wide)
+    expected = gradient(lambda tables: torch.stack([one_by_one(table, learner.layout) for table in tables]))
+    for memory in (0, 1 << 30):
+        ours = gradient(lambda tables: TextEncoder(wide, memory).encode_each(tables, learner.layout))  # noqa: B023
+        assert torch.equal(ours[0], expected[0])
+        torch.testing.assert_close(ours[1], expected[1], atol=1e-6 * expected[1].abs().max().item(), rtol=1e-6)
+    assert kept(TextEncoder(wide, 0)) < kept(TextEncoder(wide, 1 << 30)) / 5
 
 
 def layout_of(texts: list[str]) -> Layout:
@@ -128,10 +152,10 @@ def test_the_common_beginning_of_templates_is_found():
 
 
 def test_class_specific_contexts_share_the_start_alone(wide):
-    assert learner_of(wide, ONE_TOKEN, CTX_INIT="a photo of a", CSC=True).layout.prefix == 1
-    assert learner_of(wide, ONE_TOKEN, CTX_INIT="a photo of a").layout.prefix == 5
-    assert learner_of(wide, ONE_TOKEN, CLASS_TOKEN_POSITION="middle").layout.prefix == 3
-    assert learner_of(wide, ONE_TOKEN, CLASS_TOKEN_POSITION="front").layout.prefix == 1
+    assert learner_of(wide, ONE_TOKEN, ctx_init="a photo of a", csc=True).layout.prefix == 1
+    assert learner_of(wide, ONE_TOKEN, ctx_init="a photo of a").layout.prefix == 5
+    assert learner_of(wide, ONE_TOKEN, position="middle").layout.prefix == 3
+    assert learner_of(wide, ONE_TOKEN, position="front").layout.prefix == 1
 
 
 def test_nothing_in_common_at_all(wide):
