@@ -12,21 +12,17 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
-from dassl.metrics import compute_accuracy
-from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils import UserError, check_availability, load_pretrained_weights
+from dassl.utils import check_availability
 from vlm.layout import Layout
-from vlm.load import PRECISIONS
 from vlm.openai import CLIP
 from vlm.prompts import readable, token_count, tokenize
 from vlm.similarity import logits, normalize
 from vlm.text_encoder import TextEncoder, text_lengths
 
-from .clip_trainer import CLIPTrainer
+from .prompt_trainer import PromptTrainer
 
 POSITIONS = ("end", "middle", "front")  # of the class name among the context tokens
 
@@ -39,11 +35,25 @@ class PromptLearner(nn.Module):
     77) names the row of it that stands at each position of each prompt, ``layout`` what of that is to be computed.
     """
 
-    def __init__(self, classnames: Sequence[str], text_encoder: TextEncoder, node: CfgNode):
-        """``node`` is ``cfg.TRAINER.COOP``: N_CTX, CTX_INIT, CSC, CLASS_TOKEN_POSITION."""
+    def __init__(
+        self,
+        classnames: Sequence[str],
+        text_encoder: TextEncoder,
+        n_ctx: int,
+        ctx_init: str = "",
+        csc: bool = False,
+        position: str = "end",
+    ):
+        """
+        Args:
+            n_ctx: context tokens.
+            ctx_init: words to start from; they set ``n_ctx``.
+            csc: a context for each class.
+            position: of the class name among the context tokens.
+        """
         super().__init__()
         names = [readable(name) for name in classnames]
-        context = self._initial_context(text_encoder, len(names), node)
+        context = initial_context(text_encoder, n_ctx, ctx_init, len(names) if csc else None)
         self.ctx = nn.Parameter(context)
         n_ctx = context.shape[-2]
         print(f"Number of context words (tokens): {n_ctx}")
@@ -54,7 +64,7 @@ class PromptLearner(nn.Module):
         fixed, rows = tokens.unique(return_inverse=True)
         rows += context_rows.numel()
         rows[:, 1 : 1 + n_ctx] = context_rows
-        order = [_order(n_ctx, token_count(name), node.CLASS_TOKEN_POSITION, tokens.shape[1]) for name in names]
+        order = [_order(n_ctx, token_count(name), position, tokens.shape[1]) for name in names]
         device = context.device
         self.register_buffer("fixed", text_encoder.embed(fixed.to(device)).detach(), persistent=False)
         self.rows = rows.to(device)  # the class name last, as in ``tokens``
@@ -63,30 +73,35 @@ class PromptLearner(nn.Module):
         self.register_state_dict_post_hook(_add_class_tokens)
         self.register_load_state_dict_pre_hook(_drop_class_tokens)
 
-    @staticmethod
-    def _initial_context(text_encoder: TextEncoder, classes: int, node: CfgNode) -> torch.Tensor:
-        """The embeddings of the words CTX_INIT, or Gaussian noise (standard deviation 0.02)."""
-        table = text_encoder.token_embedding.weight
-        if node.CTX_INIT:
-            words = readable(node.CTX_INIT)
-            context = text_encoder.embed(tokenize([words]).to(table.device))[0, 1 : 1 + token_count(words)]
-            context = context.expand(classes, -1, -1) if node.CSC else context
-        else:
-            print("Initializing class-specific contexts" if node.CSC else "Initializing a generic context")
-            words = " ".join(["X"] * node.N_CTX)
-            shape = (classes, node.N_CTX, table.shape[1]) if node.CSC else (node.N_CTX, table.shape[1])
-            # Drawn on the CPU, so that a seed means the same context everywhere.
-            context = torch.empty(shape, dtype=text_encoder.dtype).normal_(std=0.02).to(table.device)
-        print(f'Initial context: "{words}"')
-        return context.clone()
+    def table(self, ctx: torch.Tensor) -> torch.Tensor:
+        """The table of vectors (rows, width) with ``ctx`` for context."""
+        return torch.cat([ctx.flatten(0, -2), self.fixed])
 
     def forward(self) -> torch.Tensor:
         """The table of vectors (rows, width)."""
-        return torch.cat([self.ctx.flatten(0, -2), self.fixed])
+        return self.table(self.ctx)
 
     # Embeddings of what stands before and behind the context, for all classes (classes, 1 or more, width).
-    token_prefix = property(lambda self: self()[self.rows[:, :1]].detach())
-    token_suffix = property(lambda self: self()[self.rows[:, 1 + self.ctx.shape[-2] :]].detach())
+    token_prefix = property(lambda self: self.table(self.ctx)[self.rows[:, :1]].detach())
+    token_suffix = property(lambda self: self.table(self.ctx)[self.rows[:, 1 + self.ctx.shape[-2] :]].detach())
+
+
+def initial_context(text_encoder: TextEncoder, n_ctx: int, words: str, classes: int | None) -> torch.Tensor:
+    """The embeddings of ``words``, or Gaussian noise (standard deviation 0.02): (n_ctx, width), or as much for each of
+    ``classes``."""
+    table = text_encoder.token_embedding.weight
+    if words:
+        words = readable(words)
+        context = text_encoder.embed(tokenize([words]).to(table.device))[0, 1 : 1 + token_count(words)]
+        context = context if classes is None else context.expand(classes, -1, -1)
+    else:
+        print("Initializing a generic context" if classes is None else "Initializing class-specific contexts")
+        words = " ".join(["X"] * n_ctx)
+        shape = (n_ctx, table.shape[1]) if classes is None else (classes, n_ctx, table.shape[1])
+        # Drawn on the CPU, so that a seed means the same context everywhere.
+        context = torch.empty(shape, dtype=text_encoder.dtype).normal_(std=0.02).to(table.device)
+    print(f'Initial context: "{words}"')
+    return context.clone()
 
 
 def _order(n_ctx: int, n_name: int, position: str, length: int) -> list[int]:
@@ -123,7 +138,8 @@ class CustomCLIP(nn.Module):
         super().__init__()
         self.text_encoder = text_encoder or TextEncoder(clip)
         self.logit_scale = clip.logit_scale
-        self.prompt_learner = PromptLearner(classnames, self.text_encoder, node)
+        values = node.N_CTX, node.CTX_INIT, node.CSC, node.CLASS_TOKEN_POSITION
+        self.prompt_learner = PromptLearner(classnames, self.text_encoder, *values)
 
     def class_features(self) -> torch.Tensor:
         """Text features (classes, embed_dim) of length 1."""
@@ -136,10 +152,11 @@ class CustomCLIP(nn.Module):
 
 
 @TRAINER_REGISTRY.register()
-class CoOp(CLIPTrainer):
+class CoOp(PromptTrainer):
     """Context optimization."""
 
-    frozen_image_encoder = True
+    node = "COOP"
+    class_features = None  # while nothing is evaluated
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
@@ -151,40 +168,12 @@ class CoOp(CLIPTrainer):
         cfg.TRAINER.COOP.PREC = "fp16"
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        node = cfg.TRAINER.COOP
-        check_availability(node.PREC, PRECISIONS, "TRAINER.COOP.PREC")
-        check_availability(node.CLASS_TOKEN_POSITION, POSITIONS, "TRAINER.COOP.CLASS_TOKEN_POSITION")
-        if not node.CTX_INIT and node.N_CTX < 1:
-            raise UserError(f"TRAINER.COOP.N_CTX is {node.N_CTX}; there must be at least 1 context token")
-        if node.CTX_INIT and not token_count(readable(node.CTX_INIT)):
-            raise UserError(f'TRAINER.COOP.CTX_INIT "{node.CTX_INIT}" has no words to start from')
+        super().check_cfg(cfg)
+        position = cfg.TRAINER.COOP.CLASS_TOKEN_POSITION
+        check_availability(position, POSITIONS, "TRAINER.COOP.CLASS_TOKEN_POSITION")
 
-    def build_model(self) -> None:
-        node = self.cfg.TRAINER.COOP
-        clip = self.load_clip(node.PREC)
-        print("Building custom CLIP")
-        self.model = CustomCLIP(self.dm.dataset.classnames, clip, node, self.text_encoder(clip))
-        print("Turning off gradients in both the image and the text encoder")
-        learner = self.model.prompt_learner
-        if self.cfg.MODEL.INIT_WEIGHTS:
-            load_pretrained_weights(learner, self.cfg.MODEL.INIT_WEIGHTS)
-        self.optim = build_optimizer(learner, self.cfg.OPTIM)
-        self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM)
-        self.register_model("prompt_learner", learner, self.optim, self.sched)
-        self.amp = node.PREC == "amp" and self.device.type == "cuda"
-        self.scaler = torch.amp.GradScaler("cuda") if self.amp else None
-        self.class_features = None  # while nothing is evaluated
-        self.report_parameters()
-
-    def forward_backward(self, batch: dict) -> dict[str, float]:
-        image_features, label = self.parse_batch_train(batch)
-        with torch.autocast(self.device.type, torch.float16, enabled=self.amp):
-            output = self.model(image_features)
-            loss = F.cross_entropy(output, label)
-        self.model_backward_and_update(loss)
-        if self.batch_idx + 1 == self.num_batches:
-            self.update_lr()
-        return {"loss": loss.item(), "acc": compute_accuracy(output, label)[0].item()}
+    def custom_clip(self, clip: CLIP) -> CustomCLIP:
+        return CustomCLIP(self.dm.dataset.classnames, clip, self.cfg.TRAINER.COOP, self.text_encoder(clip))
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:

@@ -30,7 +30,7 @@ def encoder():
 )
 @pytest.mark.parametrize("csc", [False, True])
 def test_a_context_of_words_is_the_sentence(encoder, position, text, csc):
-    learner = PromptLearner(NAMES, encoder, node(CTX_INIT="a_photo_of_a", CSC=csc, CLASS_TOKEN_POSITION=position))
+    learner = PromptLearner(NAMES, encoder, 4, "a_photo_of_a", csc, position)
     tokens = tokenize([text.format(name.replace("_", " ")) for name in NAMES])
     torch.testing.assert_close(learner()[learner.index], encoder.embed(tokens))
     torch.testing.assert_close(encoder(learner(), learner.layout), encoder.encode(tokens))
@@ -38,7 +38,7 @@ def test_a_context_of_words_is_the_sentence(encoder, position, text, csc):
 
 
 def test_the_number_of_context_tokens_is_that_of_the_words(encoder):
-    learner = PromptLearner(NAMES, encoder, node(N_CTX=16, CTX_INIT="a photograph of somethings"))
+    learner = PromptLearner(NAMES, encoder, 16, "a photograph of somethings")
     assert learner.ctx.shape[0] == len(tokenize(["a photograph of somethings"])[0].nonzero()) - 2
 
 
@@ -49,13 +49,13 @@ def test_only_the_context_is_trained():
 
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
 def test_every_context_token_gets_a_gradient(encoder, position):
-    learner = PromptLearner(NAMES, encoder, node(CSC=True, CLASS_TOKEN_POSITION=position))
+    learner = PromptLearner(NAMES, encoder, 4, csc=True, position=position)
     encoder(learner(), learner.layout).square().sum().backward()
     assert (learner.ctx.grad.abs().sum(-1) > 0).all()
 
 
 def test_class_words_of_a_checkpoint_are_not_taken_over(encoder):
-    source, target = PromptLearner(NAMES, encoder, node()), PromptLearner(["a", "b", "c"], encoder, node())
+    source, target = PromptLearner(NAMES, encoder, 4), PromptLearner(["a", "b", "c"], encoder, 4)
     own = target.token_suffix.clone()
     target.load_state_dict(source.state_dict())
     assert torch.equal(target.ctx, source.ctx)
