@@ -89,7 +89,13 @@ def _dataset() -> CN:
     node.NUM_SHOTS = -1  # images a class; below 1: all of them
     node.SUBSAMPLE_CLASSES = "all"  # or base, new: the first or second half of the classes
     node.TEMPLATE = "a photo of a {}."  # what zero-shot says of a class of this dataset
+    # True: where a data set has no validation images, as ImageNet, the test images are, as in the original: best_val
+    # then selects on test images. False: training images that the few shots leave over.
+    node.VAL_IS_TEST = False
     node.VAL_PERCENT = 0.1
+    node.FOLDER = ""  # ImageFolder: the folder below ROOT that holds the images; empty: ROOT itself
+    node.CLASSNAMES = ""  # ImageFolder: a file below FOLDER with lines "<folder> <class name>"; empty: folders' names
+    node.TEST_PERCENT = 0.5  # ImageFolder: the part of each class that is for testing, where folders do not tell
     node.STL10_FOLD = -1
     node.CIFAR_C_TYPE = ""
     node.CIFAR_C_LEVEL = 1

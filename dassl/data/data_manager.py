@@ -86,7 +86,9 @@ class DatasetWrapper(Dataset):
 
     def _name(self, item: Datum) -> str:
         """The image's path below the data root, so that moved data gives the same draws."""
-        return os.path.relpath(item.impath, os.path.expanduser(self.cfg.DATASET.ROOT)).replace(os.sep, "/")
+        node = self.cfg.DATASET
+        root = os.path.join(os.path.expanduser(node.ROOT), os.path.expanduser(node.FOLDER))
+        return os.path.relpath(item.impath, root).replace(os.sep, "/")
 
     def _transform(self, img0) -> dict:
         if self.transform is None:

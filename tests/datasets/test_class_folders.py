@@ -4,18 +4,11 @@ import random
 
 import pytest
 
-from dassl.config import get_cfg_default
 from dassl.data.datasets import Datum, build_dataset
-from datasets.class_folders import read_classnames, subsample_classes
+from datasets.class_folders import read_classnames
 from datasets.digits import NAMES
-
-
-def config(root, name, **values):
-    cfg = get_cfg_default()
-    cfg.DATASET.ROOT, cfg.DATASET.NAME, cfg.SEED = str(root), name, 1
-    for key, value in values.items():
-        cfg.DATASET[key] = value
-    return cfg
+from datasets.protocol import subsample_classes
+from tests.datasets.shapes import config
 
 
 def test_digits_are_an_ordinary_data_set(digits_root):

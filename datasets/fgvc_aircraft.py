@@ -1,0 +1,53 @@
+"""FGVCAircraft: variants of aircraft (Maji et al. 2013), with the splits of their makers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from yacs.config import CfgNode
+
+from dassl.data.datasets import DATASET_REGISTRY, Datum
+from dassl.utils import UserError
+
+from .protocol import FewShotDataset
+from .split_file import SPLITS, check_present
+
+
+@DATASET_REGISTRY.register()
+class FGVCAircraft(FewShotDataset):
+    """``images/<id>.jpg``; ``variants.txt``, whose lines name the classes in the order of their labels; and
+    ``images_variant_{train,val,test}.txt`` with lines ``<id> <variant>``.
+
+    Raises:
+        UserError: a file or an image is missing, or a line is not of that form.
+    """
+
+    dataset_dir = "fgvc_aircraft"
+    images = "images"
+
+    def __init__(self, cfg: CfgNode):
+        root = Path(cfg.DATASET.ROOT).expanduser()
+        self.base = root / self.dataset_dir
+        if not (self.base / self.images).is_dir():
+            prepare = f"python tools/prepare_dataset.py {type(self).__name__} --root {root}"
+            raise UserError(f"no folder {self.base / self.images}. {prepare} downloads it")
+        labels = {name: label for label, name in enumerate(self._lines("variants.txt"))}
+        train, val, test = (self._read(f"images_variant_{split}.txt", labels) for split in SPLITS)
+        check_present(self.base / self.images, [*train, *val, *test])
+        super().__init__(cfg, train, test, val)
+
+    def _read(self, file: str, labels: dict[str, int]) -> list[Datum]:
+        items = []
+        for line in self._lines(file):
+            image, _, variant = line.partition(" ")
+            if variant not in labels:
+                raise UserError(f'{self.base / file}: "{line}" is not "<image> <variant>" with one of variants.txt')
+            items.append(Datum(self.base / self.images / f"{image}.jpg", labels[variant], classname=variant))
+        return items
+
+    def _lines(self, file: str) -> list[str]:
+        try:
+            lines = (self.base / file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read {self.base / file}: {error}") from error
+        return [line.strip() for line in lines if line.strip()]

@@ -1,0 +1,39 @@
+"""Other test sets for ImageNet's classes, for methods that were trained on ImageNet itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from yacs.config import CfgNode
+
+from dassl.data.datasets import DatasetBase
+
+from .class_folders import CLASSNAMES, class_folders, names_in, read_images
+from .protocol import subsample_classes
+
+
+class ImageNetVariant(DatasetBase):
+    """Test images in ``<DATASET.ROOT>/<dataset_dir>/<images>/<folder>/…``, with ``classnames.txt`` in ``dataset_dir``.
+
+    There are no training images: the test images stand in for them, as loaders and class names need some. Few shots
+    are not drawn from them.
+
+    Raises:
+        UserError: a folder or name is missing, a class is empty, or a file is no image; the message names it.
+    """
+
+    images = ""
+
+    def __init__(self, cfg: CfgNode):
+        root = Path(cfg.DATASET.ROOT).expanduser()
+        base = root / self.dataset_dir
+        prepare = f"tools/prepare_dataset.py {type(self).__name__} --root {root}"
+        folders = class_folders(base / self.images, f"{prepare} says where to get it")
+        names = self.class_names(base / CLASSNAMES, folders, f"Copy it from imagenet/; {prepare} writes it, too")
+        test = read_images(base / self.images, names)
+        (test,) = subsample_classes(test, subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
+        super().__init__(train_x=test, test=test)
+
+    def class_names(self, path: Path, folders: list[str], mend: str) -> dict[str, str]:
+        """The names of the folders, in the order of their labels."""
+        return names_in(path, folders, mend)

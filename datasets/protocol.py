@@ -1,0 +1,83 @@
+"""CoOp's protocol, the same for all data sets: few shots for training and validation, base and new classes."""
+
+from __future__ import annotations
+
+import math
+
+from yacs.config import CfgNode
+
+from dassl.data.datasets import DatasetBase, Datum
+from dassl.utils import UserError, check_availability, seeded
+
+MAX_VAL_SHOTS = 4  # CoOp's rule: at most 4 validation images a class
+SUBSAMPLES = ("all", "base", "new")
+
+
+class FewShotDataset(DatasetBase):
+    """Of all images, those that the keys of DATASET ask for.
+
+    NUM_SHOTS images a class are drawn for training, then up to 4 for validation, in one stream of draws from SEED.
+    Where there are no validation images (``val`` None), they are drawn from the training images that the few shots
+    leave over, so choosing a model on them never touches the test set; with all images in training there are none.
+
+    Raises:
+        UserError: the labels do not count the classes (:func:`check_labels`).
+    """
+
+    def __init__(self, cfg: CfgNode, train: list[Datum], test: list[Datum], val: list[Datum] | None = None):
+        check_labels(train, val or [], test)
+        val_is_test = val is None and cfg.DATASET.VAL_IS_TEST
+        if (shots := cfg.DATASET.NUM_SHOTS) >= 1:
+            with seeded(cfg.SEED):
+                chosen = self.generate_fewshot_dataset(train, num_shots=shots)
+                if not val_is_test:
+                    val = left_over(train, chosen) if val is None else val
+                    val = self.generate_fewshot_dataset(val, num_shots=min(shots, MAX_VAL_SHOTS))
+            train = chosen
+        val = test if val_is_test else val or []
+        train, val, test = subsample_classes(train, val, test, subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
+        super().__init__(train_x=train, val=val, test=test)
+
+
+def left_over(items: list[Datum], chosen: list[Datum]) -> list[Datum]:
+    taken = {item.impath for item in chosen}
+    return [item for item in items if item.impath not in taken]
+
+
+def check_labels(train: list[Datum], *others: list[Datum]) -> None:
+    """Raise :class:`UserError` unless labels count the classes of ``train`` from 0 and each has one name: predictions
+    are places in the list of names, so with a gap all accuracies would be wrong."""
+    names = {item.label: item.classname for item in train}
+    for due, label in enumerate(sorted(names)):
+        if label != due:
+            raise UserError(f"labels of training images must be 0, 1, 2, … without a gap; {label} stands for {due}")
+    for item in (item for items in (train, *others) for item in items):
+        if item.label not in names:
+            raise UserError(f'{item.impath} is of class {item.label} ("{item.classname}"), which has no training image')
+        if item.classname != names[item.label]:
+            raise UserError(f'class {item.label} has two names, "{names[item.label]}" and "{item.classname}"')
+
+
+def subsample_classes(*splits: list[Datum], subsample: str) -> list[list[Datum]]:
+    """Keep all classes, the first half (``base``) or the second (``new``), with labels counted from 0 again.
+
+    Of an odd number, ``base`` has the larger half (CoCoOp, Zhou et al., CVPR 2022, section 4.1).
+
+    Raises:
+        UserError: ``subsample``, which is DATASET.SUBSAMPLE_CLASSES, is none of these.
+    """
+    check_availability(subsample, SUBSAMPLES, "DATASET.SUBSAMPLE_CLASSES")
+    if subsample == "all":
+        return list(splits)
+    labels = sorted({item.label for item in splits[0]})
+    half = math.ceil(len(labels) / 2)
+    print(f"SUBSAMPLE {subsample.upper()} CLASSES!")
+    new_label = {label: i for i, label in enumerate(labels[:half] if subsample == "base" else labels[half:])}
+    return [
+        [
+            Datum(item.impath, new_label[item.label], item.domain, item.classname)
+            for item in split
+            if item.label in new_label
+        ]
+        for split in splits
+    ]

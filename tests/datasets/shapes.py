@@ -1,0 +1,70 @@
+"""Small data sets of the shapes that the real ones have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL import Image
+from yacs.config import CfgNode
+
+import datasets  # noqa: F401  fills the registry
+from dassl.config import get_cfg_default, merge_file
+from tests.common import REPOSITORY
+
+CLASSES = ("ant", "bee", "cow")
+COUNTS = {"train": 6, "val": 5, "test": 2}  # images a class
+
+# Config name -> registry name, folder of the images, split file, template.
+SPLIT_FILES = {
+    "caltech101": ("Caltech101", "caltech-101/101_ObjectCategories", "caltech-101", "a photo of a {}."),
+    "dtd": ("DescribableTextures", "dtd/images", "dtd", "{} texture."),
+    "eurosat": ("EuroSAT", "eurosat/2750", "eurosat", "a centered satellite photo of {}."),
+    "food101": ("Food101", "food-101/images", "food-101", "a photo of {}, a type of food."),
+    "oxford_flowers": ("OxfordFlowers", "oxford_flowers/jpg", "oxford_flowers", "a photo of a {}, a type of flower."),
+    "oxford_pets": ("OxfordPets", "oxford_pets/images", "oxford_pets", "a photo of a {}, a type of pet."),
+    "stanford_cars": ("StanfordCars", "stanford_cars", "stanford_cars", "a photo of a {}."),
+    "sun397": ("SUN397", "sun397/SUN397", "sun397", "a photo of a {}."),
+    "ucf101": ("UCF101", "ucf101/UCF-101-midframes", "ucf101", "a photo of a person doing {}."),
+}
+
+
+def config(root: Path, name: str, **values: object) -> CfgNode:
+    """A config with seed 1 and these ``values`` of DATASET."""
+    cfg = get_cfg_default()
+    cfg.SEED = 1
+    cfg.DATASET.update(ROOT=str(root), NAME=name, **values)
+    return cfg
+
+
+def config_of(file: str, root: Path, **values: object) -> CfgNode:
+    """A config that begins with ``configs/datasets/<file>.yaml``."""
+    cfg = config(root, "", **values)
+    merge_file(cfg, REPOSITORY / f"configs/datasets/{file}.yaml")
+    return cfg
+
+
+def write_images(folder: Path, names: Iterable[str]) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (len(name), 0, 0)).save(path)
+
+
+def write_split_file(file: str, root: Path) -> Path:
+    """The images and the split of a data set; returns the path of the split file."""
+    name, images, folder, _ = SPLIT_FILES[file]
+    split = {
+        part: [
+            # Not in the order of labels, as in the real ones.
+            [f"{classname}/{part}_{i}.jpg", label, classname]
+            for i in range(count)
+            for label, classname in reversed(list(enumerate(CLASSES)))
+        ]
+        for part, count in COUNTS.items()
+    }
+    write_images(root / images, (entry[0] for entries in split.values() for entry in entries))
+    path = root / folder / f"split_zhou_{name}.json"
+    path.write_text(json.dumps(split))
+    return path

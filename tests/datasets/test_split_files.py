@@ -1,0 +1,162 @@
+"""The data sets with fixed splits: their layouts, what is drawn from them, what is said where something is wrong."""
+
+import json
+import random
+
+import pytest
+
+from dassl.data.datasets import build_dataset
+from dassl.utils import UserError
+from tests.common import REPOSITORY
+from tests.datasets.shapes import CLASSES, COUNTS, SPLIT_FILES, config_of, write_images, write_split_file
+
+AIRCRAFT = ("707-320", "A340-300", "DHC-8-100", "Model B200")
+
+
+@pytest.fixture
+def aircraft(tmp_path):
+    """FGVCAircraft with four variants, whose lines are not in the order of the labels."""
+    base = tmp_path / "fgvc_aircraft"
+    lines = {
+        split: [f"{split}{i}{label} {AIRCRAFT[label]}" for i in range(count) for label in (2, 0, 3, 1)]
+        for split, count in COUNTS.items()
+    }
+    write_images(base / "images", (f"{line.split()[0]}.jpg" for split in lines.values() for line in split))
+    (base / "variants.txt").write_text("".join(f"{name}\n" for name in AIRCRAFT))
+    for split in lines:
+        (base / f"images_variant_{split}.txt").write_text("\n".join(lines[split]) + "\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("file", SPLIT_FILES)
+def test_a_split_file_says_what_is_what(file, tmp_path):
+    path = write_split_file(file, tmp_path)
+    cfg = config_of(file, tmp_path)
+    name, images, _, template = SPLIT_FILES[file]
+    assert (name, template) == (cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)
+    dataset = build_dataset(cfg)
+    assert dataset.classnames == list(CLASSES)
+    for items, split in ((dataset.train_x, "train"), (dataset.val, "val"), (dataset.test, "test")):
+        expected = [[str(tmp_path / images / p), *rest] for p, *rest in json.loads(path.read_text())[split]]
+        assert [[item.impath, item.label, item.classname] for item in items] == expected
+
+
+def test_aircraft_are_labelled_by_line(aircraft):
+    cfg = config_of("fgvc_aircraft", aircraft)
+    assert cfg.DATASET.TEMPLATE == "a photo of a {}, a type of aircraft."
+    dataset = build_dataset(cfg)
+    assert dataset.classnames == list(AIRCRAFT)
+    assert (len(dataset.train_x), len(dataset.val), len(dataset.test)) == (24, 20, 8)
+    assert [item.label for item in dataset.test[:4]] == [2, 0, 3, 1]
+    assert dataset.test[0].impath == str(aircraft / "fgvc_aircraft/images/test02.jpg")
+
+
+def test_aircraft_of_an_unknown_variant(aircraft):
+    with open(aircraft / "fgvc_aircraft/images_variant_test.txt", "a") as file:
+        file.write("1234 Concorde\n")
+    with pytest.raises(UserError, match='images_variant_test.txt: "1234 Concorde" is not'):
+        build_dataset(config_of("fgvc_aircraft", aircraft))
+
+
+@pytest.mark.parametrize(("shots", "val_shots"), [(1, 1), (2, 2), (5, 4)])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_few_shots_are_drawn_for_training_and_then_for_validation(tmp_path, shots, val_shots, seed):
+    """In one stream of Python's random, a sample a class in the order in which the classes appear."""
+    path = write_split_file("dtd", tmp_path)
+    cfg = config_of("dtd", tmp_path, NUM_SHOTS=shots)
+    cfg.SEED = seed
+    dataset = build_dataset(cfg)
+    whole = json.loads(path.read_text())
+    random.seed(seed)
+    for items, split, count in ((dataset.train_x, "train", shots), (dataset.val, "val", val_shots)):
+        expected = []
+        for name in reversed(CLASSES):
+            expected += random.sample([p for p, _, classname in whole[split] if classname == name], count)
+        assert [item.impath for item in items] == [str(tmp_path / "dtd/images" / p) for p in expected]
+    assert len(dataset.test) == 6
+
+
+def test_base_and_new_classes_of_all_splits(aircraft):
+    halves = [
+        build_dataset(config_of("fgvc_aircraft", aircraft, NUM_SHOTS=2, SUBSAMPLE_CLASSES=half))
+        for half in ("base", "new")
+    ]
+    assert [half.classnames for half in halves] == [list(AIRCRAFT[:2]), list(AIRCRAFT[2:])]
+    for half in halves:
+        assert [len(split) for split in (half.train_x, half.val, half.test)] == [4, 4, 4]
+        assert {item.label for split in (half.train_x, half.val, half.test) for item in split} == {0, 1}
+    whole = build_dataset(config_of("fgvc_aircraft", aircraft, NUM_SHOTS=2))
+    drawn = {item.impath for half in halves for item in half.train_x}
+    assert drawn == {item.impath for item in whole.train_x}  # drawn first, then halved
+
+
+ENTRY = ["ant/train_0.jpg", 0, "ant"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda split: [], "must hold train, val, test"),
+        (lambda split: {"train": [], "test": []}, "must hold train, val, test"),
+        (lambda split: {**split, "train": []}, "train must be a list of images"),
+        (lambda split: {**split, "test": {}}, "test must be a list of images"),
+        (lambda split: {**split, "val": [["ant/x.jpg", "0", "ant"]]}, r"val\[0\] must be \[path, label, class name\]"),
+        (lambda split: {**split, "val": [ENTRY, ["ant/x.jpg", 0]]}, r"val\[1\] must be \[path, label, class name\]"),
+        (lambda split: {**split, "val": [["../../secret.jpg", 0, "ant"]]}, r"\.\./\.\./secret.jpg is no path .* below"),
+        (lambda split: {**split, "val": [["ant/../../x.jpg", 0, "ant"]]}, "is no path of a file below"),
+        (lambda split: {**split, "val": [["/etc/passwd", 0, "ant"]]}, "/etc/passwd is no path of a file below"),
+        (lambda split: {**split, "val": [["C:\\x.jpg", 0, "ant"]]}, "is no path of a file below"),
+        (lambda split: {**split, "val": [["", 0, "ant"]]}, "is no path of a file below"),
+        (lambda split: {**split, "train": [["ant/train_0.jpg", 1, "ant"]]}, "labels of training .* 1 stands for 0"),
+        (lambda split: {**split, "train": [["ant/train_0.jpg", -1, "ant"]]}, "labels of training .* -1 stands for 0"),
+        (lambda split: {**split, "val": [["ant/val_0.jpg", 9, "fly"]]}, "class 9 .* has no training image"),
+        (lambda split: {**split, "val": [["ant/val_0.jpg", 0, "fly"]]}, 'class 0 has two names, "ant" and "fly"'),
+    ],
+)
+def test_a_split_file_of_another_form_is_refused(change, message, tmp_path):
+    path = write_split_file("dtd", tmp_path)
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(UserError, match=message):
+        build_dataset(config_of("dtd", tmp_path))
+
+
+def test_a_split_file_that_is_cut_off_is_refused(tmp_path):
+    path = write_split_file("dtd", tmp_path)
+    path.write_text(path.read_text()[:-9])
+    with pytest.raises(UserError, match="split_zhou_DescribableTextures.json is not valid JSON"):
+        build_dataset(config_of("dtd", tmp_path))
+
+
+@pytest.mark.parametrize("file", ["bee/test_1.jpg", "bee"])
+def test_images_that_are_not_there_are_counted_and_the_first_is_named(file, tmp_path):
+    write_split_file("dtd", tmp_path)
+    (tmp_path / "dtd/images" / file).rename(tmp_path / "elsewhere")
+    count, first = (1, "test_1") if file.endswith("jpg") else (13, "test_0")
+    with pytest.raises(UserError, match=rf"^{count} images .* the first is .*dtd/images/bee/{first}\.jpg$"):
+        build_dataset(config_of("dtd", tmp_path))
+
+
+def test_what_is_missing_is_one_message_with_the_mend(run, tmp_path):
+    root = tmp_path / "sets"
+    arguments = ("--root", root, "--dataset-config-file", REPOSITORY / "configs/datasets/oxford_pets.yaml")
+    result = run(*arguments)
+    assert result.code == 2
+    assert f"no folder {root}/oxford_pets/images" in result.error
+    assert f"python tools/prepare_dataset.py OxfordPets --root {root}" in result.error
+    path = write_split_file("oxford_pets", root)
+    path.unlink()
+    result = run(*arguments)
+    assert result.code == 2
+    assert result.error.count("error: ") == 1
+    assert "Traceback" not in result.error
+    assert f"no {path}" in result.error
+    assert "https://drive.google.com/file/d/1501r8Ber4nNKvmlFVQZ8SeUHTcdTTEqs" in result.error
+    assert f"tools/prepare_dataset.py OxfordPets --root {root} --own-split" in result.error
+
+
+def test_aircraft_that_are_not_there(tmp_path):
+    with pytest.raises(UserError, match="no folder .*fgvc_aircraft/images. python tools/prepare_dataset.py FGVC"):
+        build_dataset(config_of("fgvc_aircraft", tmp_path))
+    write_images(tmp_path / "fgvc_aircraft/images", ["1.jpg"])
+    with pytest.raises(UserError, match="cannot read .*variants.txt"):
+        build_dataset(config_of("fgvc_aircraft", tmp_path))

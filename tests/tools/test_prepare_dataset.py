@@ -1,0 +1,206 @@
+"""From torchvision's downloads to the layouts that the data sets take."""
+
+import os
+import urllib.error
+
+import numpy as np
+import pytest
+
+from dassl.data.datasets import build_dataset
+from tests.datasets.shapes import SPLIT_FILES, config_of, write_images
+from tests.tools.downloads import DOWNLOADS, matlab, numbered
+from tools.prepare_dataset import draw_split
+from tools.prepare_dataset import main as prepare
+
+
+@pytest.fixture
+def internet(monkeypatch):
+    """torchvision's download writes our files; all that it does with them stays its own. Returns the addresses."""
+    import torchvision
+
+    asked = []
+
+    def download_url(url, root, filename=None, md5=None, **_):
+        asked.append(url)
+        os.makedirs(root, exist_ok=True)
+        name = filename or os.path.basename(url)
+        (content,) = (files[name] for files, *_ in DOWNLOADS.values() if name in files)
+        with open(os.path.join(root, name), "wb") as file:
+            file.write(content)
+
+    monkeypatch.setattr(torchvision.datasets.utils, "download_url", download_url)
+    monkeypatch.setattr(torchvision.datasets.flowers102, "download_url", download_url)
+    monkeypatch.setattr(torchvision.datasets.flowers102, "check_integrity", lambda path, md5: os.path.isfile(path))
+    return asked
+
+
+@pytest.mark.parametrize("name", DOWNLOADS)
+def test_a_download_becomes_a_data_set(name, internet, tmp_path, capsys):
+    _, left, classes, sizes = DOWNLOADS[name]
+    root = tmp_path / "data"
+    assert prepare([name, "--root", str(root)]) == 0
+    (base,) = root.iterdir()  # nothing else is left
+    assert {entry.name for entry in base.iterdir()} == left
+    if name in SPLIT_FILES:
+        said = capsys.readouterr().out
+        path = base / f"split_zhou_{SPLIT_FILES[name][0]}.json"
+        assert f"fetch CoOp's split, {path.name}, from https://drive.google.com/file/d/" in said
+        assert f"into {base}" in said
+        assert prepare([name, "--root", str(root), "--own-split"]) == 0
+        said = capsys.readouterr().out
+        assert "is there already" in said
+        assert f"{path} written" in said
+        assert "do not compare with published ones" in said
+    dataset = build_dataset(config_of(name, root))
+    assert dataset.classnames == classes
+    assert tuple(len(split) for split in (dataset.train_x, dataset.val, dataset.test)) == sizes
+    images = {item.impath for split in (dataset.train_x, dataset.val, dataset.test) for item in split}
+    assert len(images) == sum(sizes)
+    calls = len(internet)
+    assert prepare([name, "--root", str(root)]) == 0
+    assert len(internet) == calls
+
+
+def test_the_makers_test_images_stay_test_images(internet, tmp_path):
+    assert prepare(["OxfordPets", "--root", str(tmp_path), "--own-split"]) == 0
+    dataset = build_dataset(config_of("oxford_pets", tmp_path))
+    assert {os.path.basename(item.impath) for item in dataset.test} == {
+        f"{breed}_{i}.jpg" for breed in ("Abyssinian", "american_bulldog") for i in (1, 2)
+    }
+
+
+def test_a_split_file_that_is_there_is_kept(internet, tmp_path, capsys):
+    path = tmp_path / "eurosat/split_zhou_EuroSAT.json"
+    path.parent.mkdir()
+    path.write_text("CoOp's")
+    for _ in range(2):
+        assert prepare(["EuroSAT", "--root", str(tmp_path), "--own-split"]) == 0
+        assert f"{path} is there already" in capsys.readouterr().out
+        assert path.read_text() == "CoOp's"
+    assert (tmp_path / "eurosat/2750/Forest/Forest_1.jpg").is_file()
+
+
+@pytest.mark.parametrize("spelling", ["oxford_pets", "OxfordPets", "oxfordpets", "oxford-pets"])
+def test_names_as_people_write_them(spelling, internet, tmp_path):
+    assert prepare([spelling, "--root", str(tmp_path)]) == 0
+    assert (tmp_path / "oxford_pets/images").is_dir()
+
+
+def test_an_own_split_is_the_same_each_time():
+    train = {f"{name}/{i}.jpg": name for name in ("b", "a") for i in range(10)}
+    split = draw_split(train, {})
+    assert split == draw_split(dict(reversed(train.items())), {})
+    assert [len(split[part]) for part in ("train", "val", "test")] == [10, 4, 6]
+    assert {tuple(entry[1:]) for entry in split["test"]} == {(0, "a"), (1, "b")}
+    files = [[path.rpartition("/")[2] for path, label, _ in split["train"] if label == wanted] for wanted in (0, 1)]
+    assert files[0] != files[1]  # drawn, not counted off
+
+
+@pytest.mark.parametrize("name", DOWNLOADS)
+def test_offline_is_one_message(name, tmp_path, capsys, monkeypatch):
+    def offline(*_, **__):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", offline)
+    assert prepare([name, "--root", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("error: ") == 1
+    assert "no network" in error
+    assert f"its images belong into {tmp_path}" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "file"), [("food101", "food-101.tar.gz"), ("eurosat", "EuroSAT.zip")])
+def test_an_archive_that_is_cut_off_leaves_nothing(name, file, internet, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(DOWNLOADS[name][0], file, DOWNLOADS[name][0][file][:-100])
+    assert prepare([name, "--root", str(tmp_path)]) == 2
+    assert "error: cannot download" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_images_come_last_so_that_a_stop_before_is_mended_by_the_same_command(internet, tmp_path, monkeypatch):
+    def break_off(self, target):
+        if self.name == "variants.txt":
+            raise OSError("full disk")
+        return os.rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.rename", break_off)
+        assert prepare(["fgvc_aircraft", "--root", str(tmp_path)]) == 2
+    assert not (tmp_path / "fgvc_aircraft/images").exists()
+    assert prepare(["fgvc_aircraft", "--root", str(tmp_path)]) == 0
+    assert len(build_dataset(config_of("fgvc_aircraft", tmp_path)).test) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("stanford_cars", ("cars_test_annos_withlabels.mat", "stanford_cars")),
+        ("ucf101", ("drive.google.com", "ucf101/UCF-101-midframes")),
+        ("imagenetv2", ("imagenetv2-matched-frequency.tar.gz", "imagenetv2/imagenetv2-matched-frequency-format-val")),
+        ("imagenet_sketch", ("HaohanWang/ImageNet-Sketch", "imagenet-sketch/images")),
+        ("imagenet_a", ("natural-adv-examples", "imagenet-adversarial/imagenet-a")),
+        ("imagenet_r", ("hendrycks/imagenet-r", "imagenet-rendition/imagenet-r")),
+    ],
+)
+def test_what_is_to_be_fetched_by_hand(name, parts, tmp_path, capsys):
+    assert prepare([name, "--root", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    for part in parts:
+        assert part in error
+    assert str(tmp_path) in error
+
+
+def test_own_splits_of_what_was_fetched_by_hand(tmp_path):
+    base = tmp_path / "stanford_cars"
+    write_images(base, [*numbered("cars_train/{:05}.jpg"), *numbered("cars_test/{:05}.jpg")])
+    (base / "devkit").mkdir()
+    (base / "devkit/cars_meta.mat").write_bytes(
+        matlab(class_names=np.array(["Audi TT RS Coupe 2012", "Acura RL Sedan 2011"], dtype=object))
+    )
+    for file in ("devkit/cars_train_annos.mat", "cars_test_annos_withlabels.mat"):
+        rows = [(f"{i:05}.jpg", i % 2 + 1) for i in range(1, 11)]
+        annotations = np.array(rows, dtype=[("fname", object), ("class", object)])
+        (base / file).write_bytes(matlab(annotations=annotations))
+    assert prepare(["stanford_cars", "--root", str(tmp_path), "--own-split"]) == 0
+    dataset = build_dataset(config_of("stanford_cars", tmp_path))
+    assert dataset.classnames == ["2011 Acura RL Sedan", "2012 Audi TT RS Coupe"]
+    assert {item.impath.split("/")[-2] for item in dataset.test} == {"cars_test"}
+    assert next(item.label for item in dataset.test if item.impath.endswith("00001.jpg")) == 0
+    assert [len(split) for split in (dataset.train_x, dataset.val, dataset.test)] == [8, 2, 10]
+
+    write_images(tmp_path / "ucf101/UCF-101-midframes", numbered("Apply_Lipstick/v_{}.jpg"))
+    assert prepare(["ucf101", "--root", str(tmp_path), "--own-split"]) == 0
+    assert build_dataset(config_of("ucf101", tmp_path)).classnames == ["Apply_Lipstick"]
+
+
+def test_lists_that_an_own_split_needs(internet, tmp_path, capsys):
+    write_images(tmp_path / "oxford_pets/images", ["Abyssinian_1.jpg"])
+    assert prepare(["oxford_pets", "--root", str(tmp_path), "--own-split"]) == 2
+    assert "cannot draw a split of OxfordPets" in capsys.readouterr().err
+
+
+def test_an_own_split_of_nothing(tmp_path, capsys):
+    (tmp_path / "ucf101/UCF-101-midframes").mkdir(parents=True)
+    assert prepare(["ucf101", "--root", str(tmp_path), "--own-split"]) == 2
+    assert "no images (.jpg) below" in capsys.readouterr().err
+    assert not (tmp_path / "ucf101/split_zhou_UCF101.json").exists()
+
+
+def test_imagenets_names_for_its_variants(tmp_path, capsys):
+    write_images(tmp_path / "imagenet-adversarial/imagenet-a", ["n01440764/a.jpg"])
+    for _ in range(2):
+        assert prepare(["imagenet_a", "--root", str(tmp_path)]) == 0
+    assert "classnames.txt is there already" in capsys.readouterr().out
+    lines = (tmp_path / "imagenet-adversarial/classnames.txt").read_text().splitlines()
+    assert len(lines) == 1000
+    assert build_dataset(config_of("imagenet_a", tmp_path)).classnames == ["tench"]
+
+
+def test_mistakes_are_one_message(tmp_path, capsys):
+    assert prepare(["oxford_pet", "--root", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert 'did you mean "OxfordPets"?' in error
+    assert "tools/prepare_imagenette.py prepares ImageNette" in error
+    assert prepare(["fgvc_aircraft", "--root", str(tmp_path), "--own-split"]) == 2
+    assert "FGVCAircraft needs no split file" in capsys.readouterr().err
