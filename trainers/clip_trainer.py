@@ -41,7 +41,7 @@ class CLIPTrainer(TrainerX):
         """Its text encoder, within the memory that MODEL.BACKBONE.ACTIVATIONS_GB allows."""
         return TextEncoder(clip, memory=int(self.cfg.MODEL.BACKBONE.ACTIVATIONS_GB * 1e9))
 
-    def image_features(self) -> ImageFeatures | None:
+    def feature_source(self) -> ImageFeatures | None:
         node = self.cfg.FEATURES
         check_at_least(node.VIEWS, 0, "FEATURES.VIEWS")
         check_at_least(node.MAX_GB, 0, "FEATURES.MAX_GB")

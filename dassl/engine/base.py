@@ -127,6 +127,8 @@ class TrainerBase:
                 "scheduler": sched.state_dict() if sched is not None else None,
                 "val_result": val_result,
             }
+            if self.scaler is not None and self.scaler.is_enabled():
+                state["scaler"] = self.scaler.state_dict()
             save_checkpoint(state, Path(directory, name), is_best=is_best, model_name=model_name)
 
     def resume_model_if_exist(self, directory: str) -> int:
@@ -139,7 +141,7 @@ class TrainerBase:
 
         def resume(name: str, epoch: int | None = None) -> int:
             parts = self._models[name], self._optims[name], self._scheds[name]
-            return resume_from_checkpoint(Path(directory, name), *parts, epoch=epoch)
+            return resume_from_checkpoint(Path(directory, name), *parts, epoch=epoch, scaler=self.scaler)
 
         epochs = {name: resume(name) for name in names}
         # A run that was killed between the checkpoints of two models goes on from the last epoch that both have.

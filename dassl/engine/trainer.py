@@ -70,7 +70,7 @@ class SimpleTrainer(TrainerBase):
         """Make ``self.model``; register what is trained with its optimizer and schedule."""
         raise NotImplementedError
 
-    def image_features(self) -> FeatureSource | None:
+    def feature_source(self) -> FeatureSource | None:
         """What computes and keeps image features, of a method that never changes its image encoder.
 
         Such a method finds features (batch, dim) in place of images in every batch. By default there is none, and
@@ -79,7 +79,7 @@ class SimpleTrainer(TrainerBase):
         return None
 
     def _serve_features(self) -> None:
-        source = self.image_features()
+        source = self.feature_source()
         if source is not None:
             for name in ("train_loader_x", "train_loader_u", "val_loader", "test_loader"):
                 if (loader := getattr(self, name)) is not None:

@@ -8,11 +8,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from .errors import UserError, reason_of
 from .files import atomic_write
+from .inert import load_plain
 
 BEST = "model-best.pth.tar"
 EPOCH = "model.pth.tar-{}"
@@ -32,6 +35,7 @@ def save_checkpoint(
     """
     if remove_module_from_keys:
         state = {**state, "state_dict": {k.removeprefix("module."): v for k, v in state["state_dict"].items()}}
+    state = {key: value.item() if isinstance(value, np.generic) else value for key, value in state.items()}
     name = model_name or EPOCH.format(state["epoch"])
     for target in [name, BEST] if is_best else [name]:
         with atomic_write(Path(save_dir, target), "wb") as file:
@@ -42,15 +46,15 @@ def save_checkpoint(
 
 
 def load_checkpoint(fpath: str | os.PathLike) -> dict[str, Any]:
-    """The checkpoint's dict, its tensors on the CPU.
+    """The checkpoint's dict, its tensors on the CPU; live objects, as in the original's schedulers, are left out.
 
     Raises:
-        UserError: there is no such file, it is truncated or damaged, or it holds more than tensors and plain values.
+        UserError: there is no such file, it is truncated or damaged, or it is no checkpoint.
     """
     if not os.path.isfile(fpath):
         raise UserError(f"no checkpoint at {fpath}")
     try:
-        checkpoint = torch.load(fpath, map_location="cpu", weights_only=True)
+        checkpoint = load_plain(fpath)
     except Exception as error:  # torch.load has no error class of its own for a damaged file
         raise UserError(
             f"{fpath} cannot be read as a checkpoint (truncated or damaged?): {reason_of(error)}"
@@ -61,9 +65,14 @@ def load_checkpoint(fpath: str | os.PathLike) -> dict[str, Any]:
 
 
 def load_state(model: nn.Module, state_dict: dict[str, torch.Tensor], source: str | os.PathLike) -> None:
-    """``model.load_state_dict`` with an error that names ``source`` and what does not fit."""
+    """``model.load_state_dict``, whether one of the two was in ``nn.DataParallel`` or not.
+
+    Raises:
+        UserError: it names ``source`` and what does not fit.
+    """
+    model = model.module if isinstance(model, nn.DataParallel) else model
     try:
-        model.load_state_dict(state_dict)
+        model.load_state_dict({k.removeprefix("module."): v for k, v in state_dict.items()})
     except RuntimeError as error:
         details = "; ".join(line.strip() for line in str(error).splitlines()[1:])
         raise UserError(f"{source} does not fit this configuration: {details or error}") from error
@@ -94,10 +103,10 @@ def find_checkpoint(save_dir: str | os.PathLike, epoch: int | None = None) -> Pa
 
 
 def resume_from_checkpoint(
-    fdir: str | os.PathLike, model: nn.Module, optimizer=None, scheduler=None, epoch: int | None = None
+    fdir: str | os.PathLike, model: nn.Module, optimizer=None, scheduler=None, epoch: int | None = None, scaler=None
 ) -> int:
-    """Load the checkpoint of ``epoch`` in ``fdir``, without one the newest, into the model, optimizer and scheduler;
-    returns the epoch to start at."""
+    """Load the checkpoint of ``epoch`` in ``fdir``, without one the newest, into the model, optimizer, scheduler and
+    gradient scaler; returns the epoch to start at."""
     path = newest(fdir) if epoch is None else find_checkpoint(fdir, epoch)
     if path is None:
         raise UserError(f"no checkpoint to resume from in {fdir}")
@@ -108,9 +117,10 @@ def resume_from_checkpoint(
     load_state(model, checkpoint["state_dict"], path)
     if optimizer is not None and checkpoint.get("optimizer") is not None:
         _check_same_optimizer(optimizer, checkpoint["optimizer"], path)
-    for part, key in ((optimizer, "optimizer"), (scheduler, "scheduler")):
-        if part is not None and checkpoint.get(key) is not None:
-            part.load_state_dict(checkpoint[key])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+    _resume_schedule(scheduler, checkpoint.get("scheduler"), checkpoint["epoch"])
+    if scaler is not None and checkpoint.get("scaler"):
+        scaler.load_state_dict(checkpoint["scaler"])
     print(f"Previous epoch: {checkpoint['epoch']}")
     return checkpoint["epoch"]
 
@@ -124,6 +134,22 @@ def _check_same_optimizer(optimizer: torch.optim.Optimizer, saved: dict, path: P
                     f"{path} was trained with {key} {then.get(key)}, but OPTIM now says {now.get(key)}: a run goes on "
                     "with the optimizer it began with. To begin anew from its weights, use MODEL.INIT_WEIGHTS"
                 )
+
+
+def _resume_schedule(scheduler, saved: dict | None, epoch: int) -> None:
+    """Bring a schedule to where it is after ``epoch`` epochs.
+
+    In the state that the original's schedules save, the count of epochs stands still after the warm-up. The rates of
+    our schedules follow from the epoch alone.
+    """
+    if not isinstance(scheduler, LambdaLR) or "lr_lambdas" in (saved or {}):
+        if scheduler is not None and saved is not None:
+            scheduler.load_state_dict(saved)
+        return
+    scheduler.last_epoch = epoch
+    scheduler._last_lr = [lr * rate(epoch) for lr, rate in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+    for group, lr in zip(scheduler.optimizer.param_groups, scheduler._last_lr, strict=True):
+        group["lr"] = lr
 
 
 def load_pretrained_weights(model: nn.Module, weight_path: str | os.PathLike) -> None:

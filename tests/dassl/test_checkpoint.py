@@ -1,0 +1,264 @@
+"""Checkpoints of the original: read without running what they name, and gone on from at the right rate."""
+
+import contextlib
+import pickle
+import struct
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, StepLR
+
+from dassl.config import get_cfg_default
+from dassl.engine import TrainerBase
+from dassl.optim import build_lr_scheduler, build_optimizer
+from dassl.utils import UserError, load_checkpoint, resume_from_checkpoint, save_checkpoint
+from tests.common import assert_same_tensors, tensors
+
+
+def original_scheduler(optimizer, successor=CosineAnnealingLR, settings=(50,), epochs=3, rate=0.002) -> dict:
+    """What the original's scheduler saves after ``epochs`` epochs, the first one of them warm-up: a live object."""
+    live = successor(optimizer, *settings)
+    live.last_epoch = epochs - 1
+    return {
+        "successor": live,
+        "warmup_epoch": 1,
+        "cons_lr": 1e-5,
+        "base_lrs": [rate],
+        "last_epoch": 1,  # it stands still after the warm-up
+        "_step_count": 2,
+        "_last_lr": [rate],
+    }
+
+
+def save_original(path: Path, learner: nn.Module, optimizer, scheduler: dict, epoch=3, **more) -> Path:
+    """A checkpoint as the original writes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {
+        "state_dict": learner.state_dict(),
+        "epoch": epoch,
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler,
+    }
+    torch.save({**state, "val_result": None, **more}, path)
+    (path.parent / "checkpoint").write_text(f"{path.name}\n")
+    return path
+
+
+def trained(model: nn.Module, **values):
+    """An optimizer that has made a step, and our schedule for it."""
+    optim = get_cfg_default().OPTIM
+    values = {"NAME": "sgd", "LR": 0.002, "LR_SCHEDULER": "cosine", "MAX_EPOCH": 50, **values}
+    optim.merge_from_list([x for item in values.items() for x in item])
+    optimizer = build_optimizer(model, optim)
+    schedule = build_lr_scheduler(optimizer, optim)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    return optimizer, schedule
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "rmsprop"])
+@pytest.mark.parametrize(
+    ("successor", "settings"), [(CosineAnnealingLR, (50,)), (StepLR, (10,)), (MultiStepLR, ([2, 5],))]
+)
+def test_an_originals_checkpoint_is_read_without_its_live_scheduler(tmp_path, name, successor, settings):
+    model = nn.Linear(2, 2)
+    optimizer, _ = trained(model, NAME=name)
+    scheduler = original_scheduler(optimizer, successor, settings)
+    path = save_original(tmp_path / "model.pth.tar-3", model, optimizer, scheduler)
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path, weights_only=True)
+    checkpoint = load_checkpoint(path)
+    assert set(checkpoint) == {"state_dict", "epoch", "optimizer", "scheduler", "val_result"}
+    assert checkpoint["scheduler"] == {key: value for key, value in scheduler.items() if key != "successor"}
+    assert all(torch.equal(checkpoint["state_dict"][key], value) for key, value in model.state_dict().items())
+    other, _ = trained(nn.Linear(2, 2), NAME=name)
+    other.load_state_dict(checkpoint["optimizer"])
+    assert repr(other.state_dict()) == repr(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("warmup", [0, 1])
+def test_our_schedule_goes_on_from_an_originals_checkpoint(tmp_path, warmup):
+    def curve(optimizer, schedule, epochs):
+        rates = []
+        for _ in range(epochs):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+        return rates
+
+    settings = {"WARMUP_EPOCH": warmup, "WARMUP_TYPE": "constant"}
+    expected = curve(*trained(nn.Linear(2, 2), **settings), epochs=10)
+    model = nn.Linear(2, 2)
+    theirs, _ = trained(model)
+    scheduler = original_scheduler(theirs)
+    if not warmup:  # the original saves the state of PyTorch's class as it is
+        scheduler = scheduler["successor"].state_dict()
+    theirs.param_groups[0]["lr"] = 0.5  # whatever it says
+    save_original(tmp_path / "model.pth.tar-3", model, theirs, scheduler)
+    optimizer, schedule = trained(model, **settings)
+    assert resume_from_checkpoint(tmp_path, model, optimizer, schedule) == 3
+    assert schedule.get_last_lr() == expected[3:4]
+    assert curve(optimizer, schedule, 7) == expected[3:]
+    assert optimizer.state_dict()["state"][0]["momentum_buffer"].any()
+
+
+def test_a_checkpoint_without_its_schedule_tells_the_epoch(tmp_path):
+    model = nn.Linear(2, 2)
+    optimizer, schedule = trained(model)
+    save_checkpoint({"state_dict": model.state_dict(), "epoch": 25, "optimizer": None, "scheduler": None}, tmp_path)
+    resume_from_checkpoint(tmp_path, model, optimizer, schedule)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.001)
+
+
+def test_coop_goes_on_from_a_run_of_the_original(run, tmp_path):
+    settings = ("DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 4, "TRAIN.CHECKPOINT_FREQ", 2)
+    settings += ("INPUT.TRANSFORMS", '["random_resized_crop","normalize"]', "DATALOADER.TRAIN_X.BATCH_SIZE", 8)
+    whole = run(*settings, out="whole")
+
+    def as_the_original(epoch: int) -> Path:
+        """A run's folder with the checkpoint of ``epoch`` as the original would have written it."""
+        ours = torch.load(whole.checkpoint(epoch), weights_only=True)
+        learner = nn.Module()
+        learner.ctx = nn.Parameter(ours["state_dict"]["ctx"])
+        for name in ("token_prefix", "token_suffix"):
+            learner.register_buffer(name, torch.zeros_like(ours["state_dict"][name]))
+        learner = nn.DataParallel(learner)  # its names begin with "module."
+        optimizer = torch.optim.SGD(learner.parameters(), 0.002, momentum=0.9, weight_decay=5e-4)
+        optimizer.load_state_dict(ours["optimizer"])
+        scheduler = original_scheduler(optimizer, settings=(4,), epochs=epoch)
+        folder = tmp_path / f"theirs{epoch}"
+        save_original(folder / f"prompt_learner/model.pth.tar-{epoch}", learner, optimizer, scheduler, epoch)
+        return folder
+
+    resumed = run("--resume", as_the_original(2), *settings, out="resumed")
+    assert resumed.code == 0, resumed.error
+    assert_same_tensors(whole.checkpoint(4), resumed.checkpoint(4))
+    evaluated = run("--eval-only", "--model-dir", as_the_original(4), "--load-epoch", 4, *settings, out="evaluated")
+    assert evaluated.accuracy == whole.accuracy
+
+
+def test_our_checkpoints_are_what_the_original_expects(run):
+    result = run("DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 2, "TRAINER.COOP.N_CTX", 4, "TRAIN.CHECKPOINT_FREQ", 1)
+    assert torch.serialization.get_unsafe_globals_in_checkpoint(result.checkpoint(2)) == []
+    assert (result.folder / "prompt_learner/checkpoint").read_text().strip() == "model.pth.tar-2"
+    found = tensors(result.checkpoint(1))
+    width = found["ctx"].shape[1]
+    shapes = {"ctx": (4, width), "token_prefix": (10, 1, width), "token_suffix": (10, 77 - 1 - 4, width)}
+    assert {name: tuple(tensor.shape) for name, tensor in found.items()} == shapes
+
+
+def text(value: str) -> bytes:
+    """The opcodes that push a string."""
+    data = value.encode()
+    return b"X" + struct.pack("<I", len(data)) + data
+
+
+TOUCH = "__import__('pathlib').Path({!r}).touch()"
+REBUILD = b"ctorch._tensor\n_rebuild_from_type_v2\n(c__builtin__\neval\nc__builtin__\nobject\n"
+ATTACKS = {  # how a pickle may call eval, or get at a method
+    "reduce": lambda code, _: b"c__builtin__\neval\n" + text(code) + b"\x85R",
+    "stack global": lambda code, _: text("builtins") + text("eval") + b"\x93" + text(code) + b"\x85R",
+    "inst": lambda code, _: b"(" + text(code) + b"i__builtin__\neval\n",
+    "obj": lambda code, _: b"(c__builtin__\neval\n" + text(code) + b"o",
+    "shell": lambda _, path: b"cposix\nsystem\n" + text(f"touch {path}") + b"\x85R",
+    "getattr": lambda _, path: (
+        b"c__builtin__\ngetattr\ncpathlib\nPath\n" + text(str(path)) + b"\x85R" + text("touch") + b"\x86R)R"
+    ),
+    "inside a tensor": lambda code, _: REBUILD + text(code) + b"\x85NtR",
+    "partial": lambda code, _: (
+        b"cfunctools\npartial\nc__builtin__\neval\n\x85R(c__builtin__\neval\n" + text(code) + b"\x85}Ntb)R"
+    ),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_nothing_in_a_checkpoint_is_run(tmp_path, attack):
+    sentinel, path = tmp_path / "executed", tmp_path / "model.pth.tar-1"
+    payload = ATTACKS[attack](TOUCH.format(str(sentinel)), sentinel)
+    with contextlib.suppress(Exception):
+        pickle.loads(b"\x80\x02" + payload + b".")
+    assert sentinel.exists()  # the attack is one
+    sentinel.unlink()
+
+    torch.save({"state_dict": {}}, tmp_path / "empty")
+    content = b"\x80\x02}(" + text("state_dict") + b"}" + text("scheduler") + payload + b"u."
+    with zipfile.ZipFile(tmp_path / "empty") as empty, zipfile.ZipFile(path, "w") as crafted:
+        for name in empty.namelist():
+            crafted.writestr(name, content if name.endswith("data.pkl") else empty.read(name))
+    with contextlib.suppress(UserError):
+        assert load_checkpoint(path) == {"state_dict": {}}
+    assert not sentinel.exists()
+
+
+class Zen:
+    """Its pickle names a module that prints a poem when it is imported."""
+
+    def __reduce__(self):
+        return "s"
+
+
+Zen.__module__ = "this"
+
+
+def test_nothing_that_a_checkpoint_names_is_imported(tmp_path, monkeypatch):
+    path = tmp_path / "model.pth.tar-1"
+    zen = Zen()
+    monkeypatch.setitem(sys.modules, "this", type(sys)("this"))
+    sys.modules["this"].s = zen
+    torch.save({"state_dict": {}, "scheduler": {"successor": zen, "last_epoch": 1}}, path)
+    monkeypatch.delitem(sys.modules, "this")
+    assert load_checkpoint(path) == {"state_dict": {}, "scheduler": {"last_epoch": 1}}
+    assert "this" not in sys.modules
+
+
+@pytest.mark.parametrize("value", [np.float64(61.5), np.float32(61.5), np.int64(61), np.bool_(True)])
+def test_numbers_of_numpy_become_pythons(tmp_path, value):
+    model = nn.Linear(2, 2)
+    optimizer, _ = trained(model)
+    path = save_original(
+        tmp_path / "model-best.pth.tar", model, optimizer, original_scheduler(optimizer), val_result=value
+    )
+    found = load_checkpoint(path)["val_result"]
+    assert (found, type(found)) == (value.item(), type(value.item()))
+    save_checkpoint({"state_dict": {}, "epoch": 1, "val_result": value}, tmp_path)
+    assert torch.load(tmp_path / "model.pth.tar-1", weights_only=True)["val_result"] == found
+
+
+def test_files_from_before_the_zip_format(tmp_path):
+    state = {"state_dict": {"w": torch.ones(2)}, "epoch": 1, "scheduler": {"last_epoch": 1}}
+    torch.save(state, tmp_path / "old", _use_new_zipfile_serialization=False)
+    assert load_checkpoint(tmp_path / "old")["scheduler"] == {"last_epoch": 1}
+    torch.save({**state, "scheduler": Path}, tmp_path / "old", _use_new_zipfile_serialization=False)
+    with pytest.raises(UserError, match="old cannot be read as a checkpoint"):
+        load_checkpoint(tmp_path / "old")
+
+
+def test_a_model_on_several_devices_goes_on(tmp_path):
+    model = nn.DataParallel(nn.Linear(2, 2))
+    optimizer, schedule = trained(model)
+    before = model.module.weight.clone()
+    save_checkpoint({"state_dict": model.state_dict(), "epoch": 1, "optimizer": optimizer.state_dict()}, tmp_path)
+    nn.init.zeros_(model.module.weight)
+    resume_from_checkpoint(tmp_path, model, optimizer, schedule)
+    assert torch.equal(model.module.weight, before)
+
+
+def test_the_scale_of_mixed_precision_is_resumed(tmp_path):
+    def trainer(**scale) -> TrainerBase:
+        trainer = TrainerBase()
+        model = nn.Linear(2, 2)
+        trainer.register_model("model", model, *trained(model))
+        trainer.scaler = torch.amp.GradScaler("cpu", **scale)
+        return trainer
+
+    first, second = trainer(init_scale=8.0, growth_interval=1), trainer()
+    first.model_backward_and_update(first._models["model"](torch.ones(1, 2)).sum())
+    first.save_model(0, tmp_path)
+    assert second.resume_model_if_exist(tmp_path) == 1
+    assert second.scaler.get_scale() == first.scaler.get_scale() == 16
+    assert torch.load(tmp_path / "model/model.pth.tar-1", weights_only=True)["scaler"] == first.scaler.state_dict()

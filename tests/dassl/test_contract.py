@@ -1,0 +1,299 @@
+"""Every name that repositories of the CoOp family use of ``dassl``, and what they expect of it. What these names do is
+tested beside them (test_engine.py, test_data.py, test_utils.py, test_train.py, …); tests/third_party runs a repository.
+"""
+
+import importlib
+import inspect
+import pickle
+import random
+import re
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+from yacs.config import CfgNode
+
+import train
+from dassl.config import clean_cfg, get_cfg_default, to_dict
+from dassl.config.merge import leaves
+from dassl.data import DataManager, DatasetWrapper
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum, build_dataset
+from dassl.data.transforms import build_transform
+from dassl.engine import TRAINER_REGISTRY, TrainerX, build_trainer
+from dassl.evaluation import EVALUATOR_REGISTRY, build_evaluator
+from dassl.metrics import compute_accuracy
+from dassl.optim import build_lr_scheduler, build_optimizer
+from dassl.utils import check_isfile, collect_env_info, mkdir_if_missing, set_random_seed
+
+IMPORTS = {
+    "dassl.engine": "TRAINER_REGISTRY TrainerX build_trainer TrainerBase SimpleTrainer",
+    "dassl.data": "DataManager DatasetWrapper",
+    "dassl.data.data_manager": "DataManager",
+    "dassl.data.transforms": "build_transform",
+    "dassl.data.datasets": "DATASET_REGISTRY Datum DatasetBase build_dataset",
+    "dassl.data.datasets.base_dataset": "Datum DatasetBase",
+    "dassl.utils": """setup_logger set_random_seed collect_env_info load_checkpoint save_checkpoint
+        resume_from_checkpoint load_pretrained_weights mkdir_if_missing read_json write_json listdir_nohidden
+        check_isfile read_image count_num_param MetricMeter AverageMeter Registry tolist_if_not check_availability""",
+    "dassl.optim": "build_optimizer build_lr_scheduler",
+    "dassl.metrics": "compute_accuracy",
+    "dassl.evaluation": "build_evaluator EVALUATOR_REGISTRY",
+    "dassl.config": "get_cfg_default clean_cfg",
+}
+DEFAULTS = """
+VERSION: 1
+OUTPUT_DIR: ./output
+RESUME: ""
+SEED: -1
+USE_CUDA: true
+VERBOSE: true
+INPUT: {SIZE: [224, 224], INTERPOLATION: bilinear, TRANSFORMS: [], NO_TRANSFORM: false, CROP_PADDING: 4,
+  PIXEL_MEAN: [0.485, 0.456, 0.406], PIXEL_STD: [0.229, 0.224, 0.225], RRCROP_SCALE: [0.08, 1.0]}
+DATASET: {NAME: "", SOURCE_DOMAINS: [], TARGET_DOMAINS: [], NUM_LABELED: -1, NUM_SHOTS: -1, VAL_PERCENT: 0.1}
+DATALOADER:
+  NUM_WORKERS: 4
+  K_TRANSFORMS: 1
+  RETURN_IMG0: false
+  TRAIN_X: {SAMPLER: RandomSampler, BATCH_SIZE: 32, N_DOMAIN: 0, N_INS: 16}
+  TRAIN_U: {SAME_AS_X: true, SAMPLER: RandomSampler, BATCH_SIZE: 32, N_DOMAIN: 0, N_INS: 16}
+  TEST: {SAMPLER: SequentialSampler, BATCH_SIZE: 32}
+MODEL:
+  INIT_WEIGHTS: ""
+  BACKBONE: {NAME: "", PRETRAINED: true}
+  HEAD: {NAME: "", HIDDEN_LAYERS: [], ACTIVATION: relu, BN: true, DROPOUT: 0.0}
+OPTIM: {NAME: adam, LR: 0.0003, WEIGHT_DECAY: 0.0005, MOMENTUM: 0.9, SGD_DAMPNING: 0, SGD_NESTEROV: false,
+  RMSPROP_ALPHA: 0.99, ADAM_BETA1: 0.9, ADAM_BETA2: 0.999, STAGED_LR: false, NEW_LAYERS: [], BASE_LR_MULT: 0.1,
+  LR_SCHEDULER: single_step, STEPSIZE: [-1], GAMMA: 0.1, MAX_EPOCH: 10, WARMUP_EPOCH: -1, WARMUP_TYPE: linear,
+  WARMUP_CONS_LR: 0.00001, WARMUP_MIN_LR: 0.00001, WARMUP_RECOUNT: true}
+TRAIN: {CHECKPOINT_FREQ: 0, PRINT_FREQ: 10, COUNT_ITER: train_x}
+TEST: {EVALUATOR: Classification, PER_CLASS_RESULT: false, COMPUTE_CMAT: false, NO_TEST: false, SPLIT: test,
+  FINAL_MODEL: last_step}
+TRAINER: {NAME: ""}
+"""
+SIGNATURES = {  # of methods that trainers of the field call or override
+    "register_model": "name model optim sched",
+    "get_model_names": "names",
+    "set_model_mode": "mode names",
+    "update_lr": "names",
+    "get_current_lr": "names",
+    "detect_anomaly": "loss",
+    "init_writer": "log_dir",
+    "write_scalar": "tag scalar_value global_step",
+    "model_zero_grad": "names",
+    "model_backward": "loss",
+    "model_update": "names",
+    "model_backward_and_update": "loss names",
+    "save_model": "epoch directory is_best val_result model_name",
+    "load_model": "directory epoch",
+    "resume_model_if_exist": "directory",
+    "train": "",
+    "test": "split",
+    "check_cfg": "cfg",
+    "build_model": "",
+    "build_data_loader": "",
+    "forward_backward": "batch",
+    "parse_batch_train": "batch",
+    "parse_batch_test": "batch",
+    "model_inference": "input",
+    "before_train": "",
+    "after_train": "",
+    "before_epoch": "",
+    "after_epoch": "",
+    "run_epoch": "",
+}
+HOOKS = ("before_train", "before_epoch", "run_epoch", "after_epoch", "after_train")
+
+
+@DATASET_REGISTRY.register()
+class ContractNoise(DatasetBase):
+    def __init__(self, cfg):
+        rng, items = np.random.default_rng(0), []
+        for i in range(12):
+            path = f"{cfg.DATASET.ROOT}/{i}.png"
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+            items.append(Datum(impath=path, label=i % 2, domain=0, classname=("odd name", "other_name")[i % 2]))
+        super().__init__(train_x=items[:6], train_u=items[:4], val=items[6:8], test=items[8:])
+
+
+@TRAINER_REGISTRY.register()
+class ContractTrainer(TrainerX):
+    """Writes down which hooks are called."""
+
+    def check_cfg(self, cfg):
+        self.calls = ["check_cfg"]
+
+    def build_model(self):
+        self.model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, self.num_classes)).to(self.device)
+        self.optim = build_optimizer(self.model, self.cfg.OPTIM)
+        self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM)
+        self.register_model("linear", self.model, self.optim, self.sched)
+
+    def forward_backward(self, batch):
+        images, labels = self.parse_batch_train(batch)
+        loss = F.cross_entropy(self.model(images), labels)
+        self.model_backward_and_update(loss, names="linear")
+        return {"loss": loss.item()}
+
+
+for hook in HOOKS:
+
+    def recorded(self, hook=hook):
+        self.calls.append(hook)
+        getattr(TrainerX, hook)(self)
+
+    setattr(ContractTrainer, hook, recorded)
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    cfg = get_cfg_default()
+    cfg.TRAINER.NAME, cfg.DATASET.NAME = "ContractTrainer", "ContractNoise"
+    cfg.DATASET.ROOT, cfg.OUTPUT_DIR, cfg.SEED = str(tmp_path), str(tmp_path / "run"), 1
+    cfg.INPUT.SIZE, cfg.DATALOADER.NUM_WORKERS = (8, 8), 0
+    cfg.DATALOADER.TRAIN_X.BATCH_SIZE = 3
+    cfg.OPTIM.MAX_EPOCH = 2
+    return cfg
+
+
+@pytest.mark.parametrize("module", IMPORTS)
+def test_imports(module):
+    for name in IMPORTS[module].split():
+        assert hasattr(importlib.import_module(module), name), name
+
+
+def test_config_defaults():
+    assert isinstance(get_cfg_default(), CfgNode)
+    found = dict(leaves(to_dict(get_cfg_default())))
+    assert "DATASET.ROOT" in found
+    expected = dict(leaves(yaml.safe_load(DEFAULTS)))
+    assert {key: found.get(key) for key in expected} == expected
+
+
+def test_a_train_py_of_the_field_adds_its_nodes_and_merges_with_yacs(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("INPUT:\n  SIZE: (32, 48)\nOPTIM:\n  WARMUP_CONS_LR: 1e-5\nTRAINER:\n  MINE:\n    N_CTX: 4\n")
+    cfg = get_cfg_default()
+    cfg.TRAINER.MINE, cfg.TRAINER.OTHER = CfgNode({"N_CTX": 16}), CfgNode({"PREC": "fp16"})
+    cfg.merge_from_file(str(path))
+    cfg.merge_from_list(["OPTIM.LR", "2e-3"])
+    clean_cfg(cfg, "Mine")
+    cfg.freeze()
+    assert (cfg.INPUT.SIZE, cfg.OPTIM.WARMUP_CONS_LR, cfg.OPTIM.LR) == ((32, 48), 1e-5, 0.002)
+    assert dict(cfg.TRAINER) == {"NAME": "", "MINE": {"N_CTX": 4}}
+
+
+def test_flags_of_train_py(tmp_path):
+    (tmp_path / "data.yaml").write_text("DATASET:\n  NAME: Digits\n")
+    (tmp_path / "method.yaml").write_text("OPTIM:\n  MAX_EPOCH: 7\n")
+    flags = f"""--root r --output-dir o --resume there --seed 0 --source-domains a b --target-domains c
+        --transforms random_flip normalize --config-file {tmp_path}/method.yaml
+        --dataset-config-file {tmp_path}/data.yaml --trainer CoOp --backbone RN50 --head mlp --eval-only
+        --model-dir m --load-epoch 5 --no-train OPTIM.LR 0.5"""
+    args = train.parse_args(flags.split())
+    assert (args.eval_only, args.model_dir, args.load_epoch, args.no_train) == (True, "m", 5, True)
+    cfg = train.setup_cfg(args)
+    assert (cfg.DATASET.ROOT, cfg.OUTPUT_DIR, cfg.RESUME, cfg.SEED) == ("r", "o", "there", 0)
+    assert (cfg.DATASET.SOURCE_DOMAINS, cfg.DATASET.TARGET_DOMAINS) == (("a", "b"), ("c",))
+    assert cfg.INPUT.TRANSFORMS == ("random_flip", "normalize")
+    assert (cfg.TRAINER.NAME, cfg.MODEL.BACKBONE.NAME, cfg.MODEL.HEAD.NAME) == ("CoOp", "RN50", "mlp")
+    assert (cfg.DATASET.NAME, cfg.OPTIM.MAX_EPOCH, cfg.OPTIM.LR) == ("Digits", 7, 0.5)
+
+
+@pytest.mark.parametrize("method", SIGNATURES)
+def test_methods_of_a_trainer_take_what_the_field_hands_them(method):
+    parameters = list(inspect.signature(getattr(TrainerX, method)).parameters)
+    assert parameters[: 1 + len(SIGNATURES[method].split())] == ["self", *SIGNATURES[method].split()]
+
+
+def test_what_a_trainer_reads_on_itself(cfg, tmp_path):
+    trainer = build_trainer(cfg)
+    assert trainer.cfg is cfg
+    assert trainer.dm.dataset.classnames == ["odd name", "other_name"]
+    assert trainer.lab2cname == {0: "odd name", 1: "other_name"}
+    assert (trainer.num_classes, trainer.num_source_domains) == (2, 0)
+    assert trainer.device.type in ("cpu", "cuda")
+    assert (trainer.output_dir, trainer.best_result) == (str(tmp_path / "run"), -float("inf"))
+    assert trainer.scaler is None
+    assert callable(trainer.evaluator.evaluate)
+    lengths = {name: len(getattr(trainer, name).dataset) for name in vars(trainer) if "_loader" in name}
+    assert lengths == {"train_loader_x": 6, "train_loader_u": 4, "val_loader": 2, "test_loader": 4}
+    for name, registered in (("_models", "model"), ("_optims", "optim"), ("_scheds", "sched")):
+        assert getattr(trainer, name) == {"linear": getattr(trainer, registered)}
+
+
+def test_hooks_are_called_in_order_and_counters_count(cfg):
+    trainer = build_trainer(cfg)
+    trainer.train()
+    assert trainer.calls == ["check_cfg", HOOKS[0], *2 * HOOKS[1:4], HOOKS[4]]
+    assert (trainer.epoch, trainer.max_epoch, trainer.batch_idx, trainer.num_batches) == (1, 2, 1, 2)
+    assert trainer.test(split="val") == trainer.results["accuracy"]
+
+
+def test_custom_transforms_and_wrapper_reach_the_batches(cfg):
+    class Halved(DatasetWrapper):
+        def __getitem__(self, idx):
+            item = super().__getitem__(idx)
+            return {**item, "img": item["img"] / 2}
+
+    cfg.DATALOADER.RETURN_IMG0 = True
+    plain = build_transform(cfg, is_train=False)
+    dm = DataManager(cfg, custom_tfm_train=[plain, plain], custom_tfm_test=plain, dataset_wrapper=Halved)
+    batch = next(iter(dm.train_loader_x))
+    assert set(batch) == {"img", "img2", "img0", "label", "domain", "impath", "index"}
+    assert torch.equal(batch["img"] * 2, batch["img2"])
+    assert len(next(iter(dm.test_loader))["img"]) == 4
+    assert type(dm.dataset) is type(build_dataset(cfg))
+
+
+def test_old_few_shot_pickles_are_read():
+    fields = {"_impath": "/a/b.jpg", "_label": 3, "_domain": 1, "_classname": "tench"}
+    old = b"\x80\x02cdassl.data.datasets.base_dataset\nDatum\n)\x81" + pickle.dumps(fields, 2)[2:-1] + b"b."
+    item = pickle.loads(old)
+    assert (item.impath, item.label, item.domain, item.classname) == ("/a/b.jpg", 3, 1, "tench")
+    assert vars(Datum(impath="/a/b.jpg", label=3, domain=1, classname="tench")) == fields
+
+
+def test_results_are_written_as_parsers_read_them(cfg, capsys):
+    cfg.TEST.PER_CLASS_RESULT = True
+    evaluator = build_evaluator(cfg, lab2cname={0: "cassette player", 3: "tench"})
+    for label, total, correct in ((3, 387, 380), (0, 3538, 3486)):
+        truth = torch.full((total,), label)
+        predicted = torch.where(torch.arange(total) < correct, truth, 3 - truth)
+        evaluator.process(F.one_hot(predicted, 4).float(), truth)
+    evaluator.evaluate()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:5] == ["=> result", "* total: 3,925", "* correct: 3,866", "* accuracy: 98.50%", "* error: 1.50%"]
+    assert re.fullmatch(r"\* macro_f1: \d\d\.\d\d%", lines[5])
+    assert "* class: 3 (tench)\ttotal: 387\tcorrect: 380\tacc: 98.19%" in lines
+    assert lines[-1] == "* average: 98.36%"
+    assert re.findall(r"\* accuracy: ([\.\deE+-]+)%", "\n".join(lines)) == ["98.50"]
+
+
+def test_an_evaluator_of_the_field(cfg):
+    @EVALUATOR_REGISTRY.register(force=True)
+    class Count:
+        def __init__(self, cfg, lab2cname=None, **kwargs):
+            self.names = lab2cname
+
+    cfg.TEST.EVALUATOR = "Count"
+    assert build_evaluator(cfg, lab2cname={0: "a"}).names == {0: "a"}
+
+
+def test_accuracy_is_a_list_of_tensors():
+    output, target = torch.eye(4), torch.tensor([0, 1, 3, 3])
+    assert [value.item() for value in compute_accuracy((output, None), target, topk=(1, 4))] == [75, 100]
+
+
+def test_small_services(tmp_path, capsys):
+    set_random_seed(0)
+    draws = random.random(), np.random.rand(), torch.rand(1)
+    set_random_seed(0)
+    assert (random.random(), np.random.rand(), torch.rand(1)) == draws
+    mkdir_if_missing(str(tmp_path / "a/b"))
+    assert not check_isfile(str(tmp_path / "a/b"))
+    assert "No file found" in capsys.readouterr().out
+    assert torch.__version__.partition("+")[0] in collect_env_info()
