@@ -1,6 +1,8 @@
 """The shell scripts, as a person calls them."""
 
+import csv
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +10,7 @@ import sys
 import pytest
 
 from tests.common import REPOSITORY
+from tools.results_table import main as results_table
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 ONE_EPOCH = ("OPTIM.MAX_EPOCH", "1")
@@ -81,7 +84,47 @@ def test_main_and_eval_and_zeroshot(bash, tmp_path):
     result = bash("coop/eval.sh", "digits", "tiny", SEEDS="1", SHOTS="1", NCTX="4")
     assert result.returncode == 0, result.stderr
     assert (out / "evaluation/CoOp/tiny_1shots/nctx4_cscFalse_ctpend/digits/seed1/result.json").is_file()
-    assert bash("coop/main.sh", "digits").returncode == 2
+
+
+def test_base_to_new(bash, tmp_path):
+    """Upstream's arguments; what the scripts leave is what the table reads."""
+    tiny = {"TRAINER": "CoOp", "CFG": "tiny", "SHOTS": "1"}
+    epochs = ("OPTIM.MAX_EPOCH", "2", "TRAIN.CHECKPOINT_FREQ", "1")
+    result = bash("cocoop/base2new_train.sh", "digits", "1", *epochs, **tiny)
+    assert result.returncode == 0, result.stderr
+    result = bash("cocoop/base2new_test.sh", "digits", "1", LOADEP="1", **tiny)
+    assert result.returncode == 0, result.stderr
+    assert "model.pth.tar-1" in result.stdout
+    result = bash("coop/zeroshot.sh", "digits", "tiny", SUB="new")
+    assert result.returncode == 0, result.stderr
+    folder = tmp_path / "out put/base2new"
+    assert (folder / "train_base/digits/shots_1/CoOp/tiny/seed1/result.json").is_file()
+    assert results_table([str(folder)]) == 0
+    _, zero, coop = csv.reader((folder / "base_to_new.csv").open())
+    assert [cell == "-" for cell in zero] == [False, False, True, False, True]
+    assert "-" not in coop
+
+
+def test_transfer(bash, tmp_path, imagenet_root):
+    """From three classes of noise to the digits."""
+    tiny = {"TRAINER": "CoOp", "CFG": "tiny", "SHOTS": "1", "DATA": str(imagenet_root)}
+    for script, *arguments in (("xd_train.sh", "1", *ONE_EPOCH), ("xd_test.sh", "digits", "1")):
+        result = bash(f"cocoop/{script}", *arguments, **tiny)
+        assert result.returncode == 0, result.stderr
+    assert results_table([str(tmp_path / "out put/evaluation")]) == 0
+    head, row = csv.reader((tmp_path / "out put/evaluation/transfer.csv").open())
+    assert head == ["accuracy (%)", "imagenet", "digits", "average of other data sets"]
+    assert "-" not in row
+
+
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("scripts/co*/*.sh")), ids=lambda path: path.name)
+def test_usage(path):
+    """From any folder, and before anything is installed."""
+    command = ["bash", f"{path.parent.name}/{path.name}"]
+    result = subprocess.run(command, cwd=REPOSITORY / "scripts", capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (2, "")
+    assert f"bash scripts/{path.parent.name}/{path.name} " in result.stdout
+    assert not re.search("^(#!|[^#])", result.stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

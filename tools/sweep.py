@@ -17,8 +17,11 @@ makes four runs:
 
 A value is always one argument, whatever spaces it has. A folder is of one run alone.
 
-Runs that are finished (their result.json is of the same command, and newer than its config files) are skipped, so a
-sweep that was stopped goes on. A run that fails is listed at the end, and the exit code is 1.
+In arguments, ``{output}`` is the sweep's folder. A run whose --model-dir is the folder of another run of the sweep
+(``{output}/CoOp/lr{OPTIM.LR}/seed{seed}``) comes after that one, and is not started if it fails.
+
+Runs that are finished (their result.json is of the same command, and newer than its config files and its model) are
+skipped, so a sweep that was stopped goes on. A run that fails is listed at the end, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -52,6 +56,7 @@ KEYS = {"output": str, "threads": int, "arguments": str, "runs": list}
 RUN_KEYS = {"folder": str, "arguments": str, "grid": dict}
 NEEDED, RUN_NEEDED = {"output", "runs"}, {"folder"}
 SEED_AXES = ("seed", "SEED")  # what --seeds replaces
+OUTPUT = "output"  # in the braces of arguments: the sweep's folder
 BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")  # str.format's, but a dot is part of the name
 
 
@@ -66,6 +71,11 @@ class Cell:
     def finished(self) -> bool:
         """Whether its folder holds the record of a run with these very arguments."""
         return is_finished(self.folder, self.arguments)
+
+    @property
+    def model(self) -> Path | None:
+        """The folder of the run whose model it evaluates."""
+        return next((Path(folder) for flag, folder in pairwise(self.arguments) if flag == "--model-dir"), None)
 
 
 def read_sweep(path: Path) -> dict:
@@ -103,23 +113,26 @@ def cells_of(sweep: dict, output: str, root: str, seeds: list[str], overrides: l
     """Every combination of every run's grid. ``seeds`` replaces the axis ``seed`` (or ``SEED``).
 
     Raises:
-        UserError: braces that name no axis, two runs with one folder, an override of an axis.
+        UserError: braces that name no axis, two runs with one folder, an override of an axis, an axis ``output``.
     """
     cells: dict[Path, Cell] = {}
+    output = output or sweep["output"]
     for run in sweep["runs"]:
         axes = run.get("grid", {}).items()
         grid = {str(axis): seeds if seeds and axis in SEED_AXES else values for axis, values in axes}
         if fixed := [key for key in overrides[::2] if key in grid]:
             raise UserError(f"{fixed[0]} is an axis of the grid of {run['folder']}, so it cannot be set for every run")
+        if OUTPUT in grid:
+            raise UserError(f"{{{OUTPUT}}} is the sweep's folder; give that axis of {run['folder']} another name")
         words = _words(f"{sweep.get('arguments', '')} {run.get('arguments', '')}")
         for values in itertools.product(*grid.values()):
             point = dict(zip(grid, map(str, values), strict=True))
-            folder = Path(output or sweep["output"], _fill(run["folder"], point))
+            folder = Path(output, _fill(run["folder"], point))
             if folder in cells:
                 raise UserError(f"two runs have the folder {folder}; {_mend(run['folder'], grid)}")
             keys = [word for axis, value in point.items() if _is_key(axis) for word in (axis, value)]
             arguments = ["--output-dir", str(folder), *(["--root", root] if root else [])]
-            arguments += [*(_fill(word, point) for word in words), *keys, *overrides]
+            arguments += [*(_fill(word, {**point, OUTPUT: output}) for word in words), *keys, *overrides]
             cells[folder] = Cell(folder, tuple(arguments))
     return list(cells.values())
 
@@ -194,12 +207,50 @@ def run_all(cells: list[Cell], jobs: int, threads: int) -> Iterator[tuple[Cell, 
         pool.shutdown(cancel_futures=True)
 
 
+def in_stages(cells: list[Cell]) -> list[list[Cell]]:
+    """The runs in their order, each in a later stage than the run whose model it evaluates.
+
+    Raises:
+        UserError: runs would have to wait for one another.
+    """
+    stages = []
+    while cells:
+        waiting = {cell.folder for cell in cells}
+        stages.append([cell for cell in cells if cell.model not in waiting])
+        if not stages[-1]:
+            raise UserError(f"{cells[0].folder} is to evaluate a model that comes out of its own result: --model-dir")
+        cells = [cell for cell in cells if cell.model in waiting]
+    return stages
+
+
+def unfinished(stages: list[list[Cell]]) -> list[list[Cell]]:
+    """The runs that are to be done: those that are not finished, and those whose models will be others."""
+    todo: dict[Path, Cell] = {}
+    for cell in itertools.chain(*stages):
+        if not cell.finished or cell.model in todo:
+            todo[cell.folder] = cell
+    return [[cell for cell in stage if cell.folder in todo] for stage in stages]
+
+
+def run_stages(stages: list[list[Cell]], jobs: int, threads: int) -> Iterator[tuple[Cell, str | None]]:
+    """Do the runs stage by stage, but none whose model's run failed; yields each as :func:`run_all` does."""
+    failed: set[Path] = set()
+    for stage in stages:
+        lost = [(cell, f"not started: its model's run failed, {cell.model}") for cell in stage if cell.model in failed]
+        ready = [cell for cell in stage if cell.model not in failed]
+        for cell, error in itertools.chain(lost, run_all(ready, jobs, threads)):
+            if error:
+                failed.add(cell.folder)
+            yield cell, error
+
+
 def report(cells: list[Cell], jobs: int, threads: int) -> list[Cell]:
     """Do the runs that are not finished, with a line for each; returns those that failed."""
-    todo = [cell for cell in cells if not cell.finished]
+    stages = unfinished(in_stages(cells))
+    todo = list(itertools.chain(*stages))
     print(f"{len(cells)} runs, {len(cells) - len(todo)} finished already, {jobs} at a time; transcripts are in log.txt")
     start, failed = time.time(), []
-    for number, (cell, error) in enumerate(run_all(todo, jobs, threads), start=1):
+    for number, (cell, error) in enumerate(run_stages(stages, jobs, threads), start=1):
         if error:
             failed.append(cell)
             outcome = f"FAILED\n{error}"

@@ -69,13 +69,16 @@ def read_record(folder: Path) -> dict:
 def is_finished(folder: str | Path, command: Sequence[str]) -> bool:
     """Whether ``folder`` holds the record of a finished run of this very ``command`` (the arguments of train.py).
 
-    A config file that has changed since then makes it another run. A damaged record is as good as none.
+    A config file or a checkpoint in ``--model-dir`` that has changed since then makes it another run. A damaged record
+    is as good as none.
     """
     try:
         record = read_record(Path(folder))
     except UserError:
         return False
-    files = [Path(file) for flag, file in pairwise(command) if flag in ("--config-file", "--dataset-config-file")]
+    given = [(flag, Path(path)) for flag, path in pairwise(command)]
+    files = [path for flag, path in given if flag in ("--config-file", "--dataset-config-file")]
+    files += [file for flag, path in given if flag == "--model-dir" for file in path.glob("*/model*.pth.tar*")]
     done = Path(folder, RECORD).stat().st_mtime
     return record.get("command") == list(command) and all(f.is_file() and f.stat().st_mtime <= done for f in files)
 

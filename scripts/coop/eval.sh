@@ -3,9 +3,9 @@
 #   bash scripts/coop/eval.sh DATASET CONFIG
 # From the environment: DATA, OUTPUT, SEEDS ("1 2 3"), and SHOTS (16), NCTX (16), CSC (False), CTP (end), EPOCH (the last).
 set -euo pipefail
+[ $# = 2 ] || { sed -n '2,4p' "$0"; exit 2; }
 cd "$(dirname "$0")/../.."
 . scripts/common.sh
-[ $# = 2 ] || { sed -n '2,4p' "$0"; exit 2; }
 dataset=$1 config=$2
 n_ctx=${NCTX:-16} csc=${CSC:-False} position=${CTP:-end}
 setting=${config}_${SHOTS:-16}shots/nctx${n_ctx}_csc${csc}_ctp${position}

@@ -4,9 +4,9 @@
 # POSITION of the class name: end, middle, front. CSC: class-specific contexts. From the environment: DATA, OUTPUT,
 # SEEDS ("1 2 3").
 set -euo pipefail
+[ $# -ge 6 ] || { sed -n '2,5p' "$0"; exit 2; }
 cd "$(dirname "$0")/../.."
 . scripts/common.sh
-[ $# -ge 6 ] || { sed -n '2,5p' "$0"; exit 2; }
 dataset=$1 config=$2 position=$3 n_ctx=$4 shots=$5 csc=$6
 shift 6
 

@@ -1,6 +1,7 @@
 """A grid of runs: which runs it means, and what becomes of finished and failed ones."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import yaml
 from dassl.utils import UserError
 from tests.common import REPOSITORY, assert_same_tensors
 from tools import sweep
-from tools.sweep import cells_of, main, read_sweep
+from tools.sweep import Cell, cells_of, in_stages, main, read_sweep
 
 DIGITS = REPOSITORY / "configs/sweeps/digits.yaml"
 SETTINGS = (
@@ -67,6 +68,22 @@ def test_an_axis_named_as_a_config_key_is_set_for_the_run():
     assert in_folder("{{a}}_{{{a}}}", "'{a} b'", a=[1]) == {"{a}_{1}": ["1 b"]}
 
 
+def test_the_output_folder_stands_in_arguments():
+    assert in_folder("a{n}", "--model-dir {output}/b{n}", n=[1]) == {"a1": ["--model-dir", "out/b1"]}
+    sweep = {"output": "out", "runs": [{"folder": "a", "arguments": "--model-dir {output}/b"}]}
+    assert cells_of(sweep, "other place", "", [], [])[0].arguments[2:] == ("--model-dir", "other place/b")
+
+
+def test_a_run_comes_after_the_one_whose_model_it_evaluates():
+    def cell(name, model=""):
+        return Cell(Path("out", name), ("--eval-only", "--model-dir", f"out/{model}") if model else ())
+
+    c, b, a, x, d = cell("c", "b"), cell("b", "a"), cell("a"), cell("x", "elsewhere"), cell("d")
+    assert in_stages([c, b, a, x, d]) == [[a, x, d], [b], [c]]
+    with pytest.raises(UserError, match="out/p"):
+        in_stages([a, cell("p", "q"), cell("q", "p")])
+
+
 def test_a_value_is_one_argument():
     axes = {"TRAINER.COOP.CTX_INIT": ["", 'it\'s a "photo" of', "C:\\x"], "INPUT.SIZE": [[32, 32]], "words": ["a  b"]}
     cells = in_folder("{TRAINER.COOP.CTX_INIT}.", "--note {words}", **axes)
@@ -98,6 +115,8 @@ def test_values_reach_the_config(write, digits_root, tmp_path):
         ("x{}", {"seed": [1]}, ["x{}", "(seed)"]),
         ("x{seed", {"seed": [1]}, ["x{seed", "(seed)"]),
         ("x}", {}, ["x}", "(none)"]),
+        ("x{output}", {}, ["x{output}", "(none)"]),
+        ("x{output}", {"output": [1]}, ["{output} is the sweep's folder", "axis of x{output} another name"]),
         ("x{A}", {"A": [1]}, ["A is an axis of the grid of x{A}", "cannot be set for every run"]),
     ],
 )
@@ -174,6 +193,33 @@ def test_finished_runs_are_skipped_and_failed_ones_listed(write, digits_root, tm
     assert "3 runs, 1 finished already" in capsys.readouterr().out
     main([*command, "TEST.PER_CLASS_RESULT", "True"])
     assert "3 runs, 0 finished already" in capsys.readouterr().out
+
+
+def test_models_are_evaluated_once_they_are_there(write, digits_root, tmp_path, capsys):
+    """Whatever the order in the file and the number of processes; of a failed run there is no model to evaluate."""
+    out, settings = tmp_path / "out", f"--trainer CoOp {SETTINGS}"
+    short = f"{settings} DATASET.NUM_SHOTS 1 OPTIM.MAX_EPOCH 1"
+    test = {"folder": "test/{name}", "arguments": f"--eval-only --model-dir {{output}}/{{name}} {settings}"}
+    runs = [{**test, "grid": {"name": ["good", "bad"]}}, {"folder": "good", "arguments": short}]
+    path = write(*runs, {"folder": "bad", "arguments": f"{short} OPTIM.LR fast"})
+    assert main([path, "--root", str(digits_root), "--jobs", "2"]) == 1
+    output = capsys.readouterr().out
+    assert f"{out}/test/bad: FAILED\nnot started: its model's run failed, {out}/bad\n" in output
+    assert not (out / "test/bad").exists()
+    made, tested = (json.loads((out / name / "result.json").read_text()) for name in ("good", "test/good"))
+    assert tested["accuracy"] == made["accuracy"]
+
+    command = [write({**test, "grid": {"name": ["good"]}}, runs[1]), "--root", str(digits_root), "--jobs", "1"]
+
+    def finished() -> str:
+        assert main(command) == 0
+        return capsys.readouterr().out.partition(" finished")[0]
+
+    assert finished() == "2 runs, 2"
+    (out / "good/result.json").unlink()  # the run that makes the model is to be done again, so its evaluation is too
+    assert finished() == "2 runs, 0"
+    os.utime(out / "good/prompt_learner/model.pth.tar-1", (2**32, 2**32))  # another model than was evaluated
+    assert finished() == "2 runs, 1"
 
 
 def test_a_run_in_a_sweep_is_the_run_alone(write, digits_root, run, tmp_path, monkeypatch):

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# From base to new classes: training on the base classes (the first half), tested on their test images.
+#   bash scripts/cocoop/base2new_train.sh DATASET SEED [KEY VALUE ...]
+# Then base2new_test.sh with the same arguments, and python tools/results_table.py output/base2new.
+# From the environment: DATA, OUTPUT, TRAINER (CoCoOp), CFG (vit_b16_c4_ep10_batch1_ctxv1), SHOTS (16). The CoCoOp paper's
+# runs of CoOp are TRAINER=CoOp CFG=vit_b16_ep50_ctxv1; scripts/coop/zeroshot.sh has those of zero-shot CLIP.
+set -euo pipefail
+[ $# -ge 2 ] || { sed -n '2,6p' "$0"; exit 2; }
+cd "$(dirname "$0")/../.."
+. scripts/common.sh
+dataset=$1 seed=$2
+trainer=${TRAINER:-CoCoOp} config=${CFG:-vit_b16_c4_ep10_batch1_ctxv1} shots=${SHOTS:-16}
+shift 2
+
+run "$OUTPUT/base2new/train_base/$dataset/shots_$shots/$trainer/$config/seed$seed" \
+    --trainer "$trainer" \
+    --seed "$seed" \
+    --dataset-config-file "configs/datasets/$dataset.yaml" \
+    --config-file "configs/trainers/$trainer/$config.yaml" \
+    DATASET.NUM_SHOTS "$shots" \
+    DATASET.SUBSAMPLE_CLASSES base "$@"

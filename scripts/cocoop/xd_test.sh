@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Transfer: what xd_train.sh has learned on ImageNet, tested on another data set, or on a variant of ImageNet.
+#   bash scripts/cocoop/xd_test.sh DATASET SEED [KEY VALUE ...]
+# From the environment: DATA, OUTPUT, TRAINER (CoCoOp), CFG (vit_b16_c4_ep10_batch1_ctxv1), SHOTS (16), LOADEP (the last
+# epoch).
+set -euo pipefail
+[ $# -ge 2 ] || { sed -n '2,5p' "$0"; exit 2; }
+cd "$(dirname "$0")/../.."
+. scripts/common.sh
+dataset=$1 seed=$2
+trainer=${TRAINER:-CoCoOp} config=${CFG:-vit_b16_c4_ep10_batch1_ctxv1}
+setting=$trainer/${config}_${SHOTS:-16}shots
+shift 2
+
+run "$OUTPUT/evaluation/$setting/$dataset/seed$seed" \
+    --trainer "$trainer" \
+    --seed "$seed" \
+    --dataset-config-file "configs/datasets/$dataset.yaml" \
+    --config-file "configs/trainers/$trainer/$config.yaml" \
+    --model-dir "$OUTPUT/imagenet/$setting/seed$seed" \
+    ${LOADEP:+--load-epoch "$LOADEP"} \
+    --eval-only "$@"

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Transfer to other data sets and to ImageNet's variants: training on ImageNet.
+#   bash scripts/cocoop/xd_train.sh SEED [KEY VALUE ...]
+# Then xd_test.sh for each data set, and python tools/results_table.py output/evaluation.
+# From the environment: DATA, OUTPUT, TRAINER (CoCoOp), CFG (vit_b16_c4_ep10_batch1_ctxv1), SHOTS (16).
+set -euo pipefail
+[ $# -ge 1 ] || { sed -n '2,5p' "$0"; exit 2; }
+cd "$(dirname "$0")/../.."
+. scripts/common.sh
+seed=$1
+trainer=${TRAINER:-CoCoOp} config=${CFG:-vit_b16_c4_ep10_batch1_ctxv1} shots=${SHOTS:-16}
+shift
+
+run "$OUTPUT/imagenet/$trainer/${config}_${shots}shots/seed$seed" \
+    --trainer "$trainer" \
+    --seed "$seed" \
+    --dataset-config-file configs/datasets/imagenet.yaml \
+    --config-file "configs/trainers/$trainer/$config.yaml" \
+    DATASET.NUM_SHOTS "$shots" "$@"

@@ -1,0 +1,1 @@
+"""What tools/results_table.py reads from the folders of runs, and its tables of generalisation."""
