@@ -1,12 +1,17 @@
 """The parser prints what Dassl's prints; what it leaves out, it names."""
 
+import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
-from tests.common import SHARED, needs_shared
+from dassl.utils.results import END_OF_TRAINING
+from tests.fixtures.make_parity import FOLDER
 from tools.parse_test_res import main
+
+FACTS = json.loads((FOLDER / "parity.json").read_text())
 
 LOG = "epoch [1/1]\nFinish training\n=> result\n* total: 200\n* accuracy: {accuracy}%\n* error: {error}%\n"
 
@@ -74,14 +79,74 @@ def test_eval_only_logs_need_their_flag(seeds, capsys):
     assert main([str(folder), "--test-log"]) == 0
 
 
-@needs_shared
-def test_logs_of_the_original_are_read(tmp_path, capsys):
-    logs = SHARED / "reference/logs"
-    expected = []
-    for seed in (1, 2, 3):
-        source = logs / f"coop_tiny_16shot_ctx4_ep4_seed{seed}_val200_log.txt"
-        (tmp_path / f"seed{seed}").mkdir()
-        shutil.copy(source, tmp_path / f"seed{seed}" / "log.txt")
-        expected.append(float(re.findall(r"\* accuracy: (\S+)%", source.read_text())[-1]))
-    assert main([str(tmp_path)]) == 0
-    assert f"* accuracy: {sum(expected) / 3:.2f}% +-" in capsys.readouterr().out
+def write(run: str, lines: list[str]) -> None:
+    Path(run).mkdir(parents=True)
+    Path(run, "log.txt").write_text("\n".join([*lines, ""]))
+
+
+@pytest.fixture
+def originals(tmp_path, monkeypatch) -> None:
+    """The folders that the captured calls of the original's parser speak of, with logs of the original."""
+    monkeypatch.chdir(tmp_path)
+    logs = FACTS["logs"]
+    for run, lines in logs.items():
+        write(run, lines)
+    for seed, accuracy in enumerate(("8.0", "10.0", "14.5"), start=1):  # of these, the accuracies are known
+        lines = logs["out/multi/b/seed1"]
+        write(f"out/multi/a/seed{seed}", [re.sub(r"accuracy: .*%", f"accuracy: {accuracy}%", line) for line in lines])
+        lines = logs[f"out/multi/b/seed{seed}"]
+        write(f"out/evalm/seed{seed}", lines[lines.index("=> result") :])
+    write("out/intr/seed1", logs["out/multi/b/seed1"])
+    write("out/intr/seed2", logs["out/bvp/seed1"][:8])  # up to a result on validation images
+    Path("out/miss/seed1").mkdir(parents=True)
+
+
+# What our message has where the original ends in a traceback.
+MESSAGES = {"out/evalm": "--test-log", "out/miss": "out/miss/seed1: no log.txt"}
+
+
+@pytest.mark.parametrize("number", range(len(FACTS["parser"])))
+def test_captured_calls_print_what_they_printed(originals, capsys, number):
+    call = FACTS["parser"][number]
+    code = main(call["arguments"].split())
+    printed, message = capsys.readouterr()
+    if call["code"]:
+        assert code == 2
+        assert MESSAGES[call["arguments"]] in message
+    elif "--ci95" in call["arguments"]:
+        assert printed == call["printed"].replace("+- 3.08%", "+- 8.27%")  # Student's t for three seeds
+    else:
+        assert (printed, code) == (call["printed"], 0)
+    assert ("out/intr/seed2: training has not ended" in message) == (call["arguments"] == "out/intr")
+
+
+def shape(line: str) -> str:
+    """A line of a log without its numbers, names and folders."""
+    return re.sub(r"\(\D+\)|\S+/", "", re.sub(r"\d[\d,]*", "0", line))
+
+
+def test_our_log_has_the_originals_lines(run):
+    """In the original's order; the figures that it prints with one decimal have two."""
+
+    def shapes(*arguments, **flags):
+        return map(shape, run(*arguments, "OPTIM.MAX_EPOCH", 1, "DATASET.NUM_SHOTS", 1, **flags).log.splitlines())
+
+    training = shapes()
+    for line in FACTS["logs"]["out/multi/b/seed1"][3:]:
+        assert shape(line) in training, line
+    evaluation = shapes("--eval-only", "TEST.PER_CLASS_RESULT", True, trainer="ZeroshotCLIP", out="zero-shot")
+    for line in FACTS["logs"]["zero-shot, ensemble"][:-1]:  # the last is of the confusion matrix
+        assert shape(line) in evaluation, line
+
+
+def as_the_field(log: str, end: str) -> float:
+    """As parsers of the field read a log: the last accuracy after a line that is exactly ``end``."""
+    lines = [line.strip() for line in log.splitlines()]
+    return float(re.findall(r"\* accuracy: ([\.\deE+-]+)%", "\n".join(lines[lines.index(end) :]))[-1])
+
+
+def test_parsers_of_the_field_read_our_log_as_the_originals(run):
+    assert as_the_field("\n".join(FACTS["logs"]["out/bvp/seed1"]), "Finish training") == 8.5
+    result = run("OPTIM.MAX_EPOCH", 2, "DATASET.NUM_SHOTS", 1, "TEST.FINAL_MODEL", "best_val")
+    for end in END_OF_TRAINING:
+        assert as_the_field(result.log, end) == round(result.record["accuracy"], 2)

@@ -1,0 +1,299 @@
+"""The original CoOp's figures: splits, schedules and transforms exactly, tensors to 1e-5 of their largest value.
+
+tests/fixtures has excerpts; where ../shared is at hand, all are compared. Logs: tests/tools/test_parse_test_res.py.
+"""
+
+import json
+import re
+import tarfile
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
+
+import train
+from dassl import engine
+from dassl.config import get_cfg_default
+from dassl.data.transforms import build_transform
+from dassl.optim import build_lr_scheduler, build_optimizer
+from datasets.imagenet import ImageNet
+from tests.common import REPOSITORY, SHARED, needs_shared
+from tests.fixtures.make_parity import FOLDER, as_files, checksums, drawing, reference_tensors
+from trainers.coop import CoOp
+from trainers.zsclip import ZeroshotCLIP
+from vlm import openai
+from vlm.image_encoder import image_encoder
+from vlm.load import load
+from vlm.prompts import token_count, tokenize
+from vlm.text_encoder import text_lengths
+
+CONFIGS = REPOSITORY / "configs"
+FACTS = json.loads((FOLDER / "parity.json").read_text())
+CLASSNAMES = FACTS["classnames"]
+TINY = (64, 64, (1, 1, 1, 1), 16, None, 77, 49408, 64, 1, 2)  # the architecture of the CLIP they were captured with
+CONTEXTS = {  # what a prompt learner begins with, by the names in the figures
+    "init4": ("TRAINER.COOP.CTX_INIT", "a photo of a"),
+    "rand4": ("TRAINER.COOP.N_CTX", 4),
+    "rand4_csc": ("TRAINER.COOP.N_CTX", 4, "TRAINER.COOP.CSC", True),
+    "rand16": ("TRAINER.COOP.N_CTX", 16),
+}
+SCHEDULES = {
+    "nowarm_const": ("OPTIM.LR_SCHEDULER", "single_step"),
+    "nowarm_cosine50": ("OPTIM.LR_SCHEDULER", "cosine"),
+    "warm1e-5_cosine50": ("OPTIM.LR_SCHEDULER", "cosine", "OPTIM.WARMUP_EPOCH", 1, "OPTIM.WARMUP_TYPE", "constant"),
+}
+
+
+@pytest.fixture(scope="module", params=["fixtures", pytest.param("reference", marks=needs_shared)])
+def figures(request, tmp_path_factory) -> SimpleNamespace:
+    """The captured tensors by name, and a file of the weights they were captured with."""
+    if request.param == "reference":
+        return SimpleNamespace(tensors=reference_tensors(SHARED), weights=SHARED / "reference/tiny_clip.pt")
+    tensors = load_file(FOLDER / "parity.safetensors")
+    clip = openai.CLIP(*TINY).state_dict()
+    clip |= {name[5:]: tensor.float() for name, tensor in tensors.items() if name.startswith("clip.")}
+    clip["token_embedding.weight"].zero_()[tensors["tokens"]] = tensors["token_embedding"]
+    weights = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_file(clip, weights)
+    return SimpleNamespace(tensors=tensors, weights=weights)
+
+
+def assert_close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> None:
+    """They differ by no more than ``tolerance`` times the largest value. ``expected`` may be an excerpt."""
+    found = found.detach()[..., : expected.shape[-2], :: found.shape[-1] // expected.shape[-1]]
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+class OnFeatures:
+    """A trainer on the captured features of eight images, one of each of the first classes, in one batch."""
+
+    features: torch.Tensor
+    frozen_image_encoder = False  # what the batch holds is not to be encoded
+
+    def build_data_loader(self):
+        self.dm = SimpleNamespace(dataset=SimpleNamespace(classnames=CLASSNAMES))
+        self.num_classes, self.lab2cname = len(CLASSNAMES), dict(enumerate(CLASSNAMES))
+        self.train_loader_x = DataLoader([{"img": self.features, "label": torch.arange(8)}], batch_size=None)
+        self.train_loader_u = self.val_loader = self.test_loader = None
+
+    def load_clip(self, precision):
+        clip = super().load_clip(precision)
+        torch.manual_seed(1)  # as when the figures were captured
+        return clip
+
+
+class RecordedCoOp(CoOp):
+    def before_train(self):
+        super().before_train()
+        self.steps = []
+
+    def forward_backward(self, batch):
+        rate, context = self.get_current_lr(), self.model.prompt_learner.ctx
+        step = {"lr": rate, **super().forward_backward(batch)}
+        self.steps.append((step, context.grad.clone(), context.detach().clone()))
+        return step
+
+
+def small(trainer: type, figures, *values, out=""):
+    """The trainer on the captured features."""
+    torch.manual_seed(0)  # load_shared keeps a CLIP for the random state before loading it
+    cfg = get_cfg_default()
+    CoOp.extend_cfg(cfg)
+    cfg.merge_from_list(["MODEL.BACKBONE.WEIGHTS", str(figures.weights), "INPUT.SIZE", (64, 64)])
+    cfg.merge_from_list(["TRAINER.COOP.PREC", "fp32", "OPTIM.NAME", "sgd", "OPTIM.LR", 0.002, "OPTIM.MAX_EPOCH", 50])
+    cfg.merge_from_list([*values, "OUTPUT_DIR", str(out), "TEST.NO_TEST", True])
+    return type("Small", (OnFeatures, trainer), {"features": figures.tensors["image_features"]})(cfg)
+
+
+def words_of(tokens: torch.Tensor) -> list[list[int]]:
+    return [row[row > 0].tolist() for row in tokens]
+
+
+def test_zero_shot_is_the_originals(figures):
+    assert words_of(tokenize([f"a photo of a {name}." for name in CLASSNAMES])) == FACTS["zero_shot"]["tokens"]
+    trainer = small(ZeroshotCLIP, figures)
+    assert_close(trainer.class_features, figures.tensors["zs.text_features_normalised"])
+    logits = trainer.model_inference(figures.tensors["image_features"])
+    assert_close(logits, figures.tensors["zs.logits"])
+    assert logits.argmax(1).tolist() == FACTS["zero_shot"]["predictions"]
+
+
+@pytest.mark.parametrize("name", FACTS["prompts"])
+def test_prompts_features_and_logits_are_the_originals(figures, name):
+    """With CTX_INIT, the original ignores CSC; our copies for each class start equal, so the features are its."""
+    context, csc, position = name.split("_")
+    values = *CONTEXTS[context], "TRAINER.COOP.CSC", csc == "cscTrue", "TRAINER.COOP.CLASS_TOKEN_POSITION", position
+    model = small(CoOp, figures, *values).model
+    learner, tensors = model.prompt_learner, figures.tensors
+    assert_close(learner()[learner.index], tensors[f"{name}.prompts"])
+    assert_close(model.text_encoder(learner(), learner.layout), tensors[f"{name}.text_features_raw"])
+    assert_close(model(tensors["image_features"]), tensors[f"{name}.logits"])
+    expected = FACTS["prompts"][name]
+    shapes = {key: list(value.shape) for key, value in learner.state_dict().items()}
+    copies = {"ctx": [10, 4, 64]} if (context, csc) == ("init4", "cscTrue") else {}
+    assert shapes == expected["state_dict_keys"] | copies
+    words = {"init4": "a photo of a", "rand4": "X X X X", "rand16": " ".join("X" * 16)}[context]
+    tokens = tokenize([f"{words} {name}." for name in CLASSNAMES])
+    assert [token_count(name) for name in CLASSNAMES] == expected["name_lens"]
+    assert (text_lengths(tokens) - 1).tolist() == expected["eot"]
+    if position == "end" and csc == "cscFalse":
+        assert words_of(tokens) == expected["tokens"]
+
+
+@pytest.mark.parametrize("context", ["init4", "rand4", "rand4_csc"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_five_steps_are_the_originals(figures, tmp_path, schedule, context):
+    """In the engine's loop: five epochs of one batch, under a schedule over fifty."""
+    trainer = small(RecordedCoOp, figures, *SCHEDULES[schedule], *CONTEXTS[context], out=tmp_path)
+    trainer.max_epoch = 5
+    trainer.train()
+    expected, tensors = FACTS["steps"][f"{schedule}.{context}"], figures.tensors
+    largest = max(step["loss"] for step in expected)
+    for number, ((step, gradient, ctx), due) in enumerate(zip(trainer.steps, expected, strict=True), start=1):
+        assert step["lr"] == pytest.approx(due["lr"], rel=1e-12)
+        assert step["loss"] == pytest.approx(due["loss"], abs=1e-5 * largest)
+        assert step["acc"] == due["acc"]
+        if number == 1:
+            assert_close(gradient, tensors[f"train.{schedule}.{context}.grad0"])
+        # The original's own fifth context is up to 1.5e-5 away from that in double precision.
+        assert_close(ctx, tensors[f"train.{schedule}.{context}.ctx{number}"], 2e-5 if number == 5 else 1e-5)
+    assert trainer.optim.param_groups[0].items() >= FACTS["optimizer"].items()
+
+
+@pytest.mark.parametrize("n_ctx", [4, 16])
+def test_a_run_with_seed_1_starts_from_the_originals_context(figures, run, monkeypatch, n_ctx):
+    built, build_trainer = [], engine.build_trainer
+    monkeypatch.setattr(engine, "build_trainer", lambda cfg: built.append(build_trainer(cfg)) or built[0])
+    values = "MODEL.BACKBONE.WEIGHTS", figures.weights, "INPUT.SIZE", "(64,64)", "TRAINER.COOP.N_CTX", n_ctx
+    assert run("--no-train", *values).code == 0
+    assert_close(built[0].model.prompt_learner.ctx, figures.tensors[f"fullpath_seed1_ctx{n_ctx}"])
+
+
+@pytest.mark.parametrize("stop", [0, 3])
+@pytest.mark.parametrize("name", FACTS["schedules"])
+def test_schedules_are_the_originals(name, stop):
+    """Also those of a run that stops after three epochs and goes on, which in the original keeps one rate for ever."""
+    expected, optim = FACTS["schedules"][name], get_cfg_default().OPTIM
+    optim.merge_from_list(["NAME", "sgd", "LR", 0.002, "LR_SCHEDULER", "cosine", "MAX_EPOCH", len(expected)])
+    if "linearwarm3" in name:
+        optim.merge_from_list(["WARMUP_EPOCH", 3])
+    elif "constwarm1" in name:
+        optim.merge_from_list(["WARMUP_EPOCH", 1, "WARMUP_TYPE", "constant", "WARMUP_RECOUNT", "norecount" not in name])
+
+    def make():
+        optimizer = build_optimizer([torch.nn.Parameter(torch.zeros(1))], optim)
+        return optimizer, build_lr_scheduler(optimizer, optim)
+
+    parts, found = make(), []
+    for epoch in range(len(expected)):
+        if stop and epoch == stop:
+            states, parts = [part.state_dict() for part in parts], make()
+            for part, state in zip(parts, states, strict=True):
+                part.load_state_dict(state)
+        found.append(parts[0].param_groups[0]["lr"])
+        for part in parts:
+            part.step()
+    assert found == pytest.approx(expected, rel=1e-12, abs=1e-17)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> Path:
+    """Empty files in class folders, as many as ImageNette has: sampling goes by places in the sorted lists alone."""
+    root = tmp_path_factory.mktemp("data")
+    for split, counts in {"train": "train_counts", "val": "test_counts"}.items():
+        for label, count in enumerate(FACTS["splits"][counts]):
+            folder = root / f"imagenet/images/{split}/n{label}"
+            folder.mkdir(parents=True)
+            for number in range(count):
+                (folder / f"{number:04}.JPEG").touch()
+    lines = [f"n{label} {name}\n" for label, name in enumerate(CLASSNAMES)]
+    (root / "imagenet/classnames.txt").write_text("".join(lines))
+    return root
+
+
+def imagenette(folders, seed, *values) -> tuple[ImageNet, list[str]]:
+    cfg = get_cfg_default()
+    cfg.merge_from_list(["DATASET.ROOT", str(folders), "SEED", seed, *values])
+    dataset = ImageNet(cfg)
+    return dataset, [item.impath for item in dataset.train_x]
+
+
+@pytest.mark.parametrize("key", FACTS["splits"]["few_shots"])
+def test_few_shots_are_the_originals(folders, key):
+    shots, seed = map(int, re.findall(r"\d+", key))
+    _, everything = imagenette(folders, 1, "DATASET.NUM_SHOTS", 0)
+    assert len(everything) == sum(FACTS["splits"]["train_counts"])
+    _, chosen = imagenette(folders, seed, "DATASET.NUM_SHOTS", shots)
+    assert chosen == [everything[place] for place in FACTS["splits"]["few_shots"][key]]
+
+
+@pytest.mark.parametrize("half", ["base", "new"])
+def test_base_and_new_classes_are_the_originals(folders, half):
+    expected, (_, everything) = FACTS["splits"]["subsamples"][half], imagenette(folders, 1)
+    dataset, chosen = imagenette(folders, 1, "DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", half)
+    assert chosen == [everything[place] for place in expected["one_shot"]]
+    assert dataset.classnames == expected["classnames"]
+    labels = [item.label for item in dataset.test]
+    assert [labels.count(label) for label in range(5)] == expected["test_counts"]
+
+
+def transforms(*values):
+    """Those of a test and of training, under CoOp's config."""
+    cfg = get_cfg_default()
+    CoOp.extend_cfg(cfg)
+    cfg.merge_from_file(CONFIGS / "trainers/CoOp/rn50.yaml")
+    cfg.merge_from_list(list(values))
+    return build_transform(cfg, is_train=False), build_transform(cfg, is_train=True)
+
+
+def test_transforms_are_the_originals():
+    """Bit for bit. The checksums are of drawings, under transforms that give the captured checksums of photos."""
+    drawings = {size: drawing(size) for size in FACTS["transforms"]}
+    assert checksums(drawings, *transforms()) == FACTS["transforms"]
+
+
+@needs_shared
+def test_the_fixtures_are_made_of_the_reference():
+    for name, content in as_files(SHARED).items():
+        assert content == (FOLDER / name).read_bytes(), f"python {FOLDER}/make_parity.py {SHARED}"
+
+
+@needs_shared
+def test_image_features_are_the_originals():
+    tensors, (clip, _) = reference_tensors(SHARED), load("tiny", str(SHARED / "reference/tiny_clip.pt"))
+    transform, _ = transforms("INPUT.SIZE", (64, 64))
+    images = [transform(Image.fromarray(image.numpy())) for image in tensors["images_u8_cropped"]]
+    features = torch.stack(list(image_encoder(clip.visual, "").encode(images)))
+    assert_close(features, tensors["image_features"])
+
+
+@needs_shared
+@pytest.mark.parametrize(("trainer", "log"), [("ZeroshotCLIP", "zero-shot"), ("ZeroshotCLIP2", "zero-shot, ensemble")])
+def test_from_photos_to_accuracies_as_in_the_original(tmp_path, trainer, log):
+    """The first twenty test photos of each class."""
+    base, seen = tmp_path / "imagenet", Counter()
+    with tarfile.open(SHARED / "data/imagenette-224.tar") as archive:
+        for member in sorted(archive, key=lambda member: member.name):
+            path = Path(base, "images", *Path(member.name).parts[1:])
+            seen[path.parent] += member.isfile()
+            if member.isfile() and seen[path.parent] <= (20 if "/val/" in member.name else 1):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(archive.extractfile(member).read())
+    wnids = sorted(folder.name for folder in base.glob("images/val/*"))
+    lines = [f"{wnid} {name}\n" for wnid, name in zip(wnids, CLASSNAMES, strict=True)]
+    (base / "classnames.txt").write_text("".join(lines))
+    command = f"--root {tmp_path} --trainer {trainer} --output-dir {tmp_path}/run --eval-only --config-file "
+    command += f"{CONFIGS}/trainers/CoOp/rn50.yaml --dataset-config-file {CONFIGS}/datasets/imagenet.yaml INPUT.SIZE "
+    command += f"(64,64) MODEL.BACKBONE.WEIGHTS {SHARED}/reference/tiny_clip.pt "
+    command += f"TEST.PER_CLASS_RESULT {trainer == 'ZeroshotCLIP2'}"
+    assert train.main(command.split()) == 0
+    logs = FACTS["logs"][log], (tmp_path / "run/log.txt").read_text().splitlines()
+    expected, found = (re.findall(r"^\* (?:total|correct|class).*?(?=\tacc|$)", "\n".join(x), re.M) for x in logs)
+    assert found == expected
+    assert len(expected) == (12 if trainer == "ZeroshotCLIP2" else 2)
