@@ -40,13 +40,12 @@ class ConditionalPromptLearner(PromptLearner):
         ).to(self.ctx)
 
     def forward(self, image_features: torch.Tensor) -> torch.Tensor:
-        """A table of vectors for each image, (images, rows, width).
+        """The context of each image, (images, n_ctx, width).
 
         Args:
             image_features: (images, embed_dim), of length 1.
         """
-        contexts = self.ctx + self.meta_net(image_features)[:, None]
-        return torch.stack([self.table(context) for context in contexts])
+        return self.ctx + self.meta_net(image_features)[:, None]
 
 
 class ConditionalCLIP(nn.Module):
@@ -61,9 +60,9 @@ class ConditionalCLIP(nn.Module):
     def forward(self, image_features: torch.Tensor) -> torch.Tensor:
         """Logits (images, classes) of image features (images, embed_dim)."""
         image_features = normalize(image_features.to(self.text_encoder.dtype))
-        tables = self.prompt_learner(image_features)
-        class_features = normalize(self.text_encoder.encode_each(tables, self.prompt_learner.layout))
-        return self.logit_scale.exp() * torch.einsum("id,icd->ic", image_features, class_features)
+        learner = self.prompt_learner
+        class_features = self.text_encoder.encode_each(learner(image_features), learner.fixed, learner.layout)
+        return self.logit_scale.exp() * torch.einsum("id,icd->ic", image_features, normalize(class_features))
 
 
 @TRAINER_REGISTRY.register()

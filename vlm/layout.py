@@ -80,6 +80,7 @@ class Layout:
     index: torch.Tensor  # (tokens): the row of the table of vectors
     position: torch.Tensor  # (tokens): the position in its prompt
     prefix: int  # tokens that all prompts begin with
+    tails: list[int]  # tokens of each prompt behind the prefix, in that order
     chunks: tuple[Chunk, ...]  # the prefix is in the first
     place: torch.Tensor  # (prompts): where each prompt comes in that order
 
@@ -110,7 +111,28 @@ class Layout:
         positions = torch.cat([position[:prefix], position[prefix:].expand_as(filled)[filled]])
         parts = _split(tails, chunk)
         chunks = tuple(Chunk.of(part, prefix, number == 0, index.device) for number, part in enumerate(parts))
-        return cls(rows, positions, prefix, chunks, place)
+        return cls(rows, positions, prefix, tails[: len(place)], chunks, place)
+
+    def repeated(self, count: int, own: int) -> Layout:
+        """The same prompts ``count`` times, with other vectors in the first ``own`` rows of the table each time.
+
+        The table has those rows for the first time, for the second, …, then the rows that are the same each time. All
+        prompts are in one chunk. Those of one time share their beginning and attend together.
+        """
+        tokens = self.prefix + sum(self.tails)
+        index, device = self.index[:tokens], self.index.device
+        step = torch.arange(count, device=device)[:, None]
+        rows = torch.where(index < own, index + own * step, index + own * (count - 1)).flatten()
+        mask = _mask(self.prefix, self.tails).to(device)
+        ends = self.prefix + torch.tensor(self.tails, device=device).cumsum(0) - 1
+        groups, end_groups = [], []
+        for time in range(count):
+            keys = slice(time * tokens, (time + 1) * tokens)
+            groups.append(Group(keys, keys, True, mask))
+            end_groups.append(Group(slice(time * len(ends), (time + 1) * len(ends)), keys, True, mask[ends]))
+        chunk = Chunk(len(rows), (ends + tokens * step).flatten(), tuple(groups), tuple(end_groups))
+        place = (self.place + len(ends) * step).flatten()
+        return Layout(rows, self.position[:tokens].repeat(count), 0, self.tails * count, (chunk,), place)
 
     @cached_property
     def sizes(self) -> list[int]:

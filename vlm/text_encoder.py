@@ -8,8 +8,6 @@ features and gradients are those of the plain encoder over 77 positions, to roun
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -17,11 +15,12 @@ from torch.utils.checkpoint import checkpoint
 
 from dassl.utils import release_memory
 
-from .layout import Chunk, Layout
+from .layout import CHUNK, Chunk, Layout
 from .openai import CLIP
 from .text_layers import attention, linear, mlp
 
 MEMORY = 1_200_000_000  # bytes of activations kept for the backward pass; what exceeds them is computed a second time
+TOGETHER = 256  # tokens: prompts of more gain nothing from being computed with those of other contexts
 AGAIN = {"use_reentrant": False, "preserve_rng_state": False}  # of torch's checkpoint; nothing here is random
 
 
@@ -69,19 +68,29 @@ class TextEncoder(nn.Module):
             outputs.append(features)
         return torch.cat(outputs)[layout.place]
 
-    def encode_each(self, tables: Iterable[torch.Tensor], layout: Layout) -> torch.Tensor:
-        """Features (tables, n, embed_dim) of the same n prompts over several tables, one table after another.
+    def encode_each(self, contexts: torch.Tensor, fixed: torch.Tensor, layout: Layout) -> torch.Tensor:
+        """Features (m, n, embed_dim) of the n prompts of ``layout`` with each of m contexts.
 
-        As in :meth:`forward`, activations that do not fit into ``memory`` are computed again.
+        As many contexts are computed together as make a chunk; of many prompts, one after another. As in
+        :meth:`forward`, activations that do not fit into ``memory`` are computed again.
+
+        Args:
+            contexts: (m, n_ctx, width), the first rows of the table of vectors each.
+            fixed: (rows, width), the others.
         """
+        count, n_ctx = contexts.shape[:2]
+        tokens = layout.prefix + sum(layout.tails)
+        together = min(count, CHUNK // tokens) if tokens <= TOGETHER else 1
         outputs, kept = [], 0
-        for table in tables:
-            if outputs and kept + self._activations(len(layout.index)) > self.memory and torch.is_grad_enabled():
-                outputs.append(checkpoint(self, table, layout, **AGAIN))
+        for part in contexts.split(max(together, 1)):
+            wide = layout.repeated(len(part), n_ctx) if len(part) > 1 else layout
+            table = torch.cat([part.flatten(0, 1), fixed])
+            kept += self._activations(len(wide.index))
+            if outputs and kept > self.memory and torch.is_grad_enabled():
+                outputs.append(checkpoint(self, table, wide, **AGAIN))
             else:
-                outputs.append(self(table, layout))
-                kept += self._activations(len(layout.index))
-        return torch.stack(outputs)
+                outputs.append(self(table, wide))
+        return torch.cat(outputs).unflatten(0, (count, -1))
 
     def _encode_twice(self, x: torch.Tensor, chunk: Chunk, prefix: int, shared: list[torch.Tensor]) -> torch.Tensor:
         """Features of a chunk, for ``checkpoint`` to call again in the backward pass."""

@@ -76,8 +76,8 @@ def test_each_image_has_its_own_prompts(clip, image_features):
     for i in range(IMAGES):
         torch.testing.assert_close(model(image_features[i : i + 1])[0], together[i])
     with torch.no_grad():
-        tables = model.prompt_learner(F.normalize(image_features, dim=-1))
-    assert not torch.equal(tables[0], tables[1])
+        contexts = model.prompt_learner(F.normalize(image_features, dim=-1))
+    assert not torch.equal(contexts[0], contexts[1])
 
 
 def test_the_hidden_layer_has_a_sixteenth_of_the_features_width(clip):
