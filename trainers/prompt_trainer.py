@@ -52,7 +52,7 @@ class PromptTrainer(CLIPTrainer):
         self.report_parameters()
 
     def forward_backward(self, batch: dict) -> dict[str, float]:
-        image_features, label = self.parse_batch_train(batch)
+        image_features, label, _ = self.parse_batch_train(batch)
         with torch.autocast(self.device.type, torch.float16, enabled=self.amp):
             output = self.model(image_features)
             loss = F.cross_entropy(output, label)

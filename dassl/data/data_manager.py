@@ -28,7 +28,7 @@ class DatasetWrapper(Dataset):
     order of the batches, or where the data lies. With FEATURES.VIEWS, the epoch counts modulo their number.
     """
 
-    epoch = 0  # set by TrainLoader
+    epoch: int | None = None  # set by TrainLoader; None: nobody counts epochs, and each draw is a new one
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class DatasetWrapper(Dataset):
         self.is_train = is_train
         self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
         self.return_img0 = cfg.DATALOADER.RETURN_IMG0
-        self.to_tensor = build_plain_transform(cfg) if self.return_img0 else None
+        self.to_tensor = build_plain_transform(cfg)
         self._kept: dict[str, Image.Image] = {}
         self._room = KEEP if is_train else 0
         check_at_least(self.k_tfm, 1, "DATALOADER.K_TRANSFORMS")
@@ -57,11 +57,11 @@ class DatasetWrapper(Dataset):
     def __getitem__(self, idx: int) -> dict:
         return self.item(idx, self.epoch)
 
-    def item(self, idx: int, epoch: int) -> dict:
+    def item(self, idx: int, epoch: int | None) -> dict:
         """The image ``idx`` as it is in an epoch, with its label and the rest of what a batch holds."""
         item = self.data_source[idx]
         img0 = self._read(item.impath)
-        with seeded(self.draw(idx, epoch)) if self.is_train else nullcontext():
+        with seeded(self.draw(idx, epoch)) if self.is_train and epoch is not None else nullcontext():
             images = self._transform(img0)
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx, **images}
         if self.return_img0:
@@ -96,9 +96,13 @@ class DatasetWrapper(Dataset):
         several = isinstance(self.transform, (list, tuple))
         images = {}
         for i, transform in enumerate(self.transform if several else [self.transform], start=1):
-            views = [transform(img0) for _ in range(self.k_tfm)]
-            images["img" if i == 1 else f"img{i}"] = views if self.k_tfm > 1 else views[0]
+            images["img" if i == 1 else f"img{i}"] = self._transform_image(transform, img0)
         return images
+
+    def _transform_image(self, tfm: Callable, img0: Image.Image):
+        """One view, or a list of K_TRANSFORMS views; wrappers of the field call it, too."""
+        views = [tfm(img0) for _ in range(self.k_tfm)]
+        return views if self.k_tfm > 1 else views[0]
 
 
 class TrainLoader(DataLoader):
@@ -139,7 +143,7 @@ def build_data_loader(
     return (TrainLoader if is_train else DataLoader)(
         (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train),
         batch_size=batch_size,
-        sampler=build_sampler(sampler_type, data_source, cfg.SEED, batch_size, n_domain, n_ins),
+        sampler=build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins),
         num_workers=workers,
         drop_last=is_train and len(data_source) >= batch_size,
         generator=torch.Generator().manual_seed(max(cfg.SEED, 0)),  # else each epoch draws from the global one
@@ -194,12 +198,15 @@ class DataManager:
             self.train_loader_u = train_loader(self.dataset.train_u, node)
         self.val_loader = test_loader(self.dataset.val) if self.dataset.val else None
         self.test_loader = test_loader(self.dataset.test)
-        self.num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
+        self._num_classes, self._lab2cname = self.dataset.num_classes, self.dataset.lab2cname
+        self._num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
         if cfg.VERBOSE:
             self.show_dataset_summary(cfg)
 
-    num_classes = property(lambda self: self.dataset.num_classes)
-    lab2cname = property(lambda self: self.dataset.lab2cname)
+    # Managers of the field that do not call __init__ set what stands behind these.
+    num_classes = property(lambda self: self._num_classes)
+    lab2cname = property(lambda self: self._lab2cname)
+    num_source_domains = property(lambda self: self._num_source_domains)
 
     def show_dataset_summary(self, cfg: CfgNode) -> None:
         """Print the number of classes and of images in each split."""

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from torch.utils.data import Sampler, SequentialSampler
+from yacs.config import CfgNode
 
 from dassl.utils import UserError, check_availability, derive_seed
 
@@ -14,15 +15,18 @@ from .datasets import Datum
 
 
 class EpochSampler(Sampler[int]):
-    """A sampler whose order depends on ``seed`` and ``epoch`` alone."""
+    """A sampler whose order depends on ``seed`` and ``epoch`` alone; where nobody counts epochs, it is a new one each
+    time."""
 
-    epoch = 0
+    epoch: int | None = None  # set by TrainLoader
 
     def __init__(self, data_source: list[Datum], seed: int):
         self.data_source = data_source
         self.seed = seed
 
     def rng(self) -> random.Random:
+        if self.epoch is None:
+            return random.Random(random.getrandbits(64))
         return random.Random(derive_seed(self.seed, self.epoch, type(self).__name__))
 
     def __len__(self) -> int:
@@ -89,9 +93,15 @@ class RandomClassSampler(_GroupSampler):
 
 
 def build_sampler(
-    sampler_type: str, data_source: list[Datum], seed: int = 0, batch_size: int = 32, n_domain: int = 0, n_ins: int = 16
+    sampler_type: str,
+    cfg: CfgNode | None = None,
+    data_source: list[Datum] | None = None,
+    batch_size: int = 32,
+    n_domain: int = 0,
+    n_ins: int = 16,
 ) -> Sampler[int]:
-    """The sampler of that name; :class:`UserError` for an unknown one."""
+    """The sampler of that name, with ``cfg.SEED``; :class:`UserError` for an unknown one."""
+    seed = cfg.SEED if cfg is not None else 0
     samplers = {
         "RandomSampler": lambda: RandomSampler(data_source, seed),
         "SequentialSampler": lambda: SequentialSampler(data_source),

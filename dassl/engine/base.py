@@ -195,7 +195,7 @@ class TrainerBase:
         self.before_train()
         for self.epoch in range(self.start_epoch, self.max_epoch):
             for loader in (getattr(self, "train_loader_x", None), getattr(self, "train_loader_u", None)):
-                if loader is not None:
+                if hasattr(loader, "epoch"):
                     loader.epoch = self.epoch
             if self.seed is not None:
                 set_random_seed(derive_seed(self.seed, self.epoch))

@@ -227,9 +227,19 @@ class TrainerX(SimpleTrainer):
         raise NotImplementedError
 
     def parse_batch_train(self, batch: dict) -> tuple[torch.Tensor, ...]:
+        """Images, labels and domains, on the device."""
         if isinstance(batch["img"], list):
             views = len(batch["img"])
             raise UserError(
                 f"DATALOADER.K_TRANSFORMS is {views}, but {type(self).__name__} trains on one view an image"
             )
-        return batch["img"].to(self.device), batch["label"].to(self.device)
+        return tuple(batch[key].to(self.device) for key in ("img", "label", "domain"))
+
+
+def __getattr__(name: str):
+    """Trainers of the field import TensorBoard's writer from here; it is loaded when they do."""
+    if name != "SummaryWriter":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter

@@ -133,7 +133,7 @@ class ContractTrainer(TrainerX):
         self.register_model("linear", self.model, self.optim, self.sched)
 
     def forward_backward(self, batch):
-        images, labels = self.parse_batch_train(batch)
+        images, labels, _ = self.parse_batch_train(batch)
         loss = F.cross_entropy(self.model(images), labels)
         self.model_backward_and_update(loss, names="linear")
         return {"loss": loss.item()}

@@ -1,19 +1,21 @@
 """Few-shot protocol, transforms, samplers, loaders."""
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from dassl.config import get_cfg_default
-from dassl.data import DatasetWrapper
+from dassl.data import DataManager, DatasetWrapper
 from dassl.data.data_manager import build_data_loader
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.data.samplers import build_sampler
 from dassl.data.transforms import build_transform
-from dassl.utils import UserError, derive_seed, seeded
+from dassl.utils import UserError, derive_seed, read_image, seeded
 
 
 def config(**values):
@@ -157,14 +159,61 @@ def test_no_transform_gives_the_picture(pictures):
 
 
 def test_class_and_domain_samplers_balance_their_batches(pictures):
-    order = list(build_sampler("RandomClassSampler", pictures, seed=1, batch_size=4, n_ins=2))
+    cfg = config(SEED=1)
+    order = list(build_sampler("RandomClassSampler", cfg=cfg, data_source=pictures, batch_size=4, n_ins=2))
     assert sorted(pictures[i].label for i in order[:4]) == [0, 0, 1, 1]
-    order = list(build_sampler("RandomDomainSampler", pictures, seed=1, batch_size=6))
+    order = list(build_sampler("RandomDomainSampler", cfg=cfg, data_source=pictures, batch_size=6))
     assert sorted(pictures[i].domain for i in order) == [0, 0, 1, 1, 2, 2]
     assert len(set(order)) == 6
     for name, values in (("RandomClassSampler", {"n_ins": 3}), ("RandomDomainSampler", {"n_domain": 4})):
         with pytest.raises(UserError, match=name):
-            build_sampler(name, pictures, batch_size=4, **values)
+            build_sampler(name, cfg=cfg, data_source=pictures, batch_size=4, **values)
+
+
+def test_a_loader_that_counts_no_epochs_draws_anew_each_time(pictures):
+    """Trainers of the field put PyTorch's own loader around our wrapper and sampler."""
+    cfg = config(SEED=1, INPUT__SIZE=(8, 8), INPUT__TRANSFORMS=("random_resized_crop",))
+    wrapper = DatasetWrapper(cfg, pictures, transform=build_transform(cfg), is_train=True)
+    loader = DataLoader(wrapper, 6, sampler=build_sampler("RandomSampler", cfg=cfg, data_source=pictures))
+    epochs = []
+    with seeded(0):
+        for _ in range(3):
+            (batch,) = loader
+            epochs.append(dict(zip(batch["index"].tolist(), batch["img"], strict=True)))
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert not any(torch.equal(epochs[0][i], epochs[1][i]) for i in range(6))
+
+
+def test_a_wrapper_of_the_field_transforms_by_itself(pictures):
+    class Pairs(DatasetWrapper):
+        def __getitem__(self, idx):
+            img0 = read_image(self.data_source[idx].impath)
+            return {"img": self._transform_image(self.transform, img0), "img0": self.to_tensor(img0)}
+
+    cfg = config(INPUT__SIZE=(8, 8))
+    item = Pairs(cfg, pictures, transform=build_transform(cfg), is_train=True)[0]
+    assert item["img"].shape == item["img0"].shape == (3, 8, 8)
+
+
+def test_a_manager_of_the_field_says_what_its_properties_are():
+    class Manager(DataManager):
+        def __init__(self):
+            self._num_classes, self._num_source_domains, self._lab2cname = 7, 2, {0: "a"}
+
+    manager = Manager()
+    assert (manager.num_classes, manager.num_source_domains, manager.lab2cname) == (7, 2, {0: "a"})
+
+
+def test_moved_data_gives_the_same_draws(pictures, tmp_path):
+    def draw(root: Path, **values) -> int:
+        cfg = config(SEED=1, DATASET__ROOT=str(root), **values)
+        return DatasetWrapper(cfg, [Datum(tmp_path / "new" / "0.png")], is_train=True).draw(0, 0)
+
+    assert draw(tmp_path / "new") == DatasetWrapper(
+        config(SEED=1, DATASET__ROOT=str(tmp_path)), pictures, is_train=True
+    ).draw(0, 0)
+    # A folder of its own counts as the root, whether it lies below the root or not.
+    assert draw(tmp_path, DATASET__FOLDER="new") == draw(tmp_path / "x", DATASET__FOLDER=str(tmp_path / "new"))
 
 
 def test_derived_seeds_do_not_collide_or_wander():

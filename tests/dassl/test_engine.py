@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
-from dassl.engine import TRAINER_REGISTRY, TrainerX, build_trainer
+from dassl.engine import TRAINER_REGISTRY, TrainerBase, TrainerX, build_trainer
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, set_random_seed
@@ -232,3 +232,22 @@ def test_scalars_reach_tensorboard(trainer, tmp_path):
     events.Reload()
     assert {"train/loss", "train/acc", "train/lr", "test/accuracy"} <= set(events.Tags()["scalars"])
     assert len(events.Scalars("train/loss")) == 12
+
+
+def test_loaders_of_any_kind_are_left_to_the_trainer():
+    class Domains(TrainerBase):
+        train_loader_x, train_loader_u = {"photo": [1], "sketch": [2]}, None
+        seen = 0
+
+        def run_epoch(self):
+            self.seen += sum(sum(loader) for loader in self.train_loader_x.values())
+
+    trainer = Domains()
+    trainer.train(0, 2)
+    assert trainer.seen == 6
+
+
+def test_tensorboards_writer_is_found_where_the_field_looks_for_it():
+    from dassl.engine.trainer import SummaryWriter
+
+    assert SummaryWriter.__module__.startswith("torch.utils.tensorboard")
