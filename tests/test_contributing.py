@@ -17,13 +17,13 @@ TEXT = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
 @pytest.fixture
 def examples():
     """Run the Python blocks; what they register is taken back afterwards."""
-    before = {registry: dict(registry._objects) for registry in (TRAINER_REGISTRY, DATASET_REGISTRY)}
+    before = {registry: dict(registry._obj_map) for registry in (TRAINER_REGISTRY, DATASET_REGISTRY)}
     for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL):
         exec(block, {"__name__": "example"})
     yield
     for registry, objects in before.items():
-        registry._objects.clear()
-        registry._objects.update(objects)
+        registry._obj_map.clear()
+        registry._obj_map.update(objects)
 
 
 def test_the_example_method_learns_on_the_example_data_set(examples, run, digits_root, tmp_path):

@@ -57,7 +57,7 @@ def _input() -> CN:
     node = CN()
     node.SIZE = (224, 224)
     node.INTERPOLATION = "bilinear"  # or bicubic, nearest
-    node.TRANSFORMS = ()  # dassl/data/transforms.py lists them
+    node.TRANSFORMS = ()  # dassl/data/transforms/transforms.py lists them
     node.NO_TRANSFORM = False
     node.PIXEL_MEAN = [0.485, 0.456, 0.406]  # ImageNet's
     node.PIXEL_STD = [0.229, 0.224, 0.225]

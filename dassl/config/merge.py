@@ -68,6 +68,8 @@ def _set(cfg: CN, key: str, value: Any, source: str) -> None:
     old = known[key]
     if isinstance(old, float) and isinstance(CN._decode_cfg_value(value), int) and not _is_bool(value):
         value = float(value)  # OPTIM.LR 1 means 1.0
+    if isinstance(old, str) and not isinstance(CN._decode_cfg_value(value), (str, dict, type(None))):
+        value = repr(str(value))  # DATASET.FOLDER 2020 is text
     try:
         if CN._decode_cfg_value(value) is None:  # yacs would take it
             raise ValueError

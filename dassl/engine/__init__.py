@@ -2,5 +2,6 @@
 
 from .build import TRAINER_REGISTRY, build_trainer
 from .trainer import SimpleTrainer, TrainerBase, TrainerX
+from .trainer_xu import TrainerXU
 
-__all__ = ["TRAINER_REGISTRY", "SimpleTrainer", "TrainerBase", "TrainerX", "build_trainer"]
+__all__ = ["TRAINER_REGISTRY", "SimpleTrainer", "TrainerBase", "TrainerX", "TrainerXU", "build_trainer"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import time
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -188,19 +189,16 @@ class SimpleTrainer(TrainerBase):
     def parse_batch_test(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
         return batch["img"].to(self.device), batch["label"].to(self.device)
 
-
-class TrainerX(SimpleTrainer):
-    """A trainer on labelled data: ``forward_backward`` takes a batch of ``train_loader_x``."""
-
-    def run_epoch(self) -> None:
+    def run_batches(self, batches: Iterable[tuple[dict, ...]], number: int) -> None:
+        """An epoch of ``number`` steps; each tuple holds what ``forward_backward`` takes."""
         self.set_model_mode("train")
         losses, batch_time, data_time = MetricMeter(), AverageMeter(), AverageMeter()
-        self.num_batches = len(self.train_loader_x)
+        self.num_batches = number
         end = time.time()
-        for self.batch_idx, batch in enumerate(self.train_loader_x):
+        for self.batch_idx, batch in enumerate(batches):
             data_time.update(time.time() - end)
             rate = self.get_current_lr()  # the rate of this batch: on the last one, forward_backward steps the schedule
-            losses.update(self.forward_backward(batch))
+            losses.update(self.forward_backward(*batch))
             batch_time.update(time.time() - end)
             few = self.num_batches < self.cfg.TRAIN.PRINT_FREQ
             if few or (self.batch_idx + 1) % self.cfg.TRAIN.PRINT_FREQ == 0:
@@ -221,6 +219,13 @@ class TrainerX(SimpleTrainer):
             f"time {batch_time.val:.3f} ({batch_time.avg:.3f}) data {data_time.val:.3f} ({data_time.avg:.3f}) "
             f"{losses} lr {rate:.4e} eta {eta}"
         )
+
+
+class TrainerX(SimpleTrainer):
+    """A trainer on labelled data: ``forward_backward`` takes a batch of ``train_loader_x``."""
+
+    def run_epoch(self) -> None:
+        self.run_batches(zip(self.train_loader_x), len(self.train_loader_x))
 
     def forward_backward(self, batch: dict) -> dict[str, float]:
         """One training step; returns the figures to report."""

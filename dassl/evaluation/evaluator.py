@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from pathlib import Path
 
 import torch
 from yacs.config import CfgNode
 
-from dassl.utils import Registry, UserError, atomic_write
+from dassl.utils import UserError, atomic_write
 from dassl.utils.results import class_line, result_lines
 
-EVALUATOR_REGISTRY = Registry("EVALUATOR")
-
-
-def build_evaluator(cfg: CfgNode, **kwargs) -> EvaluatorBase:
-    """The evaluator that TEST.EVALUATOR names."""
-    return EVALUATOR_REGISTRY.get(cfg.TEST.EVALUATOR)(cfg, **kwargs)
+from .build import EVALUATOR_REGISTRY
 
 
 class EvaluatorBase:
@@ -39,7 +34,11 @@ class EvaluatorBase:
 
 @EVALUATOR_REGISTRY.register()
 class Classification(EvaluatorBase):
-    """Accuracy, error rate and macro F1, all in percent (macro F1 over the classes that occur in the test set)."""
+    """Accuracy, error rate and macro F1, all in percent (macro F1 over the classes that occur in the test set).
+
+    Evaluators of the field extend it and read, or keep, these counts themselves: ``_correct``, ``_total``,
+    ``_per_class_res`` (label -> a 1 or 0 an image), ``_y_true``, ``_y_pred``.
+    """
 
     def __init__(self, cfg: CfgNode, lab2cname: dict[int, str] | None = None, **_):
         super().__init__(cfg)
@@ -47,21 +46,28 @@ class Classification(EvaluatorBase):
         self.reset()
 
     def reset(self) -> None:
+        self._correct = self._total = 0
+        self._per_class_res: dict[int, list[int]] = defaultdict(list)
         self._y_true: list[int] = []
         self._y_pred: list[int] = []
 
     def process(self, mo: torch.Tensor, gt: torch.Tensor) -> None:
         """Args: logits (batch, classes), labels (batch,)."""
-        self._y_pred.extend(mo.argmax(dim=1).tolist())
-        self._y_true.extend(gt.tolist())
+        predicted, true = mo.argmax(dim=1).tolist(), gt.tolist()
+        for label, guess in zip(true, predicted, strict=True):
+            hit = int(label == guess)
+            self._per_class_res[label].append(hit)
+            self._correct += hit
+        self._total += len(true)
+        self._y_pred.extend(predicted)
+        self._y_true.extend(true)
 
     def evaluate(self) -> OrderedDict[str, float]:
-        if not self._y_true:
+        if not self._total:
             raise UserError("there is nothing to evaluate: the test set is empty")
         from sklearn.metrics import f1_score  # seconds to import
 
-        total = len(self._y_true)
-        correct = sum(t == p for t, p in zip(self._y_true, self._y_pred, strict=True))
+        total, correct = self._total, self._correct
         macro_f1 = 100 * f1_score(self._y_true, self._y_pred, average="macro", labels=sorted(set(self._y_true)))
         print(result_lines(total, correct, macro_f1))
         results = OrderedDict(
@@ -76,10 +82,8 @@ class Classification(EvaluatorBase):
     def _per_class(self) -> float:
         """Print each class's accuracy; returns their average."""
         print("=> per-class result")
-        hits: dict[int, list[bool]] = {label: [] for label in sorted(set(self._y_true))}
-        for true, predicted in zip(self._y_true, self._y_pred, strict=True):
-            hits[true].append(true == predicted)
-        for label, hit in hits.items():
+        hits = self._per_class_res
+        for label, hit in sorted(hits.items()):
             print(class_line(label, self._lab2cname.get(label, str(label)), len(hit), sum(hit)))
         average = sum(100 * sum(hit) / len(hit) for hit in hits.values()) / len(hits)
         print(f"* average: {average:.2f}%")

@@ -1,4 +1,5 @@
-"""Learning-rate schedules: the rate is a function of the epoch alone, so a resumed run follows the same curve."""
+"""Learning-rate schedules: the rate is a function of the epoch alone, so a resumed run follows the same curve. And
+Dassl's warm-ups, which stand before a schedule of PyTorch."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from yacs.config import CfgNode
 
 from dassl.utils import UserError, check_availability
@@ -61,3 +62,60 @@ def _decay(c: CfgNode) -> Callable[[int], float]:
 
 def _steps(c: CfgNode) -> list[int]:
     return [c.STEPSIZE] if isinstance(c.STEPSIZE, int) else list(c.STEPSIZE)
+
+
+class _WarmupScheduler(LRScheduler):
+    """A warm-up before another schedule, for code of the field that builds one by hand: ``successor`` begins at its
+    first rate after ``warmup_epoch`` epochs. Both states are saved, so a resumed run follows the same curve."""
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, successor: LRScheduler, warmup_epoch: int, last_epoch: int = -1
+    ):
+        self.successor = successor
+        self.warmup_epoch = max(warmup_epoch, 0)
+        super().__init__(optimizer, last_epoch)
+
+    def step(self) -> None:
+        if self.last_epoch < self.warmup_epoch:
+            super().step()
+        else:
+            self.successor.step()
+            self._last_lr = self.successor.get_last_lr()
+
+    def get_lr(self) -> list[float]:
+        return self.successor.get_last_lr() if self.last_epoch >= self.warmup_epoch else self.warmup_rates()
+
+    def warmup_rates(self) -> list[float]:
+        """The rate of each parameter group in the epoch ``last_epoch`` of the warm-up."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict:
+        return {**super().state_dict(), "successor": self.successor.state_dict()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.successor.load_state_dict(state_dict["successor"])
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != "successor"})
+
+
+class ConstantWarmupScheduler(_WarmupScheduler):
+    """Warms up at the rate ``cons_lr``."""
+
+    def __init__(self, optimizer, successor: LRScheduler, warmup_epoch: int, cons_lr: float, last_epoch: int = -1):
+        self.cons_lr = cons_lr
+        super().__init__(optimizer, successor, warmup_epoch, last_epoch)
+
+    def warmup_rates(self) -> list[float]:
+        return [self.cons_lr for _ in self.base_lrs]
+
+
+class LinearWarmupScheduler(_WarmupScheduler):
+    """Warms up from ``min_lr`` in the first epoch, then in equal steps to the base rate."""
+
+    def __init__(self, optimizer, successor: LRScheduler, warmup_epoch: int, min_lr: float, last_epoch: int = -1):
+        self.min_lr = min_lr
+        super().__init__(optimizer, successor, warmup_epoch, last_epoch)
+
+    def warmup_rates(self) -> list[float]:
+        if self.last_epoch == 0:
+            return [self.min_lr for _ in self.base_lrs]
+        return [lr * self.last_epoch / self.warmup_epoch for lr in self.base_lrs]

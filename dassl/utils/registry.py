@@ -18,7 +18,7 @@ class Registry:
 
     def __init__(self, name: str):
         self._name = name
-        self._objects: dict[str, Any] = {}
+        self._obj_map: dict[str, Any] = {}
 
     def register(self, obj: Any = None, force: bool = False) -> Any:
         """Register ``obj`` under its ``__name__``; without ``obj``, a decorator that does so.
@@ -29,18 +29,18 @@ class Registry:
         if obj is None:
             return lambda decorated: self.register(decorated, force)
         name = obj.__name__
-        if not force and self._objects.get(name, obj) is not obj:
+        if not force and self._obj_map.get(name, obj) is not obj:
             raise KeyError(f"{name} is already registered in {self._name}")
-        self._objects[name] = obj
+        self._obj_map[name] = obj
         return obj
 
     def get(self, name: str) -> Any:
         """The object of that name; :class:`UserError` with the nearest names if there is none."""
-        check_availability(name, self._objects, self._name.lower())
-        return self._objects[name]
+        check_availability(name, self._obj_map, self._name.lower())
+        return self._obj_map[name]
 
     def registered_names(self) -> list[str]:
-        return list(self._objects)
+        return list(self._obj_map)
 
 
 def check_availability(requested: str | Iterable[str], available: Iterable[str], what: str = "name") -> None:

@@ -1,0 +1,5 @@
+"""Where repositories of the field import RAdam from; PyTorch has it."""
+
+from torch.optim import RAdam
+
+__all__ = ["RAdam"]
