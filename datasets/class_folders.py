@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 from itertools import permutations
 from pathlib import Path
@@ -67,18 +68,29 @@ def read_images(root: Path, names: dict[str, str]) -> list[Datum]:
         if not files:
             raise UserError(f"the class folder {root / folder} is empty")
         for file in files:
+            path = root / folder / file
             if not file.lower().endswith(IMG_EXTENSIONS):
-                raise UserError(f"{root / folder / file} is not an image ({', '.join(IMG_EXTENSIONS)}); remove it")
-            items.append(Datum(root / folder / file, label, classname=classname))
+                if path.is_dir():
+                    raise UserError(f"{path} is a folder; images lie in the class folder itself, {path.parent}")
+                raise UserError(f"{path} is not an image ({', '.join(IMG_EXTENSIONS)}); remove it")
+            items.append(Datum(path, label, classname=classname))
     return items
 
 
 def names_in(path: Path, folders: Iterable[str], mend: str) -> dict[str, str]:
     """The ``folders`` with the names that the file ``path`` gives them."""
-    names = read_classnames(path, mend)
-    if nameless := [folder for folder in folders if folder not in names]:
-        raise UserError(f"{path} has no name for the folders {', '.join(nameless)}")
-    return {folder: names[folder] for folder in folders}
+    names = {_composed(folder): name for folder, name in read_classnames(path, mend).items()}
+    if nameless := [folder for folder in folders if _composed(folder) not in names]:
+        raise UserError(
+            f"{path} has no name for the folders {', '.join(nameless)}; its lines are <folder> <class name>, with a "
+            "tab between the two where the folder's name has spaces"
+        )
+    return {folder: names[_composed(folder)] for folder in folders}
+
+
+def _composed(name: str) -> str:
+    """Accents as parts of their letters: macOS writes the names of folders otherwise."""
+    return unicodedata.normalize("NFC", name)
 
 
 def read_classnames(path: Path, mend: str = "") -> dict[str, str]:

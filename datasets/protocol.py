@@ -71,6 +71,8 @@ def subsample_classes(*splits: list[Datum], subsample: str) -> list[list[Datum]]
         return list(splits)
     labels = sorted({item.label for item in splits[0]})
     half = math.ceil(len(labels) / 2)
+    if subsample == "new" and half == len(labels):
+        raise UserError("DATASET.SUBSAMPLE_CLASSES is new, but the data set has one class, which is its base half")
     print(f"SUBSAMPLE {subsample.upper()} CLASSES!")
     new_label = {label: i for i, label in enumerate(labels[:half] if subsample == "base" else labels[half:])}
     return [

@@ -256,11 +256,15 @@ def write_classnames(path: Path) -> None:
     print(f"{path} written: ImageNet's 1,000 names")
 
 
+def folder(path: str) -> Path:
+    return Path(path).expanduser()  # as train.py does; a shell does not after "--root="
+
+
 @command_line()
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="a data set, as in configs/datasets")
-    parser.add_argument("--root", type=Path, default=Path("./data"), help="folder of the data sets (./data)")
+    parser.add_argument("--root", type=folder, default=Path("./data"), help="folder of the data sets (./data)")
     parser.add_argument("--own-split", action="store_true", help="write a split file if there is none")
     args = parser.parse_args(argv)
     cls = find(args.name)  # after which importing data sets costs nothing

@@ -116,7 +116,7 @@ def cells_of(sweep: dict, output: str, root: str, seeds: list[str], overrides: l
         UserError: braces that name no axis, two runs with one folder, an override of an axis, an axis ``output``.
     """
     cells: dict[Path, Cell] = {}
-    output = output or sweep["output"]
+    output = str(Path(output or sweep["output"]))
     for run in sweep["runs"]:
         axes = run.get("grid", {}).items()
         grid = {str(axis): seeds if seeds and axis in SEED_AXES else values for axis, values in axes}

@@ -125,10 +125,14 @@ def _add_class_tokens(module: PromptLearner, state_dict: dict, prefix: str, *_) 
     state_dict.update({prefix + name: getattr(module, name) for name in CLASS_TOKENS})
 
 
-def _drop_class_tokens(module: PromptLearner, state_dict: dict, prefix: str, *_) -> None:
-    """They are those of the classes it was trained on; the context goes with other classes as well."""
-    for name in CLASS_TOKENS:
-        state_dict.pop(prefix + name, None)
+def _drop_class_tokens(module: PromptLearner, state_dict: dict, prefix: str, *others) -> None:
+    """They are those of the classes it was trained on. A generic context goes with other classes as well."""
+    _, words = (state_dict.pop(prefix + name, None) for name in CLASS_TOKENS)
+    own = module.token_suffix
+    if module.ctx.dim() == 2 or words is None or words.shape != own.shape:
+        return
+    if not torch.allclose(words.float().cpu(), own.float().cpu(), atol=1e-3):  # theirs may be in half precision
+        others[-1].append("its contexts are class-specific (CSC), for other classes than these")
 
 
 class CustomCLIP(nn.Module):

@@ -1,14 +1,36 @@
 """The parts taken from the package openai-clip: architecture, tokenizer, names, addresses."""
 
+from __future__ import annotations
+
+import sys
 import warnings
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+
+NAME = "vlm._openai_clip"
+
+
+def _load() -> None:
+    """Import the package as ``NAME``. As ``clip``, another one would come in its place where a repository of the field
+    has its own beside its train.py."""
+    try:
+        folder = Path(str(distribution("openai-clip").locate_file("clip")))
+    except PackageNotFoundError:  # installed under another name, as from OpenAI's repository
+        folder = Path(find_spec("clip").origin).parent
+    spec = spec_from_file_location(NAME, folder / "__init__.py", submodule_search_locations=[str(folder)])
+    sys.modules[NAME] = module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[NAME])
+
 
 with warnings.catch_warnings():
     # openai-clip reads a version through pkg_resources, which announces its own end.
     warnings.simplefilter("ignore")
-    from clip.clip import _MODELS as URLS  # name -> address; the address holds the file's SHA-256
-    from clip.clip import _tokenizer as tokenizer
-    from clip.clip import tokenize
-    from clip.model import CLIP, build_model, convert_weights
+    _load()
+    from vlm._openai_clip.clip import _MODELS as URLS  # name -> address; the address holds the file's SHA-256
+    from vlm._openai_clip.clip import _tokenizer as tokenizer
+    from vlm._openai_clip.clip import tokenize
+    from vlm._openai_clip.model import CLIP, build_model, convert_weights
 
 # What OpenAI's archives hold beside the weights: three numbers, which build_model reads off the weights itself.
 NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size")

@@ -24,6 +24,15 @@ def test_a_number_is_asked_for(value):
         merge_options(get_cfg_default(), ["OPTIM.LR", value])
 
 
+def test_text_may_look_like_a_number(tmp_path):
+    cfg = get_cfg_default()
+    merge_options(cfg, ["DATASET.FOLDER", "2020", "MODEL.BACKBONE.NAME", "True"])
+    assert (cfg.DATASET.FOLDER, cfg.MODEL.BACKBONE.NAME) == ("2020", "True")
+    (tmp_path / "c.yaml").write_text("DATASET:\n  FOLDER: 2021\n")
+    merge_file(cfg, tmp_path / "c.yaml")
+    assert cfg.DATASET.FOLDER == "2021"
+
+
 def test_a_refused_file_names_itself(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("OPTIM: 3\n")

@@ -5,6 +5,7 @@ import random
 import pytest
 
 from dassl.data.datasets import Datum, build_dataset
+from dassl.utils import UserError
 from datasets.class_folders import read_classnames
 from datasets.digits import NAMES
 from datasets.protocol import subsample_classes
@@ -71,6 +72,8 @@ def test_base_and_new_classes():
     assert [(d.label, d.classname) for d in base[:3]] == [(0, "a"), (1, "b"), (2, "c")]
     assert [(d.label, d.classname) for d in new[:2]] == [(0, "d"), (1, "e")]
     assert len(base) + len(new) == 10
+    with pytest.raises(UserError, match="the data set has one class"):
+        subsample_classes(items[::5], subsample="new")
 
 
 def test_class_names_may_have_spaces(tmp_path):

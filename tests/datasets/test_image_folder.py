@@ -120,8 +120,16 @@ def test_names_from_folders_and_from_a_file(tmp_path):
     (tmp_path / "names.txt").write_text("n1 great white shark\n")
     with pytest.raises(UserError, match="names.txt has no name for the folders a b, jack-o_lantern"):
         build(tmp_path, CLASSNAMES="names.txt")
+    with pytest.raises(UserError, match="with a tab between the two where the folder's name has spaces"):
+        build(tmp_path, CLASSNAMES="names.txt")
     with pytest.raises(UserError, match=r"no .*absent.txt: .*DATASET.CLASSNAMES"):
         build(tmp_path, CLASSNAMES="absent.txt")
+
+
+def test_accents_may_be_written_in_two_ways(tmp_path):
+    write_images(tmp_path, [f"ze\u0301ro/{i}.jpg" for i in range(2)])  # as macOS has it
+    (tmp_path / "names.txt").write_text("z\u00e9ro nothing\n", encoding="utf-8")
+    assert build(tmp_path, CLASSNAMES="names.txt").classnames == ["nothing"]
 
 
 def test_an_absolute_folder(tmp_path):
@@ -155,4 +163,7 @@ def test_files_that_are_of_no_use(tmp_path):
     assert build(tmp_path).num_classes == 2
     (tmp_path / "dog/notes.txt").write_text("")
     with pytest.raises(UserError, match="dog/notes.txt is not an image"):
+        build(tmp_path)
+    write_images(tmp_path, ["cat/kittens/0.jpg"])
+    with pytest.raises(UserError, match="cat/kittens is a folder; images lie in the class folder itself"):
         build(tmp_path)

@@ -71,7 +71,8 @@ def test_an_axis_named_as_a_config_key_is_set_for_the_run():
 def test_the_output_folder_stands_in_arguments():
     assert in_folder("a{n}", "--model-dir {output}/b{n}", n=[1]) == {"a1": ["--model-dir", "out/b1"]}
     sweep = {"output": "out", "runs": [{"folder": "a", "arguments": "--model-dir {output}/b"}]}
-    assert cells_of(sweep, "other place", "", [], [])[0].arguments[2:] == ("--model-dir", "other place/b")
+    for output in ("other place", "other place/"):
+        assert cells_of(sweep, output, "", [], [])[0].arguments[2:] == ("--model-dir", "other place/b")
 
 
 def test_a_run_comes_after_the_one_whose_model_it_evaluates():

@@ -50,6 +50,13 @@ def test_every_context_token_gets_a_gradient(encoder, position):
     assert (learner.ctx.grad.abs().sum(-1) > 0).all()
 
 
+def test_contexts_of_classes_go_with_these_classes_alone(encoder):
+    source = PromptLearner(NAMES, encoder, 4, csc=True)
+    PromptLearner(NAMES, encoder, 4, csc=True).load_state_dict(source.state_dict())
+    with pytest.raises(RuntimeError, match="class-specific"):
+        PromptLearner([*NAMES[1:], "dog"], encoder, 4, csc=True).load_state_dict(source.state_dict())
+
+
 def test_class_words_of_a_checkpoint_are_not_taken_over(encoder):
     source, target = PromptLearner(NAMES, encoder, 4), PromptLearner(["a", "b", "c"], encoder, 4)
     own = target.token_suffix.clone()

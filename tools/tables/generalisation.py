@@ -54,13 +54,13 @@ def base_to_new(folder: Path, found: list[re.Match]):
     import pandas as pd
 
     datasets, methods = _axes(found)
-    trained = {match["method"] for match in found if match["part"] == "train_base"}
     cells, rows = {}, []
     for data, method in product(datasets, methods):
         runs = [Path(data, method, seed) for seed in methods[method]]
-        part, settings = ("train_base", _settings(method)) if method in trained else ("test_base", {})
-        settings["DATASET.SUBSAMPLE_CLASSES"] = "base"
-        base = read_cell([folder / part / run for run in runs], settings, trained=method in trained)
+        settings = _settings(method)
+        part = "train_base" if settings else "test_base"
+        base_settings = {**settings, "DATASET.SUBSAMPLE_CLASSES": "base"}
+        base = read_cell([folder / part / run for run in runs], base_settings, trained=bool(settings))
         settings = {"DATASET.SUBSAMPLE_CLASSES": "new"}
         new = read_cell([folder / "test_new" / run for run in runs], settings, trained=False)
         new.shortcuts |= base.shortcuts  # the model that is tested took them in its training
