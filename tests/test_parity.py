@@ -79,7 +79,8 @@ class OnFeatures:
     def build_data_loader(self):
         self.dm = SimpleNamespace(dataset=SimpleNamespace(classnames=CLASSNAMES))
         self.num_classes, self.lab2cname = len(CLASSNAMES), dict(enumerate(CLASSNAMES))
-        self.train_loader_x = DataLoader([{"img": self.features, "label": torch.arange(8)}], batch_size=None)
+        batch = {"img": self.features, "label": torch.arange(8), "domain": torch.zeros(8)}
+        self.train_loader_x = DataLoader([batch], batch_size=None)
         self.train_loader_u = self.val_loader = self.test_loader = None
 
     def load_clip(self, precision):
