@@ -128,10 +128,10 @@ def _add_class_tokens(module: PromptLearner, state_dict: dict, prefix: str, *_) 
 def _drop_class_tokens(module: PromptLearner, state_dict: dict, prefix: str, *others) -> None:
     """They are those of the classes it was trained on. A generic context goes with other classes as well."""
     _, words = (state_dict.pop(prefix + name, None) for name in CLASS_TOKENS)
-    own = module.token_suffix
-    if module.ctx.dim() == 2 or words is None or words.shape != own.shape:
+    if module.ctx.dim() == 2 or words is None:
         return
-    if not torch.allclose(words.float().cpu(), own.float().cpu(), atol=1e-3):  # theirs may be in half precision
+    own, words = module.token_suffix.float().cpu(), words.float().cpu()
+    if words.shape == own.shape and not torch.allclose(words, own, atol=1e-3):  # theirs may be in half precision
         others[-1].append("its contexts are class-specific (CSC), for other classes than these")
 
 
