@@ -65,7 +65,7 @@ def default_allocator() -> None:
 
 
 def matmul_rate(turns: int = 15) -> float:
-    """Floating-point operations a second of a product of large fp32 matrices, the best of some turns."""
+    """Floating-point operations a second of a product of large fp32 matrices, the median of some turns."""
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
     times = in_turns({"product": (lambda: a @ b, keep_memory)}, turns)["product"]
     return 2 * 2048**3 / times.median
