@@ -30,7 +30,7 @@ from vlm import openai
 from vlm.image_encoder import image_encoder
 from vlm.load import load
 from vlm.prompts import token_count, tokenize
-from vlm.text_encoder import text_lengths
+from vlm.text_encoder import TextEncoder
 
 CONFIGS = REPOSITORY / "configs"
 FACTS = json.loads((FOLDER / "parity.json").read_text())
@@ -142,7 +142,7 @@ def test_prompts_features_and_logits_are_the_originals(figures, name):
     words = {"init4": "a photo of a", "rand4": "X X X X", "rand16": " ".join("X" * 16)}[context]
     tokens = tokenize([f"{words} {name}." for name in CLASSNAMES])
     assert [token_count(name) for name in CLASSNAMES] == expected["name_lens"]
-    assert (text_lengths(tokens) - 1).tolist() == expected["eot"]
+    assert (TextEncoder.lengths(tokens) - 1).tolist() == expected["eot"]
     if position == "end" and csc == "cscFalse":
         assert words_of(tokens) == expected["tokens"]
 

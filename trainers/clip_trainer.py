@@ -64,4 +64,8 @@ class CLIPTrainer(TrainerX):
         print(f"Trainable parameters: {trained:,} of {total:,} ({100 * trained / total:.4f}%)")
 
     def describe(self) -> dict:
-        return {"total_parameters": self._clip_parameters + self.trainable_parameters(), "weights": self._weights}
+        return {
+            "total_parameters": self._clip_parameters + self.trainable_parameters(),
+            "weights": self._weights,
+            "classnames": list(self.dm.dataset.classnames),
+        }

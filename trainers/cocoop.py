@@ -30,7 +30,7 @@ class ConditionalPromptLearner(PromptLearner):
 
     def __init__(self, classnames: Sequence[str], text_encoder: TextEncoder, n_ctx: int, ctx_init: str = ""):
         super().__init__(classnames, text_encoder, n_ctx, ctx_init)
-        features, width = text_encoder.text_projection.shape[1], self.ctx.shape[1]
+        features, width = text_encoder.embed_dim, self.ctx.shape[1]
         self.meta_net = nn.Sequential(
             OrderedDict(
                 linear1=nn.Linear(features, features // SHRINK),

@@ -16,11 +16,10 @@ from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import check_availability
-from vlm.layout import Layout
 from vlm.openai import CLIP
-from vlm.prompts import readable, token_count, tokenize
+from vlm.prompts import readable
 from vlm.similarity import logits, normalize
-from vlm.text_encoder import TextEncoder, text_lengths
+from vlm.text_encoder import TextEncoder
 
 from .prompt_trainer import PromptTrainer
 
@@ -59,17 +58,17 @@ class PromptLearner(nn.Module):
         print(f"Number of context words (tokens): {n_ctx}")
 
         # "X" keeps a place for each context token; the class name and what follows it are CLIP's own words.
-        tokens = tokenize([" ".join(["X"] * n_ctx + [name]) + "." for name in names])
+        tokens = text_encoder.tokenize([" ".join(["X"] * n_ctx + [name]) + "." for name in names])
         context_rows = torch.arange(context[..., 0].numel()).view(context.shape[:-1])
         fixed, rows = tokens.unique(return_inverse=True)
         rows += context_rows.numel()
         rows[:, 1 : 1 + n_ctx] = context_rows
-        order = [_order(n_ctx, token_count(name), position, tokens.shape[1]) for name in names]
+        order = [_order(n_ctx, text_encoder.token_count(name), position, tokens.shape[1]) for name in names]
         device = context.device
         self.register_buffer("fixed", text_encoder.embed(fixed.to(device)).detach(), persistent=False)
         self.rows = rows.to(device)  # the class name last, as in ``tokens``
         self.index = rows.gather(1, torch.tensor(order)).to(device)
-        self.layout = Layout.of(self.index, text_lengths(tokens).to(device))
+        self.layout = text_encoder.layout(self.index, text_encoder.lengths(tokens).to(device))
         self.register_state_dict_post_hook(_add_class_tokens)
         self.register_load_state_dict_pre_hook(_drop_class_tokens)
 
@@ -92,7 +91,8 @@ def initial_context(text_encoder: TextEncoder, n_ctx: int, words: str, classes: 
     table = text_encoder.token_embedding.weight
     if words:
         words = readable(words)
-        context = text_encoder.embed(tokenize([words]).to(table.device))[0, 1 : 1 + token_count(words)]
+        tokens = text_encoder.tokenize([words]).to(table.device)
+        context = text_encoder.embed(tokens)[0, 1 : 1 + text_encoder.token_count(words)]
         context = context if classes is None else context.expand(classes, -1, -1)
     else:
         print("Initializing a generic context" if classes is None else "Initializing class-specific contexts")
@@ -160,7 +160,7 @@ class CoOp(PromptTrainer):
     """Context optimization."""
 
     node = "COOP"
-    class_features = None  # while nothing is evaluated
+    class_features = None  # of the prompts as they are, while nothing is trained
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
@@ -179,13 +179,13 @@ class CoOp(PromptTrainer):
     def custom_clip(self, clip: CLIP) -> CustomCLIP:
         return CustomCLIP(self.dm.dataset.classnames, clip, self.cfg.TRAINER.COOP, self.text_encoder(clip))
 
-    @torch.no_grad()
-    def test(self, split: str | None = None) -> float:
-        self.class_features = self.model.class_features()  # once: the prompts stay as they are while a set is evaluated
-        try:
-            return super().test(split)
-        finally:
-            self.class_features = None
+    def set_model_mode(self, mode: str = "train", names: str | list[str] | None = None) -> None:
+        super().set_model_mode(mode, names)
+        self.class_features = None
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            return self.model(input)
+        if self.class_features is None:  # once: the prompts stay as they are until the mode is set again
+            self.class_features = self.model.class_features()
         return self.model(input, self.class_features)

@@ -6,10 +6,10 @@ import torch
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import UserError, check_availability
-from vlm.prompts import readable, tokenize
-from vlm.similarity import logits, normalize
+from dassl.utils import check_availability
+from vlm.similarity import logits
 from vlm.templates import TEMPLATES
+from vlm.zeroshot import check_template, describe_classes
 
 from .clip_trainer import CLIPTrainer
 
@@ -21,29 +21,17 @@ class ZeroshotCLIP(CLIPTrainer):
     frozen_image_encoder = True
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        if "{}" not in cfg.DATASET.TEMPLATE:
-            raise UserError(f'DATASET.TEMPLATE "{cfg.DATASET.TEMPLATE}" has no {{}} for the class name')
+        check_template(cfg.DATASET.TEMPLATE, "DATASET.TEMPLATE")
 
     def build_model(self) -> None:
         self.clip = self.load_clip(precision="fp16")
         templates = self.templates()
         print(f"Prompt ensembling (n={len(templates)})" if len(templates) > 1 else f'Prompt: "{templates[0]}"')
-        self.class_features = self.describe_classes(templates)
+        self.class_features = describe_classes(self.text_encoder(self.clip), self.dm.dataset.classnames, templates)
         self.report_parameters()
 
     def templates(self) -> list[str]:
         return [self.cfg.DATASET.TEMPLATE]
-
-    @torch.no_grad()
-    def describe_classes(self, templates: list[str]) -> torch.Tensor:
-        """Class features (classes, embed_dim) of length 1: the mean over the templates, averaged as unit vectors."""
-        encoder = self.text_encoder(self.clip)
-        names = [readable(name) for name in self.dm.dataset.classnames]
-        features = 0
-        for template in templates:
-            tokens = tokenize([template.replace("{}", name) for name in names]).to(self.device)
-            features = features + normalize(encoder.encode(tokens))
-        return normalize(features)
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
         return logits(input, self.class_features, self.clip.logit_scale)

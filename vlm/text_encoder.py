@@ -17,6 +17,7 @@ from dassl.utils import release_memory
 
 from .layout import CHUNK, Chunk, Layout
 from .openai import CLIP
+from .prompts import token_count, tokenize
 from .text_layers import attention, linear, mlp
 
 MEMORY = 1_200_000_000  # bytes of activations kept for the backward pass; what exceeds them is computed a second time
@@ -25,7 +26,14 @@ AGAIN = {"use_reentrant": False, "preserve_rng_state": False}  # of torch's chec
 
 
 class TextEncoder(nn.Module):
-    """Encodes prompts whose tokens are rows of a table of vectors, some of which may be learned."""
+    """Encodes prompts whose tokens are rows of a table of vectors, some of which may be learned.
+
+    It knows how its CLIP reads words: ``tokenize`` makes token ids (n, 77) of texts, ``token_count`` counts those of a
+    text without its start and end, ``lengths`` those of token ids with both.
+    """
+
+    tokenize = staticmethod(tokenize)
+    token_count = staticmethod(token_count)
 
     def __init__(self, clip_model: CLIP, memory: int = MEMORY):
         super().__init__()
@@ -41,9 +49,23 @@ class TextEncoder(nn.Module):
         """Token ids (n, length) -> embeddings (n, length, width)."""
         return self.token_embedding(tokens).type(self.dtype)
 
+    @property
+    def embed_dim(self) -> int:
+        """The width of a feature."""
+        return self.text_projection.shape[1]
+
+    @staticmethod
+    def lengths(tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens of each text up to its end-of-text token, which has the highest id: (n, 77) -> (n,)."""
+        return tokens.argmax(dim=-1) + 1
+
+    def layout(self, index: torch.Tensor, lengths: torch.Tensor) -> Layout:
+        """What is to be computed of prompts (see :meth:`Layout.of`)."""
+        return Layout.of(index, lengths)
+
     def encode(self, tokens: torch.Tensor) -> torch.Tensor:
         """Token ids (n, 77) -> features (n, embed_dim), not normalised."""
-        return self(self.token_embedding.weight, Layout.of(tokens, text_lengths(tokens)))
+        return self(self.token_embedding.weight, self.layout(tokens, self.lengths(tokens)))
 
     def forward(self, table: torch.Tensor, layout: Layout) -> torch.Tensor:
         """Features (n, embed_dim), not normalised, of the n prompts of ``layout``, in their order.
@@ -123,8 +145,3 @@ class TextEncoder(nn.Module):
             x = x + linear(heads, attn.out_proj.weight, attn.out_proj.bias)
             x = x + mlp(block.mlp, block.ln_2(x))
         return self.ln_final(x).type(self.dtype) @ self.text_projection, found
-
-
-def text_lengths(tokens: torch.Tensor) -> torch.Tensor:
-    """Tokens of each text up to its end-of-text token, which has the highest id: (n, 77) -> (n,)."""
-    return tokens.argmax(dim=-1) + 1

@@ -8,7 +8,7 @@ from vlm.layout import Layout
 from vlm.load import load
 from vlm.openai import CLIP
 from vlm.prompts import tokenize
-from vlm.text_encoder import TextEncoder, text_lengths
+from vlm.text_encoder import TextEncoder
 
 TEXTS = ["seven", "a photo of a seven.", "an extremely long sentence about " + "the number seven " * 15]
 ONE_TOKEN = ["cat", "dog", "ship"]
@@ -88,7 +88,9 @@ def test_features_and_gradients_are_the_plain_encoders(wide, names, n_ctx, posit
 
 def test_the_memory_budget_changes_no_bit(wide):
     learner = learner_of(wide, MANY_TOKENS, n_ctx=4)
-    layout = Layout.of(learner.index, text_lengths(tokenize([f"X X X X {name}." for name in MANY_TOKENS])), chunk=5)
+    layout = Layout.of(
+        learner.index, TextEncoder.lengths(tokenize([f"X X X X {name}." for name in MANY_TOKENS])), chunk=5
+    )
     assert len(layout.chunks) > 3
     results = []
     for memory in (0, 200_000, 1 << 30):
@@ -105,7 +107,9 @@ def test_beyond_the_budget_nothing_is_kept(wide):
     def kept(memory: int) -> int:
         sizes = []
         learner = learner_of(wide, MANY_TOKENS * 20, n_ctx=1)
-        layout = Layout.of(learner.index, text_lengths(tokenize([f"X {n}." for n in MANY_TOKENS * 20])), chunk=20)
+        layout = Layout.of(
+            learner.index, TextEncoder.lengths(tokenize([f"X {n}." for n in MANY_TOKENS * 20])), chunk=20
+        )
         with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
             TextEncoder(wide, memory)(learner(), layout)
         return sum(sizes)
@@ -152,7 +156,7 @@ def test_of_many_contexts_only_the_first_are_kept(wide):
 
 def layout_of(texts: list[str]) -> Layout:
     tokens = tokenize(texts)
-    return Layout.of(tokens, text_lengths(tokens))
+    return Layout.of(tokens, TextEncoder.lengths(tokens))
 
 
 def test_the_common_beginning_of_templates_is_found():
@@ -172,7 +176,7 @@ def test_class_specific_contexts_share_the_start_alone(wide):
 def test_nothing_in_common_at_all(wide):
     tokens = tokenize(["cat", "dog sled", "ship"])
     tokens[1, 0] = 7
-    layout = Layout.of(tokens, text_lengths(tokens))
+    layout = Layout.of(tokens, TextEncoder.lengths(tokens))
     assert layout.prefix == 0
     table = wide.token_embedding.weight
     expected = plain(wide, table[tokens], tokens.argmax(-1))

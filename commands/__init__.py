@@ -1,0 +1,14 @@
+"""The commands of predict.py: one file each, with ``add_arguments(parser)`` and ``run(args, name)``.
+
+``args.images`` is what the user gave for images (see ``commands/images.py``), ``args.json`` whether the results are
+for programs (``commands/output.py``).
+"""
+
+DEFAULT = "classify"
+COMMANDS = {  # name -> file
+    "classify": "classify",
+    "segment": "segment",
+    "caption": "blip",
+    "match": "blip",
+    "ask": "blip",
+}

@@ -1,0 +1,36 @@
+"""Classes described by sentences, as zero-shot CLIP does it (Radford et al. 2021, section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from dassl.utils import UserError
+
+from .prompts import readable
+from .similarity import normalize
+from .text_encoder import TextEncoder
+
+
+def check_template(template: str, name: str) -> None:
+    """Raise :class:`UserError` unless the sentence ``template``, which the user knows as ``name``, has a place for the
+    class name."""
+    if "{}" not in template:
+        raise UserError(f'{name} "{template}" has no {{}} for the class name')
+
+
+@torch.no_grad()
+def describe_classes(encoder: TextEncoder, classnames: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
+    """Class features (classes, embed_dim) of length 1: the mean over the templates, averaged as unit vectors.
+
+    Args:
+        templates: sentences with ``{}`` for the class name.
+    """
+    names = [readable(name) for name in classnames]
+    device = encoder.token_embedding.weight.device
+    features = 0
+    for template in templates:
+        tokens = encoder.tokenize([template.replace("{}", name) for name in names]).to(device)
+        features = features + normalize(encoder.encode(tokens))
+    return normalize(features)
