@@ -14,8 +14,8 @@ EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", 
 
 
 def find_images(arguments: Sequence[str]) -> list[str]:
-    """Paths of images: files as they are, those in folders (and below, sorted), those that glob patterns match (sorted);
-    ``-`` stands for paths on standard input, one a line.
+    """Paths of images: files as they are; those in folders and below, and those that glob patterns match, sorted;
+    for ``-`` the paths on standard input, one a line.
 
     Raises:
         UserError: nothing is given, or one of the arguments leads to no image; it is named.
