@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import torch
+
 from dassl.engine import TrainerX
 from dassl.utils import UserError, check_at_least, check_availability, count_num_param
 from vlm.features import FeatureStore, ImageFeatures, cache_folder
 from vlm.image_encoder import PRECISIONS, image_encoder
 from vlm.load import load_shared
 from vlm.openai import CLIP
-from vlm.text_encoder import TextEncoder
+from vlm.text_encoder import TextEncoder, text_encoder
 
 
 class CLIPTrainer(TrainerX):
@@ -33,13 +35,17 @@ class CLIPTrainer(TrainerX):
                 f"INPUT.SIZE is {tuple(self.cfg.INPUT.SIZE)}, but {backbone.WEIGHTS or backbone.NAME} takes images of "
                 f"({resolution}, {resolution})"
             )
+        node, visual = self.cfg.INPUT, clip.visual
+        given, own = ([*map(list, pair)] for pair in ((node.PIXEL_MEAN, node.PIXEL_STD), (visual.mean, visual.std)))
+        if given != own:
+            print(f"Note: INPUT.PIXEL_MEAN and PIXEL_STD are {given}, but this CLIP learned with {own}")
         self._weights = {"backbone": backbone.NAME, "file": backbone.WEIGHTS, "sha256": sha256}
         self._clip, self._clip_parameters = clip, count_num_param(clip)
         return clip
 
     def text_encoder(self, clip: CLIP) -> TextEncoder:
         """Its text encoder, within the memory that MODEL.BACKBONE.ACTIVATIONS_GB allows."""
-        return TextEncoder(clip, memory=int(self.cfg.MODEL.BACKBONE.ACTIVATIONS_GB * 1e9))
+        return text_encoder(clip, memory=int(self.cfg.MODEL.BACKBONE.ACTIVATIONS_GB * 1e9))
 
     def feature_source(self) -> ImageFeatures | None:
         node = self.cfg.FEATURES
@@ -56,6 +62,17 @@ class CLIPTrainer(TrainerX):
         if node.VIEWS:
             print(f"FEATURES.VIEWS {node.VIEWS}: training images repeat their random draws after {node.VIEWS} epochs")
         return ImageFeatures(encoder, store)
+
+    def linear_head(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight (classes, embed_dim) and bias (classes,) with which ``normalize(features) @ weight.t() + bias`` are the
+        logits of image features.
+
+        Raises:
+            UserError: this method's logits do not come about that way.
+        """
+        raise UserError(
+            f"{self.cfg.TRAINER.NAME} has no class weights: its logits are not linear in the image's feature"
+        )
 
     def report_parameters(self) -> None:
         """Say how many parameters are trained, and their share of the whole model."""

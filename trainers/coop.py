@@ -189,3 +189,8 @@ class CoOp(PromptTrainer):
         if self.class_features is None:  # once: the prompts stay as they are until the mode is set again
             self.class_features = self.model.class_features()
         return self.model(input, self.class_features)
+
+    @torch.no_grad()
+    def linear_head(self) -> tuple[torch.Tensor, torch.Tensor]:
+        weight = self.model.logit_scale.exp() * self.model.class_features()
+        return weight, weight.new_zeros(len(weight))

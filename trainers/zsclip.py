@@ -36,6 +36,10 @@ class ZeroshotCLIP(CLIPTrainer):
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
         return logits(input, self.class_features, self.clip.logit_scale)
 
+    def linear_head(self) -> tuple[torch.Tensor, torch.Tensor]:
+        weight = self.clip.logit_scale.exp() * self.class_features
+        return weight, weight.new_zeros(len(weight))
+
 
 @TRAINER_REGISTRY.register()
 class ZeroshotCLIP2(ZeroshotCLIP):

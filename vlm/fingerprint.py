@@ -8,9 +8,10 @@ from collections.abc import Mapping
 import torch
 
 
-def fingerprint(state_dict: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 (hexadecimal) over the keys in sorted order, each followed by its values as fp32 bytes."""
-    digest = hashlib.sha256()
+def fingerprint(state_dict: Mapping[str, torch.Tensor], architecture: str = "") -> str:
+    """SHA-256 (hexadecimal) over ``architecture``, where the weights do not tell it, and the keys in sorted order, each
+    followed by its values as fp32 bytes."""
+    digest = hashlib.sha256(architecture.encode())
     for key in sorted(state_dict):
         digest.update(key.encode())
         digest.update(state_dict[key].detach().to("cpu", torch.float32).contiguous().numpy().tobytes())

@@ -1,4 +1,5 @@
-"""Loading a CLIP: OpenAI's nine by name, the tiny one of this project, or any CLIP weights from a local file."""
+"""Loading a CLIP: OpenAI's nine by name, the tiny one of this project, any CLIP weights from a local file, or a CLIP of
+another library (``open_clip:…``, ``hf:…``)."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -22,6 +24,8 @@ from .tiny import TINY, load_tiny
 
 CACHE = Path(os.path.expanduser("~/.cache/clip"))  # where openai-clip keeps its files too
 BACKBONES = (*openai.URLS, TINY)
+LIBRARIES = {"open_clip": "open_clip", "hf": "hugging_face"}  # what stands before a colon -> module of this package
+FOREIGN = ("open_clip:<architecture>/<weights>", "hf:<name on the Hub, or folder>")
 PRECISIONS = ("fp32", "fp16", "bf16", "amp")
 
 
@@ -31,7 +35,8 @@ def load(
     """A CLIP in evaluation mode with frozen parameters, and its state dict as it was in the file.
 
     Args:
-        name: one of OpenAI's names (``RN50``, ``ViT-B/16``, …) or ``tiny``.
+        name: one of OpenAI's names (``RN50``, ``ViT-B/16``, …) or ``tiny``; ``open_clip:<architecture>/<weights>``;
+            ``hf:<name on the Hub, or folder>``.
         weights: a local file to take instead of the weights that belong to ``name``: OpenAI's TorchScript archive, a
             plain state dict saved by ``torch.save``, or safetensors. The architecture is read off the weights.
         precision: ``fp16`` keeps half-precision weights, as OpenAI publishes them, ``bf16`` turns these into bfloat16;
@@ -41,8 +46,22 @@ def load(
         UserError: unknown name or precision, or weights that are absent, damaged or not CLIP's.
     """
     check_availability(precision, PRECISIONS, "precision")
+    device = torch.device(device)
+    if foreign := _foreign(name, weights, precision, device):
+        return foreign, foreign.state_dict()
     state_dict = read_weights(name, weights)
-    return _build(state_dict, weights or name, precision, torch.device(device)), state_dict
+    return _build(state_dict, weights or name, precision, device), state_dict
+
+
+def _foreign(name: str, weights: str, precision: str, device: torch.device) -> CLIP | None:
+    """The CLIP of another library if ``name`` is of one; its ``architecture`` says what its weights do not tell."""
+    library, colon, identifier = name.partition(":")
+    if not colon or library not in LIBRARIES:
+        return None
+    model = import_module(f".{LIBRARIES[library]}", __package__).load(identifier, weights)
+    if precision in ("fp16", "bf16"):
+        print(f"Note: {precision} becomes fp32, in which CLIPs of other libraries run (amp goes, too)")
+    return model.eval().to(device).requires_grad_(False)
 
 
 def _build(state_dict: dict[str, torch.Tensor], source: str, precision: str, device: torch.device) -> CLIP:
@@ -57,6 +76,7 @@ def _build(state_dict: dict[str, torch.Tensor], source: str, precision: str, dev
         for parameter in model.parameters():
             if parameter.dtype == torch.float16:
                 parameter.data = parameter.data.bfloat16()
+    model.visual.mean, model.visual.std = openai.MEAN, openai.STD
     if device.type == "cpu":
         model.visual.to(memory_format=torch.channels_last)  # the same convolutions in a third less time
     if precision != "fp32" and device.type == "cpu":
@@ -90,16 +110,22 @@ def load_shared(name: str, weights: str, precision: str, device: str | torch.dev
     source = (name, weights, precision, torch.device(device), stat and (stat.st_mtime_ns, stat.st_size))
     before = torch.get_rng_state().numpy().tobytes()
     if _shared is None or _shared.source != source or before not in _shared.states:
-        check_availability(precision, PRECISIONS, "precision")
-        state_dict = read_weights(name, weights)
-        with ThreadPoolExecutor(1) as pool:
-            checksum = pool.submit(fingerprint, state_dict)  # takes as long as the construction
-            model = _build(state_dict, weights or name, precision, torch.device(device))
+        model, checksum = _load_with_fingerprint(name, weights, precision, torch.device(device))
         if _shared is None or _shared.source != source:
-            _shared = _Shared(source, model, checksum.result(), {})
+            _shared = _Shared(source, model, checksum, {})
         _shared.states[before] = torch.get_rng_state()
     torch.set_rng_state(_shared.states[before])
     return _shared.model, _shared.fingerprint
+
+
+def _load_with_fingerprint(name: str, weights: str, precision: str, device: torch.device) -> tuple[CLIP, str]:
+    check_availability(precision, PRECISIONS, "precision")
+    if foreign := _foreign(name, weights, precision, device):
+        return foreign, fingerprint(foreign.state_dict(), foreign.architecture)
+    state_dict = read_weights(name, weights)
+    with ThreadPoolExecutor(1) as pool:
+        checksum = pool.submit(fingerprint, state_dict)  # takes as long as the construction
+        return _build(state_dict, weights or name, precision, device), checksum.result()
 
 
 def read_weights(name: str, weights: str = "") -> dict[str, torch.Tensor]:
@@ -108,7 +134,7 @@ def read_weights(name: str, weights: str = "") -> dict[str, torch.Tensor]:
         return read_state_dict(Path(weights))
     if name == TINY:
         return load_tiny()
-    check_availability(name, BACKBONES, "backbone (MODEL.BACKBONE.NAME)")
+    check_availability(name, (*BACKBONES, *FOREIGN), "backbone (MODEL.BACKBONE.NAME)")
     return read_state_dict(openai_file(name), published=True)
 
 

@@ -10,23 +10,23 @@ from dassl.utils import UserError
 
 from . import openai
 
-CONTEXT_LENGTH = 77  # tokens; the positions of every CLIP text encoder
+CONTEXT_LENGTH = 77  # tokens; the positions of OpenAI's text encoders
 
 
-def tokenize(texts: Sequence[str]) -> torch.Tensor:
-    """Token ids, int64 of shape (len(texts), 77): start, words, end, zeros.
+def tokenize(texts: Sequence[str], length: int = CONTEXT_LENGTH) -> torch.Tensor:
+    """Token ids, int64 of shape (len(texts), length): start, words, end, zeros.
 
     Raises:
-        UserError: a text does not fit into 77 tokens; it is named.
+        UserError: a text does not fit into that many tokens; it is named.
     """
     try:
-        return openai.tokenize(list(texts), CONTEXT_LENGTH).long()
+        return openai.tokenize(list(texts), length).long()
     except RuntimeError as error:
         longest = max(texts, key=token_count)
         shown = longest if len(longest) <= 100 else f"{longest[:45]} … {longest[-50:]}"
         raise UserError(
             f'the prompt "{shown}" has {token_count(longest) + 2} tokens with its start and end; CLIP takes '
-            f"{CONTEXT_LENGTH} tokens"
+            f"{length} tokens"
         ) from error
 
 

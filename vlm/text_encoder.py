@@ -8,6 +8,8 @@ features and gradients are those of the plain encoder over 77 positions, to roun
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -32,7 +34,6 @@ class TextEncoder(nn.Module):
     text without its start and end, ``lengths`` those of token ids with both.
     """
 
-    tokenize = staticmethod(tokenize)
     token_count = staticmethod(token_count)
 
     def __init__(self, clip_model: CLIP, memory: int = MEMORY):
@@ -53,6 +54,10 @@ class TextEncoder(nn.Module):
     def embed_dim(self) -> int:
         """The width of a feature."""
         return self.text_projection.shape[1]
+
+    def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
+        """See :func:`vlm.prompts.tokenize`."""
+        return tokenize(texts, len(self.positional_embedding))
 
     @staticmethod
     def lengths(tokens: torch.Tensor) -> torch.Tensor:
@@ -145,3 +150,8 @@ class TextEncoder(nn.Module):
             x = x + linear(heads, attn.out_proj.weight, attn.out_proj.bias)
             x = x + mlp(block.mlp, block.ln_2(x))
         return self.ln_final(x).type(self.dtype) @ self.text_projection, found
+
+
+def text_encoder(clip: CLIP, memory: int = MEMORY) -> nn.Module:
+    """The text encoder of a CLIP that :func:`vlm.load.load` gave."""
+    return getattr(clip, "text_encoder", TextEncoder)(clip, memory=memory)

@@ -22,7 +22,10 @@ def linear(
 
 def mlp(layers: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
     """CLIP's MLP. Its activation ``x * sigmoid(1.702 x)`` is ``silu(1.702 x) / 1.702``: one pass over memory instead of
-    three, as the factors go into the matrix products."""
+    three, as the factors go into the matrix products. CLIPs of others have the true GELU."""
+    if isinstance(layers.gelu, nn.GELU):
+        x = linear(x, layers.c_fc.weight, layers.c_fc.bias)
+        return linear(layers.gelu(x), layers.c_proj.weight, layers.c_proj.bias)
     x = linear(x, layers.c_fc.weight, layers.c_fc.bias, QUICK, QUICK)
     return linear(F.silu(x), layers.c_proj.weight, layers.c_proj.bias, 1 / QUICK)
 

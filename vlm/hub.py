@@ -1,0 +1,68 @@
+"""Weights that other libraries load: by their name on the Hugging Face Hub, or from a local folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from types import ModuleType
+from urllib.parse import urlsplit
+
+from dassl.utils import UserError, reason_of
+
+
+def optional(module: str, package: str, user: str) -> ModuleType:
+    """Import a module of an optional package.
+
+    Raises:
+        UserError: it is not installed; ``user`` is what needs it.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise UserError(f"{user} needs the package {package}: pip install {package}") from error
+
+
+@contextmanager
+def hub(name: str, mend: str) -> Iterator[None]:
+    """For a ``with`` in which a library fetches ``name``. Without a network, what was fetched before is taken, at once.
+
+    Raises:
+        UserError: what is named cannot be had, or is damaged; ``mend`` says what would help.
+    """
+    from huggingface_hub import constants
+
+    before, level = constants.HF_HUB_OFFLINE, logging.root.manager.disable
+    constants.HF_HUB_OFFLINE = before or not _reachable(constants.ENDPOINT)
+    offline = "" if os.path.exists(name) or not constants.HF_HUB_OFFLINE else " (the Hub cannot be reached)"
+    logging.disable(logging.ERROR)  # the libraries log what they raise
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # the libraries raise whatever their readers meet in a damaged file
+        raise UserError(f"{name} cannot be loaded{offline}: {reason_of(error)}\n  {mend}") from error
+    finally:
+        constants.HF_HUB_OFFLINE = before
+        logging.disable(level)
+
+
+def check_folder(identifier: str, name: str) -> None:
+    """Raise :class:`UserError` where ``identifier`` is a path, and no folder is there. It is part of ``name``."""
+    if identifier.startswith(("/", ".", "~")) and not os.path.isdir(identifier):
+        raise UserError(f"{name}: there is no folder {identifier}")
+
+
+def _reachable(endpoint: str) -> bool:
+    """Whether the address of the Hub, or of a proxy on the way to it, has a meaning here: the library itself would try
+    for half a minute."""
+    if any(os.environ.get(name) for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")):
+        return True
+    try:
+        socket.getaddrinfo(urlsplit(endpoint).hostname, None)
+    except OSError:
+        return False
+    return True
