@@ -77,14 +77,22 @@ def test_requirements_agree():
 
 
 def test_what_is_imported_is_required():
-    required = re.findall(r"^[\w-]+", (REPOSITORY / "requirements.txt").read_text(), re.MULTILINE)
-    package_of = {"clip": "openai-clip", "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "yacs"}
+    files = [REPOSITORY / name for name in ("requirements.txt", "requirements-dev.txt")]  # the latter for the extras
+    required = [name for file in files for name in re.findall(r"^[\w-]+", file.read_text(), re.MULTILINE)]
+    required += ["yaml", "huggingface_hub"]  # they come with yacs and open_clip_torch
+    package_of = {"PIL": "pillow", "sklearn": "scikit-learn", "open_clip": "open_clip_torch"}
     for package in (*ALLOWED, "tools", "commands"):
         for path in sources(package):
             for name in {name.partition(".")[0] for name in imported(path)} - OURS - set(sys.stdlib_module_names):
-                assert package_of.get(name, name) in [*required, "yaml"], (
-                    f"{path} imports {name}"
-                )  # yaml comes with yacs
+                assert package_of.get(name, name) in required, f"{path} imports {name}"
+
+
+def test_the_extras_are_tested():
+    """What the project lists as optional, the tests' environment has."""
+    project = (REPOSITORY / "pyproject.toml").read_text()
+    block = re.search(r"^\[project.optional-dependencies\]\n(.*?)\n\n", project, re.MULTILINE | re.DOTALL)[1]
+    listed = (REPOSITORY / "requirements-dev.txt").read_text().splitlines()
+    assert set(re.findall(r'"([^"]+)"', block)) <= set(listed)
 
 
 def test_a_wheel_holds_dassl_and_vlm_and_shadows_nothing(tmp_path):
