@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int | None:
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="file, folder, glob pattern; -: paths on stdin")
     parser.add_argument("--json", action="store_true", help="one JSON object a line and image, for programs")
     command.add_arguments(parser)
-    return command.run(parser.parse_args(rest), name)
+    return command.run(parser.parse_intermixed_args(rest), name)
 
 
 if __name__ == "__main__":

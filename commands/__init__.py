@@ -8,7 +8,7 @@ DEFAULT = "classify"
 COMMANDS = {  # name -> file
     "classify": "classify",
     "segment": "segment",
-    "caption": "blip",
-    "match": "blip",
-    "ask": "blip",
+    "caption": "caption",
+    "match": "match",
+    "ask": "ask",
 }

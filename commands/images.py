@@ -5,12 +5,18 @@ from __future__ import annotations
 import glob
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 from dassl.utils import UserError
 
 EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}  # looked for in folders
+THREADS = min(8, os.cpu_count() or 1)  # that read images while others are computed
+AHEAD = 32  # images read before they are asked for
+
+T = TypeVar("T")
 
 
 def find_images(arguments: Sequence[str]) -> list[str]:
@@ -22,20 +28,53 @@ def find_images(arguments: Sequence[str]) -> list[str]:
     """
     if not arguments:
         raise UserError("no images: give files, folders, glob patterns, or - for paths on standard input")
-    return [path for argument in arguments for path in _images_of(argument)]
+    found = [path for argument in arguments for path in _images_of(argument)]
+    if not found:
+        raise UserError("no images: there was no path on standard input")
+    return found
 
 
 def _images_of(argument: str) -> Iterator[str]:
     if argument == "-":
         yield from (line.strip() for line in sys.stdin if line.strip())
     elif os.path.isdir(argument):
-        found = sorted(str(path) for path in Path(argument).rglob("*") if path.suffix.lower() in EXTENSIONS)
+        found = sorted(str(path) for path in Path(argument).rglob("*") if is_image(path))
         if not found:
             raise UserError(f"no image in the folder {argument} (looked for {', '.join(sorted(EXTENSIONS))})")
         yield from found
     elif os.path.exists(argument):
         yield argument
     elif found := sorted(glob.glob(argument, recursive=True)):
-        yield from found
+        for path in found:
+            yield from _images_of(path)  # a pattern may match folders, as the shell's may
     else:
         raise UserError(f"image not found: {argument}")
+
+
+def is_image(path: Path) -> bool:
+    """Whether there is a file of that name that looks like an image; hidden ones do not."""
+    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
+
+
+def read_ahead(paths: Iterable[str], read: Callable[[str], T]) -> Iterator[tuple[str, T | UserError]]:
+    """Each path, in order, with what ``read`` makes of it, or with its :class:`UserError`; read a few ahead, by
+    threads. So any number of images takes the memory of a few."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def attempt(path: str) -> T | UserError:
+        try:
+            return read(path)
+        except UserError as error:
+            return error
+
+    paths = iter(paths)
+    with ThreadPoolExecutor(THREADS) as pool:
+        waiting = [(path, pool.submit(attempt, path)) for path in islice(paths, AHEAD)]
+        try:
+            while waiting:
+                path, future = waiting.pop(0)
+                result = future.result()
+                waiting += [(path, pool.submit(attempt, path)) for path in islice(paths, 1)]
+                yield path, result
+        finally:  # Ctrl-C, or nobody asks for more
+            pool.shutdown(cancel_futures=True)

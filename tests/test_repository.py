@@ -79,7 +79,7 @@ def test_requirements_agree():
 def test_what_is_imported_is_required():
     files = [REPOSITORY / name for name in ("requirements.txt", "requirements-dev.txt")]  # the latter for the extras
     required = [name for file in files for name in re.findall(r"^[\w-]+", file.read_text(), re.MULTILINE)]
-    required += ["yaml", "huggingface_hub"]  # they come with yacs and open_clip_torch
+    required += ["yaml", "huggingface_hub", "threadpoolctl"]  # with yacs, open_clip_torch, scikit-learn
     package_of = {"PIL": "pillow", "sklearn": "scikit-learn", "open_clip": "open_clip_torch"}
     for package in (*ALLOWED, "tools", "commands"):
         for path in sources(package):

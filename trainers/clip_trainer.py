@@ -64,8 +64,8 @@ class CLIPTrainer(TrainerX):
         return ImageFeatures(encoder, store)
 
     def linear_head(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weight (classes, embed_dim) and bias (classes,) with which ``normalize(features) @ weight.t() + bias`` are the
-        logits of image features.
+        """Weight (classes, embed_dim) and bias (classes,): the logits of image features are
+        ``normalize(features) @ weight.t() + bias``.
 
         Raises:
             UserError: this method's logits do not come about that way.

@@ -1,0 +1,89 @@
+"""What tells pictures apart: CLIP with class names, or with what a run has learned."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dassl.config import get_cfg_default
+from dassl.data.transforms import Pipeline, build_transform
+from vlm.load import load_shared
+from vlm.similarity import logits
+from vlm.text_encoder import text_encoder
+from vlm.zeroshot import describe_classes
+
+from .runs import quiet, trainer_of
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Classes, and a function from images (n, 3, height, width), which ``preprocess`` makes of pictures, to logits
+    (n, classes)."""
+
+    classnames: list[str]
+    preprocess: Pipeline
+    logits: Callable[[torch.Tensor], torch.Tensor]
+
+    @torch.no_grad()
+    def probabilities(self, images: torch.Tensor) -> torch.Tensor:
+        """Of each class (n, classes), on the CPU; those of an image add up to 1."""
+        return self.logits(images).float().softmax(-1).cpu()
+
+
+def zero_shot(classnames: Sequence[str], templates: Sequence[str], backbone: str, weights: str = "") -> Classifier:
+    """CLIP itself: classes are described by ``templates``, sentences with ``{}``, once for all images.
+
+    Raises:
+        UserError: as :func:`vlm.load.load`; or a sentence is too long.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
+        clip, _ = load_shared(backbone, weights, "fp32", device)
+    class_features = describe_classes(text_encoder(clip), classnames, templates)
+    cfg = get_cfg_default()
+    cfg.INPUT.SIZE = (clip.visual.input_resolution,) * 2
+    cfg.INPUT.INTERPOLATION = "bicubic"
+    cfg.INPUT.TRANSFORMS = ("normalize",)
+    cfg.INPUT.PIXEL_MEAN = list(clip.visual.mean)
+    cfg.INPUT.PIXEL_STD = list(clip.visual.std)
+    encode = encoder_of(clip.visual)
+    return Classifier(
+        list(classnames), _preprocess(cfg), lambda images: logits(encode(images), class_features, clip.logit_scale)
+    )
+
+
+def from_run(folder: Path, classes: Sequence[str] = (), epoch: int | None = None, weights: str = "") -> Classifier:
+    """What the run in ``folder`` learned (see :func:`commands.runs.trainer_of`)."""
+    return of_trainer(trainer_of(folder, classes, epoch, weights))
+
+
+def of_trainer(trainer) -> Classifier:
+    """The classifier that a trainer without data is."""
+    visual = visual_of(trainer)
+    encode = encoder_of(visual) if visual else lambda images: images.to(trainer.device)
+    classnames, preprocess = list(trainer.dm.dataset.classnames), _preprocess(trainer.cfg)
+    return Classifier(classnames, preprocess, lambda images: trainer.model_inference(encode(images)))
+
+
+def visual_of(trainer) -> nn.Module | None:
+    """The frozen image encoder, whose features ``model_inference`` takes; None where that takes images."""
+    with quiet():
+        source = trainer.feature_source()
+    return source and source.encoder.visual
+
+
+def encoder_of(visual: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """From images on any device to features on that of the encoder."""
+    parameter = next(visual.parameters())
+    return lambda images: visual(images.to(parameter.device, parameter.dtype))
+
+
+def _preprocess(cfg) -> Pipeline:
+    with quiet():
+        return build_transform(cfg, is_train=False)

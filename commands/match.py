@@ -1,0 +1,67 @@
+"""Whether texts describe each image: BLIP, or BLIP-2 by the model's name.
+
+    python predict.py match IMAGE… --text "two cats" "a dog" [--model Salesforce/blip2-itm-vit-g]
+
+"match" is the probability that the text belongs to the image, of each text on its own; "cosine" is the similarity of
+their features.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dassl.utils import read_image
+
+from .blip import kinds, prepare, reads_at_most
+from .images import find_images
+from .neighbours import add_model_argument, check_texts, check_words, in_parts, load, read_each, table
+from .output import write_result
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MODEL = "Salesforce/blip-itm-base-coco"
+KINDS = kinds("BlipForImageTextRetrieval", "Blip2ForImageTextRetrieval")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--text", nargs="+", required=True, metavar="TEXT", help='"two cats" "a dog on a sofa"')
+    add_model_argument(parser, MODEL)
+
+
+def run(args: argparse.Namespace, name: str) -> None:
+    check_words(args.text, "--text", args.images)
+    paths = find_images(args.images)
+    model, processor = load(args.model, KINDS, name)
+    check_texts(args.text, "--text", processor, reads_at_most(model))
+    for path, picture in read_each(paths, read_image):
+        matches = [
+            {"text": text, "match": match, "cosine": cosine}
+            for text, (match, cosine) in zip(args.text, scores(model, processor, picture, args.text), strict=True)
+        ]
+        rows = [(entry["text"], f"{entry['match']:.2%}", f"{entry['cosine']:.4f}") for entry in matches]
+        text = table(rows, ("text", "match", "cosine"), path, len(paths) == 1)
+        write_result({"image": path, "matches": matches}, text, args.json)
+
+
+def scores(model, processor, picture: Image.Image, texts: Sequence[str]) -> list[tuple[float, float]]:
+    """The probability of a match and the cosine of each text with the picture."""
+    import torch
+
+    # The same two outputs, under other names.
+    option, output = (
+        ("use_itm_head", "itm_score")
+        if model.config.model_type == "blip"
+        else ("use_image_text_matching_head", "logits_per_image")
+    )
+    found = []
+    with torch.no_grad():
+        for part in in_parts(texts):
+            inputs = prepare(model, processor, picture, part)
+            cosines = model(**inputs, **{option: False})[output][0]
+            inputs["pixel_values"] = inputs["pixel_values"].expand(len(part), -1, -1, -1)
+            matches = model(**inputs, **{option: True})[output].softmax(-1)[:, 1]
+            found += zip(matches.tolist(), cosines.tolist(), strict=True)
+    return found

@@ -1,0 +1,106 @@
+"""predict.py --model-dir: what runs have learned, against the runs themselves."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+
+from datasets.digits import NAMES
+from vlm.tiny import load_tiny
+
+TINY = ("--backbone", "tiny")
+SHORT = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", "True")
+
+
+def files_of(folder: Path) -> dict[Path, tuple]:
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*")}
+
+
+@pytest.fixture(scope="module")
+def few_digits(digits_root, tmp_path_factory) -> Path:
+    """The digits with eight scans for testing each."""
+    root = tmp_path_factory.mktemp("few")
+    shutil.copytree(digits_root / "digits", root / "digits")
+    for folder in (root / "digits/images/val").iterdir():
+        for path in sorted(folder.iterdir())[8:]:
+            path.unlink()
+    return root
+
+
+@pytest.mark.parametrize("trainer", ["CoOp", "CoCoOp", "ZeroshotCLIP2", "LinearProbe", "TipAdapterF", "CLIPAdapter"])
+def test_a_run_gives_the_accuracy_of_its_log(run, call, few_digits, trainer):
+    trained = run("--root", few_digits, *SHORT, "TEST.NO_TEST", "False", "TRAINER.NAME", trainer)
+    assert trained.code == 0, trained.error
+    before = files_of(trained.folder)
+    result = call(few_digits / "digits/images/val", "--model-dir", trained.folder, "--json")
+    assert result.code == 0
+    right = [
+        record["predictions"][0]["class"] == NAMES[int(Path(record["image"]).parent.name)] for record in result.records
+    ]
+    assert len(right) == 80
+    assert f"{100 * sum(right) / len(right):.2f}" == trained.accuracy
+    assert files_of(trained.folder) == before
+
+
+@pytest.fixture
+def three(digits_root) -> Path:
+    return digits_root / "digits/images/val/3/0013.png"
+
+
+def test_new_classes_for_a_learned_context(run, call, three):
+    trained = run(*SHORT)
+    old = call(three, "--model-dir", trained.folder, "--json", "--top-k", 10).probabilities()
+    new = call(three, "--model-dir", trained.folder, "--json", "--classes", "nine", "three").probabilities()
+    assert new["three"] == pytest.approx(old["three"] / (old["three"] + old["nine"]), abs=1e-5)
+    other = call(three, "--model-dir", trained.folder, "--json", "--classes", "red_envelope", "cup")
+    assert set(other.probabilities()) == {"red_envelope", "cup"}
+
+
+def test_the_epoch_of_a_run(run, call, three, refused):
+    trained = run(*SHORT, "OPTIM.MAX_EPOCH", 3, "TRAIN.CHECKPOINT_FREQ", 1)
+    first, last, newest = (
+        call(three, "--model-dir", trained.folder, "--json", *epoch).probabilities()
+        for epoch in (["--load-epoch", 1], ["--load-epoch", 3], [])
+    )
+    assert last == newest != first
+    refused(three, "--model-dir", trained.folder, "--load-epoch", 7, parts=["epoch 7", "epochs there: 1, 2, 3"])
+
+
+def test_contexts_of_other_classes(run, call, three, refused):
+    trained = run(*SHORT, "TRAINER.COOP.CSC", "True")
+    assert call(three, "--model-dir", trained.folder).code == 0
+    for classes in (["cup", "cat"], list(NAMES[1:] + NAMES[:1])):
+        parts = ["--classes names other classes", ", ".join(NAMES)]
+        refused(three, "--model-dir", trained.folder, "--classes", *classes, parts=parts)
+
+
+def test_a_run_without_its_record(run, call, three, refused):
+    trained = run(*SHORT)
+    before = call(three, "--model-dir", trained.folder, "--json")
+    (trained.folder / "result.json").unlink()
+    refused(three, "--model-dir", trained.folder, parts=[trained.folder, "no result.json", "--classes"])
+    assert call(three, "--model-dir", trained.folder, "--json", "--classes", *NAMES).output == before.output
+
+
+def test_a_run_that_only_evaluated(run, call, three):
+    trained = run("--eval-only", trainer="ZeroshotCLIP")
+    assert not (trained.folder / "config.yaml").exists()
+    zero_shot = call(three, "--json", "--classes", *NAMES, *TINY, "--template", "a photo of the number {}.")
+    found = call(three, "--json", "--model-dir", trained.folder)
+    assert found.probabilities() == pytest.approx(zero_shot.probabilities(), abs=1e-5)
+
+
+def test_other_weights_than_the_runs(run, three, refused, tmp_path):
+    weights = load_tiny()
+    save_file({**weights, "logit_scale": weights["logit_scale"] + 1}, tmp_path / "other.safetensors")
+    trained = run(*SHORT)
+    arguments = (three, "--model-dir", trained.folder, "--weights", tmp_path / "other.safetensors")
+    refused(*arguments, parts=["began with other weights", tmp_path / "other.safetensors"])
+
+
+def test_a_folder_of_runs_is_no_run(run, refused, three, tmp_path):
+    trained = run(*SHORT, out="CoOp/seed1")
+    refused(three, "--model-dir", tmp_path / "CoOp", parts=["no run in", f"below it there are {trained.folder}"])

@@ -1,0 +1,161 @@
+"""tools/export_classifier.py: the files say of an image what the run says."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import predict
+import tools.export_classifier as tool
+from datasets.digits import NAMES
+from vlm import openai
+from vlm.load import load_shared
+
+SHORT = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", "True")
+
+
+@pytest.fixture
+def call(capsys):
+    def run_it(*arguments):
+        capsys.readouterr()
+        code = tool.main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run_it
+
+
+def names_in(folder) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def predicted(capsys, image, run) -> dict[str, float]:
+    capsys.readouterr()
+    predict.main([str(image), "--model-dir", str(run), "--json", "--top-k", "99"])
+    (record,) = map(json.loads, capsys.readouterr().out.splitlines())
+    return {entry["class"]: entry["probability"] for entry in record["predictions"]}
+
+
+def prepare(path, told: dict) -> np.ndarray:
+    """The preprocessing that the files tell, written down once more without torchvision."""
+    image = Image.open(path).convert("RGB")
+    factor = told["size"] / min(image.size)
+    image = image.resize([round(edge * factor) for edge in image.size], Image.Resampling[told["interpolation"].upper()])
+    left, top = ((edge - told["size"]) // 2 for edge in image.size)
+    image = image.crop((left, top, left + told["size"], top + told["size"]))
+    pixels = (np.asarray(image) / 255 - told["mean"]) / told["std"]
+    return np.float32(pixels.transpose(2, 0, 1)[None])
+
+
+@pytest.fixture
+def photo(tmp_path):
+    rng = np.random.default_rng(0)
+    ramp = np.linspace(0, 200, 128)[None, :, None] * np.linspace(0.2, 1, 64)[:, None, None] * [1, 0.5, 0.8]
+    Image.fromarray(np.uint8(ramp + rng.integers(0, 56, (64, 128, 3)))).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def test_the_files_give_the_probabilities_of_the_run(run, call, capsys, photo):
+    import onnx
+    import onnxruntime
+
+    trained = run(*SHORT)
+    code, output, _ = call(trained.folder)
+    assert code == 0
+    folder = trained.folder / "classifier"
+    assert names_in(folder) == {"class_weights.safetensors", "class_weights.npz", "classifier.onnx"}
+    assert output.count("largest difference") == 3
+    expected = predicted(capsys, photo, trained.folder)
+
+    told = {p.key: json.loads(p.value) for p in onnx.load(folder / "classifier.onnx").metadata_props}
+    assert told["classnames"] == list(NAMES)
+    assert told["weights_sha256"] == trained.record["weights"]["sha256"]
+    assert told["logit_scale"] == pytest.approx(load_shared("tiny", "", "fp32", "cpu")[0].logit_scale.exp().item())
+    image = prepare(photo, told)
+    session = onnxruntime.InferenceSession(folder / "classifier.onnx", providers=["CPUExecutionProvider"])
+    batch = np.concatenate([image, np.zeros_like(image), image])
+    logits, probabilities = session.run(["logits", "probabilities"], {"images": batch})
+    for row in (0, 2):
+        assert dict(zip(NAMES, probabilities[row].tolist(), strict=True)) == pytest.approx(expected, abs=1e-4)
+
+    arrays = np.load(folder / "class_weights.npz", allow_pickle=False)
+    assert json.loads(arrays["metadata"].item()) == told
+    assert arrays["classnames"].tolist() == list(NAMES)
+    clip, _ = load_shared("tiny", "", "fp32", "cpu")
+    with torch.no_grad():
+        feature = clip.visual(torch.from_numpy(image))[0].numpy()
+    by_weights = arrays["weight"] @ (feature / np.linalg.norm(feature)) + arrays["bias"]
+    assert by_weights == pytest.approx(logits[0], abs=1e-4)
+    with safe_open(folder / "class_weights.safetensors", framework="np") as file:
+        assert {key: json.loads(value) for key, value in file.metadata().items()} == told
+        assert np.array_equal(file.get_tensor("weight"), arrays["weight"])
+        assert np.array_equal(file.get_tensor("bias"), arrays["bias"])
+
+
+def test_a_vision_transformer_and_new_classes(run, call, tmp_path):
+    torch.manual_seed(0)
+    model = openai.CLIP(32, 48, 2, 64, 16, 77, 49408, 64, 1, 2)
+    save_file(model.state_dict(), tmp_path / "vit.safetensors")
+    weights = ("TEST.NO_TEST", "True", "MODEL.BACKBONE.WEIGHTS", tmp_path / "vit.safetensors", "INPUT.SIZE", "(48, 48)")
+    trained = run(*weights, trainer="ZeroshotCLIP")
+    out = tmp_path / "out"
+    code, _, _ = call(trained.folder, "--out", out, "--classes", "cup", "cat")
+    assert code == 0
+    assert names_in(out) == {"class_weights.safetensors", "class_weights.npz", "classifier.onnx"}
+    assert np.load(out / "class_weights.npz")["weight"].shape == (2, 32)
+
+
+def test_without_the_packages_for_onnx_the_weights_are_there(run, call, monkeypatch):
+    trained = run(*SHORT)
+    folder = trained.folder / "classifier"
+    folder.mkdir()
+    (folder / "classifier.onnx").write_text("of an earlier export")
+    monkeypatch.setattr(tool, "find_spec", lambda name: None)
+    code, _, error = call(trained.folder)
+    assert code == 2
+    assert "pip install onnx onnxscript onnxruntime" in error
+    assert names_in(folder) == {"class_weights.safetensors", "class_weights.npz"}
+
+
+def test_a_method_without_class_weights(run, call):
+    trained = run(*SHORT, "TRAINER.NAME", "CoCoOp")
+    code, _, error = call(trained.folder)
+    assert code == 2
+    assert "CoCoOp has no class weights" in error
+    assert not (trained.folder / "classifier").exists()
+
+
+def test_weights_that_are_not_the_whole_method_are_refused(run, call, monkeypatch):
+    trained = run(*SHORT)
+    monkeypatch.setattr("trainers.coop.CoOp.model_inference", lambda self, x: self.model(x) + torch.arange(10.0))
+    code, _, error = call(trained.folder)
+    assert code == 2
+    assert "differ from those of the run by up to 9" in error
+    assert not (trained.folder / "classifier").exists()
+
+
+def test_a_file_that_disagrees_is_not_left(run, call, monkeypatch):
+    trained = run(*SHORT)
+    module = tool.build_module
+    wrong = lambda visual, weight, bias: module(visual, weight, bias + 0.1)  # noqa: E731
+    monkeypatch.setattr(tool, "build_module", lambda *parts: Twofold(module(*parts), wrong(*parts)))
+    code, _, error = call(trained.folder)
+    assert code == 2
+    assert "the logits of classifier.onnx" in error
+    assert names_in(trained.folder / "classifier") == {"class_weights.safetensors", "class_weights.npz"}
+
+
+class Twofold(torch.nn.Module):
+    """Right when it is run, wrong when it is exported."""
+
+    def __init__(self, right: torch.nn.Module, wrong: torch.nn.Module):
+        super().__init__()
+        self.right, self.wrong = right, wrong
+
+    def forward(self, images):
+        return (self.wrong if torch.compiler.is_exporting() else self.right)(images)
