@@ -5,10 +5,4 @@ for programs (``commands/output.py``).
 """
 
 DEFAULT = "classify"
-COMMANDS = {  # name -> file
-    "classify": "classify",
-    "segment": "segment",
-    "caption": "caption",
-    "match": "match",
-    "ask": "ask",
-}
+COMMANDS = (DEFAULT, "segment", "caption", "match", "ask")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator
 from itertools import islice
@@ -12,7 +11,7 @@ from pathlib import Path
 from dassl.utils import UserError, check_at_least
 
 from . import video
-from .images import find_images, is_image, read_ahead
+from .images import check_words, find_images, read_ahead
 from .output import write_result
 from .sheet import PICTURES, thumbnail, write_sheet
 
@@ -90,12 +89,7 @@ def _check(args: argparse.Namespace) -> None:
     """Raise :class:`UserError` for arguments that do not make sense, before anything is loaded."""
     check_at_least(args.top_k, 1, "--top-k")
     check_at_least(args.batch_size, 1, "--batch-size")
-    swallowed = [name for name in args.classes if is_image(Path(name)) or (not args.images and os.path.exists(name))]
-    if swallowed:
-        raise UserError(
-            f'"{swallowed[0]}" is among the class names: --classes takes all words up to the next option. Put the '
-            "images before it, or -- between"
-        )
+    check_words(args.classes, "--classes", args.images)
     if args.model_dir is not None:
         for option in ("template", "ensemble", "backbone"):
             if getattr(args, option) is not None:

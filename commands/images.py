@@ -56,6 +56,16 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
 
 
+def check_words(words: Sequence[str], option: str, images: Sequence[str]) -> None:
+    """Raise :class:`UserError` if one of the option's words is an image, so was meant to be one of the ``images``."""
+    for word in words:
+        if is_image(Path(word)) or (not images and os.path.exists(word)):
+            raise UserError(
+                f'"{word}" is among the texts: {option} takes all words up to the next option. Put the images before '
+                "it, or -- between"
+            )
+
+
 def read_ahead(paths: Iterable[str], read: Callable[[str], T]) -> Iterator[tuple[str, T | UserError]]:
     """Each path, in order, with what ``read`` makes of it, or with its :class:`UserError`; read a few ahead, by
     threads. So any number of images takes the memory of a few."""

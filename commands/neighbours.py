@@ -7,13 +7,10 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from pickle import UnpicklingError
 from typing import TypeVar
 
 from dassl.utils import UserError, reason_of
-
-from .images import is_image
 
 TEXTS_AT_ONCE = 16  # computed with one image
 
@@ -118,16 +115,6 @@ def in_parts(texts: Sequence[T]) -> Iterator[Sequence[T]]:
     """As many at a time as one computation takes."""
     for start in range(0, len(texts), TEXTS_AT_ONCE):
         yield texts[start : start + TEXTS_AT_ONCE]
-
-
-def check_words(words: Sequence[str], option: str, images: Sequence[str]) -> None:
-    """Raise :class:`UserError` if one of the option's words is an image, so was meant to be one of the ``images``."""
-    for word in words:
-        if is_image(Path(word)) or (not images and os.path.exists(word)):
-            raise UserError(
-                f'"{word}" is among the texts: {option} takes all words up to the next option. Put the images before '
-                "it, or -- between"
-            )
 
 
 def check_texts(texts: Sequence[str], option: str, processor, limit: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -35,7 +36,8 @@ def reason_of(error: BaseException) -> str:
 
 def command_line(when_stopped: str = "stopped") -> Callable[[Callable], Callable]:
     """A decorator for ``main(argv)`` that turns its end into an exit code: what it returns or 0; 2 for a
-    :class:`UserError`, whose message is printed; 130 for Ctrl-C, with ``when_stopped``. A bug keeps its traceback."""
+    :class:`UserError`, whose message is printed; 130 for Ctrl-C, with ``when_stopped``; 141, without a word, where the
+    reader of its output, such as ``head``, has seen enough. A bug keeps its traceback."""
 
     def decorate(main: Callable) -> Callable[..., int]:
         @wraps(main)
@@ -51,6 +53,9 @@ def command_line(when_stopped: str = "stopped") -> Callable[[Callable], Callable
             except KeyboardInterrupt:
                 print(f"\n{when_stopped}", file=sys.stderr)
                 return 130
+            except BrokenPipeError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python itself flushes it once more
+                return 141
 
         return guarded
 

@@ -18,6 +18,7 @@ from dassl.utils import (
     UserError,
     atomic_write,
     check_availability,
+    command_line,
     count_num_param,
     download,
     listdir_nohidden,
@@ -241,3 +242,12 @@ def test_a_damaged_download_is_thrown_away(address, tmp_path):
     with pytest.raises(UserError, match="arrived damaged"):
         download(address, tmp_path / "file.bin", "0" * 64)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_reader_that_has_seen_enough_ends_a_program_quietly(monkeypatch, capfd):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert command_line()(lambda argv: print("text", flush=True))([]) == 141
+    assert capfd.readouterr().err == ""
