@@ -63,7 +63,7 @@ def describe(trainer) -> dict:
         "classnames": list(trainer.dm.dataset.classnames),
         "backbone": weights["backbone"],
         "weights_sha256": weights["sha256"],
-        "logit_scale": round(trainer._clip.logit_scale.exp().item(), 6),
+        "logit_scale": round(trainer.clip.logit_scale.exp().item(), 6),
         "size": node.SIZE[0],
         "interpolation": node.INTERPOLATION,
         "mean": list(node.PIXEL_MEAN) if normalized else [0.0] * 3,

@@ -40,7 +40,7 @@ class CLIPTrainer(TrainerX):
         if given != own:
             print(f"Note: INPUT.PIXEL_MEAN and PIXEL_STD are {given}, but this CLIP learned with {own}")
         self._weights = {"backbone": backbone.NAME, "file": backbone.WEIGHTS, "sha256": sha256}
-        self._clip, self._clip_parameters = clip, count_num_param(clip)
+        self.clip, self._clip_parameters = clip, count_num_param(clip)
         return clip
 
     def text_encoder(self, clip: CLIP) -> TextEncoder:
@@ -54,7 +54,7 @@ class CLIPTrainer(TrainerX):
         check_availability(node.PREC, PRECISIONS, "FEATURES.PREC")
         if not self.frozen_image_encoder:
             return None
-        encoder = image_encoder(self._clip.visual, self._weights["sha256"], node.PREC)
+        encoder = image_encoder(self.clip.visual, self._weights["sha256"], node.PREC)
         store = None
         if node.ENABLED:
             store = FeatureStore(node.CACHE_DIR or cache_folder(), encoder.description, node.MAX_GB)

@@ -24,7 +24,7 @@ class ZeroshotCLIP(CLIPTrainer):
         check_template(cfg.DATASET.TEMPLATE, "DATASET.TEMPLATE")
 
     def build_model(self) -> None:
-        self.clip = self.load_clip(precision="fp16")
+        self.load_clip(precision="fp16")
         templates = self.templates()
         print(f"Prompt ensembling (n={len(templates)})" if len(templates) > 1 else f'Prompt: "{templates[0]}"')
         self.class_features = describe_classes(self.text_encoder(self.clip), self.dm.dataset.classnames, templates)

@@ -162,8 +162,8 @@ def openai_file(name: str) -> Path:
         raise UserError(
             f"no weights of {name}: {path} {state}, and the download failed ({error.__cause__ or error})\n"
             f"  Fetch  {url}\n  SHA-256 {checksum}\n  to     {path}\n"
-            "or name another file of CLIP weights with MODEL.BACKBONE.WEIGHTS. "
-            "MODEL.BACKBONE.NAME tiny needs no download"
+            "or name another file of CLIP weights: MODEL.BACKBONE.WEIGHTS FILE (predict.py: --weights FILE). "
+            "MODEL.BACKBONE.NAME tiny (predict.py: --backbone tiny) needs no download"
         ) from error
 
 

@@ -38,10 +38,10 @@ def test_the_table_of_a_whole_study(study):
         folder = study(f"CoOp/rn50_{shots}shots_ctx4", f"{69.5 + i:.2f}")
     assert main([str(folder)]) == 0
     assert table(folder) == [
-        ["accuracy (%)", "0 shots", "1 shot", "2 shots", "4 shots", "8 shots", "16 shots"],
-        ["Zero-shot CLIP", "60.00", "-", "-", "-", "-", "-"],
-        ["CoOp (Standard)", "-", "70.00", "71.00", "72.00", "73.00", "74.00"],
-        ["CoOp (Efficient)", "-", "69.50", "70.50", "71.50", "72.50", "73.50"],
+        ["accuracy (%)", "0 shots", "1 shot", "2 shots", "4 shots", "8 shots", "16 shots", "parameters"],
+        ["Zero-shot CLIP", "60.00", "-", "-", "-", "-", "-", "-"],
+        ["CoOp (Standard)", "-", "70.00", "71.00", "72.00", "73.00", "74.00", "-"],
+        ["CoOp (Efficient)", "-", "69.50", "70.50", "71.50", "72.50", "73.50", "-"],
     ]
     text = (folder / "results.md").read_text()
     assert "| CoOp (Standard)" in text
@@ -144,7 +144,7 @@ def test_shortcuts_are_marked(study):
     record_features(folder, "CoOp/rn50_1shots_ctx4", VIEWS=16, PREC="")
     record_features(folder, "CoOp/rn50_2shots", VIEWS=16, PREC="")
     main([str(folder)])
-    assert table(folder)[2] == ["CoOp (Standard)", "-", "70.00", "70.00*", "70.00 ± 0.00", "-", "-"]
+    assert table(folder)[2] == ["CoOp (Standard)", "-", "70.00", "70.00*", "70.00 ± 0.00", "-", "-", "-"]
     assert table(folder)[3][2] == "70.00*"
     text = (folder / "results.md").read_text()
     assert "|    70.00* |" in text
@@ -158,7 +158,7 @@ def test_cells_with_other_shortcuts_are_named(study):
     record_features(folder, "CoOp/rn50_1shots", VIEWS=1, PREC="bf16")
     record_features(folder, "CoOp/rn50_4shots/seed2", VIEWS=0, PREC="bf16")
     main([str(folder)])
-    assert table(folder)[2] == ["CoOp (Standard)", "-", "70.00*", "-", "70.00 ± 0.00*", "-", "-"]
+    assert table(folder)[2] == ["CoOp (Standard)", "-", "70.00*", "-", "70.00 ± 0.00*", "-", "-", "-"]
     text = (folder / "results.md").read_text()
     assert "after every epoch. In: CoOp (Standard), 1 shot.\n" in text
     both = "CoOp (Standard), 1 shot; CoOp (Standard), 4 shots (1 of 2 runs)"

@@ -21,6 +21,7 @@ class Cell:
     accuracies: list[float] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     weights: set[str] = field(default_factory=set)
+    parameters: set[int] = field(default_factory=set)  # how many were trained
     shortcuts: Counter[str] = field(default_factory=Counter)  # and how many of the runs took each
 
     @property
@@ -60,6 +61,8 @@ def read_cell(runs: Iterable[Path], expected: dict, trained: bool) -> Cell:
                 cell.missing.append(f"{run}: {reason}")
                 continue
             cell.weights.add(_weights(record))
+            if isinstance(count := record.get("trainable_parameters"), int):
+                cell.parameters.add(count)
             cell.shortcuts.update(_shortcuts(record, trained))
         cell.accuracies.append(accuracy)
     return cell

@@ -1,0 +1,158 @@
+"""The linear probe: the fit, the sweep on validation images, a run."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from tests.common import REPOSITORY, SHARED, assert_same_tensors, needs_shared, tensors
+from trainers import linear_probe
+from trainers.linear_probe import LENGTH, fit, predict, sweep
+from vlm.similarity import normalize
+
+TINY = ("--config-file", REPOSITORY / "configs/trainers/LinearProbe/tiny.yaml")
+
+
+def caltech101(split):
+    data = np.load(SHARED / "data/clip-vitb32-caltech101.npz")
+    return torch.from_numpy(data[f"{split}_features"]).float(), torch.from_numpy(data[f"{split}_labels"]).long()
+
+
+def accuracy(head, split) -> float:
+    features, labels = caltech101(split)
+    return 100 * (predict(head, features).argmax(1) == labels).double().mean().item()
+
+
+@needs_shared
+@pytest.mark.parametrize(("shots", "expected"), [(1, 78.54), (4, 90.67), (16, 93.96)])
+def test_real_features_give_the_reference_accuracy(shots, expected):
+    # The solver stops at a tolerance, so some of the 2,465 images may be told otherwise than in the reference.
+    assert accuracy(fit(*caltech101(f"train{shots}"), 10.0), "test") == pytest.approx(expected, abs=0.25)
+
+
+def clusters(count, classes, seed=0, noise=1.0):
+    """Features around a mean for each class, with their labels."""
+    means = torch.randn(classes, 8, generator=torch.Generator().manual_seed(99))
+    labels = torch.arange(count) % classes
+    return means[labels] + noise * torch.randn(count, 8, generator=torch.Generator().manual_seed(seed)), labels
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_probabilities_are_those_of_scikit_learn(classes):
+    from sklearn.linear_model import LogisticRegression
+
+    features, labels = clusters(60, classes)
+    new, _ = clusters(20, classes, seed=1)
+    inputs, others = ((LENGTH * normalize(f.double())).numpy() for f in (features, new))
+    expected = LogisticRegression(C=0.1, max_iter=1000).fit(inputs, labels.numpy()).predict_proba(others)
+    head = fit(3 * features, labels, 0.1)  # the length of a feature says nothing
+    np.testing.assert_allclose(predict(head, new).softmax(1).detach(), expected, atol=1e-5)
+
+
+def test_the_sweep_finds_the_best_of_a_fine_grid(monkeypatch):
+    """With one peak it needs 15 fits for what a grid of 8 steps a decade takes 97."""
+    tried = []
+
+    def fake_fit(features, labels, c):
+        tried.append(c)
+        return torch.tensor(c)
+
+    monkeypatch.setattr(linear_probe, "fit", fake_fit)
+    monkeypatch.setattr(linear_probe, "predict", lambda head, features: head)
+    monkeypatch.setattr(linear_probe, "scores", lambda c, labels: [(-abs(np.log10(c.item()) - peak), 0.0)])
+    for peak in (-1.375, 3.0, 6.0, -6.0, 5.2):
+        tried.clear()
+        c, _, _ = sweep((None, None), (None, None))
+        assert abs(np.log10(c) - peak) <= 1 / 16
+        assert len(tried) == len(set(tried)) <= 15
+        assert min(tried) >= 1e-6
+        assert max(tried) <= 1e6
+
+
+def test_of_equally_accurate_ones_the_surer_one_is_taken():
+    shots, validation = clusters(40, 4, noise=0.01), clusters(8, 4, seed=1, noise=0.01)
+    c, _, accuracy = sweep(shots, validation)
+    assert accuracy == 100
+    assert c > 1  # the features are separable, so the cross-entropy falls with C
+
+
+def test_a_run_and_its_evaluation_elsewhere(run):
+    trained = run(*TINY, "DATASET.NUM_SHOTS", 4, trainer="LinearProbe")
+    assert trained.code == 0, trained.error
+    assert re.search(r"^C \S+, swept on 40 validation images: \d+\.\d\d% of them$", trained.log, re.MULTILINE)
+    assert trained.record["trainable_parameters"] == 10 * (64 + 1)
+    assert float(trained.accuracy) > 75
+    checkpoint = trained.folder / "linear_probe/model.pth.tar-1"
+    assert tensors(checkpoint)["weight"].shape == (10, 64)
+    again = run(*TINY, "DATASET.NUM_SHOTS", 4, trainer="LinearProbe", out="again")
+    assert_same_tensors(checkpoint, again.folder / "linear_probe/model.pth.tar-1")
+    loaded = run(*TINY, "--eval-only", "--model-dir", trained.folder, trainer="LinearProbe", out="eval")
+    assert loaded.accuracy == trained.accuracy
+    assert "swept" not in loaded.log
+
+
+def test_a_rerun_evaluates_what_was_fitted(run):
+    first = run(*TINY, "DATASET.NUM_SHOTS", 1, trainer="LinearProbe")
+    second = run(*TINY, "DATASET.NUM_SHOTS", 1, trainer="LinearProbe")
+    assert "swept" not in second.log
+    assert second.accuracy == first.accuracy
+    assert "Finished training" in second.log
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("DATASET.NUM_SHOTS", 0), "There are no validation images to choose on\nC 0.316, not swept\n"),
+        (
+            ("DATASET.NUM_SHOTS", 1, "DATASET.VAL_IS_TEST", True),
+            "they are test images (DATASET.VAL_IS_TEST)\nC 0.316, not",
+        ),
+        (("DATASET.NUM_SHOTS", 1, "TRAINER.LINEARPROBE.C", 2.5), "C 2.5, not swept\n"),
+    ],
+)
+def test_without_validation_images_there_is_no_sweep(run, options, said):
+    done = run(*TINY, *options, trainer="LinearProbe")
+    assert done.code == 0, done.error
+    assert said in done.log
+
+
+def test_the_best_on_validation_and_no_test(run):
+    done = run(*TINY, "DATASET.NUM_SHOTS", 1, "TEST.FINAL_MODEL", "best_val", trainer="LinearProbe")
+    assert (done.folder / "linear_probe/model-best.pth.tar").is_file()
+    assert "Deploy the model with the best val performance" in done.log
+    none = run(*TINY, "DATASET.NUM_SHOTS", 1, "TEST.NO_TEST", True, trainer="LinearProbe", out="none")
+    assert none.record["accuracy"] is None
+
+
+def test_the_linear_head_gives_the_logits(digits_trainer):
+    trainer = digits_trainer("LinearProbe")
+    torch.nn.init.normal_(trainer.model.weight)
+    features = torch.randn(5, 64)
+    weight, bias = trainer.linear_head()
+    torch.testing.assert_close(normalize(features) @ weight.t() + bias, trainer.model_inference(features))
+
+
+@pytest.fixture
+def digits_trainer(digits_root, tmp_path):
+    """A function that builds a method's trainer on the digits."""
+    import train
+    from dassl.engine import build_trainer
+
+    def build(method, *options):
+        argv = ["--root", digits_root, "--trainer", method, "--seed", 1, "--output-dir", tmp_path]
+        argv += ["--dataset-config-file", REPOSITORY / "configs/datasets/digits.yaml"]
+        argv += ["--config-file", REPOSITORY / f"configs/trainers/{method}/tiny.yaml", "DATASET.NUM_SHOTS", 1, *options]
+        return build_trainer(train.setup_cfg(train.parse_args([str(a) for a in argv])))
+
+    return build
+
+
+def test_what_cannot_be_is_refused(run):
+    for options, message in (
+        (("TRAINER.LINEARPROBE.C", -1), "TRAINER.LINEARPROBE.C is -1"),
+        (("MODEL.INIT_WEIGHTS", "a.pth"), "LinearProbe starts from the training images, not from MODEL.INIT_WEIGHTS"),
+    ):
+        refused = run(*TINY, *options, trainer="LinearProbe")
+        assert refused.code == 2
+        assert message in refused.error

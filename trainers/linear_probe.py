@@ -1,0 +1,130 @@
+"""The linear probe: logistic regression on CLIP's image features, without its text encoder.
+
+Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021, section 3.2 and appendix
+A.3: L-BFGS of scikit-learn, at most 1,000 iterations, the strength of the L2 regularisation swept on validation images
+from 1e-6 to 1e6: seven values first, then the interval around the best is halved until there are 8 steps a decade.
+What is reported is fitted to the shots alone, as few-shot studies do it; no crops or flips, as in the paper.
+
+Features are brought to length 10, about that of CLIP's raw ones, where the paper takes them as they are: one range of
+strengths then suits every backbone, and the classifier is a linear head on unit features.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import nn
+from yacs.config import CfgNode
+
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import UserError, check_at_least
+from vlm.openai import CLIP
+from vlm.similarity import normalize
+
+from .feature_trainer import FeatureTrainer, scores
+
+LENGTH = 10.0  # of the features
+ITERATIONS = 1000
+COARSE = (-6, -4, -2, 0, 2, 4, 6)  # powers of ten
+FINEST = 1 / 8  # of a decade
+WITHOUT_SWEEP = 0.316  # C in the example of CLIP's README
+
+
+def fit(features: torch.Tensor, labels: torch.Tensor, c: float) -> nn.Linear:
+    """Logistic regression on features (images, dim), brought to ``LENGTH``; its logits are (images, classes).
+
+    Args:
+        labels: (images,), of all classes.
+        c: the inverse strength of the regularisation.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
+
+    inputs = LENGTH * normalize(features.double()).cpu().numpy()
+    regression = LogisticRegression(C=c, max_iter=ITERATIONS)
+    # A sweep of runs gives each of them a few cores; scikit-learn would take all.
+    with threadpool_limits(torch.get_num_threads()), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # weak regularisation of the sweep
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # one image each
+        regression.fit(inputs, labels.cpu().numpy())
+    weight, bias = torch.from_numpy(regression.coef_), torch.from_numpy(regression.intercept_)
+    if len(weight) == 1:  # of two classes, scikit-learn gives the difference
+        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+    head = nn.Linear(features.shape[1], len(weight))
+    head.load_state_dict({"weight": weight, "bias": bias})
+    return head.to(features.device)
+
+
+def predict(head: nn.Linear, features: torch.Tensor) -> torch.Tensor:
+    """Logits (images, classes) of features (images, dim) of any length."""
+    return head(LENGTH * normalize(features.float()))
+
+
+@torch.no_grad()
+def sweep(
+    shots: tuple[torch.Tensor, torch.Tensor], validation: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[float, nn.Linear, float]:
+    """The C that does best on ``validation``, its classifier, and its accuracy there (%).
+
+    Args:
+        shots: features (images, dim) and labels (images,), as ``validation``.
+    """
+    features, labels = validation
+    tried: dict[float, tuple[tuple[float, float], nn.Linear]] = {}
+
+    def worth(power: float) -> tuple[float, float]:
+        if power not in tried:
+            head = fit(*shots, 10**power)
+            tried[power] = scores(predict(head, features)[None], labels)[0], head
+        return tried[power][0]
+
+    best, step = max(COARSE, key=worth), 1.0
+    while step >= FINEST:
+        around = (power for power in (best - step, best + step) if COARSE[0] <= power <= COARSE[-1])
+        best, step = max((best, *around), key=worth), step / 2
+    (accuracy, _), head = tried[best]
+    return 10**best, head, accuracy
+
+
+@TRAINER_REGISTRY.register()
+class LinearProbe(FeatureTrainer):
+    """A linear classifier with bias, classes * (embed_dim + 1) parameters."""
+
+    head_name = "linear_probe"
+    by_steps = False
+
+    @classmethod
+    def extend_cfg(cls, cfg: CfgNode) -> None:
+        cfg.TRAINER.LINEARPROBE = CfgNode()
+        cfg.TRAINER.LINEARPROBE.C = 0.0  # inverse strength of the L2 regularisation; 0: swept on validation images
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        super().check_cfg(cfg)
+        check_at_least(cfg.TRAINER.LINEARPROBE.C, 0, "TRAINER.LINEARPROBE.C")
+
+    def head(self, clip: CLIP) -> nn.Module:
+        if (classes := len(self.dm.dataset.classnames)) < 2:
+            raise UserError(f"the linear probe tells classes apart, but {self.cfg.DATASET.NAME} has {classes}")
+        return nn.Linear(self.text_encoder(clip).embed_dim, classes)
+
+    def run_epoch(self) -> None:
+        shots = self.features_of(self.shots(augmented=False))
+        c = self.cfg.TRAINER.LINEARPROBE.C
+        validation = None if c else self.validation()
+        if validation:
+            c, head, accuracy = sweep(shots, validation)
+            print(f"C {c:.4g}, swept on {len(validation[1]):,} validation images: {accuracy:.2f}% of them")
+        else:
+            c = c or WITHOUT_SWEEP
+            head = fit(*shots, c)
+            print(f"C {c:.4g}, not swept")
+        self.model.load_state_dict(head.state_dict())
+
+    def model_inference(self, input: torch.Tensor) -> torch.Tensor:
+        return predict(self.model, input)
+
+    @torch.no_grad()
+    def linear_head(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return LENGTH * self.model.weight, self.model.bias

@@ -1,0 +1,175 @@
+"""Tip-Adapter: the shots' features are kept, and a test image asks those that it resembles.
+
+Zhang et al., Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification, ECCV 2022, section 3. The cache
+has a key for each training image, its feature, and a value, its label (3.1). Its answer is added to zero-shot CLIP's:
+``scale * f W^T + alpha * exp(-beta (1 - f K^T)) V``. Tip-Adapter trains nothing; Tip-Adapter-F
+trains the keys (3.2), with alpha and beta at their initial values. Both then search alpha and beta (4.1) on validation
+images, never on test images; without validation images they stay at their initial values.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from yacs.config import CfgNode
+
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import check_at_least
+from vlm.openai import CLIP
+from vlm.similarity import logits, normalize
+from vlm.zeroshot import check_template, describe_classes
+
+from .feature_trainer import FeatureTrainer, scores
+
+# What is searched, as in the authors' settings for ImageNet.
+ALPHAS = torch.linspace(0.1, 3, 20).tolist()
+BETAS = torch.linspace(0.1, 7, 200).tolist()
+EPSILON = 1e-4  # AdamW's, which the authors raise from 1e-8; OPTIM has no key for it
+
+
+def cache_logits(features: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, beta: float) -> torch.Tensor:
+    """The cache's answer (images, classes), without alpha.
+
+    Args:
+        features: (images, dim), of length 1.
+        keys: (shots, dim), of length 1 unless they were trained.
+        values: (shots, classes), one-hot.
+    """
+    return torch.exp(-beta * (1 - features @ keys.t())) @ values
+
+
+@torch.no_grad()
+def search(
+    zero_shot: torch.Tensor,
+    cached: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    labels: torch.Tensor,
+    start: tuple[float, float],
+) -> tuple[float, float, float]:
+    """The alpha and the beta that do best on validation images, and their accuracy (%).
+
+    Args:
+        zero_shot: logits (images, classes) of zero-shot CLIP.
+        cached: features, keys and values, as for :func:`cache_logits`.
+        labels: (images,).
+        start: alpha and beta that others must beat.
+    """
+    found = []
+    for beta in [start[1], *BETAS]:
+        alphas = torch.tensor(ALPHAS if found else start[:1]).to(zero_shot)
+        worth = scores(zero_shot + alphas[:, None, None] * cache_logits(*cached, beta), labels)
+        found += zip(worth, alphas.tolist(), [beta] * len(alphas), strict=True)
+    (accuracy, _), alpha, beta = max(found, key=lambda candidate: candidate[0])
+    return alpha, beta, accuracy
+
+
+class Cache(nn.Module):
+    """Keys and values of the shots, alpha and beta; ``forward`` gives what is added to the logits."""
+
+    def __init__(self, shots: int, dim: int, classes: int, node: CfgNode, trained: bool):
+        super().__init__()
+        self.keys = nn.Parameter(torch.zeros(shots, dim), requires_grad=trained)
+        self.register_buffer("values", torch.zeros(shots, classes))
+        self.register_buffer("alpha", torch.tensor(float(node.ALPHA)))
+        self.register_buffer("beta", torch.tensor(float(node.BETA)))
+        self.register_load_state_dict_pre_hook(_make_room)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(images, classes) for features (images, dim) of length 1."""
+        return self.alpha * cache_logits(features, self.keys, self.values, self.beta)
+
+
+def _make_room(module: Cache, state_dict: dict, prefix: str, *_) -> None:
+    """A checkpoint may have more or fewer shots than this configuration."""
+    shots = len(state_dict.get(f"{prefix}keys", module.keys))
+    if shots != len(module.keys):
+        module.keys.data = module.keys.new_zeros(shots, module.keys.shape[1])
+        module.values = module.values.new_zeros(shots, module.values.shape[1])
+
+
+@TRAINER_REGISTRY.register()
+class TipAdapter(FeatureTrainer):
+    """Without training."""
+
+    head_name = "tip_adapter"
+    by_steps = False
+
+    @classmethod
+    def extend_cfg(cls, cfg: CfgNode) -> None:
+        cfg.TRAINER.TIPADAPTER = CfgNode()
+        cfg.TRAINER.TIPADAPTER.ALPHA = 1.0  # weight of the cache's answer, before the search
+        cfg.TRAINER.TIPADAPTER.BETA = 5.5  # how much near keys count over far ones, before the search
+        cfg.TRAINER.TIPADAPTER.AUGMENT_EPOCH = 10  # random views of a shot that its key is the mean of
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        super().check_cfg(cfg)
+        check_template(cfg.DATASET.TEMPLATE, "DATASET.TEMPLATE")
+        check_at_least(cfg.TRAINER.TIPADAPTER.AUGMENT_EPOCH, 1, "TRAINER.TIPADAPTER.AUGMENT_EPOCH")
+
+    def head(self, clip: CLIP) -> Cache:
+        data, node = self.dm.dataset, self.cfg.TRAINER.TIPADAPTER
+        text = describe_classes(self.text_encoder(clip), data.classnames, [self.cfg.DATASET.TEMPLATE])
+        self.class_features, self.logit_scale = text.float(), clip.logit_scale
+        shots = len(getattr(data, "train_x", ()))  # none where there is only a checkpoint, which brings its own
+        return Cache(shots, text.shape[1], len(text), node, trained=self.by_steps)
+
+    def before_train(self) -> None:
+        super().before_train()
+        if not self.start_epoch:
+            self.fill_cache()
+
+    @torch.no_grad()
+    def fill_cache(self) -> None:
+        """Keys are the mean features of the shots, brought to length 1; one view where there is nothing random."""
+        loader = self.shots(augmented=True)
+        is_random = getattr(loader.dataset.transform, "is_random", True)
+        views = self.cfg.TRAINER.TIPADAPTER.AUGMENT_EPOCH if is_random else 1
+        features, labels = zip(*(self.features_of(loader) for _ in range(views)), strict=True)
+        self.model.keys.copy_(normalize(torch.stack(features).mean(0)))
+        self.model.values.zero_().scatter_(1, labels[0][:, None], 1)
+        shots, dim = self.model.keys.shape
+        seen = f"{views} views" if views > 1 else "1 view"
+        print(f"Cache: {shots:,} keys of {dim:,} numbers, {seen} each{'' if self.by_steps else '; none is trained'}")
+
+    def run_epoch(self) -> None:
+        self.search_weights()
+
+    def search_weights(self) -> None:
+        """Put the best alpha and beta in place of the initial ones."""
+        cache, node = self.model, self.cfg.TRAINER.TIPADAPTER
+        if validation := self.validation():
+            features, labels = normalize(validation[0]), validation[1]
+            start = float(node.ALPHA), float(node.BETA)
+            found = search(self.zero_shot(features), (features, cache.keys, cache.values), labels, start)
+            cache.alpha.fill_(found[0])
+            cache.beta.fill_(found[1])
+            print(f"Searched on {len(labels):,} validation images: {found[2]:.2f}% of them")
+        print(f"alpha {cache.alpha.item():.4g}, beta {cache.beta.item():.4g}")
+
+    def zero_shot(self, features: torch.Tensor) -> torch.Tensor:
+        return logits(features, self.class_features, self.logit_scale)
+
+    def model_inference(self, input: torch.Tensor) -> torch.Tensor:
+        features = normalize(input.float())
+        return self.zero_shot(features) + self.model(features)
+
+
+@TRAINER_REGISTRY.register()
+class TipAdapterF(TipAdapter):
+    """The keys are trained by cross-entropy; alpha and beta are searched after the last epoch, or after each where the
+    best on validation is kept (TEST.FINAL_MODEL best_val)."""
+
+    by_steps = True
+
+    def build_model(self) -> None:
+        super().build_model()
+        for group in self.optim.param_groups:
+            if "eps" in group:
+                group["eps"] = EPSILON
+
+    def run_epoch(self) -> None:
+        node = self.cfg.TRAINER.TIPADAPTER
+        self.model.alpha.fill_(node.ALPHA)
+        self.model.beta.fill_(node.BETA)
+        super(TipAdapter, self).run_epoch()
+        if self.epoch + 1 == self.max_epoch or self.cfg.TEST.FINAL_MODEL == "best_val":
+            self.search_weights()
