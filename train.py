@@ -127,7 +127,8 @@ def run(cfg, args: argparse.Namespace, command: list[str]) -> None:
     torch.backends.cudnn.deterministic = True  # no other convolutions from one run to the next
     trainer = build_trainer(cfg)
     if args.eval_only:
-        if trainer.get_model_names() and not args.model_dir and not cfg.MODEL.INIT_WEIGHTS:
+        untrained = not args.model_dir and not cfg.MODEL.INIT_WEIGHTS
+        if trainer.get_model_names() and untrained and not trainer.usable_untrained:
             raise UserError(f"--eval-only with {cfg.TRAINER.NAME} needs --model-dir, the folder of a finished run")
         trainer.load_model(args.model_dir, epoch=args.load_epoch)
         trainer.test()

@@ -16,6 +16,7 @@ from vlm.text_encoder import TextEncoder, text_encoder
 class CLIPTrainer(TrainerX):
     """A trainer whose ``build_model`` starts from :meth:`load_clip`."""
 
+    needs_classes = True  # False in a method that learns from captions, too
     frozen_image_encoder = False  # True in a method that never changes it: its batches hold features, not images
 
     def load_clip(self, precision: str) -> CLIP:
@@ -25,6 +26,10 @@ class CLIPTrainer(TrainerX):
             UserError: as :func:`vlm.load.load`; or the INPUT keys do not give pictures of the size this CLIP takes.
         """
         backbone = self.cfg.MODEL.BACKBONE
+        if self.needs_classes and not self.dm.dataset.classnames:
+            raise UserError(
+                f"{self.cfg.TRAINER.NAME} tells classes apart, and the data set {self.cfg.DATASET.NAME} has none"
+            )
         print(f"Loading CLIP (backbone: {backbone.NAME})")
         clip, sha256 = load_shared(backbone.NAME, backbone.WEIGHTS, precision, self.device)
         if self.cfg.INPUT.NO_TRANSFORM:

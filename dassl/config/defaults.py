@@ -93,9 +93,12 @@ def _dataset() -> CN:
     # then selects on test images. False: training images that the few shots leave over.
     node.VAL_IS_TEST = False
     node.VAL_PERCENT = 0.1
-    node.FOLDER = ""  # ImageFolder: the folder below ROOT that holds the images; empty: ROOT itself
+    node.FOLDER = ""  # ImageFolder, Captions: the folder below ROOT that holds the images; empty: ROOT itself
     node.CLASSNAMES = ""  # ImageFolder: a file below FOLDER with lines "<folder> <class name>"; empty: folders' names
-    node.TEST_PERCENT = 0.5  # ImageFolder: the part of each class that is for testing, where folders do not tell
+    node.TEST_PERCENT = 0.5  # ImageFolder, Captions: the part (of each class) for testing, where the data does not tell
+    node.CAPTIONS = "captions.json"  # Captions: a file below FOLDER: JSON, or a table with a header
+    node.CAPTIONS_VAL = ""  # with CAPTIONS_TEST: files of their own for validation and testing
+    node.CAPTIONS_TEST = ""
     node.STL10_FOLD = -1
     node.CIFAR_C_TYPE = ""
     node.CIFAR_C_LEVEL = 1

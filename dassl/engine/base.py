@@ -30,6 +30,7 @@ class TrainerBase:
     """Keeps named models with their optimizers and schedules, and runs ``run_epoch`` from epoch to epoch."""
 
     scaler = None  # a torch GradScaler where a trainer uses mixed precision
+    usable_untrained = False  # True in a method whose model is of use before training: it may be evaluated as it is
     seed: int | None = None  # with one, the random draws of an epoch (dropout, mixing) follow from (seed, epoch)
 
     def __init__(self):

@@ -1,5 +1,5 @@
-"""Learning-rate schedules: the rate is a function of the epoch alone, so a resumed run follows the same curve. And
-Dassl's warm-ups, which stand before a schedule of PyTorch."""
+"""Learning-rate schedules: the rate is a function of the epoch (or step) alone, so a resumed run follows the same
+curve. And Dassl's warm-ups, which stand before a schedule of PyTorch."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ SCHEDULES = ("cosine", "single_step", "multi_step")
 WARMUPS = ("constant", "linear")
 
 
-def build_lr_scheduler(optimizer: torch.optim.Optimizer, optim_cfg: CfgNode) -> LambdaLR:
+def build_lr_scheduler(optimizer: torch.optim.Optimizer, optim_cfg: CfgNode, per_epoch: int = 1) -> LambdaLR:
     """The schedule that OPTIM.LR_SCHEDULER names (cosine, single_step, multi_step), stepped once an epoch, after a
-    warm-up of OPTIM.WARMUP_EPOCH epochs (WARMUP_TYPE constant or linear).
+    warm-up of OPTIM.WARMUP_EPOCH epochs (WARMUP_TYPE constant or linear). With ``per_epoch``, it is stepped that many
+    times an epoch, and follows the curve in between.
 
     Raises:
         UserError: unknown schedule or warm-up, or steps that are no epochs.
@@ -28,11 +29,12 @@ def build_lr_scheduler(optimizer: torch.optim.Optimizer, optim_cfg: CfgNode) -> 
     check_availability(optim_cfg.WARMUP_TYPE, WARMUPS, "OPTIM.WARMUP_TYPE")
     if not (steps := _steps(optim_cfg)) or not all(isinstance(step, int) for step in steps):
         raise UserError(f"OPTIM.STEPSIZE is {optim_cfg.STEPSIZE}; it must be epochs, such as (10,)")
-    return LambdaLR(optimizer, [partial(_rate, optim_cfg, group["lr"]) for group in optimizer.param_groups])
+    return LambdaLR(optimizer, [partial(_rate, optim_cfg, group["lr"], per_epoch) for group in optimizer.param_groups])
 
 
-def _rate(c: CfgNode, base_lr: float, epoch: int) -> float:
-    """The rate of an epoch (counted from 0) as a share of ``base_lr``."""
+def _rate(c: CfgNode, base_lr: float, per_epoch: int, step: int) -> float:
+    """The rate of a step (counted from 0; an epoch has ``per_epoch``) as a share of ``base_lr``."""
+    epoch = step / per_epoch
     decay = _decay(c)
     warmup = max(c.WARMUP_EPOCH, 0)
     if epoch < warmup:
@@ -43,13 +45,13 @@ def _rate(c: CfgNode, base_lr: float, epoch: int) -> float:
     return decay(epoch) / (decay(warmup) or 1.0)
 
 
-def _warmup(c: CfgNode, base_lr: float, epoch: int) -> float:
+def _warmup(c: CfgNode, base_lr: float, epoch: float) -> float:
     if c.WARMUP_TYPE == "constant":
         return c.WARMUP_CONS_LR
     return c.WARMUP_MIN_LR if epoch == 0 else base_lr * epoch / c.WARMUP_EPOCH
 
 
-def _decay(c: CfgNode) -> Callable[[int], float]:
+def _decay(c: CfgNode) -> Callable[[float], float]:
     """The schedule without its warm-up: epoch -> share of the base rate."""
     if c.LR_SCHEDULER == "cosine":
         return lambda epoch: (1 + math.cos(math.pi * epoch / c.MAX_EPOCH)) / 2

@@ -7,7 +7,6 @@ python -m vlm.tiny.pretrain --out /tmp/mine.safetensors --seed 1 --renders 12000
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from torchvision.transforms.functional import normalize as normalize_colours
 from tqdm import tqdm
 
 from vlm import openai
+from vlm.contrastive import MAX_LOGIT_SCALE, contrastive_loss
 from vlm.prompts import tokenize
 from vlm.similarity import normalize
 from vlm.tiny.render import SIZE, dataset
@@ -38,26 +38,11 @@ ARCHITECTURE = {
 BATCH = 256
 MAX_LR = 4e-3  # of a one-cycle schedule
 WEIGHT_DECAY = 0.05  # matrices only, as in CLIP
-MAX_LOGIT_SCALE = math.log(100)  # as in CLIP
-# CLIP's colour statistics: configs/trainers/CoOp/tiny.yaml holds the same.
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 def to_input(images: torch.Tensor) -> torch.Tensor:
     """Grey uint8 (n, SIZE, SIZE) -> normalised colour (n, 3, SIZE, SIZE)."""
-    return normalize_colours(images[:, None].expand(-1, 3, -1, -1) / 255, MEAN, STD)
-
-
-def contrastive_loss(logits: torch.Tensor, caption_ids: torch.Tensor) -> torch.Tensor:
-    """CLIP's symmetric cross-entropy (Radford et al. 2021, figure 3) with equal captions as positives of each other.
-
-    Args:
-        logits: (n, n), image against caption.
-        caption_ids: (n,), equal where captions are.
-    """
-    positive = (caption_ids[:, None] == caption_ids).float()
-    target = positive / positive.sum(1, keepdim=True)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
+    return normalize_colours(images[:, None].expand(-1, 3, -1, -1) / 255, openai.MEAN, openai.STD)
 
 
 def optimizer_of(model: nn.Module, frozen: nn.Parameter) -> torch.optim.Optimizer:

@@ -1,0 +1,182 @@
+"""Images with captions, as they are published: lists in JSON, Karpathy's JSON, tables (CSV)."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from yacs.config import CfgNode
+
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
+from dassl.utils import UserError, derive_seed, read_json
+
+IMAGE, CAPTION = ("image", "filepath", "filename"), ("caption", "title", "text")  # the names that keys and columns have
+SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
+
+
+class CaptionedImage(Datum):
+    """An image and what is said of it. ``label`` is its number in the data set, ``name`` its path below the folder."""
+
+    def __init__(self, impath: str, label: int, captions: tuple[str, ...], name: str):
+        super().__init__(impath, label)
+        self.captions, self.name = captions, name
+
+
+@DATASET_REGISTRY.register()
+class Captions(DatasetBase):
+    """The images in DATASET.FOLDER that the file DATASET.CAPTIONS describes.
+
+    * JSON, a list of ``{"image": "a\\\\b.jpg", "caption": "…" or ["…", …]}``, slashes of either kind;
+    * JSON, ``{"images": [{"filename", "filepath", "split", "sentences": [{"raw"}]}]}`` (Karpathy's);
+    * any other file: a table with a header, tabs or commas between its columns ``image`` and ``caption``.
+
+    An image may be there several times. Where there is a ``split`` (train, restval, val or test), it holds; with
+    CAPTIONS_TEST (and CAPTIONS_VAL) each file is a split; else TEST_PERCENT of the images are for testing, by their
+    names alone, so the same ones in every run. Validation images alone are the test set. ``captions`` are those of each
+    image, by its label. There are no classes.
+
+    Raises:
+        UserError: something is wrong with a file or a row; the message names it.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        node = cfg.DATASET
+        if node.NUM_SHOTS >= 1 or node.SUBSAMPLE_CLASSES != "all":
+            raise UserError("DATASET.NUM_SHOTS and SUBSAMPLE_CLASSES are about classes; Captions has none")
+        root = Path(node.ROOT).expanduser() / Path(node.FOLDER).expanduser()
+        files = {"train": node.CAPTIONS, "val": node.CAPTIONS_VAL, "test": node.CAPTIONS_TEST}
+        if node.CAPTIONS_VAL and not node.CAPTIONS_TEST:
+            raise UserError("DATASET.CAPTIONS_VAL goes with CAPTIONS_TEST: without, one file holds all splits")
+        images: dict[str, _Image] = {}
+        for split, file in files.items():
+            if file:
+                _collect(images, root / Path(file).expanduser(), root, split if node.CAPTIONS_TEST else None)
+        splits = _split(images, node.TEST_PERCENT, root / node.CAPTIONS)
+        numbered = iter(range(len(images)))
+        items = {
+            split: [
+                CaptionedImage(str(root / name), next(numbered), tuple(images[name].captions), name) for name in names
+            ]
+            for split, names in splits.items()
+        }
+        self.captions = [item.captions for split in items.values() for item in split]
+        super().__init__(train_x=items["train"], val=items["val"], test=items["test"])
+
+    @staticmethod
+    def get_num_classes(data_source: list[Datum]) -> int:
+        return 0
+
+    @staticmethod
+    def get_lab2cname(data_source: list[Datum]) -> tuple[dict[int, str], list[str]]:
+        return {}, []
+
+
+@dataclass
+class _Image:
+    split: str | None
+    captions: list[str] = field(default_factory=list)
+
+
+def _collect(images: dict[str, _Image], file: Path, root: Path, split: str | None) -> None:
+    """Add the rows of a file to ``images``, by their names, which are paths below ``root`` with forward slashes.
+
+    Args:
+        split: to which all rows belong; None: the rows tell, or nobody does.
+    """
+    for number, row in _rows(file):
+        where = f"{file}, row {number}"
+        name = _name(_value(row, IMAGE, where), root, where)
+        captions = _value(row, CAPTION, where)
+        captions = captions if isinstance(captions, list) else [captions]
+        if not captions or not all(isinstance(text, str) and text.strip() for text in captions):
+            raise UserError(f"{where}: a caption of {name} is empty, or no text")
+        own = split or row.get("split")
+        if own is not None and own not in SPLITS:
+            raise UserError(f'{where}: the split "{own}" is none of {", ".join(SPLITS)}')
+        own = own and SPLITS[own]
+        if name not in images:
+            if not (root / name).is_file():
+                raise UserError(f"{where}: there is no picture {root / name}")
+            images[name] = _Image(own)
+        elif images[name].split != own:
+            raise UserError(f"{where}: {name} is in two splits, {images[name].split} and {own}")
+        images[name].captions += captions
+
+
+def _rows(file: Path) -> Iterator[tuple[int, dict]]:
+    """The rows of a file with their numbers: places in a list, counted from 1, or lines of a table."""
+    if file.suffix.lower() != ".json":
+        yield from _table(file)
+        return
+    content = read_json(file)
+    karpathy = isinstance(content, dict) and isinstance(content.get("images"), list)
+    rows = content["images"] if karpathy else content
+    if not isinstance(rows, list):
+        raise UserError(f'{file} is neither a list of images with captions nor an object with the key "images"')
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise UserError(f"{file}, row {number}: it is not an object with keys image and caption")
+        yield number, _from_karpathy(row) if karpathy else row
+
+
+def _table(file: Path) -> Iterator[tuple[int, dict]]:
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            delimiter = "\t" if "\t" in lines.readline() else ","
+            lines.seek(0)
+            reader = csv.DictReader(lines, delimiter=delimiter)
+            for row in reader:
+                yield reader.line_num, row
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}. DATASET.CAPTIONS names it, below FOLDER") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file} is not a table in UTF-8: {error}") from error
+
+
+def _from_karpathy(row: dict) -> dict:
+    sentences = row.get("sentences") or []
+    raw = [sentence.get("raw") if isinstance(sentence, dict) else sentence for sentence in sentences]
+    name = row.get("filename")
+    if name and row.get("filepath"):
+        name = f"{row['filepath']}/{name}"
+    return {"image": name, "caption": raw, "split": row.get("split")}
+
+
+def _value(row: dict, keys: tuple[str, ...], where: str) -> object:
+    for key in keys:
+        if row.get(key) is not None:
+            return row[key]
+    raise UserError(f"{where}: there is no {' or '.join(keys)}; it has {', '.join(map(str, row)) or 'nothing'}")
+
+
+def _name(path: object, root: Path, where: str) -> str:
+    """The path below ``root``, with forward slashes."""
+    whole = os.path.normpath(root / str(path).replace("\\", "/"))
+    name = os.path.relpath(whole, root)
+    if name.split(os.sep)[0] in (os.pardir, os.curdir):
+        raise UserError(f"{where}: the picture {path} is not in the folder {root}")
+    return name.replace(os.sep, "/")
+
+
+def _split(images: dict[str, _Image], test_percent: float, file: Path) -> dict[str, list[str]]:
+    """The names of each split's images, in their order in the files."""
+    told = {image.split for image in images.values()}
+    if told == {None}:
+        if not 0 < test_percent < 1:
+            raise UserError(f"DATASET.TEST_PERCENT is {test_percent}; it must be between 0 and 1")
+        count = min(max(round(len(images) * test_percent), 1), len(images) - 1)
+        for name in sorted(images, key=derive_seed)[:count]:
+            images[name].split = "test"
+    elif None in told:
+        lacking = next(name for name, image in images.items() if image.split is None)
+        raise UserError(f"{file}: {lacking} has no split, but others have")
+    splits = {split: [n for n, i in images.items() if (i.split or "train") == split] for split in SPLITS.values()}
+    if splits["val"] and not splits["test"]:
+        splits["val"], splits["test"] = [], splits["val"]
+    for split in ("train", "test"):
+        if not splits[split]:
+            raise UserError(f"{file}: no picture is for {split}; there are {len(images)} pictures")
+    return splits

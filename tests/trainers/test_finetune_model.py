@@ -1,0 +1,127 @@
+"""CLIPFineTune's model and steps: what learns, how, and from which weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from trainers.finetune import FineTunedCLIP, choose_parts, forget
+from vlm import openai
+from vlm.load import load
+from vlm.tiny.pretrain import ARCHITECTURE
+
+PROJECTIONS = ("TRAINER.FINETUNE.PARTS", '["projections"]')
+SHORT = ("OPTIM.MAX_EPOCH", 2, "DATALOADER.TRAIN_X.BATCH_SIZE", 32)
+
+
+def test_where_only_the_text_tower_learns_the_batches_hold_features(trainer_of):
+    trainer = trainer_of("TRAINER.FINETUNE.PARTS", '["text"]', *SHORT)
+    trainer.model.clip.visual = None  # nobody asks for it
+    assert next(iter(trainer.train_loader_x))["img"].ndim == 2
+    assert step(trainer)["loss"] > 0
+    assert trainer.test() < 10
+    assert not any(name.startswith("clip.visual") for name in trainer.model.state_dict())
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_batch_normalisation_goes_by_its_means_or_learns(trainer_of, freeze):
+    trainer = trainer_of("TRAINER.FINETUNE.FREEZE_BN", freeze, *SHORT)
+    norm = trainer.model.clip.visual.bn1
+    before = norm.running_mean.clone()
+    step(trainer)
+    assert torch.equal(norm.running_mean, before) == freeze
+    assert ("clip.visual.bn1.running_mean" in trainer.model.state_dict()) != freeze
+    assert norm.weight.grad.abs().max() > 0
+
+
+def step(trainer) -> dict[str, float]:
+    trainer.set_model_mode("train")
+    return trainer.forward_backward(next(iter(trainer.train_loader_x)))
+
+
+def test_matrices_decay_and_nothing_else_does(trainer_of):
+    trainer = trainer_of("OPTIM.WEIGHT_DECAY", 0.2)
+    decayed, others = trainer._optims["clip"].param_groups
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.2, 0.0)
+    assert all(p.ndim > 1 for p in decayed["params"])
+    assert any(p is trainer.model.clip.logit_scale for p in others["params"])
+    assert len(decayed["params"]) + len(others["params"]) == len(list(trainer.model.parameters()))
+
+
+def test_the_logit_scale_is_clamped(trainer_of):
+    trainer = trainer_of(*PROJECTIONS, *SHORT)
+    trainer.model.clip.logit_scale.data.fill_(5.0)  # exp(5) is 148
+    step(trainer)
+    assert trainer.model.clip.logit_scale.exp().item() == pytest.approx(100)
+
+
+def test_bfloat16_is_of_the_computation_alone(trainer_of):
+    full, half = trainer_of(*SHORT), trainer_of("TRAINER.FINETUNE.PREC", "bf16", *SHORT)
+    losses = [step(trainer)["loss"] for trainer in (full, half)]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert all(p.dtype == torch.float32 for p in half.model.parameters())
+
+
+def test_captions_are_drawn_by_seed_epoch_and_image(trainer_of):
+    trainer, other = trainer_of(), trainer_of("SEED", 2)
+    drawn = [[trainer.caption(index) for index in range(64)] for trainer.epoch in range(4)]
+    trainer.epoch = 0
+    assert [trainer.caption(index) for index in reversed(range(64))] == drawn[0][::-1]
+    assert drawn[0] != drawn[1]
+    assert [other.caption(index) for index in range(64)] != drawn[0]
+    for index, said in enumerate(zip(*drawn, strict=True)):
+        assert set(said) <= set(trainer.dm.dataset.train_x[index].captions)
+    assert len({text.split()[0] for text in drawn[0]}) > 3  # of all wordings
+
+
+# ---- from random weights ----
+
+
+def test_random_weights_are_drawn_as_the_constructor_draws_them(trainer_of):
+    torch.manual_seed(0)
+    fresh = openai.CLIP(**ARCHITECTURE).state_dict()
+    clip = trainer_of(config="tiny_pretrain").model.clip
+    pretrained = load("tiny")[0].state_dict()
+    for name, value in clip.state_dict().items():
+        if value.is_floating_point() and value.numel() > 500:
+            assert value.std().item() == pytest.approx(fresh[name].std().item(), rel=0.25, abs=1e-6), name
+            if fresh[name].std() > 0:
+                assert not torch.equal(value, pretrained[name]), name
+        elif value.numel() < 500:
+            assert torch.isfinite(value.float()).all()
+    assert clip.logit_scale.item() == pytest.approx(fresh["logit_scale"].item())
+
+
+def test_random_weights_of_a_vision_transformer():
+    torch.manual_seed(0)
+    clip = openai.CLIP(16, 32, 2, 64, 16, 77, 1000, 64, 1, 2)
+    for parameter in clip.parameters():
+        parameter.data.fill_(7)
+    forget(clip)
+    assert all((parameter != 7).all() for parameter in clip.parameters())
+
+
+# ---- parts ----
+
+
+@pytest.mark.parametrize(
+    ("parts", "learn", "still"),
+    [
+        (("image",), "visual.proj", "text_projection"),
+        (("text",), "token_embedding.weight", "visual.proj"),
+        (("projections",), "visual.proj", "visual.conv1.weight"),
+        (("projections", "image"), "text_projection", "transformer.resblocks.0.mlp.c_fc.weight"),
+        (("lora", "projections"), "text_projection", "visual.conv1.weight"),
+    ],
+)
+def test_parts(parts, learn, still):
+    clip = openai.CLIP(16, 32, 2, 64, 16, 77, 1000, 64, 1, 2).requires_grad_(False)
+    choose_parts(clip, parts, 2, 4.0)
+    learning = {name: parameter.requires_grad for name, parameter in clip.named_parameters()}
+    assert learning[learn]
+    assert not learning[still]
+    assert learning["logit_scale"]
+    assert any(name.endswith(".up") for name in learning) == ("lora" in parts)
+    model = FineTunedCLIP(clip, batch_norm=False)
+    assert set(model.state_dict()) == {f"clip.{name}" for name, learns in learning.items() if learns}

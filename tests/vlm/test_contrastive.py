@@ -1,0 +1,111 @@
+"""CLIP's loss, through our encoders, is CLIP's; and chunks of a batch give the gradients of the whole."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from vlm import openai
+from vlm.contrastive import contrastive_loss, in_chunks
+from vlm.similarity import logits, normalize
+from vlm.text_encoder import TextEncoder
+
+TEXTS = ["a cat", "two dogs on the grass", "a red envelope", "rain", "the number four", "a cup of tea", "snow", "a map"]
+COUNT = len(TEXTS)
+
+
+@pytest.fixture
+def clip():
+    """A random CLIP with a small vision transformer, all of which learns."""
+    torch.manual_seed(0)
+    model = openai.CLIP(16, 32, 2, 64, 16, 77, 49408, 64, 1, 2).eval()
+    for block in model.transformer.resblocks:  # as a trained one: biases are not zero
+        nn.init.normal_(block.attn.in_proj_bias, std=0.1)
+        nn.init.normal_(block.mlp.c_fc.bias, std=0.1)
+    return model
+
+
+@pytest.fixture
+def images():
+    return torch.randn(COUNT, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def gradients(model, loss) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def loss_of(clip, images, chunk=0):
+    encoder = TextEncoder(clip)
+    image_features = normalize(in_chunks(clip.encode_image, images, chunk))
+    text_features = normalize(in_chunks(encoder.encode, encoder.tokenize(TEXTS), chunk))
+    return contrastive_loss(logits(image_features, text_features, clip.logit_scale), torch.arange(COUNT))
+
+
+def assert_close(one, other, tolerance=1e-5):
+    assert one.keys() == other.keys()
+    for name in one:
+        scale = other[name].abs().max()
+        assert scale > 0, name
+        assert (one[name] - other[name]).abs().max() <= tolerance * scale, name
+
+
+def test_the_gradients_of_all_weights_are_those_of_clips_own_forward(clip, images):
+    per_image, per_text = clip(images, openai.tokenize(TEXTS))
+    target = torch.arange(COUNT)
+    plain = (F.cross_entropy(per_image, target) + F.cross_entropy(per_text, target)) / 2
+    ours = loss_of(clip, images)
+    torch.testing.assert_close(ours, plain)
+    plain = gradients(clip, plain)
+    assert_close(gradients(clip, ours), plain)
+    assert {"token_embedding.weight", "positional_embedding", "text_projection", "logit_scale"} < plain.keys()
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8])
+def test_chunks_give_the_gradients_of_the_whole_batch(clip, images, chunk):
+    whole = loss_of(clip, images)
+    chunked = loss_of(clip, images, chunk)
+    torch.testing.assert_close(chunked, whole)
+    assert_close(gradients(clip, chunked), gradients(clip, whole))
+
+
+def test_the_second_pass_draws_what_the_first_drew():
+    encode = nn.Sequential(nn.Linear(4, 64), nn.Dropout(0.5), nn.Linear(64, 4))
+    inputs = torch.randn(8, 4)
+
+    def gradients_of(features):
+        return gradients(encode, logits(normalize(features), normalize(inputs), torch.tensor(1.0)).logsumexp(1).sum())
+
+    torch.manual_seed(3)
+    kept = gradients_of(torch.cat([encode(part) for part in inputs.split(3)]))
+    torch.manual_seed(3)
+    assert_close(gradients_of(in_chunks(encode, inputs, 3)), kept, 1e-6)
+
+
+def test_nothing_but_the_features_waits_for_the_backward_pass():
+    seen, kept = [], []
+    layer = nn.Linear(64, 64)
+
+    def encode(part):
+        seen.append(len(part))
+        return layer(layer(layer(part).relu()).relu())
+
+    def keep(tensor):
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        features = in_chunks(encode, inputs := torch.randn(8, 64), 3)
+    assert seen == [3, 3, 2]
+    assert sum(tensor.numel() for tensor in kept) <= inputs.numel()
+    features.sum().backward()
+    assert sorted(seen) == [2, 2, 3, 3, 3, 3]
+
+
+def test_without_equal_captions_it_is_the_mean_of_two_cross_entropies():
+    scores = torch.randn(5, 5)
+    target = torch.arange(5)
+    expected = (F.cross_entropy(scores, target) + F.cross_entropy(scores.t(), target)) / 2
+    torch.testing.assert_close(contrastive_loss(scores, target), expected)
+    assert contrastive_loss(scores, torch.tensor([0, 0, 1, 2, 3])) != expected

@@ -1,0 +1,81 @@
+"""Low-rank updates: nothing at the start, and then what whoever reads the weights finds."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from dassl.utils import UserError
+from tools.random_weights import ARCHITECTURES
+from vlm import openai
+from vlm.load import load
+from vlm.lora import add_lora
+from vlm.text_encoder import TextEncoder
+
+TEXTS = ["a cat", "two dogs on the grass", "rain"]
+
+
+def small_vit():
+    torch.manual_seed(0)
+    return openai.CLIP(16, 32, 2, 64, 16, 77, 49408, 64, 1, 2).eval().requires_grad_(False)
+
+
+@pytest.fixture(params=["tiny", "vit"])
+def clip(request):
+    return copy.deepcopy(load("tiny")[0]) if request.param == "tiny" else small_vit()
+
+
+def features(clip):
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    encoder = TextEncoder(clip)
+    return clip.encode_image(images), encoder.encode(encoder.tokenize(TEXTS))
+
+
+def test_at_the_start_nothing_changes(clip):
+    before = features(clip)
+    assert add_lora(clip, 4, 8.0)
+    for one, other in zip(before, features(clip), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_both_towers_learn_through_the_updates_alone(clip):
+    before = features(clip)
+    added = add_lora(clip, 4, 8.0)
+    assert {id(p) for p in clip.parameters() if p.requires_grad} == {id(p) for p in added}
+    for parameter in added:
+        nn.init.normal_(parameter, std=0.1)
+    after = features(clip)
+    for one, other in zip(before, after, strict=True):
+        assert (one - other).abs().max() > 1e-3
+    sum(part.square().sum() for part in after).backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in added)
+    with torch.no_grad():  # the plain encoder reads the same weights
+        plain = clip.encode_text(openai.tokenize(TEXTS))
+    torch.testing.assert_close(after[1].detach(), plain, rtol=1e-4, atol=1e-5)
+
+
+def test_queries_and_values_are_updated_and_keys_are_not():
+    clip = small_vit()
+    attention = clip.visual.transformer.resblocks[1].attn
+    before = attention.in_proj_weight.clone()
+    for parameter in add_lora(clip, 2, 1.0):
+        nn.init.normal_(parameter)
+    changed = (attention.in_proj_weight - before).chunk(3)
+    assert [bool(part.any()) for part in changed] == [True, False, True]
+    assert [int(torch.linalg.matrix_rank(changed[at], atol=1e-3)) for at in (0, 2)] == [2, 2]
+    update = attention.parametrizations.in_proj_weight[0]
+    torch.testing.assert_close(changed[0], update.up[0] @ update.down[0] / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_a_checkpoint_for_vit_b32_is_small():
+    with torch.device("meta"):
+        clip = openai.CLIP(*ARCHITECTURES["ViT-B/32"])
+    count = sum(p.numel() for p in add_lora(clip, 4, 8.0))
+    assert count == 2 * 12 * (2 * 4 * 768 + 2 * 4 * 512)  # queries and values; down and up; both towers
+    assert 3 * 4 * count < 5_000_000  # fp32, with AdamW's two moments
+
+
+def test_a_model_without_attention_is_refused():
+    with pytest.raises(UserError, match="attention"):
+        add_lora(nn.Linear(3, 3), 4, 8.0)
