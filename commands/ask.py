@@ -10,8 +10,8 @@ import argparse
 from dassl.utils import check_at_least, read_image
 
 from .blip import generate, kinds, reads_at_most
-from .images import check_words, find_images
-from .neighbours import add_model_argument, check_texts, load, read_each, table
+from .images import check_words, find_images, read_each
+from .neighbours import add_model_argument, check_texts, load, table
 from .output import write_result
 
 MODEL = "Salesforce/blip-vqa-base"

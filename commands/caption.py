@@ -10,8 +10,8 @@ import argparse
 from dassl.utils import check_at_least, read_image
 
 from .blip import generate, kinds, reads_at_most
-from .images import find_images
-from .neighbours import add_model_argument, check_texts, load, read_each
+from .images import find_images, read_each
+from .neighbours import add_model_argument, check_texts, load
 from .output import write_result
 
 MODEL = "Salesforce/blip-image-captioning-base"

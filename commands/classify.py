@@ -11,7 +11,7 @@ from pathlib import Path
 from dassl.utils import UserError, check_at_least
 
 from . import video
-from .images import check_words, find_images, read_ahead
+from .images import check_words, find_images, read_ahead, succeeded
 from .output import write_result
 from .sheet import PICTURES, thumbnail, write_sheet
 
@@ -53,36 +53,22 @@ def run(args: argparse.Namespace, name: str) -> None:
     paths = find_images(args.images)
     if args.show:
         _check_sheet(args.show, paths)
-    from tqdm import tqdm
-
     classifier = _classifier(args)
     rows = Rows(paths, classifier.classnames, args.top_k)
     if len(paths) > 1 and not args.json:
         print(rows.head)
-    sheet, failed = [], 0
-    # Where the results themselves show the progress, there is no bar.
-    hidden = True if sys.stdout.isatty() or len(paths) == 1 else None
-    for path, result, picture in tqdm(
-        _classified(classifier, paths, args.batch_size, bool(args.show)),
-        total=len(paths),
-        disable=hidden,
-        leave=False,
-        unit="image",
-    ):
-        if isinstance(result, UserError):
-            if len(paths) == 1:
-                raise result
-            tqdm.write(f"error: {result}", file=sys.stderr)
-            failed += 1
-            continue
-        predictions = rows.best(result.tolist())
-        write_result({"image": path, "predictions": predictions}, rows.text(path, predictions), args.json)
-        if picture and len(sheet) < PICTURES:
-            sheet.append((path, picture, predictions))
-    if args.show:
-        _write_sheet(args.show, sheet, len(paths) - failed)
-    if failed:
-        raise UserError(f"{failed:,} of {len(paths):,} images could not be read; they are named above")
+    sheet, done = [], 0
+    try:
+        results = _classified(classifier, paths, args.batch_size, bool(args.show))
+        for path, (probabilities, picture) in succeeded(results, len(paths)):
+            predictions = rows.best(probabilities.tolist())
+            write_result({"image": path, "predictions": predictions}, rows.text(path, predictions), args.json)
+            done += 1
+            if picture and len(sheet) < PICTURES:
+                sheet.append((path, picture, predictions))
+    finally:  # of those that were done, if it was stopped
+        if sheet:
+            _write_sheet(args.show, sheet, done)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -129,8 +115,7 @@ def _classifier(args: argparse.Namespace):
 
 
 def _classified(classifier, paths: list[str], batch_size: int, show: bool) -> Iterator[tuple]:
-    """(path, probabilities (classes,), thumbnail or None) of each image in order; (path, its error, None) of one that
-    cannot be read."""
+    """Of each image in order its path, and its probabilities (classes,) with a thumbnail or None, or its error."""
     import torch
 
     from dassl.utils import read_image
@@ -145,10 +130,7 @@ def _classified(classifier, paths: list[str], batch_size: int, show: bool) -> It
         read_well = [result[0] for _, result in block if not isinstance(result, UserError)]
         probabilities = iter(classifier.probabilities(torch.stack(read_well)) if read_well else ())
         for path, result in block:
-            if isinstance(result, UserError):
-                yield path, result, None
-            else:
-                yield path, next(probabilities), result[1]
+            yield path, result if isinstance(result, UserError) else (next(probabilities), result[1])
 
 
 class Rows:
@@ -180,8 +162,6 @@ class Rows:
 
 
 def _write_sheet(path: str, sheet: list, images: int) -> None:
-    if not sheet:
-        raise UserError(f"there is no picture for {path}: none of the images could be read")
     write_sheet(path, sheet)
     which = "" if len(sheet) == images else f", the first of {images:,}"
     print(f"{path} written: {len(sheet):,} pictures{which}", file=sys.stderr)

@@ -66,25 +66,54 @@ def check_words(words: Sequence[str], option: str, images: Sequence[str]) -> Non
             )
 
 
+def read_each(paths: Sequence[str], read: Callable[[str], T], what: str = "image") -> Iterator[tuple[str, T]]:
+    """Each path with what ``read`` makes of it, one at a time (see :func:`succeeded`)."""
+    return succeeded(((path, _attempt(read, path)) for path in paths), len(paths), what)
+
+
+def succeeded(results: Iterable[tuple[str, T | UserError]], count: int, what: str = "image") -> Iterator[tuple[str, T]]:
+    """The ``count`` results, with a progress bar for several, less those that are errors.
+
+    Raises:
+        UserError: there were errors: each is printed when its turn comes, and this one comes when all others are done.
+    """
+    from tqdm import tqdm
+
+    failed = 0
+    # Where the results themselves show the progress, there is no bar.
+    hidden = True if sys.stdout.isatty() or count == 1 else None
+    for path, result in tqdm(results, total=count, disable=hidden, leave=False, unit=what):
+        if not isinstance(result, UserError):
+            yield path, result
+        elif count == 1:
+            raise result
+        else:
+            tqdm.write(f"error: {result}", file=sys.stderr)
+            failed += 1
+    if failed:
+        raise UserError(f"{failed:,} of {count:,} {what}s could not be read; they are named above")
+
+
+def _attempt(read: Callable[[str], T], path: str) -> T | UserError:
+    try:
+        return read(path)
+    except UserError as error:
+        return error
+
+
 def read_ahead(paths: Iterable[str], read: Callable[[str], T]) -> Iterator[tuple[str, T | UserError]]:
     """Each path, in order, with what ``read`` makes of it, or with its :class:`UserError`; read a few ahead, by
     threads. So any number of images takes the memory of a few."""
     from concurrent.futures import ThreadPoolExecutor
 
-    def attempt(path: str) -> T | UserError:
-        try:
-            return read(path)
-        except UserError as error:
-            return error
-
     paths = iter(paths)
     with ThreadPoolExecutor(THREADS) as pool:
-        waiting = [(path, pool.submit(attempt, path)) for path in islice(paths, AHEAD)]
+        waiting = [(path, pool.submit(_attempt, read, path)) for path in islice(paths, AHEAD)]
         try:
             while waiting:
                 path, future = waiting.pop(0)
                 result = future.result()
-                waiting += [(path, pool.submit(attempt, path)) for path in islice(paths, 1)]
+                waiting += [(path, pool.submit(_attempt, read, path)) for path in islice(paths, 1)]
                 yield path, result
         finally:  # Ctrl-C, or nobody asks for more
             pool.shutdown(cancel_futures=True)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from dassl.utils import read_image
 
 from .blip import kinds, prepare, reads_at_most
-from .images import check_words, find_images
-from .neighbours import add_model_argument, check_texts, in_parts, load, read_each, table
+from .images import check_words, find_images, read_each
+from .neighbours import add_model_argument, check_texts, in_parts, load, table
 from .output import write_result
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pickle import UnpicklingError
 from typing import TypeVar
 
@@ -84,31 +84,6 @@ def _with_all_weights(model_class: type, name: str, user: str):
             f"parameters of a {model_class.__name__} ({missing[0]}, …)"
         )
     return model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def read_each(paths: Sequence[str], read: Callable[[str], T], what: str = "image") -> Iterator[tuple[str, T]]:
-    """Each path with what ``read`` makes of it, one at a time, and a progress bar for several.
-
-    Raises:
-        UserError: some cannot be read: each is named when its turn comes, and the error comes when all others are done.
-    """
-    from tqdm import tqdm
-
-    failed = 0
-    # Where the results themselves show the progress, there is no bar.
-    hidden = True if sys.stdout.isatty() or len(paths) == 1 else None
-    for path in tqdm(paths, disable=hidden, leave=False, unit=what):
-        try:
-            result = read(path)
-        except UserError as error:
-            if len(paths) == 1:
-                raise
-            tqdm.write(f"error: {error}", file=sys.stderr)
-            failed += 1
-        else:
-            yield path, result
-    if failed:
-        raise UserError(f"{failed:,} of {len(paths):,} {what}s could not be read; they are named above")
 
 
 def in_parts(texts: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from dassl.utils import UserError, atomic_write, read_image
 
-from .images import check_words, find_images
-from .neighbours import add_model_argument, check_texts, in_parts, load, read_each, table
+from .images import check_words, find_images, read_each
+from .neighbours import add_model_argument, check_texts, in_parts, load, table
 from .output import write_result
 from .sheet import FONTS
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from dassl.utils import UserError, read_image, reason_of
 
-from .images import is_image
-from .neighbours import check_texts, load, read_each
+from .images import is_image, read_each
+from .neighbours import check_texts, load
 from .output import write_result
 
 if TYPE_CHECKING:
