@@ -12,12 +12,11 @@ from dassl.utils import UserError, check_at_least
 
 from . import video
 from .images import check_words, find_images, read_ahead, succeeded
-from .output import write_result
+from .output import Rows, write_result
 from .sheet import PICTURES, thumbnail, write_sheet
 
 TEMPLATE = "a photo of a {}."  # of CLIP's paper, section 3.1.4
 BACKBONE = "ViT-B/32"
-PATH_WIDTH, NAME_WIDTH = 60, 30  # longest that rows are aligned for
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -131,34 +130,6 @@ def _classified(classifier, paths: list[str], batch_size: int, show: bool) -> It
         probabilities = iter(classifier.probabilities(torch.stack(read_well)) if read_well else ())
         for path, result in block:
             yield path, result if isinstance(result, UserError) else (next(probabilities), result[1])
-
-
-class Rows:
-    """The results for people: a table of its classes for the only image, a row each for several."""
-
-    def __init__(self, paths: list[str], classnames: list[str], top_k: int):
-        self.classnames, self.top_k, self.alone = classnames, top_k, len(paths) == 1
-        # The rows are aligned, though they are written as they come.
-        self.path_width = max(min(max(map(len, paths)), PATH_WIDTH), len("image"))
-        self.name_width = max(min(max(map(len, classnames)), NAME_WIDTH), len("class"))
-        self.head = self._row("image", "probability", "class", "then" if min(top_k, len(classnames)) > 1 else "")
-
-    def best(self, probabilities: list[float]) -> list[dict]:
-        """The most probable classes of an image, sorted."""
-        ranked = sorted(zip(self.classnames, probabilities, strict=True), key=lambda pair: -pair[1])
-        return [{"class": name, "probability": share} for name, share in ranked[: self.top_k]]
-
-    def text(self, path: str, predictions: list[dict]) -> str:
-        shares = [(entry["class"], f"{entry['probability']:.2%}") for entry in predictions]
-        if self.alone:
-            from tabulate import tabulate
-
-            return tabulate(shares, ["class", "probability"], disable_numparse=True, colalign=["left", "right"])
-        (first, probability), *others = shares
-        return self._row(path, probability, first, ", ".join(f"{name} {share}" for name, share in others))
-
-    def _row(self, image: str, probability: str, name: str, others: str) -> str:
-        return f"{image:{self.path_width}}  {probability:>11}  {name:{self.name_width}}  {others}".rstrip()
 
 
 def _write_sheet(path: str, sheet: list, images: int) -> None:

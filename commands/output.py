@@ -4,7 +4,37 @@ from __future__ import annotations
 
 import json
 
+PATH_WIDTH, NAME_WIDTH = 60, 30  # longest that rows are aligned for
+
 
 def write_result(record: dict, text: str, as_json: bool) -> None:
     """Print ``record``, the result for one image, as a line of JSON, or ``text``, which says the same to people."""
     print(json.dumps(record, ensure_ascii=False) if as_json else text, flush=True)
+
+
+class Rows:
+    """Results for people: a table of its classes for the only image (or video), a row each for several."""
+
+    def __init__(self, paths: list[str], classnames: list[str], top_k: int, what: str = "image"):
+        self.classnames, self.top_k, self.alone = classnames, top_k, len(paths) == 1
+        # The rows are aligned, though they are written as they come.
+        self.path_width = max(min(max(map(len, paths)), PATH_WIDTH), len(what))
+        self.name_width = max(min(max(map(len, classnames)), NAME_WIDTH), len("class"))
+        self.head = self._row(what, "probability", "class", "then" if min(top_k, len(classnames)) > 1 else "")
+
+    def best(self, probabilities: list[float]) -> list[dict]:
+        """The most probable classes of an image, sorted."""
+        ranked = sorted(zip(self.classnames, probabilities, strict=True), key=lambda pair: -pair[1])
+        return [{"class": name, "probability": share} for name, share in ranked[: self.top_k]]
+
+    def text(self, path: str, predictions: list[dict]) -> str:
+        shares = [(entry["class"], f"{entry['probability']:.2%}") for entry in predictions]
+        if self.alone:
+            from tabulate import tabulate
+
+            return tabulate(shares, ["class", "probability"], disable_numparse=True, colalign=["left", "right"])
+        (first, probability), *others = shares
+        return self._row(path, probability, first, ", ".join(f"{name} {share}" for name, share in others))
+
+    def _row(self, path: str, probability: str, name: str, others: str) -> str:
+        return f"{path:{self.path_width}}  {probability:>11}  {name:{self.name_width}}  {others}".rstrip()

@@ -15,7 +15,7 @@ from dassl.utils import UserError, read_image, reason_of
 
 from .images import is_image, read_each
 from .neighbours import check_texts, load
-from .output import write_result
+from .output import Rows, write_result
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -66,15 +66,13 @@ def run_video(args: argparse.Namespace) -> None:
     from vlm.prompts import readable
     from vlm.zeroshot import check_template
 
-    from .classify import Rows
-
     template = "{}" if args.template is None else args.template  # X-CLIP was trained with bare class names
     check_template(template, "--template")
     texts = [template.replace("{}", readable(name)) for name in args.classes]
     paths = find_videos(args.images)
     model, processor = load(args.model or MODEL, KINDS, "the classification of videos")
     check_texts(texts, "--classes", processor, model.config.text_config.max_position_embeddings)
-    rows = Rows(paths, args.classes, args.top_k)
+    rows = Rows(paths, args.classes, args.top_k, "video")
     if len(paths) > 1 and not args.json:
         print(rows.head)
     for path, frames in read_each(
