@@ -113,7 +113,7 @@ def test_several_videos_for_people(classify, frames, tmp_path):
     first = write_video(tmp_path / "first.avi", [10, 200, 90])
     code, lines, _ = classify(first, frames, "--video", "--top-k", 1)
     assert code == 0
-    assert lines[0].split() == ["image", "probability", "class"]
+    assert lines[0].split() == ["video", "probability", "class"]
     assert [line.split()[0] for line in lines[1:]] == [str(first), str(frames)]
 
 
