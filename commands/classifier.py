@@ -52,6 +52,7 @@ def zero_shot(classnames: Sequence[str], templates: Sequence[str], backbone: str
     cfg.INPUT.TRANSFORMS = ("normalize",)
     cfg.INPUT.PIXEL_MEAN = list(clip.visual.mean)
     cfg.INPUT.PIXEL_STD = list(clip.visual.std)
+    cfg.INPUT.RESIZE = clip.visual.resize
     encode = encoder_of(clip.visual)
     return Classifier(
         list(classnames), _preprocess(cfg), lambda images: logits(encode(images), class_features, clip.logit_scale)

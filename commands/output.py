@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 
 PATH_WIDTH, NAME_WIDTH = 60, 30  # longest that rows are aligned for
 
 
 def write_result(record: dict, text: str, as_json: bool) -> None:
     """Print ``record``, the result for one image, as a line of JSON, or ``text``, which says the same to people."""
-    print(json.dumps(record, ensure_ascii=False) if as_json else text, flush=True)
+    everywhere = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"  # letters that not every console has
+    print(json.dumps(record, ensure_ascii=everywhere) if as_json else text, flush=True)
 
 
 class Rows:

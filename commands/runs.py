@@ -83,6 +83,8 @@ def trainer_of(
 
     cfg, own = config_of(folder), classnames_of(folder)
     names = list(classes or own)
+    if not names and "classnames" in _record(folder):
+        raise UserError(f"the run in {folder} learned from captions, without classes: name some with --classes")
     if not names:
         raise UserError(
             f"{folder} has no {RECORD} with class names (an unfinished run, or an older one): name them with "
@@ -103,7 +105,7 @@ def trainer_of(
             if names == own or not own:
                 raise
             raise UserError(
-                f"{error}. --classes names other classes than the run's own ({', '.join(own)}); "
+                f"{str(error).rstrip('.')}. --classes names other classes than the run's own ({', '.join(own)}); "
                 "what it learned may go with those alone"
             ) from error
         trainer.set_model_mode("eval")

@@ -93,7 +93,7 @@ def _collect(images: dict[str, _Image], file: Path, root: Path, split: str | Non
         captions = captions if isinstance(captions, list) else [captions]
         if not captions or not all(isinstance(text, str) and text.strip() for text in captions):
             raise UserError(f"{where}: a caption of {name} is empty, or no text")
-        own = split or row.get("split")
+        own = split or row.get("split") or None
         if own is not None and own not in SPLITS:
             raise UserError(f'{where}: the split "{own}" is none of {", ".join(SPLITS)}')
         own = own and SPLITS[own]
@@ -111,6 +111,8 @@ def _rows(file: Path) -> Iterator[tuple[int, dict]]:
     if file.suffix.lower() != ".json":
         yield from _table(file)
         return
+    if not file.is_file():
+        raise UserError(f"there is no file {file}; DATASET.CAPTIONS names it, below FOLDER")
     content = read_json(file)
     karpathy = isinstance(content, dict) and isinstance(content.get("images"), list)
     rows = content["images"] if karpathy else content
@@ -129,6 +131,11 @@ def _table(file: Path) -> Iterator[tuple[int, dict]]:
             lines.seek(0)
             reader = csv.DictReader(lines, delimiter=delimiter)
             for row in reader:
+                if None in row:
+                    raise UserError(
+                        f"{file}, row {reader.line_num}: it has more columns than the header; a caption with commas "
+                        "goes in quotation marks"
+                    )
                 yield reader.line_num, row
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}. DATASET.CAPTIONS names it, below FOLDER") from error

@@ -9,8 +9,9 @@ writes to RUN/classifier (--out):
 
 An image's logits are weight @ feature + bias, its feature brought to length 1; their softmax are the probabilities.
 The metadata of each file have, as JSON: the class names; the CLIP (name, checksum of its weights, scale of its logits,
-which is in weight already); how images come about: RGB, resized to `size` at the smaller edge, cropped to the centre,
-scaled to [0, 1], minus `mean`, divided by `std`. Everything is checked against PyTorch before it gets its name.
+which is in weight already); how images come about: RGB, resized to `size` at the smaller edge and cropped to the centre
+(where `resize` is squash: resized to it at both edges), scaled to [0, 1], minus `mean`, divided by `std`. Everything is
+checked against PyTorch before it gets its name.
 
 The ONNX file needs `pip install onnx onnxscript onnxruntime`; without these the others are written, and the exit code
 is 2. A method whose logits are not linear in the image's feature, such as CoCoOp, is refused.
@@ -66,6 +67,7 @@ def describe(trainer) -> dict:
         "logit_scale": round(trainer.clip.logit_scale.exp().item(), 6),
         "size": node.SIZE[0],
         "interpolation": node.INTERPOLATION,
+        "resize": node.RESIZE,
         "mean": list(node.PIXEL_MEAN) if normalized else [0.0] * 3,
         "std": list(node.PIXEL_STD) if normalized else [1.0] * 3,
     }
@@ -169,15 +171,15 @@ def export(run: Path, out: Path, epoch: int | None, classes: Sequence[str]) -> N
     from commands.classifier import visual_of
 
     trainer = trainer_of(run, classes, epoch, cuda=False)
-    visual, description = visual_of(trainer), describe(trainer)
-    if visual is None:
-        raise UserError(f"{trainer.cfg.TRAINER.NAME} has no class weights for the features of a frozen image encoder")
+    description = describe(trainer)
     weight, bias = (tensor.detach().float() for tensor in trainer.linear_head())
+    frozen = visual_of(trainer)
+    visual = frozen or trainer.model.clip.visual  # one that was trained takes images itself
     module = build_module(visual, weight, bias)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(IMAGES, 3, description["size"], description["size"], generator=generator)
     with torch.no_grad():
-        expected = trainer.model_inference(visual(images)).float()
+        expected = trainer.model_inference(frozen(images) if frozen else images).float()
         told = compare(module(images)[0], expected, "the logits by the class weights")
     mkdir_if_missing(out)
     (out / ONNX).unlink(missing_ok=True)  # an older one would not belong to these weights

@@ -41,9 +41,11 @@ class CLIPTrainer(TrainerX):
                 f"({resolution}, {resolution})"
             )
         node, visual = self.cfg.INPUT, clip.visual
-        given, own = ([*map(list, pair)] for pair in ((node.PIXEL_MEAN, node.PIXEL_STD), (visual.mean, visual.std)))
-        if given != own:
-            print(f"Note: INPUT.PIXEL_MEAN and PIXEL_STD are {given}, but this CLIP learned with {own}")
+        learned = {"PIXEL_MEAN": [*visual.mean], "PIXEL_STD": [*visual.std], "RESIZE": visual.resize}
+        for key, value in learned.items():
+            given = node[key] if key == "RESIZE" else [*node[key]]
+            if given != value:
+                print(f"Note: INPUT.{key} is {given}, but this CLIP learned with {value}")
         self._weights = {"backbone": backbone.NAME, "file": backbone.WEIGHTS, "sha256": sha256}
         self.clip, self._clip_parameters = clip, count_num_param(clip)
         return clip

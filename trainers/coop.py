@@ -18,7 +18,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import check_availability
 from vlm.openai import CLIP
 from vlm.prompts import readable
-from vlm.similarity import logits, normalize
+from vlm.similarity import linear_head, logits, normalize
 from vlm.text_encoder import TextEncoder
 
 from .prompt_trainer import PromptTrainer
@@ -192,5 +192,4 @@ class CoOp(PromptTrainer):
 
     @torch.no_grad()
     def linear_head(self) -> tuple[torch.Tensor, torch.Tensor]:
-        weight = self.model.logit_scale.exp() * self.model.class_features()
-        return weight, weight.new_zeros(len(weight))
+        return linear_head(self.model.class_features(), self.model.logit_scale)

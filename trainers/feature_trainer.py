@@ -3,7 +3,7 @@ on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from dassl.data.data_manager import TrainLoader, build_data_loader
 from dassl.data.feature_loader import FeatureLoader
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils import UserError, load_pretrained_weights
+from dassl.utils import UserError, derive_seed, load_pretrained_weights
 from vlm.openai import CLIP
 
 from .clip_trainer import CLIPTrainer
@@ -28,6 +28,7 @@ class FeatureTrainer(CLIPTrainer):
     frozen_image_encoder = True
     head_name = ""  # that it is registered under
     by_steps = True  # False: there is no optimizer, and run_epoch does it all
+    own_classes = False  # True: what is learned goes with the classes of training alone
     takes_weights = False  # True: training can start from MODEL.INIT_WEIGHTS
 
     def head(self, clip: CLIP) -> nn.Module:
@@ -43,6 +44,8 @@ class FeatureTrainer(CLIPTrainer):
 
     def build_model(self) -> None:
         self.model = self.head(self.load_clip(PRECISION)).to(self.device)
+        if self.own_classes:
+            bind_classes(self.model, self.dm.dataset.classnames)
         if self.cfg.MODEL.INIT_WEIGHTS:
             load_pretrained_weights(self.model, self.cfg.MODEL.INIT_WEIGHTS)
         self.optim = self.sched = None
@@ -97,6 +100,18 @@ class FeatureTrainer(CLIPTrainer):
             print("Nothing is chosen on the validation images: they are test images (DATASET.VAL_IS_TEST)")
             return None
         return self.features_of(self.val_loader)
+
+
+def bind_classes(model: nn.Module, classnames: Sequence[str]) -> None:
+    """Let checkpoints of ``model`` go with these classes alone, in this order: they hold a number of each name."""
+    numbers = torch.tensor([derive_seed(name) for name in classnames], device=next(model.parameters()).device)
+    model.register_buffer("classes", numbers)
+    model.register_load_state_dict_pre_hook(_check_classes)
+
+
+def _check_classes(model: nn.Module, state_dict: dict, prefix: str, *others) -> None:
+    if not torch.equal(state_dict.setdefault(f"{prefix}classes", model.classes).to(model.classes), model.classes):
+        others[-1].append("it learned other classes than these, or these in another order")
 
 
 def scores(logits: torch.Tensor, labels: torch.Tensor) -> list[tuple[float, float]]:

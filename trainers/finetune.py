@@ -2,6 +2,7 @@
 
 The whole model, one of its towers, the projections into the common space alone, or low-rank updates of its attention
 layers (LoRA). A caption of each image is drawn in each epoch; the others' captions in the batch are its mismatches.
+Captions of more tokens than the text encoder has positions are cut, as in CLIP's training.
 On a data set with classes, the caption of an image is its class in DATASET.TEMPLATE (Goyal et al. 2023).
 """
 
@@ -23,13 +24,14 @@ from dassl.utils import (
     check_availability,
     count_num_param,
     derive_seed,
+    load_checkpoint,
     load_pretrained_weights,
 )
 from vlm.contrastive import contrastive_loss, in_chunks
 from vlm.lora import add_lora
 from vlm.openai import CLIP
 from vlm.prompts import readable
-from vlm.similarity import logits, normalize
+from vlm.similarity import linear_head, logits, normalize
 from vlm.zeroshot import check_template, describe_classes
 
 from .clip_trainer import CLIPTrainer
@@ -138,6 +140,11 @@ class CLIPFineTune(CLIPTrainer):
         check_template(cfg.DATASET.TEMPLATE, "DATASET.TEMPLATE")
         if not node.PARTS:
             raise UserError(f"TRAINER.FINETUNE.PARTS is empty; it names some of {', '.join(PARTS)}")
+        if not cfg.MODEL.BACKBONE.PRETRAINED and not {"image", "text"} <= set(node.PARTS):
+            raise UserError(
+                "MODEL.BACKBONE.PRETRAINED False needs TRAINER.FINETUNE.PARTS image and text: a checkpoint does not "
+                "hold what stays random"
+            )
         if "lora" in node.PARTS and {"image", "text"} & set(node.PARTS):
             raise UserError("TRAINER.FINETUNE.PARTS: lora takes the place of image and text; it goes with projections")
         if not node.MAX_LOGIT_SCALE > 0:
@@ -156,11 +163,10 @@ class CLIPFineTune(CLIPTrainer):
                 "TRAINER.FINETUNE.CHUNK does not go with FREEZE_BN False: batch normalisation would see chunks, not "
                 "the batch, and the loss would be another one"
             )
-        # The batches hold features where neither training nor a random start changes the image encoder.
-        self.frozen_image_encoder = set(node.PARTS) == {"text"} and backbone.PRETRAINED
+        self.frozen_image_encoder = set(node.PARTS) == {"text"}  # the batches then hold features
         self.encoder = self.text_encoder(clip)
         if self.cfg.MODEL.INIT_WEIGHTS:
-            load_pretrained_weights(self.model, self.cfg.MODEL.INIT_WEIGHTS)
+            self._start_from(self.cfg.MODEL.INIT_WEIGHTS)
         self.register_model("clip", self.model, *self._optimizer())
         precision = PRECISIONS[node.PREC]
         if node.PREC == "amp" and self.device.type != "cuda":
@@ -171,6 +177,13 @@ class CLIPFineTune(CLIPTrainer):
         self._clip_parameters = count_num_param(self.model) - self.trainable_parameters()
         self.report_parameters()
         print(f"They are in {', '.join(node.PARTS)}, and the logit scale")
+
+    def _start_from(self, path: str) -> None:
+        """Load another run's weights. Its logit scale is among them whatever it trained, so it alone says nothing."""
+        if not (self.model.kept - {f"clip.{SCALE}"}) & set(load_checkpoint(path)["state_dict"]):
+            parts = list(self.cfg.TRAINER.FINETUNE.PARTS)
+            raise UserError(f"{path} has nothing of what TRAINER.FINETUNE.PARTS {parts} trains")
+        load_pretrained_weights(self.model, path)
 
     def _optimizer(self):
         """CLIP's rules: matrices decay; gains, biases and the logit scale do not. The rate changes with every step."""
@@ -197,7 +210,7 @@ class CLIPFineTune(CLIPTrainer):
         distinct = {text: number for number, text in enumerate(dict.fromkeys(texts))}
         of_image = torch.tensor([distinct[text] for text in texts], device=self.device)
         chunk = self.cfg.TRAINER.FINETUNE.CHUNK
-        tokens = self.encoder.tokenize(list(distinct)).to(self.device)
+        tokens = self.encoder.tokenize(list(distinct), cut=True).to(self.device)
         image_features = normalize(in_chunks(self.encode_images, images, chunk))
         text_features = normalize(in_chunks(self.encode_tokens, tokens, chunk))
         scores = logits(image_features, text_features[of_image], self.model.clip.logit_scale)
@@ -256,7 +269,7 @@ class CLIPFineTune(CLIPTrainer):
         if self.cfg.TEST.EVALUATOR != "Retrieval":
             return images, labels
         captions = [self.dm.dataset.captions[label] for label in labels.tolist()]
-        tokens = self.encoder.tokenize([text for own in captions for text in own]).to(self.device)
+        tokens = self.encoder.tokenize([text for own in captions for text in own], cut=True).to(self.device)
         owners = labels.repeat_interleave(torch.tensor([len(own) for own in captions], device=self.device))
         return (images, tokens), (labels, owners)
 
@@ -265,9 +278,15 @@ class CLIPFineTune(CLIPTrainer):
         if isinstance(input, tuple):
             images, tokens = input
             return normalize(self.encode_images(images)), normalize(self.encode_tokens(tokens))
+        return logits(self.encode_images(input), self.class_features(), self.model.clip.logit_scale)
+
+    def class_features(self) -> torch.Tensor:
+        """Text features (classes, embed_dim) of length 1; computed once, until the mode is set again."""
         if self._class_features is None:
+            templates = [self.cfg.DATASET.TEMPLATE]
             with self._precision():
-                self._class_features = describe_classes(
-                    self.encoder, self.dm.dataset.classnames, [self.cfg.DATASET.TEMPLATE]
-                ).float()
-        return logits(self.encode_images(input), self._class_features, self.model.clip.logit_scale)
+                self._class_features = describe_classes(self.encoder, self.dm.dataset.classnames, templates).float()
+        return self._class_features
+
+    def linear_head(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return linear_head(self.class_features(), self.model.clip.logit_scale)

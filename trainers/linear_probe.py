@@ -94,6 +94,7 @@ class LinearProbe(FeatureTrainer):
 
     head_name = "linear_probe"
     by_steps = False
+    own_classes = True
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:

@@ -92,6 +92,7 @@ class TipAdapter(FeatureTrainer):
 
     head_name = "tip_adapter"
     by_steps = False
+    own_classes = True
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:

@@ -7,7 +7,7 @@ from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import check_availability
-from vlm.similarity import logits
+from vlm.similarity import linear_head, logits
 from vlm.templates import TEMPLATES
 from vlm.zeroshot import check_template, describe_classes
 
@@ -37,8 +37,7 @@ class ZeroshotCLIP(CLIPTrainer):
         return logits(input, self.class_features, self.clip.logit_scale)
 
     def linear_head(self) -> tuple[torch.Tensor, torch.Tensor]:
-        weight = self.clip.logit_scale.exp() * self.class_features
-        return weight, weight.new_zeros(len(weight))
+        return linear_head(self.class_features, self.clip.logit_scale)
 
 
 @TRAINER_REGISTRY.register()

@@ -39,19 +39,20 @@ class BertEncoder(nn.Module):
         self.dtype, self.embed_dim = clip.dtype, self.text_projection.out_features
         self.memory = memory
 
-    def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
+    def tokenize(self, texts: Sequence[str], cut: bool = False) -> torch.Tensor:
         """Token ids, int64 of shape (len(texts), length of the longest): start, words, end, padding.
 
         Raises:
-            UserError: a text has more tokens than there are positions; it is named.
+            UserError: a text has more tokens than there are positions, and is not to be ``cut``; it is named.
         """
         limit = self.text_model.config.max_position_embeddings
         longest = max(texts, key=self.token_count)
-        if (count := self.token_count(longest) + 2) > limit:
+        if (count := self.token_count(longest) + 2) > limit and not cut:
             raise UserError(
                 f'the prompt "{longest[:100]}" has {count} tokens with its start and end, of {limit} at most'
             )
-        return self.tokenizer(list(texts), padding=True, return_tensors="pt")["input_ids"]
+        settings = {"padding": True, "truncation": True, "max_length": limit, "return_tensors": "pt"}
+        return self.tokenizer(list(texts), **settings)["input_ids"]
 
     def token_count(self, text: str) -> int:
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])

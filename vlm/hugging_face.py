@@ -6,6 +6,8 @@ Chinese-CLIP, a BERT, by :mod:`vlm.bert_encoder`.
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import nn
 
@@ -32,6 +34,7 @@ class Visual(nn.Module):
         self.vision_model, self.visual_projection = model.vision_model, model.visual_projection
         self.input_resolution = model.config.vision_config.image_size
         self.mean, self.std = tuple(processor.image_mean), tuple(processor.image_std)
+        self.resize = "crop" if processor.do_center_crop else "squash"
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.visual_projection(self.vision_model(pixel_values=images).pooler_output)
@@ -84,7 +87,7 @@ def load(identifier: str, weights: str) -> HuggingFaceCLIP:
     Raises:
         UserError: it cannot be had, is not of a kind that this framework runs, or ``weights`` are named, too.
     """
-    name = f"hf:{identifier}"
+    name, identifier = f"hf:{identifier}", os.path.expanduser(identifier)
     package = optional("transformers", PACKAGE, f"the backbone {name}")
     if weights:
         raise UserError(f"MODEL.BACKBONE.WEIGHTS does not go with {name}: a folder of one's own is hf:FOLDER")

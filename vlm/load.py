@@ -76,7 +76,7 @@ def _build(state_dict: dict[str, torch.Tensor], source: str, precision: str, dev
         for parameter in model.parameters():
             if parameter.dtype == torch.float16:
                 parameter.data = parameter.data.bfloat16()
-    model.visual.mean, model.visual.std = openai.MEAN, openai.STD
+    model.visual.mean, model.visual.std, model.visual.resize = openai.MEAN, openai.STD, "crop"
     if device.type == "cpu":
         model.visual.to(memory_format=torch.channels_last)  # the same convolutions in a third less time
     if precision != "fp32" and device.type == "cpu":

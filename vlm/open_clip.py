@@ -33,6 +33,7 @@ class OpenCLIP(nn.Module):
         self.visual.input_resolution = size[0] if isinstance(size, (list, tuple)) else size
         settings = getattr(self.visual, "preprocess_cfg", {})
         self.visual.mean, self.visual.std = tuple(settings["mean"]), tuple(settings["std"])
+        self.visual.resize = "squash" if settings.get("resize_mode") == "squash" else "crop"
         self.transformer, self.ln_final = text.transformer, text.ln_final
         self.token_embedding, self.positional_embedding = text.token_embedding, text.positional_embedding
         self.text_projection = _matrix(text.text_projection, self.ln_final.normalized_shape[0])
@@ -54,7 +55,9 @@ def load(identifier: str, weights: str) -> OpenCLIP:
     if identifier.startswith(SCHEMAS):
         architecture, tag = identifier, ""
         if identifier.startswith(LOCAL):
-            check_folder(identifier.removeprefix(LOCAL), name)
+            folder = os.path.expanduser(identifier.removeprefix(LOCAL))
+            check_folder(folder, name)
+            architecture = f"{LOCAL}{folder}"
     else:
         architecture, _, tag = identifier.partition("/")
         _check_names(package, architecture, tag, weights)

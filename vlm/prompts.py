@@ -13,14 +13,14 @@ from . import openai
 CONTEXT_LENGTH = 77  # tokens; the positions of OpenAI's text encoders
 
 
-def tokenize(texts: Sequence[str], length: int = CONTEXT_LENGTH) -> torch.Tensor:
+def tokenize(texts: Sequence[str], length: int = CONTEXT_LENGTH, cut: bool = False) -> torch.Tensor:
     """Token ids, int64 of shape (len(texts), length): start, words, end, zeros.
 
     Raises:
-        UserError: a text does not fit into that many tokens; it is named.
+        UserError: a text does not fit into that many tokens, and is not to be ``cut``; it is named.
     """
     try:
-        return openai.tokenize(list(texts), length).long()
+        return openai.tokenize(list(texts), length, truncate=cut).long()
     except RuntimeError as error:
         longest = max(texts, key=token_count)
         shown = longest if len(longest) <= 100 else f"{longest[:45]} … {longest[-50:]}"

@@ -19,3 +19,9 @@ def logits(image_features: torch.Tensor, class_features: torch.Tensor, logit_sca
         logit_scale: the logarithm of the scale, as CLIP learns it.
     """
     return logit_scale.exp() * normalize(image_features.to(class_features.dtype)) @ class_features.t()
+
+
+def linear_head(class_features: torch.Tensor, logit_scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same as a linear layer on image features of length 1: weight (classes, embed_dim) and bias (classes,)."""
+    weight = logit_scale.exp() * class_features
+    return weight, weight.new_zeros(len(weight))

@@ -55,9 +55,9 @@ class TextEncoder(nn.Module):
         """The width of a feature."""
         return self.text_projection.shape[1]
 
-    def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
+    def tokenize(self, texts: Sequence[str], cut: bool = False) -> torch.Tensor:
         """See :func:`vlm.prompts.tokenize`."""
-        return tokenize(texts, len(self.positional_embedding))
+        return tokenize(texts, len(self.positional_embedding), cut)
 
     @staticmethod
     def lengths(tokens: torch.Tensor) -> torch.Tensor:

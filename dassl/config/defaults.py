@@ -57,6 +57,7 @@ def _input() -> CN:
     node = CN()
     node.SIZE = (224, 224)
     node.INTERPOLATION = "bilinear"  # or bicubic, nearest
+    node.RESIZE = "crop"  # of test images: the smaller edge to SIZE, then the centre; or squash: both edges to SIZE
     node.TRANSFORMS = ()  # dassl/data/transforms/transforms.py lists them
     node.NO_TRANSFORM = False
     node.PIXEL_MEAN = [0.485, 0.456, 0.406]  # ImageNet's

@@ -10,6 +10,7 @@ from yacs.config import CfgNode as CN
 
 from dassl.utils import UserError, atomic_write
 
+from .defaults import get_cfg_default
 from .merge import leaves
 
 FILE = "config.yaml"
@@ -77,6 +78,8 @@ def _read(path: Path) -> dict:
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    old, new = dict(leaves(old)), dict(leaves(new))
+    # A key that the version of the earlier run did not have yet had the effect of its default.
+    defaults = dict(leaves(yaml.safe_load(get_cfg_default().dump())))
+    old, new = {**defaults, **dict(leaves(old))}, dict(leaves(new))
     keys = [key for key in sorted({*old, *new}) if not key.startswith(FREE)]
     return [f"{key} {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from commands.images import AHEAD, read_ahead
+from commands.output import write_result
 from dassl.utils import UserError
 from datasets.digits import NAMES
 from vlm import openai
@@ -227,3 +229,11 @@ def test_errors_of_reading_are_handed_on():
 
     ((path, error),) = read_ahead(["a"], fail)
     assert (path, str(error)) == ("a", "no a")
+
+
+def test_json_on_a_console_of_few_letters(monkeypatch):
+    console = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="backslashreplace")
+    monkeypatch.setattr(sys, "stdout", console)
+    write_result({"class": "café"}, "text", as_json=True)
+    console.seek(0)
+    assert json.loads(console.read()) == {"class": "café"}

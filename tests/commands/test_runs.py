@@ -104,3 +104,10 @@ def test_other_weights_than_the_runs(run, three, refused, tmp_path):
 def test_a_folder_of_runs_is_no_run(run, refused, three, tmp_path):
     trained = run(*SHORT, out="CoOp/seed1")
     refused(three, "--model-dir", tmp_path / "CoOp", parts=["no run in", f"below it there are {trained.folder}"])
+
+
+@pytest.mark.parametrize("trainer", ["LinearProbe", "TipAdapter"])
+def test_what_goes_with_its_classes_alone(run, three, refused, trainer):
+    folder = run("DATASET.NUM_SHOTS", 1, trainer=trainer).folder
+    others = ["one", "zero", *(str(digit) for digit in range(2, 10))]
+    refused(three, "--model-dir", folder, "--classes", *others, parts=["in another order", "--classes"])

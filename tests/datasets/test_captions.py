@@ -133,8 +133,13 @@ def test_a_row_of_a_table_is_its_line(root):
         build(root, table, file="pairs.csv")
 
 
+def test_commas_of_a_caption_need_quotation_marks(root):
+    with pytest.raises(UserError, match=r"pairs.csv, row 2: .*quotation marks"):
+        build(root, f"image,caption\n{NAMES[0]},one, two\n", file="pairs.csv")
+
+
 def test_wrong_files(root):
-    with pytest.raises(UserError, match=r"cannot read .*captions.json"):
+    with pytest.raises(UserError, match=r"there is no file .*captions.json; DATASET.CAPTIONS"):
         build(root)
     with pytest.raises(UserError, match=r"cannot read .*none.csv: .*DATASET.CAPTIONS"):
         build(root, file="none.csv")

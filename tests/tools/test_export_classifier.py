@@ -159,3 +159,11 @@ class Twofold(torch.nn.Module):
 
     def forward(self, images):
         return (self.wrong if torch.compiler.is_exporting() else self.right)(images)
+
+
+def test_a_fine_tuned_clip(run, call, photo, capsys):
+    folder = run("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1, "OPTIM.NAME", "adamw", trainer="CLIPFineTune").folder
+    assert call(folder)[0] == 0
+    assert {"class_weights.npz", "classifier.onnx"} <= names_in(folder / "classifier")
+    told = np.load(folder / "classifier/class_weights.npz")
+    assert told["weight"].shape == (10, 64)

@@ -170,6 +170,7 @@ def test_pretraining_by_config_learns(tune, pairs_root):
         (("TRAINER.FINETUNE.PARTS", '["images"]'), 'did you mean "image"'),
         (("TRAINER.FINETUNE.PARTS", "[]"), "PARTS is empty"),
         (("TRAINER.FINETUNE.PARTS", '["lora","text"]'), "lora takes the place"),
+        (("TRAINER.FINETUNE.PARTS", '["text"]', "MODEL.BACKBONE.PRETRAINED", False), "needs TRAINER.FINETUNE.PARTS"),
         (("TRAINER.FINETUNE.CHUNK", 8, "TRAINER.FINETUNE.FREEZE_BN", False), "CHUNK does not go with FREEZE_BN False"),
         (("TRAINER.FINETUNE.PREC", "fp16"), "TRAINER.FINETUNE.PREC"),
         (("TRAINER.FINETUNE.LORA_RANK", 0), "LORA_RANK"),

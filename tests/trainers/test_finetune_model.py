@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dassl.utils import UserError
 from trainers.finetune import FineTunedCLIP, choose_parts, forget
 from vlm import openai
 from vlm.load import load
@@ -125,3 +126,21 @@ def test_parts(parts, learn, still):
     assert any(name.endswith(".up") for name in learning) == ("lora" in parts)
     model = FineTunedCLIP(clip, batch_norm=False)
     assert set(model.state_dict()) == {f"clip.{name}" for name, learns in learning.items() if learns}
+
+
+def test_long_captions_are_cut(trainer_of):
+    trainer = trainer_of()
+    for item in trainer.dm.dataset.train_x:
+        item.captions = ("very " * 100 + str(item.label),)
+    assert step(trainer)["loss"] > 0
+
+
+def test_a_start_from_weights_that_have_nothing_of_what_learns(trainer_of, tmp_path):
+    lora = trainer_of("TRAINER.FINETUNE.PARTS", '["lora"]')
+    lora.save_model(0, str(tmp_path))
+    weights = tmp_path / "clip/model.pth.tar-1"
+    with pytest.raises(UserError, match="has nothing of what TRAINER.FINETUNE.PARTS"):
+        trainer_of("TRAINER.FINETUNE.PARTS", '["projections"]', "MODEL.INIT_WEIGHTS", weights)
+    both = trainer_of("TRAINER.FINETUNE.PARTS", '["lora","projections"]', "MODEL.INIT_WEIGHTS", weights)
+    learned = lora.model.state_dict()
+    assert all(torch.equal(both.model.state_dict()[name], value) for name, value in learned.items())

@@ -53,11 +53,12 @@ def _text(words: int) -> dict:
     }
 
 
-def _save(model, folder: Path) -> Path:
+def _save(model, folder: Path, squash: bool = False) -> Path:
     from transformers import CLIPImageProcessor
 
     model.save_pretrained(folder)
-    size = {"size": {"shortest_edge": SIZE}, "crop_size": {"height": SIZE, "width": SIZE}}
+    edges = {"height": SIZE, "width": SIZE}
+    size = {"size": edges if squash else {"shortest_edge": SIZE}, "crop_size": edges, "do_center_crop": not squash}
     CLIPImageProcessor(**size).save_pretrained(folder)
     return folder
 
@@ -76,7 +77,7 @@ def chinese_clip(folder: Path) -> Path:
 
     torch.manual_seed(0)
     config = ChineseCLIPConfig(text_config=_text(len(CHINESE)), vision_config=_vision(), projection_dim=24)
-    _save(ChineseCLIPModel(config), folder)
+    _save(ChineseCLIPModel(config), folder, squash=True)
     (folder / "vocab.txt").write_text("\n".join(CHINESE), encoding="utf-8")
     BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
     return folder

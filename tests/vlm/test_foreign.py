@@ -4,7 +4,9 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 
+from commands.classifier import zero_shot
 from dassl.utils import UserError
 from tests.common import assert_same_tensors
 from tests.vlm import foreign_models as models
@@ -103,6 +105,7 @@ def test_trainers_do_not_notice(key, names, run):
     assert_same_tensors(whole.checkpoint(2), again.checkpoint(2))
     assert whole.record["weights"]["backbone"] == names[key]
     assert ("Note: INPUT.PIXEL_MEAN" in whole.log) == (key == "open_clip")
+    assert ("Note: INPUT.RESIZE is crop" in whole.log) == (key == "chinese")
     tested = run("--eval-only", "--model-dir", whole.folder, *options, out="tested")
     assert tested.accuracy == whole.accuracy
 
@@ -181,3 +184,13 @@ def test_chinese_prompts_of_several_contexts(names):
     contexts = torch.randn(3, 2, learner.ctx.shape[1])
     ours = encoder.encode_each(contexts, learner.fixed, learner.layout)
     assert_close(ours, torch.stack([encoder(learner.table(context), learner.layout) for context in contexts]))
+
+
+@torch.no_grad()
+def test_pictures_are_prepared_as_their_library_does(folders, names):
+    transformers = pytest.importorskip("transformers", reason="needs the optional package transformers")
+    picture = Image.effect_noise((80, 40), 80).convert("RGB")
+    for key in ("clip", "chinese"):
+        ours = zero_shot(["猫", "cat"], ["{}"], names[key]).preprocess(picture)
+        processor = transformers.AutoImageProcessor.from_pretrained(folders[key])
+        torch.testing.assert_close(ours, processor(picture, return_tensors="pt").pixel_values[0], atol=0.05, rtol=0)

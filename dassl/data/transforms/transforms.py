@@ -19,6 +19,9 @@ INTERPOLATION_MODES = {
 }
 
 
+RESIZES = ("crop", "squash")
+
+
 @dataclass
 class Cutout:
     """Black out ``n`` random squares of ``length`` pixels in an image (channels, height, width)."""
@@ -149,7 +152,7 @@ def build_transform(cfg: CfgNode, is_train: bool = True, choices: tuple[str, ...
     if is_train:
         steps = [step for name, step in on_pictures.items() if name in choices]
         if not {"random_crop", "random_resized_crop"} & set(choices):
-            steps.insert(0, (f"resize to {tuple(c.SIZE)}", T.Resize(tuple(c.SIZE), interpolation=interpolation(c))))
+            steps.insert(0, _whole(c))
         after = on_tensors
     else:
         steps = _centre(c)
@@ -162,12 +165,19 @@ def build_transform(cfg: CfgNode, is_train: bool = True, choices: tuple[str, ...
 
 
 def _centre(c: CfgNode) -> list[Step]:
-    """CLIP's test preprocessing: the smaller edge to the input size, then the centre."""
+    """CLIP's test preprocessing: the smaller edge to the input size, then the centre; or what INPUT.RESIZE says."""
     size = tuple(c.SIZE)
+    check_availability(c.RESIZE, RESIZES, "INPUT.RESIZE")
+    if c.RESIZE == "squash":
+        return [_whole(c)]
     return [
         (f"resize the smaller edge to {max(size)}", T.Resize(max(size), interpolation=interpolation(c))),
         (f"{size[0]}x{size[1]} center crop", T.CenterCrop(size)),
     ]
+
+
+def _whole(c: CfgNode) -> Step:
+    return f"resize to {tuple(c.SIZE)}", T.Resize(tuple(c.SIZE), interpolation=interpolation(c))
 
 
 def build_plain_transform(cfg: CfgNode) -> Callable:
