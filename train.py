@@ -50,10 +50,9 @@ def setup_cfg(args: argparse.Namespace):
     import trainers  # noqa: F401  registers the methods
     from dassl.data.datasets import DATASET_REGISTRY
     from dassl.engine import TRAINER_REGISTRY
+    from dassl.engine.build import default_cfg
 
-    cfg = get_cfg_default()
-    for name in TRAINER_REGISTRY.registered_names():
-        TRAINER_REGISTRY.get(name).extend_cfg(cfg)
+    cfg = default_cfg()
     for path in (args.dataset_config_file, args.config_file):
         if path:
             merge_file(cfg, path)

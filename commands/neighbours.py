@@ -63,9 +63,9 @@ def _mend(name: str) -> str:
         return "In a folder must be what the library saves: config.json, the weights, and the processor's files"
     if os.path.isabs(name) or name.startswith(".") or name.count("/") > 1:
         raise UserError(f"no folder {name}; --model takes a name on the Hugging Face Hub, or a folder")
-    return (
-        f"On a machine with a network, `hf download {name} --local-dir FOLDER` fetches it; --model FOLDER then names it"
-    )
+    from vlm.hub import FETCH
+
+    return FETCH.format(name, "--model ")
 
 
 def _with_all_weights(model_class: type, name: str, user: str):

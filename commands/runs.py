@@ -10,12 +10,12 @@ from types import SimpleNamespace
 
 from yacs.config import CfgNode
 
-from dassl.config import get_cfg_default, merge_file, merge_options
+from dassl.config import merge_file, merge_options
 from dassl.config.merge import leaves
+from dassl.config.saved import FILE as CONFIG  # runs that only evaluate have none; their record holds the same
 from dassl.utils import UserError
 from dassl.utils.results import RECORD, read_record
 
-CONFIG = "config.yaml"  # runs that only evaluate have none; their record holds the same
 SHOWN = 5  # runs that a message lists
 
 
@@ -31,11 +31,9 @@ def config_of(folder: Path) -> CfgNode:
         UserError: there is no run; or its settings are damaged, or not of this version.
     """
     import trainers  # noqa: F401  registers the methods
-    from dassl.engine import TRAINER_REGISTRY
+    from dassl.engine.build import default_cfg
 
-    cfg = get_cfg_default()
-    for name in TRAINER_REGISTRY.registered_names():
-        TRAINER_REGISTRY.get(name).extend_cfg(cfg)
+    cfg = default_cfg()
     if (folder / CONFIG).is_file():
         merge_file(cfg, folder / CONFIG)
     elif (folder / RECORD).is_file():
@@ -81,9 +79,9 @@ def trainer_of(
     """
     import torch
 
-    cfg, own = config_of(folder), classnames_of(folder)
+    cfg, own, record = config_of(folder), classnames_of(folder), _record(folder)
     names = list(classes or own)
-    if not names and "classnames" in _record(folder):
+    if not names and "classnames" in record:
         raise UserError(f"the run in {folder} learned from captions, without classes: name some with --classes")
     if not names:
         raise UserError(
@@ -98,7 +96,7 @@ def trainer_of(
     # The constructor draws an initial context, which the checkpoint overwrites: the caller's generator stays as it was.
     with quiet(), torch.random.fork_rng(devices=[]):
         trainer = _without_data(cfg.TRAINER.NAME, names)(cfg)
-        _check_weights(trainer, _record(folder), folder)
+        _check_weights(trainer, record, folder)
         try:
             trainer.load_model(str(folder), epoch)
         except UserError as error:

@@ -30,15 +30,20 @@ class Digits(ClassFolders):
         super().__init__(cfg)
 
 
+def read_scans() -> tuple[np.ndarray, np.ndarray]:
+    """The scans, uint8 of shape (1797, 8, 8), and the digits that they show."""
+    from sklearn.datasets import load_digits
+
+    scans, digits = load_digits(return_X_y=True)
+    return np.uint8(np.rint(scans.reshape(-1, 8, 8) * (255 / 16))), digits  # scans count ink from 0 to 16
+
+
 def write_digits(folder: Path) -> None:
     """Write the scans as ``images/{train,val}/<digit>/<index>.png`` with ``classnames.txt``, all of it or nothing.
 
     Of each digit's scans, every second one is for testing, so both halves hold the same hands in equal parts.
     """
-    from sklearn.datasets import load_digits
-
-    scans, digits = load_digits(return_X_y=True)
-    pixels = np.uint8(np.rint(scans.reshape(-1, 8, 8) * (255 / 16)))  # scans count ink from 0 to 16
+    pixels, digits = read_scans()
     print(f"Writing scikit-learn's digits to {folder}")
     mkdir_if_missing(folder.parent)
     try:

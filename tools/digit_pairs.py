@@ -55,10 +55,10 @@ def captions(left: int, right: int) -> list[str]:
 def pairs(count: int, seed: int) -> Iterator[Record]:
     """``count`` training images and 100 for testing."""
     import numpy as np
-    from sklearn.datasets import load_digits
 
-    scans, digits = load_digits(return_X_y=True)
-    scans = np.uint8(np.rint(scans.reshape(-1, 8, 8) * (255 / 16)))
+    from datasets.digits import read_scans
+
+    scans, digits = read_scans()
     halves = {split: [np.flatnonzero(digits == d)[start::2] for d in range(10)] for start, split in enumerate(SPLITS)}
     rng = np.random.default_rng(seed)
     for split, total in zip(SPLITS, (count, 100), strict=True):

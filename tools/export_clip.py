@@ -44,8 +44,7 @@ def fine_tuned(run: Path, epoch: int | None) -> nn.Module:
     """The CLIP of the run, on the CPU.
 
     Raises:
-        UserError: as :func:`commands.runs.trainer_of`; the run is of another method; its CLIP is not of OpenAI's kind,
-            or is in part not kept.
+        UserError: as :func:`commands.runs.trainer_of`; the run is of another method, or its CLIP not of OpenAI's kind.
     """
     from vlm.openai import CLIP
 

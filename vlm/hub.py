@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 
 from dassl.utils import UserError, reason_of
 
+FETCH = "On a machine with a network, `hf download {0} --local-dir FOLDER` fetches it; {1}FOLDER then names it"
+
 
 def optional(module: str, package: str, user: str) -> ModuleType:
     """Import a module of an optional package.

@@ -15,15 +15,13 @@ from dassl.utils import UserError
 
 from .bert_encoder import BertEncoder
 from .foreign import description, refuse_unless_clip
-from .hub import check_folder, hub, optional
+from .hub import FETCH, check_folder, hub, optional
 from .openai import QuickGELU, Transformer
 from .text_encoder import TextEncoder
 
 PACKAGE = "transformers"
-KINDS = {"clip": "CLIPModel", "chinese_clip": "ChineseCLIPModel"}
 ACTIVATIONS = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
 PARTS = ("q_proj", "k_proj", "v_proj")
-MEND = "On a machine with a network, `hf download {0} --local-dir FOLDER` fetches it; hf:FOLDER then names it"
 
 
 class Visual(nn.Module):
@@ -55,7 +53,7 @@ class HuggingFaceCLIP(nn.Module):
 class CausalCLIP(HuggingFaceCLIP):
     """With CLIP's own text encoder."""
 
-    text_encoder = TextEncoder
+    text_encoder, library_class = TextEncoder, "CLIPModel"
 
     def __init__(self, model: nn.Module, processor, tokenizer, name: str):
         super().__init__(model, processor, name)
@@ -71,7 +69,7 @@ class CausalCLIP(HuggingFaceCLIP):
 class ChineseCLIP(HuggingFaceCLIP):
     """Yang et al., Chinese CLIP, 2022: a RoBERTa reads Chinese."""
 
-    text_encoder = BertEncoder
+    text_encoder, library_class = BertEncoder, "ChineseCLIPModel"
 
     def __init__(self, model: nn.Module, processor, tokenizer, name: str):
         super().__init__(model, processor, name)
@@ -92,15 +90,16 @@ def load(identifier: str, weights: str) -> HuggingFaceCLIP:
     if weights:
         raise UserError(f"MODEL.BACKBONE.WEIGHTS does not go with {name}: a folder of one's own is hf:FOLDER")
     check_folder(identifier, name)
-    with hub(identifier, MEND.format(identifier)):
+    with hub(identifier, FETCH.format(identifier, "hf:")):
         config = package.AutoConfig.from_pretrained(identifier)
         if config.model_type not in CLASSES:
             sigmoid = " (its sigmoid loss and bias are not CLIP's)" if "siglip" in config.model_type else ""
             raise UserError(f'{name} is of the kind "{config.model_type}"{sigmoid}; known: {", ".join(CLASSES)}')
-        model = getattr(package, KINDS[config.model_type]).from_pretrained(identifier, dtype=torch.float32).eval()
+        kind = CLASSES[config.model_type]
+        model = getattr(package, kind.library_class).from_pretrained(identifier, dtype=torch.float32).eval()
         processor = package.AutoImageProcessor.from_pretrained(identifier)
         tokenizer = package.AutoTokenizer.from_pretrained(identifier) if config.model_type != "clip" else None
-    return CLASSES[config.model_type](model, processor, tokenizer, name)
+    return kind(model, processor, tokenizer, name)
 
 
 def _transformer(layers: nn.ModuleList, config) -> Transformer:

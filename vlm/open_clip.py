@@ -31,7 +31,7 @@ class OpenCLIP(nn.Module):
         self.visual = model.visual
         size = self.visual.image_size
         self.visual.input_resolution = size[0] if isinstance(size, (list, tuple)) else size
-        settings = getattr(self.visual, "preprocess_cfg", {})
+        settings = self.visual.preprocess_cfg
         self.visual.mean, self.visual.std = tuple(settings["mean"]), tuple(settings["std"])
         self.visual.resize = "squash" if settings.get("resize_mode") == "squash" else "crop"
         self.transformer, self.ln_final = text.transformer, text.ln_final

@@ -6,12 +6,21 @@ from typing import TYPE_CHECKING
 
 from yacs.config import CfgNode
 
+from dassl.config import get_cfg_default
 from dassl.utils import Registry
 
 if TYPE_CHECKING:
     from .trainer import TrainerBase
 
 TRAINER_REGISTRY = Registry("TRAINER")
+
+
+def default_cfg() -> CfgNode:
+    """Every key and its default, those of all registered trainers among them."""
+    cfg = get_cfg_default()
+    for name in TRAINER_REGISTRY.registered_names():
+        TRAINER_REGISTRY.get(name).extend_cfg(cfg)
+    return cfg
 
 
 def build_trainer(cfg: CfgNode) -> TrainerBase:

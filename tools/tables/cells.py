@@ -28,10 +28,15 @@ class Cell:
     def mean(self) -> float:
         return statistics.mean(self.accuracies)
 
+    @property
+    def spread(self) -> float:
+        """Half of the 95% interval; 0 for a single run."""
+        return interval95(self.accuracies) if len(self.accuracies) > 1 else 0
+
     def __str__(self) -> str:
         if not self.accuracies:
             return "-"
-        spread = f" ± {interval95(self.accuracies):.2f}" if len(self.accuracies) > 1 else ""
+        spread = f" ± {self.spread:.2f}" if len(self.accuracies) > 1 else ""
         return f"{self.mean:.2f}{spread}{'*' if self.shortcuts else ''}"
 
 

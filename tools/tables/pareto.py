@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise, product
 
 from tools.tables.cells import Cell, shots_text
-from tools.tables.study import SHOTS, ZERO_SHOT, Table, spread_of
+from tools.tables.study import SHOTS, ZERO_SHOT, Table
 
 DPI = 150
 GAP = 10  # pixels between a point and a label beside it
@@ -38,7 +38,7 @@ def points_of(table: Table) -> tuple[int, list[Point]]:
     if not any(known(cells, shots) for cells in table.values()):
         return shots, []
     chosen = {row: cells[s] for row, cells in table.items() if known(cells, s := 0 if row in ZERO_SHOT else shots)}
-    return shots, [Point(row, max(cell.parameters), cell.mean, spread_of(cell)) for row, cell in chosen.items()]
+    return shots, [Point(row, max(cell.parameters), cell.mean, cell.spread) for row, cell in chosen.items()]
 
 
 def front_of(points: Sequence[Point]) -> list[Point]:

@@ -19,7 +19,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dassl.utils import UserError, nearest
-from dassl.utils.results import interval95
 from tools.tables.cells import Cell, notes, read_cell, runs_in, shots_text
 
 SHOTS = (0, 1, 2, 4, 8, 16)
@@ -157,7 +156,7 @@ def plot(table: Table, title: str, file) -> None:
     tokens = {row: f"{row}, {n_ctx} tokens" for (n_ctx, _), row in COOP.items()}
     for row, cells in ((row, table[row]) for row in table if row not in ZERO_SHOT):
         if done := {shots: cell for shots, cell in cells.items() if cell.accuracies}:
-            means, spread = [cell.mean for cell in done.values()], [spread_of(cell) for cell in done.values()]
+            means, spread = [cell.mean for cell in done.values()], [cell.spread for cell in done.values()]
             axes.errorbar(list(done), means, yerr=spread, marker="o", capsize=3, label=tokens.get(row, row))
     axes.set_xscale("log", base=2)
     axes.set_xticks(SHOTS[1:], [str(s) for s in SHOTS[1:]])
@@ -170,8 +169,3 @@ def plot(table: Table, title: str, file) -> None:
         axes.legend()
     figure.savefig(file, format="png", dpi=150)
     plt.close(figure)
-
-
-def spread_of(cell: Cell) -> float:
-    """Half of the 95% interval; 0 for a single run."""
-    return interval95(cell.accuracies) if len(cell.accuracies) > 1 else 0
