@@ -13,9 +13,12 @@ from torch import nn
 
 from dassl.config import get_cfg_default
 from dassl.data.transforms import Pipeline, build_transform
+from dassl.utils import UserError
+from trainers.clip_trainer import CLIPTrainer
 from vlm.load import load_shared
+from vlm.prompts import alike, readable
 from vlm.similarity import logits
-from vlm.text_encoder import text_encoder
+from vlm.text_encoder import TextEncoder, text_encoder
 from vlm.zeroshot import describe_classes
 
 from .runs import quiet, trainer_of
@@ -40,12 +43,14 @@ def zero_shot(classnames: Sequence[str], templates: Sequence[str], backbone: str
     """CLIP itself: classes are described by ``templates``, sentences with ``{}``, once for all images.
 
     Raises:
-        UserError: as :func:`vlm.load.load`; or a sentence is too long.
+        UserError: as :func:`vlm.load.load`; or a name is empty, two are the same to CLIP, or a sentence is too long.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
         clip, _ = load_shared(backbone, weights, "fp32", device)
-    class_features = describe_classes(text_encoder(clip), classnames, templates)
+    encoder = text_encoder(clip)
+    _check_distinct(encoder, classnames)
+    class_features = describe_classes(encoder, classnames, templates)
     cfg = get_cfg_default()
     cfg.INPUT.SIZE = (clip.visual.input_resolution,) * 2
     cfg.INPUT.INTERPOLATION = "bicubic"
@@ -60,8 +65,23 @@ def zero_shot(classnames: Sequence[str], templates: Sequence[str], backbone: str
 
 
 def from_run(folder: Path, classes: Sequence[str] = (), epoch: int | None = None, weights: str = "") -> Classifier:
-    """What the run in ``folder`` learned (see :func:`commands.runs.trainer_of`)."""
-    return of_trainer(trainer_of(folder, classes, epoch, weights))
+    """What the run in ``folder`` learned (see :func:`commands.runs.trainer_of`).
+
+    Raises:
+        UserError: as that; or two of the ``classes`` are the same to CLIP.
+    """
+    trainer = trainer_of(folder, classes, epoch, weights)
+    if isinstance(trainer, CLIPTrainer):
+        _check_distinct(trainer.text_encoder(trainer.clip), classes)
+    return of_trainer(trainer)
+
+
+def _check_distinct(encoder: TextEncoder, classes: Sequence[str]) -> None:
+    """Raise :class:`UserError` where somebody asks for classes that nothing tells apart."""
+    names = [readable(name) for name in classes]
+    for group in alike(encoder, names) if classes else ():
+        told = " and ".join(f'"{classes[number]}"' for number in group)
+        raise UserError(f"the classes {told} are the same words to CLIP; it cannot tell them apart")
 
 
 def of_trainer(trainer) -> Classifier:

@@ -75,8 +75,9 @@ def _check(args: argparse.Namespace) -> None:
     check_at_least(args.top_k, 1, "--top-k")
     check_at_least(args.batch_size, 1, "--batch-size")
     check_words(args.classes, "--classes", args.images)
-    if not all(name.strip() for name in args.classes):
-        raise UserError("--classes: a name is empty")
+    for number, name in enumerate(args.classes, start=1):
+        if not name.replace("_", " ").strip():
+            raise UserError(f'--classes: name {number}, "{name}", is empty')
     if args.model_dir is not None:
         for option in ("template", "ensemble", "backbone"):
             if getattr(args, option) is not None:

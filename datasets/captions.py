@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from yacs.config import CfgNode
 
+from dassl.config.merge import is_utf8
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl.utils import UserError, derive_seed, read_json
 
@@ -93,12 +95,15 @@ def _collect(images: dict[str, _Image], file: Path, root: Path, split: str | Non
         captions = captions if isinstance(captions, list) else [captions]
         if not captions or not all(isinstance(text, str) and text.strip() for text in captions):
             raise UserError(f"{where}: a caption of {name} is empty, or no text")
-        own = split or row.get("split") or None
-        if own is not None and own not in SPLITS:
+        own = split or row.get("split")
+        if own in (None, ""):
+            own = None
+        elif isinstance(own, str) and own in SPLITS:
+            own = SPLITS[own]
+        else:
             raise UserError(f'{where}: the split "{own}" is none of {", ".join(SPLITS)}')
-        own = own and SPLITS[own]
         if name not in images:
-            if not (root / name).is_file():
+            if not os.path.isfile(root / name):  # which takes any text for a name
                 raise UserError(f"{where}: there is no picture {root / name}")
             images[name] = _Image(own)
         elif images[name].split != own:
@@ -129,7 +134,9 @@ def _table(file: Path) -> Iterator[tuple[int, dict]]:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             delimiter = "\t" if "\t" in lines.readline() else ","
             lines.seek(0)
-            reader = csv.DictReader(lines, delimiter=delimiter)
+            reader = csv.DictReader(lines, delimiter=delimiter, strict=True)  # else an open quote swallows what follows
+            if twice := [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]:
+                raise UserError(f'{file}: there are two columns "{twice[0]}"')
             for row in reader:
                 if None in row:
                     raise UserError(
@@ -144,11 +151,12 @@ def _table(file: Path) -> Iterator[tuple[int, dict]]:
 
 
 def _from_karpathy(row: dict) -> dict:
-    sentences = row.get("sentences") or []
+    sentences = row.get("sentences")
+    sentences = sentences if isinstance(sentences, list) else [sentences]
     raw = [sentence.get("raw") if isinstance(sentence, dict) else sentence for sentence in sentences]
-    name = row.get("filename")
-    if name and row.get("filepath"):
-        name = f"{row['filepath']}/{name}"
+    name, folder = row.get("filename"), row.get("filepath")
+    if isinstance(name, str) and folder:
+        name = f"{folder}/{name}"
     return {"image": name, "caption": raw, "split": row.get("split")}
 
 
@@ -161,7 +169,9 @@ def _value(row: dict, keys: tuple[str, ...], where: str) -> object:
 
 def _name(path: object, root: Path, where: str) -> str:
     """The path below ``root``, with forward slashes."""
-    whole = os.path.normpath(root / str(path).replace("\\", "/"))
+    if not isinstance(path, str) or not is_utf8(path):
+        raise UserError(f"{where}: the name of its picture is no text in UTF-8")
+    whole = os.path.normpath(root / path.replace("\\", "/"))
     name = os.path.relpath(whole, root)
     if name.split(os.sep)[0] in (os.pardir, os.curdir):
         raise UserError(f"{where}: the picture {path} is not in the folder {root}")

@@ -31,145 +31,22 @@ import contextlib
 import io
 import itertools
 import os
-import re
-import shlex
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from itertools import pairwise
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import yaml
-
-from dassl.utils import UserError, check_availability, command_line
-from dassl.utils.results import is_finished, read_record
-
-# The keys of a sweep and of a run in it, with the type of their values; those that must be there.
-KEYS = {"output": str, "threads": int, "arguments": str, "runs": list}
-RUN_KEYS = {"folder": str, "arguments": str, "grid": dict}
-NEEDED, RUN_NEEDED = {"output", "runs"}, {"folder"}
-SEED_AXES = ("seed", "SEED")  # what --seeds replaces
-OUTPUT = "output"  # in the braces of arguments: the sweep's folder
-BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")  # str.format's, but a dot is part of the name
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run of the grid: its folder, and the arguments for ``train.py``."""
-
-    folder: Path
-    arguments: tuple[str, ...]
-
-    @property
-    def finished(self) -> bool:
-        """Whether its folder holds the record of a run with these very arguments."""
-        return is_finished(self.folder, self.arguments)
-
-    @property
-    def model(self) -> Path | None:
-        """The folder of the run whose model it evaluates."""
-        return next((Path(folder) for flag, folder in pairwise(self.arguments) if flag == "--model-dir"), None)
-
-
-def read_sweep(path: Path) -> dict:
-    """The YAML of a sweep.
-
-    Raises:
-        UserError: no such file, not YAML, or keys that are missing, unknown or of the wrong type.
-    """
-    try:
-        sweep = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {error}") from error
-    _check(sweep, KEYS, NEEDED, f"{path}")
-    for number, run in enumerate(sweep["runs"], start=1):
-        _check(run, RUN_KEYS, RUN_NEEDED, f"{path}, run {number}")
-        for axis, values in run.get("grid", {}).items():
-            if not isinstance(values, list):
-                raise UserError(f"{path}, run {number}: the axis {axis} of a grid takes a list; got {values!r}")
-    return sweep
-
-
-def _check(node: object, types: dict[str, type], needed: set[str], place: str) -> None:
-    """Raise :class:`UserError` unless ``node`` has the ``needed`` keys, and no others than those of ``types``."""
-    if not isinstance(node, dict) or needed - set(node):
-        raise UserError(f"{place} must have the keys {', '.join(sorted(needed))}")
-    for key, value in node.items():
-        check_availability(key, types, f"key in {place}:")
-        if not isinstance(value, types[key]):
-            raise UserError(f"{place}: {key} takes a {types[key].__name__}; got {value!r}")
-
-
-def cells_of(sweep: dict, output: str, root: str, seeds: list[str], overrides: list[str]) -> list[Cell]:
-    """Every combination of every run's grid. ``seeds`` replaces the axis ``seed`` (or ``SEED``).
-
-    Raises:
-        UserError: braces that name no axis, two runs with one folder, an override of an axis, an axis ``output``.
-    """
-    cells: dict[Path, Cell] = {}
-    output = str(Path(output or sweep["output"]))
-    for run in sweep["runs"]:
-        axes = run.get("grid", {}).items()
-        grid = {str(axis): seeds if seeds and axis in SEED_AXES else values for axis, values in axes}
-        if fixed := [key for key in overrides[::2] if key in grid]:
-            raise UserError(f"{fixed[0]} is an axis of the grid of {run['folder']}, so it cannot be set for every run")
-        if OUTPUT in grid:
-            raise UserError(f"{{{OUTPUT}}} is the sweep's folder; give that axis of {run['folder']} another name")
-        words = _words(f"{sweep.get('arguments', '')} {run.get('arguments', '')}")
-        for values in itertools.product(*grid.values()):
-            point = dict(zip(grid, map(str, values), strict=True))
-            folder = Path(output, _fill(run["folder"], point))
-            if folder in cells:
-                raise UserError(f"two runs have the folder {folder}; {_mend(run['folder'], grid)}")
-            keys = [word for axis, value in point.items() if _is_key(axis) for word in (axis, value)]
-            arguments = ["--output-dir", str(folder), *(["--root", root] if root else [])]
-            arguments += [*(_fill(word, {**point, OUTPUT: output}) for word in words), *keys, *overrides]
-            cells[folder] = Cell(folder, tuple(arguments))
-    return list(cells.values())
-
-
-def _is_key(axis: str) -> bool:
-    """Whether an axis is named as config keys are."""
-    return "." in axis or axis.isupper()
-
-
-def _fill(text: str, point: dict[str, str]) -> str:
-    """Put a point of the grid into the ``{axis}`` of a text; ``{{`` and ``}}`` are plain braces."""
-
-    def value(match: re.Match) -> str:
-        if match[0] in ("{{", "}}"):
-            return match[0][0]
-        if match[1] not in point:
-            axes = ", ".join(point) or "none"
-            raise UserError(f'"{text}" names something in braces that is no axis of its grid ({axes})')
-        return point[match[1]]
-
-    return BRACES.sub(value, text)
-
-
-def _mend(folder: str, grid: dict[str, list]) -> str:
-    """What to do about a ``folder`` that does not tell the runs of its ``grid`` apart."""
-    named = {match[1] for match in BRACES.finditer(folder)}
-    absent = [f"{{{axis}}}" for axis, values in grid.items() if len(values) > 1 and axis not in named]
-    if absent:
-        return f'put {" and ".join(absent)} into "{folder}"'
-    return f'"{folder}" is there twice, or a value of its grid is'
-
-
-def _words(text: str) -> list[str]:
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise UserError(f"the arguments {text} cannot be split into words: {error}") from error
+from dassl.utils import UserError, command_line, stopped
+from dassl.utils.results import read_record
+from tools.sweeps.grid import Cell, cells_of, read_sweep
 
 
 def run_cell(cell: Cell, threads: int) -> str | None:
@@ -192,12 +69,23 @@ def run_cell(cell: Cell, threads: int) -> str | None:
     return errors.getvalue().strip() or f"exit code {code}" if code else None
 
 
+def end_with_parent() -> None:
+    """Let this process end as soon as the sweep does, even if that is killed: its runs would otherwise stand in the way
+    of the sweep that goes on."""
+
+    def watch() -> None:
+        wait([parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def run_all(cells: list[Cell], jobs: int, threads: int) -> Iterator[tuple[Cell, str | None]]:
     """Do the runs, ``jobs`` at a time; yields each as it ends."""
     if jobs == 1:
         yield from ((cell, run_cell(cell, threads)) for cell in cells)
         return
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=end_with_parent)
     try:
         futures = {pool.submit(run_cell, cell, threads): cell for cell in cells}
         for future in as_completed(futures):
@@ -244,24 +132,31 @@ def run_stages(stages: list[list[Cell]], jobs: int, threads: int) -> Iterator[tu
             yield cell, error
 
 
-def report(cells: list[Cell], jobs: int, threads: int) -> list[Cell]:
-    """Do the runs that are not finished, with a line for each; returns those that failed."""
+def report(cells: list[Cell], jobs: int, threads: int, command: list[str]) -> list[Cell]:
+    """Do the runs that are not finished, with a line for each; returns those that failed. ``command`` holds the
+    arguments of this program."""
     stages = unfinished(in_stages(cells))
     todo = list(itertools.chain(*stages))
     print(f"{len(cells)} runs, {len(cells) - len(todo)} finished already, {jobs} at a time; transcripts are in log.txt")
     start, failed = time.time(), []
-    for number, (cell, error) in enumerate(run_stages(stages, jobs, threads), start=1):
-        if error:
-            failed.append(cell)
-            outcome = f"FAILED\n{error}"
-        else:
-            accuracy = read_record(cell.folder)["accuracy"]
-            outcome = "done" if accuracy is None else f"{accuracy:.2f}%"
-        print(f"[{number}/{len(todo)}, {time.time() - start:.0f} s] {cell.folder}: {outcome}", flush=True)
+    number = 0
+    try:
+        for number, (cell, error) in enumerate(run_stages(stages, jobs, threads), start=1):
+            if error:
+                failed.append(cell)
+            outcome = f"FAILED\n{error}" if error else outcome_of(cell)
+            print(f"[{number}/{len(todo)}, {time.time() - start:.0f} s] {cell.folder}: {outcome}", flush=True)
+    except KeyboardInterrupt as stop:
+        raise stopped(f"after {number} of {len(todo)} runs", "with the others", __file__, command) from stop
     return failed
 
 
-@command_line("stopped; the same command goes on with the runs that are not finished")
+def outcome_of(cell: Cell) -> str:
+    accuracy = read_record(cell.folder)["accuracy"]
+    return "done" if accuracy is None else f"{accuracy:.2f}%"
+
+
+@command_line()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweep", type=Path, help="a YAML file, such as configs/sweeps/digits.yaml")
@@ -276,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
     threads = sweep.get("threads") or cores
     cells = cells_of(sweep, args.output_dir, args.root, args.seeds.replace(",", " ").split(), args.opts)
     jobs = max(1, min(args.jobs or cores // threads, len(cells)))
-    failed = report(cells, jobs, threads)
+    failed = report(cells, jobs, threads, sys.argv[1:] if argv is None else argv)
     if failed:
         print(f"{len(failed)} of {len(cells)} runs failed: {', '.join(str(cell.folder) for cell in failed)}")
     return 1 if failed else 0

@@ -15,14 +15,15 @@ from torch import nn
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import check_availability
+from dassl.utils import UserError, check_availability
 from vlm.openai import CLIP
-from vlm.prompts import readable
+from vlm.prompts import class_names, class_tokens, readable
 from vlm.similarity import linear_head, logits, normalize
 from vlm.text_encoder import TextEncoder
 
 from .prompt_trainer import PromptTrainer
 
+MOST = 512  # tokens of a prompt in the text encoder that takes the longest ones, Chinese-CLIP's
 POSITIONS = ("end", "middle", "front")  # of the class name among the context tokens
 
 
@@ -49,26 +50,37 @@ class PromptLearner(nn.Module):
             ctx_init: words to start from; they set ``n_ctx``.
             csc: a context for each class.
             position: of the class name among the context tokens.
+
+        Raises:
+            UserError: a name is empty, or a prompt too long; the class is named.
         """
         super().__init__()
-        names = [readable(name) for name in classnames]
+        names = class_names(text_encoder, classnames)
+        n_ctx = text_encoder.token_count(readable(ctx_init)) if ctx_init else n_ctx
+        if n_ctx > MOST:
+            raise UserError(f"there are {n_ctx:,} context tokens (N_CTX); no prompt has more than {MOST}")
+        # "X" keeps a place for each context token; the class name and what follows it are CLIP's own words.
+        tokens = class_tokens(text_encoder, names, " ".join(["X"] * n_ctx + ["{}."]))
         context = initial_context(text_encoder, n_ctx, ctx_init, len(names) if csc else None)
         self.ctx = nn.Parameter(context)
-        n_ctx = context.shape[-2]
         print(f"Number of context words (tokens): {n_ctx}")
 
-        # "X" keeps a place for each context token; the class name and what follows it are CLIP's own words.
-        tokens = text_encoder.tokenize([" ".join(["X"] * n_ctx + [name]) + "." for name in names])
         context_rows = torch.arange(context[..., 0].numel()).view(context.shape[:-1])
         fixed, rows = tokens.unique(return_inverse=True)
         rows += context_rows.numel()
         rows[:, 1 : 1 + n_ctx] = context_rows
-        order = [_order(n_ctx, text_encoder.token_count(name), position, tokens.shape[1]) for name in names]
+        lengths = text_encoder.lengths(tokens)
+        # A name that ends in marks may be fewer tokens with the full stop behind it; it never reaches the prompt's end.
+        counts = [
+            min(text_encoder.token_count(name), length - n_ctx - 2)
+            for name, length in zip(names, lengths.tolist(), strict=True)
+        ]
+        order = [_order(n_ctx, count, position, tokens.shape[1]) for count in counts]
         device = context.device
         self.register_buffer("fixed", text_encoder.embed(fixed.to(device)).detach(), persistent=False)
         self.rows = rows.to(device)  # the class name last, as in ``tokens``
         self.index = rows.gather(1, torch.tensor(order)).to(device)
-        self.layout = text_encoder.layout(self.index, text_encoder.lengths(tokens).to(device))
+        self.layout = text_encoder.layout(self.index, lengths.to(device))
         self.register_state_dict_post_hook(_add_class_tokens)
         self.register_load_state_dict_pre_hook(_drop_class_tokens)
 

@@ -8,7 +8,7 @@ import torch
 
 from dassl.utils import UserError
 
-from .prompts import readable
+from .prompts import class_names, class_tokens
 from .similarity import normalize
 from .text_encoder import TextEncoder
 
@@ -26,11 +26,14 @@ def describe_classes(encoder: TextEncoder, classnames: Sequence[str], templates:
 
     Args:
         templates: sentences with ``{}`` for the class name.
+
+    Raises:
+        UserError: a name is empty, or a sentence too long; the class is named.
     """
-    names = [readable(name) for name in classnames]
+    names = class_names(encoder, classnames)
     device = encoder.token_embedding.weight.device
     features = 0
     for template in templates:
-        tokens = encoder.tokenize([template.replace("{}", name) for name in names]).to(device)
-        features = features + normalize(encoder.encode(tokens))
+        tokens = class_tokens(encoder, names, template)
+        features = features + normalize(encoder.encode(tokens.to(device)))
     return normalize(features)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,9 @@ _KINDS = {
     tuple: "a list",
     list: "a list",
 }
+SHOWN = 100  # letters of a value that a message shows
+LARGEST = 1_000_000  # bytes of a YAML file
+MOST = 100_000  # its entries, aliases written out
 
 
 def merge_file(cfg: CN, path: str | os.PathLike) -> None:
@@ -32,12 +37,14 @@ def merge_file(cfg: CN, path: str | os.PathLike) -> None:
         folder = Path(path).parent
         known = [p.name for p in folder.glob("*.yaml")] if folder.is_dir() else []
         raise UserError(f"no config file {path}; {nearest(Path(path).name, known)}")
-    try:
-        loaded = CN.load_cfg(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, AttributeError, AssertionError) as error:
-        raise UserError(f"{path} is not a YAML mapping of config keys: {error}") from error
+    loaded = read_yaml(path)
+    if loaded is None:  # an empty file
+        return
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path} is not a YAML mapping of config keys")
+    written = dict(leaves(read_yaml(path, as_text=True)))
     for key, value in leaves(loaded):
-        _set(cfg, key, value, str(path))
+        _set(cfg, key, value, str(path), written.get(key, value))
 
 
 def merge_options(cfg: CN, options: list[str]) -> None:
@@ -47,7 +54,14 @@ def merge_options(cfg: CN, options: list[str]) -> None:
     if len(options) % 2:
         raise UserError(f'overrides come in pairs, KEY VALUE; the last one, "{options[-1]}", stands alone')
     for key, value in zip(options[::2], options[1::2], strict=True):
-        _set(cfg, key, value, "the command line")
+        _set(cfg, key, value, "the command line", value)
+
+
+def merge_flag(cfg: CN, key: str, value: Any) -> None:
+    """Put what a flag gives into ``cfg``: text as it is, whatever it looks like."""
+    if not is_plain(value):
+        raise UserError(f"{key} on the command line is no text in UTF-8: {shown(value)}")
+    cfg.merge_from_list([key, repr(value) if isinstance(value, str) else value])
 
 
 def leaves(node: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -59,27 +73,64 @@ def leaves(node: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def _set(cfg: CN, key: str, value: Any, source: str) -> None:
+def _set(cfg: CN, key: str, value: Any, source: str, written: Any) -> None:
+    """Put a value into ``cfg``; ``written`` is its text in ``source``, before YAML took it for something."""
     known = dict(leaves(cfg))
     if below := [k.removeprefix(f"{key}.") for k in known if k.startswith(f"{key}.")]:
         raise UserError(f"{key} in {source} is a group of keys, not a key: {', '.join(below)}")
     if key not in known:
-        raise UserError(f'unknown config key "{key}" in {source}; {_nearest_key(key, known)}')
-    old = known[key]
-    if isinstance(old, float) and isinstance(CN._decode_cfg_value(value), int) and not _is_bool(value):
-        value = float(value)  # OPTIM.LR 1 means 1.0
-    if isinstance(old, str) and not isinstance(CN._decode_cfg_value(value), (str, dict, type(None))):
-        value = repr(str(value))  # DATASET.FOLDER 2020 is text
+        raise UserError(f'unknown config key "{shortened(key)}" in {source}; {_nearest_key(key[:SHOWN], known)}')
+    old, decoded = known[key], _decode(value)
+    if isinstance(old, float) and type(decoded) is int and is_plain(decoded):
+        decoded = float(decoded)  # OPTIM.LR 1 means 1.0
+    if isinstance(old, str) and not isinstance(decoded, (str, dict, type(None))) and isinstance(written, str):
+        decoded = written  # DATASET.FOLDER 007 is text
     try:
-        if CN._decode_cfg_value(value) is None:  # yacs would take it
+        if decoded is None or not is_plain(decoded):  # yacs would take it
             raise ValueError
-        cfg.merge_from_list([key, value])
+        # Text goes as its literal, as yacs would take '"3"' for a number.
+        cfg.merge_from_list([key, repr(decoded) if isinstance(decoded, str) else decoded])
     except (ValueError, AssertionError) as error:
-        raise UserError(f"{key} in {source} takes {_KINDS[type(old)]}, like {old!r}; got {value!r}") from error
+        kind = _KINDS.get(type(old), "a value")
+        raise UserError(f"{key} in {source} takes {kind}, like {old!r}; got {shown(written)}") from error
 
 
-def _is_bool(value: Any) -> bool:
-    return isinstance(CN._decode_cfg_value(value), bool)
+def _decode(value: Any) -> Any:
+    """What yacs takes a value for; brackets too deep for Python's parser are text."""
+    try:
+        return CN._decode_cfg_value(value)
+    except (RecursionError, MemoryError):
+        return value
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is what a config holds and any file can: text in UTF-8, finite numbers, lists of these."""
+    if isinstance(value, (list, tuple)):
+        return all(map(is_plain, value))
+    if isinstance(value, str):
+        return "\0" not in value and is_utf8(value)
+    try:
+        return isinstance(value, (bool, int, float)) and math.isfinite(value)
+    except OverflowError:  # an integer that no float is as large as
+        return False
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a file in UTF-8 can hold a text: not, where it came from other bytes, such as a name in Latin-1."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it."""
+    try:
+        return shortened(repr(value))
+    except ValueError:  # Python does not write down integers of more than 4,300 digits
+        return "a huge number"
+
+
+def shortened(text: str) -> str:
+    """A text as a message shows it: without its middle, where it is long."""
+    return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} … {text[-SHOWN // 2 :]}"
 
 
 def _nearest_key(key: str, known: dict[str, Any]) -> str:
@@ -106,3 +157,61 @@ def to_dict(cfg: CN) -> dict[str, Any]:
     """The config as nested dicts and lists, for JSON."""
     plain = {k: to_dict(v) if isinstance(v, CN) else v for k, v in cfg.items()}
     return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML takes the last, and aliases that would fill the memory."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            _check(node, {})
+        return node
+
+
+class _TextLoader(_Loader):
+    """Takes ``007`` and ``yes`` for text, as they are written."""
+
+    yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # noqa: RUF012  the key <<
+
+
+def read_yaml(path: str | os.PathLike, as_text: bool = False) -> Any:
+    """What a YAML file holds; ``as_text``, with all of its values as they are written.
+
+    Raises:
+        UserError: the file cannot be read, is too large to be a config, or is not YAML; has a key twice in a mapping,
+            or aliases of aliases without end.
+    """
+    try:
+        if (size := os.path.getsize(path)) > LARGEST:
+            raise UserError(f"{path} has {size:,} bytes; a config or a sweep has {LARGEST:,} at most")
+        text = Path(path).read_text(encoding="utf-8")
+        return yaml.load(text, _TextLoader if as_text else _Loader)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is not YAML that can be read: its brackets are too deep") from error
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
+        raise UserError(f"{path} is not YAML: {error}") from error  # a bad !!bool is a KeyError
+
+
+def _check(node: yaml.Node, sizes: dict[yaml.Node, int]) -> int:
+    """How many entries a node has, aliases written out; ``sizes`` holds those that are known.
+
+    Raises:
+        yaml.YAMLError: they are too many, or a key is there twice.
+    """
+    if node not in sizes:
+        sizes[node] = MOST  # until it is known: a node within itself
+        parts = []
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+            if twice := [key for key, count in Counter(keys).items() if count > 1]:
+                raise yaml.YAMLError(f'the key "{shortened(twice[0])}" is there twice{node.start_mark}')
+            parts = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            parts = node.value
+        sizes[node] = 1 + sum(_check(part, sizes) for part in parts)
+    if sizes[node] >= MOST:
+        raise yaml.YAMLError(f"its aliases, written out, are more than {MOST:,} entries")
+    return sizes[node]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import statistics
@@ -16,6 +17,8 @@ from .files import read_json
 END_OF_TRAINING = ("Finish training", "Finished training")
 RESULT = "=> result"
 RECORD = "result.json"  # written last, so its presence is what tells a finished run
+NUMBER = re.compile(r"[0-9.eE+-]+")  # of Python's floats those that a log has: neither nan nor 1_0
+KINDS = {"config": dict, "weights": dict, "classnames": list, "command": list}  # of a record's entries
 
 
 def result_lines(total: int, correct: int, macro_f1: float) -> str:
@@ -38,6 +41,7 @@ def result_lines(total: int, correct: int, macro_f1: float) -> str:
 
 
 def class_line(label: int, name: str, total: int, correct: int) -> str:
+    name = " ".join(name.splitlines())  # a line of its own could be taken for a result
     return f"* class: {label} ({name})\ttotal: {total:,}\tcorrect: {correct:,}\tacc: {100 * correct / total:.2f}%"
 
 
@@ -47,15 +51,28 @@ def read_result(log: Path, keyword: str = "accuracy", test_log: bool = False) ->
     Only what follows the end of training counts, so an interrupted run's validation result is never taken for a test
     result; with ``test_log`` (an ``--eval-only`` run, which trains nothing) whatever follows ``=> result``.
     Returns None where there is no such line.
+
+    Raises:
+        UserError: the log cannot be read, or that number is no percentage.
     """
-    pattern = re.compile(rf"\* {re.escape(keyword)}: ([+-]?\d+\.?\d*(?:[eE][+-]?\d+)?)%")
+    pattern = re.compile(rf"\* {re.escape(keyword)}: (\S+)%")
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError as error:
+        raise UserError(f"cannot read {log}: {error.strerror}") from error
     value, reached = None, False
-    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
-        line = line.strip()
+    for number, line in enumerate(map(str.strip, lines), start=1):
         reached = reached or (line == RESULT if test_log else line in END_OF_TRAINING)
-        if reached and (match := pattern.search(line)):
-            value = float(match.group(1))
+        if reached and (match := pattern.match(line)):
+            value = _percent(match[1], f"{log}, line {number}")
     return value
+
+
+def _percent(text: str, where: str) -> float:
+    with contextlib.suppress(ValueError):
+        if NUMBER.fullmatch(text) and 0 <= (value := float(text)) <= 100:
+            return value
+    raise UserError(f"{where}: {text[:20]}% is no percentage; the log is damaged")
 
 
 def read_record(folder: Path) -> dict:
@@ -63,6 +80,9 @@ def read_record(folder: Path) -> dict:
     record = read_json(folder / RECORD)
     if not isinstance(record, dict):
         raise UserError(f"{folder / RECORD} is damaged: it is not a record of a run")
+    for key, kind in KINDS.items():
+        if not isinstance(record.get(key, kind()), kind):
+            raise UserError(f"{folder / RECORD} is damaged: its {key} is not what a run writes")
     return record
 
 

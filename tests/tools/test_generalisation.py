@@ -9,7 +9,8 @@ import pytest
 from tests.common import REPOSITORY
 from tools import sweep
 from tools.results_table import main
-from tools.sweep import cells_of, in_stages, read_sweep
+from tools.sweep import in_stages
+from tools.sweeps.grid import cells_of, read_sweep
 
 TESTED = "=> result\n* accuracy: {:.2f}%\n"
 TRAINED = "Finish training\nFinished training\n" + TESTED

@@ -13,7 +13,7 @@ from dassl.engine import TRAINER_REGISTRY
 from tests.common import REPOSITORY
 from tools import sweep
 from tools.results_table import main
-from tools.sweep import cells_of, read_sweep
+from tools.sweeps.grid import cells_of, read_sweep
 from tools.tables import pareto
 from tools.tables.cells import Cell
 from tools.tables.pareto import Point, front_of, points_of

@@ -11,7 +11,8 @@ import yaml
 from dassl.utils import UserError
 from tests.common import REPOSITORY, assert_same_tensors
 from tools import sweep
-from tools.sweep import Cell, cells_of, in_stages, main, read_sweep
+from tools.sweep import in_stages, main
+from tools.sweeps.grid import Cell, cells_of, read_sweep
 
 DIGITS = REPOSITORY / "configs/sweeps/digits.yaml"
 SETTINGS = (
@@ -247,5 +248,8 @@ def test_stopping_says_how_to_go_on(write, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sweep, "run_cell", stop)
-    assert main([write({"folder": "x"}), "--jobs", "1"]) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    path = write({"folder": "x"}, {"folder": "y"})
+    assert main([path, "--jobs", "1"]) == 130
+    said = capsys.readouterr().err
+    assert "stopped after 0 of 2 runs; this goes on with the others:\n" in said
+    assert said.endswith(f"tools/sweep.py {path} --jobs 1\n")

@@ -66,7 +66,7 @@ def read_cell(runs: Iterable[Path], expected: dict, trained: bool) -> Cell:
                 cell.missing.append(f"{run}: {reason}")
                 continue
             cell.weights.add(_weights(record))
-            if isinstance(count := record.get("trainable_parameters"), int):
+            if type(count := record.get("trainable_parameters")) is int and 0 <= count < 2**63:
                 cell.parameters.add(count)
             cell.shortcuts.update(_shortcuts(record, trained))
         cell.accuracies.append(accuracy)
@@ -97,7 +97,7 @@ def _shortcuts(record: dict, trained: bool) -> list[str]:
         epochs = "every epoch" if views == 1 else f"{views} epochs"
         found.append(f"FEATURES.VIEWS {views}: training images repeat their random draws after {epochs}.")
     if precision := config.get("FEATURES.PREC"):
-        found.append(f"FEATURES.PREC {precision}: image features in {DTYPES.get(precision, precision)}.")
+        found.append(f"FEATURES.PREC {precision}: image features in {DTYPES.get(str(precision), precision)}.")
     return found
 
 

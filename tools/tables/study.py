@@ -13,6 +13,7 @@ Each is a run's folder, or a folder of seed1, seed2, … that are averaged (mean
 
 from __future__ import annotations
 
+import glob
 import re
 import statistics
 from collections.abc import Iterable
@@ -84,8 +85,8 @@ def _cell(place: Path, expected: dict, row: str) -> Cell | None:
 def _contexts(folder: Path, config: str) -> list[tuple[int, bool]]:
     """(tokens, class-specific) of the runs in CoOp's ``folder``; the study's two first, class-specific ones last."""
     found = set()
-    for path in folder.glob(f"{config}_*shots*"):
-        if (match := RUN.fullmatch(path.name)) and match["config"] == config:
+    for path in folder.glob(f"{glob.escape(config)}_*shots*"):
+        if (match := RUN.fullmatch(path.name)) and match["config"] == config and path.is_dir():
             found.add((int(match["n_ctx"] or STANDARD), bool(match["csc"])))
             variants = (VARIANT.fullmatch(inner.name) for inner in path.iterdir())
             found |= {(int(inner["n_ctx"]), inner["csc"] == "True") for inner in variants if inner}

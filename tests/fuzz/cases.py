@@ -1,0 +1,138 @@
+"""What the fuzzing tests share: how a case is judged and counted, and texts as people and attackers write them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from dassl.utils import UserError
+
+COUNTS = {"cases": 0, "refused": 0}
+LINES = 12  # of a message; a YAML error shows the place in three of them
+
+
+def dear(test: Callable) -> Callable:
+    """A decorator for a test whose cases take long: a tenth of them."""
+    return settings(max_examples=max(5, settings.default.max_examples // 10))(test)
+
+
+class Refusal(str):
+    """The message of a :class:`UserError`."""
+
+
+def outcome(call: Callable, *arguments: Any, naming: object = "", **values: Any) -> Any:
+    """What a reader makes of a case, or its :class:`Refusal`, a clear message that has ``naming`` in it. Whatever else
+    it raises is a failure."""
+    COUNTS["cases"] += 1
+    try:
+        return call(*arguments, **values)
+    except UserError as error:
+        COUNTS["refused"] += 1
+        message = str(error)
+        assert len(message) > 10
+        assert message.count("\n") < LINES
+        assert str(naming) in message
+        return Refusal(message)
+
+
+# Names that CLIP's tokenizer, a file system or a parser of lines reads in some way of its own.
+ODD = (
+    "",
+    " ",
+    "_",
+    "__",
+    "cat",
+    "Cat",
+    "CAT ",
+    "a_cat",
+    "golden retriever",
+    "café",
+    "cafe\u0301",
+    "ﬁsh",
+    "\uff26\uff55ll",
+    "İstanbul",
+    "straße",
+    "ΟΔΟΣ",
+    "كلب أسود",
+    "\u202eevil\u202c",
+    "שלום",
+    "犬",
+    "🦊",
+    "👩\u200d👩\u200d👧\u200d👦",
+    "🇨🇭" * 20,
+    "a\u200bb",
+    "\ufeffcat",
+    "cat\u00a0dog",
+    "cat\u2028dog",
+    "cat\x85dog",
+    "cat\x1cdog",
+    "\0",
+    "a\0b",
+    "\x07\x1b[31mred\x1b[0m",
+    "a\nb",
+    "a\r\nb",
+    "\ud83d",
+    "a\udcff",
+    "&amp;",
+    "&lt;|endoftext|&gt;",
+    "<|endoftext|>",
+    "<|startoftext|> x",
+    "schÃ¶n",
+    "{}",
+    "{0}",
+    "%s",
+    "...............",
+    "what?!",
+    "rock 'n' roll's",
+    '"quoted"',
+    "a,b\tc;d",
+    "* accuracy: 99.99%",
+    "UserErr or",
+    "n01440764 tench",
+    "very " * 75,
+    "wordwithoutend" * 30,
+    "x" * 300,
+    "-1",
+    "1e999",
+    "nan",
+    "007",
+    "None",
+    "True",
+    "[1, (2, {3: 4})]",
+    "(" * 5000,
+    "+" * 3000 + "1",
+    '__import__("os").system("exit 1")',
+)
+letters = st.characters(codec=None)  # lone surrogates, too
+texts = st.one_of(
+    st.sampled_from(ODD), st.text(letters, max_size=20), st.lists(st.sampled_from(ODD[3:55])).map("".join)
+)
+valid_text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30)
+
+
+@st.composite
+def mutations(draw: st.DrawFn, data: bytes, most: int = 5) -> bytes:
+    """``data``, cut off, with bytes changed, put in, taken out, or a part of it there twice."""
+    data = bytearray(data)
+    for _ in range(draw(st.integers(0, most))):
+        start = draw(st.integers(0, len(data)))
+        stop = min(len(data), start + draw(st.integers(0, 12)))
+        kind = draw(st.sampled_from(["put", "drop", "double", "cut"]))
+        if kind == "put":
+            data[start:start] = draw(st.one_of(st.binary(max_size=4), st.sampled_from(TROUBLE)))
+        elif kind == "drop":
+            del data[start:stop]
+        elif kind == "double":
+            data[start:start] = data[start:stop]
+        else:
+            del data[start:]
+    return bytes(data)
+
+
+TROUBLE = (b"\0", b"\r", b"\r\n", b"\n", b"\t", b"\xef\xbb\xbf", b"\xff\xfe", b"\xe2\x80\xa8", b'"', b"'")
+TROUBLE += (b": ", b"- ", b"&a ", b"*a", b"<<: ", b"!!python/object:os.system ", b"!!binary ", b"!!bool ", b"---\n")
+TROUBLE += (b"nan", b"1e999", b"9" * 5000, b"null", b"true", b"\\ud800", b"[" * 3000, b'{"a":' * 3000, b"# ", b"? ")
+TROUBLE += (b"{", b"}", b"[", b"]", b"%", b"|", b",")

@@ -1,0 +1,85 @@
+"""Sweeps: every combination is one run with a folder of its own below the sweep's, or the sweep is refused."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tests.common import REPOSITORY
+from tests.fuzz.cases import Refusal, mutations, outcome, texts
+from tools.sweep import in_stages
+from tools.sweeps.grid import cells_of, read_sweep
+
+axes = st.sampled_from(["seed", "SEED", "OPTIM.LR", "x", "output", "{", "a b"])
+values = st.one_of(
+    st.integers(0, 9), st.floats(), st.booleans(), st.none(), texts, st.dictionaries(texts, texts, max_size=1)
+)
+grids = st.dictionaries(axes, st.lists(values, max_size=4), max_size=3)
+folders = st.one_of(st.lists(axes.map("{{{}}}".format), max_size=3).map("/".join), texts)
+
+
+@given(st.lists(st.tuples(folders, texts, grids), max_size=3), st.lists(st.sampled_from(["1", "2"]), max_size=2))
+@example([("{seed}", "", {"seed": []})], [])
+@example([("{x}", "", {"x": ["../../elsewhere"]})], [])
+@example([("/elsewhere", "", {})], [])
+@example([("{x}", "", {name: list(range(1000)) for name in "abcdefgh"})], [])
+@example([("a{x}", "--root {x}", {"x": ["a b", "{y}", "'"]})], [])
+def test_every_combination_is_a_run_of_its_own(tmp_path_factory, runs, seeds):
+    path = tmp_path_factory.getbasetemp() / "sweep.yaml"
+    entries = [{"folder": folder, "arguments": arguments, "grid": grid} for folder, arguments, grid in runs]
+    path.write_text(yaml.safe_dump({"output": "out", "runs": entries}))
+    sweep = outcome(read_sweep, path, naming=path)
+    if isinstance(sweep, Refusal):
+        return
+    cells = outcome(cells_of, sweep, "", "", seeds, [])
+    if isinstance(cells, Refusal):
+        return
+    replaced = [
+        {axis: seeds if seeds and axis in ("seed", "SEED") else given for axis, given in grid.items()}
+        for *_, grid in runs
+    ]
+    assert len(cells) == sum(math.prod(map(len, grid.values())) for grid in replaced)
+    assert len({cell.folder for cell in cells}) == len(cells)
+    for cell in cells:
+        assert (Path.cwd() / cell.folder).resolve().is_relative_to(Path.cwd() / "out")
+        assert cell.arguments[:2] == ("--output-dir", str(cell.folder))
+    stages = outcome(in_stages, cells)
+    assert isinstance(stages, Refusal) or sum(map(len, stages)) == len(cells)
+
+
+FILES = sorted((REPOSITORY / "configs/sweeps").glob("*.yaml"))
+
+
+@given(st.data(), st.sampled_from(FILES))
+def test_a_damaged_sweep_is_refused_by_name_or_understood(tmp_path_factory, data, file):
+    path = tmp_path_factory.getbasetemp() / "damaged.yaml"
+    path.write_bytes(data.draw(mutations(file.read_bytes())))
+    sweep = outcome(read_sweep, path, naming=path)
+    if not isinstance(sweep, Refusal):
+        outcome(cells_of, sweep, "", "", [], [])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "output: out\nthreads: -1\nruns: [{folder: a}]",
+        "output: out\nthreads: true\nruns: [{folder: a}]",
+        "output: out\nthreads: 99999999999999999999\nruns: [{folder: a}]",
+        "output: out\nruns: []",
+        "output: 0x" + "f" * 6000 + "\nruns: [{folder: a}]",
+        "output: out\nruns: [{folder: a, grid: {x: [0x" + "f" * 6000 + "]}}]",
+        "output: out\nruns: [{folder: a, grid: {x: []}}]",
+        "output: out\nruns: &a [{folder: a}, *a]",
+        "output: out\nruns: [{folder: a}]\nruns: [{folder: b}]",
+    ],
+    ids=range(9),
+)
+def test_what_makes_no_sweep(tmp_path, content):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(content)
+    assert isinstance(outcome(read_sweep, path, naming=path), Refusal)
