@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Iterable, Sequence
 from itertools import permutations
@@ -11,8 +12,10 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from yacs.config import CfgNode
 
 from dassl.data.datasets import Datum
-from dassl.utils import UserError, listdir_nohidden
+from dassl.utils import UserError
 
+from . import few_shot_split
+from .links import Links, check_not_dangling, scan
 from .protocol import FewShotDataset
 
 CLASSNAMES = "classnames.txt"
@@ -30,13 +33,14 @@ class ClassFolders(FewShotDataset):
     how_to_get = ""  # what to do where the data is missing
 
     def __init__(self, cfg: CfgNode):
-        base = Path(cfg.DATASET.ROOT).expanduser() / self.dataset_dir
+        base = self.folder(cfg)
         layout = f"{self.dataset_dir}/images/train and …/val with one folder a class"
         splits, mend = ("train", "val"), f"DATASET.ROOT (--root) must hold {layout}{self.how_to_get}"
         folders = common_folders(base / "images", splits, mend)
         writer = f"tools/fix_imagenet.py --root {base.parent} writes it for ImageNet's folders"
         names = names_in(base / CLASSNAMES, folders, writer)
-        train, test = (read_images(base / "images" / split, names) for split in splits)
+        links = Links(cfg, base)
+        train, test = (read_images(base / "images" / split, names, links) for split in splits)
         super().__init__(cfg, train, test)
 
 
@@ -53,18 +57,24 @@ def class_folders(root: Path, mend: str) -> list[str]:
     """The names of the folders in ``root``, sorted; ``mend`` says what to do where there is no ``root``."""
     if not root.is_dir():
         raise UserError(f"no folder {root}. {mend}")
-    folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    entries = [e for e in root.iterdir() if not e.name.startswith(".") and e.name != few_shot_split.FOLDER]
+    for entry in entries:
+        check_not_dangling(entry)
+    folders = sorted(entry.name for entry in entries if entry.is_dir())
     if not folders:
         raise UserError(f"{root} has no class folders")
     return folders
 
 
-def read_images(root: Path, names: dict[str, str]) -> list[Datum]:
+def read_images(root: Path, names: dict[str, str], links: Links) -> list[Datum]:
     """The images of each class folder below ``root``; labels count the folders in the order of ``names``, which maps
-    them to class names."""
+    them to class names. ``links`` decides which links among them are followed."""
     items = []
+    links.check((root / folder for folder in names if (root / folder).is_symlink()), root)
     for label, (folder, classname) in enumerate(names.items()):
-        files = listdir_nohidden(root / folder, sort=True)
+        found = {name: is_link for name, is_link in scan(root / folder).items() if not name.startswith(".")}
+        links.check((root / folder / name for name, is_link in found.items() if is_link), root)
+        files = sorted(found)
         if not files:
             raise UserError(f"the class folder {root / folder} is empty")
         for file in files:
@@ -79,7 +89,7 @@ def read_images(root: Path, names: dict[str, str]) -> list[Datum]:
 
 def names_in(path: Path, folders: Iterable[str], mend: str) -> dict[str, str]:
     """The ``folders`` with the names that the file ``path`` gives them."""
-    names = {_composed(folder): name for folder, name in read_classnames(path, mend).items()}
+    names = read_classnames(path, mend)
     if nameless := [folder for folder in folders if _composed(folder) not in names]:
         raise UserError(
             f"{path} has no name for the folders {', '.join(nameless)}; its lines are <folder> <class name>, with a "
@@ -95,22 +105,29 @@ def _composed(name: str) -> str:
 
 def read_classnames(path: Path, mend: str = "") -> dict[str, str]:
     """Folder name -> class name, from lines such as ``n01440764 tench``; a tab ends a folder name that has spaces.
+    Accents of a folder's name are parts of their letters (NFC).
 
     Raises:
-        UserError: the file is missing (``mend`` says what to do then), or a line is not of that form.
+        UserError: the file is missing (``mend`` says what to do then), a line is not of that form, or two lines
+            give one folder different names.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"no {path}: it names the class folders, one a line (n01440764 tench). {mend}")
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Notepad puts a mark before the first line
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # Notepad puts a mark before the first line
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error}") from error
-    names = {}
+    names, lines_of = {}, {}
     for number, line in enumerate(map(str.strip, lines), start=1):
         if not line:
             continue
         folder, _, name = line.partition("\t" if "\t" in line else " ")
         if not name.strip():
             raise UserError(f'{path}, line {number}: "{line}" is not "<folder> <class name>"')
-        names[folder.strip()] = name.strip()
+        folder, name = _composed(folder.strip()), name.strip()
+        first = lines_of.setdefault(folder, number)
+        if names.setdefault(folder, name) != name:
+            raise UserError(f'{path}: line {first} names {folder} "{names[folder]}", line {number} "{name}"')
     return names

@@ -9,8 +9,9 @@ from yacs.config import CfgNode
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from dassl.utils import UserError
 
+from .links import Links
 from .protocol import FewShotDataset
-from .split_file import SPLITS, check_present
+from .split_file import SPLITS, check_name, check_present
 
 
 @DATASET_REGISTRY.register()
@@ -27,13 +28,13 @@ class FGVCAircraft(FewShotDataset):
 
     def __init__(self, cfg: CfgNode):
         root = Path(cfg.DATASET.ROOT).expanduser()
-        self.base = root / self.dataset_dir
+        self.base = self.folder(cfg)
         if not (self.base / self.images).is_dir():
             prepare = f"python tools/prepare_dataset.py {type(self).__name__} --root {root}"
             raise UserError(f"no folder {self.base / self.images}. {prepare} downloads it")
         labels = {name: label for label, name in enumerate(self._lines("variants.txt"))}
         train, val, test = (self._read(f"images_variant_{split}.txt", labels) for split in SPLITS)
-        check_present(self.base / self.images, [*train, *val, *test])
+        check_present(self.base / self.images, [*train, *val, *test], Links(cfg, self.base))
         super().__init__(cfg, train, test, val)
 
     def _read(self, file: str, labels: dict[str, int]) -> list[Datum]:
@@ -42,6 +43,7 @@ class FGVCAircraft(FewShotDataset):
             image, _, variant = line.partition(" ")
             if variant not in labels:
                 raise UserError(f'{self.base / file}: "{line}" is not "<image> <variant>" with one of variants.txt')
+            check_name(image, str(self.base / file), self.base / self.images)
             items.append(Datum(self.base / self.images / f"{image}.jpg", labels[variant], classname=variant))
         return items
 

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
+from dassl.config.merge import is_utf8
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from dassl.utils import UserError, derive_seed
 
 from .class_folders import class_folders, common_folders, names_in, read_images
+from .links import Links
 from .protocol import FewShotDataset
 
 
@@ -27,19 +29,36 @@ class ImageFolder(FewShotDataset):
     """
 
     def __init__(self, cfg: CfgNode):
-        node = cfg.DATASET
-        root = Path(node.ROOT).expanduser() / Path(node.FOLDER).expanduser()
+        node, root = cfg.DATASET, self.folder(cfg)
         mend = "DATASET.FOLDER, below DATASET.ROOT (--root), must hold class folders, or train/ and test/ with them"
         splits = splits_in(root)
         folders = common_folders(root, splits, mend) if splits else class_folders(root, mend)
-        names = {folder: folder.replace("_", " ") for folder in folders}
         if node.CLASSNAMES:
             names = names_in(root / Path(node.CLASSNAMES).expanduser(), folders, "DATASET.CLASSNAMES names it")
-        if splits:
-            train, test, *val = (read_images(root / split, names) for split in splits)
         else:
-            train, test, *val = split_in_two(read_images(root, names), node.TEST_PERCENT)
+            names = {folder: class_name(folder) for folder in folders}
+        links = Links(cfg, root)
+        if splits:
+            train, test, *val = (read_images(root / split, names, links) for split in splits)
+        else:
+            train, test, *val = split_in_two(read_images(root, names, links), node.TEST_PERCENT)
         super().__init__(cfg, train, test, *val)
+
+    @classmethod
+    def folder(cls, cfg: CfgNode) -> Path:
+        return Path(cfg.DATASET.ROOT).expanduser() / Path(cfg.DATASET.FOLDER).expanduser()
+
+
+def class_name(folder: str) -> str:
+    """What a class is called whose images lie in that folder.
+
+    Raises:
+        UserError: nothing is left of the name, or it is not in UTF-8, as the files of a run are.
+    """
+    name = " ".join(folder.replace("_", " ").splitlines())
+    if not name.strip() or not is_utf8(name):
+        raise UserError(f"the class folder {folder!r} cannot name a class; rename it, or name it in DATASET.CLASSNAMES")
+    return name
 
 
 def splits_in(root: Path) -> list[str]:

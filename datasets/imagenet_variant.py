@@ -9,6 +9,7 @@ from yacs.config import CfgNode
 from dassl.data.datasets import DatasetBase
 
 from .class_folders import CLASSNAMES, class_folders, names_in, read_images
+from .links import Links
 from .protocol import subsample_classes
 
 
@@ -30,7 +31,7 @@ class ImageNetVariant(DatasetBase):
         prepare = f"tools/prepare_dataset.py {type(self).__name__} --root {root}"
         folders = class_folders(base / self.images, f"{prepare} says where to get it")
         names = self.class_names(base / CLASSNAMES, folders, f"Copy it from imagenet/; {prepare} writes it, too")
-        test = read_images(base / self.images, names)
+        test = read_images(base / self.images, names, Links(cfg, base))
         (test,) = subsample_classes(test, subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
         super().__init__(train_x=test, test=test)
 

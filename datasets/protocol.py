@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 from yacs.config import CfgNode
 
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.utils import UserError, check_availability, seeded
 
-MAX_VAL_SHOTS = 4  # CoOp's rule: at most 4 validation images a class
+from .few_shot_split import MAX_VAL_SHOTS, FewShotSplit, Split, left_over
+
 SUBSAMPLES = ("all", "base", "new")
 
 
@@ -20,28 +22,48 @@ class FewShotDataset(DatasetBase):
     Where there are no validation images (``val`` None), they are drawn from the training images that the few shots
     leave over, so choosing a model on them never touches the test set; with all images in training there are none.
 
+    What was drawn is kept in the data set's folder; ``split_source`` names the file and the fingerprint of the listing
+    (None where all images are taken).
+
     Raises:
-        UserError: the labels do not count the classes (:func:`check_labels`).
+        UserError: the labels do not count the classes (:func:`check_labels`), or a stored split is hostile.
     """
+
+    split_source: dict[str, str] | None = None
 
     def __init__(self, cfg: CfgNode, train: list[Datum], test: list[Datum], val: list[Datum] | None = None):
         check_labels(train, val or [], test)
         val_is_test = val is None and cfg.DATASET.VAL_IS_TEST
         if (shots := cfg.DATASET.NUM_SHOTS) >= 1:
+            kept = FewShotSplit(self.folder(cfg), shots, cfg.SEED, train, val)
+            stored = kept.read()
             with seeded(cfg.SEED):
-                chosen = self.generate_fewshot_dataset(train, num_shots=shots)
-                if not val_is_test:
-                    val = left_over(train, chosen) if val is None else val
-                    val = self.generate_fewshot_dataset(val, num_shots=min(shots, MAX_VAL_SHOTS))
-            train = chosen
+                split = self._few_shots(train, val, shots, stored, with_val=not val_is_test)
+            if split.keys() <= stored.keys():
+                print(f"Few-shot split: {kept.path}")
+            else:
+                kept.write(split)
+            self.split_source = {"file": str(kept.path), "fingerprint": kept.fingerprint}
+            train, val = split["train"], split.get("val")
         val = test if val_is_test else val or []
         train, val, test = subsample_classes(train, val, test, subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
         super().__init__(train_x=train, val=val, test=test)
 
+    @classmethod
+    def folder(cls, cfg: CfgNode) -> Path:
+        """Where the data set lies."""
+        return Path(cfg.DATASET.ROOT).expanduser() / cls.dataset_dir
 
-def left_over(items: list[Datum], chosen: list[Datum]) -> list[Datum]:
-    taken = {item.impath for item in chosen}
-    return [item for item in items if item.impath not in taken]
+    def _few_shots(
+        self, train: list[Datum], val: list[Datum] | None, shots: int, stored: Split, with_val: bool
+    ) -> Split:
+        """What is stored, and what is not from the stream of draws, in which each has its place."""
+        split = {"train": self.generate_fewshot_dataset(train, num_shots=shots), **stored}
+        if with_val:
+            val = left_over(train, split["train"]) if val is None else val
+            drawn = self.generate_fewshot_dataset(val, num_shots=min(shots, MAX_VAL_SHOTS))
+            split.setdefault("val", drawn)
+        return split
 
 
 def check_labels(train: list[Datum], *others: list[Datum]) -> None:

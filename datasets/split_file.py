@@ -18,6 +18,7 @@ from yacs.config import CfgNode
 from dassl.data.datasets import Datum
 from dassl.utils import UserError, read_json
 
+from .links import Links, scan
 from .protocol import FewShotDataset
 
 SPLITS = ("train", "val", "test")
@@ -45,7 +46,7 @@ class SplitFile(FewShotDataset):
                 "of your own, on which accuracies do not compare with published ones"
             )
         train, val, test = read_split(path, images)
-        check_present(images, [*train, *val, *test])
+        check_present(images, [*train, *val, *test], Links(cfg, self.folder(cfg)))
         super().__init__(cfg, train, test, val)
 
     @classmethod
@@ -74,24 +75,35 @@ def _item(entry: Any, place: str, images: Path) -> Datum:
     if not (isinstance(entry, list) and [type(value) for value in entry] == [str, int, str]):
         raise UserError(f"{place} must be [path, label, class name]; got {entry!r}")
     name, label, classname = entry
-    if set(name) & {"\\", ":"} or {"", ".", ".."} & set(name.split("/")):  # the first two are Windows' separators
-        raise UserError(f"{place}: {name} is no path of a file below {images}")
+    check_name(name, place, images)
     return Datum(os.path.join(images, name), label, classname=classname)
 
 
-def check_present(images: Path, items: Iterable[Datum]) -> None:
-    """Raise :class:`UserError` where images are missing. To list folders is quicker than to look at each file."""
+def check_name(name: str, place: str, images: Path) -> None:
+    """Raise :class:`UserError` unless ``name``, found at ``place``, is a path below the folder ``images``."""
+    if set(name) & {"\\", ":", "\0"} or {"", ".", ".."} & set(name.split("/")):  # the first two separate on Windows
+        raise UserError(f"{place}: {name} is no path of a file below {images}")
+
+
+def check_present(images: Path, items: Iterable[Datum], links: Links) -> None:
+    """Raise :class:`UserError` where images are missing, or lead elsewhere by a link that ``links`` refuses. To list
+    folders is quicker than to look at each file."""
     names = defaultdict(set)
     for item in items:
         folder, name = os.path.split(item.impath)
         names[folder].add(name)
-    absent = [os.path.join(folder, name) for folder in names for name in sorted(names[folder] - _listing(folder))]
+    links.check(filter(os.path.isdir, names), images)
+    absent = []
+    for folder in names:
+        found = _listing(folder)
+        absent += [os.path.join(folder, name) for name in sorted(names[folder] - found.keys())]
+        links.check((os.path.join(folder, name) for name in names[folder] if found.get(name)), images)
     if absent:
         raise UserError(f"{len(absent):,} images that the split lists are not in {images}; the first is {absent[0]}")
 
 
-def _listing(folder: str) -> set[str]:
+def _listing(folder: str) -> dict[str, bool]:
     try:
-        return set(os.listdir(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
+        return scan(folder)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last: no name that a file can have
+        return {}

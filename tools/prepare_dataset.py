@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tarfile
 import tempfile
-import zipfile
-import zlib
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,11 +30,12 @@ from dassl.utils import (
     reason_of,
     write_json,
 )
+from dassl.utils.archives import DAMAGE, unpack
 from tools.fix_imagenet import curated_names
 
 ARCHIVES = (".gz", ".tgz", ".zip")  # which torchvision leaves beside what was in them
 # What torchvision raises for addresses that cannot be reached and for archives that arrived damaged.
-BROKEN = (OSError, RuntimeError, HTTPException, tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error)
+BROKEN = (OSError, HTTPException, *DAMAGE)
 
 Images = dict[str, str]  # path below the image folder -> class name
 
@@ -189,6 +187,10 @@ def download(name: str, base: Path, last: str) -> None:
     folder ``last``, as it tells that the rest is there."""
     import torchvision
 
+    def checked(archive: str, folder: str, compression: str | None) -> None:
+        unpack(Path(archive), Path(folder))
+
+    torchvision.datasets.utils._ARCHIVE_EXTRACTORS.update({".tar": checked, ".zip": checked})  # all it unpacks with
     source = SOURCES[name]
     mkdir_if_missing(base.parent)
     try:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from dassl.utils import UserError, check_availability, download, reason_of
 from dassl.utils.downloads import file_digest
+from dassl.utils.inert import load_tensors
 
 from . import openai
 from .fingerprint import fingerprint
@@ -175,7 +176,7 @@ def read_state_dict(path: Path, published: bool = False) -> dict[str, torch.Tens
 
     Raises:
         UserError: the file is absent, cannot be read as any of the three formats, or is a TorchScript archive of
-            somebody else.
+            somebody else, or would take far more memory than it has bytes.
     """
     if not path.is_file():
         raise UserError(f"no weights file {path} (MODEL.BACKBONE.WEIGHTS)")
@@ -192,14 +193,16 @@ def read_state_dict(path: Path, published: bool = False) -> dict[str, torch.Tens
                 warnings.simplefilter("ignore", FutureWarning)  # torch.jit is to go; OpenAI's files are in its format
                 state_dict = torch.jit.load(path, map_location="cpu").state_dict()
         else:
-            state_dict = torch.load(path, map_location="cpu", weights_only=True)
+            state_dict = load_tensors(path)
     except UserError:
         raise
     except Exception as error:  # torch raises whatever its readers meet in a damaged file
         raise UserError(f"{path} cannot be read as weights (truncated or damaged?): {reason_of(error)}") from error
     if isinstance(state_dict, dict):
         state_dict = state_dict.get("state_dict", state_dict)
-    if not isinstance(state_dict, dict) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
+    if not isinstance(state_dict, dict) or not all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state_dict.items()
+    ):
         raise UserError(f"{path} is not a state dict: it holds something else than named tensors")
     return {key: value for key, value in state_dict.items() if key not in openai.NO_WEIGHTS}
 

@@ -13,6 +13,7 @@ from .errors import UserError
 from .files import mkdir_if_missing
 
 CHUNK = 1 << 20  # bytes
+MOST = 8 << 30  # bytes; no file that is fetched here has as many
 
 
 def file_digest(path: str | os.PathLike, algorithm: str = "sha256") -> str:
@@ -28,13 +29,16 @@ def download(url: str, path: str | os.PathLike, checksum: str, algorithm: str = 
     """Fetch ``url`` to ``path``, showing progress; a download that was cut off goes on where it stopped.
 
     Raises:
-        UserError: the address cannot be reached, or what came has another checksum (it is deleted).
+        UserError: the address cannot be reached, or what came has another checksum, or no end (it is deleted).
     """
     path = Path(path)
     part = path.with_name(path.name + ".part")
     mkdir_if_missing(path.parent)
     try:
         _fetch(url, part)
+    except TooLong as error:
+        part.unlink()
+        raise UserError(f"{url} sends more than {MOST:,} bytes, which no file from there has") from error
     except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
         reason = getattr(error, "reason", error)
         raise UserError(
@@ -45,6 +49,10 @@ def download(url: str, path: str | os.PathLike, checksum: str, algorithm: str = 
         raise UserError(f"{url} arrived damaged: {algorithm} {found}, expected {checksum}. Run the command again")
     os.replace(part, path)
     return path
+
+
+class TooLong(Exception):
+    pass
 
 
 def _fetch(url: str, part: Path) -> None:
@@ -69,5 +77,9 @@ def _fetch(url: str, part: Path) -> None:
             while chunk := response.read(CHUNK):
                 file.write(chunk)
                 bar.update(len(chunk))
+                if file.tell() > MOST:
+                    raise TooLong
+            file.flush()
+            os.fsync(file.fileno())
     if part.stat().st_size < size:
         raise OSError(f"the connection was cut after {part.stat().st_size:,} of {size:,} bytes")

@@ -1,14 +1,21 @@
-"""Files of torch.save that hold live objects, as the original's checkpoints hold their scheduler: the plain rest of
-them, read without importing or calling anything that they name."""
+"""Files of torch.save, read without importing or calling anything that they name, with no more memory than their size.
+Of those that hold live objects, as the original's checkpoints hold their scheduler, the plain rest is read."""
 
 from __future__ import annotations
 
+import mmap
 import os
+import zipfile
+from collections.abc import Iterator
 from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
+
+from .errors import UserError
+
+BYTES = b"bytearray\n"  # as a pickle names it, the one thing that PyTorch lets it make in any size
 
 
 class Inert:
@@ -46,20 +53,71 @@ STAND_INS = {
 }
 
 
+def load_tensors(path: str | os.PathLike) -> Any:
+    """``torch.load`` with ``weights_only``, on the CPU.
+
+    Raises:
+        UserError: the file would take far more memory than it has bytes. torch.save compresses nothing, and keeps of
+            each tensor what the tensor takes.
+    """
+    _check_records(path)
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    size = os.path.getsize(path)
+    for tensor in _tensors(content):
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.nbytes > size:
+            raise UserError(
+                f"{path} has a tensor of shape {tuple(tensor.shape)} ({tensor.dtype}), which its {size:,} bytes cannot "
+                "hold. It is refused, as it could take any amount of memory"
+            )
+    return content
+
+
+def _check_records(path: str | os.PathLike) -> None:
+    size = os.path.getsize(path)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            total = sum(record.file_size for record in records)
+            if total > size or any(record.compress_type != zipfile.ZIP_STORED for record in records):
+                raise UserError(f"{path} unpacks from {size:,} to {total:,} bytes; torch.save compresses nothing")
+            pickles = [archive.read(record) for record in records if record.filename.endswith(".pkl")]
+        found = any(BYTES in content for content in pickles)
+    else:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            found = content.find(BYTES) >= 0
+    if found:
+        raise UserError(f"{path} names Python's bytearray, which can take any amount of memory and has no place in it")
+
+
+def _tensors(content: Any) -> Iterator[torch.Tensor]:
+    """Every tensor in containers in containers, which may hold one another."""
+    waiting, seen = [content], set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (dict, list, tuple, set)) and id(value) not in seen:
+            seen.add(id(value))
+            waiting.extend(value.values() if isinstance(value, dict) else value)
+
+
 def load_plain(path: str | os.PathLike) -> Any:
     """What ``torch.load`` reads with ``weights_only``: tensors, plain values and containers, on the CPU.
 
     Where that refuses the file for classes that it does not know, an inert one stands for each of them; entries that
     would hold one are left out of the dict that the file holds, and of the dicts in it.
+
+    Raises:
+        UserError: the file would take far more memory than it has bytes.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_tensors(path)
     except UnpicklingError:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        names = zipfile.is_zipfile(path) and torch.serialization.get_unsafe_globals_in_checkpoint(path)
         if not names:
             raise
     with torch.serialization.safe_globals([(STAND_INS.get(name, Inert), name) for name in names]):
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_tensors(path)
     if not isinstance(content, dict):
         return content
     return {k: _without_inert(v) if isinstance(v, dict) else v for k, v in _without_inert(content).items()}

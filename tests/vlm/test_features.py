@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import threading
@@ -31,6 +32,14 @@ def flip(path: Path, part: str) -> None:
     path.write_bytes(content)
 
 
+def with_nan(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    start = 8 + int.from_bytes(content[:8], "little")
+    at = start + json.loads(content[8:start])["features"]["data_offsets"][0]
+    content[at : at + 4] = struct.pack("<f", float("nan"))
+    path.write_bytes(content)
+
+
 def from_another_encoder(path: Path) -> None:
     """Put the file of the same keys and other features of another encoder in its place."""
     shard = read_shard(path, path.parent.name)
@@ -49,6 +58,7 @@ DAMAGES = {
     "checksum": lambda path: flip(path, "checksum"),
     "header": lambda path: flip(path, "header"),
     "deleted": Path.unlink,
+    "with a NaN": with_nan,
     "another encoder's": from_another_encoder,
 }
 
@@ -110,6 +120,18 @@ def test_no_changed_byte_goes_unnoticed(store):
         shard = read_shard(path, store.encoder)
         assert shard is None or torch.equal(shard.features, FEATURES), at
         assert path.exists() == (shard is not None)
+
+
+def test_a_file_under_another_name_gives_its_own_features(store, tmp_path):
+    store.put(KEYS[:2], FEATURES[:2])
+    (first,) = files(store)
+    store.put(KEYS[2:], FEATURES[2:])
+    (second,) = set(files(store)) - {first}
+    first.replace(second)
+    for reader in (store, FeatureStore(tmp_path, ENCODER, 1)):
+        found = reader.get(KEYS)
+        assert same(found, {key: FEATURES[KEYS.index(key)] for key in found})
+        assert not set(found) & set(KEYS[2:])
 
 
 def test_the_least_recently_used_files_go_first(store, tmp_path):

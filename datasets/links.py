@@ -1,0 +1,49 @@
+"""Links in a data set. Those of its layout (the data set's folder, ``images``, ``train``, …) are the user's own and are
+followed; one further below that leads out of the data could pass any file of the machine for an image."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from yacs.config import CfgNode
+
+from dassl.utils import UserError
+
+
+def scan(folder: str | os.PathLike) -> dict[str, bool]:
+    """The names in a folder, and whether each is a link. The files themselves are not looked at."""
+    with os.scandir(folder) as entries:
+        return {entry.name: entry.is_symlink() for entry in entries}
+
+
+def check_not_dangling(path: str | os.PathLike) -> None:
+    """Raise :class:`UserError` if ``path`` is a link to what is not there."""
+    if os.path.islink(path) and not os.path.exists(path):
+        raise UserError(f"{path} is a link to {os.readlink(path)}, which is not there")
+
+
+class Links:
+    """Decides on the links in a data set below ``folder``: whether they stay in it, or at least in DATASET.ROOT."""
+
+    def __init__(self, cfg: CfgNode, folder: Path):
+        self.follow_all = cfg.DATASET.FOLLOW_LINKS
+        self.inside = {os.path.realpath(place) for place in (Path(cfg.DATASET.ROOT).expanduser(), folder)}
+
+    def check(self, paths: Iterable[str | os.PathLike], split: str | os.PathLike) -> None:
+        """Raise :class:`UserError` where one of ``paths`` leads out of the data and of the folder ``split``, or leads
+        to nothing."""
+        inside = {*self.inside, os.path.realpath(split)}
+        for path in paths:
+            check_not_dangling(path)
+            target = os.path.realpath(path)
+            if not (self.follow_all or any(_is_below(target, folder) for folder in inside)):
+                raise UserError(
+                    f"{path} leads by a link to {target}, outside {' and '.join(sorted(inside))}. If that is "
+                    "meant, say DATASET.FOLLOW_LINKS True"
+                )
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(os.path.join(folder, ""))

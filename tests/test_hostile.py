@@ -1,0 +1,128 @@
+"""Hostile files are refused by name, and nothing in them runs."""
+
+import os
+import pickle
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from dassl.data.datasets import build_dataset
+from dassl.utils import UserError
+from dassl.utils.archives import unpack
+from tests.common import REPOSITORY
+from tests.datasets.shapes import CLASSES, config, write_images, write_split_file
+from tests.stress.attacks import ATTACKS, BASE, MARKER, READERS, Victim, payload, text
+from tests.stress.hostile import CASES, refuse, run
+from tools.prepare_dataset import main as prepare
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_refused(name, tmp_path):
+    refuse(tmp_path, name)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_the_attack_is_one(attack, tmp_path):
+    """Python's own reader runs it."""
+    try:
+        pickle.loads(b"\x80\x04" + payload(attack, tmp_path) + b".")
+    except Exception:  # after it has run
+        pass
+    finally:
+        if "__setstate__" in vars(Victim):
+            del Victim.__setstate__
+    assert (tmp_path / MARKER).exists()
+
+
+DATUM = f"c{BASE}\nDatum\n".encode() + b")\x81}("
+DATUM += text("_impath") + text("/old/a.jpg") + text("_label") + b"K\x00" + text("_classname") + text("a") + b"ub"
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_the_same_file_without_the_attack_is_read(reader, tmp_path):
+    content = b"]" + DATUM + b"a" if reader == "few-shot split" else b"}"
+    found = READERS[reader](tmp_path, content)
+    if reader == "few-shot split":
+        assert [item.impath for item in found["train"]] == [str(tmp_path / "a.jpg")]
+    else:
+        assert found == ({} if reader == "weights" else {"state_dict": {}})
+
+
+def build(root: Path, name: str = "ImageFolder", **values: object) -> list[str]:
+    return [item.impath for item in build_dataset(config(root, name, **values)).train_x]
+
+
+def test_links_of_the_layout_and_inside_the_data_are_followed(tmp_path, imagenet_root):
+    write_split_file("dtd", tmp_path / "elsewhere")
+    root, real = tmp_path / "links", imagenet_root / "imagenet"
+    (root / "imagenet/images").mkdir(parents=True)
+    (root / "imagenet/classnames.txt").symlink_to(real / "classnames.txt")
+    for split in ("train", "val"):
+        (root / "imagenet/images" / split).symlink_to(real / "images" / split)
+    (root / "dtd").mkdir()
+    (root / "dtd/images").symlink_to(tmp_path / "elsewhere/dtd/images")
+    shutil.copy(tmp_path / "elsewhere/dtd/split_zhou_DescribableTextures.json", root / "dtd")
+    assert len(build(root, "ImageNet")) == 15
+    assert len(build(root, "DescribableTextures")) == 18
+    (root / "photos/train").mkdir(parents=True)
+    (root / "photos/test").symlink_to("train")
+    for name in CLASSES:
+        (root / "photos/train" / name).symlink_to(f"../raw/{name}")
+        write_images(root / "photos/raw", [f"{name}/0.jpg"])
+        (root / f"photos/raw/{name}/1.jpg").symlink_to("0.jpg")
+    assert len(build(root, FOLDER="photos")) == 6
+    assert len(build(tmp_path, FOLDER=str(root / "photos"))) == 6  # the folder may lie anywhere
+
+
+def test_links_that_are_meant(tmp_path):
+    write_images(tmp_path, ["secret/s.jpg", "secret/t.jpg", *(f"data/photos/cat/{i}.jpg" for i in range(4))])
+    (tmp_path / "data/photos/dog").symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match="FOLLOW_LINKS True"):
+        build(tmp_path / "data", FOLDER="photos")
+    assert len(build(tmp_path / "data", FOLDER="photos", FOLLOW_LINKS=True)) == 3
+
+
+@pytest.mark.parametrize("name", ["eurosat", "food101"])  # a zip and a tar
+def test_what_torchvision_downloads_is_checked_too(name, tmp_path, monkeypatch, capsys):
+    import torchvision
+
+    def download_url(url, root, filename=None, *_, **__):
+        os.makedirs(root, exist_ok=True)
+        path = os.path.join(root, filename or os.path.basename(url))
+        if path.endswith(".zip"):
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.writestr("../../evil.jpg", b"")
+        else:
+            with tarfile.open(path, "w:gz") as archive:
+                archive.addfile(tarfile.TarInfo("../../evil.jpg"))
+
+    monkeypatch.setattr(torchvision.datasets.utils, "download_url", download_url)
+    assert prepare([name, "--root", str(tmp_path / "data")]) == 2
+    assert "has an entry that does not belong in an archive of images: ../../evil.jpg" in capsys.readouterr().err
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_an_archive_needs_room(tmp_path, monkeypatch):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(REPOSITORY / "README.md", "a.jpg")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10))
+    with pytest.raises(UserError, match=r"a.tar unpacks to .* but .* has room for 10 bytes"):
+        unpack(tmp_path / "a.tar", tmp_path)
+
+
+def test_what_is_not_refused_is_counted(tmp_path, monkeypatch, capsys):
+    cases = {
+        "accepted": print,
+        "not named": lambda folder: print("Note: refused"),
+        "runs": lambda folder: (folder / MARKER).touch() or print(folder),
+        "traceback": lambda folder: 1 / 0,
+        "refused": lambda folder: print(f"Note: {folder}"),
+    }
+    monkeypatch.setattr("tests.stress.hostile.CASES", cases)
+    assert run(tmp_path) == (1, 5)
+    said = capsys.readouterr().out
+    assert [name for name in cases if f"{name}: " in said] == ["accepted", "not named", "runs", "traceback"]

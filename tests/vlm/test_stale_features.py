@@ -1,0 +1,50 @@
+"""What has changed since features were computed is encoded anew, and nothing else."""
+
+from PIL import Image
+from safetensors.torch import save_file
+
+from tests.common import REPOSITORY, assert_same_tensors
+from vlm.features import ImageFeatures
+from vlm.tiny import load_tiny
+
+
+def test_what_has_changed_is_encoded_anew_and_nothing_else(run, imagenet_root, tmp_path, monkeypatch):
+    counts, extract = [], ImageFeatures._extract
+
+    def counting(self, requests, *rest):
+        counts.append(len(requests))
+        return extract(self, requests, *rest)
+
+    monkeypatch.setattr(ImageFeatures, "_extract", counting)
+    base = imagenet_root / "imagenet"
+    images = {split: sorted(base.glob(f"images/{split}/*/*.JPEG")) for split in ("train", "val")}
+    names = base / "classnames.txt"
+    weights = {name: tensor.clone() for name, tensor in load_tiny().items()}
+    weights["visual.attnpool.c_proj.weight"] *= 1.5
+    save_file(weights, tmp_path / "other.safetensors")
+
+    def move() -> None:  # where it is resized as test images are
+        images["train"][0].rename(images["val"][0].with_name("moved.JPEG"))
+
+    changes = {  # -> settings, images encoded: at first 3 for training and 6 for testing
+        "first": (lambda: None, (), 9),
+        "nothing": (lambda: None, (), 0),
+        "shots": (lambda: None, ("DATASET.NUM_SHOTS", 5), 12),
+        "class name": (lambda: names.write_text(names.read_text().replace("tench", "trench")), (), 0),
+        "image": (lambda: Image.new("RGB", (40, 48)).save(images["val"][0]), (), 1),
+        "split": (move, (), 1),
+        "weights": (lambda: None, ("MODEL.BACKBONE.WEIGHTS", tmp_path / "other.safetensors"), 10),
+        "preprocessing": (lambda: None, ("INPUT.INTERPOLATION", "nearest"), 10),
+    }
+    for name, (change, values, encoded) in changes.items():
+        change()
+        settings = ("--root", imagenet_root, "--dataset-config-file", REPOSITORY / "configs/datasets/imagenet.yaml")
+        settings += ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1, "FEATURES.CACHE_DIR", tmp_path / "cache", *values)
+        counts.clear()
+        cached = run(*settings, out=f"{name} cached")
+        assert cached.code == 0, cached.error
+        assert sum(counts) == encoded, name
+        if name in ("image", "split", "weights", "preprocessing"):
+            plain = run(*settings, "FEATURES.ENABLED", False, out=f"{name} plain")
+            assert cached.accuracy == plain.accuracy
+            assert_same_tensors(cached.checkpoint(1), plain.checkpoint(1))
