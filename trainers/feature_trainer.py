@@ -69,7 +69,7 @@ class FeatureTrainer(CLIPTrainer):
     # ---- features of whole splits ----
 
     def features_of(self, loader: Iterable[dict]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features (images, embed_dim), in fp32, and labels (images,) of a loader's images."""
+        """Features (images, embed_dim), in fp32, and labels (images,) of a loader's images that can be read."""
         batches = [self.parse_batch_train(batch)[:2] for batch in loader]
         features, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
         return features.float(), labels
@@ -88,7 +88,7 @@ class FeatureTrainer(CLIPTrainer):
                 tfm=self.test_loader.dataset.transform,
                 is_train=False,
             )
-        return FeatureLoader(loader, training.source, "train")
+        return self.bad_images.left_out_of("train_x", FeatureLoader(loader, training.source, "train"))
 
     def validation(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Features and labels of the validation images; None where there are none to choose on, which the log says."""
@@ -99,7 +99,7 @@ class FeatureTrainer(CLIPTrainer):
         if any(item.impath in test for item in self.dm.dataset.val):
             print("Nothing is chosen on the validation images: they are test images (DATASET.VAL_IS_TEST)")
             return None
-        return self.features_of(self.val_loader)
+        return self.features_of(self.bad_images.left_out_of("val", self.val_loader))
 
 
 def bind_classes(model: nn.Module, classnames: Sequence[str]) -> None:

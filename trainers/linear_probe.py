@@ -112,6 +112,7 @@ class LinearProbe(FeatureTrainer):
 
     def run_epoch(self) -> None:
         shots = self.features_of(self.shots(augmented=False))
+        self._check_classes(shots[1])
         c = self.cfg.TRAINER.LINEARPROBE.C
         validation = None if c else self.validation()
         if validation:
@@ -122,6 +123,13 @@ class LinearProbe(FeatureTrainer):
             head = fit(*shots, c)
             print(f"C {c:.4g}, not swept")
         self.model.load_state_dict(head.state_dict())
+
+    def _check_classes(self, labels: torch.Tensor) -> None:
+        """Raise :class:`UserError` if a class has none of the training images that can be read."""
+        if absent := sorted({*self.dm.dataset.lab2cname} - {*labels.tolist()}):
+            self.refuse_bad_images()
+            names = ", ".join(self.dm.dataset.lab2cname[label] for label in absent)
+            raise UserError(f"the linear probe needs a training image of each class that can be read; without: {names}")
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
         return predict(self.model, input)

@@ -79,7 +79,7 @@ class Cache(nn.Module):
 
 
 def _make_room(module: Cache, state_dict: dict, prefix: str, *_) -> None:
-    """A checkpoint may have more or fewer shots than this configuration."""
+    """There may be more shots, or fewer, in a checkpoint than in this configuration."""
     shots = len(state_dict.get(f"{prefix}keys", module.keys))
     if shots != len(module.keys):
         module.keys.data = module.keys.new_zeros(shots, module.keys.shape[1])
@@ -125,7 +125,9 @@ class TipAdapter(FeatureTrainer):
         is_random = getattr(loader.dataset.transform, "is_random", True)
         views = self.cfg.TRAINER.TIPADAPTER.AUGMENT_EPOCH if is_random else 1
         features, labels = zip(*(self.features_of(loader) for _ in range(views)), strict=True)
-        self.model.keys.copy_(normalize(torch.stack(features).mean(0)))
+        keys = normalize(torch.stack(features).mean(0))
+        _make_room(self.model, {"keys": keys}, "")  # for those that can be read
+        self.model.keys.copy_(keys)
         self.model.values.zero_().scatter_(1, labels[0][:, None], 1)
         shots, dim = self.model.keys.shape
         seen = f"{views} views" if views > 1 else "1 view"

@@ -1,13 +1,15 @@
 """Features of images from a frozen image encoder: computed once, kept, and served to every run that asks.
 
 A request is a key, which tells the image's content, its preprocessing and its random draw, and a function that makes
-the preprocessed image. The encoder gives an image the same feature whatever other images it is encoded with, so a
-feature from the cache is bit for bit the one that would be computed.
+the preprocessed image; or gives None if it cannot be read, and then there is no feature. The encoder gives an image the
+same feature whatever other images it is encoded with, so a feature from the cache is bit for bit the one that would be
+computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,7 +26,7 @@ from .image_encoder import ImageEncoder
 SHARD = 512  # features; what an interrupted extraction loses at most
 AHEAD = 64  # images prepared before the encoder asks for them
 
-Request = tuple[bytes, Callable[[], torch.Tensor]]
+Request = tuple[bytes, Callable[[], torch.Tensor | None]]
 
 
 def cache_folder() -> Path:
@@ -44,7 +46,7 @@ class ImageFeatures:
         return torch.stack(list(self.encoder.encode(iter(images))))
 
     def __call__(self, requests: Sequence[Request], threads: int = 1, name: str = "images") -> torch.Tensor:
-        """Features (n, embed_dim) of the requested images.
+        """Features (n, embed_dim) of those requested images that can be read.
 
         Args:
             threads: how many of them prepare images while others are encoded.
@@ -58,16 +60,18 @@ class ImageFeatures:
                 found |= self.store.get([key for key in wanted if key not in found]) if self.store else {}
                 missing = [(key, make) for key, make in wanted.items() if key not in found]
                 found |= self._extract(missing, threads, name)
-        return torch.stack([found[key] for key, _ in requests])
+        features = [found[key] for key, _ in requests if key in found]
+        return torch.stack(features) if features else torch.empty(0)
 
     def _extract(self, requests: Sequence[Request], threads: int, name: str) -> dict[bytes, torch.Tensor]:
         found: dict[bytes, torch.Tensor] = {}
         fresh: list[bytes] = []
+        read: deque[bytes] = deque()  # keys of the images that the encoder has taken and not yet answered
         bar = tqdm(total=len(requests), disable=None, leave=False, desc=f"encoding {name}", unit="image")
         with bar, ThreadPoolExecutor(threads) as pool:
-            features = self.encoder.encode(_prepared(pool, [make for _, make in requests]))
             try:
-                for (key, _), feature in zip(requests, features, strict=True):
+                for feature in self.encoder.encode(_readable(_prepared(pool, requests), read, bar)):
+                    key = read.popleft()
                     found[key] = feature
                     fresh.append(key)
                     bar.update()
@@ -87,11 +91,21 @@ class ImageFeatures:
                 self.store = None
 
 
-def _prepared(pool: ThreadPoolExecutor, makers: Sequence[Callable[[], torch.Tensor]]) -> Iterator[torch.Tensor]:
-    """What the makers return, in order, made in the pool a few images ahead."""
-    waiting = [pool.submit(make) for make in makers[:AHEAD]]
-    for number in range(len(makers)):
+def _readable(images: Iterable[tuple[bytes, torch.Tensor | None]], keys: deque[bytes], bar: tqdm) -> Iterator:
+    """The images that are there; the key of each is put into ``keys`` as it goes out."""
+    for key, image in images:
+        if image is None:
+            bar.update()
+        else:
+            keys.append(key)
+            yield image
+
+
+def _prepared(pool: ThreadPoolExecutor, requests: Sequence[Request]) -> Iterator[tuple[bytes, torch.Tensor | None]]:
+    """Keys and images, in order, made in the pool a few images ahead."""
+    waiting = [pool.submit(make) for _, make in requests[:AHEAD]]
+    for number, (key, _) in enumerate(requests):
         image = waiting.pop(0).result()
-        if number + AHEAD < len(makers):
-            waiting.append(pool.submit(makers[number + AHEAD]))
-        yield image
+        if number + AHEAD < len(requests):
+            waiting.append(pool.submit(requests[number + AHEAD][1]))
+        yield key, image

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from PIL import Image
 from tabulate import tabulate
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from yacs.config import CfgNode
 
-from dassl.utils import UserError, check_at_least, derive_seed, read_image, seeded
+from dassl.utils import BadImage, UserError, check_at_least, derive_seed, read_image, seeded
 
+from .bad_images import Unreadable, collate_readable, none_readable
 from .datasets import Datum, build_dataset
 from .samplers import build_sampler
 from .transforms import build_plain_transform, build_transform
@@ -56,6 +58,16 @@ class DatasetWrapper(Dataset):
 
     def __getitem__(self, idx: int) -> dict:
         return self.item(idx, self.epoch)
+
+    def __getitems__(self, indices: list[int]) -> list:
+        """The items of a batch, :class:`Unreadable` ones among them, for PyTorch's loaders."""
+        return [self._item_or_error(idx) for idx in indices]
+
+    def _item_or_error(self, idx: int):
+        try:
+            return self[idx]
+        except BadImage as error:
+            return Unreadable(error)
 
     def item(self, idx: int, epoch: int | None) -> dict:
         """The image ``idx`` as it is in an epoch, with its label and the rest of what a batch holds."""
@@ -105,7 +117,34 @@ class DatasetWrapper(Dataset):
         return views if self.k_tfm > 1 else views[0]
 
 
-class TrainLoader(DataLoader):
+class Loader(DataLoader):
+    """Leaves pictures that cannot be read out of their batches, and batches of nothing else out of an epoch, for whom
+    ``on_bad_image`` tells; where nobody listens, the first one is an error."""
+
+    on_bad_image: Callable[[BadImage], None] | None = None
+
+    def __init__(self, *args, collate_fn: Callable | None = None, **kwargs):
+        collate = partial(collate_readable, collate=collate_fn or default_collate)
+        super().__init__(*args, collate_fn=collate, **kwargs)
+
+    def __iter__(self) -> Iterator:
+        return self._readable(super().__iter__())
+
+    def _readable(self, batches: Iterator[tuple[dict | None, list[BadImage]]]) -> Iterator[dict]:
+        given, failed = 0, None
+        for batch, errors in batches:
+            for failed in errors:
+                if self.on_bad_image is None:
+                    raise failed
+                self.on_bad_image(failed)
+            if batch is not None:
+                given += 1
+                yield batch
+        if failed and not given:
+            raise none_readable(failed)
+
+
+class TrainLoader(Loader):
     """Counts its epochs and tells them to its sampler and data set, whose draws depend on them.
 
     The engine sets ``epoch`` before each epoch, so a resumed run sees the batches it would have seen.
@@ -140,7 +179,7 @@ def build_data_loader(
     check_at_least(batch_size, 1, "the batch size")
     check_at_least(cfg.DATALOADER.NUM_WORKERS, 0, "DATALOADER.NUM_WORKERS")
     workers = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)  # more would only wait for each other
-    return (TrainLoader if is_train else DataLoader)(
+    return (TrainLoader if is_train else Loader)(
         (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train),
         batch_size=batch_size,
         sampler=build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins),

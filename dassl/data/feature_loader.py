@@ -12,13 +12,17 @@ from typing import Protocol
 import torch
 from torch.utils.data import DataLoader
 
-from dassl.utils import UserError
+from dassl.utils import BadImage, reason_of
 from dassl.utils.downloads import file_digest
 
+from .bad_images import none_readable
 from .data_manager import DatasetWrapper
 from .transforms import Pipeline
 
 AHEAD = 1024  # images whose features are asked for together, across epochs: a fuller pipeline, fewer files
+
+
+Request = tuple[bytes, Callable[[], torch.Tensor | None]]
 
 
 class FeatureSource(Protocol):
@@ -27,10 +31,8 @@ class FeatureSource(Protocol):
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Images (n, 3, height, width) -> features (n, dim)."""
 
-    def __call__(
-        self, requests: Sequence[tuple[bytes, Callable[[], torch.Tensor]]], threads: int, name: str
-    ) -> torch.Tensor:
-        """Features (n, dim) for keys and functions that make the images."""
+    def __call__(self, requests: Sequence[Request], threads: int, name: str) -> torch.Tensor:
+        """Features (n, dim) for keys and functions that make the images; none for those that give None instead."""
 
 
 class FeatureLoader:
@@ -40,6 +42,7 @@ class FeatureLoader:
         self.loader, self.source, self.name = loader, source, name
         self.dataset, self.sampler, self.batch_sampler = loader.dataset, loader.sampler, loader.batch_sampler
         self._have: dict[bytes, torch.Tensor] = {}
+        self._unreadable: dict[bytes, str] = {}  # why there is no image for a key
         self._contents: dict[int, str] = {}  # checksums of the image files
         d = self.dataset
         # Only of our own way of making an image do we know everything it depends on.
@@ -57,6 +60,11 @@ class FeatureLoader:
     epoch = property(
         lambda self: getattr(self.loader, "epoch", 0), lambda self, epoch: setattr(self.loader, "epoch", epoch)
     )
+    # Who is told of images that cannot be read, as with a loader of images.
+    on_bad_image = property(
+        lambda self: getattr(self.loader, "on_bad_image", None),
+        lambda self, listener: setattr(self.loader, "on_bad_image", listener),
+    )
 
     def __iter__(self) -> Iterator[dict]:
         return self._cached() if self.by_key else self._encoded()
@@ -73,18 +81,29 @@ class FeatureLoader:
         """Batches of features found by key; no image is read if all are there."""
         epoch = self.epoch
         self.epoch = epoch + 1
+        given, failed = 0, None
         for number, indices in enumerate(batches := self._batches(epoch)):
-            keys = [self._key(index, epoch) for index in indices]
-            if not all(key in self._have for key in keys):
+            keys = {index: self._key(index, epoch) for index in indices}
+            if not all(key in self._have or key in self._unreadable for key in keys.values()):
                 self._fetch(epoch, batches[number:])
-            items = [self.dataset.data_source[index] for index in indices]
-            yield {
-                "img": torch.stack([self._have[key] for key in keys]),
-                "label": torch.tensor([item.label for item in items]),
-                "domain": torch.tensor([item.domain for item in items]),
-                "impath": [item.impath for item in items],
-                "index": torch.tensor(indices),
-            }
+            for index, key in keys.items():
+                if key not in self._have:
+                    failed = self._report(index, self._unreadable[key])
+            if readable := [index for index in indices if keys[index] in self._have]:
+                given += 1
+                yield self._batch(readable, keys)
+        if failed and not given:
+            raise none_readable(failed)
+
+    def _batch(self, indices: list[int], keys: dict[int, bytes]) -> dict:
+        items = [self.dataset.data_source[index] for index in indices]
+        return {
+            "img": torch.stack([self._have[keys[index]] for index in indices]),
+            "label": torch.tensor([item.label for item in items]),
+            "domain": torch.tensor([item.domain for item in items]),
+            "impath": [item.impath for item in items],
+            "index": torch.tensor(indices),
+        }
 
     def _batches(self, epoch: int) -> list[list[int]]:
         self.sampler.epoch = epoch
@@ -93,14 +112,17 @@ class FeatureLoader:
     def _fetch(self, epoch: int, batches: list[list[int]]) -> None:
         """Get the features of ``batches`` of an epoch and of those that come next; where nothing changes from epoch to
         epoch, those of all images."""
-        requests: dict[bytes, Callable[[], torch.Tensor]] = {}
+        requests: dict[bytes, Callable[[], torch.Tensor | None]] = {}
         for at, indices in self._coming(epoch, batches):
-            requests.update((self._key(index, at), partial(self._image, index, at)) for index in indices)
+            keys = ((self._key(index, at), index) for index in indices)
+            requests.update(
+                (key, partial(self._image, key, index, at)) for key, index in keys if key not in self._unreadable
+            )
             if self._is_random and len(requests) >= AHEAD:
                 break
         threads = max(1, self.loader.num_workers)
         features = self.source(list(requests.items()), threads, f"{self.name} images")
-        self._have = dict(zip(requests, features, strict=True))
+        self._have = dict(zip((key for key in requests if key not in self._unreadable), features, strict=True))
 
     def _coming(self, epoch: int, batches: list[list[int]]) -> Iterator[tuple[int, list[int]]]:
         """Epochs and batches from here to the end of training."""
@@ -112,22 +134,40 @@ class FeatureLoader:
             yield from ((later, indices) for indices in self._batches(later))
 
     def _key(self, index: int, epoch: int) -> bytes:
-        """Everything that the image depends on: its file's content, the transforms, the random draw."""
+        """Everything that the image depends on: its file's content, the transforms, the random draw. Or, of a file that
+        cannot be opened, its path."""
         draw = self.dataset.draw(index, epoch) if self._is_random else ""
         if index not in self._contents:
-            self._contents[index] = _content(self.dataset.data_source[index].impath)
+            path = self.dataset.data_source[index].impath
+            try:
+                self._contents[index] = _content(path)
+            except OSError as error:
+                key = os.fsencode(path)
+                self._unreadable[key] = error.strerror or reason_of(error)
+                self._report(index, self._unreadable[key])
+                return key
         return hashlib.blake2b(f"{self._contents[index]} {self._transform} {draw}".encode(), digest_size=16).digest()
 
-    def _image(self, index: int, epoch: int) -> torch.Tensor:
-        return self.dataset.item(index, epoch)["img"]
+    def _image(self, key: bytes, index: int, epoch: int) -> torch.Tensor | None:
+        try:
+            return self.dataset.item(index, epoch)["img"]
+        except BadImage as error:
+            self._unreadable[key] = error.reason
+            self._report(index, error.reason)
+            return None
+
+    def _report(self, index: int, reason: str) -> BadImage:
+        """Tell whoever listens that an image cannot be read; raise the error where nobody does."""
+        error = BadImage.of(self.dataset.data_source[index].impath, reason)
+        if self.on_bad_image is None:
+            raise error
+        self.on_bad_image(error)
+        return error
 
 
 def _content(path: str) -> str:
     """The checksum of a file, which is read again if it has changed."""
-    try:
-        stat = os.stat(path)
-    except OSError as error:
-        raise UserError(f"image not found: {path}") from error
+    stat = os.stat(path)
     return _digest(path, stat.st_mtime_ns, stat.st_size)
 
 

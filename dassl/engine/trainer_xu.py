@@ -30,7 +30,7 @@ class TrainerXU(SimpleTrainer):
         check_availability(self.cfg.TRAIN.COUNT_ITER, lengths, "TRAIN.COUNT_ITER")
         number = lengths[self.cfg.TRAIN.COUNT_ITER]
         batches = (islice(self._repeated(loader, number), number) for loader in loaders)
-        self.run_batches(zip(*batches, strict=True), number)
+        self.run_batches(zip(*batches, strict=False), number)  # a loader leaves out batches that cannot be read
 
     def _repeated(self, loader, number: int) -> Iterator[dict]:
         """At least ``number`` batches. Each pass has an order and draws of its own, which follow from the epoch."""

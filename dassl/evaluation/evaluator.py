@@ -52,7 +52,9 @@ class Classification(EvaluatorBase):
         self._y_pred: list[int] = []
 
     def process(self, mo: torch.Tensor, gt: torch.Tensor) -> None:
-        """Args: logits (batch, classes), labels (batch,)."""
+        """Args: logits (batch, classes), labels (batch,). :class:`UserError` for logits that are not numbers."""
+        if mo.isnan().any():
+            raise UserError("some outputs are not numbers (NaN): the model has diverged, or its precision is too low")
         predicted, true = mo.argmax(dim=1).tolist(), gt.tolist()
         for label, guess in zip(true, predicted, strict=True):
             hit = int(label == guess)
