@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import os
 import platform
+import subprocess
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # as in malloc.h
-PACKAGES = ("torch", "torchvision", "openai-clip", "numpy", "pillow", "scikit-learn", "yacs", "openvino")
+PACKAGES = (
+    *("torch", "torchvision", "openai-clip", "numpy", "pillow", "scikit-learn", "scipy", "yacs", "openvino"),
+    *("ftfy", "regex", "open_clip_torch", "timm", "transformers", "tokenizers"),
+)
+GIT_SECONDS = 5  # on a slow disk the record does without
 
 
 def keep_memory() -> None:
@@ -42,16 +50,65 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def collect_env_info() -> str:
-    """A few lines of text: system, processor, accelerator, versions."""
+def machine() -> dict:
+    """What of a machine, and of how PyTorch uses it, can change the last bits of a result."""
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    lines = {
+    return {
         "system": platform.platform(),
-        "processor": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads in use, "
-        f"{torch.backends.cpu.get_cpu_capability()}",
-        "accelerator": ", ".join(gpus) or "none",
+        "processor": platform.machine(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerators": gpus,
+        "cuda": torch.version.cuda if gpus else None,
+        "cudnn": torch.backends.cudnn.version() if gpus else None,
+        "cudnn_deterministic": torch.backends.cudnn.deterministic,
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "float32_matmul": torch.get_float32_matmul_precision(),
+    }
+
+
+def collect_env_info() -> str:
+    """A few lines of text: system, processor, accelerator, versions."""
+    has = machine()
+    lines = {
+        "system": has["system"],
+        "processor": f"{has['processor']}, {has['cores']} cores, {has['threads']} threads in use, "
+        f"{has['instructions']}",
+        "accelerator": ", ".join(has["accelerators"]) or "none",
         **package_versions(),
     }
     return "\n".join(f"{name}: {value}" for name, value in lines.items())
+
+
+def code_version(root: Path, parts: Sequence[str]) -> dict:
+    """Which code a program is.
+
+    Args:
+        parts: the folders and files of ``root`` that it is made of.
+
+    Returns:
+        ``sha256`` over the paths and contents of the Python files in ``parts``, whatever their line ends; in a git
+        checkout also ``commit``, and whether those files have been ``modified`` since.
+    """
+    files = [path for part in parts for path in (root / part, *(root / part).rglob("*.py"))]
+    digest = hashlib.sha256()
+    for name, path in sorted((path.relative_to(root).as_posix(), path) for path in files if path.is_file()):
+        content = path.read_bytes().replace(b"\r\n", b"\n")
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    return {**_commit(root, parts), "sha256": digest.hexdigest()}
+
+
+def _commit(root: Path, parts: Sequence[str]) -> dict:
+    if not (root / ".git").exists():  # a folder above may be a checkout of something else
+        return {}
+    command = ["git", "--no-optional-locks", "status", "--porcelain=v2", "--branch", "--", *parts]
+    try:
+        status = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=GIT_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError):  # no git, or it does not trust the folder's owner
+        return {}
+    lines = status.stdout.splitlines()
+    commit = next((line.split()[-1] for line in lines if line.startswith("# branch.oid ")), None)
+    return {"commit": commit, "modified": any(not line.startswith("#") for line in lines)}

@@ -1,0 +1,147 @@
+"""What a run's record tells: code, machine, data, checkpoints; and that the fingerprints see what they should see."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import train
+from dassl.data.datasets import DatasetBase, Datum
+from dassl.data.datasets.fingerprint import fingerprint, fingerprints
+from dassl.utils.env import code_version
+from tests.common import REPOSITORY
+
+SHORT = ("DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 2)
+
+
+def items(root="/data", names=("cat", "dog"), domain=0, order=1):
+    return [Datum(f"{root}/pets/{name}/{name}.jpg", label, domain, name) for label, name in enumerate(names)][::order]
+
+
+def test_moved_data_have_the_same_fingerprint_and_other_data_another(tmp_path, monkeypatch):
+    whole = fingerprint(items(), "/data")
+    assert whole == fingerprint(items("/mnt/other"), "/mnt/other") == fingerprint(items(), "/data/../data")
+    monkeypatch.chdir(tmp_path)
+    assert whole == fingerprint(items("data"), "./data")
+    relabelled = [Datum(item.impath, 1 - item.label, 0, item.classname) for item in items()]
+    renamed = [Datum(item.impath, item.label, 0, f"{item.classname}s") for item in items()]
+    others = [items()[:1], items(order=-1), items(domain=1), items(names=("cat", "cow")), relabelled, renamed]
+    assert len({whole, *(fingerprint(other, "/data") for other in others)}) == len(others) + 1
+
+
+def test_captions_are_part_of_the_fingerprint():
+    item = SimpleNamespace(impath="/data/a.jpg", label=0, domain=0, classname="", captions=("a cat", "a pet"))
+    before = fingerprint([item], "/data")
+    item.captions = ("a cat", "a dog")
+    assert fingerprint([item], "/data") != before
+
+
+def test_a_data_set_without_some_splits_has_fingerprints_of_the_others():
+    found = fingerprints(DatasetBase(train_x=items(), test=items()[:1]), "/data")
+    assert {name: entry["images"] for name, entry in found.items()} == {"train_x": 2, "test": 1}
+
+
+@pytest.fixture
+def code(tmp_path):
+    for name in ("part/a.py", "part/deep/b.py", "other/c.py", "main.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x = 1\ny = 2\n")
+    return tmp_path
+
+
+def test_the_code_is_its_python_files_in_either_kind_of_line_ends(code):
+    def version():
+        return code_version(code, ("part", "main.py"))
+
+    before = version()
+    assert set(before) == {"sha256"}  # it is no checkout
+    (code / "other/c.py").write_text("")
+    (code / "part/notes.txt").write_text("")
+    (code / "main.py").write_bytes(b"x = 1\r\ny = 2\r\n")
+    assert version() == before
+    (code / "part/deep/b.py").rename(code / "part/deep/d.py")
+    assert version() != before
+    (code / "part/deep/d.py").rename(code / "part/deep/b.py")
+    assert version() == before
+    (code / "main.py").write_text("x = 2\ny = 2\n")
+    assert version() != before
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_of_a_checkout_the_commit_is_told_and_whether_the_code_has_changed_since(code, monkeypatch):
+    def git(*arguments):
+        settings = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+        done = subprocess.run(["git", *settings, *arguments], cwd=code, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    for arguments in (("init", "-q"), ("add", "."), ("commit", "-qm", "first")):
+        git(*arguments)
+    clean = code_version(code, ("part", "main.py"))
+    assert (clean["commit"], clean["modified"]) == (git("rev-parse", "HEAD"), False)
+    (code / "other/c.py").write_text("")
+    assert code_version(code, ("part", "main.py")) == clean
+    (code / "part/new.py").write_text("")
+    assert code_version(code, ("part", "main.py"))["modified"]
+    monkeypatch.setenv("PATH", "")
+    assert set(code_version(code, ("part", "main.py"))) == {"sha256"}
+
+
+def test_the_record_of_a_run(run):
+    record = run(*SHORT).record
+    assert record["splits"]["train_x"]["images"] == 20
+    assert record["splits"]["test"]["images"] == record["total"] == 896
+    assert record["correct"] == round(record["total"] * record["accuracy"] / 100)
+    assert record["machine"]["threads"] == torch.get_num_threads()
+    assert record["machine"]["device"] in ("cpu", "cuda")
+    assert record["started_from"] == []
+    assert {"torch", "scipy", "openvino", "transformers"} <= set(record["versions"])
+    assert re.fullmatch("[0-9a-f]{64}", record["code"]["sha256"])
+    assert all((REPOSITORY / part).exists() for part in train.CODE)
+
+
+def test_the_record_names_the_code_that_began_the_run(run, monkeypatch):
+    """Who edits a file while a run goes on does not change what the run was."""
+    code = {"sha256": "before"}
+    monkeypatch.setattr("dassl.utils.env.code_version", lambda *_: dict(code))
+    monkeypatch.setattr("trainers.coop.CoOp.before_epoch", lambda _: code.update(sha256="after"))
+    assert run(*SHORT).record["code"] == {"sha256": "before"}
+    assert code == {"sha256": "after"}
+
+
+def test_the_record_tells_which_images_features_came_from(run, digits_root, tmp_path):
+    root = tmp_path / "moved"
+    shutil.copytree(digits_root / "digits", root / "digits")
+    first, moved = run(*SHORT).record["splits"], run("--root", root, *SHORT, out="moved").record["splits"]
+    assert first == moved
+    assert "content" in first["train_x"]
+    five = next((root / "digits/images/val/5").iterdir())
+    shutil.copy(five, root / "digits/images/val/3/0013.png")
+    changed = run("--root", root, *SHORT, out="changed").record["splits"]
+    assert changed["train_x"] == first["train_x"]
+    assert changed["test"]["sha256"] == first["test"]["sha256"]
+    assert changed["test"]["content"] != first["test"]["content"]
+
+
+def test_the_record_names_the_checkpoints_it_started_from(run):
+    one = run(*SHORT, "TRAIN.CHECKPOINT_FREQ", 1)
+
+    def sha256(epoch):
+        return hashlib.sha256(one.checkpoint(epoch).read_bytes()).hexdigest()
+
+    def started_from(*arguments, out):
+        return [(entry["file"], entry["sha256"]) for entry in run(*arguments, out=out).record["started_from"]]
+
+    first, last = ((str(one.checkpoint(epoch)), sha256(epoch)) for epoch in (1, 2))
+    model = ("--eval-only", "--model-dir", one.folder)
+    assert started_from(*model, *SHORT, out="newest") == [last]
+    assert started_from(*model, "--load-epoch", 1, *SHORT, out="first") == [first]
+    assert started_from(*SHORT, "MODEL.INIT_WEIGHTS", one.checkpoint(1), out="init") == [first]
+    longer = ("--resume", one.folder, *SHORT, "OPTIM.MAX_EPOCH", 3)
+    assert started_from("--force-resume", *longer, out="longer") == [last]
+    assert run(*SHORT, "TRAIN.CHECKPOINT_FREQ", 1).record["started_from"] == []  # it went on from its own
