@@ -11,12 +11,16 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from dassl.config import claim_folder, clean_cfg, get_cfg_default, merge_file, merge_options, seed_of_run
-from dassl.utils import UserError, command_line, log_to
+from dassl.config import claim_folder, clean_cfg, get_cfg_default, merge_file, merge_flag, merge_options, seed_of_run
+from dassl.utils import UserError, alone_in, command_line, log_to, stopped
 from dassl.utils.logger import set_aside
 from dassl.utils.results import RECORD, is_finished
+
+CODE = ("dassl", "vlm", "datasets", "trainers", "train.py")  # what a run is made of; its record has their checksum
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -25,7 +29,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--root", default="", help="folder of the data sets (DATASET.ROOT, ./data)")
     add("--output-dir", default="", help="folder of this run (OUTPUT_DIR, ./output)")
-    add("--resume", default="", help="continue the run in this folder instead of the one in the output directory")
+    add("--resume", default="", help="continue the run in this folder (the output directory, if it holds one)")
+    add("--force-resume", action="store_true", help="continue with other settings than the run began with")
     add("--seed", type=int, help="0 and above fix a run; without one, a seed is drawn and logged")
     add("--source-domains", nargs="+", help="for domain generalisation (DATASET.SOURCE_DOMAINS)")
     add("--target-domains", nargs="+", help="for domain generalisation (DATASET.TARGET_DOMAINS)")
@@ -61,8 +66,11 @@ def setup_cfg(args: argparse.Namespace):
     trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)  # refuse unknown names before anything is written
     DATASET_REGISTRY.get(cfg.DATASET.NAME)
     if cfg.SEED < 0:
-        earlier = seed_of_run(cfg.OUTPUT_DIR)
-        cfg.SEED = time.time_ns() % 2**31 if earlier is None else earlier
+        try:
+            earlier = seed_of_run(cfg.OUTPUT_DIR, cfg.RESUME)
+        except OSError as error:  # such as a name that is too long
+            raise UserError(f"cannot look into {cfg.OUTPUT_DIR} for an earlier run: {error.strerror}") from error
+        cfg.SEED = earlier if type(earlier) is int else time.time_ns() % 2**31
     if cfg.SEED >= 2**63:
         raise UserError(f"the seed {cfg.SEED} is too large; PyTorch takes up to {2**63 - 1}")
     clean_cfg(cfg, cfg.TRAINER.NAME, keep=nodes_of(trainer))
@@ -85,6 +93,7 @@ def reset_cfg(cfg, args: argparse.Namespace) -> None:
         "DATASET.ROOT": args.root,
         "OUTPUT_DIR": args.output_dir,
         "RESUME": args.resume,
+        "FORCE_RESUME": args.force_resume or None,
         "SEED": args.seed,
         "DATASET.SOURCE_DOMAINS": args.source_domains,
         "DATASET.TARGET_DOMAINS": args.target_domains,
@@ -95,11 +104,7 @@ def reset_cfg(cfg, args: argparse.Namespace) -> None:
     }
     for key, value in flags.items():
         if value not in ("", None):  # 0 is a seed
-            node, _, name = key.rpartition(".")
-            target = cfg
-            for part in filter(None, node.split(".")):
-                target = target[part]
-            target[name] = tuple(value) if isinstance(value, list) else value
+            merge_flag(cfg, key, value)
 
 
 def print_args(args: argparse.Namespace, cfg) -> None:
@@ -114,32 +119,51 @@ def run(cfg, args: argparse.Namespace, command: list[str]) -> None:
     import torch
 
     from dassl.engine import build_trainer
-    from dassl.engine.record import write_record
+    from dassl.engine.record import inputs_of, write_record
     from dassl.utils import collect_env_info, keep_memory, set_random_seed
+    from dassl.utils.env import code_version
 
     keep_memory()
-    start = time.time()
+    start, code = time.time(), code_version(Path(__file__).resolve().parent, CODE)
     print_args(args, cfg)
     print(f"** System info **\n{collect_env_info()}\n")
     print(f"Setting fixed seed: {cfg.SEED}")
     set_random_seed(cfg.SEED)
     torch.backends.cudnn.deterministic = True  # no other convolutions from one run to the next
     trainer = build_trainer(cfg)
-    if args.eval_only:
-        untrained = not args.model_dir and not cfg.MODEL.INIT_WEIGHTS
-        if trainer.get_model_names() and untrained and not trainer.usable_untrained:
-            raise UserError(f"--eval-only with {cfg.TRAINER.NAME} needs --model-dir, the folder of a finished run")
-        trainer.load_model(args.model_dir, epoch=args.load_epoch)
-        trainer.test()
-    elif not args.no_train:
-        if args.model_dir:
-            print("Note: --model-dir is for --eval-only; training starts from --resume or MODEL.INIT_WEIGHTS, if given")
-        trainer.train()
+    inputs = inputs_of(trainer, args.model_dir if args.eval_only else "", args.load_epoch)
+    with telling_where(trainer, command):
+        if args.eval_only:
+            evaluate(trainer, args)
+        elif not args.no_train:
+            if args.model_dir:
+                print("Note: --model-dir is for --eval-only; training starts from --resume or MODEL.INIT_WEIGHTS")
+            trainer.train()
     if not args.no_train:
-        write_record(trainer, time.time() - start, command)
+        write_record(trainer, time.time() - start, command, code, inputs)
 
 
-@command_line("stopped; the same command goes on from the last checkpoint (TRAIN.CHECKPOINT_FREQ), or else begins anew")
+def evaluate(trainer, args: argparse.Namespace) -> None:
+    """``--eval-only``."""
+    cfg = trainer.cfg
+    untrained = not args.model_dir and not cfg.MODEL.INIT_WEIGHTS
+    if trainer.get_model_names() and untrained and not trainer.usable_untrained:
+        raise UserError(f"--eval-only with {cfg.TRAINER.NAME} needs --model-dir, the folder of a finished run")
+    trainer.load_model(args.model_dir, epoch=args.load_epoch)
+    trainer.test()
+
+
+@contextmanager
+def telling_where(trainer, command: list[str]) -> Iterator[None]:
+    """Let Ctrl-C say where the run stopped, and the command that goes on."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        kept = f"after epoch {trainer.kept_epoch}" if trainer.kept_epoch else "from the beginning"
+        raise stopped(trainer.stage, kept, __file__, command) from stop
+
+
+@command_line("stopped before training; the same command begins anew")
 def main(argv: list[str] | None = None) -> None:
     """Run the command line; returns the exit code."""
     command = sys.argv[1:] if argv is None else argv
@@ -150,11 +174,13 @@ def main(argv: list[str] | None = None) -> None:
             print(f"finished already: {args.output_dir}")
             return
     cfg = setup_cfg(args)
-    if not args.eval_only:
-        claim_folder(cfg)
-    with log_to(cfg.OUTPUT_DIR):
+    with alone_in(cfg.OUTPUT_DIR):
+        objections = [] if args.eval_only else claim_folder(cfg)
         set_aside(Path(cfg.OUTPUT_DIR, RECORD))
-        run(cfg, args, command)
+        with log_to(cfg.OUTPUT_DIR):
+            for objection in objections:
+                print(f"--force-resume: {objection}")
+            run(cfg, args, command)
 
 
 if __name__ == "__main__":

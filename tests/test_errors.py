@@ -225,11 +225,11 @@ def test_a_file_that_does_not_claim_to_be_an_image(imagenet, imagenet_root):
     refused(imagenet(), stray, "is not an image")
 
 
-def test_stopping_by_hand_says_how_to_go_on(run, monkeypatch):
-    monkeypatch.setattr("trainers.coop.CoOp.forward_backward", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+def test_stopping_by_hand_before_training_says_so(run, monkeypatch):
+    monkeypatch.setattr("trainers.coop.CoOp.build_model", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     result = run(*SHORT)
     assert result.code == 130
-    assert "goes on from the last checkpoint" in result.error
+    assert result.error == "\nstopped before training; the same command begins anew\n"
 
 
 def test_a_bug_is_not_hidden(run, monkeypatch):

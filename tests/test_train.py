@@ -11,6 +11,7 @@ import torch
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import listdir_nohidden
 from dassl.utils.results import END_OF_TRAINING
 from tests.common import assert_same_tensors, tensors
 from trainers.coop import CoOp
@@ -52,10 +53,12 @@ def test_coop_learns_from_few_shots(run):
 def test_a_run_leaves_what_is_promised(run):
     result = run(*SHORT)
     files = {"config.yaml", "log.txt", "prompt_learner", "result.json", "tensorboard"}
-    assert {p.name for p in result.folder.iterdir()} == files
+    assert set(listdir_nohidden(result.folder)) == files
+    assert {p.name for p in result.folder.glob(".*")} == {".lock"}
     assert (result.folder / "prompt_learner" / "checkpoint").read_text() == "model.pth.tar-3\n"
     checkpoint = torch.load(result.checkpoint(3), weights_only=True)
-    assert set(checkpoint) == {"state_dict", "epoch", "optimizer", "scheduler", "val_result"}
+    theirs = {"state_dict", "epoch", "optimizer", "scheduler", "val_result"}
+    assert set(checkpoint) == {*theirs, "random", "best_result"}
     assert set(checkpoint["state_dict"]) == {"ctx", "token_prefix", "token_suffix"}
     record = result.record
     assert record["trainable_parameters"] == checkpoint["state_dict"]["ctx"].numel()
@@ -156,8 +159,12 @@ def test_other_settings_do_not_go_on_from_a_runs_checkpoints(run):
     assert "DATASET.NUM_SHOTS 2 -> 4." in changed.error
     assert first.log == old
     assert run(*SHORT, "TRAIN.PRINT_FREQ", 1).code == 0
-    longer = run("--resume", first.folder, *SHORT, "OPTIM.MAX_EPOCH", 4, out="longer")
+    longer = ("--resume", first.folder, *SHORT, "OPTIM.MAX_EPOCH", 4)
+    assert "OPTIM.MAX_EPOCH 3 -> 4." in run(*longer, out="longer").error
+    longer = run("--force-resume", *longer, out="longer")
     assert re.findall(r"epoch \[\d/4\]", longer.log) == ["epoch [4/4]"]
+    assert "--force-resume: " in longer.log
+    assert "OPTIM.MAX_EPOCH 3 -> 4\n" in longer.log
 
 
 def test_nothing_makes_old_checkpoints_pass_for_a_run_with_other_settings(run, tmp_path):

@@ -26,7 +26,7 @@ from dassl.utils import UserError, command_line
 
 SHOWN = 12  # characters of names and checksums
 # What rm removes: what runs write, and what is left of that if one is killed while it writes.
-OURS = re.compile(r"[^.].*\.safetensors|encoder\.json|\.lock|\.(.+\.safetensors|encoder\.json)\.[^.]+")
+OURS = re.compile(r"[^.].*\.safetensors|encoder\.json|\.lock|\.(.+\.safetensors|encoder\.json)\.[^.]+(\.tmp)?")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dassl.utils import UserError, atomic_write, command_line
+from dassl.utils import UserError, alone_in, atomic_write, command_line
 from tools.tables import generalisation, pareto, study
 
 
@@ -58,11 +58,12 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not args.folder.is_dir():
         raise UserError(f"no folder {args.folder}")
-    table = None if args.config else generalisation.read(args.folder)
-    if table:
-        write(args.folder, *table)
-    else:
-        write_study(args.folder, study.choose_config(args.folder, args.config))
+    with alone_in(args.folder):
+        table = None if args.config else generalisation.read(args.folder)
+        if table:
+            write(args.folder, *table)
+        else:
+            write_study(args.folder, study.choose_config(args.folder, args.config))
 
 
 if __name__ == "__main__":

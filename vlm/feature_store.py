@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 
 from dassl.utils import UserError, atomic_write, write_json
+from dassl.utils.files import remove_temporaries
 
 DESCRIPTION = "encoder.json"  # what the folder's features were made with; for people
 FOLDER = re.compile("[0-9a-f]{32}")  # the name of an encoder's folder
@@ -75,10 +76,17 @@ class FeatureStore:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """For the body of a ``with``, no other process computes features of this encoder."""
-        from filelock import FileLock
+        from filelock import FileLock, Timeout
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / ".lock"):
+        lock = FileLock(self.folder / ".lock")
+        try:
+            held = lock.acquire(timeout=0)
+        except Timeout:
+            print("Waiting for another process that computes features with the same encoder")
+            held = lock.acquire()
+        with held:
+            remove_temporaries(self.folder)
             yield
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, torch.Tensor]:

@@ -8,7 +8,8 @@ def get_cfg_default() -> CN:
     cfg = CN()
     cfg.VERSION = 1
     cfg.OUTPUT_DIR = "./output"  # log.txt, result.json, checkpoints, tensorboard
-    cfg.RESUME = ""  # a run's folder; empty: OUTPUT_DIR, if it holds checkpoints
+    cfg.RESUME = ""  # a run's folder; empty, or once OUTPUT_DIR holds checkpoints: OUTPUT_DIR
+    cfg.FORCE_RESUME = False  # True: go on from checkpoints that were made with other settings
     cfg.SEED = -1  # 0 is a seed; negative: train.py draws one and logs it
     cfg.USE_CUDA = True  # where there is one
     cfg.VERBOSE = True
@@ -37,6 +38,8 @@ def get_cfg_default() -> CN:
 
     cfg.TRAIN = CN()
     cfg.TRAIN.CHECKPOINT_FREQ = 0  # epochs; 0: after the last epoch only
+    cfg.TRAIN.KEEP_CHECKPOINTS = 0  # of CHECKPOINT_FREQ's, the last ones; 0: all. The best one stays in any case
+    cfg.TRAIN.CHECKPOINT_MINUTES = 5.0  # without any, an epoch's end leaves one that the next replaces; 0: never
     cfg.TRAIN.PRINT_FREQ = 10  # batches
     cfg.TRAIN.COUNT_ITER = "train_x"  # the loader that sets the length of an epoch
 
@@ -94,9 +97,11 @@ def _dataset() -> CN:
     # then selects on test images. False: training images that the few shots leave over.
     node.VAL_IS_TEST = False
     node.VAL_PERCENT = 0.1
+    node.SKIP_BAD_IMAGES = False  # True: results over fewer images than a split has, where some cannot be read
     node.FOLDER = ""  # ImageFolder, Captions: the folder below ROOT that holds the images; empty: ROOT itself
     node.CLASSNAMES = ""  # ImageFolder: a file below FOLDER with lines "<folder> <class name>"; empty: folders' names
     node.TEST_PERCENT = 0.5  # ImageFolder, Captions: the part (of each class) for testing, where the data does not tell
+    node.FOLLOW_LINKS = False  # True: also links among the images that lead out of ROOT and of the data set's folder
     node.CAPTIONS = "captions.json"  # Captions: a file below FOLDER: JSON, or a table with a header
     node.CAPTIONS_VAL = ""  # with CAPTIONS_TEST: files of their own for validation and testing
     node.CAPTIONS_TEST = ""

@@ -11,17 +11,20 @@ from yacs.config import CfgNode as CN
 from dassl.utils import UserError, atomic_write
 
 from .defaults import get_cfg_default
-from .merge import leaves
+from .merge import leaves, read_yaml
 
 FILE = "config.yaml"
 # These may change between the parts of one run: they do not touch what is learned.
 FREE = (
     "DATALOADER.NUM_WORKERS",
     "DATALOADER.TEST.",
+    "DATASET.FOLLOW_LINKS",
     "DATASET.ROOT",
+    "DATASET.SKIP_BAD_IMAGES",
     "FEATURES.CACHE_DIR",
     "FEATURES.ENABLED",
     "FEATURES.MAX_GB",
+    "FORCE_RESUME",
     "MODEL.BACKBONE.ACTIVATIONS_GB",
     "OUTPUT_DIR",
     "RESUME",
@@ -31,49 +34,68 @@ FREE = (
 )
 
 
-def claim_folder(cfg: CN) -> None:
+def claim_folder(cfg: CN) -> list[str]:
     """Write ``config.yaml`` to the output directory of a run that is about to train.
 
+    Returns:
+        What the settings of the checkpoints are that the run goes on from, where FORCE_RESUME passes over it.
+
     Raises:
-        UserError: the run would go on from checkpoints of a run with other settings, or of unknown ones. RESUME,
-            which names a run to go on from, is taken as knowing what one does; it must hold checkpoints, and the
-            output directory none but its own.
+        UserError: the run would go on from checkpoints of a run with other settings, or of unknown ones; or RESUME
+            names a folder without any, or another one than that of the checkpoints in the output directory.
     """
-    folder = Path(cfg.OUTPUT_DIR)
-    path = folder / FILE
-    if cfg.RESUME and not _has_checkpoints(Path(cfg.RESUME)):
+    folder, source = Path(cfg.OUTPUT_DIR), Path(cfg.RESUME or cfg.OUTPUT_DIR)
+    if cfg.RESUME and not _has_checkpoints(source):
         raise UserError(f"there is no checkpoint to resume from in {cfg.RESUME}")
-    if _has_checkpoints(folder) and folder.resolve() != Path(cfg.RESUME or "/").resolve():
-        _check_same_settings(folder, cfg)
-    with atomic_write(path) as file:
+    objections = []
+    if _has_checkpoints(folder):
+        objections = _objections(folder, cfg)
+    elif cfg.RESUME and (source / FILE).is_file():  # runs of the original have none
+        objections = _other_settings(source, cfg)
+    if objections and not cfg.FORCE_RESUME:
+        raise UserError(
+            f"{' and '.join(objections)}. Choose another --output-dir (or --resume), or go on from what is there with "
+            "--force-resume"
+        )
+    with atomic_write(folder / FILE) as file:
         file.write(cfg.dump())
+    return objections
 
 
-def seed_of_run(folder: str) -> int | None:
-    """The seed of the run in ``folder``, which the same command without a seed goes on with; None if there is none."""
-    path = Path(folder, FILE)
-    return _read(path).get("SEED") if path.is_file() and _has_checkpoints(path.parent) else None
+def seed_of_run(*folders: str) -> int | None:
+    """The seed of the first run in ``folders``, which the same command without a seed goes on with; None if there is
+    none."""
+    runs = (Path(folder) for folder in folders if folder)
+    return next(
+        (_read(run / FILE).get("SEED") for run in runs if _has_checkpoints(run) and (run / FILE).is_file()), None
+    )
 
 
 def _has_checkpoints(folder: Path) -> bool:
     return any(folder.glob("*/checkpoint"))
 
 
-def _check_same_settings(folder: Path, cfg: CN) -> None:
-    mend = "Choose another --output-dir, remove that folder, or go on from that run with --resume"
+def _objections(folder: Path, cfg: CN) -> list[str]:
+    """Why the run may not go on from the checkpoints in its own output directory."""
+    source = Path(cfg.RESUME or folder).resolve()
     if not (folder / FILE).is_file():
-        raise UserError(f"{folder} holds checkpoints, but no {FILE} that tells their settings. {mend}")
-    saved = _read(folder / FILE)
-    if cfg.RESUME and saved.get("RESUME") != cfg.RESUME:
-        raise UserError(f"{folder} holds the checkpoints of a run that did not go on from {cfg.RESUME}. {mend}")
-    if changed := _differences(saved, yaml.safe_load(cfg.dump())):
-        raise UserError(f"{folder} holds the checkpoints of a run with other settings: {'; '.join(changed)}. {mend}")
+        asked_for = cfg.RESUME and source == folder.resolve()
+        return [] if asked_for else [f"{folder} holds checkpoints, but no {FILE} that tells their settings"]
+    begun_from = Path(_read(folder / FILE).get("RESUME") or folder).resolve()
+    if source not in (folder.resolve(), begun_from):
+        return [f"{folder} holds the checkpoints of a run that did not go on from {cfg.RESUME}"]
+    return _other_settings(folder, cfg)
+
+
+def _other_settings(folder: Path, cfg: CN) -> list[str]:
+    changed = _differences(_read(folder / FILE), yaml.safe_load(cfg.dump()))
+    return [f"{folder} holds the checkpoints of a run with other settings: {'; '.join(changed)}"] if changed else []
 
 
 def _read(path: Path) -> dict:
     try:
-        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, TypeError, ValueError) as error:
+        return dict(read_yaml(path))
+    except (UserError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged: {error}. Remove it and the checkpoints beside it") from error
 
 

@@ -14,12 +14,13 @@ from dassl.utils import (
     derive_seed,
     load_checkpoint,
     mkdir_if_missing,
-    resume_from_checkpoint,
+    random_states,
+    restore_random_states,
     save_checkpoint,
     set_random_seed,
     tolist_if_not,
 )
-from dassl.utils.checkpoint import find_checkpoint, load_state, newest
+from dassl.utils.checkpoint import find_checkpoint, in_step, load_state, newest, resume_from_file
 
 
 class NonFiniteLoss(UserError, FloatingPointError):
@@ -31,7 +32,11 @@ class TrainerBase:
 
     scaler = None  # a torch GradScaler where a trainer uses mixed precision
     usable_untrained = False  # True in a method whose model is of use before training: it may be evaluated as it is
+    batch_rate: float | None = None  # the learning rate of the batch that is being trained on
     seed: int | None = None  # with one, the random draws of an epoch (dropout, mixing) follow from (seed, epoch)
+    force_resume = False  # True: go on from checkpoints of other settings, with those of now
+    stage = "before training"  # what is being done, for the message that a stopped run leaves
+    kept_epoch = 0  # the epoch after which the newest checkpoint was saved
 
     def __init__(self):
         self._models: dict[str, nn.Module] = {}
@@ -75,9 +80,26 @@ class TrainerBase:
     def detect_anomaly(self, loss: torch.Tensor) -> None:
         """Raise :class:`NonFiniteLoss` (a ``FloatingPointError``, as in Dassl) unless the loss is a number."""
         if not torch.isfinite(loss).all():
-            raise NonFiniteLoss(
-                f"Loss is infinite or NaN! It happened in epoch {self.epoch + 1}; a smaller OPTIM.LR, or fp32, may help"
-            )
+            raise self._diverged("Loss is infinite or NaN!")
+
+    def check_losses(self, figures: dict[str, Any] | None) -> None:
+        """:meth:`detect_anomaly` for what a step reports, as not every method calls it; shares may be of nothing."""
+        for name, value in (figures or {}).items():
+            if "loss" in name:
+                self.detect_anomaly(torch.as_tensor(value))
+
+    def _diverged(self, what: str) -> NonFiniteLoss:
+        """The error that says when it happened, what is safe, and what may help."""
+        when = f"epoch {self.epoch + 1}"
+        if self.batch_rate is not None:
+            when += f", batch {self.batch_idx + 1} of {self.num_batches}, at a learning rate of {self.batch_rate:.4g}"
+        saved = (newest(Path(getattr(self, "output_dir", ""), name)) for name in self.get_model_names())
+        good = ", ".join(str(path) for path in saved if path and path.is_file())
+        return NonFiniteLoss(
+            f"{what} It happened in {when}. The last good checkpoint: {good or 'none was saved yet'}. A smaller "
+            "OPTIM.LR, a longer warm-up (OPTIM.WARMUP_EPOCH) or fp32 may help, in another output directory"
+            f"{', or from that checkpoint on with --force-resume' if good else ''}"
+        )
 
     def model_zero_grad(self, names: str | list[str] | None = None) -> None:
         for name in self.get_model_names(names):
@@ -118,7 +140,15 @@ class TrainerBase:
     def save_model(
         self, epoch: int, directory: str, is_best: bool = False, val_result: float | None = None, model_name: str = ""
     ) -> None:
-        """Save every registered model after ``epoch`` (counted from 0; the checkpoint counts epochs done)."""
+        """Save every registered model after ``epoch`` (counted from 0; the checkpoint counts epochs done).
+
+        Raises:
+            NonFiniteLoss: a parameter is infinite or NaN; nothing is saved.
+        """
+        for name in self.get_model_names():
+            for key, parameter in self._models[name].named_parameters():
+                if not torch.isfinite(parameter).all():
+                    raise self._diverged(f"{key} in {name} is infinite or NaN after the last update!")
         for name in self.get_model_names():
             optim, sched = self._optims[name], self._scheds[name]
             state = {
@@ -127,30 +157,38 @@ class TrainerBase:
                 "optimizer": optim.state_dict() if optim is not None else None,
                 "scheduler": sched.state_dict() if sched is not None else None,
                 "val_result": val_result,
+                **self.run_state(),
             }
             if self.scaler is not None and self.scaler.is_enabled():
                 state["scaler"] = self.scaler.state_dict()
             save_checkpoint(state, Path(directory, name), is_best=is_best, model_name=model_name)
+        self.kept_epoch = epoch + 1
+
+    def run_state(self) -> dict[str, Any]:
+        """What a checkpoint holds beside a model, so that a resumed run goes on as if it had never stopped."""
+        return {"random": random_states()}
+
+    def resume_run_state(self, checkpoint: dict[str, Any]) -> None:
+        """Take over what :meth:`run_state` gave; checkpoints of others do not have it."""
+        if "random" in checkpoint:
+            restore_random_states(checkpoint["random"])
 
     def resume_model_if_exist(self, directory: str) -> int:
         """Continue from the newest checkpoints in ``directory``; returns the epoch to start at, 0 if there are none."""
         names = self.get_model_names()
-        if not names or any(newest(Path(directory, name)) is None for name in names):
+        if not (paths := in_step(Path(directory, name) for name in names)):
             print("No checkpoint found, train from scratch")
             return 0
         print(f"Found checkpoint at {directory} (will resume training)")
-
-        def resume(name: str, epoch: int | None = None) -> int:
+        for name, path in zip(names, paths, strict=True):
             parts = self._models[name], self._optims[name], self._scheds[name]
-            return resume_from_checkpoint(Path(directory, name), *parts, epoch=epoch, scaler=self.scaler)
-
-        epochs = {name: resume(name) for name in names}
-        # A run that was killed between the checkpoints of two models goes on from the last epoch that both have.
-        epoch = min(epochs.values())
-        for name in names:
-            if epochs[name] != epoch:
-                resume(name, epoch)
-        return epoch
+            checkpoint = resume_from_file(path, *parts, self.scaler, self.force_resume)
+        try:
+            self.resume_run_state(checkpoint)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{path} is damaged: {error!r}") from error
+        self.kept_epoch = checkpoint["epoch"]
+        return self.kept_epoch
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Load every registered model: that of ``epoch``, else the best on validation, else the newest.
@@ -200,9 +238,11 @@ class TrainerBase:
                     loader.epoch = self.epoch
             if self.seed is not None:
                 set_random_seed(derive_seed(self.seed, self.epoch))
+            self.stage = f"in epoch {self.epoch + 1} of {self.max_epoch}"
             self.before_epoch()
             self.run_epoch()
             self.after_epoch()
+        self.stage = "after training"
         self.after_train()
 
     def before_train(self) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import datetime
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 from yacs.config import CfgNode
 
 from dassl.data import DataManager
+from dassl.data.bad_images import BadImages, knowing_the_last
 from dassl.data.feature_loader import FeatureLoader, FeatureSource
 from dassl.evaluation import build_evaluator
 from dassl.utils import (
@@ -24,12 +27,13 @@ from dassl.utils import (
     load_checkpoint,
     save_checkpoint,
 )
-from dassl.utils.checkpoint import BEST
+from dassl.utils.checkpoint import BEST, LATEST, in_step, remove_superseded
 from dassl.utils.results import END_OF_TRAINING
 
 from .base import TrainerBase
 
 FINAL_MODELS = ("last_step", "best_val")  # which one is evaluated after training
+LOADERS = {"train_x": "train_loader_x", "train_u": "train_loader_u", "val": "val_loader", "test": "test_loader"}
 
 
 class SimpleTrainer(TrainerBase):
@@ -47,11 +51,14 @@ class SimpleTrainer(TrainerBase):
         self.seed = cfg.SEED if cfg.SEED >= 0 else None
         self.max_epoch = cfg.OPTIM.MAX_EPOCH
         self.output_dir = cfg.OUTPUT_DIR
+        self.force_resume = cfg.FORCE_RESUME
         self.best_result = -float("inf")
         self.results: OrderedDict[str, float] | None = None
+        self.bad_images = BadImages(cfg)
         self.build_data_loader()
         self.build_model()
         self._serve_features()
+        self.bad_images.expect({split: getattr(self, name, None) for split, name in LOADERS.items()})
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
 
     def check_cfg(self, cfg: CfgNode) -> None:
@@ -82,9 +89,16 @@ class SimpleTrainer(TrainerBase):
     def _serve_features(self) -> None:
         source = self.feature_source()
         if source is not None:
-            for name in ("train_loader_x", "train_loader_u", "val_loader", "test_loader"):
+            for name in LOADERS.values():
                 if (loader := getattr(self, name)) is not None:
                     setattr(self, name, FeatureLoader(loader, source, name.partition("_")[0]))
+
+    def refuse_bad_images(self, evaluated: str = "") -> None:
+        """Raise :class:`UserError` if pictures were left out, and DATASET.SKIP_BAD_IMAGES does not accept that. Those
+        for testing are looked at before, unless they were just ``evaluated``, so that one message names all."""
+        split = self.cfg.TEST.SPLIT
+        unseen = split != evaluated and not self.cfg.TEST.NO_TEST
+        self.bad_images.refuse({split: self._loader_of(split)} if unseen else {})
 
     def describe(self) -> dict:
         """Entries to add to the run's record, ``result.json``."""
@@ -100,33 +114,46 @@ class SimpleTrainer(TrainerBase):
 
     def before_train(self) -> None:
         self._check_schedule()
-        self.start_epoch = self.resume_model_if_exist(self.cfg.RESUME or self.output_dir)
+        begun = in_step(Path(self.output_dir, name) for name in self.get_model_names())
+        directory = self.output_dir if begun else self.cfg.RESUME or self.output_dir
+        self.start_epoch = self.resume_model_if_exist(directory)
         if self.cfg.RESUME and not self.start_epoch:
             raise UserError(f"there is no checkpoint to resume from in {self.cfg.RESUME}")
         if self.start_epoch and self.cfg.TEST.FINAL_MODEL == "best_val":
-            self._restore_best_result(self.cfg.RESUME or self.output_dir)
+            self._restore_best_result(directory)
         self.init_writer(str(Path(self.output_dir, "tensorboard")))
-        self.time_start = time.time()
+        self.time_start = self._saved_at = time.time()
 
     def _check_schedule(self) -> None:
         """Refuse now what would only fail after hours of training."""
         c = self.cfg
         check_at_least(self.max_epoch, 1, "OPTIM.MAX_EPOCH")
         check_at_least(c.TRAIN.PRINT_FREQ, 1, "TRAIN.PRINT_FREQ")
+        check_at_least(c.TRAIN.KEEP_CHECKPOINTS, 0, "TRAIN.KEEP_CHECKPOINTS")
         check_availability(c.TEST.FINAL_MODEL, FINAL_MODELS, "TEST.FINAL_MODEL")
         if not c.TEST.NO_TEST:
             self._loader_of(c.TEST.SPLIT)
             if c.TEST.FINAL_MODEL == "best_val":
                 self._loader_of("val")
 
+    def run_state(self) -> dict[str, Any]:
+        return {**super().run_state(), "best_result": self.best_result, **self.bad_images.state()}
+
+    def resume_run_state(self, checkpoint: dict[str, Any]) -> None:
+        super().resume_run_state(checkpoint)
+        self.best_result = checkpoint.get("best_result", self.best_result)
+        self.bad_images.resume(checkpoint)
+
     def _restore_best_result(self, directory: str) -> None:
-        """What a later epoch must beat to become the best; the best so far comes along from another run's folder."""
+        """What a later epoch must beat to become the best, if the checkpoint does not tell. From another run's folder
+        the best so far comes along."""
+        own = Path(directory).resolve() == Path(self.output_dir).resolve()
         for name in self.get_model_names():
             path = Path(directory, name, BEST)
-            if path.is_file():
+            if path.is_file() and not (own and math.isfinite(self.best_result)):
                 best = load_checkpoint(path)
                 self.best_result = best.get("val_result") or self.best_result
-                if path.resolve() != Path(self.output_dir, name, BEST).resolve():
+                if not own:
                     save_checkpoint(best, Path(self.output_dir, name), model_name=BEST)
 
     def _require_best(self) -> None:
@@ -137,7 +164,10 @@ class SimpleTrainer(TrainerBase):
     def after_train(self) -> None:
         print("\n".join(END_OF_TRAINING))
         self.results = None
-        if not self.cfg.TEST.NO_TEST:
+        self.refuse_bad_images()
+        if self.cfg.TEST.NO_TEST:
+            self.bad_images.tell()
+        else:
             if self.cfg.TEST.FINAL_MODEL == "best_val":
                 print("Deploy the model with the best val performance")
                 self._require_best()
@@ -156,9 +186,18 @@ class SimpleTrainer(TrainerBase):
             if result > self.best_result:
                 self.best_result = result
                 self.save_model(self.epoch, self.output_dir, val_result=result, model_name=BEST)
-        frequency = self.cfg.TRAIN.CHECKPOINT_FREQ
+        frequency, minutes = self.cfg.TRAIN.CHECKPOINT_FREQ, self.cfg.TRAIN.CHECKPOINT_MINUTES
         if done == self.max_epoch or (frequency > 0 and done % frequency == 0):
-            self.save_model(self.epoch, self.output_dir)
+            self._keep()
+        elif minutes > 0 and time.time() - self._saved_at >= 60 * minutes:
+            self._keep(LATEST)
+
+    def _keep(self, model_name: str = "") -> None:
+        """Save the models, and remove the checkpoints that need not stay any longer."""
+        self.save_model(self.epoch, self.output_dir, model_name=model_name)
+        for name in self.get_model_names():
+            remove_superseded(Path(self.output_dir, name), self.cfg.TRAIN.KEEP_CHECKPOINTS)
+        self._saved_at = time.time()
 
     def _loader_of(self, split: str):
         loader = {"val": self.val_loader, "test": self.test_loader}.get(split)
@@ -169,16 +208,20 @@ class SimpleTrainer(TrainerBase):
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
-        """Evaluate on ``split`` (default TEST.SPLIT); returns the first result, for classification the accuracy."""
+        """Evaluate on ``split`` (default TEST.SPLIT); returns the first result, for classification the accuracy. There
+        is none, but a :class:`UserError`, if images cannot be read and DATASET.SKIP_BAD_IMAGES does not accept that."""
         split = split or self.cfg.TEST.SPLIT
         self.set_model_mode("eval")
         self.evaluator.reset()
-        loader = self._loader_of(split)
+        loader = self.bad_images.left_out_of(split, self._loader_of(split))
         print(f"Evaluate on the *{split}* set")
         for batch in tqdm(loader, disable=None, leave=False, desc=f"evaluating {split}", unit="batch"):
             images, labels = self.parse_batch_test(batch)
             self.evaluator.process(self.model_inference(images), labels)
+        if split in self.bad_images:
+            self.refuse_bad_images(evaluated=split)
         self.results = self.evaluator.evaluate()
+        self.bad_images.tell()
         for name, value in self.results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         return next(iter(self.results.values()))
@@ -195,15 +238,20 @@ class SimpleTrainer(TrainerBase):
         losses, batch_time, data_time = MetricMeter(), AverageMeter(), AverageMeter()
         self.num_batches = number
         end = time.time()
-        for self.batch_idx, batch in enumerate(batches):
+        for self.batch_idx, (batch, is_last) in enumerate(knowing_the_last(batches)):
+            if is_last:  # there are fewer than announced if some could not be read
+                self.num_batches = self.batch_idx + 1
             data_time.update(time.time() - end)
-            rate = self.get_current_lr()  # the rate of this batch: on the last one, forward_backward steps the schedule
-            losses.update(self.forward_backward(*batch))
+            # The rate of this batch: on the last one, forward_backward steps the schedule.
+            self.batch_rate = rate = self.get_current_lr()
+            figures = self.forward_backward(*batch)
+            self.check_losses(figures)
+            losses.update(figures)
             batch_time.update(time.time() - end)
             few = self.num_batches < self.cfg.TRAIN.PRINT_FREQ
             if few or (self.batch_idx + 1) % self.cfg.TRAIN.PRINT_FREQ == 0:
                 self._print_progress(batch_time, data_time, losses, rate)
-            step = self.epoch * self.num_batches + self.batch_idx
+            step = self.epoch * number + self.batch_idx
             for name, meter in losses.meters.items():
                 self.write_scalar(f"train/{name}", meter.avg, step)
             self.write_scalar("train/lr", rate, step)

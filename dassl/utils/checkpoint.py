@@ -18,6 +18,7 @@ from .files import atomic_write
 from .inert import load_plain
 
 BEST = "model-best.pth.tar"
+LATEST = "model-latest.pth.tar"  # between those that are to stay: the next one takes its place
 EPOCH = "model.pth.tar-{}"
 
 
@@ -55,6 +56,8 @@ def load_checkpoint(fpath: str | os.PathLike) -> dict[str, Any]:
         raise UserError(f"no checkpoint at {fpath}")
     try:
         checkpoint = load_plain(fpath)
+    except UserError:
+        raise
     except Exception as error:  # torch.load has no error class of its own for a damaged file
         raise UserError(
             f"{fpath} cannot be read as a checkpoint (truncated or damaged?): {reason_of(error)}"
@@ -84,6 +87,38 @@ def newest(save_dir: str | os.PathLike) -> Path | None:
     return Path(save_dir, Path(pointer.read_text(errors="replace").strip()).name) if pointer.is_file() else None
 
 
+def by_epoch(save_dir: str | os.PathLike) -> dict[int, Path]:
+    """The checkpoints ``model.pth.tar-<epoch>``, the earliest first."""
+    found = {path.name.rpartition("-")[2]: path for path in Path(save_dir).glob(EPOCH.format("*"))}
+    return {int(epoch): found[epoch] for epoch in sorted(filter(str.isdecimal, found), key=int)}
+
+
+def in_step(save_dirs: Iterable[str | os.PathLike]) -> list[Path]:
+    """Of the checkpoints of several models, those to go on from: the newest; after a kill between the checkpoints of
+    two models, those of the last epoch that all have. None, if there are none of one epoch."""
+    paths = {folder: newest(folder) for folder in map(Path, save_dirs)}
+    if None in paths.values():
+        return []
+    if len(paths) < 2:
+        return list(paths.values())
+    epochs = {folder: load_checkpoint(path).get("epoch") for folder, path in paths.items()}
+    if len(set(epochs.values())) == 1 or None in epochs.values():
+        return list(paths.values())
+    have = [{**by_epoch(folder), epochs[folder]: path} for folder, path in paths.items()]
+    common = [epoch for epoch in set.intersection(*map(set, have)) if epoch <= min(epochs.values())]
+    return [files[max(common)] for files in have] if common else []
+
+
+def remove_superseded(save_dir: str | os.PathLike, keep: int = 0) -> None:
+    """Remove the checkpoint LATEST, and all but those of the ``keep`` last epochs (0: all of them stay). The newest and
+    the best one stay in any case."""
+    current = newest(save_dir)
+    old = list(by_epoch(save_dir).values())[:-keep] if keep else []
+    for path in (Path(save_dir, LATEST), *old):
+        if path != current:
+            path.unlink(missing_ok=True)
+
+
 def find_checkpoint(save_dir: str | os.PathLike, epoch: int | None = None) -> Path:
     """The file of ``epoch``; without one the best on validation, else the newest.
 
@@ -96,7 +131,7 @@ def find_checkpoint(save_dir: str | os.PathLike, epoch: int | None = None) -> Pa
     for path in candidates:
         if path is not None and path.is_file():
             return path
-    epochs = sorted(int(p.name.rpartition("-")[2]) for p in Path(save_dir).glob(EPOCH.format("*[0-9]")))
+    epochs = by_epoch(save_dir)
     have = f"epochs there: {', '.join(map(str, epochs))}" if epochs else "there is none"
     wanted = f"checkpoint of epoch {epoch}" if epoch is not None else "checkpoint"
     raise UserError(f"no {wanted} in {save_dir} ({have})")
@@ -110,19 +145,41 @@ def resume_from_checkpoint(
     path = newest(fdir) if epoch is None else find_checkpoint(fdir, epoch)
     if path is None:
         raise UserError(f"no checkpoint to resume from in {fdir}")
+    return resume_from_file(path, model, optimizer, scheduler, scaler)["epoch"]
+
+
+def resume_from_file(
+    path: Path, model: nn.Module, optimizer=None, scheduler=None, scaler=None, force: bool = False
+) -> dict[str, Any]:
+    """:func:`resume_from_checkpoint` for one file; returns what it holds.
+
+    With ``force``, the optimizer and the schedule keep the settings they have now; else other ones are refused.
+    """
     checkpoint = load_checkpoint(path)
     if not isinstance(checkpoint.get("epoch"), int):
         raise UserError(f"{path} does not say after which epoch it was saved; a run cannot go on from it")
     print(f'Loading checkpoint from "{path}"')
     load_state(model, checkpoint["state_dict"], path)
     if optimizer is not None and checkpoint.get("optimizer") is not None:
-        _check_same_optimizer(optimizer, checkpoint["optimizer"], path)
-        optimizer.load_state_dict(checkpoint["optimizer"])
-    _resume_schedule(scheduler, checkpoint.get("scheduler"), checkpoint["epoch"])
+        _resume_optimizer(optimizer, checkpoint["optimizer"], path, force)
+    _resume_schedule(scheduler, checkpoint.get("scheduler"), checkpoint["epoch"], force)
     if scaler is not None and checkpoint.get("scaler"):
         scaler.load_state_dict(checkpoint["scaler"])
     print(f"Previous epoch: {checkpoint['epoch']}")
-    return checkpoint["epoch"]
+    return checkpoint
+
+
+def _resume_optimizer(optimizer: torch.optim.Optimizer, saved: dict, path: Path, force: bool) -> None:
+    if not force:
+        _check_same_optimizer(optimizer, saved, path)
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    try:
+        optimizer.load_state_dict(saved)
+    except ValueError as error:
+        raise UserError(f"{path} holds the state of another optimizer: {error}") from error
+    if force:
+        for group, own in zip(optimizer.param_groups, settings, strict=True):
+            group.update(own)
 
 
 def _check_same_optimizer(optimizer: torch.optim.Optimizer, saved: dict, path: Path) -> None:
@@ -132,22 +189,25 @@ def _check_same_optimizer(optimizer: torch.optim.Optimizer, saved: dict, path: P
             if now.get(key) != then.get(key):
                 raise UserError(
                     f"{path} was trained with {key} {then.get(key)}, but OPTIM now says {now.get(key)}: a run goes on "
-                    "with the optimizer it began with. To begin anew from its weights, use MODEL.INIT_WEIGHTS"
+                    "with the optimizer it began with, unless --force-resume is given. To begin anew from its weights, "
+                    "use MODEL.INIT_WEIGHTS"
                 )
 
 
-def _resume_schedule(scheduler, saved: dict | None, epoch: int) -> None:
+def _resume_schedule(scheduler, saved: dict | None, epoch: int, force: bool) -> None:
     """Bring a schedule to where it is after ``epoch`` epochs.
 
     In the state that the original's schedules save, the count of epochs stands still after the warm-up. The rates of
-    our schedules follow from the epoch alone.
+    our schedules follow from the count of steps alone, so with ``force`` it is all that is taken over.
     """
-    if not isinstance(scheduler, LambdaLR) or "lr_lambdas" in (saved or {}):
+    ours = "lr_lambdas" in (saved or {})
+    if not isinstance(scheduler, LambdaLR) or (ours and not force):
         if scheduler is not None and saved is not None:
             scheduler.load_state_dict(saved)
         return
-    scheduler.last_epoch = epoch
-    scheduler._last_lr = [lr * rate(epoch) for lr, rate in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+    step = saved["last_epoch"] if ours else epoch
+    scheduler.last_epoch = step
+    scheduler._last_lr = [lr * rate(step) for lr, rate in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
     for group, lr in zip(scheduler.optimizer.param_groups, scheduler._last_lr, strict=True):
         group["lr"] = lr
 

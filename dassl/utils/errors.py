@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -16,6 +18,27 @@ class UserError(Exception):
     def __str__(self) -> str:
         # A DataLoader worker hands its error over inside its whole traceback; the message is what follows our name.
         return super().__str__().rpartition(f"{type(self).__name__}: ")[2].strip()
+
+
+class BadImage(UserError):
+    """A picture that cannot be read: ``path`` and ``reason``."""
+
+    path = reason = ""
+
+    @classmethod
+    def of(cls, path: str | os.PathLike, reason: str) -> BadImage:
+        error = cls(f"cannot read {path} as an image: {reason}")
+        error.path, error.reason = str(path), reason
+        return error
+
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, the user's quota, the process's limit
+
+
+def cannot_write(path: str | os.PathLike, error: OSError) -> UserError:
+    """The error to raise where ``path`` cannot be written."""
+    mend = ". What was written before is whole: make room, and the same command goes on" if error.errno in FULL else ""
+    return UserError(f"cannot write {path}: {error.strerror or error}{mend}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -34,10 +57,22 @@ def reason_of(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(":")
 
 
+def _printable(text: str) -> str:
+    """Without what steers a terminal: names from outside stand in messages."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def stopped(where: str, goes_on: str, script: str, argv: list[str]) -> KeyboardInterrupt:
+    """Ctrl-C that says where it came and which command goes on; :func:`command_line` prints it."""
+    again = shlex.join(["python", os.path.relpath(script), *argv])
+    return KeyboardInterrupt(f"stopped {where}; this goes on {goes_on}:\n  {again}")
+
+
 def command_line(when_stopped: str = "stopped") -> Callable[[Callable], Callable]:
     """A decorator for ``main(argv)`` that turns its end into an exit code: what it returns or 0; 2 for a
-    :class:`UserError`, whose message is printed; 130 for Ctrl-C, with ``when_stopped``; 141, without a word, where the
-    reader of its output, such as ``head``, has seen enough. A bug keeps its traceback."""
+    :class:`UserError`, whose message is printed, and where the disk is full; 130 for Ctrl-C, with ``when_stopped`` or
+    what the interrupt itself says; 141, without a word, where the reader of its output, such as ``head``, has seen
+    enough. A bug keeps its traceback."""
 
     def decorate(main: Callable) -> Callable[..., int]:
         @wraps(main)
@@ -48,14 +83,19 @@ def command_line(when_stopped: str = "stopped") -> Callable[[Callable], Callable
             try:
                 return main(argv) or 0
             except UserError as error:
-                print(f"error: {error}", file=sys.stderr)
+                print(f"error: {_printable(str(error))}", file=sys.stderr)
                 return 2
-            except KeyboardInterrupt:
-                print(f"\n{when_stopped}", file=sys.stderr)
+            except KeyboardInterrupt as interrupt:
+                print(f"\n{str(interrupt) or when_stopped}", file=sys.stderr)
                 return 130
             except BrokenPipeError:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python itself flushes it once more
                 return 141
+            except OSError as error:  # from a library that writes files of its own
+                if error.errno not in FULL:
+                    raise
+                print(f"error: {cannot_write(error.filename or 'a file', error)}", file=sys.stderr)
+                return 2
 
         return guarded
 

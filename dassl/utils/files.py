@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import UserError
+from .errors import BadImage, UserError, cannot_write, reason_of
+
+TEMPORARY = ".tmp"  # how the names of files end that are being written; they begin with a dot
 
 
 @contextmanager
@@ -18,25 +22,47 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     """Open a temporary file beside ``path`` and rename it to ``path`` once it is written and synced.
 
     Raises:
-        UserError: the file cannot be written (no permission, full disk); ``path`` is as it was before.
+        UserError: the file cannot be written (no permission, full disk, quota); ``path`` is as it was before.
     """
     path = Path(path)
     mkdir_if_missing(path.parent)
     temporary = None
     try:
         text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-        with tempfile.NamedTemporaryFile(mode, dir=path.parent, prefix=f".{path.name}.", delete=False, **text) as file:
+        names = {"dir": path.parent, "prefix": f".{path.name}.", "suffix": TEMPORARY}
+        with tempfile.NamedTemporaryFile(mode, delete=False, **names, **text) as file:
             temporary = file.name
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        reason = error if isinstance(error, OSError) else error.__context__  # torch.save hides it behind its own
+        if not isinstance(reason, OSError):
+            raise
+        raise cannot_write(path, reason) from error
     finally:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the system write down what the folder holds, so that a rename outlasts a power cut."""
+    with contextlib.suppress(OSError):  # not every system opens folders
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def remove_temporaries(folder: str | os.PathLike) -> None:
+    """Remove what writers that were killed have left in a folder. Nobody may be writing to it now."""
+    for path in Path(folder).glob(f".*{TEMPORARY}"):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _umask() -> int:
@@ -72,7 +98,7 @@ def read_json(fpath: str | os.PathLike) -> Any:
         return json.loads(Path(fpath).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {fpath}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{fpath} is not valid JSON: {error}") from error
 
 
@@ -86,14 +112,29 @@ def read_image(path: str | os.PathLike):
     """The picture as an RGB ``PIL.Image``.
 
     Raises:
-        UserError: the file is absent, or is no picture that PIL can decode; it is named.
+        BadImage: the file is absent, or cannot be read, or is no picture that PIL can decode; it is named.
     """
     from PIL import Image
 
     try:
         with Image.open(path) as image:
+            image.load()
+            # PIL would warn, each time, that such transparency is lost, as it is to be.
+            if isinstance(image.info.get("transparency"), bytes):
+                del image.info["transparency"]
             return image.convert("RGB")
-    except FileNotFoundError as error:
-        raise UserError(f"image not found: {path}") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read {path} as an image: {error}") from error
+    except Exception as error:  # a damaged file makes PIL's decoders raise almost anything
+        raise BadImage.of(path, _why_unreadable(error)) from error
+
+
+def _why_unreadable(error: Exception) -> str:
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(error, UnidentifiedImageError):  # PIL's message names the file
+        return "it is in no format that PIL knows, or damaged"
+    if isinstance(error, Image.DecompressionBombError):
+        pixels = re.search(r"\d+", str(error))
+        has = f"{int(pixels[0]):,} pixels" if pixels else "too many pixels"
+        most = f"{2 * Image.MAX_IMAGE_PIXELS:,}"
+        return f"it has {has}, and PIL decodes {most} at most, lest it fill the memory; scale it down"
+    return getattr(error, "strerror", None) or reason_of(error)

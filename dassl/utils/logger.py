@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import UserError
+from .errors import UserError, cannot_write
 from .files import mkdir_if_missing
 
 
@@ -18,14 +19,25 @@ class Logger:
     """Standard output that is also written to a file."""
 
     def __init__(self, path: Path):
+        self.path = path
         console = sys.stdout
         self.console = console.console if isinstance(console, Logger) else console
         # Written line by line, so a killed run keeps its log; open as long as the run lasts.
         self.file = open(path, "w", encoding="utf-8", buffering=1)  # noqa: SIM115
 
     def write(self, text: str) -> None:
+        """Raises :class:`UserError` where the file cannot be written (full disk)."""
         self.console.write(text)
-        self.file.write(text)
+        try:
+            self.file.write(text)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
+    def close(self, last_words: str = "") -> None:
+        with contextlib.suppress(OSError):  # the error has been raised before
+            self.file.write(last_words)
+        with contextlib.suppress(OSError):
+            self.file.close()
 
     def flush(self) -> None:
         self.console.flush()
@@ -71,13 +83,14 @@ def log_to(output: str | os.PathLike) -> Iterator[None]:
     """:func:`setup_logger` for the body of a ``with``; a log that ends early says why."""
     before = sys.stdout
     setup_logger(output)
-    logger = sys.stdout
+    logger, last_words = sys.stdout, ""
     try:
         yield
     except BaseException as error:
-        reason = f"error: {error}\n" if isinstance(error, UserError) else traceback.format_exc()
-        logger.file.write(reason)
+        last_words = traceback.format_exc()
+        if isinstance(error, (UserError, KeyboardInterrupt)) and str(error):
+            last_words = f"error: {error}\n" if isinstance(error, UserError) else f"{error}\n"
         raise
     finally:
         sys.stdout = before
-        logger.file.close()
+        logger.close(last_words)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +22,31 @@ def set_random_seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def random_states() -> dict[str, Any]:
+    """The states of the generators that :func:`set_random_seed` seeds, as plain values and tensors."""
+    name, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (name, keys.tolist(), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Go on drawing where :func:`random_states` was called."""
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    np.random.set_state(tuple(states["numpy"]))
+    torch.set_rng_state(states["torch"])
+    if len(states["cuda"]) == torch.cuda.device_count():  # on another machine, there may be others
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
 def derive_seed(*parts: object) -> int:
     """A 63-bit seed for the given parts, such as (seed, epoch, image): the same on every machine."""
-    digest = blake2b("\0".join(map(str, parts)).encode(), digest_size=8).digest()
+    text = "\0".join(map(str, parts)).encode(errors="surrogatepass")  # names of files need not be Unicode
+    digest = blake2b(text, digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 

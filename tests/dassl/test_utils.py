@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import os
+import re
 import sys
 import threading
 
@@ -175,13 +176,17 @@ def test_interval_is_students():
     assert np.isnan(interval95([1.0]))
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [("98.50", 98.5), ("1e+2", 100.0), ("-0.5", -0.5), ("nan", None), ("5e+-0", None), ("1.2.3", None)],
-)
+@pytest.mark.parametrize(("text", "value"), [("98.50", 98.5), ("1e+2", 100.0), ("0", 0.0)])
 def test_a_result_is_a_number(tmp_path, text, value):
     (tmp_path / "log.txt").write_text(f"=> result\n* accuracy: {text}%\n")
     assert read_result(tmp_path / "log.txt", test_log=True) == value
+
+
+@pytest.mark.parametrize("text", ["-0.5", "100.01", "nan", "5e+-0", "1.2.3"])
+def test_what_is_no_percentage_is_no_result(tmp_path, text):
+    (tmp_path / "log.txt").write_text(f"=> result\n* accuracy: 99.00%\n* accuracy: {text}%\n")
+    with pytest.raises(UserError, match=f"line 3: {re.escape(text)}% is no percentage"):
+        read_result(tmp_path / "log.txt", test_log=True)
 
 
 def test_results_before_the_end_of_training_do_not_count(tmp_path):

@@ -1,0 +1,87 @@
+"""One run at a time in an output directory."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from filelock import FileLock
+
+from dassl.utils import UserError, alone_in, locks
+
+SHORT = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1)
+
+
+def test_a_second_run_is_refused_with_the_firsts_process_and_host_and_harms_nothing(run):
+    first = run(*SHORT)
+    log, record = first.log, first.record
+    with alone_in(first.folder):
+        second = run(*SHORT)
+    assert second.code == 2
+    assert f"{first.folder} is in use by process {os.getpid()} on {socket.gethostname()}, since 20" in second.error
+    assert (first.log, first.record) == (log, record)
+    assert run(*SHORT).code == 0
+
+
+def test_nobody_is_in_the_folder_afterwards(tmp_path):
+    with pytest.raises(KeyError), alone_in(tmp_path / "run"):
+        raise KeyError
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [locks.LOCK]
+    with alone_in(tmp_path / "run"):
+        pass
+
+
+def held_by(tmp_path, **owner):
+    """A lock that somebody holds, and what the folder tells of him."""
+    told = {"pid": os.getpid(), "host": socket.gethostname(), "since": "2026-01-01 00:00:00", **owner}
+    (tmp_path / locks.OWNER).write_text(json.dumps(told))
+    return FileLock(tmp_path / locks.LOCK)
+
+
+def test_a_process_on_another_machine_is_believed(tmp_path):
+    with (
+        held_by(tmp_path, host="elsewhere"),
+        pytest.raises(UserError, match="process .* on elsewhere, since 2026"),
+        alone_in(tmp_path),
+    ):
+        pass
+
+
+def test_what_a_killed_process_left_is_waited_for(tmp_path, monkeypatch):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    lock = held_by(tmp_path, pid=ended.pid)
+    lock.acquire()
+    naps = []
+
+    def released_meanwhile(deadline=time.monotonic):
+        naps.append(1)
+        if len(naps) == 3:
+            lock.release()
+        return deadline()
+
+    monkeypatch.setattr(locks.time, "monotonic", released_meanwhile)
+    with alone_in(tmp_path):
+        assert len(naps) >= 3
+        assert json.loads((tmp_path / locks.OWNER).read_text())["pid"] == os.getpid()
+
+
+def test_it_is_not_waited_for_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "PATIENCE", 0)
+    (tmp_path / locks.OWNER).write_text("damaged")
+    with (
+        FileLock(tmp_path / locks.LOCK),
+        pytest.raises(UserError, match="in use by another process"),
+        alone_in(tmp_path),
+    ):
+        pass
+
+
+def test_what_killed_writers_left_is_removed(tmp_path):
+    (tmp_path / ".result.json.x1y2.tmp").touch()
+    (tmp_path / "result.tmp").touch()
+    with alone_in(tmp_path):
+        assert {path.name for path in tmp_path.iterdir()} == {locks.LOCK, locks.OWNER, "result.tmp"}

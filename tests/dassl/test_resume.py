@@ -1,0 +1,187 @@
+"""Runs that go on: what a checkpoint tells, which checkpoints there are, other settings, and what Ctrl-C says."""
+
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dassl.engine import SimpleTrainer
+from dassl.utils import UserError, load_checkpoint, random_states, restore_random_states, save_checkpoint
+from dassl.utils.checkpoint import BEST, LATEST, in_step, remove_superseded
+from tests.common import assert_same_tensors
+from trainers.coop import CoOp
+
+SHORT = ("DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 6)
+
+
+def stop_after(monkeypatch, epochs: int, error=KeyboardInterrupt):
+    """A run ends with ``error`` in the epoch after so many."""
+    real = CoOp.forward_backward
+
+    def stopping(self, batch):
+        if self.epoch == epochs:
+            monkeypatch.setattr(CoOp, "forward_backward", real)
+            raise error
+        return real(self, batch)
+
+    monkeypatch.setattr(CoOp, "forward_backward", stopping)
+
+
+def checkpoints(result) -> set[str]:
+    return {path.name for path in (result.folder / "prompt_learner").iterdir()}
+
+
+def test_ctrl_c_says_where_it_came_and_the_command_goes_on(run, monkeypatch):
+    whole = run(*SHORT, out="whole")
+    stop_after(monkeypatch, 3)
+    stopped = run(*SHORT, "TRAIN.CHECKPOINT_FREQ", 2, out="a folder")
+    assert stopped.code == 130
+    message, command = stopped.error.strip().splitlines()
+    assert message == "stopped in epoch 4 of 6; this goes on after epoch 2:"
+    assert re.fullmatch(r"  python (.*/)?train.py --root .* --output-dir '.*/a folder' .*", command)
+    assert command.split()[-2:] == ["TRAIN.CHECKPOINT_FREQ", "2"]
+    assert stopped.log.endswith(f"{message}\n{command}\n")
+    resumed = run(*SHORT, "TRAIN.CHECKPOINT_FREQ", 2, out="a folder")
+    assert "epoch [2/6]" not in resumed.log
+    assert_same_tensors(whole.checkpoint(6), resumed.checkpoint(6))
+
+
+def test_ctrl_c_before_a_checkpoint(run, monkeypatch):
+    stop_after(monkeypatch, 0)
+    assert "stopped in epoch 1 of 6; this goes on from the beginning:\n" in run(*SHORT).error
+
+
+def test_one_checkpoint_is_written_over_while_none_is_due(run, monkeypatch):
+    each_epoch = (*SHORT, "TRAIN.CHECKPOINT_MINUTES", 1e-9)
+    whole = run(*SHORT, out="whole")
+    stop_after(monkeypatch, 4)
+    stopped = run(*each_epoch)
+    assert checkpoints(stopped) == {LATEST, "checkpoint"}
+    assert load_checkpoint(stopped.folder / "prompt_learner" / LATEST)["epoch"] == 4
+    resumed = run(*each_epoch)
+    assert re.findall(r"epoch \[(\d)/6\]", resumed.log) == ["5", "6"]
+    assert checkpoints(resumed) == checkpoints(whole) == {"model.pth.tar-6", "checkpoint"}
+    assert_same_tensors(whole.checkpoint(6), resumed.checkpoint(6))
+
+
+def test_checkpoints_that_need_not_stay_go(run):
+    kept = run(*SHORT, "TRAIN.CHECKPOINT_FREQ", 1, "TRAIN.KEEP_CHECKPOINTS", 2, "TEST.FINAL_MODEL", "best_val")
+    assert checkpoints(kept) == {"model.pth.tar-5", "model.pth.tar-6", BEST, "checkpoint"}
+    assert "TRAIN.KEEP_CHECKPOINTS is -1" in run(*SHORT, "TRAIN.KEEP_CHECKPOINTS", -1, out="other").error
+
+
+def test_the_newest_checkpoint_never_goes(tmp_path):
+    for epoch in (1, 2, 10):
+        save_checkpoint({"state_dict": {}, "epoch": epoch}, tmp_path)
+    (tmp_path / "checkpoint").write_text("model.pth.tar-1\n")
+    remove_superseded(tmp_path, keep=1)
+    assert {path.name for path in tmp_path.glob("model*")} == {"model.pth.tar-1", "model.pth.tar-10"}
+
+
+def test_the_best_result_so_far_goes_on_with_the_run(run, monkeypatch):
+    settings = (*SHORT, "TRAIN.CHECKPOINT_FREQ", 1, "TEST.FINAL_MODEL", "best_val")
+    seen = []
+    real = SimpleTrainer.before_train
+    monkeypatch.setattr(SimpleTrainer, "before_train", lambda self: (real(self), seen.append(self.best_result)))
+    whole = run(*settings, out="whole")
+    stop_after(monkeypatch, 3)
+    stopped = run(*settings)
+    assert load_checkpoint(stopped.checkpoint(3))["best_result"] == load_checkpoint(whole.checkpoint(3))["best_result"]
+    resumed = run(*settings)
+    assert seen[-1] == load_checkpoint(whole.checkpoint(3))["best_result"] > 0
+    assert_same_tensors(whole.folder / "prompt_learner" / BEST, resumed.folder / "prompt_learner" / BEST)
+
+
+def test_random_numbers_go_on(tmp_path):
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    draw()
+    torch.save(random_states(), tmp_path / "states")
+    expected = draw()
+    draw()
+    restore_random_states(torch.load(tmp_path / "states", weights_only=True))
+    assert draw() == expected
+
+
+def test_models_go_on_from_the_last_epoch_that_all_have(tmp_path):
+    def save(model: str, epoch: int, name: str = "") -> Path:
+        save_checkpoint({"state_dict": {}, "epoch": epoch}, tmp_path / model, model_name=name)
+        return tmp_path / model / (name or f"model.pth.tar-{epoch}")
+
+    folders = [tmp_path / "a", tmp_path / "b"]
+    assert in_step(folders) == []
+    a2 = save("a", 2)
+    assert in_step(folders) == []
+    b2 = save("b", 2)
+    a3 = save("a", 3, LATEST)
+    assert in_step(folders) == [a2, b2]
+    b3 = save("b", 3, LATEST)
+    assert in_step(folders) == [a3, b3]
+    assert in_step(folders[:1]) == [a3]
+    save("a", 4, LATEST)
+    assert in_step(folders) == [a2, b2]
+    a2.unlink()
+    assert in_step(folders) == []
+
+
+def test_other_settings_are_refused_with_their_keys_and_forced_if_asked_for(run):
+    first = run(*SHORT, "TRAIN.CHECKPOINT_FREQ", 3)
+    other = (*SHORT, "OPTIM.LR", 0.1, "OPTIM.MAX_EPOCH", 8, "OPTIM.MOMENTUM", 0.5)
+    refused = run(*other)
+    assert refused.code == 2
+    changes = "OPTIM.LR 0.002 -> 0.1; OPTIM.MAX_EPOCH 6 -> 8; OPTIM.MOMENTUM 0.9 -> 0.5."
+    assert changes in refused.error
+    assert "--force-resume" in refused.error
+    forced = run("--force-resume", *other)
+    assert forced.code == 0, forced.error
+    assert f"--force-resume: {first.folder} holds the checkpoints of a run with other settings: {changes[:-1]}\n" in (
+        forced.log
+    )
+    assert re.findall(r"epoch \[(\d)/8\]", forced.log) == ["7", "8"]
+    group = load_checkpoint(forced.checkpoint(8))["optimizer"]["param_groups"][0]
+    assert (group["initial_lr"], group["momentum"]) == (0.1, 0.5)
+    rates = [float(rate) for rate in re.findall(r"lr (\S+)", forced.log)]
+    anew = run(*other, out="anew")
+    assert rates == [float(rate) for rate in re.findall(r"lr (\S+)", anew.log)][6:]
+    assert run(*other).code == 0  # from now on, these are the run's settings
+
+
+def test_a_run_that_went_on_from_another_goes_on_from_its_own_checkpoints(run, monkeypatch):
+    first = run(*SHORT, "TRAIN.CHECKPOINT_FREQ", 2, out="first")
+    (first.folder / "prompt_learner/checkpoint").write_text("model.pth.tar-2\n")
+    again = ("--resume", first.folder, *SHORT, "TRAIN.CHECKPOINT_FREQ", 1)
+    stop_after(monkeypatch, 4)
+    assert "this goes on after epoch 4:" in run(*again, out="second").error
+    second = run(*again, out="second")
+    assert re.findall(r"epoch \[(\d)/6\]", second.log) == ["5", "6"]
+    assert_same_tensors(first.checkpoint(6), second.checkpoint(6))
+
+
+def test_a_resumed_run_without_a_seed_takes_that_of_the_run_it_goes_on_from(run):
+    first = run(*SHORT, out="first", seed=-1)
+    second = run("--resume", first.folder, *SHORT, out="second", seed=-1)
+    assert second.record["seed"] == first.record["seed"]
+
+
+def test_a_damaged_state_is_named(run):
+    first = run(*SHORT)
+    path = first.checkpoint(6)
+    torch.save({**torch.load(path, weights_only=True), "random": {"python": 1}}, path)
+    again = run(*SHORT)
+    assert again.code == 2
+    assert f"{path} is damaged" in again.error
+
+
+def test_the_state_of_another_optimizer_is_refused(tmp_path):
+    from dassl.utils.checkpoint import resume_from_file
+
+    one, two = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    saved = torch.optim.SGD([{"params": [p]} for p in one.parameters()], 0.1)
+    state = {"state_dict": one.state_dict(), "epoch": 1, "optimizer": saved.state_dict(), "scheduler": None}
+    save_checkpoint(state, tmp_path)
+    with pytest.raises(UserError, match="model.pth.tar-1 holds the state of another optimizer"):
+        resume_from_file(tmp_path / "model.pth.tar-1", two, torch.optim.SGD(two.parameters(), 0.1), force=True)
