@@ -1,0 +1,93 @@
+"""How much our programs stand: the counts that docs/reliability.md quotes. What fails ends it with a traceback.
+
+python -m tests.stress                                # all of it: some 20 minutes on two cores
+python -m tests.stress kills --kills 500 --seed 7     # one part, with other numbers
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from tests.common import REPOSITORY
+
+os.environ["OMP_NUM_THREADS"] = "1"  # of each process: several are at work
+os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # it misses what killed processes did not give back
+
+
+def kills(folder: Path, args: argparse.Namespace) -> str:
+    from tqdm import tqdm
+
+    from tests.stress.kills import run
+
+    survived = Counter(name for name, _ in tqdm(run(folder, args.kills, args.seed), total=args.kills, disable=None))
+    for name, count in survived.items():
+        print(f"  {count:4} x {name}")
+    return f"kills survived: {survived.total()} of {args.kills}"
+
+
+def disk(folder: Path, args: argparse.Namespace) -> str:
+    from tests.stress import full_disk
+
+    ended = [full_disk.file_too_large(folder / what / "run", what) for what in full_disk.LIMITS]
+    if full_disk.can_mount(folder):
+        ended += [full_disk.disk_full(folder / "tmpfs" / "run"), full_disk.read_only(folder / "read-only")]
+    else:
+        print("  file systems of one's own are not allowed here: two cases are left out")
+    for end in ended:
+        assert end.code == 2, end
+        assert re.fullmatch("error: .*\n", end.errors), end
+        print(f"  {end.errors.strip().replace(str(folder), '…')}")
+    return f"full or read-only disks survived: {len(ended)} of {len(ended)}"
+
+
+def several(folder: Path, args: argparse.Namespace) -> str:
+    from tests.stress.several import PROCESSES, run, second_in_one_folder
+
+    features = run(folder)
+    process, second = second_in_one_folder(folder / "one")
+    assert second.code == 2, second
+    assert f"process {process} on " in second.errors, second
+    print("  another process in an output directory that is in use: refused")
+    return f"processes at once: {PROCESSES}, over {features:,} features, each of which was computed once"
+
+
+def hostile(folder: Path, args: argparse.Namespace) -> str:
+    from tests.stress.hostile import run
+
+    refused, tried = run(folder)
+    assert refused == tried, (refused, tried)
+    return f"hostile files refused: {refused} of {tried}"
+
+
+def fuzz(folder: Path, args: argparse.Namespace) -> str:
+    count = folder / "cases"
+    environment = {**os.environ, "FUZZ_PROFILE": "stress", "FUZZ_CASES": str(count)}
+    subprocess.run([sys.executable, "-m", "pytest", "-q", "tests/fuzz"], cwd=REPOSITORY, env=environment, check=True)
+    return f"fuzz cases run: {int(count.read_text()):,}, failures: 0"
+
+
+PARTS = {part.__name__: part for part in (kills, disk, several, hostile, fuzz)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="by default, all")
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=1, help="of the moments of the kills")
+    args = parser.parse_args()
+    for name in args.parts or PARTS:
+        start = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix=f"{name}.") as folder:
+            print(f"{PARTS[name](Path(folder), args)} ({time.monotonic() - start:.0f} s)", flush=True)
+
+
+if __name__ == "__main__":
+    main()
