@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from .errors import UserError, reason_of
-from .files import atomic_write
+from .files import atomic_write, remove_temporaries
 from .inert import load_plain
 
 BEST = "model-best.pth.tar"
@@ -38,6 +38,7 @@ def save_checkpoint(
         state = {**state, "state_dict": {k.removeprefix("module."): v for k, v in state["state_dict"].items()}}
     state = {key: value.item() if isinstance(value, np.generic) else value for key, value in state.items()}
     name = model_name or EPOCH.format(state["epoch"])
+    remove_temporaries(save_dir)  # a checkpoint that a killed run was writing
     for target in [name, BEST] if is_best else [name]:
         with atomic_write(Path(save_dir, target), "wb") as file:
             torch.save(state, file)

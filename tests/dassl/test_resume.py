@@ -73,6 +73,12 @@ def test_checkpoints_that_need_not_stay_go(run):
     assert "TRAIN.KEEP_CHECKPOINTS is -1" in run(*SHORT, "TRAIN.KEEP_CHECKPOINTS", -1, out="other").error
 
 
+def test_what_a_killed_run_was_writing_goes(tmp_path):
+    (tmp_path / ".model.pth.tar-1.x1y2.tmp").touch()
+    save_checkpoint({"state_dict": {}, "epoch": 1}, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"model.pth.tar-1", "checkpoint"}
+
+
 def test_the_newest_checkpoint_never_goes(tmp_path):
     for epoch in (1, 2, 10):
         save_checkpoint({"state_dict": {}, "epoch": epoch}, tmp_path)

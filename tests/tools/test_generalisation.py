@@ -228,7 +228,7 @@ def test_no_generalisation_is_finished(write, capsys):
     folder = write(f"b2n/train_base/dtd/{COOP}", 99)
     assert main([str(folder)]) == 2
     assert f"train_base/dtd/{COOP}: the run has not ended" in capsys.readouterr().err
-    assert not list(folder.glob("*.*"))
+    assert not list(folder.glob("[!.]*.*"))
 
 
 @pytest.mark.parametrize(
