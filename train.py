@@ -150,6 +150,7 @@ def evaluate(trainer, args: argparse.Namespace) -> None:
     if trainer.get_model_names() and untrained and not trainer.usable_untrained:
         raise UserError(f"--eval-only with {cfg.TRAINER.NAME} needs --model-dir, the folder of a finished run")
     trainer.load_model(args.model_dir, epoch=args.load_epoch)
+    trainer.stage = "in the evaluation"
     trainer.test()
 
 
@@ -176,7 +177,8 @@ def main(argv: list[str] | None = None) -> None:
     cfg = setup_cfg(args)
     with alone_in(cfg.OUTPUT_DIR):
         objections = [] if args.eval_only else claim_folder(cfg)
-        set_aside(Path(cfg.OUTPUT_DIR, RECORD))
+        if not args.no_train:
+            set_aside(Path(cfg.OUTPUT_DIR, RECORD))
         with log_to(cfg.OUTPUT_DIR):
             for objection in objections:
                 print(f"--force-resume: {objection}")

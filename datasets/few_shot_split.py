@@ -2,11 +2,13 @@
 
 The file is for people and for programs; its paths are relative to the data set's folder. It holds the fingerprint of
 the listing that it was drawn from, and is used as long as that is the listing of today: a draw follows from listing and
-seed anyway. What the original left, a pickle of absolute paths, is read in its place if it fits (:mod:`.old_split`).
+seed anyway. What the original left, a pickle of absolute paths, is read in its place if it fits (:mod:`.old_split`). A
+file that gives way to another content is set aside beside it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,6 +18,7 @@ from pathlib import Path
 
 from dassl.data.datasets import Datum
 from dassl.utils import UserError, atomic_write, read_json
+from dassl.utils.logger import set_aside
 
 from .old_split import read_pickle
 
@@ -50,27 +53,30 @@ class FewShotSplit:
         self.about = {"shots": shots, "seed": seed, "fingerprint": self.fingerprint}
 
     def read(self) -> Split:
-        """What is stored, as far as it is one of this listing; else nothing, and a note says why.
+        """What is stored, by us or else by the original, if it is of this listing; notes say what is not, and why.
 
         Raises:
             UserError: the original's pickle holds something else than a split.
         """
         old = self.path.with_suffix(".pkl")
-        path = self.path if self.path.exists() else old
-        if not path.exists():
-            return {}
-        try:
-            split = self._from_json() if path == self.path else self._from_pickle(old)
-        except Unfit as error:
-            print(f"Note: {path} is not used: {error}. The few shots are drawn anew")
-            return {}
-        if path == old:
-            print(f"The original's few-shot split {old} fits these images")
-            self.write(split)
-        return split
+        there = [path for path in (self.path, old) if path.exists()]
+        for path in there:
+            try:
+                split = self._from_pickle(old) if path == old else self._from_json()
+            except Unfit as error:
+                print(f"Note: {path} is not used: {error}")
+                continue
+            if path == old:
+                print(f"The original's few-shot split {old} fits these images")
+                self.write(split)
+            return split
+        if there:
+            print("The few shots are drawn anew")
+        return {}
 
     def write(self, split: Split) -> None:
-        """Keep a split. Where the data cannot be written, a note says so: the same one is drawn next time."""
+        """Keep a split, and set aside a file that holds another. Where the data cannot be written, a note says so: the
+        same one is drawn next time."""
         classes = (f"  {_text(name)}: {_text(checksum)}" for name, checksum in self.classes.items())
         blocks = [
             *(f"{_text(key)}: {_text(value)}" for key, value in self.about.items()),
@@ -78,12 +84,28 @@ class FewShotSplit:
             *(f"{_text(part)}: [\n" + ",\n".join(map(self._line, items)) + "]" for part, items in split.items()),
         ]
         try:
+            if self._holds_other_than(split):
+                with contextlib.suppress(FileNotFoundError):  # another run did it
+                    set_aside(self.path)
+                print(f"The former {self.path} is kept beside it, under its date")
             with atomic_write(self.path) as file:
                 file.write("{\n" + ",\n".join(blocks) + "\n}\n")
-        except UserError as error:
+        except (UserError, OSError) as error:
             print(f"Note: the few-shot split is not kept: {error}")
         else:
             print(f"Few-shot split kept: {self.path}")
+
+    def _holds_other_than(self, split: Split) -> bool:
+        """Whether the file is there, and something in it is not in ``split``."""
+        if not self.path.exists():
+            return False
+        try:
+            stored = self._from_json()
+        except Unfit:
+            return True
+        return any(
+            list(map(self._line, items)) != list(map(self._line, split.get(part, []))) for part, items in stored.items()
+        )
 
     def _checksums(self) -> dict[str, str]:
         """A checksum for each class, over its images' paths and their splits, in the order of the listing."""

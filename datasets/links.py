@@ -32,13 +32,13 @@ class Links:
         self.inside = {os.path.realpath(place) for place in (Path(cfg.DATASET.ROOT).expanduser(), folder)}
 
     def check(self, paths: Iterable[str | os.PathLike], split: str | os.PathLike) -> None:
-        """Raise :class:`UserError` where one of ``paths`` leads out of the data and of the folder ``split``, or leads
-        to nothing."""
+        """Raise :class:`UserError` where one of ``paths`` leads out of the data and of the folder ``split``. An image
+        that leads to nothing passes: who reads it says so, as of any image that cannot be read."""
         inside = {*self.inside, os.path.realpath(split)}
         for path in paths:
-            check_not_dangling(path)
             target = os.path.realpath(path)
-            if not (self.follow_all or any(_is_below(target, folder) for folder in inside)):
+            allowed = self.follow_all or any(_is_below(target, folder) for folder in inside)
+            if not allowed and os.path.exists(target):
                 raise UserError(
                     f"{path} leads by a link to {target}, outside {' and '.join(sorted(inside))}. If that is "
                     "meant, say DATASET.FOLLOW_LINKS True"

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import shutil
 import tarfile
 import zipfile
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from dassl.data.datasets import build_dataset
-from dassl.utils import UserError
+from dassl.utils import BadImage, UserError, read_image
 from dassl.utils.archives import unpack
 from tests.common import REPOSITORY
 from tests.datasets.shapes import CLASSES, config, write_images, write_split_file
@@ -84,6 +85,24 @@ def test_links_that_are_meant(tmp_path):
     with pytest.raises(UserError, match="FOLLOW_LINKS True"):
         build(tmp_path / "data", FOLDER="photos")
     assert len(build(tmp_path / "data", FOLDER="photos", FOLLOW_LINKS=True)) == 3
+
+
+def test_an_image_that_is_a_link_to_nothing_is_one_that_cannot_be_read(tmp_path):
+    write_images(tmp_path, (f"photos/train/{name}/{i}.jpg" for name in ("cat", "dog") for i in range(2)))
+    (tmp_path / "photos/test").symlink_to("train")
+    write_split_file("dtd", tmp_path)
+    for path, target in (("photos/train/cat/0.jpg", "nowhere.jpg"), ("photos/train/dog/0.jpg", "/nowhere/a.jpg")):
+        (tmp_path / path).unlink()
+        (tmp_path / path).symlink_to(target)
+    image = next((tmp_path / "dtd/images").glob("*/train_0.jpg"))
+    image.unlink()
+    image.symlink_to(image.name)  # a circle
+    listed = [*build(tmp_path, FOLDER="photos"), *build(tmp_path, "DescribableTextures")]
+    unread = [path for path in listed if not os.path.exists(path)]
+    assert len(unread) == 3
+    for path in unread:
+        with pytest.raises(BadImage, match=re.escape(path)):
+            read_image(path)
 
 
 @pytest.mark.parametrize("name", ["eurosat", "food101"])  # a zip and a tar

@@ -58,7 +58,7 @@ def test_a_run_leaves_what_is_promised(run):
     assert (result.folder / "prompt_learner" / "checkpoint").read_text() == "model.pth.tar-3\n"
     checkpoint = torch.load(result.checkpoint(3), weights_only=True)
     theirs = {"state_dict", "epoch", "optimizer", "scheduler", "val_result"}
-    assert set(checkpoint) == {*theirs, "random", "best_result"}
+    assert set(checkpoint) == {*theirs, "random", "best_result", "origin"}
     assert set(checkpoint["state_dict"]) == {"ctx", "token_prefix", "token_suffix"}
     record = result.record
     assert record["trainable_parameters"] == checkpoint["state_dict"]["ctx"].numel()

@@ -2,6 +2,7 @@
 
     python tools/rerun.py output/digits/CoOp/tiny_16shots/seed1/result.json
     python tools/rerun.py RESULT.json --output-dir output/again --root /data    # the data have moved
+    python tools/rerun.py RESULT.json --model-dir output/there                  # the run that was evaluated has moved
     python tools/rerun.py RESULT.json FEATURES.ENABLED False                    # KEY VALUE pairs change a setting
 
 Settings, --eval-only, --model-dir and --load-epoch are the record's: the YAML files of its command may have changed, or
@@ -83,7 +84,7 @@ def arguments_of(record: dict, source: Path, config: Path, args: argparse.Namesp
             flags = train.parse_args([str(word) for word in record["command"]])
     except SystemExit as stop:
         raise UserError(f"{source} is damaged: its command is none of train.py's") from stop
-    given = {"--root": args.root, "--model-dir": flags.model_dir, "--load-epoch": flags.load_epoch}
+    given = {"--root": args.root, "--model-dir": args.model_dir or flags.model_dir, "--load-epoch": flags.load_epoch}
     arguments = ["--config-file", str(config), "--output-dir", str(config.parent)]
     arguments += ["--eval-only"] if flags.eval_only else []
     arguments += [str(word) for pair in given.items() if pair[1] not in ("", None) for word in pair]
@@ -110,7 +111,7 @@ def inputs_now(arguments: list[str]) -> dict:
     if absent := [f"{key} {path}" for key, path in paths.items() if path and not Path(path).expanduser().exists()]:
         raise UserError(
             f"not there, seen from {Path.cwd()}: {', '.join(absent)}. Relative paths are those of the run's command: "
-            "start this in the folder where the run was started, or give --root or KEY VALUE"
+            "start this in the folder where the run was started, or give --root, --model-dir or KEY VALUE"
         )
     with quiet(), torch.random.fork_rng(devices=[]):
         trainer = build_trainer(cfg)
@@ -188,6 +189,7 @@ def main(argv: list[str] | None = None) -> int:
     add("record", type=Path, metavar="RESULT.json", help="the record of a finished run, or the run's folder")
     add("--output-dir", type=Path, help="a new folder (<the run's folder>-rerun)")
     add("--root", default="", help="folder of the data sets, if it is another one now")
+    add("--model-dir", default="", help="folder of the run that was evaluated, if it is another one now")
     add("--anyway", action="store_true", help="go on with other data, class names, weights or checkpoints")
     add("opts", nargs="*", metavar="KEY VALUE", help="config overrides")
     args = parser.parse_intermixed_args(argv)

@@ -36,10 +36,9 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait
+from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -74,25 +73,40 @@ def end_with_parent() -> None:
     of the sweep that goes on."""
 
     def watch() -> None:
-        wait([parent_process().sentinel])
+        connection.wait([parent_process().sentinel])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
 def run_all(cells: list[Cell], jobs: int, threads: int) -> Iterator[tuple[Cell, str | None]]:
-    """Do the runs, ``jobs`` at a time; yields each as it ends."""
+    """Do the runs, ``jobs`` at a time; yields each as it ends. None waits in the pool, whose queue is run to its end
+    even if the sweep is stopped."""
     if jobs == 1:
         yield from ((cell, run_cell(cell, threads)) for cell in cells)
         return
     pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=end_with_parent)
+    running: dict[Future, Cell] = {}
     try:
-        futures = {pool.submit(run_cell, cell, threads): cell for cell in cells}
-        for future in as_completed(futures):
-            broken = isinstance(future.exception(), BrokenProcessPool)
-            yield futures[future], "its process was killed (out of memory?)" if broken else future.result()
+        for cell in cells:
+            if len(running) == jobs:
+                yield from next_ended(running)
+            try:
+                running[pool.submit(run_cell, cell, threads)] = cell
+            except BrokenProcessPool:
+                yield cell, "not started: the process of another run was killed (out of memory?)"
+        while running:
+            yield from next_ended(running)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def next_ended(running: dict[Future, Cell]) -> Iterator[tuple[Cell, str | None]]:
+    """Wait until a run ends; takes out and yields those that have."""
+    for future in wait(running, return_when=FIRST_COMPLETED).done:
+        cell = running.pop(future)
+        broken = isinstance(future.exception(), BrokenProcessPool)
+        yield cell, "its process was killed (out of memory?)" if broken else future.result()
 
 
 def in_stages(cells: list[Cell]) -> list[list[Cell]]:

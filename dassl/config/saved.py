@@ -29,7 +29,10 @@ FREE = (
     "OUTPUT_DIR",
     "RESUME",
     "TEST.",
-    "TRAIN.",
+    "TRAIN.CHECKPOINT_FREQ",
+    "TRAIN.CHECKPOINT_MINUTES",
+    "TRAIN.KEEP_CHECKPOINTS",
+    "TRAIN.PRINT_FREQ",
     "VERBOSE",
 )
 
@@ -57,9 +60,22 @@ def claim_folder(cfg: CN) -> list[str]:
             f"{' and '.join(objections)}. Choose another --output-dir (or --resume), or go on from what is there with "
             "--force-resume"
         )
-    with atomic_write(folder / FILE) as file:
-        file.write(cfg.dump())
+    if not (objections and _has_checkpoints(folder) and (folder / FILE).is_file()):  # it tells of the checkpoints there
+        with atomic_write(folder / FILE) as file:
+            file.write(cfg.dump())
     return objections
+
+
+def changed_settings(then: str, now: str) -> list[str]:
+    """What differs between two dumped configs, but for what does not touch what is learned.
+
+    Raises:
+        ValueError: one of them is damaged.
+    """
+    try:
+        return _differences(yaml.safe_load(then), yaml.safe_load(now))
+    except (yaml.YAMLError, AttributeError) as error:
+        raise ValueError(f"no settings: {error}") from error
 
 
 def seed_of_run(*folders: str) -> int | None:

@@ -120,7 +120,7 @@ class BadImages:
             for _ in self.left_out_of(split, loader):
                 pass
         mend = "Replace or remove the files, or accept the loss: DATASET.SKIP_BAD_IMAGES True. The same command goes on"
-        if self.state():
+        if any(split.startswith("train") for split in self._reasons):
             mend = (
                 "What was learned was learned without them, so replace or remove the files and begin anew in another "
                 "--output-dir; or accept the loss: with DATASET.SKIP_BAD_IMAGES True, the same command goes on"

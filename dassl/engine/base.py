@@ -22,6 +22,8 @@ from dassl.utils import (
 )
 from dassl.utils.checkpoint import find_checkpoint, in_step, load_state, newest, resume_from_file
 
+AFTER_TRAINING = "after training"  # a stage
+
 
 class NonFiniteLoss(UserError, FloatingPointError):
     """Training has diverged."""
@@ -84,9 +86,10 @@ class TrainerBase:
 
     def check_losses(self, figures: dict[str, Any] | None) -> None:
         """:meth:`detect_anomaly` for what a step reports, as not every method calls it; shares may be of nothing."""
-        for name, value in (figures or {}).items():
-            if "loss" in name:
-                self.detect_anomaly(torch.as_tensor(value))
+        figures = figures or {}
+        # Beside a loss, the parts of it may be means over nothing.
+        for name in ["loss"] if "loss" in figures else [name for name in figures if "loss" in name]:
+            self.detect_anomaly(torch.as_tensor(figures[name]))
 
     def _diverged(self, what: str) -> NonFiniteLoss:
         """The error that says when it happened, what is safe, and what may help."""
@@ -95,9 +98,11 @@ class TrainerBase:
             when += f", batch {self.batch_idx + 1} of {self.num_batches}, at a learning rate of {self.batch_rate:.4g}"
         saved = (newest(Path(getattr(self, "output_dir", ""), name)) for name in self.get_model_names())
         good = ", ".join(str(path) for path in saved if path and path.is_file())
+        first = good and self.kept_epoch == self.epoch and not getattr(self, "batch_idx", 0)
+        suspect = " (no loss has been computed with it: its last step may be what diverged)" if first else ""
         return NonFiniteLoss(
-            f"{what} It happened in {when}. The last good checkpoint: {good or 'none was saved yet'}. A smaller "
-            "OPTIM.LR, a longer warm-up (OPTIM.WARMUP_EPOCH) or fp32 may help, in another output directory"
+            f"{what} It happened in {when}. The last good checkpoint: {good or 'none was saved yet'}{suspect}. A "
+            "smaller OPTIM.LR, a longer warm-up (OPTIM.WARMUP_EPOCH) or fp32 may help, in another output directory"
             f"{', or from that checkpoint on with --force-resume' if good else ''}"
         )
 
@@ -242,7 +247,7 @@ class TrainerBase:
             self.before_epoch()
             self.run_epoch()
             self.after_epoch()
-        self.stage = "after training"
+        self.stage = AFTER_TRAINING
         self.after_train()
 
     def before_train(self) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from pathlib import Path
 
 from dassl import __version__
 from dassl.config import to_dict
-from dassl.data.datasets.fingerprint import fingerprints
 from dassl.utils import UserError, package_versions, write_json
 from dassl.utils.checkpoint import find_checkpoint, in_step
 from dassl.utils.downloads import file_digest
@@ -22,11 +20,9 @@ from .trainer import LOADERS, SimpleTrainer
 def inputs_of(trainer: SimpleTrainer, model_dir: str = "", epoch: int | None = None) -> dict:
     """What a run is made from, known before it trains: the fingerprint of each split, where its few shots are kept, and
     the checkpoints that it starts from or evaluates (MODEL.INIT_WEIGHTS, RESUME, ``model_dir`` with ``epoch``)."""
-    node = trainer.cfg.DATASET
-    root = os.path.join(os.path.expanduser(node.ROOT), os.path.expanduser(node.FOLDER))
     files = _checkpoints(trainer, model_dir, epoch)
     return {
-        "splits": fingerprints(trainer.dm.dataset, root),
+        "splits": trainer.splits,
         "few_shot_split": getattr(trainer.dm.dataset, "split_source", None),
         "started_from": [{"file": str(file), "sha256": file_digest(file)} for file in files if file.is_file()],
     }
@@ -58,6 +54,7 @@ def write_record(trainer: SimpleTrainer, seconds: float, command: list[str], cod
         **(trainer.results or {"accuracy": None}),
         **_counts(trainer),
         **trainer.bad_images.entry(),
+        **({"forced": list(trainer.forced)} if trainer.forced else {}),
         "split": cfg.TEST.SPLIT,
         "trainer": cfg.TRAINER.NAME,
         "dataset": cfg.DATASET.NAME,

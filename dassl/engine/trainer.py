@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import datetime
-import math
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
 from yacs.config import CfgNode
 
 from dassl.data import DataManager
-from dassl.data.bad_images import BadImages, knowing_the_last
+from dassl.data.bad_images import knowing_the_last
 from dassl.data.feature_loader import FeatureLoader, FeatureSource
 from dassl.evaluation import build_evaluator
 from dassl.utils import (
@@ -24,19 +21,18 @@ from dassl.utils import (
     UserError,
     check_at_least,
     check_availability,
-    load_checkpoint,
-    save_checkpoint,
 )
-from dassl.utils.checkpoint import BEST, LATEST, in_step, remove_superseded
+from dassl.utils.checkpoint import BEST, LATEST
 from dassl.utils.results import END_OF_TRAINING
 
-from .base import TrainerBase
+from .base import AFTER_TRAINING, TrainerBase  # noqa: F401  TrainerBase is imported from here
+from .resumable import ResumableTrainer
 
 FINAL_MODELS = ("last_step", "best_val")  # which one is evaluated after training
 LOADERS = {"train_x": "train_loader_x", "train_u": "train_loader_u", "val": "val_loader", "test": "test_loader"}
 
 
-class SimpleTrainer(TrainerBase):
+class SimpleTrainer(ResumableTrainer):
     """Builds data and model, trains, keeps checkpoints, evaluates.
 
     A method overrides ``build_model`` (which registers its model) and, through :class:`TrainerX`,
@@ -52,9 +48,7 @@ class SimpleTrainer(TrainerBase):
         self.max_epoch = cfg.OPTIM.MAX_EPOCH
         self.output_dir = cfg.OUTPUT_DIR
         self.force_resume = cfg.FORCE_RESUME
-        self.best_result = -float("inf")
         self.results: OrderedDict[str, float] | None = None
-        self.bad_images = BadImages(cfg)
         self.build_data_loader()
         self.build_model()
         self._serve_features()
@@ -100,10 +94,6 @@ class SimpleTrainer(TrainerBase):
         unseen = split != evaluated and not self.cfg.TEST.NO_TEST
         self.bad_images.refuse({split: self._loader_of(split)} if unseen else {})
 
-    def describe(self) -> dict:
-        """Entries to add to the run's record, ``result.json``."""
-        return {}
-
     def train(self) -> None:
         if self.get_model_names():
             super().train(self.start_epoch, self.max_epoch)
@@ -114,15 +104,7 @@ class SimpleTrainer(TrainerBase):
 
     def before_train(self) -> None:
         self._check_schedule()
-        begun = in_step(Path(self.output_dir, name) for name in self.get_model_names())
-        directory = self.output_dir if begun else self.cfg.RESUME or self.output_dir
-        self.start_epoch = self.resume_model_if_exist(directory)
-        if self.cfg.RESUME and not self.start_epoch:
-            raise UserError(f"there is no checkpoint to resume from in {self.cfg.RESUME}")
-        if self.start_epoch and self.cfg.TEST.FINAL_MODEL == "best_val":
-            self._restore_best_result(directory)
-        self.init_writer(str(Path(self.output_dir, "tensorboard")))
-        self.time_start = self._saved_at = time.time()
+        super().before_train()
 
     def _check_schedule(self) -> None:
         """Refuse now what would only fail after hours of training."""
@@ -135,31 +117,6 @@ class SimpleTrainer(TrainerBase):
             self._loader_of(c.TEST.SPLIT)
             if c.TEST.FINAL_MODEL == "best_val":
                 self._loader_of("val")
-
-    def run_state(self) -> dict[str, Any]:
-        return {**super().run_state(), "best_result": self.best_result, **self.bad_images.state()}
-
-    def resume_run_state(self, checkpoint: dict[str, Any]) -> None:
-        super().resume_run_state(checkpoint)
-        self.best_result = checkpoint.get("best_result", self.best_result)
-        self.bad_images.resume(checkpoint)
-
-    def _restore_best_result(self, directory: str) -> None:
-        """What a later epoch must beat to become the best, if the checkpoint does not tell. From another run's folder
-        the best so far comes along."""
-        own = Path(directory).resolve() == Path(self.output_dir).resolve()
-        for name in self.get_model_names():
-            path = Path(directory, name, BEST)
-            if path.is_file() and not (own and math.isfinite(self.best_result)):
-                best = load_checkpoint(path)
-                self.best_result = best.get("val_result") or self.best_result
-                if not own:
-                    save_checkpoint(best, Path(self.output_dir, name), model_name=BEST)
-
-    def _require_best(self) -> None:
-        for name in self.get_model_names():
-            if not (path := Path(self.output_dir, name, BEST)).is_file():
-                raise UserError(f"TEST.FINAL_MODEL is best_val, but the run kept no {path}: it was trained without")
 
     def after_train(self) -> None:
         print("\n".join(END_OF_TRAINING))
@@ -188,16 +145,9 @@ class SimpleTrainer(TrainerBase):
                 self.save_model(self.epoch, self.output_dir, val_result=result, model_name=BEST)
         frequency, minutes = self.cfg.TRAIN.CHECKPOINT_FREQ, self.cfg.TRAIN.CHECKPOINT_MINUTES
         if done == self.max_epoch or (frequency > 0 and done % frequency == 0):
-            self._keep()
+            self.keep_checkpoint()
         elif minutes > 0 and time.time() - self._saved_at >= 60 * minutes:
-            self._keep(LATEST)
-
-    def _keep(self, model_name: str = "") -> None:
-        """Save the models, and remove the checkpoints that need not stay any longer."""
-        self.save_model(self.epoch, self.output_dir, model_name=model_name)
-        for name in self.get_model_names():
-            remove_superseded(Path(self.output_dir, name), self.cfg.TRAIN.KEEP_CHECKPOINTS)
-        self._saved_at = time.time()
+            self.keep_checkpoint(LATEST.format(done))
 
     def _loader_of(self, split: str):
         loader = {"val": self.val_loader, "test": self.test_loader}.get(split)
@@ -218,7 +168,7 @@ class SimpleTrainer(TrainerBase):
         for batch in tqdm(loader, disable=None, leave=False, desc=f"evaluating {split}", unit="batch"):
             images, labels = self.parse_batch_test(batch)
             self.evaluator.process(self.model_inference(images), labels)
-        if split in self.bad_images:
+        if split in self.bad_images or self.stage == AFTER_TRAINING:  # a method may have its own after_train
             self.refuse_bad_images(evaluated=split)
         self.results = self.evaluator.evaluate()
         self.bad_images.tell()

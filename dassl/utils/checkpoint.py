@@ -14,11 +14,11 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from .errors import UserError, reason_of
-from .files import atomic_write, remove_temporaries
+from .files import atomic_write
 from .inert import load_plain
 
 BEST = "model-best.pth.tar"
-LATEST = "model-latest.pth.tar"  # between those that are to stay: the next one takes its place
+LATEST = "model-latest.pth.tar-{}"  # epoch; between those that are to stay: the next one takes its place
 EPOCH = "model.pth.tar-{}"
 
 
@@ -38,7 +38,6 @@ def save_checkpoint(
         state = {**state, "state_dict": {k.removeprefix("module."): v for k, v in state["state_dict"].items()}}
     state = {key: value.item() if isinstance(value, np.generic) else value for key, value in state.items()}
     name = model_name or EPOCH.format(state["epoch"])
-    remove_temporaries(save_dir)  # a checkpoint that a killed run was writing
     for target in [name, BEST] if is_best else [name]:
         with atomic_write(Path(save_dir, target), "wb") as file:
             torch.save(state, file)
@@ -88,9 +87,9 @@ def newest(save_dir: str | os.PathLike) -> Path | None:
     return Path(save_dir, Path(pointer.read_text(errors="replace").strip()).name) if pointer.is_file() else None
 
 
-def by_epoch(save_dir: str | os.PathLike) -> dict[int, Path]:
-    """The checkpoints ``model.pth.tar-<epoch>``, the earliest first."""
-    found = {path.name.rpartition("-")[2]: path for path in Path(save_dir).glob(EPOCH.format("*"))}
+def by_epoch(save_dir: str | os.PathLike, names: str = EPOCH) -> dict[int, Path]:
+    """The checkpoints of that name, by epoch, the earliest first."""
+    found = {path.name.rpartition("-")[2]: path for path in Path(save_dir).glob(names.format("*"))}
     return {int(epoch): found[epoch] for epoch in sorted(filter(str.isdecimal, found), key=int)}
 
 
@@ -105,17 +104,17 @@ def in_step(save_dirs: Iterable[str | os.PathLike]) -> list[Path]:
     epochs = {folder: load_checkpoint(path).get("epoch") for folder, path in paths.items()}
     if len(set(epochs.values())) == 1 or None in epochs.values():
         return list(paths.values())
-    have = [{**by_epoch(folder), epochs[folder]: path} for folder, path in paths.items()]
+    have = [{**by_epoch(f, LATEST), **by_epoch(f), epochs[f]: path} for f, path in paths.items()]
     common = [epoch for epoch in set.intersection(*map(set, have)) if epoch <= min(epochs.values())]
     return [files[max(common)] for files in have] if common else []
 
 
 def remove_superseded(save_dir: str | os.PathLike, keep: int = 0) -> None:
-    """Remove the checkpoint LATEST, and all but those of the ``keep`` last epochs (0: all of them stay). The newest and
+    """Remove LATEST checkpoints, and all but those of the ``keep`` last epochs (0: all of them stay). The newest and
     the best one stay in any case."""
     current = newest(save_dir)
     old = list(by_epoch(save_dir).values())[:-keep] if keep else []
-    for path in (Path(save_dir, LATEST), *old):
+    for path in (*by_epoch(save_dir, LATEST).values(), *old):
         if path != current:
             path.unlink(missing_ok=True)
 

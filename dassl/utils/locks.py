@@ -35,7 +35,9 @@ def alone_in(folder: str | os.PathLike) -> Iterator[None]:
     owner = Path(folder, OWNER)
     lock = _locked(Path(folder, LOCK), owner)
     try:
-        remove_temporaries(folder)
+        for place in (Path(folder), *Path(folder).glob("*/")):
+            if place == Path(folder) or not (place / LOCK).exists():  # others may be in folders of their own
+                remove_temporaries(place)
         with atomic_write(owner) as file:
             json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}, file)
         yield

@@ -182,7 +182,7 @@ def test_validation_pictures_that_choose_the_model(short, val_picture):
     path, count = val_picture
     damage(path)
     stopped = short(*settings)
-    refused(stopped, f"1 of {count} val images", path, "begin anew")
+    refused(stopped, f"1 of {count} val images", path, "Replace or remove the files")
     accepted = short(*settings, *SKIP)
     assert accepted.code == 0, accepted.error
     assert accepted.record["bad_images"] == {"val": [path]}

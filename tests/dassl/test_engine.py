@@ -1,5 +1,7 @@
 """The engine as a trainer written for Dassl uses it: every name of the contract, on a model of two layers."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from yacs.config import CfgNode
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl.engine import TRAINER_REGISTRY, TrainerBase, TrainerX, build_trainer
+from dassl.evaluation import build_evaluator
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, set_random_seed
@@ -114,6 +117,33 @@ def test_training_learns_and_saves_each_model(trainer, tmp_path):
         assert saved == {"checkpoint", "model.pth.tar-2", "model.pth.tar-4"}
 
 
+def test_trainers_with_dassls_own_beginnings_train_and_resume(trainer, monkeypatch):
+    """The field's trainers override before_train and __init__ without a word to ours."""
+
+    def before_train(self):
+        self.start_epoch = self.resume_model_if_exist(self.output_dir)
+        self.init_writer(self.output_dir)
+        self.time_start = time.time()
+
+    def init(self, cfg):
+        TrainerBase.__init__(self)
+        self.cfg, self.device = cfg, torch.device("cpu")
+        self.start_epoch, self.max_epoch = 0, cfg.OPTIM.MAX_EPOCH
+        self.output_dir, self.best_result = cfg.OUTPUT_DIR, -float("inf")
+        self.build_data_loader()
+        self.build_model()
+        self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
+
+    monkeypatch.setattr(TwoLayers, "before_train", before_train)
+    monkeypatch.setattr(TwoLayers, "__init__", init)
+    first = trainer(TEST__FINAL_MODEL="best_val")
+    first.train()
+    again = trainer(TEST__FINAL_MODEL="best_val")
+    again.train()
+    assert again.start_epoch == 4
+    assert again.results == first.results
+
+
 def test_every_epoch_sees_every_image_in_another_order(trainer):
     learner = trainer()
     learner.train()
@@ -154,7 +184,7 @@ def test_best_val_comes_along_into_another_folder(trainer, tmp_path):
     (tmp_path / "one/body/model-best.pth.tar").rename(tmp_path / "best")
     unbeaten = torch.load(tmp_path / "best", weights_only=True) | {"val_result": 101.0}
     torch.save(unbeaten, tmp_path / "one/body/model-best.pth.tar")
-    other = trainer("other", TEST__FINAL_MODEL="best_val", OPTIM__MAX_EPOCH=6, RESUME=str(tmp_path / "one"))
+    other = trainer("other", TEST__FINAL_MODEL="best_val", RESUME=str(tmp_path / "one"))
     other.train()
     assert all(torch.equal(other.body.state_dict()[key], value) for key, value in unbeaten["state_dict"].items())
 

@@ -83,5 +83,12 @@ def test_it_is_not_waited_for_without_end(tmp_path, monkeypatch):
 def test_what_killed_writers_left_is_removed(tmp_path):
     (tmp_path / ".result.json.x1y2.tmp").touch()
     (tmp_path / "result.tmp").touch()
+    for name in ("model", "another run"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ".checkpoint.x1y2.tmp").touch()
+    (tmp_path / "another run" / locks.LOCK).touch()
     with alone_in(tmp_path):
-        assert {path.name for path in tmp_path.iterdir()} == {locks.LOCK, locks.OWNER, "result.tmp"}
+        left = {locks.LOCK, locks.OWNER, "result.tmp", "model", "another run"}
+        assert {path.name for path in tmp_path.iterdir()} == left
+    assert not list((tmp_path / "model").iterdir())
+    assert len(list((tmp_path / "another run").iterdir())) == 2

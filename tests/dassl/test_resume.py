@@ -2,6 +2,7 @@
 
 import random
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -59,8 +60,7 @@ def test_one_checkpoint_is_written_over_while_none_is_due(run, monkeypatch):
     whole = run(*SHORT, out="whole")
     stop_after(monkeypatch, 4)
     stopped = run(*each_epoch)
-    assert checkpoints(stopped) == {LATEST, "checkpoint"}
-    assert load_checkpoint(stopped.folder / "prompt_learner" / LATEST)["epoch"] == 4
+    assert checkpoints(stopped) == {LATEST.format(4), "checkpoint"}
     resumed = run(*each_epoch)
     assert re.findall(r"epoch \[(\d)/6\]", resumed.log) == ["5", "6"]
     assert checkpoints(resumed) == checkpoints(whole) == {"model.pth.tar-6", "checkpoint"}
@@ -71,12 +71,6 @@ def test_checkpoints_that_need_not_stay_go(run):
     kept = run(*SHORT, "TRAIN.CHECKPOINT_FREQ", 1, "TRAIN.KEEP_CHECKPOINTS", 2, "TEST.FINAL_MODEL", "best_val")
     assert checkpoints(kept) == {"model.pth.tar-5", "model.pth.tar-6", BEST, "checkpoint"}
     assert "TRAIN.KEEP_CHECKPOINTS is -1" in run(*SHORT, "TRAIN.KEEP_CHECKPOINTS", -1, out="other").error
-
-
-def test_what_a_killed_run_was_writing_goes(tmp_path):
-    (tmp_path / ".model.pth.tar-1.x1y2.tmp").touch()
-    save_checkpoint({"state_dict": {}, "epoch": 1}, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"model.pth.tar-1", "checkpoint"}
 
 
 def test_the_newest_checkpoint_never_goes(tmp_path):
@@ -123,12 +117,14 @@ def test_models_go_on_from_the_last_epoch_that_all_have(tmp_path):
     a2 = save("a", 2)
     assert in_step(folders) == []
     b2 = save("b", 2)
-    a3 = save("a", 3, LATEST)
+    a3 = save("a", 3, LATEST.format(3))
     assert in_step(folders) == [a2, b2]
-    b3 = save("b", 3, LATEST)
+    b3 = save("b", 3, LATEST.format(3))
     assert in_step(folders) == [a3, b3]
     assert in_step(folders[:1]) == [a3]
-    save("a", 4, LATEST)
+    save("a", 4, LATEST.format(4))
+    assert in_step(folders) == [a3, b3]
+    a3.unlink()
     assert in_step(folders) == [a2, b2]
     a2.unlink()
     assert in_step(folders) == []
@@ -153,7 +149,61 @@ def test_other_settings_are_refused_with_their_keys_and_forced_if_asked_for(run)
     rates = [float(rate) for rate in re.findall(r"lr (\S+)", forced.log)]
     anew = run(*other, out="anew")
     assert rates == [float(rate) for rate in re.findall(r"lr (\S+)", anew.log)][6:]
-    assert run(*other).code == 0  # from now on, these are the run's settings
+    assert forced.record["forced"] == [f"after epoch 6, other settings: {changes[:-1]}"]
+    assert run(*other).code == run(*SHORT).code == 2  # the checkpoints are of neither
+    again = run("--force-resume", *other)
+    assert again.record["forced"] == forced.record["forced"]
+    assert again.accuracy == forced.accuracy
+
+
+def test_what_was_forced_once_is_not_forgotten(run, monkeypatch):
+    stop_after(monkeypatch, 3)
+    each_epoch = ("OPTIM.MAX_EPOCH", 6, "TRAIN.CHECKPOINT_FREQ", 1, "TEST.FINAL_MODEL", "best_val")
+    run(*each_epoch, "DATASET.NUM_SHOTS", 2)
+    stop_after(monkeypatch, 5)
+    forced = run("--force-resume", *each_epoch, "DATASET.NUM_SHOTS", 1)
+    assert "--force-resume: after epoch 3, other settings: DATASET.NUM_SHOTS 2 -> 1\n" in forced.log
+    assert "--force-resume: after epoch 3, other train_x images " in forced.log
+    mixed = run(*each_epoch, "DATASET.NUM_SHOTS", 2)
+    assert mixed.code == 2
+    assert "the checkpoints were made with other settings: DATASET.NUM_SHOTS 1 -> 2; train_x images" in mixed.error
+    whole = run("--force-resume", *each_epoch, "DATASET.NUM_SHOTS", 1)
+    assert whole.code == 0, whole.error
+    assert any("DATASET.NUM_SHOTS 2 -> 1" in change for change in whole.record["forced"])
+    assert load_checkpoint(whole.folder / "prompt_learner" / BEST)["epoch"] > 3  # none of two shots
+
+
+def test_a_forced_run_that_fails_spoils_nothing(run, monkeypatch):
+    stop_after(monkeypatch, 3)
+    run(*SHORT, "TRAIN.CHECKPOINT_FREQ", 1)
+    failed = run("--force-resume", *SHORT, "TRAINER.COOP.N_CTX", 4)
+    assert "does not fit this configuration" in failed.error
+    assert run(*SHORT).code == 0
+
+
+def test_a_run_does_not_go_on_over_other_images(run, digits_root, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(digits_root / "digits", root / "digits")
+    assert run("--root", root, *SHORT).code == 0
+    names = root / "digits" / "classnames.txt"
+    names.write_text(names.read_text().replace("three", "drei"))
+    other = run("--root", root, *SHORT)
+    assert other.code == 2
+    assert "the checkpoints were made with other train_x images " in other.error
+    forced = run("--root", root, "--force-resume", *SHORT)
+    assert forced.record["forced"][0].startswith("after epoch 6, other train_x images ")
+
+
+def test_other_weights_are_other_checkpoints(run, monkeypatch):
+    run(*SHORT)
+    monkeypatch.setattr(CoOp, "describe", lambda self: {"weights": {"sha256": "0" * 64}})
+    assert re.search("made with other weights [0-9a-f]{12} -> 000000000000", run(*SHORT).error)
+
+
+def test_a_shorter_run_does_not_go_on_from_a_longer_one(run):
+    run(*SHORT)
+    shorter = run("--force-resume", *SHORT, "OPTIM.MAX_EPOCH", 4)
+    assert "is at epoch 6; OPTIM.MAX_EPOCH is 4" in shorter.error
 
 
 def test_a_run_that_went_on_from_another_goes_on_from_its_own_checkpoints(run, monkeypatch):

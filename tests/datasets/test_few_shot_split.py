@@ -42,10 +42,6 @@ def change(path, **values) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-def reversed_order(entries: list) -> list:
-    return entries[::-1]
-
-
 def test_it_is_readable_and_relative(textures):
     root, build = textures
     dataset = build()
@@ -64,16 +60,16 @@ def test_it_is_what_the_next_run_takes_even_elsewhere(textures, tmp_path, capsys
     root, build = textures
     content = drawn(build())
     stored = json.loads((root / STORED).read_text())
-    change(root / STORED, train=reversed_order(stored["train"]))  # so that it is not what the seed draws
+    change(root / STORED, train=stored["train"][::-1])  # so that it is not what the seed draws
     before = (root / STORED).read_bytes()
     shutil.move(root, tmp_path / "moved/data")
     dataset = build(tmp_path / "moved/data")
-    assert drawn(dataset) == [reversed_order(content[0]), content[1]]
+    assert drawn(dataset) == [content[0][::-1], content[1]]
     assert all(os.path.isfile(item.impath) for item in dataset.train_x)
     assert (tmp_path / "moved/data" / STORED).read_bytes() == before
     assert "Note" not in capsys.readouterr().out
     assert drawn(build(tmp_path / "moved/data", SUBSAMPLE_CLASSES="new"))[0] == [
-        (path, 0, name) for path, label, name in reversed_order(content[0]) if label == 2
+        (path, 0, name) for path, label, name in content[0][::-1] if label == 2
     ]
 
 
@@ -156,12 +152,12 @@ def test_a_file_that_was_tampered_with_is_not_used(textures, values, reason, cap
     expected = drawn(build())
     before = (root / STORED).read_text()
     change(root / STORED, **values) if isinstance(values, dict) else (root / STORED).write_text(values)
+    tampered = (root / STORED).read_text()
     capsys.readouterr()
     assert drawn(build()) == expected
     note = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Note: "))
-    assert str(root / STORED) in note
-    assert reason in note
-    assert (root / STORED).read_text() == before
+    assert all(part in note for part in (str(root / STORED), reason))
+    assert [path.read_text() for path in sorted((root / STORED).parent.iterdir())] == [before, tampered]
 
 
 def test_data_that_cannot_be_written_only_give_a_note(textures, capsys):
@@ -233,6 +229,9 @@ def test_a_split_of_the_original_is_used_and_kept_as_ours(textures, place, proto
     original(root, theirs, place=place, protocol=protocol)
     assert drawn(build()) == drawn(theirs)
     assert f"The original's few-shot split {(root / STORED).with_suffix('.pkl')} fits" in capsys.readouterr().out
+    (root / STORED).write_text("{")
+    assert drawn(build()) == drawn(theirs)  # the pickle is still there
+    assert f"Note: {root / STORED} is not used: it is damaged" in capsys.readouterr().out
     (root / STORED).with_suffix(".pkl").unlink()
     assert drawn(build()) == drawn(theirs)
 
@@ -243,8 +242,9 @@ def test_a_split_of_the_original_without_validation_images(textures):
     dataset = build()
     dataset._train_x = dataset.train_x[::-1]
     original(root, dataset, parts=("train",))
-    assert drawn(build()) == [reversed_order(expected[0]), expected[1]]
+    assert drawn(build()) == [expected[0][::-1], expected[1]]
     assert set(json.loads((root / STORED).read_text())) >= {"train", "val"}
+    assert not list((root / STORED).parent.glob("*.json-*"))  # the same split, with more in it
 
 
 def test_a_stale_split_of_the_original_is_not_used(textures, capsys):

@@ -125,7 +125,7 @@ CASES |= {
     "link: an image from elsewhere": partial(linked, "cat/9.jpg", "{}/secret/s.jpg"),
     "link: an image from above": partial(linked, "cat/9.jpg", "../../../secret/s.jpg"),
     "link: a class folder from elsewhere": partial(linked, "secret", "{}/secret"),
-    "link: an image that is not there": partial(linked, "cat/9.jpg", "nowhere.jpg"),
+    "link: a class folder that is not there": partial(linked, "bird", "nowhere"),
     "link: a class folder in a circle": partial(linked, "circle", "circle"),
 }
 

@@ -116,7 +116,9 @@ def test_a_stopped_run_of_several_models_ends_as_if_never_stopped(foreign):
     settings = ("TEST.FINAL_MODEL", "best_val")
     whole = foreign.train("TwoHeads", "twoheads/seed1", *settings)
     assert "Training adapter, head, teacher from epoch 1 of 3" in whole
-    stopped = foreign.train("TwoHeads", "twoheads/seed2", *settings, "TRAINER.TWOHEADS.STOP_AFTER", 2, code=1)
+    foreign.environment["STOP_AFTER"] = "2"
+    stopped = foreign.train("TwoHeads", "twoheads/seed2", *settings, code=1)
+    del foreign.environment["STOP_AFTER"]
     assert rates(stopped) == rates(whole)[:12]
     resumed = foreign.train("TwoHeads", "twoheads/seed2", *settings)
     assert "Loading preprocessed few-shot data" in resumed

@@ -97,6 +97,14 @@ def test_an_evaluation_of_another_run(run, call):
     assert output.endswith("The same results; there are no checkpoints to compare\n")
     assert not list(Path(f"{new.folder}-rerun").glob("*/checkpoint"))
 
+    there = base.folder.rename(base.folder.with_name("there"))
+    code, _, error = call(new.folder, "--output-dir", new.folder / "again")
+    assert code == 2
+    assert "give --root, --model-dir or KEY VALUE" in error
+    code, output, _ = call(new.folder, "--model-dir", there, "--output-dir", new.folder / "moved")
+    assert (code, verdicts(output)["accuracy"]) == (0, "same")
+    there.rename(base.folder)
+
     save_checkpoint({"state_dict": {}, "epoch": 2}, base.checkpoint(2).parent)
     code, _, error = call(new.folder, "--output-dir", new.folder / "again")
     assert code == 2

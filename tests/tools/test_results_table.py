@@ -165,6 +165,18 @@ def test_cells_with_other_shortcuts_are_named(study):
     assert f"\n\\* FEATURES.PREC bf16: image features in bfloat16. In: {both}.\n" in text
 
 
+def test_runs_without_some_of_the_images_are_marked(study):
+    for name in ("rn50_1shots", "rn50_4shots/seed1", "rn50_4shots/seed2"):
+        folder = study(f"CoOp/{name}", "70.00")
+    (folder / "CoOp/rn50_1shots/result.json").write_text(json.dumps({"bad_images": {}}))
+    (folder / "CoOp/rn50_4shots/seed2/result.json").write_text(json.dumps({"bad_images": {"test": ["a.jpg"]}}))
+    main([str(folder)])
+    assert table(folder)[2] == ["CoOp (Standard)", "-", "70.00", "-", "70.00 ± 0.00*", "-", "-", "-"]
+    told = "images that could not be read were left out; result.json names them."
+    place = "In: CoOp (Standard), 4 shots (1 of 2 runs)."
+    assert f"\n\\* DATASET.SKIP_BAD_IMAGES: {told} {place}\n" in (folder / "results.md").read_text()
+
+
 def test_an_empty_folder_of_main_sh_hides_nothing(study):
     folder = study("CoOp/rn50_4shots", "70.00")
     (folder / "CoOp/rn50_4shots/nctx16_cscFalse_ctpend").mkdir()

@@ -2,7 +2,10 @@
 
 import json
 import os
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from tools import sweep
 from tools.sweep import in_stages, main
 from tools.sweeps.grid import Cell, cells_of, read_sweep
 
+FIVE = [Cell(Path(name), ()) for name in "abcde"]
 DIGITS = REPOSITORY / "configs/sweeps/digits.yaml"
 SETTINGS = (
     f"--dataset-config-file {REPOSITORY}/configs/datasets/digits.yaml "
@@ -253,3 +257,41 @@ def test_stopping_says_how_to_go_on(write, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert "stopped after 0 of 2 runs; this goes on with the others:\n" in said
     assert said.endswith(f"tools/sweep.py {path} --jobs 1\n")
+
+
+@pytest.fixture
+def pool(monkeypatch):
+    """Stands for the pool of processes."""
+    pool = Mock()
+    monkeypatch.setattr(sweep, "ProcessPoolExecutor", lambda *_, **__: pool)
+    return pool
+
+
+def ended(error: BaseException | None = None) -> Future:
+    future = Future()
+    future.set_exception(error) if error else future.set_result(None)
+    return future
+
+
+def test_no_run_waits_in_the_pool(pool):
+    pool.submit.side_effect = [ended() for _ in FIVE]
+    for number, (_, error) in enumerate(sweep.run_all(FIVE, 2, 1)):
+        assert error is None
+        assert pool.submit.call_count <= number + 2
+    assert [call.args[1] for call in pool.submit.call_args_list] == FIVE
+
+
+def test_a_sweep_that_is_stopped_starts_nothing_more(pool):
+    pool.submit.side_effect = [ended(KeyboardInterrupt()), Future(), *(ended() for _ in range(3))]
+    with pytest.raises(KeyboardInterrupt):
+        list(sweep.run_all(FIVE, 2, 1))
+    assert pool.submit.call_count == 2
+    pool.shutdown.assert_called_once_with(cancel_futures=True)
+
+
+def test_every_run_is_accounted_for_where_a_process_was_killed(pool):
+    pool.submit.side_effect = [ended(), ended(BrokenProcessPool()), *[BrokenProcessPool()] * 3]
+    found = dict(sweep.run_all(FIVE, 2, 1))
+    first, second, *others = (found[cell] for cell in FIVE)
+    assert (first, second) == (None, "its process was killed (out of memory?)")
+    assert all("not started: the process of another run was killed" in error for error in others)

@@ -90,7 +90,8 @@ def _weights(record: dict) -> str:
 
 
 def _shortcuts(record: dict, trained: bool) -> list[str]:
-    """The settings of a run that trade the original's image features for speed; old records have none."""
+    """What a run did otherwise than the original: settings that trade its image features for speed, and images that
+    were left out; old records have none."""
     config = dict(leaves(record.get("config") or {}))
     found = []
     if trained and (views := config.get("FEATURES.VIEWS")):
@@ -98,6 +99,8 @@ def _shortcuts(record: dict, trained: bool) -> list[str]:
         found.append(f"FEATURES.VIEWS {views}: training images repeat their random draws after {epochs}.")
     if precision := config.get("FEATURES.PREC"):
         found.append(f"FEATURES.PREC {precision}: image features in {DTYPES.get(str(precision), precision)}.")
+    if record.get("bad_images"):
+        found.append("DATASET.SKIP_BAD_IMAGES: images that could not be read were left out; result.json names them.")
     return found
 
 

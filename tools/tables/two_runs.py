@@ -12,7 +12,18 @@ from dassl.utils import UserError
 
 # What may explain other results, in the order of the table. All else in a record is a result, but for what says again
 # what others say, and the time.
-CAUSES = ("code", "versions", "machine", "config", "weights", "splits", "classnames", "started_from", "bad_images")
+CAUSES = (
+    "code",
+    "versions",
+    "machine",
+    "config",
+    "weights",
+    "splits",
+    "classnames",
+    "started_from",
+    "forced",
+    "bad_images",
+)
 NO_RESULT = ("command", "seconds", "trainer", "dataset", "split", "seed", "few_shot_split")
 OF_THE_FOLDER = ("OUTPUT_DIR", "RESUME", "FORCE_RESUME")  # settings: where a run writes, whether it was ever stopped
 NAMES = ("file", "backbone", "commit", "modified")  # of no account where the checksum beside them is the same

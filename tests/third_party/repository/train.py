@@ -48,7 +48,6 @@ def extend_cfg(cfg):
     cfg.TRAINER.MYCOOP.PREC = "fp32"
     cfg.TRAINER.TWOHEADS = CN()
     cfg.TRAINER.TWOHEADS.DROPOUT = 0.5
-    cfg.TRAINER.TWOHEADS.STOP_AFTER = 0
     cfg.DATASET.SUBSAMPLE_CLASSES = "all"
 
 

@@ -1,3 +1,4 @@
+import os
 import random
 
 import numpy as np
@@ -103,7 +104,7 @@ class TwoHeads(TrainerX):
     def after_epoch(self):
         super().after_epoch()
         print(f"mean loss {self.loss_meter.avg:.4f}, next rate {self.get_current_lr(['head']):.3e}")
-        if self.epoch + 1 == self.cfg.TRAINER.TWOHEADS.STOP_AFTER:
+        if self.epoch + 1 == int(os.environ.get("STOP_AFTER", 0)):
             raise SystemExit("stopped")
 
     def after_train(self):
