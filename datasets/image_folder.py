@@ -12,8 +12,10 @@ from dassl.data.datasets import DATASET_REGISTRY, Datum
 from dassl.utils import UserError, derive_seed
 
 from .class_folders import class_folders, common_folders, names_in, read_images
-from .links import Links
+from .links import Links, check_not_dangling
 from .protocol import FewShotDataset
+
+SPLITS = ("train", "test", "val")
 
 
 @DATASET_REGISTRY.register()
@@ -64,7 +66,9 @@ def class_name(folder: str) -> str:
 def splits_in(root: Path) -> list[str]:
     """The folders of training, test and, if there are any, validation images below ``root``; none, where it holds class
     folders."""
-    there = [split for split in ("train", "test", "val") if (root / split).is_dir()]
+    for split in SPLITS:
+        check_not_dangling(root / split)
+    there = [split for split in SPLITS if (root / split).is_dir()]
     if there == ["train"] and any(entry.is_dir() for entry in (root / "train").iterdir()):
         raise UserError(
             f"{root} has train/, but neither test/ nor val/. DATASET.FOLDER {root / 'train'} splits its images"

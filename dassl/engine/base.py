@@ -10,6 +10,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from dassl.utils import (
+    NotANumber,
     UserError,
     derive_seed,
     load_checkpoint,
@@ -25,8 +26,8 @@ from dassl.utils.checkpoint import find_checkpoint, in_step, load_state, newest,
 AFTER_TRAINING = "after training"  # a stage
 
 
-class NonFiniteLoss(UserError, FloatingPointError):
-    """Training has diverged."""
+class NonFiniteLoss(NotANumber):
+    """Training has diverged: says when, and what is safe."""
 
 
 class TrainerBase:

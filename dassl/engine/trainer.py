@@ -18,6 +18,7 @@ from dassl.evaluation import build_evaluator
 from dassl.utils import (
     AverageMeter,
     MetricMeter,
+    NotANumber,
     UserError,
     check_at_least,
     check_availability,
@@ -139,7 +140,10 @@ class SimpleTrainer(ResumableTrainer):
     def after_epoch(self) -> None:
         done = self.epoch + 1
         if self.cfg.TEST.FINAL_MODEL == "best_val" and not self.cfg.TEST.NO_TEST:
-            result = self.test(split="val")
+            try:
+                result = self.test(split="val")
+            except NotANumber as error:
+                raise self._diverged(f"{error}!") from error
             if result > self.best_result:
                 self.best_result = result
                 self.save_model(self.epoch, self.output_dir, val_result=result, model_name=BEST)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from yacs.config import CfgNode
 
-from dassl.utils import UserError, atomic_write
+from dassl.utils import NotANumber, UserError, atomic_write
 from dassl.utils.results import class_line, result_lines
 
 from .build import EVALUATOR_REGISTRY
@@ -54,7 +54,7 @@ class Classification(EvaluatorBase):
     def process(self, mo: torch.Tensor, gt: torch.Tensor) -> None:
         """Args: logits (batch, classes), labels (batch,). :class:`UserError` for logits that are not numbers."""
         if mo.isnan().any():
-            raise UserError("some outputs are not numbers (NaN): the model has diverged, or its precision is too low")
+            raise NotANumber("some outputs are not numbers (NaN): the model has diverged, or its precision is too low")
         predicted, true = mo.argmax(dim=1).tolist(), gt.tolist()
         for label, guess in zip(true, predicted, strict=True):
             hit = int(label == guess)

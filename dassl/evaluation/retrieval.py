@@ -7,7 +7,7 @@ from collections import OrderedDict
 import torch
 from yacs.config import CfgNode
 
-from dassl.utils import UserError
+from dassl.utils import NotANumber, UserError
 from dassl.utils.results import RESULT
 
 from .build import EVALUATOR_REGISTRY
@@ -57,7 +57,7 @@ class Retrieval(EvaluatorBase):
             raise UserError("there is nothing to evaluate: the test set is empty")
         images, texts = torch.cat(self._images).float(), torch.cat(self._texts).float()
         if not (images.isfinite().all() and texts.isfinite().all()):
-            raise UserError("some features are infinite or not a number: the model has diverged")
+            raise NotANumber("some features are infinite or not a number: the model has diverged")
         place = {number: row for row, number in enumerate(torch.cat(self._numbers).tolist())}
         image_of = torch.tensor([place[owner] for owner in torch.cat(self._owners).tolist()])
         own_texts: list[list[int]] = [[] for _ in place]

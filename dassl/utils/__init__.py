@@ -8,7 +8,7 @@ _MODULE_OF = {
         "checkpoint": "load_checkpoint save_checkpoint resume_from_checkpoint load_pretrained_weights count_num_param",
         "downloads": "download",
         "env": "collect_env_info keep_memory package_versions release_memory",
-        "errors": "BadImage UserError cannot_write command_line nearest reason_of stopped",
+        "errors": "BadImage NotANumber UserError cannot_write command_line nearest reason_of stopped",
         "files": "atomic_write check_isfile listdir_nohidden mkdir_if_missing read_image read_json write_json",
         "locks": "alone_in",
         "logger": "setup_logger log_to",

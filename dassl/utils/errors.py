@@ -35,6 +35,10 @@ class BadImage(UserError):
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, the user's quota, the process's limit
 
 
+class NotANumber(UserError, FloatingPointError):
+    """A model has diverged."""
+
+
 def cannot_write(path: str | os.PathLike, error: OSError) -> UserError:
     """The error to raise where ``path`` cannot be written."""
     mend = ". What was written before is whole: make room, and the same command goes on" if error.errno in FULL else ""

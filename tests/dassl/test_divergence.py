@@ -125,3 +125,12 @@ def test_an_accuracy_is_not_made_of_what_is_not_a_number():
     evaluator.process(torch.tensor([[0.0, -torch.inf]]), torch.tensor([0]))
     with pytest.raises(UserError, match="not numbers"):
         evaluator.process(torch.tensor([[0.0, torch.nan]]), torch.tensor([0]))
+
+
+def test_outputs_in_validation_that_are_no_numbers_say_it_too(run, monkeypatch):
+    monkeypatch.setattr(CoOp, "model_inference", lambda self, x: self.model(x) * (float("nan") if self.epoch else 1))
+    result = run(*SHORT, "TEST.FINAL_MODEL", "best_val")
+    assert result.code == 2
+    assert "some outputs are not numbers (NaN): the model has diverged" in result.error
+    assert "It happened in epoch 2, batch 2 of 2, at a learning rate of 0.002" in result.error
+    assert f"The last good checkpoint: {result.folder}/prompt_learner/model-best.pth.tar." in result.error

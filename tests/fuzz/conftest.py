@@ -21,7 +21,7 @@ settings.register_profile(
     database=None,
     suppress_health_check=list(HealthCheck),
 )
-settings.register_profile("stress", settings.get_profile("ci"), max_examples=1000, derandomize=False, print_blob=True)
+settings.register_profile("stress", settings.get_profile("ci"), max_examples=300, derandomize=False, print_blob=True)
 settings.load_profile(os.environ.get("FUZZ_PROFILE", "ci"))
 
 

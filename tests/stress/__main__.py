@@ -70,8 +70,9 @@ def hostile(folder: Path, args: argparse.Namespace) -> str:
 def fuzz(folder: Path, args: argparse.Namespace) -> str:
     count = folder / "cases"
     environment = {**os.environ, "FUZZ_PROFILE": "stress", "FUZZ_CASES": str(count)}
-    subprocess.run([sys.executable, "-m", "pytest", "-q", "tests/fuzz"], cwd=REPOSITORY, env=environment, check=True)
-    return f"fuzz cases run: {int(count.read_text()):,}, failures: 0"
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "--maxprocesses", "4", "tests/fuzz"]
+    subprocess.run(command, cwd=REPOSITORY, env=environment, check=True)
+    return f"fuzz cases run: {sum(map(int, count.read_text().split())):,}, failures: 0"
 
 
 PARTS = {part.__name__: part for part in (kills, disk, several, hostile, fuzz)}
