@@ -15,8 +15,9 @@ from dassl.config import get_cfg_default
 from dassl.data.transforms import Pipeline, build_transform
 from dassl.utils import UserError
 from trainers.clip_trainer import CLIPTrainer
+from vlm.class_names import alike
 from vlm.load import load_shared
-from vlm.prompts import alike, readable
+from vlm.prompts import readable
 from vlm.similarity import logits
 from vlm.text_encoder import TextEncoder, text_encoder
 from vlm.zeroshot import describe_classes

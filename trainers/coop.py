@@ -16,8 +16,9 @@ from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError, check_availability
+from vlm.class_names import class_names, class_tokens
 from vlm.openai import CLIP
-from vlm.prompts import class_names, class_tokens, readable
+from vlm.prompts import readable
 from vlm.similarity import linear_head, logits, normalize
 from vlm.text_encoder import TextEncoder
 

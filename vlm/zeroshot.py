@@ -8,7 +8,7 @@ import torch
 
 from dassl.utils import UserError
 
-from .prompts import class_names, class_tokens
+from .class_names import class_names, class_tokens
 from .similarity import normalize
 from .text_encoder import TextEncoder
 
