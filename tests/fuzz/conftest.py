@@ -15,13 +15,13 @@ from tests.fuzz.cases import COUNTS
 configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir(), "hypothesis"))  # else .hypothesis, beside us
 settings.register_profile(
     "ci",
-    max_examples=40,
+    max_examples=25,
     derandomize=True,
     deadline=None,
     database=None,
     suppress_health_check=list(HealthCheck),
 )
-settings.register_profile("stress", settings.get_profile("ci"), max_examples=300, derandomize=False, print_blob=True)
+settings.register_profile("stress", settings.get_profile("ci"), max_examples=100, derandomize=False, print_blob=True)
 settings.load_profile(os.environ.get("FUZZ_PROFILE", "ci"))
 
 
