@@ -11,9 +11,8 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
-from dassl.config.merge import is_utf8
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
-from dassl.utils import UserError, derive_seed, read_json
+from dassl.utils import UserError, derive_seed, is_utf8, read_json
 
 IMAGE, CAPTION = ("image", "filepath", "filename"), ("caption", "title", "text")  # the names that keys and columns have
 SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}

@@ -131,7 +131,7 @@ class FewShotSplit:
             content = read_json(self.path)
             found, classes = {key: content[key] for key in self.about}, content["classes"]
             entries = {part: content[part] for part in PARTS if part == "train" or part in content}
-        except (UserError, RecursionError, OSError, KeyError, TypeError) as error:
+        except (UserError, OSError, KeyError, TypeError) as error:
             raise Unfit(f"it is damaged ({str(error) or type(error).__name__})") from error
         if found["fingerprint"] != self.fingerprint:
             raise Unfit(f"it was drawn from another listing{self._changed(classes)}")

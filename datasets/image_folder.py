@@ -7,9 +7,8 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
-from dassl.config.merge import is_utf8
 from dassl.data.datasets import DATASET_REGISTRY, Datum
-from dassl.utils import UserError, derive_seed
+from dassl.utils import UserError, derive_seed, is_utf8
 
 from .class_folders import class_folders, common_folders, names_in, read_images
 from .links import Links, check_not_dangling

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode as CN
 
-from dassl.utils import UserError, nearest
+from dassl.utils import UserError, is_utf8, nearest
 
 _KINDS = {
     bool: "True or False",
@@ -113,11 +113,6 @@ def is_plain(value: Any) -> bool:
         return isinstance(value, (bool, int, float)) and math.isfinite(value)
     except OverflowError:  # an integer that no float is as large as
         return False
-
-
-def is_utf8(text: str) -> bool:
-    """Whether a file in UTF-8 can hold a text: not, where it came from other bytes, such as a name in Latin-1."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def shown(value: Any) -> str:

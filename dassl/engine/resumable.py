@@ -55,7 +55,8 @@ class ResumableTrainer(TrainerBase):
             raise UserError(f"there is no checkpoint to resume from in {self.cfg.RESUME}")
         if self.start_epoch > self.max_epoch:
             raise UserError(f"{directory} is at epoch {self.start_epoch}; OPTIM.MAX_EPOCH is {self.max_epoch}")
-        if self.start_epoch and self.cfg.TEST.FINAL_MODEL == "best_val" and not self.forced:
+        test = self.cfg.TEST
+        if self.start_epoch and test.FINAL_MODEL == "best_val" and not test.NO_TEST and not self.forced:
             self._require_best(directory)
             self._restore_best_result(directory)
         self.init_writer(str(Path(self.output_dir, "tensorboard")))

@@ -9,7 +9,7 @@ _MODULE_OF = {
         "downloads": "download",
         "env": "collect_env_info keep_memory package_versions release_memory",
         "errors": "BadImage NotANumber UserError cannot_write command_line nearest reason_of stopped",
-        "files": "atomic_write check_isfile listdir_nohidden mkdir_if_missing read_image read_json write_json",
+        "files": "atomic_write check_isfile is_utf8 listdir_nohidden mkdir_if_missing read_image read_json write_json",
         "locks": "alone_in",
         "logger": "setup_logger log_to",
         "meters": "AverageMeter MetricMeter",

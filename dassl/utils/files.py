@@ -93,6 +93,11 @@ def check_isfile(fpath: str | os.PathLike) -> bool:
     return found
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a file in UTF-8 can hold a text: not, where it came from other bytes, such as a name in Latin-1."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def read_json(fpath: str | os.PathLike) -> Any:
     try:
         return json.loads(Path(fpath).read_text(encoding="utf-8"))

@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -34,15 +32,6 @@ def config(*pairs):
     settings = ("INPUT.SIZE", (8, 8), "SEED", 1, "DATALOADER.NUM_WORKERS", 0, "OPTIM.MAX_EPOCH", 3)
     cfg.merge_from_list([*settings, *pairs])
     return cfg
-
-
-@pytest.fixture
-def images(tmp_path) -> list[Datum]:
-    rng = np.random.default_rng(0)
-    paths = [tmp_path / f"{number}.png" for number in range(7)]
-    for path in paths:
-        Image.fromarray(rng.integers(0, 256, (12, 10, 3), dtype=np.uint8)).save(path)
-    return [Datum(str(path), number % 2, number % 3, "name") for number, path in enumerate(paths)]
 
 
 class Pixels:

@@ -2,9 +2,7 @@
 
 import contextlib
 import pickle
-import struct
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from dassl.engine import TrainerBase
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, load_checkpoint, resume_from_checkpoint, save_checkpoint
 from tests.common import assert_same_tensors, tensors
+from tests.stress.attacks import text, torch_zip
 
 
 def original_scheduler(optimizer, successor=CosineAnnealingLR, settings=(50,), epochs=3, rate=0.002) -> dict:
@@ -152,12 +151,6 @@ def test_our_checkpoints_are_what_the_original_expects(run):
     assert {name: tuple(tensor.shape) for name, tensor in found.items()} == shapes
 
 
-def text(value: str) -> bytes:
-    """The opcodes that push a string."""
-    data = value.encode()
-    return b"X" + struct.pack("<I", len(data)) + data
-
-
 TOUCH = "__import__('pathlib').Path({!r}).touch()"
 REBUILD = b"ctorch._tensor\n_rebuild_from_type_v2\n(c__builtin__\neval\nc__builtin__\nobject\n"
 ATTACKS = {  # how a pickle may call eval, or get at a method
@@ -185,11 +178,7 @@ def test_nothing_in_a_checkpoint_is_run(tmp_path, attack):
     assert sentinel.exists()  # the attack is one
     sentinel.unlink()
 
-    torch.save({"state_dict": {}}, tmp_path / "empty")
-    content = b"\x80\x02}(" + text("state_dict") + b"}" + text("scheduler") + payload + b"u."
-    with zipfile.ZipFile(tmp_path / "empty") as empty, zipfile.ZipFile(path, "w") as crafted:
-        for name in empty.namelist():
-            crafted.writestr(name, content if name.endswith("data.pkl") else empty.read(name))
+    torch_zip(path, b"\x80\x02}(" + text("state_dict") + b"}" + text("scheduler") + payload + b"u.")
     with contextlib.suppress(UserError):
         assert load_checkpoint(path) == {"state_dict": {}}
     assert not sentinel.exists()

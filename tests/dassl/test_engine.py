@@ -195,6 +195,14 @@ def test_best_val_without_a_best_model_is_refused(trainer):
         trainer(TEST__FINAL_MODEL="best_val").train()
 
 
+def test_a_run_that_is_not_to_be_tested_keeps_no_best_model_and_goes_on(trainer):
+    settings = {"TEST__FINAL_MODEL": "best_val", "TEST__NO_TEST": True}
+    trainer(**settings).train()
+    again = trainer(**settings)
+    again.train()
+    assert again.start_epoch == 4
+
+
 def test_models_saved_at_different_epochs_go_on_from_the_earlier(whole_and_resumed):
     """As after a kill between the checkpoints of two models."""
     whole, resumed = whole_and_resumed("head")

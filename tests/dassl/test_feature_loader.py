@@ -4,7 +4,6 @@ import os
 import re
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,7 +11,6 @@ from PIL import Image
 from dassl.config import get_cfg_default
 from dassl.data import DatasetWrapper
 from dassl.data.data_manager import build_data_loader
-from dassl.data.datasets import Datum
 from dassl.data.feature_loader import FeatureLoader
 from dassl.data.transforms import build_transform
 from tests.common import REPOSITORY, assert_same_tensors
@@ -72,15 +70,6 @@ def config(*pairs):
     cfg = get_cfg_default()
     cfg.merge_from_list(["INPUT.SIZE", (8, 8), "DATALOADER.TRAIN_X.BATCH_SIZE", 3, "SEED", 1, *pairs])
     return cfg
-
-
-@pytest.fixture
-def images(tmp_path) -> list[Datum]:
-    rng = np.random.default_rng(0)
-    paths = [tmp_path / f"{number}.png" for number in range(7)]
-    for path in paths:
-        Image.fromarray(rng.integers(0, 256, (12, 10, 3), dtype=np.uint8)).save(path)
-    return [Datum(str(path), number % 2, number % 3, "name") for number, path in enumerate(paths)]
 
 
 def loader_of(cfg, images, is_train=True, **values):

@@ -20,16 +20,6 @@ from vlm.load import load_shared
 SHORT = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", "True")
 
 
-@pytest.fixture
-def call(capsys):
-    def run_it(*arguments):
-        capsys.readouterr()
-        code = tool.main([str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return run_it
-
-
 def names_in(folder) -> set[str]:
     return {path.name for path in folder.iterdir()}
 

@@ -41,16 +41,6 @@ def lora(tune):
     return tune("lora", *LORA, "OPTIM.LR", 0.03)
 
 
-@pytest.fixture
-def call(capsys):
-    def run_it(*arguments):
-        capsys.readouterr()
-        code = tool.main([str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return run_it
-
-
 def refused(result: tuple, message: str, folder) -> None:
     code, output, error = result
     assert code == 2
