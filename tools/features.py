@@ -7,6 +7,16 @@
 
 ``--cache-dir`` names the folder if a run was given FEATURES.CACHE_DIR. All this is safe while runs go on: they compute
 anew what they do not find.
+
+And sets of the features of very many images, in shards that are extracted one by one (vlm/feature_set.py):
+
+    python tools/features.py extract --dataset configs/datasets/imagenet.yaml --root ./data --backbone RN50 \\
+        --split train --output sets/imagenet --shards 100 --shard 3     # without --shard: all that are missing
+    python tools/features.py extract … --ray [ADDRESS]                   # the shards as tasks of Ray
+    python tools/features.py ls --set sets/imagenet                      # what it is of, which shards are missing
+    python tools/features.py verify --set sets/imagenet                  # reads all; damaged shards are removed
+
+An extraction that was stopped goes on with the same command. Several may run at once, on machines that share a disk.
 """
 
 from __future__ import annotations
@@ -22,7 +32,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dassl.utils import UserError, command_line
+from dassl.utils import UserError, command_line, stopped
+from tools.sweeps.addresses import with_address
 
 SHOWN = 12  # characters of names and checksums
 # What rm removes: what runs write, and what is left of that if one is killed while it writes.
@@ -164,6 +175,40 @@ def _readable(size: float) -> str:
     return f"{size:,.2f} GB"
 
 
+def add_extract(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--dataset", required=True, metavar="YAML", help="of configs/datasets/, or the name of a data set")
+    add("--root", default="", help="folder of the data sets (DATASET.ROOT, ./data)")
+    add("--backbone", required=True, help="CLIP, such as RN50 or ViT-B/16 (MODEL.BACKBONE.NAME)")
+    add("--weights", default="", metavar="FILE", help="CLIP weights to take instead of the backbone's own")
+    add("--split", default="all", help="train, val or test; all, which is the default: each image once")
+    add("--output", required=True, metavar="FOLDER", help="the set")
+    add("--shards", type=int, required=True, metavar="N", help="how many; about a million images each is a good size")
+    add("--shard", type=int, metavar="K", help="1 to N; without it, all that are missing, one after another")
+    add(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="as tasks of Ray: auto, HOST:PORT, ray://HOST:PORT; or here",
+    )
+    add("--cpus", type=float, default=1, help="with --ray: of a task (1)")
+    add("--gpus", type=float, default=0, help="with --ray: of a task (0)")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, such as FEATURES.PREC bf16")
+
+
+def extract(args: argparse.Namespace, argv: list[str]) -> None:
+    from tools.feature_sets.extract import extract
+    from tools.feature_sets.job import Job
+
+    named = ("dataset", "root", "backbone", "weights", "split", "output", "shards")
+    job = Job(**{name: getattr(args, name) for name in named}, options=tuple(args.opts))
+    try:
+        extract(job, args.shard, args.ray, args.cpus, args.gpus)
+    except KeyboardInterrupt as stop:
+        raise stopped("in the extraction", "from the images that are done", __file__, argv) from stop
+
+
 @command_line()
 def main(argv: list[str] | None = None) -> int | None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -171,8 +216,18 @@ def main(argv: list[str] | None = None) -> int | None:
     for name, says in (("ls", "what is there"), ("verify", "read every file"), ("rm", "remove features")):
         command = commands.add_parser(name, help=says)
         command.add_argument("--cache-dir", type=Path, help="FEATURES.CACHE_DIR; by default, the user's cache folder")
+        if name != "rm":
+            command.add_argument("--set", type=Path, metavar="FOLDER", help="this feature set, in place of the cache")
     command.add_argument("encoder", nargs="*", help="the beginning of its folder's name; none: all")
-    args = parser.parse_args(argv)
+    add_extract(commands.add_parser("extract", help="the features of very many images, in shards"))
+    command = sys.argv[1:] if argv is None else argv
+    args = parser.parse_args(with_address(command))
+    if args.command == "extract":
+        return extract(args, command)
+    if getattr(args, "set", None):
+        from tools.feature_sets import look
+
+        return (look.show if args.command == "ls" else look.verify)(args.set.expanduser())
     root = args.cache_dir
     if root is None:
         from vlm.features import cache_folder

@@ -1,0 +1,1 @@
+"""Sets of the features of very many images, on disk in shards: making them and looking after them."""
