@@ -3,6 +3,7 @@
     python tools/sweep.py configs/sweeps/digits.yaml
     python tools/sweep.py configs/sweeps/digits.yaml --seeds 1,2,3 --jobs 4
     python tools/sweep.py configs/sweeps/digits.yaml OPTIM.MAX_EPOCH 50       # KEY VALUE pairs go to every run
+    python tools/sweep.py configs/sweeps/digits.yaml --together               # eight in a process, trained side by side
 
 A run's grid gives each axis a list of values, which go where ``{axis}`` stands in its folder and its arguments. An axis
 that is named as a config key is (OPTIM.LR, SEED: with a dot, or in capitals) is also set for the run by itself. This
@@ -22,146 +23,57 @@ In arguments, ``{output}`` is the sweep's folder. A run whose --model-dir is the
 
 Runs that are finished (their result.json is of the same command, and newer than its config files and its model) are
 skipped, so a sweep that was stopped goes on. A run that fails is listed at the end, and the exit code is 1.
+
+On many machines (see docs/scale.md), whose nodes see the repository, the data and the output folder on a file system
+that they share:
+
+    python tools/sweep.py CONFIG.yaml --ray auto --memory 4      # tasks of Ray, where ray start has made a cluster
+    bash scripts/slurm/submit.sh CONFIG.yaml                     # an array of Slurm jobs; each is --cell NUMBER
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import itertools
 import os
 import sys
-import threading
 import time
-import traceback
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import connection, get_context, parent_process
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dassl.utils import UserError, command_line, stopped
 from dassl.utils.results import read_record
+from tools.sweeps import arrays, local, together
+from tools.sweeps.addresses import with_address
 from tools.sweeps.grid import Cell, cells_of, read_sweep
+from tools.sweeps.order import Ended, in_stages, run_stages, unfinished
+from tools.sweeps.progress import GrowingTable
+
+RunAll = Callable[[list[Cell]], Ended]
 
 
-def run_cell(cell: Cell, threads: int) -> str | None:
-    """Do one run; returns None, or what went wrong. Its transcript goes to its log.txt alone."""
-    import torch
-
-    import train
-
-    torch.set_num_threads(threads)
-    errors = io.StringIO()
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
-        try:
-            code = train.main(list(cell.arguments))
-        except SystemExit as stop:  # argparse
-            code = stop.code
-        except Exception:
-            return traceback.format_exc().strip()
-    if code == 130:
-        raise KeyboardInterrupt
-    return errors.getvalue().strip() or f"exit code {code}" if code else None
-
-
-def end_with_parent() -> None:
-    """Let this process end as soon as the sweep does, even if that is killed: its runs would otherwise stand in the way
-    of the sweep that goes on."""
-
-    def watch() -> None:
-        connection.wait([parent_process().sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def run_all(cells: list[Cell], jobs: int, threads: int) -> Iterator[tuple[Cell, str | None]]:
-    """Do the runs, ``jobs`` at a time; yields each as it ends. None waits in the pool, whose queue is run to its end
-    even if the sweep is stopped."""
-    if jobs == 1:
-        yield from ((cell, run_cell(cell, threads)) for cell in cells)
-        return
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=end_with_parent)
-    running: dict[Future, Cell] = {}
-    try:
-        for cell in cells:
-            if len(running) == jobs:
-                yield from next_ended(running)
-            try:
-                running[pool.submit(run_cell, cell, threads)] = cell
-            except BrokenProcessPool:
-                yield cell, "not started: the process of another run was killed (out of memory?)"
-        while running:
-            yield from next_ended(running)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def next_ended(running: dict[Future, Cell]) -> Iterator[tuple[Cell, str | None]]:
-    """Wait until a run ends; takes out and yields those that have."""
-    for future in wait(running, return_when=FIRST_COMPLETED).done:
-        cell = running.pop(future)
-        broken = isinstance(future.exception(), BrokenProcessPool)
-        yield cell, "its process was killed (out of memory?)" if broken else future.result()
-
-
-def in_stages(cells: list[Cell]) -> list[list[Cell]]:
-    """The runs in their order, each in a later stage than the run whose model it evaluates.
-
-    Raises:
-        UserError: runs would have to wait for one another.
-    """
-    stages = []
-    while cells:
-        waiting = {cell.folder for cell in cells}
-        stages.append([cell for cell in cells if cell.model not in waiting])
-        if not stages[-1]:
-            raise UserError(f"{cells[0].folder} is to evaluate a model that comes out of its own result: --model-dir")
-        cells = [cell for cell in cells if cell.model in waiting]
-    return stages
-
-
-def unfinished(stages: list[list[Cell]]) -> list[list[Cell]]:
-    """The runs that are to be done: those that are not finished, and those whose models will be others."""
-    todo: dict[Path, Cell] = {}
-    for cell in itertools.chain(*stages):
-        if not cell.finished or cell.model in todo:
-            todo[cell.folder] = cell
-    return [[cell for cell in stage if cell.folder in todo] for stage in stages]
-
-
-def run_stages(stages: list[list[Cell]], jobs: int, threads: int) -> Iterator[tuple[Cell, str | None]]:
-    """Do the runs stage by stage, but none whose model's run failed; yields each as :func:`run_all` does."""
-    failed: set[Path] = set()
-    for stage in stages:
-        lost = [(cell, f"not started: its model's run failed, {cell.model}") for cell in stage if cell.model in failed]
-        ready = [cell for cell in stage if cell.model not in failed]
-        for cell, error in itertools.chain(lost, run_all(ready, jobs, threads)):
-            if error:
-                failed.add(cell.folder)
-            yield cell, error
-
-
-def report(cells: list[Cell], jobs: int, threads: int, command: list[str]) -> list[Cell]:
-    """Do the runs that are not finished, with a line for each; returns those that failed. ``command`` holds the
-    arguments of this program."""
-    stages = unfinished(in_stages(cells))
-    todo = list(itertools.chain(*stages))
-    print(f"{len(cells)} runs, {len(cells) - len(todo)} finished already, {jobs} at a time; transcripts are in log.txt")
+def report(stages: list[list[Cell]], run_all: RunAll, command: list[str], table: GrowingTable | None) -> list[Cell]:
+    """Do the runs, with a line for each; returns those that failed. ``command`` holds the arguments of this program."""
+    total = sum(map(len, stages))
     start, failed = time.time(), []
-    number = 0
+    number, say = 0, table.say if table else partial(print, flush=True)
     try:
-        for number, (cell, error) in enumerate(run_stages(stages, jobs, threads), start=1):
-            if error:
-                failed.append(cell)
-            outcome = f"FAILED\n{error}" if error else outcome_of(cell)
-            print(f"[{number}/{len(todo)}, {time.time() - start:.0f} s] {cell.folder}: {outcome}", flush=True)
+        with closing(run_stages(stages, run_all)) as ended:
+            for number, (cell, error) in enumerate(ended, start=1):
+                if error:
+                    failed.append(cell)
+                elif table:
+                    table.add(cell)
+                outcome = f"FAILED\n{error}" if error else outcome_of(cell)
+                say(f"[{number}/{total}, {time.time() - start:.0f} s] {cell.folder}: {outcome}")
     except KeyboardInterrupt as stop:
-        raise stopped(f"after {number} of {len(todo)} runs", "with the others", __file__, command) from stop
+        raise stopped(f"after {number} of {total} runs", "with the others", __file__, command) from stop
+    if table:
+        table.end()
     return failed
 
 
@@ -170,22 +82,84 @@ def outcome_of(cell: Cell) -> str:
     return "done" if accuracy is None else f"{accuracy:.2f}%"
 
 
+@contextmanager
+def on_this_machine(cells: list[Cell], jobs: int, threads: int) -> Iterator[tuple[RunAll, str]]:
+    """What does the runs, and how many at a time."""
+    jobs = max(1, min(jobs or cores() // threads, len(cells)))
+    yield partial(local.run_all, jobs=jobs, threads=threads), str(jobs)
+
+
+@contextmanager
+def in_this_process(cells: list[Cell], jobs: int, threads: int) -> Iterator[tuple[RunAll, str]]:
+    jobs = jobs or together.AT_ONCE
+    yield partial(together.run_all, most=jobs, threads=threads), f"{min(jobs, len(cells))} together"
+
+
+@contextmanager
+def on_ray(todo: list[Cell], args: argparse.Namespace, threads: int) -> Iterator[tuple[RunAll, str]]:
+    from tools.clusters.tasks import Need, connected
+    from tools.sweeps.cluster import OnRay
+
+    need = Need(threads, args.gpus, args.memory)
+    with connected(args.ray, threads):
+        yield OnRay(todo, need, args.jobs or 0, threads), str(args.jobs or "as many as the nodes hold")
+
+
+def cores() -> int:
+    """Those that this process may use, where Slurm says so; else all."""
+    return int(os.environ.get("SLURM_CPUS_PER_TASK") or os.cpu_count() or 1)
+
+
+def parsed(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("sweep", type=Path, help="a YAML file, such as configs/sweeps/digits.yaml")
+    add("--root", default="", help="folder of the data sets, for every run")
+    add("--output-dir", default="", help="folder of the sweep, instead of the one in the file")
+    add("--seeds", default="", help='instead of the seeds in the file, such as "1 2 3" or 1,2,3')
+    add("--jobs", type=int, help="runs at a time (the number of cores / the file's threads; on Ray, what fits)")
+    add("--together", action="store_true", help="in one process; CoOp's runs share passes of the text encoder")
+    add("--table", action="store_true", help="show the table of accuracies as it grows (on Ray it is shown)")
+    add("--ray", nargs="?", const="", metavar="ADDRESS", help="run on Ray: auto, HOST:PORT, ray://HOST:PORT; or here")
+    add("--gpus", type=float, default=0, help="with --ray: of a run; 0.5: two runs share one")
+    add("--memory", type=float, default=0, metavar="GB", help="with --ray: of a run, which Ray counts, not measures")
+    add("--list", action="store_true", help="print the runs with their numbers, and do nothing")
+    add("--cell", type=int, metavar="NUMBER", help="do this run alone; the exit code is its own")
+    add("--arrays", type=int, metavar="SIZE", help="print what is to be done as Slurm arrays below that size")
+    add("opts", nargs="*", metavar="KEY VALUE", help="config overrides for every run")
+    args = parser.parse_intermixed_args(with_address(argv))
+    if args.ray is None and (args.gpus or args.memory):
+        raise UserError("--gpus and --memory say what a run needs on Ray: give --ray, too")
+    if args.together and args.ray is not None:
+        raise UserError("--together is one process, --ray many: give one of the two")
+    return args
+
+
 @command_line()
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sweep", type=Path, help="a YAML file, such as configs/sweeps/digits.yaml")
-    parser.add_argument("--root", default="", help="folder of the data sets, for every run")
-    parser.add_argument("--output-dir", default="", help="folder of the sweep, instead of the one in the file")
-    parser.add_argument("--seeds", default="", help='instead of the seeds in the file, such as "1 2 3" or 1,2,3')
-    parser.add_argument("--jobs", type=int, help="runs at a time (the number of cores / the file's threads)")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides for every run")
-    args = parser.parse_intermixed_args(argv)
+    command = sys.argv[1:] if argv is None else argv
+    args = parsed(command)
     sweep = read_sweep(args.sweep)
-    cores = os.cpu_count() or 1
-    threads = sweep.get("threads") or cores
+    threads = sweep.get("threads") or cores()
     cells = cells_of(sweep, args.output_dir, args.root, args.seeds.replace(",", " ").split(), args.opts)
-    jobs = max(1, min(args.jobs or cores // threads, len(cells)))
-    failed = report(cells, jobs, threads, sys.argv[1:] if argv is None else argv)
+    stages = in_stages(cells)
+    if args.list or args.arrays is not None:
+        print("\n".join(arrays.listed(stages) if args.list else arrays.arrays_of(stages, args.arrays)))
+        return 0
+    if args.cell is not None:
+        return arrays.run_one(stages, args.cell, threads)
+    stages = unfinished(stages)
+    todo = list(itertools.chain(*stages))
+    table = None
+    if args.table or args.ray is not None:
+        table = GrowingTable(Path(args.output_dir or sweep["output"]), set(cells) - set(todo))
+    place = (in_this_process if args.together else on_this_machine)(cells, args.jobs or 0, threads)
+    if args.ray is not None and todo:
+        place = on_ray(todo, args, threads)
+    with place as (run_all, at_once):
+        done = f"{len(cells)} runs, {len(cells) - len(todo)} finished already"
+        print(f"{done}, {at_once} at a time; transcripts are in log.txt", flush=True)
+        failed = report(stages, run_all, command, table)
     if failed:
         print(f"{len(failed)} of {len(cells)} runs failed: {', '.join(str(cell.folder) for cell in failed)}")
     return 1 if failed else 0

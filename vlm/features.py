@@ -52,6 +52,8 @@ class ImageFeatures:
             threads: how many of them prepare images while others are encoded.
             name: of the images, for the progress bar.
         """
+        if self.store and (features := self.store.whole([key for key, _ in requests])) is not None:
+            return features
         wanted = dict(requests)
         found = self.store.get(list(wanted)) if self.store else {}
         if len(found) < len(wanted):

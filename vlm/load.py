@@ -86,8 +86,8 @@ def _build(state_dict: dict[str, torch.Tensor], source: str, precision: str, dev
 
 
 @dataclass
-class _Shared:
-    """The latest CLIP of :func:`load_shared`, and PyTorch's random state after loading, by the state before."""
+class Loaded:
+    """A CLIP that :func:`load_shared` gives, and PyTorch's random state after loading, by the state before."""
 
     source: tuple
     model: CLIP
@@ -95,7 +95,18 @@ class _Shared:
     states: dict[bytes, torch.Tensor]
 
 
-_shared: _Shared | None = None
+_shared: Loaded | None = None
+
+
+def latest() -> Loaded | None:
+    """What :func:`load_shared` gave last."""
+    return _shared
+
+
+def adopt(loaded: Loaded | None) -> None:
+    """Let :func:`load_shared` give what another process has loaded, whose memory may be read-only; None: load anew."""
+    global _shared
+    _shared = loaded
 
 
 def load_shared(name: str, weights: str, precision: str, device: str | torch.device) -> tuple[CLIP, str]:
@@ -108,12 +119,14 @@ def load_shared(name: str, weights: str, precision: str, device: str | torch.dev
     global _shared
     path = Path(weights) if weights else CACHE / openai.URLS.get(name, "").rpartition("/")[2]
     stat = path.stat() if path.is_file() else None
-    source = (name, weights, precision, torch.device(device), stat and (stat.st_mtime_ns, stat.st_size))
+    device = torch.device(device)
+    kind = "fp32" if device.type == "cpu" and precision in PRECISIONS else precision  # there, they give the same
+    source = (name, weights, kind, device, stat and (stat.st_mtime_ns, stat.st_size))
     before = torch.get_rng_state().numpy().tobytes()
     if _shared is None or _shared.source != source or before not in _shared.states:
-        model, checksum = _load_with_fingerprint(name, weights, precision, torch.device(device))
+        model, checksum = _load_with_fingerprint(name, weights, precision, device)
         if _shared is None or _shared.source != source:
-            _shared = _Shared(source, model, checksum, {})
+            _shared = Loaded(source, model, checksum, {})
         _shared.states[before] = torch.get_rng_state()
     torch.set_rng_state(_shared.states[before])
     return _shared.model, _shared.fingerprint

@@ -13,9 +13,10 @@ import yaml
 
 from dassl.utils import UserError
 from tests.common import REPOSITORY, assert_same_tensors
-from tools import sweep
-from tools.sweep import in_stages, main
+from tools.sweep import main
+from tools.sweeps import local
 from tools.sweeps.grid import Cell, cells_of, read_sweep
+from tools.sweeps.order import in_stages
 
 FIVE = [Cell(Path(name), ()) for name in "abcde"]
 DIGITS = REPOSITORY / "configs/sweeps/digits.yaml"
@@ -251,7 +252,7 @@ def test_stopping_says_how_to_go_on(write, monkeypatch, capsys):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sweep, "run_cell", stop)
+    monkeypatch.setattr(local, "run_cell", stop)
     path = write({"folder": "x"}, {"folder": "y"})
     assert main([path, "--jobs", "1"]) == 130
     said = capsys.readouterr().err
@@ -263,7 +264,7 @@ def test_stopping_says_how_to_go_on(write, monkeypatch, capsys):
 def pool(monkeypatch):
     """Stands for the pool of processes."""
     pool = Mock()
-    monkeypatch.setattr(sweep, "ProcessPoolExecutor", lambda *_, **__: pool)
+    monkeypatch.setattr(local, "ProcessPoolExecutor", lambda *_, **__: pool)
     return pool
 
 
@@ -275,7 +276,7 @@ def ended(error: BaseException | None = None) -> Future:
 
 def test_no_run_waits_in_the_pool(pool):
     pool.submit.side_effect = [ended() for _ in FIVE]
-    for number, (_, error) in enumerate(sweep.run_all(FIVE, 2, 1)):
+    for number, (_, error) in enumerate(local.run_all(FIVE, 2, 1)):
         assert error is None
         assert pool.submit.call_count <= number + 2
     assert [call.args[1] for call in pool.submit.call_args_list] == FIVE
@@ -284,14 +285,14 @@ def test_no_run_waits_in_the_pool(pool):
 def test_a_sweep_that_is_stopped_starts_nothing_more(pool):
     pool.submit.side_effect = [ended(KeyboardInterrupt()), Future(), *(ended() for _ in range(3))]
     with pytest.raises(KeyboardInterrupt):
-        list(sweep.run_all(FIVE, 2, 1))
+        list(local.run_all(FIVE, 2, 1))
     assert pool.submit.call_count == 2
     pool.shutdown.assert_called_once_with(cancel_futures=True)
 
 
 def test_every_run_is_accounted_for_where_a_process_was_killed(pool):
     pool.submit.side_effect = [ended(), ended(BrokenProcessPool()), *[BrokenProcessPool()] * 3]
-    found = dict(sweep.run_all(FIVE, 2, 1))
+    found = dict(local.run_all(FIVE, 2, 1))
     first, second, *others = (found[cell] for cell in FIVE)
     assert (first, second) == (None, "its process was killed (out of memory?)")
     assert all("not started: the process of another run was killed" in error for error in others)

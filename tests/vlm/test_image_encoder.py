@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dassl.utils import UserError
-from vlm.image_encoder import OpenVINOEncoder, TorchEncoder, _has_openvino, image_encoder
+from vlm.image_encoder import CUDAEncoder, OpenVINOEncoder, TorchEncoder, _has_openvino, image_encoder
 from vlm.load import load
 
 needs_openvino = pytest.mark.skipif(not _has_openvino(), reason="OpenVINO is not installed")
@@ -143,3 +143,31 @@ def test_an_unknown_precision_is_refused(run):
     assert result.code == 2
     assert "FEATURES.PREC" in result.error
     assert "bf16" in result.error
+
+
+class Event:
+    """Stands for CUDA's: a block is finished when somebody has waited for it."""
+
+    def __init__(self, features):
+        self.features = features
+
+    def synchronize(self):
+        self.features += 1000
+
+
+@pytest.mark.parametrize("count", [0, 3, 8, 9, 16, 21])
+def test_on_cuda_two_blocks_are_under_way_and_none_is_read_before_it_is_there(clip, images, monkeypatch, count):
+    events, given = [], []
+
+    def start(self, block):
+        features = block[:, 0, 0, :1].clone() - 1000
+        events.append(Event(features))
+        assert len(events) - len(given) // self.block <= 2
+        return features, events[-1]
+
+    monkeypatch.setattr(CUDAEncoder, "_start", start)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    for feature in CUDAEncoder(clip.visual, "", "").encode(iter(images[:count])):
+        given.append(feature)
+    assert len(given) == count
+    torch.testing.assert_close(torch.tensor(given), images[:count, 0, 0, 0], rtol=0, atol=1e-4)

@@ -1,0 +1,91 @@
+"""The runs of a sweep as tasks of Ray (see :mod:`tools.clusters.tasks`).
+
+The CLIP of several runs, and the features of the images that they are tested on, are made once and lie in the object
+store of each node once (:mod:`tools.sweeps.sharing`); other features are shared through the cache on disk. A run that
+was lost with its node goes on from its checkpoints.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from pathlib import Path
+
+from dassl.utils import UserError, alone_in
+from tools.clusters import tasks
+from tools.sweeps.grid import Cell
+from tools.sweeps.local import run_cell
+from tools.sweeps.order import Ended
+
+PATIENCE = 180  # seconds in which a lost node, or the file server for it, lets go of a run's folder
+POLL = 2  # seconds
+
+
+class OnRay:
+    """Does runs on the cluster that is connected."""
+
+    def __init__(self, cells: list[Cell], need: tasks.Need, at_once: int, threads: int):
+        """``cells`` are all that are to be done; ``at_once`` of 0: as many as the nodes hold."""
+        from tools.sweeps.sharing import wish_of
+
+        self.need, self.at_once, self.threads = need, at_once, threads
+        self.wishes = {cell.folder: wish for cell in cells if (wish := wish_of(cell))}
+        wishes = self.wishes.values()
+        self.wanted = Counter(wish.weights for wish in wishes) + Counter(wish.features for wish in wishes)
+        self.made: dict[str, object] = {}  # references, by what was wished
+
+    def __call__(self, cells: list[Cell]) -> Ended:
+        """Do the runs; yields each as it ends."""
+        for cell, result, error in tasks.run(run_there, cells, self.need, self.at_once, self._arguments):
+            yield cell, error or result
+
+    def _arguments(self, cell: Cell) -> tuple:
+        return cell, self.threads, os.getcwd(), *self._shared(cell)
+
+    def _shared(self, cell: Cell) -> list:
+        """References to what the run has in common with others, which is made by the first that needs it."""
+        from tools.sweeps.sharing import share_features, share_weights
+
+        wish = self.wishes.get(cell.folder)
+        if wish is None or self.wanted[wish.weights] == 1:
+            return []
+        if wish.weights not in self.made:
+            seeds = sorted({other.seed for other in self.wishes.values() if other.weights == wish.weights})
+            self.made[wish.weights] = self._make(share_weights, cell, seeds)
+        if self.wanted[wish.features] > 1 and wish.features not in self.made:
+            self.made[wish.features] = self._make(share_features, cell, self.made[wish.weights])
+        return [self.made[key] for key in (wish.weights, wish.features) if key in self.made]
+
+    def _make(self, share, cell: Cell, what):
+        return tasks.start(there, share, os.getcwd(), cell, what, self.threads, need=self.need)
+
+
+def there(function, folder: str, *arguments):
+    """Call a function in a folder, which the driver has as its own."""
+    os.chdir(folder)
+    return function(*arguments)
+
+
+def run_there(cell: Cell, threads: int, folder: str, *shared) -> str | None:
+    """Do one run, as :func:`run_cell` does, unless a task that was lost has finished it."""
+    from tools.sweeps.sharing import take
+
+    os.chdir(folder)
+    if cell.finished:
+        return None
+    take(*shared)
+    wait_for(cell.folder)
+    return run_cell(cell, threads)
+
+
+def wait_for(folder: Path) -> None:
+    """Wait until nobody is in a run's folder: a worker outlives its node by a moment. Patience ends after a while; then
+    the run says who is there."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        try:
+            with alone_in(folder):
+                return
+        except UserError:
+            time.sleep(POLL)
