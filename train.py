@@ -3,6 +3,7 @@
     python train.py --root ./data --trainer CoOp --dataset-config-file configs/datasets/digits.yaml \
         --config-file configs/trainers/CoOp/tiny.yaml --output-dir output/try DATASET.NUM_SHOTS 16
 
+In N processes, each with its part of every batch: torchrun --nproc-per-node N train.py and the same arguments.
 Keys are overridden by KEY VALUE pairs at the end. Exit codes: 0 done, 2 a mistake that the message names, 130 Ctrl-C.
 """
 
@@ -16,7 +17,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dassl.config import claim_folder, clean_cfg, get_cfg_default, merge_file, merge_flag, merge_options, seed_of_run
-from dassl.utils import UserError, alone_in, command_line, log_to, stopped
+from dassl.utils import (
+    UserError,
+    alone_in,
+    command_line,
+    explaining,
+    from_first,
+    going_on,
+    log_to,
+    on_first,
+    one_of_several,
+    stopped,
+)
 from dassl.utils.logger import set_aside
 from dassl.utils.results import RECORD, is_finished
 
@@ -66,16 +78,21 @@ def setup_cfg(args: argparse.Namespace):
     trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)  # refuse unknown names before anything is written
     DATASET_REGISTRY.get(cfg.DATASET.NAME)
     if cfg.SEED < 0:
-        try:
-            earlier = seed_of_run(cfg.OUTPUT_DIR, cfg.RESUME)
-        except OSError as error:  # such as a name that is too long
-            raise UserError(f"cannot look into {cfg.OUTPUT_DIR} for an earlier run: {error.strerror}") from error
-        cfg.SEED = earlier if type(earlier) is int else time.time_ns() % 2**31
+        cfg.SEED = from_first(lambda: draw_seed(cfg))
     if cfg.SEED >= 2**63:
         raise UserError(f"the seed {cfg.SEED} is too large; PyTorch takes up to {2**63 - 1}")
     clean_cfg(cfg, cfg.TRAINER.NAME, keep=nodes_of(trainer))
     cfg.freeze()
     return cfg
+
+
+def draw_seed(cfg) -> int:
+    """That of the run which the output directory holds, or a new one."""
+    try:
+        earlier = seed_of_run(cfg.OUTPUT_DIR, cfg.RESUME)
+    except OSError as error:  # such as a name that is too long
+        raise UserError(f"cannot look into {cfg.OUTPUT_DIR} for an earlier run: {error.strerror}") from error
+    return earlier if type(earlier) is int else time.time_ns() % 2**31
 
 
 def nodes_of(trainer: type) -> set[str]:
@@ -120,13 +137,15 @@ def run(cfg, args: argparse.Namespace, command: list[str]) -> None:
 
     from dassl.engine import build_trainer
     from dassl.engine.record import inputs_of, write_record
-    from dassl.utils import collect_env_info, keep_memory, set_random_seed
+    from dassl.utils import collect_env_info, keep_memory, set_random_seed, world_size
     from dassl.utils.env import code_version
 
     keep_memory()
     start, code = time.time(), code_version(Path(__file__).resolve().parent, CODE)
     print_args(args, cfg)
     print(f"** System info **\n{collect_env_info()}\n")
+    if world_size() > 1:
+        print(f"Processes: {world_size()}, each with its part of every batch")
     print(f"Setting fixed seed: {cfg.SEED}")
     set_random_seed(cfg.SEED)
     torch.backends.cudnn.deterministic = True  # no other convolutions from one run to the next
@@ -156,33 +175,39 @@ def evaluate(trainer, args: argparse.Namespace) -> None:
 
 @contextmanager
 def telling_where(trainer, command: list[str]) -> Iterator[None]:
-    """Let Ctrl-C say where the run stopped, and the command that goes on."""
-    try:
-        yield
-    except KeyboardInterrupt as stop:
+    """Let Ctrl-C, or the loss of another process, say where the run stopped, and the command that goes on."""
+
+    def end() -> tuple[str, str, str, list[str]]:
         kept = f"after epoch {trainer.kept_epoch}" if trainer.kept_epoch else "from the beginning"
-        raise stopped(trainer.stage, kept, __file__, command) from stop
+        return trainer.stage, kept, __file__, command
+
+    try:
+        with explaining(lambda: f" {going_on(*end())}"):
+            yield
+    except KeyboardInterrupt as stop:
+        raise stopped(*end()) from stop
 
 
 @command_line("stopped before training; the same command begins anew")
 def main(argv: list[str] | None = None) -> None:
     """Run the command line; returns the exit code."""
-    command = sys.argv[1:] if argv is None else argv
-    args = parse_args(command)
-    if args.skip_finished:
-        command = [word for word in command if word != "--skip-finished"]
-        if is_finished(args.output_dir, command):
-            print(f"finished already: {args.output_dir}")
-            return
-    cfg = setup_cfg(args)
-    with alone_in(cfg.OUTPUT_DIR):
-        objections = [] if args.eval_only else claim_folder(cfg)
-        if not args.no_train:
-            set_aside(Path(cfg.OUTPUT_DIR, RECORD))
-        with log_to(cfg.OUTPUT_DIR):
-            for objection in objections:
-                print(f"--force-resume: {objection}")
-            run(cfg, args, command)
+    with one_of_several():
+        command = sys.argv[1:] if argv is None else argv
+        args = from_first(lambda: parse_args(command))
+        if args.skip_finished:
+            command = [word for word in command if word != "--skip-finished"]
+            if from_first(lambda: is_finished(args.output_dir, command)):
+                print(f"finished already: {args.output_dir}")
+                return
+        cfg = setup_cfg(args)
+        with on_first(alone_in(cfg.OUTPUT_DIR)):
+            objections = [] if args.eval_only else from_first(lambda: claim_folder(cfg))
+            if not args.no_train:
+                from_first(lambda: set_aside(Path(cfg.OUTPUT_DIR, RECORD)))
+            with on_first(log_to(cfg.OUTPUT_DIR)), explaining():
+                for objection in objections:
+                    print(f"--force-resume: {objection}")
+                run(cfg, args, command)
 
 
 if __name__ == "__main__":

@@ -26,8 +26,9 @@ from dassl.utils import (
     derive_seed,
     load_checkpoint,
     load_pretrained_weights,
+    norm_of_whole_batch,
 )
-from vlm.contrastive import contrastive_loss, in_chunks
+from vlm.contrastive import batch_loss, in_chunks
 from vlm.lora import add_lora
 from vlm.openai import CLIP
 from vlm.prompts import readable
@@ -157,7 +158,8 @@ class CLIPFineTune(CLIPTrainer):
             print("MODEL.BACKBONE.PRETRAINED is False: starting from random weights")
             forget(clip)
         choose_parts(clip, node.PARTS, node.LORA_RANK, node.LORA_ALPHA)
-        self.model = FineTunedCLIP(clip, batch_norm="image" in node.PARTS and not node.FREEZE_BN)
+        batch_norm = "image" in node.PARTS and not node.FREEZE_BN
+        self.model = FineTunedCLIP(norm_of_whole_batch(clip, self.device) if batch_norm else clip, batch_norm)
         if node.CHUNK and self.model.batch_norm and any(isinstance(m, BATCH_NORM) for m in clip.modules()):
             raise UserError(
                 "TRAINER.FINETUNE.CHUNK does not go with FREEZE_BN False: batch normalisation would see chunks, not "
@@ -209,17 +211,16 @@ class CLIPFineTune(CLIPTrainer):
         texts = [self.caption(index) for index in batch["index"].tolist()]
         distinct = {text: number for number, text in enumerate(dict.fromkeys(texts))}
         of_image = torch.tensor([distinct[text] for text in texts], device=self.device)
+        ids = torch.tensor([derive_seed(text) for text in texts], device=self.device)  # the same in all processes
         chunk = self.cfg.TRAINER.FINETUNE.CHUNK
         tokens = self.encoder.tokenize(list(distinct), cut=True).to(self.device)
         image_features = normalize(in_chunks(self.encode_images, images, chunk))
         text_features = normalize(in_chunks(self.encode_tokens, tokens, chunk))
-        scores = logits(image_features, text_features[of_image], self.model.clip.logit_scale)
-        loss = contrastive_loss(scores, of_image)
+        loss, right = batch_loss(image_features, text_features[of_image], ids, self.model.clip.logit_scale)
         self.model_backward_and_update(loss)
         self.update_lr()
         with torch.no_grad():
             self.model.clip.logit_scale.clamp_(max=math.log(self.cfg.TRAINER.FINETUNE.MAX_LOGIT_SCALE))
-        right = of_image[scores.argmax(1)] == of_image
         return {"loss": loss.item(), "acc": 100 * right.float().mean().item()}
 
     def caption(self, index: int) -> str:

@@ -9,6 +9,10 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from dassl.utils import gather_rows, world_size
+
+from .similarity import logits
+
 MAX_LOGIT_SCALE = math.log(100)  # as in CLIP: beyond that, training becomes unstable
 
 
@@ -21,9 +25,42 @@ def contrastive_loss(logits: torch.Tensor, caption_ids: torch.Tensor) -> torch.T
         logits: (n, n), image against caption.
         caption_ids: (n,), equal where captions are.
     """
-    positive = (caption_ids[:, None] == caption_ids).float()
-    target = positive / positive.sum(1, keepdim=True)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
+    return _symmetric(logits, logits.t(), caption_ids[:, None] == caption_ids)
+
+
+def _symmetric(per_image: torch.Tensor, per_text: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
+    target = positive.float()
+    target = target / target.sum(1, keepdim=True)
+    return (F.cross_entropy(per_image, target) + F.cross_entropy(per_text, target)) / 2
+
+
+def batch_loss(
+    images: torch.Tensor, texts: torch.Tensor, caption_ids: torch.Tensor, logit_scale: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`contrastive_loss` of features, and which images score highest with a caption of theirs.
+
+    In a run of several processes, each has the features of its part of the batch, and gets the mean over its own rows
+    of the whole batch's scores, against all features: gathered with gradients, so that the mean over all rows has the
+    gradients of one process with the whole batch.
+
+    Args:
+        images: (n, dim), of length 1.
+        texts: (n, dim), of length 1: of each image's caption.
+        caption_ids: (n,), equal where captions are, in all processes.
+        logit_scale: as for :func:`vlm.similarity.logits`.
+
+    Returns:
+        The loss, and (n,) of bool.
+    """
+    if world_size() == 1:
+        per_image = logits(images, texts, logit_scale)
+        loss, every_id = contrastive_loss(per_image, caption_ids), caption_ids
+    else:
+        every_image, every_text = gather_rows(torch.cat([images, texts], 1)).chunk(2, dim=1)
+        every_id = gather_rows(caption_ids)
+        per_image, per_text = logits(images, every_text, logit_scale), logits(texts, every_image, logit_scale)
+        loss = _symmetric(per_image, per_text, caption_ids[:, None] == every_id)
+    return loss, every_id[per_image.argmax(1)] == caption_ids
 
 
 def in_chunks(encode: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, chunk: int) -> torch.Tensor:

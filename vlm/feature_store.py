@@ -21,12 +21,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 
-from dassl.utils import UserError, atomic_write, write_json
+from dassl.utils import UserError, atomic_write, rank, world_size, write_json
 from dassl.utils.files import remove_temporaries
 
 DESCRIPTION = "encoder.json"  # what the folder's features were made with; for people
 FOLDER = re.compile("[0-9a-f]{32}")  # the name of an encoder's folder
 KEY_BYTES = 16
+IN_MEMORY: dict[tuple[str, bytes], torch.Tensor] = {}  # what a process was given, by encoder and :func:`keys_digest`
 DAMAGE = (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError)
 
 
@@ -75,18 +76,20 @@ class FeatureStore:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """For the body of a ``with``, no other process computes features of this encoder."""
+        """For the body of a ``with``, no other process computes features of this encoder, but for those of the same
+        run: they have images of their own."""
         from filelock import FileLock, Timeout
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / ".lock")
+        lock = FileLock(self.folder / (f".lock-{rank()}" if rank() else ".lock"))
         try:
             held = lock.acquire(timeout=0)
         except Timeout:
             print("Waiting for another process that computes features with the same encoder")
             held = lock.acquire()
         with held:
-            remove_temporaries(self.folder)
+            if world_size() == 1:  # others of this run may be writing
+                remove_temporaries(self.folder)
             yield
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, torch.Tensor]:
@@ -104,6 +107,10 @@ class FeatureStore:
             found.update((key, shard.features[row]) for key, row in shard.rows().items())
         return {key: found[key] for key in keys if key in found}
 
+    def whole(self, keys: Sequence[bytes]) -> torch.Tensor | None:
+        """The features (n, embed_dim) of just these keys, if they are in memory."""
+        return IN_MEMORY.get((self.encoder, keys_digest(keys)))
+
     def put(self, keys: Sequence[bytes], features: torch.Tensor) -> None:
         """Keep ``features`` (n, embed_dim).
 
@@ -111,7 +118,7 @@ class FeatureStore:
             UserError: the folder cannot be written.
         """
         shard = Shard(torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(-1, KEY_BYTES), features)
-        path = self.folder / f"{hashlib.blake2b(b''.join(keys), digest_size=16).hexdigest()}.safetensors"
+        path = self.folder / f"{keys_digest(keys).hex()}.safetensors"
         if not (self.folder / DESCRIPTION).is_file():
             write_json(self.description, self.folder / DESCRIPTION)
         with atomic_write(path, "wb") as file:
@@ -135,6 +142,10 @@ class FeatureStore:
 def encoder_id(description: Mapping[str, object]) -> str:
     """The name of an encoder's folder."""
     return hashlib.blake2b(json.dumps(description, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def keys_digest(keys: Sequence[bytes]) -> bytes:
+    return hashlib.blake2b(b"".join(keys), digest_size=16).digest()
 
 
 def read_shard(path: Path, encoder: str) -> Shard | None:

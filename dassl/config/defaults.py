@@ -41,6 +41,7 @@ def get_cfg_default() -> CN:
     cfg.TRAIN.KEEP_CHECKPOINTS = 0  # of CHECKPOINT_FREQ's, the last ones; 0: all. The best one stays in any case
     cfg.TRAIN.CHECKPOINT_MINUTES = 5.0  # without any, an epoch's end leaves one that the next replaces; 0: never
     cfg.TRAIN.PRINT_FREQ = 10  # batches
+    cfg.TRAIN.CUDA_GRAPH = False  # prompt learners on CUDA: launch the kernels of a step at once
     cfg.TRAIN.COUNT_ITER = "train_x"  # the loader that sets the length of an epoch
 
     cfg.TEST = CN()
@@ -50,6 +51,7 @@ def get_cfg_default() -> CN:
     cfg.TEST.NO_TEST = False
     cfg.TEST.SPLIT = "test"  # or val
     cfg.TEST.FINAL_MODEL = "last_step"  # or best_val
+    cfg.TEST.LOGITS_GB = 1.0  # of a batch; where those of all classes take more, blocks of classes take turns
 
     cfg.TRAINER = CN()
     cfg.TRAINER.NAME = ""

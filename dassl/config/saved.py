@@ -10,7 +10,6 @@ from yacs.config import CfgNode as CN
 
 from dassl.utils import UserError, atomic_write
 
-from .defaults import get_cfg_default
 from .merge import leaves, read_yaml
 
 FILE = "config.yaml"
@@ -31,6 +30,7 @@ FREE = (
     "TEST.",
     "TRAIN.CHECKPOINT_FREQ",
     "TRAIN.CHECKPOINT_MINUTES",
+    "TRAIN.CUDA_GRAPH",
     "TRAIN.KEEP_CHECKPOINTS",
     "TRAIN.PRINT_FREQ",
     "VERBOSE",
@@ -116,8 +116,11 @@ def _read(path: Path) -> dict:
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    from dassl.engine.build import default_cfg  # which imports this package
+
     # A key that the version of the earlier run did not have yet had the effect of its default.
-    defaults = dict(leaves(yaml.safe_load(get_cfg_default().dump())))
-    old, new = {**defaults, **dict(leaves(old))}, dict(leaves(new))
+    defaults = dict(leaves(yaml.safe_load(default_cfg().dump())))
+    new = dict(leaves(new))
+    old = {**{key: value for key, value in defaults.items() if key in new}, **dict(leaves(old))}
     keys = [key for key in sorted({*old, *new}) if not key.startswith(FREE)]
     return [f"{key} {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from torch.utils.data import default_collate
 from yacs.config import CfgNode
 
-from dassl.utils import BadImage, UserError, atomic_write
+from dassl.utils import BadImage, UserError, atomic_write, gather
 
 SHOWN = 20  # pictures that a message names
 ENTRY = "bad_images"  # in checkpoints and in the run's record
@@ -91,6 +91,16 @@ class BadImages:
             if not any(error.path in reasons for reasons in self._reasons.values()):
                 print(f"Note: {error}; it is left out")
             self._reasons.setdefault(split, {}).setdefault(error.path, error.reason)
+
+    def gather(self) -> None:
+        """Take in what the other processes of the run have left out; all have the same then."""
+        together: dict[str, dict[str, str]] = {}
+        for own in gather(self._reasons):
+            for split, reasons in own.items():
+                together.setdefault(split, {}).update(reasons)
+                for path, reason in reasons.items():
+                    self.add(split, BadImage.of(path, reason))
+        self._reasons = together  # in the same order for all
 
     def entry(self) -> dict[str, dict[str, list[str]]]:
         """``{"bad_images": {split: paths}}`` for the run's record, if there are any."""

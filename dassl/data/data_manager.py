@@ -13,11 +13,11 @@ from tabulate import tabulate
 from torch.utils.data import DataLoader, Dataset, default_collate
 from yacs.config import CfgNode
 
-from dassl.utils import BadImage, UserError, check_at_least, derive_seed, read_image, seeded
+from dassl.utils import BadImage, UserError, check_at_least, derive_seed, local_size, read_image, seeded, world_size
 
 from .bad_images import Unreadable, collate_readable, none_readable
 from .datasets import Datum, build_dataset
-from .samplers import build_sampler
+from .samplers import PARTS, TURNS, SharedBatches, build_sampler, in_step, share_of
 from .transforms import build_plain_transform, build_transform
 
 KEEP = 256 << 20  # bytes of decoded pictures kept in memory: few-shot training sets are read again in every epoch
@@ -137,10 +137,12 @@ class Loader(DataLoader):
                 if self.on_bad_image is None:
                     raise failed
                 self.on_bad_image(failed)
+            if share_of(self) == PARTS:
+                batch = in_step(batch)
             if batch is not None:
                 given += 1
                 yield batch
-        if failed and not given:
+        if failed and not given and share_of(self) != TURNS:
             raise none_readable(failed)
 
 
@@ -153,7 +155,7 @@ class TrainLoader(Loader):
     epoch = 0
 
     def __iter__(self) -> Iterator:
-        self.dataset.epoch = self.sampler.epoch = self.epoch
+        self.dataset.epoch = self.batch_sampler.sampler.epoch = self.epoch
         self.epoch += 1
         return super().__iter__()
 
@@ -178,13 +180,20 @@ def build_data_loader(
         raise UserError(f"the data set {cfg.DATASET.NAME} has no images for a loader; is the data folder complete?")
     check_at_least(batch_size, 1, "the batch size")
     check_at_least(cfg.DATALOADER.NUM_WORKERS, 0, "DATALOADER.NUM_WORKERS")
-    workers = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)  # more would only wait for each other
+    cores = max((os.cpu_count() or 1) // local_size(), 1)
+    workers = min(cfg.DATALOADER.NUM_WORKERS, cores)  # more would only wait for each other
+    batches = {
+        "sampler": build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins),
+        "batch_size": batch_size,
+        "drop_last": is_train and len(data_source) >= batch_size,
+    }
+    if world_size() > 1:
+        batches = {"batch_sampler": SharedBatches(**batches)}
+        batches["batch_sampler"].share = PARTS if is_train else ""
     return (TrainLoader if is_train else Loader)(
         (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train),
-        batch_size=batch_size,
-        sampler=build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins),
+        **batches,
         num_workers=workers,
-        drop_last=is_train and len(data_source) >= batch_size,
         generator=torch.Generator().manual_seed(max(cfg.SEED, 0)),  # else each epoch draws from the global one
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
     )

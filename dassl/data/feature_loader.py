@@ -12,11 +12,12 @@ from typing import Protocol
 import torch
 from torch.utils.data import DataLoader
 
-from dassl.utils import BadImage, reason_of
+from dassl.utils import BadImage, rank, reason_of, world_size
 from dassl.utils.downloads import file_digest
 
 from .bad_images import none_readable
 from .data_manager import DatasetWrapper
+from .samplers import PARTS, TURNS, in_step, share_of
 from .transforms import Pipeline
 
 AHEAD = 1024  # images whose features are asked for together, across epochs: a fuller pipeline, fewer files
@@ -40,7 +41,8 @@ class FeatureLoader:
 
     def __init__(self, loader: DataLoader, source: FeatureSource, name: str):
         self.loader, self.source, self.name = loader, source, name
-        self.dataset, self.sampler, self.batch_sampler = loader.dataset, loader.sampler, loader.batch_sampler
+        self.dataset, self.batch_sampler = loader.dataset, loader.batch_sampler
+        self.sampler = self.batch_sampler.sampler
         self._have: dict[bytes, torch.Tensor] = {}
         self._unreadable: dict[bytes, str] = {}  # why there is no image for a key
         self._contents: dict[int, str] = {}  # checksums of the image files
@@ -89,10 +91,14 @@ class FeatureLoader:
             for index, key in keys.items():
                 if key not in self._have:
                     failed = self._report(index, self._unreadable[key])
-            if readable := [index for index in indices if keys[index] in self._have]:
+            readable = [index for index in indices if keys[index] in self._have]
+            batch = self._batch(readable, keys) if readable else None
+            if share_of(self) == PARTS:
+                batch = in_step(batch)
+            if batch is not None:
                 given += 1
-                yield self._batch(readable, keys)
-        if failed and not given:
+                yield batch
+        if failed and not given and share_of(self) != TURNS:
             raise none_readable(failed)
 
     def _batch(self, indices: list[int], keys: dict[int, bytes]) -> dict:
@@ -111,7 +117,8 @@ class FeatureLoader:
 
     def _fetch(self, epoch: int, batches: list[list[int]]) -> None:
         """Get the features of ``batches`` of an epoch and of those that come next; where nothing changes from epoch to
-        epoch, those of all images."""
+        epoch, those of all images. Of several processes that all need all, each begins with others, and then finds
+        theirs."""
         requests: dict[bytes, Callable[[], torch.Tensor | None]] = {}
         for at, indices in self._coming(epoch, batches):
             keys = ((self._key(index, at), index) for index in indices)
@@ -121,13 +128,20 @@ class FeatureLoader:
             if self._is_random and len(requests) >= AHEAD:
                 break
         threads = max(1, self.loader.num_workers)
-        features = self.source(list(requests.items()), threads, f"{self.name} images")
-        self._have = dict(zip((key for key in requests if key not in self._unreadable), features, strict=True))
+        self._have = {}
+        shared = share_of(self) == PARTS and not self._is_random
+        for turn in range(world_size() if shared else 1):
+            some = list(requests.items())
+            some = some[(rank() + turn) % world_size() :: world_size()] if shared else some
+            features = self.source(some, threads, f"{self.name} images")
+            readable = (key for key, _ in some if key not in self._unreadable)
+            self._have.update(zip(readable, features, strict=True))
 
     def _coming(self, epoch: int, batches: list[list[int]]) -> Iterator[tuple[int, list[int]]]:
         """Epochs and batches from here to the end of training."""
         if not self._is_random:
-            yield epoch, list(range(len(self.dataset)))
+            everything = list(range(len(self.dataset)))
+            yield epoch, [index for indices in batches for index in indices] if share_of(self) == TURNS else everything
             return
         yield from ((epoch, indices) for indices in batches)
         for later in range(epoch + 1, self.dataset.cfg.OPTIM.MAX_EPOCH):

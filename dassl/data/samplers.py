@@ -5,11 +5,14 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
 
-from torch.utils.data import Sampler, SequentialSampler
+from torch.utils.data import BatchSampler, Sampler, SequentialSampler
 from yacs.config import CfgNode
 
-from dassl.utils import UserError, check_availability, derive_seed
+from dassl.utils import UserError, check_availability, derive_seed, part_of, rank, sizes_of_all, world_size
 
 from .datasets import Datum
 
@@ -110,3 +113,70 @@ def build_sampler(
     }
     check_availability(sampler_type, samplers, "sampler")
     return samplers[sampler_type]()
+
+
+# ---- a run of several processes ----
+
+PARTS, TURNS = "parts", "turns"
+
+
+class SharedBatches(BatchSampler):
+    """Batches of a run of several processes. Of what all of them are, this process's ``share`` is a part of each
+    (``PARTS``), as in training, where all go in step; or every n-th batch, whole (``TURNS``), as in evaluation; or
+    everything, where ``share`` is empty."""
+
+    share = ""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batches = super().__iter__()
+        if self.share == TURNS:
+            return islice(batches, rank(), None, world_size())
+        return map(part_of, batches) if self.share == PARTS else batches
+
+    def __len__(self) -> int:
+        everything = super().__len__()
+        return len(range(rank(), everything, world_size())) if self.share == TURNS else everything
+
+
+def share_of(loader: Any) -> str:
+    """This process's share of the batches that a loader is giving."""
+    return getattr(getattr(loader, "batch_sampler", None), "share", "")
+
+
+@contextmanager
+def in_turns(loader: Any) -> Iterator[bool]:
+    """For the body of a ``with``, a loader gives each process every n-th batch. Not one that others made: that gives
+    everything to each, and what is yielded is False."""
+    batches = getattr(loader, "batch_sampler", None)
+    if not isinstance(batches, SharedBatches):
+        yield False
+        return
+    before, batches.share = batches.share, TURNS
+    try:
+        yield True
+    finally:
+        batches.share = before
+
+
+def in_step(batch: dict | None) -> dict | None:
+    """This process's part of a batch, of which it may be that no image can be read, with the sizes of all ``parts``;
+    None if all are empty.
+
+    Raises:
+        UserError: some are empty and others are not.
+    """
+    sizes = sizes_of_all(0 if batch is None else len(batch["label"]))
+    if not all(sizes):
+        if any(sizes):
+            raise UserError(
+                f"of a batch of {sum(sizes)} images, rank {sizes.index(0)} of {len(sizes)} processes has none: take a "
+                "larger BATCH_SIZE or fewer processes, or replace images that cannot be read"
+            )
+        return None
+    return {**batch, "parts": sizes}
+
+
+def weight_of_part(batch: Any) -> float:
+    """What the mean over this process's part of a batch counts, 1 being the mean of all parts."""
+    sizes = batch.get("parts") if isinstance(batch, dict) else None
+    return sizes[rank()] * len(sizes) / sum(sizes) if sizes else 1.0

@@ -12,14 +12,20 @@ from yacs.config import CfgNode
 from dassl.utils import (
     NotANumber,
     UserError,
+    average_gradients,
     derive_seed,
+    from_first,
+    is_first,
     load_checkpoint,
     mkdir_if_missing,
     random_states,
+    rank,
     restore_random_states,
+    same_as_first,
     save_checkpoint,
     set_random_seed,
     tolist_if_not,
+    world_size,
 )
 from dassl.utils.checkpoint import find_checkpoint, in_step, load_state, newest, resume_from_file
 
@@ -40,6 +46,8 @@ class TrainerBase:
     force_resume = False  # True: go on from checkpoints of other settings, with those of now
     stage = "before training"  # what is being done, for the message that a stopped run leaves
     kept_epoch = 0  # the epoch after which the newest checkpoint was saved
+    part_weight = 1.0  # of several processes, what this one's part of the batch counts; 1 is the mean
+    _averaged = False  # whether the gradients of this batch are those of all processes
 
     def __init__(self):
         self._models: dict[str, nn.Module] = {}
@@ -59,6 +67,8 @@ class TrainerBase:
         if name in self._models:
             raise ValueError(f"a model is already registered as {name}")
         self._models[name], self._optims[name], self._scheds[name] = model, optim, sched
+        if world_size() > 1 and optim is not None:
+            optim.register_step_pre_hook(self._check_averaged)
 
     def get_model_names(self, names: str | list[str] | None = None) -> list[str]:
         """All registered names, or ``names`` as a list once checked."""
@@ -113,8 +123,23 @@ class TrainerBase:
                 self._optims[name].zero_grad()
 
     def model_backward(self, loss: torch.Tensor) -> None:
-        self.detect_anomaly(loss)
+        """The gradients of a loss which is a mean over the batch: of the whole batch, where each of several processes
+        has a part. They are averaged here, not by a wrapper, so that a trainer may use any part of its model."""
+        if world_size() == 1:
+            self.detect_anomaly(loss)
+        else:
+            loss = self.part_weight * loss
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        if world_size() > 1:
+            trained = (p for model in self._models.values() for p in model.parameters() if p.requires_grad)
+            self.detect_anomaly(average_gradients(trained, loss))
+            self._averaged = True
+
+    def _check_averaged(self, *_) -> None:
+        """Raise :class:`UserError` where an optimizer would step by the gradients of one of several processes."""
+        if not self._averaged:
+            why = "it steps an optimizer without model_backward, which averages gradients"
+            raise UserError(f"{type(self).__name__} does not run in several processes: {why}. Start it with python")
 
     def model_update(self, names: str | list[str] | None = None) -> None:
         for name in self.get_model_names(names):
@@ -151,6 +176,10 @@ class TrainerBase:
         Raises:
             NonFiniteLoss: a parameter is infinite or NaN; nothing is saved.
         """
+        from_first(lambda: self._save(epoch, directory, val_result, is_best=is_best, model_name=model_name))
+        self.kept_epoch = epoch + 1
+
+    def _save(self, epoch: int, directory: str, val_result: float | None, **names) -> None:
         for name in self.get_model_names():
             for key, parameter in self._models[name].named_parameters():
                 if not torch.isfinite(parameter).all():
@@ -167,8 +196,7 @@ class TrainerBase:
             }
             if self.scaler is not None and self.scaler.is_enabled():
                 state["scaler"] = self.scaler.state_dict()
-            save_checkpoint(state, Path(directory, name), is_best=is_best, model_name=model_name)
-        self.kept_epoch = epoch + 1
+            save_checkpoint(state, Path(directory, name), **names)
 
     def run_state(self) -> dict[str, Any]:
         """What a checkpoint holds beside a model, so that a resumed run goes on as if it had never stopped."""
@@ -216,7 +244,7 @@ class TrainerBase:
     # ---- TensorBoard ----
 
     def init_writer(self, log_dir: str) -> None:
-        if self._writer is None:
+        if self._writer is None and is_first():
             from torch.utils.tensorboard import SummaryWriter
 
             print(f"Initialize tensorboard (log_dir={log_dir})")
@@ -238,15 +266,17 @@ class TrainerBase:
         """``before_train``; ``before_epoch``, ``run_epoch``, ``after_epoch`` for each epoch; ``after_train``."""
         self.start_epoch, self.max_epoch = start_epoch, max_epoch
         self.before_train()
+        same_as_first(self._models.values())
         for self.epoch in range(self.start_epoch, self.max_epoch):
             for loader in (getattr(self, "train_loader_x", None), getattr(self, "train_loader_u", None)):
                 if hasattr(loader, "epoch"):
                     loader.epoch = self.epoch
             if self.seed is not None:
-                set_random_seed(derive_seed(self.seed, self.epoch))
+                set_random_seed(derive_seed(self.seed, self.epoch, *([rank()] if rank() else [])))
             self.stage = f"in epoch {self.epoch + 1} of {self.max_epoch}"
             self.before_epoch()
             self.run_epoch()
+            same_as_first(self._models.values())  # running means of its part of the batches, say
             self.after_epoch()
         self.stage = AFTER_TRAINING
         self.after_train()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dassl import __version__
 from dassl.config import to_dict
-from dassl.utils import UserError, package_versions, write_json
+from dassl.utils import UserError, from_first, gather, package_versions, world_size, write_json
 from dassl.utils.checkpoint import find_checkpoint, in_step
 from dassl.utils.downloads import file_digest
 from dassl.utils.env import machine
@@ -67,10 +67,11 @@ def write_record(trainer: SimpleTrainer, seconds: float, command: list[str], cod
         "code": code,
         "versions": {"dassl": __version__, **package_versions()},
         "machine": {"device": str(trainer.device), **machine()},
+        **({"processes": world_size()} if world_size() > 1 else {}),
         "command": command,
         "config": to_dict(cfg),
     }
-    write_json(record, Path(cfg.OUTPUT_DIR, RECORD))
+    from_first(lambda: write_json(record, Path(cfg.OUTPUT_DIR, RECORD)))
 
 
 def _counts(trainer: SimpleTrainer) -> dict[str, int]:
@@ -82,7 +83,9 @@ def _counts(trainer: SimpleTrainer) -> dict[str, int]:
 def _content(trainer: SimpleTrainer, split: str) -> dict[str, str]:
     """A checksum over those of a split's image files, in their order, if features were looked up by those of all."""
     loader = getattr(trainer, LOADERS[split], None)
-    checksums = getattr(loader, "_contents", {})
+    checksums = {}
+    for known in gather(getattr(loader, "_contents", {})):
+        checksums |= known
     if not checksums or len(checksums) < len(loader.dataset):
         return {}
     return {"content": hashlib.sha256("".join(checksums[i] for i in range(len(checksums))).encode()).hexdigest()}

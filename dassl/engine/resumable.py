@@ -12,7 +12,7 @@ from typing import Any
 from dassl.config.saved import changed_settings
 from dassl.data.bad_images import BadImages
 from dassl.data.datasets.fingerprint import fingerprints
-from dassl.utils import UserError, load_checkpoint, save_checkpoint
+from dassl.utils import UserError, from_first, gather, is_first, load_checkpoint, save_checkpoint
 from dassl.utils.checkpoint import BEST, in_step, remove_superseded
 
 from .base import TrainerBase
@@ -48,9 +48,14 @@ class ResumableTrainer(TrainerBase):
         return {"settings": self.cfg.dump(), **images, **({"weights": weights} if weights else {})}
 
     def before_train(self) -> None:
-        begun = in_step(Path(self.output_dir, name) for name in self.get_model_names())
+        begun = from_first(lambda: in_step(Path(self.output_dir, name) for name in self.get_model_names()))
         directory = self.output_dir if begun else self.cfg.RESUME or self.output_dir
         self.start_epoch = self.resume_model_if_exist(directory)
+        if len(set(begins := gather(self.start_epoch))) > 1:
+            raise UserError(
+                f"the processes would go on after epochs {begins}: {directory} is not the same folder for all of them, "
+                "as one on a file system of all machines would be"
+            )
         if self.cfg.RESUME and not self.start_epoch:
             raise UserError(f"there is no checkpoint to resume from in {self.cfg.RESUME}")
         if self.start_epoch > self.max_epoch:
@@ -97,7 +102,7 @@ class ResumableTrainer(TrainerBase):
             if path.is_file() and not (own and math.isfinite(self.best_result)):
                 best = load_checkpoint(path)
                 self.best_result = best.get("val_result") or self.best_result
-                if not own:
+                if not own and is_first():
                     save_checkpoint(best, Path(self.output_dir, name), model_name=BEST)
 
     def _require_best(self, directory: str | None = None) -> None:
@@ -109,7 +114,7 @@ class ResumableTrainer(TrainerBase):
     def keep_checkpoint(self, model_name: str = "") -> None:
         """Save the models, and remove the checkpoints that need not stay any longer."""
         self.save_model(self.epoch, self.output_dir, model_name=model_name)
-        for name in self.get_model_names():
+        for name in self.get_model_names() if is_first() else ():
             remove_superseded(Path(self.output_dir, name), self.cfg.TRAIN.KEEP_CHECKPOINTS)
         self._saved_at = time.time()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from tqdm import tqdm
@@ -14,14 +14,20 @@ from yacs.config import CfgNode
 from dassl.data import DataManager
 from dassl.data.bad_images import knowing_the_last
 from dassl.data.feature_loader import FeatureLoader, FeatureSource
+from dassl.data.samplers import in_turns, weight_of_part
 from dassl.evaluation import build_evaluator
 from dassl.utils import (
     AverageMeter,
     MetricMeter,
     NotANumber,
     UserError,
+    average_figures,
     check_at_least,
     check_availability,
+    device_of,
+    first_here_then_others,
+    from_first,
+    in_rounds,
 )
 from dassl.utils.checkpoint import BEST, LATEST
 from dassl.utils.results import END_OF_TRAINING
@@ -44,7 +50,7 @@ class SimpleTrainer(ResumableTrainer):
         super().__init__()
         self.check_cfg(cfg)
         self.cfg = cfg
-        self.device = torch.device("cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")
+        self.device = device_of(cfg.USE_CUDA)
         self.seed = cfg.SEED if cfg.SEED >= 0 else None
         self.max_epoch = cfg.OPTIM.MAX_EPOCH
         self.output_dir = cfg.OUTPUT_DIR
@@ -60,7 +66,8 @@ class SimpleTrainer(ResumableTrainer):
         """Raise :class:`UserError` for values this method cannot use."""
 
     def build_data_loader(self) -> None:
-        self.dm = DataManager(self.cfg)
+        with first_here_then_others():
+            self.dm = DataManager(self.cfg)
         self.train_loader_x = self.dm.train_loader_x
         self.train_loader_u = self.dm.train_loader_u
         self.val_loader = self.dm.val_loader
@@ -150,7 +157,7 @@ class SimpleTrainer(ResumableTrainer):
         frequency, minutes = self.cfg.TRAIN.CHECKPOINT_FREQ, self.cfg.TRAIN.CHECKPOINT_MINUTES
         if done == self.max_epoch or (frequency > 0 and done % frequency == 0):
             self.keep_checkpoint()
-        elif minutes > 0 and time.time() - self._saved_at >= 60 * minutes:
+        elif minutes > 0 and from_first(lambda: time.time() - self._saved_at >= 60 * minutes):
             self.keep_checkpoint(LATEST.format(done))
 
     def _loader_of(self, split: str):
@@ -169,16 +176,23 @@ class SimpleTrainer(ResumableTrainer):
         self.evaluator.reset()
         loader = self.bad_images.left_out_of(split, self._loader_of(split))
         print(f"Evaluate on the *{split}* set")
-        for batch in tqdm(loader, disable=None, leave=False, desc=f"evaluating {split}", unit="batch"):
-            images, labels = self.parse_batch_test(batch)
-            self.evaluator.process(self.model_inference(images), labels)
+        with in_turns(loader) as shared:
+            outputs = self._outputs(tqdm(loader, disable=None, leave=False, desc=f"evaluating {split}", unit="batch"))
+            for output, labels in in_rounds(outputs, self.device) if shared else outputs:
+                self.evaluator.process(output, labels)
+        self.bad_images.gather()
         if split in self.bad_images or self.stage == AFTER_TRAINING:  # a method may have its own after_train
             self.refuse_bad_images(evaluated=split)
-        self.results = self.evaluator.evaluate()
+        self.results = from_first(self.evaluator.evaluate)
         self.bad_images.tell()
         for name, value in self.results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         return next(iter(self.results.values()))
+
+    def _outputs(self, batches: Iterable[dict]) -> Iterator[tuple]:
+        for batch in batches:
+            images, labels = self.parse_batch_test(batch)
+            yield self.model_inference(images), labels
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
         return self.model(input)
@@ -198,7 +212,8 @@ class SimpleTrainer(ResumableTrainer):
             data_time.update(time.time() - end)
             # The rate of this batch: on the last one, forward_backward steps the schedule.
             self.batch_rate = rate = self.get_current_lr()
-            figures = self.forward_backward(*batch)
+            self._averaged, self.part_weight = False, weight_of_part(batch[0])
+            figures = average_figures(self.forward_backward(*batch), self.part_weight)
             self.check_losses(figures)
             losses.update(figures)
             batch_time.update(time.time() - end)
@@ -210,6 +225,7 @@ class SimpleTrainer(ResumableTrainer):
                 self.write_scalar(f"train/{name}", meter.avg, step)
             self.write_scalar("train/lr", rate, step)
             end = time.time()
+        self.bad_images.gather()
 
     def _print_progress(
         self, batch_time: AverageMeter, data_time: AverageMeter, losses: MetricMeter, rate: float

@@ -68,8 +68,15 @@ def _printable(text: str) -> str:
 
 def stopped(where: str, goes_on: str, script: str, argv: list[str]) -> KeyboardInterrupt:
     """Ctrl-C that says where it came and which command goes on; :func:`command_line` prints it."""
-    again = shlex.join(["python", os.path.relpath(script), *argv])
-    return KeyboardInterrupt(f"stopped {where}; this goes on {goes_on}:\n  {again}")
+    return KeyboardInterrupt(f"stopped {going_on(where, goes_on, script, argv)}")
+
+
+def going_on(where: str, goes_on: str, script: str, argv: list[str]) -> str:
+    """The rest of a message that says where a program came to its end, and which command goes on."""
+    from .distributed import launcher  # which imports this module
+
+    again = shlex.join([*launcher(), os.path.relpath(script), *argv])
+    return f"{where}; this goes on {goes_on}:\n  {again}"
 
 
 def command_line(when_stopped: str = "stopped") -> Callable[[Callable], Callable]:

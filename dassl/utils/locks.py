@@ -71,12 +71,13 @@ def _told_by(owner: Path) -> tuple[str, bool]:
     try:
         told = json.loads(owner.read_text(encoding="utf-8"))
         process = f"process {told['pid']} on {told['host']}, since {told['since']}"
-        return process, told["host"] != socket.gethostname() or _lives(told["pid"])
+        return process, told["host"] != socket.gethostname() or lives(told["pid"])
     except (OSError, ValueError, KeyError, TypeError):
         return "another process", False  # it is just beginning, or ending
 
 
-def _lives(pid: int) -> bool:
+def lives(pid: int) -> bool:
+    """Whether there is such a process on this machine."""
     if os.name == "nt":  # os.kill would not only look; and locks there end with their process
         return True
     try:

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from vlm import openai
-from vlm.contrastive import contrastive_loss, in_chunks
+from vlm.contrastive import batch_loss, contrastive_loss, in_chunks
 from vlm.similarity import logits, normalize
 from vlm.text_encoder import TextEncoder
 
@@ -109,3 +109,12 @@ def test_without_equal_captions_it_is_the_mean_of_two_cross_entropies():
     expected = (F.cross_entropy(scores, target) + F.cross_entropy(scores.t(), target)) / 2
     torch.testing.assert_close(contrastive_loss(scores, target), expected)
     assert contrastive_loss(scores, torch.tensor([0, 0, 1, 2, 3])) != expected
+
+
+def test_the_loss_of_a_batch_says_which_images_find_a_caption_of_theirs():
+    texts = normalize(torch.eye(4)[[0, 1, 1, 2]])
+    images = normalize(torch.eye(4)[[0, 1, 2, 3]] + 0.1)
+    ids = torch.tensor([5, 7, 7, 9])
+    loss, right = batch_loss(images, texts, ids, torch.tensor(1.0))
+    assert torch.equal(loss, contrastive_loss(logits(images, texts, torch.tensor(1.0)), ids))
+    assert right.tolist() == [True, True, False, False]
