@@ -9,8 +9,9 @@ numbers of tokens, adapters, a linear probe. Which folders are read is said in t
 tables, in tools/tables/generalisation.py. ``parameters.png`` shows accuracy against trainable parameters
 (tools/tables/pareto.py). Files are written where the runs are.
 
-A ``*`` marks the cells with runs that took a shortcut with the image features (FEATURES.VIEWS, FEATURES.PREC), or that
-went without images, as these could not be read (DATASET.SKIP_BAD_IMAGES).
+A ``*`` marks the cells with runs that took a shortcut with the image features (FEATURES.VIEWS, FEATURES.PREC), that
+trained over samples of the classes (TRAINER.COOP.SAMPLED_CLASSES), or that went without images, as these could not be
+read (DATASET.SKIP_BAD_IMAGES).
 """
 
 from __future__ import annotations

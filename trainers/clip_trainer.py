@@ -6,10 +6,12 @@ import torch
 
 from dassl.engine import TrainerX
 from dassl.utils import UserError, check_at_least, check_availability, count_num_param
+from vlm.class_features import description
 from vlm.features import FeatureStore, ImageFeatures, cache_folder
 from vlm.image_encoder import PRECISIONS, image_encoder
 from vlm.load import load_shared
 from vlm.openai import CLIP
+from vlm.similarity import Best, logits_or_best
 from vlm.text_encoder import TextEncoder, text_encoder
 
 
@@ -58,6 +60,7 @@ class CLIPTrainer(TrainerX):
         node = self.cfg.FEATURES
         check_at_least(node.VIEWS, 0, "FEATURES.VIEWS")
         check_at_least(node.MAX_GB, 0, "FEATURES.MAX_GB")
+        check_at_least(self.cfg.TEST.LOGITS_GB, 0, "TEST.LOGITS_GB")
         check_availability(node.PREC, PRECISIONS, "FEATURES.PREC")
         if not self.frozen_image_encoder:
             return None
@@ -69,6 +72,20 @@ class CLIPTrainer(TrainerX):
         if node.VIEWS:
             print(f"FEATURES.VIEWS {node.VIEWS}: training images repeat their random draws after {node.VIEWS} epochs")
         return ImageFeatures(encoder, store)
+
+    def class_feature_store(self, encoder: TextEncoder) -> FeatureStore | None:
+        """Where the text features of many classes are kept, of the ``encoder`` of the CLIP as it was loaded; None where
+        none are (FEATURES.ENABLED)."""
+        node = self.cfg.FEATURES
+        if not node.ENABLED:
+            return None
+        told = description(encoder, self._weights["sha256"])
+        return FeatureStore(node.CACHE_DIR or cache_folder(), told, node.MAX_GB)
+
+    def logits_or_best(self, image_features: torch.Tensor, class_features: torch.Tensor) -> torch.Tensor | Best:
+        """Logits (images, classes); or the best of each image, where they would take more than TEST.LOGITS_GB."""
+        most = 1e9 * self.cfg.TEST.LOGITS_GB
+        return logits_or_best(image_features, class_features, self.clip.logit_scale, most)
 
     def linear_head(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Weight (classes, embed_dim) and bias (classes,): the logits of image features are

@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 from vlm.openai import CLIP
-from vlm.similarity import normalize
+from vlm.similarity import Best, normalize
 from vlm.text_encoder import TextEncoder
 
 from .coop import PromptLearner
@@ -45,7 +45,7 @@ class ConditionalPromptLearner(PromptLearner):
         Args:
             image_features: (images, embed_dim), of length 1.
         """
-        return self.ctx + self.meta_net(image_features)[:, None]
+        return self.ctx + self.meta_net(image_features.to(self.ctx.dtype))[:, None]
 
 
 class ConditionalCLIP(nn.Module):
@@ -77,6 +77,17 @@ class CoCoOp(PromptTrainer):
         cfg.TRAINER.COCOOP.N_CTX = 16  # context tokens
         cfg.TRAINER.COCOOP.CTX_INIT = ""  # words to start from, such as "a photo of a"; they set N_CTX
         cfg.TRAINER.COCOOP.PREC = "fp16"
+
+    def model_inference(self, input: torch.Tensor) -> torch.Tensor | Best:
+        """As many images at a time as their class features fit into TEST.LOGITS_GB, but at least one."""
+        if torch.is_grad_enabled():
+            return self.model(input)
+        most, bytes_ = 1e9 * self.cfg.TEST.LOGITS_GB, self.num_classes * self.model.text_encoder.dtype.itemsize
+        images = int(most / (bytes_ * self.model.text_encoder.embed_dim))
+        parts = (self.model(part) for part in input.split(max(images, 1)))
+        if len(input) * bytes_ <= most:
+            return torch.cat([*parts])
+        return Best(*map(torch.cat, zip(*(part.max(dim=1) for part in parts), strict=True)))
 
     def custom_clip(self, clip: CLIP) -> ConditionalCLIP:
         return ConditionalCLIP(self.dm.dataset.classnames, clip, self.cfg.TRAINER.COCOOP, self.text_encoder(clip))

@@ -22,10 +22,10 @@ import torch
 
 from vlm.layout import Layout
 from vlm.openai import CLIP
-from vlm.text_encoder import TextEncoder, side_by_side
+from vlm.text_encoder import TextEncoder
 
 # Where all runs go into the same matrix products, since starting these takes longer than doing them. Elsewhere each run
-# has products of its own, a layer at a time, and with them the bits that it has alone: rounding grows in training.
+# has products of its own, and with them the bits that it has alone: rounding grows in training.
 BATCHED = ("cuda",)
 
 
@@ -179,7 +179,7 @@ class Pass:
         device = self.tables[0].device.type
         enabled, dtype = first.autocast
         with torch.autocast(device, dtype, enabled=enabled):
-            self.features = (one_batch if device in BATCHED else one_layer_each)(steps, self.tables)
+            self.features = (one_batch if device in BATCHED else one_by_one)(steps, self.tables)
         for step, features in zip(steps, self.features, strict=True):
             step.features, step.joint, step.waits = features.detach().requires_grad_(), self, False
 
@@ -192,9 +192,9 @@ class Pass:
             step.gradient, step.waits = gradient, False
 
 
-def one_layer_each(steps: list[Step], tables: list[torch.Tensor]) -> list[torch.Tensor]:
-    """The features of each run, by the operations it does alone, in turns."""
-    return side_by_side([step.encoder.steps(table, step.layout) for step, table in zip(steps, tables, strict=True)])
+def one_by_one(steps: list[Step], tables: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The features of each run, by the operations it does alone: the same bits."""
+    return [step.encoder.encode_alone(table, step.layout) for step, table in zip(steps, tables, strict=True)]
 
 
 def one_batch(steps: list[Step], tables: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -233,10 +233,13 @@ class JointEncoder(TextEncoder):
 
     def forward(self, table: torch.Tensor, layout: Layout) -> torch.Tensor:
         if not isinstance(threading.current_thread(), Run) or not torch.is_grad_enabled():
-            return super().forward(table, layout)
+            return self.encode_alone(table, layout)
         self.step = Step(self, table, layout)
         self.step.wait()
         return self.step.features
+
+    def encode_alone(self, table: torch.Tensor, layout: Layout) -> torch.Tensor:
+        return super().forward(table, layout)
 
     def backward(self) -> None:
         """Take the gradient of the features, which a loss has left there, on to the table."""

@@ -7,7 +7,8 @@ from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import check_availability
-from vlm.similarity import linear_head, logits
+from vlm.class_features import FEW
+from vlm.similarity import Best, linear_head
 from vlm.templates import TEMPLATES
 from vlm.zeroshot import check_template, describe_classes
 
@@ -27,14 +28,16 @@ class ZeroshotCLIP(CLIPTrainer):
         self.load_clip(precision="fp16")
         templates = self.templates()
         print(f"Prompt ensembling (n={len(templates)})" if len(templates) > 1 else f'Prompt: "{templates[0]}"')
-        self.class_features = describe_classes(self.text_encoder(self.clip), self.dm.dataset.classnames, templates)
+        encoder, classnames = self.text_encoder(self.clip), self.dm.dataset.classnames
+        store = self.class_feature_store(encoder) if len(classnames) * len(templates) > FEW else None
+        self.class_features = describe_classes(encoder, classnames, templates, store)
         self.report_parameters()
 
     def templates(self) -> list[str]:
         return [self.cfg.DATASET.TEMPLATE]
 
-    def model_inference(self, input: torch.Tensor) -> torch.Tensor:
-        return logits(input, self.class_features, self.clip.logit_scale)
+    def model_inference(self, input: torch.Tensor) -> torch.Tensor | Best:
+        return self.logits_or_best(input, self.class_features)
 
     def linear_head(self) -> tuple[torch.Tensor, torch.Tensor]:
         return linear_head(self.class_features, self.clip.logit_scale)

@@ -117,8 +117,13 @@ class Layout:
         """The same prompts ``count`` times, with other vectors in the first ``own`` rows of the table each time.
 
         The table has those rows for the first time, for the second, …, then the rows that are the same each time. All
-        prompts are in one chunk. Those of one time share their beginning and attend together.
+        prompts are in one chunk. Those of one time share their beginning and attend together. It is made once.
         """
+        if (count, own) not in self._repeats:
+            self._repeats[count, own] = self._repeated(count, own)
+        return self._repeats[count, own]
+
+    def _repeated(self, count: int, own: int) -> Layout:
         tokens = self.prefix + sum(self.tails)
         index, device = self.index[:tokens], self.index.device
         step = torch.arange(count, device=device)[:, None]
@@ -133,6 +138,10 @@ class Layout:
         chunk = Chunk(len(rows), (ends + tokens * step).flatten(), tuple(groups), tuple(end_groups))
         place = (self.place + len(ends) * step).flatten()
         return Layout(rows, self.position[:tokens].repeat(count), 0, self.tails * count, (chunk,), place)
+
+    @cached_property
+    def _repeats(self) -> dict[tuple[int, int], Layout]:
+        return {}
 
     @cached_property
     def sizes(self) -> list[int]:

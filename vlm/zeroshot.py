@@ -8,7 +8,9 @@ import torch
 
 from dassl.utils import UserError
 
+from .class_features import ClassFeatures
 from .class_names import class_names, class_tokens
+from .feature_store import FeatureStore
 from .similarity import normalize
 from .text_encoder import TextEncoder
 
@@ -21,19 +23,27 @@ def check_template(template: str, name: str) -> None:
 
 
 @torch.no_grad()
-def describe_classes(encoder: TextEncoder, classnames: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
+def describe_classes(
+    encoder: TextEncoder, classnames: Sequence[str], templates: Sequence[str], store: FeatureStore | None = None
+) -> torch.Tensor:
     """Class features (classes, embed_dim) of length 1: the mean over the templates, averaged as unit vectors.
 
     Args:
         templates: sentences with ``{}`` for the class name.
+        store: keeps the sentences' features; it must be of this ``encoder``.
 
     Raises:
         UserError: a name is empty, or a sentence too long; the class is named.
     """
     names = class_names(encoder, classnames)
     device = encoder.token_embedding.weight.device
+    text_features = ClassFeatures(store)
     features = 0
-    for template in templates:
-        tokens = class_tokens(encoder, names, template)
-        features = features + normalize(encoder.encode(tokens.to(device)))
+    for number, template in enumerate(templates, 1):
+        tokens = class_tokens(encoder, names, template).to(device)
+        of_template = f", template {number} of {len(templates)}"
+        encoded = text_features(
+            len(names), lambda classes, tokens=tokens: [tokens[classes]], encoder.encode, of_template
+        )
+        features = features + normalize(encoded)
     return normalize(features)

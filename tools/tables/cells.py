@@ -90,13 +90,15 @@ def _weights(record: dict) -> str:
 
 
 def _shortcuts(record: dict, trained: bool) -> list[str]:
-    """What a run did otherwise than the original: settings that trade its image features for speed, and images that
-    were left out; old records have none."""
+    """What a run did otherwise than the original: settings that trade exactness for speed, and images that were left
+    out; old records have none."""
     config = dict(leaves(record.get("config") or {}))
     found = []
     if trained and (views := config.get("FEATURES.VIEWS")):
         epochs = "every epoch" if views == 1 else f"{views} epochs"
         found.append(f"FEATURES.VIEWS {views}: training images repeat their random draws after {epochs}.")
+    if trained and (sampled := record.get("sampled_classes")):
+        found.append(f"TRAINER.COOP.SAMPLED_CLASSES {sampled}: training steps over some of the classes, drawn anew.")
     if precision := config.get("FEATURES.PREC"):
         found.append(f"FEATURES.PREC {precision}: image features in {DTYPES.get(str(precision), precision)}.")
     if record.get("bad_images"):

@@ -1,0 +1,252 @@
+"""Many classes: their features in blocks and on disk, the best of them in blocks, samples of them, and checkpoints."""
+
+import math
+
+import pytest
+import torch
+
+from dassl.evaluation.evaluator import Classification
+from dassl.utils import NotANumber, UserError
+from trainers import class_tokens, coop
+from trainers.coop import PromptLearner
+from trainers.sampled_softmax import Sample
+from vlm import class_features as module
+from vlm import similarity
+from vlm.class_features import ClassFeatures, description, keys_of
+from vlm.feature_store import FeatureStore
+from vlm.load import load
+from vlm.similarity import Best, logits, logits_or_best
+from vlm.text_encoder import TextEncoder
+from vlm.zeroshot import describe_classes
+
+NAMES = ["cat", "English springer", "container_ship", "dog", "zero", "grey wolf", "bee", "sea lion", "ox"]
+SENTENCES = ["a photo of a {}.", "a drawing of the {} there."]
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return load("tiny")[0]
+
+
+@pytest.fixture(scope="module")
+def encoder(clip):
+    return TextEncoder(clip)
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    for place in (module, coop):
+        monkeypatch.setattr(place, "BLOCK", 4)
+
+
+@pytest.fixture
+def store(tmp_path, encoder):
+    return FeatureStore(tmp_path, description(encoder, "abc"), 1)
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """How many prompts each call of the encoder was for."""
+    counts, real = [], TextEncoder.encode
+
+    def counting(self, tokens):
+        counts.append(len(tokens))
+        return real(self, tokens)
+
+    monkeypatch.setattr(TextEncoder, "encode", counting)
+    return counts
+
+
+# ---- class features ----
+
+
+def test_what_is_kept_is_what_would_be_computed(encoder, store, encoded, tmp_path):
+    plain = describe_classes(encoder, NAMES, SENTENCES)
+    assert encoded == [4, 4, 1] * 2
+    first, again = (describe_classes(encoder, NAMES, SENTENCES, store) for _ in range(2))
+    other_run = FeatureStore(tmp_path, description(encoder, "abc"), 1)
+    assert encoded == [4, 4, 1] * 4
+    for features in (first, again, describe_classes(encoder, NAMES, SENTENCES, other_run)):
+        assert torch.equal(features, plain)
+    assert encoded == [4, 4, 1] * 4
+    # One class more: the last block alone is another one. Another sentence: all are.
+    describe_classes(encoder, [*NAMES, "owl"], SENTENCES[:1], store)
+    assert encoded[12:] == [2]
+    describe_classes(encoder, NAMES, ["the {}"], store)
+    assert encoded[13:] == [4, 4, 1]
+
+
+def test_blocks_are_the_whole_to_rounding(encoder, monkeypatch):
+    in_blocks = describe_classes(encoder, NAMES, SENTENCES)
+    monkeypatch.setattr(module, "BLOCK", 100)
+    torch.testing.assert_close(in_blocks, describe_classes(encoder, NAMES, SENTENCES))
+
+
+def test_a_killed_run_goes_on_and_a_damaged_file_is_computed_again(encoder, store, encoded, monkeypatch, capsys):
+    real, calls = store.put, []
+
+    def killed(*arguments):
+        calls.append(None)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        real(*arguments)
+
+    monkeypatch.setattr(store, "put", killed)
+    with pytest.raises(KeyboardInterrupt):
+        describe_classes(encoder, NAMES, SENTENCES[:1], store)
+    expected = describe_classes(encoder, NAMES, SENTENCES[:1], store)
+    assert encoded == [4, 4, 4, 1]  # the second was computed, and not yet written
+    path = sorted(store.folder.glob("*.safetensors"))[0]
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    assert torch.equal(describe_classes(encoder, NAMES, SENTENCES[:1], store), expected)
+    assert len(encoded) == 5
+    assert f"{path} is damaged" in capsys.readouterr().out
+
+
+def test_a_full_disk_does_not_stop_a_run(encoder, store, monkeypatch, capsys):
+    def full(*_):
+        raise UserError("no space left")
+
+    monkeypatch.setattr(store, "put", full)
+    expected = describe_classes(encoder, NAMES, SENTENCES)
+    assert torch.equal(describe_classes(encoder, NAMES, SENTENCES, store), expected)
+    assert capsys.readouterr().out.count("not kept from here on: no space left") == 1
+
+
+def test_keys_tell_everything(encoder, monkeypatch):
+    told = description(encoder, "abc")
+    assert description(encoder, "abd") != told
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    assert description(encoder, "abc") != told
+    a, b = torch.arange(6).view(2, 3), torch.ones(2)
+    keys = keys_of([a, b], 2)
+    assert len({*keys}) == 2
+    with torch.autocast("cpu", torch.bfloat16):
+        under_autocast = keys_of([a, b], 2)
+    others = [keys_of([a.view(3, 2), b], 2), keys_of([a, b + 1e-7], 2), keys_of([a.int(), b], 2), under_autocast]
+    assert all(not {*keys} & {*other} for other in others)
+
+
+# ---- prompts of some classes ----
+
+
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+@pytest.mark.parametrize("csc", [False, True])
+def test_some_classes_alone_are_as_among_all(encoder, position, csc):
+    torch.manual_seed(0)
+    learner = PromptLearner(NAMES, encoder, 3, csc=csc, position=position)
+    classes = torch.tensor([5, 0, 7])
+    table, index, lengths = learner.of(classes)
+    assert torch.equal(table[index], learner()[learner.index[classes]])
+    weights = torch.linspace(-1, 1, 3 * encoder.embed_dim).view(3, -1)
+    some = encoder(table, encoder.layout(index, lengths))
+    (of_some,) = torch.autograd.grad((some * weights).sum(), learner.ctx)
+    of_all = encoder(learner(), learner.layout)[classes]
+    torch.testing.assert_close(some, of_all)
+    (expected,) = torch.autograd.grad((of_all * weights).sum(), learner.ctx)
+    torch.testing.assert_close(of_some, expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
+
+
+@pytest.mark.parametrize("csc", [False, True])
+def test_learned_prompts_are_kept_by_their_values(clip, store, csc):
+    node = coop.CfgNode({"N_CTX": 2, "CTX_INIT": "", "CSC": csc, "CLASS_TOKEN_POSITION": "end"})
+    model, kept = coop.CustomCLIP(NAMES, clip, node), ClassFeatures(store)
+    with torch.no_grad():
+        plain = model.class_features()
+        assert torch.equal(model.class_features(kept), plain)
+        files = {*store.folder.glob("*.safetensors")}
+        assert len(files) == 3
+        assert torch.equal(model.class_features(kept), plain)
+        assert {*store.folder.glob("*.safetensors")} == files
+        ctx = model.prompt_learner.ctx
+        ctx.view(-1)[-1] += 1e-3  # with contexts of their own, the last class alone has changed
+        assert not torch.equal(model.class_features(kept), plain)
+        assert len({*store.folder.glob("*.safetensors")}) == (4 if csc else 6)
+    torch.testing.assert_close(model.class_features()[:-1], model.class_features(kept)[:-1])
+
+
+# ---- checkpoints ----
+
+
+def test_checkpoints_of_very_many_classes_have_a_checksum_of_their_words(encoder, monkeypatch):
+    monkeypatch.setattr(class_tokens, "LARGEST", 0)
+    source = PromptLearner(NAMES, encoder, 4, csc=True)
+    state = source.state_dict()
+    assert set(state) == {"ctx", "class_tokens_blake2b"}
+    same = PromptLearner(NAMES, encoder, 4, csc=True)
+    same.load_state_dict(state)
+    assert torch.equal(same.ctx, source.ctx)
+    with pytest.raises(RuntimeError, match="class-specific"):
+        PromptLearner([*NAMES[1:], "owl"], encoder, 4, csc=True).load_state_dict(state)
+    generic = PromptLearner(NAMES, encoder, 4).state_dict()
+    PromptLearner(["owl"], encoder, 4).load_state_dict(generic)  # goes with any classes
+
+
+# ---- logits in blocks ----
+
+
+@pytest.fixture
+def numbers():
+    """Image and class features whose logits are whole numbers, so that many are equal, and the scale 1."""
+    images = torch.eye(7)
+    classes = torch.randint(-2, 3, (50, 7), generator=torch.Generator().manual_seed(0)).float()
+    return images, classes, torch.zeros(())
+
+
+@pytest.mark.parametrize("columns", [1, 3, 49])
+def test_the_best_in_blocks_is_the_best_of_all(numbers, columns, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(similarity, "logits", lambda *given: sizes.append(logits(*given)) or sizes[-1])
+    most = 4 * len(numbers[0]) * columns
+    found = logits_or_best(*numbers, most=most)
+    assert isinstance(found, Best)
+    assert max(part.nbytes for part in sizes) == most
+    whole = logits(*numbers)
+    assert torch.equal(found.labels, whole.argmax(1))
+    assert torch.equal(found.scores, whole.amax(1))
+    assert (whole == whole.amax(1, keepdim=True)).sum() > len(whole)  # several are best
+    assert torch.equal(logits_or_best(*numbers, most=4 * whole.numel()), whole)
+    assert len(logits_or_best(*numbers, most=0).labels) == len(whole)  # one class at a time is the least
+
+
+@pytest.mark.parametrize("place", [0, 20, 49])
+def test_what_is_no_number_is_seen_in_every_block(numbers, place):
+    images, classes, scale = numbers
+    classes[place, 3] = math.nan
+    found = logits_or_best(images, classes, scale, most=4 * 7 * 5)
+    assert found.scores.isnan().any()
+    with pytest.raises(NotANumber):
+        Classification(None).process(found, torch.zeros(7))
+
+
+# ---- sampled softmax ----
+
+
+def test_a_sample_has_the_classes_of_the_labels_and_others():
+    labels = torch.tensor([8, 3, 8, 40])
+    sample = Sample.draw(labels, 10, 50, seed=1)
+    assert torch.equal(sample.classes[sample.labels], labels)
+    assert len(sample.classes) == len(sample.classes.unique()) == 10
+    assert torch.equal(Sample.draw(labels, 10, 50, seed=1).classes, sample.classes)
+    assert not torch.equal(Sample.draw(labels, 10, 50, seed=2).classes, sample.classes)
+
+
+def test_the_sum_below_the_fraction_is_estimated_without_bias():
+    labels, size, classes = torch.tensor([0, 1, 1]), 8, 30
+    values = torch.randn(3, classes, generator=torch.Generator().manual_seed(0))
+    sums = []
+    for seed in range(4000):
+        sample = Sample.draw(labels, size, classes, seed)
+        sums.append((values[:, sample.classes] + sample.correction).exp().sum(1))
+    mean, error = torch.stack(sums).mean(0), torch.stack(sums).std(0) / len(sums) ** 0.5
+    assert ((mean - values.exp().sum(1)).abs() < 4 * error).all()
+
+
+def test_a_sample_of_all_classes_is_exact():
+    labels = torch.tensor([2, 9, 2])
+    values = torch.randn(3, 10, generator=torch.Generator().manual_seed(0))
+    sample = Sample.draw(labels, 10, 10, seed=0)
+    expected = torch.nn.functional.cross_entropy(values, labels)
+    torch.testing.assert_close(sample.loss(values[:, sample.classes]), expected)

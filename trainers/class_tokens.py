@@ -1,0 +1,44 @@
+"""The words of the classes in the checkpoints of a prompt learner, where the original has them."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import nn
+
+CLASS_TOKENS = ("token_prefix", "token_suffix")
+CHECKSUM = "class_tokens_blake2b"  # in their place, where they are too large
+LARGEST = 500_000_000  # bytes of them in a checkpoint; those of ImageNet's 1,000 classes have 150
+
+
+def too_large(module: nn.Module) -> bool:
+    """Whether a prompt learner has more words than a checkpoint should hold."""
+    vectors = module.index.numel() - module.lengths.numel() * module.ctx.shape[-2]
+    return vectors * module.fixed[0].nbytes > LARGEST
+
+
+def add_class_tokens(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
+    """The original's checkpoints have the words of the classes in them. Of very many classes, a checksum will do."""
+    if too_large(module):
+        state_dict[prefix + CHECKSUM] = module.checksum
+    else:
+        state_dict.update({prefix + name: getattr(module, name) for name in CLASS_TOKENS})
+
+
+def drop_class_tokens(module: nn.Module, state_dict: dict, prefix: str, *others) -> None:
+    """They are those of the classes it was trained on. A generic context goes with other classes as well."""
+    _, words, told = (state_dict.pop(prefix + name, None) for name in (*CLASS_TOKENS, CHECKSUM))
+    if module.ctx.dim() == 2:
+        return
+    same = told is None or torch.equal(told.cpu(), module.checksum)
+    if words is not None:
+        own, words = module.token_suffix.float().cpu(), words.float().cpu()
+        same = words.shape != own.shape or torch.allclose(words, own, atol=1e-3)  # theirs may be in half precision
+    if not same:
+        others[-1].append("its contexts are class-specific (CSC), for other classes than these")
+
+
+def checksum(tokens: torch.Tensor) -> torch.Tensor:
+    """Of the token ids (classes, length) of prompts on the CPU: uint8 (16,)."""
+    return torch.tensor([*hashlib.blake2b(tokens.numpy().tobytes(), digest_size=16).digest()], dtype=torch.uint8)

@@ -1,0 +1,52 @@
+"""Cross-entropy over some of many classes: an approximation, for a step that costs as much as those few.
+
+Bengio & Senecal, Adaptive Importance Sampling to Accelerate Training of a Neural Probabilistic Language Model, 2008;
+Jean et al., On Using Very Large Target Vocabulary for Neural Machine Translation, 2015. The classes of a batch's labels
+are always in; the others are drawn uniformly without replacement, and each stands for as many as there are to a drawn
+one. So the sum below the fraction of the softmax is estimated without bias. Its logarithm, the loss and the gradient
+are not: they have a bias that falls with the number of classes drawn, and is none when all are.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from dassl.utils import UserError, gather
+
+
+def check_sample(size: int, batch: int) -> None:
+    """Raise :class:`UserError` where the labels of a batch could leave none to draw."""
+    if size <= batch:
+        raise UserError(
+            f"TRAINER.COOP.SAMPLED_CLASSES is {size}; with DATALOADER.TRAIN_X.BATCH_SIZE {batch} it must be more than "
+            f"{batch}: the classes of a batch's own labels are always in, and others are drawn beside them"
+        )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The classes of one step."""
+
+    classes: torch.Tensor  # (sampled,): those of the labels, then those drawn
+    labels: torch.Tensor  # (batch,): where the class of each image comes among them
+    correction: torch.Tensor  # (sampled,): what is added to logits
+
+    @classmethod
+    def draw(cls, labels: torch.Tensor, size: int, classes: int, seed: int) -> Sample:
+        """``size`` of ``classes`` for ``labels`` (batch,). ``seed`` tells the draw. Of several processes, each of which
+        has a part of the batch, all get the same classes; there must be more of them than images of the batch."""
+        own = torch.tensor(sorted({label for part in gather(labels.tolist()) for label in part}), device=labels.device)
+        order = torch.randperm(classes, generator=torch.Generator().manual_seed(seed)).to(labels.device)
+        drawn = order[~torch.isin(order, own)][: size - len(own)]
+        correction = torch.zeros(len(own) + len(drawn), device=labels.device)
+        if len(drawn):
+            correction[len(own) :] = math.log((classes - len(own)) / len(drawn))
+        return cls(torch.cat([own, drawn]), torch.searchsorted(own, labels), correction)
+
+    def loss(self, logits: torch.Tensor) -> torch.Tensor:
+        """Of logits (batch, sampled)."""
+        return F.cross_entropy(logits + self.correction, self.labels)
