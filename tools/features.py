@@ -33,7 +33,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dassl.utils import UserError, command_line, stopped
-from tools.sweeps.addresses import with_address
+from tools.clusters.addresses import with_address
 
 SHOWN = 12  # characters of names and checksums
 # What rm removes: what runs write, and what is left of that if one is killed while it writes.

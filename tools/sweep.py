@@ -47,8 +47,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dassl.utils import UserError, command_line, stopped
 from dassl.utils.results import read_record
+from tools.clusters.addresses import with_address
 from tools.sweeps import arrays, local, together
-from tools.sweeps.addresses import with_address
 from tools.sweeps.grid import Cell, cells_of, read_sweep
 from tools.sweeps.order import Ended, in_stages, run_stages, unfinished
 from tools.sweeps.progress import GrowingTable

@@ -16,8 +16,8 @@ import yaml
 
 from dassl.utils import UserError
 from tests.common import REPOSITORY, assert_same_tensors
+from tools.clusters.addresses import with_address
 from tools.sweep import main
-from tools.sweeps.addresses import with_address
 from tools.sweeps.grid import Cell
 from tools.sweeps.progress import GrowingTable, method_of
 

@@ -1,4 +1,4 @@
-"""The address that may follow ``--ray`` on the command line of a sweep."""
+"""The address that may follow ``--ray`` on a command line."""
 
 from __future__ import annotations
 
