@@ -200,8 +200,10 @@ def main(argv: list[str] | None = None) -> None:
                 print(f"finished already: {args.output_dir}")
                 return
         cfg = setup_cfg(args)
+        from dassl.engine.build import default_cfg  # loaded by now
+
         with on_first(alone_in(cfg.OUTPUT_DIR)):
-            objections = [] if args.eval_only else from_first(lambda: claim_folder(cfg))
+            objections = [] if args.eval_only else from_first(lambda: claim_folder(cfg, default_cfg()))
             if not args.no_train:
                 from_first(lambda: set_aside(Path(cfg.OUTPUT_DIR, RECORD)))
             with on_first(log_to(cfg.OUTPUT_DIR)), explaining():

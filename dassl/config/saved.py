@@ -37,8 +37,11 @@ FREE = (
 )
 
 
-def claim_folder(cfg: CN) -> list[str]:
+def claim_folder(cfg: CN, defaults: CN) -> list[str]:
     """Write ``config.yaml`` to the output directory of a run that is about to train.
+
+    Args:
+        defaults: of every key. One that the version of an earlier run did not have yet had the effect of its default.
 
     Returns:
         What the settings of the checkpoints are that the run goes on from, where FORCE_RESUME passes over it.
@@ -52,9 +55,9 @@ def claim_folder(cfg: CN) -> list[str]:
         raise UserError(f"there is no checkpoint to resume from in {cfg.RESUME}")
     objections = []
     if _has_checkpoints(folder):
-        objections = _objections(folder, cfg)
+        objections = _objections(folder, cfg, defaults)
     elif cfg.RESUME and (source / FILE).is_file():  # runs of the original have none
-        objections = _other_settings(source, cfg)
+        objections = _other_settings(source, cfg, defaults)
     if objections and not cfg.FORCE_RESUME:
         raise UserError(
             f"{' and '.join(objections)}. Choose another --output-dir (or --resume), or go on from what is there with "
@@ -66,14 +69,16 @@ def claim_folder(cfg: CN) -> list[str]:
     return objections
 
 
-def changed_settings(then: str, now: str) -> list[str]:
+def changed_settings(then: str, now: str, defaults: CN) -> list[str]:
     """What differs between two dumped configs, but for what does not touch what is learned.
+
+    ``defaults``: as for :func:`claim_folder`.
 
     Raises:
         ValueError: one of them is damaged.
     """
     try:
-        return _differences(yaml.safe_load(then), yaml.safe_load(now))
+        return _differences(yaml.safe_load(then), yaml.safe_load(now), defaults)
     except (yaml.YAMLError, AttributeError) as error:
         raise ValueError(f"no settings: {error}") from error
 
@@ -91,7 +96,7 @@ def _has_checkpoints(folder: Path) -> bool:
     return any(folder.glob("*/checkpoint"))
 
 
-def _objections(folder: Path, cfg: CN) -> list[str]:
+def _objections(folder: Path, cfg: CN, defaults: CN) -> list[str]:
     """Why the run may not go on from the checkpoints in its own output directory."""
     source = Path(cfg.RESUME or folder).resolve()
     if not (folder / FILE).is_file():
@@ -100,11 +105,11 @@ def _objections(folder: Path, cfg: CN) -> list[str]:
     begun_from = Path(_read(folder / FILE).get("RESUME") or folder).resolve()
     if source not in (folder.resolve(), begun_from):
         return [f"{folder} holds the checkpoints of a run that did not go on from {cfg.RESUME}"]
-    return _other_settings(folder, cfg)
+    return _other_settings(folder, cfg, defaults)
 
 
-def _other_settings(folder: Path, cfg: CN) -> list[str]:
-    changed = _differences(_read(folder / FILE), yaml.safe_load(cfg.dump()))
+def _other_settings(folder: Path, cfg: CN, defaults: CN) -> list[str]:
+    changed = _differences(_read(folder / FILE), yaml.safe_load(cfg.dump()), defaults)
     return [f"{folder} holds the checkpoints of a run with other settings: {'; '.join(changed)}"] if changed else []
 
 
@@ -115,12 +120,8 @@ def _read(path: Path) -> dict:
         raise UserError(f"{path} is damaged: {error}. Remove it and the checkpoints beside it") from error
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    from dassl.engine.build import default_cfg  # which imports this package
-
-    # A key that the version of the earlier run did not have yet had the effect of its default.
-    defaults = dict(leaves(yaml.safe_load(default_cfg().dump())))
-    new = dict(leaves(new))
-    old = {**{key: value for key, value in defaults.items() if key in new}, **dict(leaves(old))}
+def _differences(old: dict[str, Any], new: dict[str, Any], defaults: CN) -> list[str]:
+    known, new = dict(leaves(yaml.safe_load(defaults.dump()))), dict(leaves(new))
+    old = {**{key: value for key, value in known.items() if key in new}, **dict(leaves(old))}
     keys = [key for key in sorted({*old, *new}) if not key.startswith(FREE)]
     return [f"{key} {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]

@@ -10,7 +10,7 @@ from dassl.config import get_cfg_default
 from dassl.utils import Registry
 
 if TYPE_CHECKING:
-    from .trainer import TrainerBase
+    from .base import TrainerBase
 
 TRAINER_REGISTRY = Registry("TRAINER")
 

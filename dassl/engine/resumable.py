@@ -16,6 +16,7 @@ from dassl.utils import UserError, from_first, gather, is_first, load_checkpoint
 from dassl.utils.checkpoint import BEST, in_step, remove_superseded
 
 from .base import TrainerBase
+from .build import default_cfg
 
 
 class ResumableTrainer(TrainerBase):
@@ -126,5 +127,5 @@ def _changed(then: dict[str, str], now: dict[str, str]) -> list[str]:
         for name in now
         if name != "settings" and name in then and then[name] != now[name]
     ]
-    settings = changed_settings(then["settings"], now["settings"]) if "settings" in then else []
+    settings = changed_settings(then["settings"], now["settings"], default_cfg()) if "settings" in then else []
     return ([f"settings: {'; '.join(settings)}"] if settings else []) + changed

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -18,7 +19,19 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
-from .distributed import PeerLost, ToldElsewhere, is_first, join, leave, place_of, rank, store, told_by, world_size
+from .distributed import (
+    PeerLost,
+    ToldElsewhere,
+    is_first,
+    join,
+    launcher,
+    leave,
+    place_of,
+    rank,
+    store,
+    told_by,
+    world_size,
+)
 from .errors import UserError
 from .locks import lives
 
@@ -32,6 +45,17 @@ _more: list[Callable[[], str]] = []  # what a message about a lost process says 
 
 class Lost(UserError):
     """Says which process is gone."""
+
+
+def stopped(where: str, goes_on: str, script: str, argv: list[str]) -> KeyboardInterrupt:
+    """Ctrl-C that says where it came and which command goes on; :func:`dassl.utils.command_line` prints it."""
+    return KeyboardInterrupt(f"stopped {going_on(where, goes_on, script, argv)}")
+
+
+def going_on(where: str, goes_on: str, script: str, argv: list[str]) -> str:
+    """The rest of a message that says where a program came to its end, and which command goes on."""
+    again = shlex.join([*launcher(), os.path.relpath(script), *argv])
+    return f"{where}; this goes on {goes_on}:\n  {again}"
 
 
 @contextmanager

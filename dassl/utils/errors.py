@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shlex
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -64,19 +63,6 @@ def reason_of(error: BaseException) -> str:
 def _printable(text: str) -> str:
     """Without what steers a terminal: names from outside stand in messages."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
-
-
-def stopped(where: str, goes_on: str, script: str, argv: list[str]) -> KeyboardInterrupt:
-    """Ctrl-C that says where it came and which command goes on; :func:`command_line` prints it."""
-    return KeyboardInterrupt(f"stopped {going_on(where, goes_on, script, argv)}")
-
-
-def going_on(where: str, goes_on: str, script: str, argv: list[str]) -> str:
-    """The rest of a message that says where a program came to its end, and which command goes on."""
-    from .distributed import launcher  # which imports this module
-
-    again = shlex.join([*launcher(), os.path.relpath(script), *argv])
-    return f"{where}; this goes on {goes_on}:\n  {again}"
 
 
 def command_line(when_stopped: str = "stopped") -> Callable[[Callable], Callable]:
