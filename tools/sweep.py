@@ -45,7 +45,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dassl.utils import UserError, command_line, stopped
+from dassl.utils import UserError, check_at_least, command_line, stopped
 from dassl.utils.results import read_record
 from tools.clusters.addresses import with_address
 from tools.sweeps import arrays, local, together
@@ -128,6 +128,8 @@ def parsed(argv: list[str]) -> argparse.Namespace:
     add("--arrays", type=int, metavar="SIZE", help="print what is to be done as Slurm arrays below that size")
     add("opts", nargs="*", metavar="KEY VALUE", help="config overrides for every run")
     args = parser.parse_intermixed_args(with_address(argv))
+    if args.jobs is not None:
+        check_at_least(args.jobs, 1, "--jobs")
     if args.ray is None and (args.gpus or args.memory):
         raise UserError("--gpus and --memory say what a run needs on Ray: give --ray, too")
     if args.together and args.ray is not None:
@@ -144,6 +146,8 @@ def main(argv: list[str] | None = None) -> int:
     cells = cells_of(sweep, args.output_dir, args.root, args.seeds.replace(",", " ").split(), args.opts)
     stages = in_stages(cells)
     if args.list or args.arrays is not None:
+        if args.arrays is not None:
+            arrays.check(cells[0])
         print("\n".join(arrays.listed(stages) if args.list else arrays.arrays_of(stages, args.arrays)))
         return 0
     if args.cell is not None:

@@ -56,6 +56,6 @@ def captured(work: Callable[[], Tensors]) -> tuple[Tensors, Callable[[], None]]:
             work()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a loader's thread may be pinning memory
         outputs = work()
     return outputs, graph.replay

@@ -82,8 +82,9 @@ class Run(threading.Thread):
             self._outcome = self._work()
         except BaseException as error:  # the thread that waits raises it
             self._error = error
-        self.ended = True
-        self._pause.release()
+        finally:
+            self.ended = True
+            self._pause.release()
 
     def go_on(self) -> None:
         """Let it work until it waits for others, or ends. A Ctrl-C meanwhile reaches it first."""

@@ -88,7 +88,8 @@ def connected(address: str = HERE, cpus: float = 0) -> Iterator[None]:
             warnings.simplefilter("ignore")  # of what will change in Ray
             ray.init(**settings)
     except Exception as error:  # Ray raises whatever it meets on the way
-        raise UserError(f"cannot use the Ray {f'at {address}' if address else 'here'}: {reason_of(error)}") from error
+        place = f"at {address} (if it asks for a token, set RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH as there)"
+        raise UserError(f"cannot use the Ray {place if address else 'here'}: {reason_of(error)}") from error
     try:
         yield
     finally:
@@ -135,11 +136,17 @@ def start(function: Callable, *arguments: object, need: Need = Need()):
 
     An exception in it is one of every task that depends on it. Where a node is lost, its task is done again.
     """
-    return _task(function, need).remote(*arguments)
+    return _task(need).remote(os.getcwd(), function, *arguments)
 
 
-def _task(function: Callable, need: Need):
-    return _ray().remote(function).options(max_retries=RETRIES, retry_exceptions=False, **need.options)
+def _task(need: Need):
+    return _ray().remote(in_folder).options(max_retries=RETRIES, retry_exceptions=False, **need.options)
+
+
+def in_folder(folder: str, function: Callable, *arguments: object) -> Any:
+    """What a task does: call a function in the driver's folder."""
+    os.chdir(folder)
+    return function(*arguments)
 
 
 def run(
@@ -165,11 +172,11 @@ def run(
     """
     ray = _ray()
     _require_room(need)
-    task, waiting, running = _task(function, need), iter(items), {}
+    task, waiting, running = _task(need), iter(items), {}
     try:
         while True:
             while len(running) < (at_once or IN_FLIGHT) and (item := next(waiting, running)) is not running:
-                running[task.remote(*arguments(item))] = item
+                running[task.remote(os.getcwd(), function, *arguments(item))] = item
             if not running:
                 return
             for reference in ray.wait(list(running), num_returns=1)[0]:

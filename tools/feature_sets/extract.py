@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from filelock import Timeout
 from tqdm import tqdm
 
 from dassl.utils import BadImage, UserError, alone_in, read_image
@@ -36,13 +37,15 @@ class Done:
     unit: str = "core"
     left_out: int = 0  # images that cannot be read
     error: str = ""  # what the user has to mend
+    by: str = ""  # the process that is extracting it, if that is the error
 
 
 def extract(job: Job, shard: int | None, ray: str | None, cpus: float, gpus: float) -> None:
     """Extract a shard, or all that are missing; with ``ray``, the address of a cluster, as its tasks.
 
     Raises:
-        UserError: as :func:`begun`, or some shards could not be made; the others are there.
+        UserError: as :func:`begun`, or some shards could not be made; the others are there. One that another process
+            is extracting is theirs, unless it was asked for.
     """
     start, results = time.perf_counter(), {}
     with _here() if ray is None else _on_ray(ray, cpus, gpus) as work:
@@ -55,10 +58,14 @@ def extract(job: Job, shard: int | None, ray: str | None, cpus: float, gpus: flo
         numbers = [number for number in told.missing() if shard in (None, number)]
         for number, done in work(extract_shard, job, numbers):
             results[number] = done
-            state = "not done" if done.error else f"{len(told.rows(number)):,} images"
+            state = f"being extracted by {done.by}" if done.by else "not done"
+            state = state if done.error else f"{len(told.rows(number)):,} images"
             print(f"shard {number} of {told.shards}: {state}{f', {done.left_out:,} left out' if done.left_out else ''}")
-    _report(list(results.values()), time.perf_counter() - start, told)
-    if errors := [f"\n  shard {number}: {done.error}" for number, done in results.items() if done.error]:
+    missing = {*told.missing()}  # another extraction may have made what this one could not
+    _report(list(results.values()), time.perf_counter() - start, told, len(missing))
+    failed = {number: done for number, done in results.items() if done.error and number in missing}
+    errors = [f"\n  shard {number}: {done.error}" for number, done in failed.items() if shard or not done.by]
+    if errors:
         more = f"\n  and {len(errors) - SHOWN:,} more" if len(errors) > SHOWN else ""
         raise UserError(f"{len(errors):,} of {len(results):,} shards were not done:{''.join(errors[:SHOWN])}{more}")
 
@@ -105,6 +112,8 @@ def extract_shard(job: Job, number: int, threads: int = 0) -> Done:
     try:
         told = begun(job)
         work = told.folder / WORK / told.path(number).stem
+        if threads:
+            wait_for(work)  # the task may be a lost one's successor
         with alone_in(work):
             if not told.is_there(number):
                 _extract(job, told, number, work / "part.safetensors", done)
@@ -113,6 +122,8 @@ def extract_shard(job: Job, number: int, threads: int = 0) -> Done:
             work.parent.rmdir()
     except UserError as error:
         done.error = str(error)
+        if isinstance(error.__cause__, Timeout):  # as alone_in says it
+            done.by = done.error.rpartition(" in use by ")[2].partition(". Wait")[0]
     return done
 
 
@@ -199,10 +210,9 @@ def _account_for(bad: dict[int, BadImage], images: int, number: int, accepted: b
     print(f"shard {number}: left out (DATASET.SKIP_BAD_IMAGES), {told}:{named}")
 
 
-def _report(results: list[Done], seconds: float, told: Description) -> None:
+def _report(results: list[Done], seconds: float, told: Description, missing: int) -> None:
     """Say what there is, how fast it came, and what very many images would take."""
-    missing = told.missing()
-    state = f"{len(missing):,} of {told.shards:,} shards are missing" if missing else "complete"
+    state = f"{missing:,} of {told.shards:,} shards are missing" if missing else "complete"
     print(f"{told.folder}: {told.images:,} images, {len(told.counts):,} classes, {state}")
     if not (images := sum(done.images for done in results)):
         return

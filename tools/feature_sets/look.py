@@ -8,7 +8,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from dassl.config.merge import leaves, shortened
-from dassl.utils import UserError, cannot_write
+from dassl.utils import cannot_write
 from vlm.feature_set import Description
 from vlm.feature_shard import HERE
 
@@ -31,10 +31,14 @@ def show(folder: Path) -> None:
 
 
 def verify(folder: Path) -> int:
-    """Read everything, and remove the shards that are damaged; returns the exit code."""
+    """Read everything, and remove the shards that are damaged; returns the exit code.
+
+    Raises:
+        UserError: the list of images is not as it was written.
+    """
     told = Description(folder)
-    if not told.listing_is_sound():
-        raise UserError(f"the list of images in {folder} is not as it was written; put it back, or begin another set")
+    for number in range(1, told.shards + 1):
+        told.paths(number)
     numbers = [number for number in range(1, told.shards + 1) if told.path(number).exists()]
     bad = []
     for number in tqdm(numbers, disable=None, leave=False, unit="shard"):

@@ -15,6 +15,13 @@ def listed(stages: list[list[Cell]]) -> list[str]:
     return [f"{next(numbers)}\t{stage}\t{cell.folder}" for stage, cells in enumerate(stages) for cell in cells]
 
 
+def check(cell: Cell) -> None:
+    """Raise :class:`UserError` for what a run's config has wrong, before many tasks wait for their turn to say so."""
+    import train
+
+    train.setup_cfg(train.parse_args(list(cell.arguments)))
+
+
 def arrays_of(stages: list[list[Cell]], size: int) -> list[str]:
     """A line for each array of runs that are not finished: stage, offset, indices as Slurm writes them (0-3,7). A run's
     number is its offset and its index, which is below ``size``."""

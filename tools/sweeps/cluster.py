@@ -7,7 +7,6 @@ was lost with its node goes on from its checkpoints.
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -41,7 +40,7 @@ class OnRay:
             yield cell, error or result
 
     def _arguments(self, cell: Cell) -> tuple:
-        return cell, self.threads, os.getcwd(), *self._shared(cell)
+        return cell, self.threads, *self._shared(cell)
 
     def _shared(self, cell: Cell) -> list:
         """References to what the run has in common with others, which is made by the first that needs it."""
@@ -58,20 +57,13 @@ class OnRay:
         return [self.made[key] for key in (wish.weights, wish.features) if key in self.made]
 
     def _make(self, share, cell: Cell, what):
-        return tasks.start(there, share, os.getcwd(), cell, what, self.threads, need=self.need)
+        return tasks.start(share, cell, what, self.threads, need=self.need)
 
 
-def there(function, folder: str, *arguments):
-    """Call a function in a folder, which the driver has as its own."""
-    os.chdir(folder)
-    return function(*arguments)
-
-
-def run_there(cell: Cell, threads: int, folder: str, *shared) -> str | None:
+def run_there(cell: Cell, threads: int, *shared) -> str | None:
     """Do one run, as :func:`run_cell` does, unless a task that was lost has finished it."""
     from tools.sweeps.sharing import take
 
-    os.chdir(folder)
     if cell.finished:
         return None
     take(*shared)
