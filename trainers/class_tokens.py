@@ -40,5 +40,5 @@ def drop_class_tokens(module: nn.Module, state_dict: dict, prefix: str, *others)
 
 
 def checksum(tokens: torch.Tensor) -> torch.Tensor:
-    """Of the token ids (classes, length) of prompts on the CPU: uint8 (16,)."""
+    """Of the token ids (classes, length) behind the contexts, on the CPU: uint8 (16,)."""
     return torch.tensor([*hashlib.blake2b(tokens.numpy().tobytes(), digest_size=16).digest()], dtype=torch.uint8)

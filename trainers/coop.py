@@ -87,7 +87,7 @@ class PromptLearner(nn.Module):
         self.index = rows.gather(1, torch.tensor(order)).to(device)
         self.lengths = lengths.to(device)
         self.layout = text_encoder.layout(self.index, self.lengths)
-        self.checksum = checksum(tokens)
+        self.checksum = checksum(tokens[:, 1 + n_ctx :])
         if too_large(self):
             print("Checkpoints have a checksum of the class tokens in their place: token_prefix, token_suffix")
         self.register_state_dict_post_hook(add_class_tokens)

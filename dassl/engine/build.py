@@ -19,7 +19,8 @@ def default_cfg() -> CfgNode:
     """Every key and its default, those of all registered trainers among them."""
     cfg = get_cfg_default()
     for name in TRAINER_REGISTRY.registered_names():
-        TRAINER_REGISTRY.get(name).extend_cfg(cfg)
+        if hasattr(trainer := TRAINER_REGISTRY.get(name), "extend_cfg"):  # a class of the field may be no TrainerBase
+            trainer.extend_cfg(cfg)
     return cfg
 
 
