@@ -28,7 +28,7 @@ def simulate(folder: Path, images: int = IMAGES, shards: int = SHARDS, dim: int 
         "settings": {"format": FORMAT, "dim": dim, "shards": shards},
         "images": images,
         "classes": [[f"class {label}", count] for label, count in enumerate(counts)],
-        "listing": {"sha256": "", "offsets": [0] * (shards + 1)},
+        "listing": {"parts": [""] * shards, "offsets": [0] * (shards + 1)},
         COMMAND: "none: it is simulated",
     }
     folder.mkdir(parents=True, exist_ok=True)

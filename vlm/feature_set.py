@@ -15,13 +15,12 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import torch
 
 from dassl.utils import UserError, atomic_write, check_at_least, derive_seed, read_json, write_json
-from dassl.utils.downloads import file_digest
 
 from .feature_shard import HERE, ShardFormat
 from .feature_store import encoder_id
@@ -29,6 +28,7 @@ from .feature_store import encoder_id
 DESCRIPTION, LISTING, COMMAND = "set.json", "images.txt", "command"
 FORMAT = 1  # of the description
 SHOWN = 8  # shards that a message names
+MOST = 1 << 53  # of anything that is counted; beyond it, a number is a mistake
 
 
 class Description:
@@ -48,12 +48,13 @@ class Description:
             self.shards = _whole(self.settings["shards"])
             self.classnames = [str(name) for name, _ in told["classes"]]
             self.counts = [_whole(count, 0) for _, count in told["classes"]]
-            self.listing_sha256 = str(told["listing"]["sha256"])
+            self.parts = [str(digest) for digest in told["listing"]["parts"]]
             self.offsets = [_whole(offset, 0) for offset in told["listing"]["offsets"]]
             if self.settings["format"] != FORMAT:
                 raise ValueError(f"its format is {self.settings['format']}, and this version reads {FORMAT}")
-            parts_fit = len(self.offsets) == self.shards + 1 <= self.images + 1
-            if sum(self.counts) != self.images or not parts_fit or sorted(self.offsets) != self.offsets:
+            parts_fit = len(self.offsets) - 1 == len(self.parts) == self.shards <= self.images
+            rising = sorted([0, *self.offsets[1:]]) == self.offsets
+            if sum(self.counts) != self.images or not parts_fit or not rising:
                 raise ValueError("its numbers contradict each other")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path} does not describe a feature set: {error!r}") from error
@@ -96,29 +97,33 @@ class Description:
         """The command that extracts a shard, or all that are missing. Flags go before its KEY VALUE pairs."""
         return self.command if shard is None else self.command.replace("extract", f"extract --shard {shard}", 1)
 
-    def listing_is_sound(self) -> bool:
-        """Whether the list of images is as it was written; reads all of it."""
-        try:
-            return file_digest(self.folder / LISTING) == self.listing_sha256
-        except OSError:
-            return False
-
     def paths(self, shard: int) -> list[str]:
         """The paths of a shard's images, below the data sets' folder.
 
         Raises:
-            UserError: the listing is not as it was written.
+            UserError: the listing is not as it was written, or a path leads out of that folder.
         """
-        start, end = self.offsets[shard - 1 : shard + 1]
+        listing, (start, end) = self.folder / LISTING, self.offsets[shard - 1 : shard + 1]
+        changed = UserError(f"{listing} is not as it was written; put it back, or begin another set")
         try:
-            with open(self.folder / LISTING, "rb") as file:
+            with open(listing, "rb") as file:
+                if os.fstat(file.fileno()).st_size != self.offsets[-1]:  # or far more might be asked for than there is
+                    raise changed
                 file.seek(start)
-                lines = file.read(end - start).split(b"\n")[:-1]
+                part = file.read(end - start)
         except OSError as error:
-            raise UserError(f"cannot read {self.folder / LISTING}: {error.strerror}") from error
-        if len(lines) != len(self.rows(shard)):
-            raise UserError(f"{self.folder / LISTING} is not as it was written; put it back, or begin another set")
-        return [os.fsdecode(line) for line in lines]
+            raise UserError(f"cannot read {listing}: {error.strerror}") from error
+        paths = os.fsdecode(part).split("\n")[:-1]
+        if hashlib.sha256(part).hexdigest() != self.parts[shard - 1] or len(paths) != len(self.rows(shard)):
+            raise changed
+        if (astray := next(filter(leads_out, paths), None)) is not None:
+            raise UserError(f"{listing} names {astray!r}, which is not below the data sets' folder; begin another set")
+        return paths
+
+
+def leads_out(path: str) -> bool:
+    """Whether a path, as it is written, may lead out of the folder that it is joined to."""
+    return os.path.isabs(path) or (".." in path and ".." in PurePath(path).parts)
 
 
 def bounds(images: int, shards: int) -> list[int]:
@@ -134,24 +139,27 @@ def describe(
     Args:
         settings: what the features depend on, beside the images; with ``dim`` and ``shards``.
         classes: names, and numbers of images, in the order of labels.
-        paths: of the images, class by class.
+        paths: of the images, below the data sets' folder, class by class.
 
     Raises:
-        UserError: a path cannot stand on a line, or the folder cannot be written.
+        UserError: a path cannot stand on a line, or leads elsewhere, or the folder cannot be written.
     """
     images = sum(count for _, count in classes)
-    cuts, offsets, at, digest = set(bounds(images, settings["shards"])), [0], 0, hashlib.sha256()
+    cuts, offsets, parts, digest = {*bounds(images, settings["shards"])}, [0], [], hashlib.sha256()
     with atomic_write(folder / LISTING, "wb") as file:
         for number, path in enumerate(paths, start=1):
             if "\n" in path:
                 raise UserError(f"the path {path!r} has a line break; rename it")
+            if leads_out(path):
+                raise UserError(f"{path} is not below the data sets' folder; take a --root that holds all images")
             line = os.fsencode(path) + b"\n"
             file.write(line)
             digest.update(line)
-            at += len(line)
             if number in cuts:
-                offsets.append(at)
-    listing = {"sha256": digest.hexdigest(), "offsets": offsets}
+                offsets.append(file.tell())
+                parts.append(digest.hexdigest())
+                digest = hashlib.sha256()
+    listing = {"parts": parts, "offsets": offsets}
     told = {"settings": {"format": FORMAT, **settings}, "images": images, "classes": classes, "listing": listing}
     write_json({**told, COMMAND: command}, folder / DESCRIPTION)
 
@@ -285,6 +293,6 @@ def _draw(rows: range, shots: int, rng: random.Random, has: Callable) -> list[in
 
 
 def _whole(value: object, least: int = 1) -> int:
-    if type(value) is not int or value < least:
-        raise ValueError(f"{value!r} stands where a whole number from {least} on should")
+    if type(value) is not int or not least <= value <= MOST:
+        raise ValueError(f"{value!r} stands where a whole number from {least} to {MOST} should")
     return value

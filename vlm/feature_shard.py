@@ -102,9 +102,10 @@ class ShardWriter:
         self.path, self.form = path, form
         self._new: dict[int, int] = {}  # row -> status, not written yet
         try:
-            unfinished = path.is_file() and form.checksum_in(path) == UNFINISHED
-            self._file = open(path, "r+b" if unfinished else "w+b")  # noqa: SIM115  until finish or close
-            if not unfinished:
+            # A sound one was killed before finish could rename it.
+            ours = path.is_file() and (form.checksum_in(path) == UNFINISHED or form.is_sound(path))
+            self._file = open(path, "r+b" if ours else "w+b")  # noqa: SIM115  until finish or close
+            if not ours:
                 self._make()
             self._file.seek(form.status_at)
             self.status = np.frombuffer(bytearray(self._file.read()), np.uint8)

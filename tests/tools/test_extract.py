@@ -5,7 +5,9 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -15,6 +17,7 @@ import tools.features as tool
 from dassl.utils import alone_in, read_image
 from tests.common import REPOSITORY, WNIDS, damage
 from tools.feature_sets import extract, job
+from tools.sweeps import cluster
 from trainers.linear_probe import fit, predict
 from vlm import feature_shard
 from vlm.feature_set import FeatureSet
@@ -206,12 +209,50 @@ def test_a_mistake_is_one_message(make, more, changes, message):
 def test_a_shard_that_somebody_else_makes_is_left_to_them(make, folder):
     assert make("--shard", 1)[0] == 0
     with alone_in(folder / ".work/shard-00002-of-00003"):
-        code, _, error = make()
-    assert code == 2
-    assert "shard 2: " in error
-    assert f"in use by process {os.getpid()}" in error
+        code, text, _ = make()
+        asked_for = make("--shard", 2)
+    assert code == 0
+    assert re.search(rf"shard 2 of 3: being extracted by process {os.getpid()} on .* since [-: \d]*\d\n", text)
+    assert "1 of 3 shards are missing" in text
     assert "shard-00003-of-00003.safetensors" in shards_in(folder)
+    assert asked_for[0] == 2
+    assert f"shard 2: {folder}/.work/shard-00002-of-00003 is in use by process {os.getpid()}" in asked_for[2]
     assert make()[0] == 0
+
+
+def test_what_another_extraction_has_made_meanwhile_is_no_error(make, folder, monkeypatch):
+    done = extract.extract_shard
+    monkeypatch.setattr(extract, "extract_shard", lambda job, number: replace(done(job, number), error="was in use"))
+    code, text, error = make()
+    assert (code, error) == (0, "")
+    assert "complete" in text
+
+
+def test_a_task_waits_for_the_worker_that_it_replaces(make, folder, imagenet_root, monkeypatch):
+    assert make("--shard", 1)[0] == 0
+    monkeypatch.setattr(cluster, "POLL", 0.05)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    begun = threading.Event()
+
+    def dying():
+        with alone_in(folder / ".work/shard-00002-of-00003"):
+            begun.set()
+            time.sleep(0.5)
+
+    thread = threading.Thread(target=dying)
+    thread.start()
+    begun.wait()
+    done = extract.extract_shard(job.Job("ImageNet", str(imagenet_root), "tiny", "", "train", str(folder), 3), 2, 1)
+    assert (done.error, done.images) == ("", 5)
+    thread.join()
+
+
+def test_images_outside_the_data_sets_folder_are_in_no_set(make, folder, tmp_path, digits_root):
+    """Their place would mean another on another machine."""
+    code, _, error = make("DATASET.FOLDER", digits_root / "digits/images", dataset="ImageFolder", root=tmp_path)
+    assert code == 2
+    assert re.search("digits/images/.* is not below the data sets' folder", error)
+    assert not (folder / "set.json").exists()
 
 
 def test_a_set_is_shown_and_verified(make, folder, call):
@@ -242,12 +283,14 @@ def test_a_set_is_shown_and_verified(make, folder, call):
 
 
 @pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install ray")
-def test_tasks_of_ray_make_the_same_set(make, folder, imagenet_root):
+def test_tasks_of_ray_make_the_same_set(make, folder, imagenet_root, monkeypatch):
     """And what one of them cannot do comes back as its message; KEY VALUE pairs may follow --ray."""
     assert make(out="alone")[0] == 0
     whole = FeatureSet(folder.parent / "alone").features(range(15))
     damage(imagenet_root / PLACE.format(0))
-    code, text, error = make("--cpus", 1, "--ray", "DATALOADER.NUM_WORKERS", 1)
+    monkeypatch.chdir(folder.parent)
+    more = ["--output", folder.name, "--cpus", 1, "--ray", "DATALOADER.NUM_WORKERS", 1]
+    code, text, error = make(*more, root=os.path.relpath(imagenet_root))
     assert code == 2
     assert "shard 2: 1 of 5 images could not be read" in error
     assert shards_in(folder) == ["shard-00001-of-00003.safetensors", "shard-00003-of-00003.safetensors"]

@@ -12,7 +12,8 @@ from safetensors import safe_open
 
 from benchmarks.feature_set import room, simulate
 from dassl.utils import UserError
-from vlm.feature_set import Description, FeatureSet, describe
+from vlm import feature_set
+from vlm.feature_set import LISTING, Description, FeatureSet, describe
 from vlm.feature_shard import KEPT_EVERY, PAGE, ShardFormat, ShardWriter
 
 CLASSES = [("cat", 40), ("dog", 0), ("red panda", 61)]
@@ -59,7 +60,6 @@ def test_features_labels_and_paths_come_back_whatever_shard_they_are_in(told):
     assert features.labels(order).tolist() == [LABELS[i] for i in order]
     assert features.paths([100, 0, 26]) == [paths()[100], paths()[0], paths()[26]]
     assert features.features([]).shape == (0, DIM)
-    assert told.listing_is_sound()
     for outside in (-1, IMAGES):
         with pytest.raises(IndexError, match="0 to 100"):
             features.features([outside])
@@ -119,7 +119,7 @@ def test_others_read_a_shard_as_safetensors(told):
     assert told.path(2).stat().st_size == PAGE + 25 * (2 * DIM + 1)
 
 
-def test_a_killed_writer_is_followed_by_one_that_goes_on(tmp_path):
+def test_a_killed_writer_is_followed_by_one_that_goes_on(tmp_path, monkeypatch):
     """Nothing after the last sync is believed; what was synced is not asked for again."""
     form = ShardFormat(2 * KEPT_EVERY, DIM, "owner")
     features = torch.randn(form.rows, DIM)
@@ -134,10 +134,18 @@ def test_a_killed_writer_is_followed_by_one_that_goes_on(tmp_path):
     third = ShardWriter(tmp_path / "part", form)
     for row in third.missing():
         third.put(row, features[row])
-    third.finish(tmp_path / "whole")
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="No space left"):
+        patched.setattr(os, "replace", full)
+        third.finish(tmp_path / "whole")
+    fourth = ShardWriter(tmp_path / "part", form)
+    assert fourth.missing() == []  # it only lacked its name
+    fourth.finish(tmp_path / "whole")
     assert not (tmp_path / "part").exists()
     assert form.is_sound(tmp_path / "whole")
     assert torch.equal(torch.from_numpy(form.maps(tmp_path / "whole")[0].copy()), features.half())
+    content = (tmp_path / "whole").read_bytes()
+    (tmp_path / "damaged").write_bytes(content[:-1] + b"x")
+    assert len(ShardWriter(tmp_path / "damaged", form).missing()) == form.rows
     other = ShardWriter(tmp_path / "whole", ShardFormat(form.rows, DIM, "another"))
     assert len(other.missing()) == form.rows  # what belongs to another set is begun anew
 
@@ -149,10 +157,11 @@ def test_what_fp16_cannot_hold_is_refused(tmp_path, number):
         writer.put(0, torch.tensor([1.0, number]))
 
 
-def test_a_full_disk_is_met_before_anything_is_encoded(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
+def full(*_):
+    raise OSError(28, "No space left on device")
 
+
+def test_a_full_disk_is_met_before_anything_is_encoded(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
     with pytest.raises(UserError, match="No space left.*make room"):
         ShardWriter(tmp_path / "part", ShardFormat(10, 2, "owner"))
@@ -200,6 +209,10 @@ def test_damaged_content_is_found_by_who_reads_it(told):
         lambda told: told["settings"].update(format=2),
         lambda told: told["listing"]["offsets"].reverse(),
         lambda told: told["listing"].update(offsets=[0, None, 1, 2, 3]),
+        lambda told: told["listing"]["offsets"].__setitem__(0, 1),
+        lambda told: told["listing"]["offsets"].__setitem__(4, 2**70),
+        lambda told: told["listing"]["parts"].pop(),
+        lambda told: told.update(images=2**70, classes=[["cat", 2**70]]),
     ],
 )
 def test_a_description_that_makes_no_sense_is_refused(told, edit):
@@ -216,13 +229,34 @@ def test_so_is_one_that_is_none(told, content):
 
 
 def test_a_listing_that_was_changed_is_found(told, tmp_path):
-    listing = told.folder / "images.txt"
-    listing.write_bytes(listing.read_bytes().replace(b"photos/3.jpg\n", b"photos/333\n\n\n"))
-    assert not told.listing_is_sound()
+    """Also where its length and its lines are as they were: two images that have changed places have wrong labels."""
+    listing = told.folder / LISTING
+    content = listing.read_bytes()
+    listing.write_bytes(content.replace(b"photos/3.jpg\nphotos/4.jpg\n", b"photos/4.jpg\nphotos/3.jpg\n"))
     with pytest.raises(UserError, match="images.txt is not as it was written"):
         told.paths(1)
+    assert told.paths(2) == paths()[25:50]
+    listing.write_bytes(content + b"photos/101.jpg\n")
+    with pytest.raises(UserError, match="images.txt is not as it was written"):
+        told.paths(1)
+    listing.write_bytes(content)
+    change(told, lambda content: content["listing"]["offsets"].__setitem__(4, 2**50))  # to be read at once
+    with pytest.raises(UserError, match="images.txt is not as it was written"):
+        Description(told.folder).paths(4)
     with pytest.raises(UserError, match="line break"):
         describe(tmp_path / "other", {"dim": 1, "shards": 1}, [("", 1)], ["a\nb"], "")
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../x.jpg", "photos/../../x.jpg", ".."])
+def test_no_image_lies_outside_the_data(tmp_path, monkeypatch, path):
+    """Neither of a set that is begun, nor of one that somebody has made up."""
+    with pytest.raises(UserError, match=re.escape(f"{path} is not below the data sets' folder")):
+        describe(tmp_path, {"dim": 1, "shards": 1}, [("", 2)], ["a..b/..c.jpg", path], "")
+    with monkeypatch.context() as patched:
+        patched.setattr(feature_set, "leads_out", lambda _: False)
+        describe(tmp_path, {"dim": 1, "shards": 1}, [("", 2)], ["a..b/..c.jpg", path], "")
+    with pytest.raises(UserError, match=re.escape(f"names '{path}', which is not below")):
+        Description(tmp_path).paths(1)
 
 
 def test_a_hundred_million_features_are_opened_and_read_here_and_there(tmp_path):

@@ -16,6 +16,7 @@ from filelock import Timeout
 from tqdm import tqdm
 
 from dassl.utils import BadImage, UserError, alone_in, read_image
+from tools.sweeps.cluster import wait_for
 from vlm.feature_set import Description
 from vlm.feature_shard import ShardWriter
 from vlm.image_encoder import ImageEncoder
