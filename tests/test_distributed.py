@@ -7,18 +7,26 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock, Timeout
+from torch.utils.data import DataLoader
+from yacs.config import CfgNode
 
 import train
-from dassl.data.samplers import PARTS, TURNS, SharedBatches
-from dassl.utils import distributed, listdir_nohidden
+from dassl.data.samplers import PARTS, TURNS, SharedBatches, share_of, weight_of_part
+from dassl.engine import TrainerXU
+from dassl.engine.resumable import ResumableTrainer
+from dassl.utils import UserError, distributed, endings, listdir_nohidden, load_checkpoint, save_checkpoint
 from tests.common import REPOSITORY, tensors
 from tests.conftest import Run
+from vlm import feature_store
 
 TUNE = (
     *("--trainer", "CLIPFineTune", "--config-file", REPOSITORY / "configs/trainers/CLIPFineTune/tiny.yaml"),
@@ -100,6 +108,7 @@ def test_two_processes_do_what_one_does_and_end_with_one_message(run, command, t
         tmp_path,
         ("gradients", []),
         *((name, command(*settings, trainer=trainer, out=f"{name}2")) for name, (trainer, _, settings) in runs.items()),
+        ("own_loop", command(*COOP, out="own_loop")),
         ("unaveraged", command(*COOP, out="unaveraged")),
         ("refused", command("TEST.EVALUATOR", "Clasification", out="refused")),
         ("mistaken", command(*COOP, out="mistaken")),
@@ -107,12 +116,15 @@ def test_two_processes_do_what_one_does_and_end_with_one_message(run, command, t
     )
     codes = dict(re.findall(r"^(\w+) ended in (\d+)$", ended.stdout, re.MULTILINE))
     mistakes = dict.fromkeys(("unaveraged", "refused", "mistaken", "killed"), "2")
-    assert codes == {**dict.fromkeys(("gradients", *runs), "0"), **mistakes}, ended.stderr
+    assert codes == {**dict.fromkeys(("gradients", "own_loop", *runs), "0"), **mistakes}, ended.stderr
     for name, (trainer, model, settings) in runs.items():
         one = run(*settings, trainer=trainer, out=name)
         assert one.code == 0, one.error
         same_results(one, Run(0, tmp_path / f"{name}2", ""), model)
     assert "Processes: 2, each" in (tmp_path / "tune2/log.txt").read_text()
+    assert load_checkpoint(tmp_path / "tune2/clip/model.pth.tar-3")["processes"] == [2]
+    same_tensors(*(tmp_path / name / "prompt_learner/model.pth.tar-2" for name in ("coop", "own_loop")))
+    assert "a step of its own" in (tmp_path / "unaveraged/log.txt").read_text()
     check_messages(ended.stderr, tmp_path)
     again = check_loss(ended.stderr, tmp_path / "killed")
     resumed = start([sys.executable, "-m", "torch.distributed.run", *again[1:]])
@@ -173,6 +185,87 @@ def test_the_parts_of_all_processes_are_the_batch_and_their_turns_the_epoch(as_r
     assert [[*itertools.chain(*of)] for of in parts] == whole
     assert all(max(map(len, of)) - min(map(len, of)) <= 1 for of in parts)
     assert sorted(batch for rank in range(size) for batch in shares[TURNS, rank]) == whole
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_loader_is_shared_in_the_engines_own_loop_alone(as_rank, size):
+    as_rank(1, size)
+    trainer, seen = object.__new__(TrainerXU), []
+    loaders = [DataLoader(range(12), batch_sampler=SharedBatches(range(12), 6, False)) for _ in range(2)]
+    trainer.train_loader_x, trainer.train_loader_u = loaders
+    trainer.cfg = CfgNode({"TRAIN": {"COUNT_ITER": "train_x"}})
+    trainer.run_batches = lambda batches, number: seen.extend((*map(share_of, loaders), len(list(batches)), number))
+    assert [len(indices) for indices in loaders[0].batch_sampler] == [6, 6]
+    trainer.run_epoch()
+    assert seen == [PARTS, PARTS, 2, 2]
+    assert [len(indices) for indices in loaders[0].batch_sampler] == [6, 6]
+
+
+def test_parts_of_the_batches_of_a_step_weigh_the_same_or_are_refused_by_all(as_rank):
+    assert weight_of_part([{"parts": [3, 4]}]) == 1  # of one process
+    for rank in range(3):
+        as_rank(rank, 3)
+        assert weight_of_part([{"parts": [2, 2, 2]}, {"parts": [4, 4, 4]}, "whole"]) == 1
+        assert weight_of_part([{"parts": [1, 2, 2]}, {"parts": [2, 4, 4]}]) == [0.6, 1.2, 1.2][rank]
+        with pytest.raises(UserError, match="must be a multiple of the 3 processes, or the same"):
+            weight_of_part([{"parts": [1, 2, 3]}, {"parts": [2, 2, 2]}])  # the second one's weights are alike
+
+
+def test_other_launchers_processes_run_alone_and_none_waits_without_end(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with endings.one_of_several():
+        assert distributed.world_size() == 1
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    handlers, join = [], distributed.join
+    monkeypatch.setattr(endings, "join", lambda: (handlers.append(signal.getsignal(signal.SIGTERM)), join()))
+    before = signal.getsignal(signal.SIGTERM)
+    told = "processes of the run do not find each other: .*MASTER_ADDR.*; start it with torchrun$"
+    with pytest.raises(UserError, match=told), endings.one_of_several():
+        pass
+    assert handlers == [before]
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    monkeypatch.setattr(distributed, "RENDEZVOUS", timedelta(seconds=1))
+    with pytest.raises(UserError, match="start it with torchrun$"), endings.one_of_several():
+        pass
+
+
+def test_a_run_of_several_processes_waits_for_another_run_for_a_while(as_rank, tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_store, "PATIENCE", 0.1)
+    store = feature_store.FeatureStore(tmp_path, {"weights": "sha"}, 1)
+    left, written = (store.folder / f".{name}.x1y2.tmp" for name in ("left", "written"))
+    left.touch()
+    os.utime(left, (0, 0))
+    written.touch()
+    as_rank(0, 2)
+    with FileLock(store.folder / ".lock") as other:
+        with store.locked():
+            assert other.is_locked
+        with pytest.raises(Timeout):
+            FileLock(store.folder / ".lock").acquire(timeout=0)
+    assert (left.exists(), written.exists()) == (False, True)
+
+
+def test_it_is_known_how_many_processes_each_part_of_a_run_had(as_rank):
+    trainer = object.__new__(ResumableTrainer)
+    assert trainer.processes == [1]
+    for size, before, all_of_them in ((3, (), [3]), (3, (3,), [3]), (2, (3,), [3, 2]), (1, (1, 2), [1, 2, 1])):
+        as_rank(0, size)
+        trainer._processes = before
+        assert trainer.processes == all_of_them
+
+
+def test_the_record_of_a_run_that_went_on_with_another_number_of_processes_tells_all(run):
+    short = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", True)
+    first = run(*short)
+    path = first.folder / "prompt_learner/model.pth.tar-1"
+    checkpoint = load_checkpoint(path)
+    assert not {"processes"} & (checkpoint.keys() | first.record.keys())
+    save_checkpoint({**checkpoint, "processes": [3]}, path.parent)
+    assert run(*short).record["processes"] == [3, 1]
 
 
 def test_without_torchrun_nothing_is_shared(monkeypatch, run):

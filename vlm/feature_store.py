@@ -27,6 +27,8 @@ from dassl.utils.files import remove_temporaries
 DESCRIPTION = "encoder.json"  # what the folder's features were made with; for people
 FOLDER = re.compile("[0-9a-f]{32}")  # the name of an encoder's folder
 KEY_BYTES = 16
+PATIENCE = 60.0  # seconds in which one of several processes of a run waits for another run
+ABANDONED = 3600.0  # seconds after which nobody is writing to a file any more; processes without the lock may be
 IN_MEMORY: dict[tuple[str, bytes], torch.Tensor] = {}  # what a process was given, by encoder and :func:`keys_digest`
 DAMAGE = (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError)
 
@@ -77,20 +79,23 @@ class FeatureStore:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """For the body of a ``with``, no other process computes features of this encoder, but for those of the same
-        run: they have images of their own."""
+        run: they have images of their own. They wait for each other as well, so none of them waits for another run
+        without end: at worst, something is computed twice."""
         from filelock import FileLock, Timeout
 
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / (f".lock-{rank()}" if rank() else ".lock"))
         try:
-            held = lock.acquire(timeout=0)
+            lock.acquire(timeout=0)
         except Timeout:
             print("Waiting for another process that computes features with the same encoder")
-            held = lock.acquire()
-        with held:
-            if world_size() == 1:  # others of this run may be writing
-                remove_temporaries(self.folder)
+            with contextlib.suppress(Timeout):
+                lock.acquire(timeout=PATIENCE if world_size() > 1 else -1)
+        try:
+            remove_temporaries(self.folder, older_than=ABANDONED)
             yield
+        finally:
+            lock.release()
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, torch.Tensor]:
         """The features that are there, each (embed_dim,)."""

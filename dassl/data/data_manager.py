@@ -189,7 +189,6 @@ def build_data_loader(
     }
     if world_size() > 1:
         batches = {"batch_sampler": SharedBatches(**batches)}
-        batches["batch_sampler"].share = PARTS if is_train else ""
     return (TrainLoader if is_train else Loader)(
         (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train),
         **batches,

@@ -129,7 +129,7 @@ class FeatureLoader:
                 break
         threads = max(1, self.loader.num_workers)
         self._have = {}
-        shared = share_of(self) == PARTS and not self._is_random
+        shared = share_of(self) != TURNS and not self._is_random
         for turn in range(world_size() if shared else 1):
             some = list(requests.items())
             some = some[(rank() + turn) % world_size() :: world_size()] if shared else some

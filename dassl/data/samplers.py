@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -121,9 +121,9 @@ PARTS, TURNS = "parts", "turns"
 
 
 class SharedBatches(BatchSampler):
-    """Batches of a run of several processes. Of what all of them are, this process's ``share`` is a part of each
-    (``PARTS``), as in training, where all go in step; or every n-th batch, whole (``TURNS``), as in evaluation; or
-    everything, where ``share`` is empty."""
+    """Batches of a run of several processes. Of what all of them are, this process's ``share`` is everything; or, where
+    :func:`shared` says so, a part of each (``PARTS``), as in the engine's training, where all go in step; or every n-th
+    batch, whole (``TURNS``), as in evaluation."""
 
     share = ""
 
@@ -144,14 +144,14 @@ def share_of(loader: Any) -> str:
 
 
 @contextmanager
-def in_turns(loader: Any) -> Iterator[bool]:
-    """For the body of a ``with``, a loader gives each process every n-th batch. Not one that others made: that gives
-    everything to each, and what is yielded is False."""
+def shared(loader: Any, share: str) -> Iterator[bool]:
+    """For the body of a ``with``, a loader gives each process its share, ``PARTS`` or ``TURNS``. Not one that others
+    made: that gives everything to each, and what is yielded is False."""
     batches = getattr(loader, "batch_sampler", None)
     if not isinstance(batches, SharedBatches):
         yield False
         return
-    before, batches.share = batches.share, TURNS
+    before, batches.share = batches.share, share
     try:
         yield True
     finally:
@@ -176,7 +176,20 @@ def in_step(batch: dict | None) -> dict | None:
     return {**batch, "parts": sizes}
 
 
-def weight_of_part(batch: Any) -> float:
-    """What the mean over this process's part of a batch counts, 1 being the mean of all parts."""
-    sizes = batch.get("parts") if isinstance(batch, dict) else None
-    return sizes[rank()] * len(sizes) / sum(sizes) if sizes else 1.0
+def weight_of_part(batches: Iterable[Any]) -> float:
+    """What the mean over this process's part of the batches of a step counts, 1 being the mean of all parts.
+
+    Raises:
+        UserError: it is not the same for all of the batches. Every process finds so.
+    """
+    if world_size() == 1:
+        return 1.0
+    whole = {"parts": [1] * world_size()}
+    parts = [(whole | batch if isinstance(batch, dict) else whole)["parts"] for batch in batches]
+    weights = {tuple(size * len(sizes) / sum(sizes) for size in sizes) for sizes in parts}
+    if len(weights) > 1:
+        raise UserError(
+            "the parts of labelled and unlabelled batches are unlike: BATCH_SIZE of both must be a multiple of the "
+            f"{world_size()} processes, or the same, and each image be one that can be read"
+        )
+    return weights.pop()[rank()]

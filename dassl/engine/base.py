@@ -28,6 +28,7 @@ from dassl.utils import (
     world_size,
 )
 from dassl.utils.checkpoint import find_checkpoint, in_step, load_state, newest, resume_from_file
+from dassl.utils.collectives import are_averaged
 
 AFTER_TRAINING = "after training"  # a stage
 
@@ -47,7 +48,6 @@ class TrainerBase:
     stage = "before training"  # what is being done, for the message that a stopped run leaves
     kept_epoch = 0  # the epoch after which the newest checkpoint was saved
     part_weight = 1.0  # of several processes, what this one's part of the batch counts; 1 is the mean
-    _averaged = False  # whether the gradients of this batch are those of all processes
 
     def __init__(self):
         self._models: dict[str, nn.Module] = {}
@@ -133,12 +133,11 @@ class TrainerBase:
         if world_size() > 1:
             trained = (p for model in self._models.values() for p in model.parameters() if p.requires_grad)
             self.detect_anomaly(average_gradients(trained, loss))
-            self._averaged = True
 
-    def _check_averaged(self, *_) -> None:
+    def _check_averaged(self, optim: torch.optim.Optimizer, *_) -> None:
         """Raise :class:`UserError` where an optimizer would step by the gradients of one of several processes."""
-        if not self._averaged:
-            why = "it steps an optimizer without model_backward, which averages gradients"
+        if not all(are_averaged(group["params"]) for group in optim.param_groups):
+            why = "it steps an optimizer by gradients that model_backward has not averaged"
             raise UserError(f"{type(self).__name__} does not run in several processes: {why}. Start it with python")
 
     def model_update(self, names: str | list[str] | None = None) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dassl import __version__
 from dassl.config import to_dict
-from dassl.utils import UserError, from_first, gather, package_versions, world_size, write_json
+from dassl.utils import UserError, from_first, gather, package_versions, write_json
 from dassl.utils.checkpoint import find_checkpoint, in_step
 from dassl.utils.downloads import file_digest
 from dassl.utils.env import machine
@@ -67,7 +67,7 @@ def write_record(trainer: SimpleTrainer, seconds: float, command: list[str], cod
         "code": code,
         "versions": {"dassl": __version__, **package_versions()},
         "machine": {"device": str(trainer.device), **machine()},
-        **({"processes": world_size()} if world_size() > 1 else {}),
+        **_processes(trainer.processes),
         "command": command,
         "config": to_dict(cfg),
     }
@@ -78,6 +78,11 @@ def _counts(trainer: SimpleTrainer) -> dict[str, int]:
     """Of how many images how many were right, where the result is an accuracy."""
     names = ("correct", "total") if "accuracy" in (trainer.results or {}) else ()
     return {name: getattr(trainer.evaluator, f"_{name}") for name in names if hasattr(trainer.evaluator, f"_{name}")}
+
+
+def _processes(numbers: list[int]) -> dict[str, int | list[int]]:
+    """How many processes there were, if several: a number, or that of each part of a run that went on with another."""
+    return {} if numbers == [1] else {"processes": numbers if len(numbers) > 1 else numbers[0]}
 
 
 def _content(trainer: SimpleTrainer, split: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 from dassl.config.saved import changed_settings
 from dassl.data.bad_images import BadImages
 from dassl.data.datasets.fingerprint import fingerprints
-from dassl.utils import UserError, from_first, gather, is_first, load_checkpoint, save_checkpoint
+from dassl.utils import UserError, from_first, gather, is_first, load_checkpoint, save_checkpoint, world_size
 from dassl.utils.checkpoint import BEST, in_step, remove_superseded
 
 from .base import TrainerBase
@@ -24,6 +24,7 @@ class ResumableTrainer(TrainerBase):
 
     best_result = -math.inf  # on validation images, of the epochs so far
     forced: tuple[str, ...] = ()  # what was not the same in earlier parts of the run, where --force-resume went on
+    _processes: tuple[int, ...] = ()  # how many there were in earlier parts of the run
     _saved_at = math.inf  # seconds; a method with a before_train of its own keeps no checkpoints by the clock
 
     @cached_property
@@ -68,9 +69,16 @@ class ResumableTrainer(TrainerBase):
         self.init_writer(str(Path(self.output_dir, "tensorboard")))
         self.time_start = self._saved_at = time.time()
 
+    @property
+    def processes(self) -> list[int]:
+        """How many processes the run has; before that, how many it had where it went on with another number."""
+        earlier = list(self._processes)
+        return earlier if earlier[-1:] == [world_size()] else [*earlier, world_size()]
+
     def run_state(self) -> dict[str, Any]:
         own = {"best_result": self.best_result, "origin": self.origin, **self.bad_images.state()}
-        return {**super().run_state(), **own, **({"forced": list(self.forced)} if self.forced else {})}
+        several = {"processes": self.processes} if self.processes != [1] else {}
+        return {**super().run_state(), **own, **several, **({"forced": list(self.forced)} if self.forced else {})}
 
     def resume_run_state(self, checkpoint: dict[str, Any]) -> None:
         """
@@ -92,6 +100,7 @@ class ResumableTrainer(TrainerBase):
             print(f"--force-resume: {change}")
         # What was best under other settings is nothing to be compared with.
         self.best_result = -math.inf if changed else checkpoint.get("best_result", self.best_result)
+        self._processes = tuple(checkpoint.get("processes", [1]))
         self.bad_images.resume(checkpoint)
 
     def _restore_best_result(self, directory: str) -> None:

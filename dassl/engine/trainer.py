@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 from dassl.data import DataManager
 from dassl.data.bad_images import knowing_the_last
 from dassl.data.feature_loader import FeatureLoader, FeatureSource
-from dassl.data.samplers import in_turns, weight_of_part
+from dassl.data.samplers import PARTS, TURNS, shared, weight_of_part
 from dassl.evaluation import build_evaluator
 from dassl.utils import (
     AverageMeter,
@@ -176,9 +176,9 @@ class SimpleTrainer(ResumableTrainer):
         self.evaluator.reset()
         loader = self.bad_images.left_out_of(split, self._loader_of(split))
         print(f"Evaluate on the *{split}* set")
-        with in_turns(loader) as shared:
+        with shared(loader, TURNS) as dealt:
             outputs = self._outputs(tqdm(loader, disable=None, leave=False, desc=f"evaluating {split}", unit="batch"))
-            for output, labels in in_rounds(outputs, self.device) if shared else outputs:
+            for output, labels in in_rounds(outputs, self.device) if dealt else outputs:
                 self.evaluator.process(output, labels)
         self.bad_images.gather()
         if split in self.bad_images or self.stage == AFTER_TRAINING:  # a method may have its own after_train
@@ -212,7 +212,7 @@ class SimpleTrainer(ResumableTrainer):
             data_time.update(time.time() - end)
             # The rate of this batch: on the last one, forward_backward steps the schedule.
             self.batch_rate = rate = self.get_current_lr()
-            self._averaged, self.part_weight = False, weight_of_part(batch[0])
+            self.part_weight = weight_of_part(batch)
             figures = average_figures(self.forward_backward(*batch), self.part_weight)
             self.check_losses(figures)
             losses.update(figures)
@@ -225,6 +225,7 @@ class SimpleTrainer(ResumableTrainer):
                 self.write_scalar(f"train/{name}", meter.avg, step)
             self.write_scalar("train/lr", rate, step)
             end = time.time()
+        self.part_weight = 1.0
         self.bad_images.gather()
 
     def _print_progress(
@@ -243,7 +244,8 @@ class TrainerX(SimpleTrainer):
     """A trainer on labelled data: ``forward_backward`` takes a batch of ``train_loader_x``."""
 
     def run_epoch(self) -> None:
-        self.run_batches(zip(self.train_loader_x), len(self.train_loader_x))
+        with shared(self.train_loader_x, PARTS):
+            self.run_batches(zip(self.train_loader_x), len(self.train_loader_x))
 
     def forward_backward(self, batch: dict) -> dict[str, float]:
         """One training step; returns the figures to report."""

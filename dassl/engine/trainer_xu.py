@@ -8,6 +8,7 @@ from itertools import islice
 
 import torch
 
+from dassl.data.samplers import PARTS, shared
 from dassl.utils import UserError, check_availability
 
 from .trainer import SimpleTrainer
@@ -30,7 +31,8 @@ class TrainerXU(SimpleTrainer):
         check_availability(self.cfg.TRAIN.COUNT_ITER, lengths, "TRAIN.COUNT_ITER")
         number = lengths[self.cfg.TRAIN.COUNT_ITER]
         batches = (islice(self._repeated(loader, number), number) for loader in loaders)
-        self.run_batches(zip(*batches, strict=False), number)  # a loader leaves out batches that cannot be read
+        with shared(loaders[0], PARTS), shared(loaders[1], PARTS):
+            self.run_batches(zip(*batches, strict=False), number)  # a loader leaves out batches that cannot be read
 
     def _repeated(self, loader, number: int) -> Iterator[dict]:
         """At least ``number`` batches. Each pass has an order and draws of its own, which follow from the epoch."""

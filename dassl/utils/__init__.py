@@ -14,7 +14,7 @@ _MODULE_OF = {
         "env": "collect_env_info keep_memory package_versions release_memory",
         "errors": "BadImage NotANumber UserError cannot_write command_line nearest reason_of",
         "files": "atomic_write check_isfile is_utf8 listdir_nohidden mkdir_if_missing read_image read_json write_json",
-        "locks": "alone_in",
+        "locks": "InUse alone_in",
         "logger": "setup_logger log_to",
         "meters": "AverageMeter MetricMeter",
         "registry": "Registry check_at_least check_availability tolist_if_not",

@@ -13,6 +13,8 @@ from torch import nn
 from .distributed import gather, local_rank, local_size, rank, reaching_all, world_size
 from .errors import UserError
 
+AVERAGED = "_averaged"  # the mark of a parameter whose gradient is the mean over the processes
+
 
 def device_of(use_cuda: bool) -> torch.device:
     """Where this process computes: on CUDA, where that is there and wanted, each process of a machine on a device of
@@ -86,7 +88,15 @@ def average_gradients(parameters: Iterable[nn.Parameter], loss: torch.Tensor) ->
     for parameter, gradient, some, mean in zip(parameters, gradients, has, means, strict=True):
         if some:  # in the layout of the gradient: fused optimizers go through memory, not through indices
             parameter.grad = gradient.copy_(mean.view_as(gradient))
+        if not hasattr(parameter, AVERAGED):
+            parameter.register_post_accumulate_grad_hook(lambda changed: setattr(changed, AVERAGED, False))
+        setattr(parameter, AVERAGED, True)
     return loss
+
+
+def are_averaged(parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether nothing was added to the gradients that these parameters have since they were averaged."""
+    return all(getattr(parameter, AVERAGED, False) for parameter in parameters if parameter.grad is not None)
 
 
 def average_figures(figures: dict[str, Any] | None, weight: float) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)  # in which a process must come to where others wait for it
+RENDEZVOUS = timedelta(minutes=5)  # in which the processes must find each other
 
 
 class PeerLost(Exception):
@@ -161,14 +162,33 @@ def place_of(number: int) -> tuple[str, int]:
     return tuple(json.loads(_group.store.get(f"place/{number}")))
 
 
+def was_started_with_others() -> bool:
+    """Whether torchrun started this process as one of several. Other launchers, such as Slurm's, may set some of its
+    variables for processes that are to run alone."""
+    return {"RANK", "LOCAL_RANK"} <= os.environ.keys() and int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
 def join() -> None:
-    """Become one of the processes that torchrun started."""
+    """Become one of the processes that torchrun started.
+
+    Raises:
+        UserError: they do not find each other.
+    """
+    try:
+        _join()
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"the processes of the run do not find each other: {reason_of(error)}; start it with torchrun"
+        ) from error
+
+
+def _join() -> None:
     global _group
     import torch
     import torch.distributed as dist
 
     with_cuda = torch.cuda.is_available() and dist.is_nccl_available()
-    store, number, size = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
+    store, number, size = next(iter(dist.rendezvous("env://", timeout=RENDEZVOUS)))
     store = dist.PrefixStore(f"run{next(_groups)}", store)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if with_cuda else "gloo",  # by where a tensor lies

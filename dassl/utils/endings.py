@@ -30,6 +30,7 @@ from .distributed import (
     rank,
     store,
     told_by,
+    was_started_with_others,
     world_size,
 )
 from .errors import UserError
@@ -62,12 +63,12 @@ def going_on(where: str, goes_on: str, script: str, argv: list[str]) -> str:
 def one_of_several() -> Iterator[None]:
     """For the body of a ``with``, the processes that torchrun started are one run. A process that is not to tell its
     error ends in ``SystemExit``. Without torchrun, nothing happens."""
-    if int(os.environ.get("WORLD_SIZE", 1)) < 2 or "RANK" not in os.environ:
+    if not was_started_with_others():
         yield
         return
     _ending.clear()
+    join()  # SIGTERM ends a process that is waiting for others here
     before, whole = signal.signal(signal.SIGTERM, _terminated), False
-    join()
     try:
         with nullcontext() if is_first() else _silent(), _watched():
             try:

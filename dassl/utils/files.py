@@ -7,6 +7,7 @@ import json
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,11 +59,13 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def remove_temporaries(folder: str | os.PathLike) -> None:
-    """Remove what writers that were killed have left in a folder. Nobody may be writing to it now."""
+def remove_temporaries(folder: str | os.PathLike, older_than: float = 0) -> None:
+    """Remove what writers that were killed have left in a folder. Nobody may be writing to it now, unless what was
+    written to in as many seconds is left alone."""
     for path in Path(folder).glob(f".*{TEMPORARY}"):
         with contextlib.suppress(OSError):
-            path.unlink()
+            if not older_than or time.time() - path.stat().st_mtime > older_than:
+                path.unlink()
 
 
 def _umask() -> int:

@@ -23,13 +23,20 @@ PATIENCE = 10  # seconds in which what a killed process has left behind comes to
 POLL = 0.1  # seconds
 
 
+class InUse(UserError):
+    """Another process is in a folder: ``process`` tells which, where, since when."""
+
+    process = ""
+
+
 @contextmanager
 def alone_in(folder: str | os.PathLike) -> Iterator[None]:
     """For the body of a ``with``, no other process is in the same body for this folder. The lock ends with the process,
     however that ends.
 
     Raises:
-        UserError: another one is; the message tells its process, host and since when. Or the folder cannot be written.
+        InUse: another one is; the message tells its process, host and since when.
+        UserError: the folder cannot be written.
     """
     mkdir_if_missing(folder)
     owner = Path(folder, OWNER)
@@ -59,9 +66,9 @@ def _locked(path: Path, owner: Path) -> FileLock:
         except Timeout as error:
             process, lives = _told_by(owner)
             if lives or time.monotonic() > deadline:
-                raise UserError(
-                    f"{path.parent} is in use by {process}. Wait for it, stop it, or take another folder"
-                ) from error
+                busy = InUse(f"{path.parent} is in use by {process}. Wait for it, stop it, or take another folder")
+                busy.process = process
+                raise busy from error
         except OSError as error:
             raise cannot_write(path, error) from error
 

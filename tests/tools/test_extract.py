@@ -16,8 +16,8 @@ import torch
 import tools.features as tool
 from dassl.utils import alone_in, read_image
 from tests.common import REPOSITORY, WNIDS, damage
+from tools.clusters import tasks
 from tools.feature_sets import extract, job
-from tools.sweeps import cluster
 from trainers.linear_probe import fit, predict
 from vlm import feature_shard
 from vlm.feature_set import FeatureSet
@@ -230,7 +230,7 @@ def test_what_another_extraction_has_made_meanwhile_is_no_error(make, folder, mo
 
 def test_a_task_waits_for_the_worker_that_it_replaces(make, folder, imagenet_root, monkeypatch):
     assert make("--shard", 1)[0] == 0
-    monkeypatch.setattr(cluster, "POLL", 0.05)
+    monkeypatch.setattr(tasks, "POLL", 0.05)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     begun = threading.Event()
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -19,11 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dassl.utils import UserError, check_at_least, reason_of
+from dassl.utils import InUse, UserError, alone_in, check_at_least, reason_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HERE, AUTO, CLIENT = "", "auto", "ray://"
 PATIENCE = 10  # seconds for a cluster to answer, for tasks that are cancelled to end
+OF_THE_LOST = 180  # seconds in which a lost node, or the file server for it, lets go of a folder
+POLL = 2  # seconds
 RETRIES = 5  # of a task whose worker or node was lost; one that kills its worker every time must come to an end
 IN_FLIGHT = 1_000  # tasks that Ray knows of at most; it starts what the nodes hold
 STORE_BYTES = 1_000_000_000  # of the object store on this machine, at most
@@ -212,3 +215,15 @@ def _cancel(references: list) -> None:
         ray.cancel(reference, force=True)
     if references:
         ray.wait(references, num_returns=len(references), timeout=PATIENCE)
+
+
+def wait_for(folder: Path) -> None:
+    """Wait until nobody is in a folder: a worker outlives its node by a moment. Patience ends after a while; who goes
+    there is then told who is."""
+    deadline = time.monotonic() + OF_THE_LOST
+    while time.monotonic() < deadline:
+        try:
+            with alone_in(folder):
+                return
+        except InUse:
+            time.sleep(POLL)

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from filelock import Timeout
 from tqdm import tqdm
 
-from dassl.utils import BadImage, UserError, alone_in, read_image
-from tools.sweeps.cluster import wait_for
+from dassl.utils import BadImage, InUse, UserError, alone_in, read_image
+from tools.clusters.tasks import wait_for
 from vlm.feature_set import Description
 from vlm.feature_shard import ShardWriter
 from vlm.image_encoder import ImageEncoder
@@ -123,8 +122,8 @@ def extract_shard(job: Job, number: int, threads: int = 0) -> Done:
             work.parent.rmdir()
     except UserError as error:
         done.error = str(error)
-        if isinstance(error.__cause__, Timeout):  # as alone_in says it
-            done.by = done.error.rpartition(" in use by ")[2].partition(". Wait")[0]
+        if isinstance(error, InUse):
+            done.by = error.process
     return done
 
 

@@ -7,18 +7,12 @@ was lost with its node goes on from its checkpoints.
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from pathlib import Path
 
-from dassl.utils import UserError, alone_in
 from tools.clusters import tasks
 from tools.sweeps.grid import Cell
 from tools.sweeps.local import run_cell
 from tools.sweeps.order import Ended
-
-PATIENCE = 180  # seconds in which a lost node, or the file server for it, lets go of a run's folder
-POLL = 2  # seconds
 
 
 class OnRay:
@@ -67,17 +61,5 @@ def run_there(cell: Cell, threads: int, *shared) -> str | None:
     if cell.finished:
         return None
     take(*shared)
-    wait_for(cell.folder)
+    tasks.wait_for(cell.folder)
     return run_cell(cell, threads)
-
-
-def wait_for(folder: Path) -> None:
-    """Wait until nobody is in a run's folder: a worker outlives its node by a moment. Patience ends after a while; then
-    the run says who is there."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        try:
-            with alone_in(folder):
-                return
-        except UserError:
-            time.sleep(POLL)
