@@ -1,6 +1,10 @@
 """Calling the tool that a file of tests is about."""
 
+import os
+
 import pytest
+
+os.environ["RAY_worker_niceness"] = "0"  # other tests run beside Ray's workers, and would go first
 
 
 @pytest.fixture
