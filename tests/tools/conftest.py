@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-os.environ["RAY_worker_niceness"] = "0"  # other tests run beside Ray's workers, and would go first
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  Else other tests, which run beside, go first.
 
 
 @pytest.fixture
