@@ -15,7 +15,7 @@ from tests.fuzz.cases import COUNTS
 configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir(), "hypothesis"))  # else .hypothesis, beside us
 settings.register_profile(
     "ci",
-    max_examples=25,
+    max_examples=15,
     derandomize=True,
     deadline=None,
     database=None,
