@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import train
@@ -38,6 +39,14 @@ class Run:
 
     def checkpoint(self, epoch: int) -> Path:
         return self.folder / "prompt_learner" / f"model.pth.tar-{epoch}"
+
+
+@pytest.fixture(autouse=True)
+def _as_many_threads():
+    """A sweep in this process sets their number; tests that run beside each other have one core each."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session", autouse=True)
