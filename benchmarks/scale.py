@@ -35,7 +35,7 @@ from vlm.load import load
 
 TEXT = {(10, 16): "fit", (100, 16): "check", (100, 4): "check", (300, 16): "check", (1000, 16): "fit"}
 IMAGES = {16: "fit", 64: "check", 192: "fit"}
-RUNS = {4: "fit", 8: "check", 12: "fit"}
+RUNS = {2: "fit", 4: "check", 6: "fit"}
 PLACES = {"two at a time": ["--jobs", "2"], "on Ray, two at a time": ["--ray", "--jobs", "2"]}  # the largest of RUNS
 BATCH = 128  # of fine-tuning, over all processes
 MANY = 100_000_000  # images
@@ -122,7 +122,7 @@ def runs(turns: int) -> None:
             def once() -> None:
                 turn.append(0)
                 file = Path(folder, "sweep.yaml")
-                output = Path(folder, f"{count}-{len(turn)}-{flags[0]}")
+                output = Path(folder, "".join([str(count), *flags, f"-{len(turn)}"]))
                 file.write_text(ALONE.format(folder=output, seeds=list(range(1, count + 1))))
                 keys = ["OPTIM.MAX_EPOCH", "5", "FEATURES.CACHE_DIR", f"{folder}/cache"]
                 if sweep.main([str(file), "--root", f"{folder}/data", *flags, *keys]):
