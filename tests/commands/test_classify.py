@@ -17,6 +17,7 @@ from commands.images import AHEAD, read_ahead
 from commands.output import write_result
 from dassl.utils import UserError
 from datasets.digits import NAMES
+from tests.common import damage
 from vlm import openai
 from vlm.templates import ALL, SELECT
 from vlm.tiny import load_tiny
@@ -153,13 +154,17 @@ def test_images_are_read_a_few_ahead_only():
 
 
 def test_one_damaged_image_does_not_cost_the_others(photos, call, tmp_path):
-    broken = tmp_path / "broken.png"
-    broken.write_bytes((photos / "a.png").read_bytes()[:500])
-    result = call(photos / "a.png", broken, photos / "b.JPG", "--classes", *CLASSES, *TINY, "--json")
+    broken = [tmp_path / "first.png", tmp_path / "third.png"]
+    damage(*broken)
+    classes = ("--classes", *CLASSES, *TINY, "--json")
+    result = call(broken[0], photos / "a.png", broken[1], photos / "b.JPG", *classes)
     assert result.code == 2
     assert [Path(record["image"]).name for record in result.records] == ["a.png", "b.JPG"]
-    assert f"cannot read {broken}" in result.error
-    assert "1 of 3 images" in result.error
+    assert all(f"cannot read {path}" in result.error for path in broken)
+    assert "2 of 4 images" in result.error
+    for number, name in enumerate(("a.png", "b.JPG")):
+        assert result.probabilities(number) == pytest.approx(call(photos / name, *classes).probabilities(), abs=1e-5)
+    assert result.probabilities(0) != pytest.approx(result.probabilities(1), abs=0.01)
 
 
 # ---- the sheet ----

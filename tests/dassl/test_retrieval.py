@@ -70,6 +70,21 @@ def test_of_equal_scores_the_right_ones_come_last():
     )
 
 
+def test_more_right_answers_than_places(evaluator):
+    """An image with twelve texts, of which a foreign one comes before the sixth. Among the first ten there are nine of
+    its own, and ten would be the most."""
+    places = torch.arange(13.0)
+    texts = torch.stack(
+        [20 - places, places], dim=1
+    )  # the scores of the first image are 20, 19, …, of the other 0, 1, …
+    owners = torch.tensor([1, 1, 1, 1, 1, 2, *[1] * 7])
+    evaluator.process((torch.eye(2), texts), (torch.tensor([1, 2]), owners))
+    results = evaluator.evaluate()
+    first = (5 + 6 / 7 + 7 / 8 + 8 / 9 + 9 / 10) / 10
+    second = 1 / 8  # the rank of its text: 7 come before it
+    assert results["i2t_map@10"] == pytest.approx(100 * (first + second) / 2)
+
+
 class Largest(TorchDispatchMode):
     """Records the number of elements of the largest tensor that is made."""
 

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 import predict
 import tools.export_classifier as tool
 from datasets.digits import NAMES
+from tests.common import plain_text_features, tensors
 from vlm import openai
 from vlm.load import load_shared
 
@@ -35,7 +36,8 @@ def prepare(path, told: dict) -> np.ndarray:
     """The preprocessing that the files tell, written down once more without torchvision."""
     image = Image.open(path).convert("RGB")
     factor = told["size"] / min(image.size)
-    image = image.resize([round(edge * factor) for edge in image.size], Image.Resampling[told["interpolation"].upper()])
+    size = [told["size"]] * 2 if told["resize"] == "squash" else [round(edge * factor) for edge in image.size]
+    image = image.resize(size, Image.Resampling[told["interpolation"].upper()])
     left, top = ((edge - told["size"]) // 2 for edge in image.size)
     image = image.crop((left, top, left + told["size"], top + told["size"]))
     pixels = (np.asarray(image) / 255 - told["mean"]) / told["std"]
@@ -87,6 +89,48 @@ def test_the_files_give_the_probabilities_of_the_run(run, call, capsys, photo):
         assert np.array_equal(file.get_tensor("bias"), arrays["bias"])
 
 
+@pytest.fixture
+def weights_alone(monkeypatch):
+    """As where the packages for ONNX are not installed: seconds less, and exit code 2."""
+    monkeypatch.setattr(tool, "find_spec", lambda name: None)
+
+
+@pytest.mark.usefixtures("weights_alone")
+def test_the_epoch_that_is_asked_for(run, call, tmp_path):
+    """The class weights of each, from its checkpoint by OpenAI's text encoder."""
+    settings = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 2, "TRAIN.CHECKPOINT_FREQ", 1, "OPTIM.WARMUP_EPOCH", 0)
+    trained = run(*settings, "TEST.NO_TEST", True, "OPTIM.LR", 0.1)
+    clip, _ = load_shared("tiny", "", "fp32", "cpu")
+    ends = openai.tokenize([" ".join([*["X"] * 16, name]) + "." for name in NAMES]).argmax(1)
+    found = {}
+    for epoch in (1, 2):
+        call(trained.folder, "--load-epoch", epoch, "--out", tmp_path / str(epoch))
+        found[epoch] = torch.from_numpy(np.load(tmp_path / str(epoch) / "class_weights.npz")["weight"])
+        state = tensors(trained.checkpoint(epoch))
+        context = state["ctx"].expand(len(NAMES), -1, -1)
+        prompts = torch.cat([state["token_prefix"], context, state["token_suffix"]], dim=1)
+        features = plain_text_features(clip, prompts, ends)
+        expected = clip.logit_scale.exp() * features / features.norm(dim=1, keepdim=True)
+        torch.testing.assert_close(found[epoch], expected, atol=1e-4, rtol=1e-5)
+    assert (found[1] - found[2]).abs().max() > 0.01
+
+
+@pytest.mark.usefixtures("weights_alone")
+def test_pictures_that_are_squashed(run, call, capsys, photo):
+    """As for CLIPs that learned with pictures of another shape than they take."""
+    trained = run(*SHORT, "INPUT.RESIZE", "squash")
+    call(trained.folder)
+    arrays = np.load(trained.folder / "classifier/class_weights.npz")
+    told = json.loads(arrays["metadata"].item())
+    assert told["resize"] == "squash"
+    clip, _ = load_shared("tiny", "", "fp32", "cpu")
+    feature = clip.visual(torch.from_numpy(prepare(photo, told)))[0]
+    logits = arrays["weight"] @ (feature / feature.norm()).numpy() + arrays["bias"]
+    probabilities = torch.from_numpy(logits).softmax(0).tolist()
+    expected = predicted(capsys, photo, trained.folder)
+    assert dict(zip(NAMES, probabilities, strict=True)) == pytest.approx(expected, abs=1e-4)
+
+
 def test_a_vision_transformer_and_new_classes(run, call, tmp_path):
     torch.manual_seed(0)
     model = openai.CLIP(32, 48, 2, 64, 16, 77, 49408, 64, 1, 2)
@@ -100,12 +144,12 @@ def test_a_vision_transformer_and_new_classes(run, call, tmp_path):
     assert np.load(out / "class_weights.npz")["weight"].shape == (2, 32)
 
 
-def test_without_the_packages_for_onnx_the_weights_are_there(run, call, monkeypatch):
+@pytest.mark.usefixtures("weights_alone")
+def test_without_the_packages_for_onnx_the_weights_are_there(run, call):
     trained = run(*SHORT)
     folder = trained.folder / "classifier"
     folder.mkdir()
     (folder / "classifier.onnx").write_text("of an earlier export")
-    monkeypatch.setattr(tool, "find_spec", lambda name: None)
     code, _, error = call(trained.folder)
     assert code == 2
     assert "pip install onnx onnxscript onnxruntime" in error

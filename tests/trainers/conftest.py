@@ -1,4 +1,4 @@
-"""Runs of CLIPFineTune on pictures of two digits."""
+"""Trainers on the digits, and runs of CLIPFineTune on pictures of two digits."""
 
 from __future__ import annotations
 
@@ -11,6 +11,19 @@ from tests.conftest import Run
 from tools import digit_pairs
 
 CONFIGS = REPOSITORY / "configs/trainers/CLIPFineTune"
+
+
+@pytest.fixture
+def digits_trainer(digits_root, tmp_path):
+    """A function that builds a method's trainer on the digits, of one shot."""
+
+    def build(method: str, *options: object):
+        argv = ["--root", digits_root, "--trainer", method, "--seed", 1, "--output-dir", tmp_path]
+        argv += ["--dataset-config-file", REPOSITORY / "configs/datasets/digits.yaml"]
+        argv += ["--config-file", REPOSITORY / f"configs/trainers/{method}/tiny.yaml", "DATASET.NUM_SHOTS", 1, *options]
+        return build_trainer(train.setup_cfg(train.parse_args([str(word) for word in argv])))
+
+    return build
 
 
 @pytest.fixture(scope="session")

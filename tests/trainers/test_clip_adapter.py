@@ -1,5 +1,6 @@
 """CLIP-Adapter: the adapter and the mixture, a run."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,6 +21,27 @@ def test_the_adapter_is_a_bottleneck():
 def test_the_mixture():
     a, b = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 10.0]])
     torch.testing.assert_close(mix(a, b, 0.2), torch.tensor([[0.8, 2.0]]))
+
+
+def test_logits_by_hand(digits_trainer):
+    trainer = digits_trainer("CLIPAdapter", "TRAINER.CLIPADAPTER.RATIO", 0.3)
+    features = 7 * torch.randn(5, 64)
+    first, second = (weight.numpy() for weight in trainer.model.state_dict().values())
+    f = features.numpy()
+    mixed = 0.3 * np.maximum(np.maximum(f @ first.T, 0) @ second.T, 0) + 0.7 * f
+    cosines = mixed / np.linalg.norm(mixed, axis=1, keepdims=True) @ trainer.class_features.numpy().T
+    expected = torch.from_numpy(np.exp(trainer.logit_scale.item()) * cosines).float()
+    torch.testing.assert_close(trainer.model_inference(features).detach(), expected)
+
+
+def test_the_adapter_is_given_features_as_clip_gives_them(digits_trainer):
+    """Of another length they would give the same logits, but for rounding: without biases, twice the feature gives
+    twice the output. The checkpoints of the authors' code are of features as they are."""
+    trainer, given = digits_trainer("CLIPAdapter"), []
+    trainer.model.register_forward_pre_hook(lambda module, inputs: given.extend(inputs))
+    features = 7 * torch.randn(5, 64)
+    trainer.model_inference(features)
+    assert torch.equal(given[0], features)
 
 
 def test_a_run_trains_the_adapter_alone(run):

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 from yacs.config import CfgNode
 
-from tests.common import assert_same_tensors, tensors
+from tests.common import assert_same_tensors, plain_text_features, tensors
 from trainers.cocoop import ConditionalCLIP
 from vlm.load import load
 from vlm.text_encoder import TextEncoder
@@ -39,8 +39,7 @@ def plain_logits(model: ConditionalCLIP, clip, image_features: torch.Tensor) -> 
         prompts = torch.cat(
             [learner.token_prefix, context.expand(len(NAMES), -1, -1), learner.token_suffix], dim=1
         )  # start, context, class name and the rest
-        x = clip.transformer((prompts + clip.positional_embedding).permute(1, 0, 2)).permute(1, 0, 2)
-        texts = clip.ln_final(x)[torch.arange(len(NAMES)), ends] @ clip.text_projection
+        texts = plain_text_features(clip, prompts, ends)
         rows.append(clip.logit_scale.exp() * feature @ F.normalize(texts, dim=-1).t())
     return torch.stack(rows)
 

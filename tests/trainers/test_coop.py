@@ -33,6 +33,17 @@ def test_a_context_of_words_is_the_sentence(encoder, position, text, csc):
     assert learner.ctx.shape[:-1] == ((3, 4) if csc else (4,))
 
 
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [("photo", "{} photo."), ("a photo of", "a {} photo of."), ("a photo of my big", "a photo {} of my big.")],
+)
+def test_in_the_middle_of_an_odd_number_of_tokens_the_larger_half_follows(encoder, words, text):
+    """As in the original, which rounds down what comes before the name."""
+    learner = PromptLearner(NAMES, encoder, 0, words, position="middle")
+    tokens = tokenize([text.format(name.replace("_", " ")) for name in NAMES])
+    torch.testing.assert_close(learner()[learner.index], encoder.embed(tokens))
+
+
 def test_the_number_of_context_tokens_is_that_of_the_words(encoder):
     learner = PromptLearner(NAMES, encoder, 16, "a photograph of somethings")
     assert learner.ctx.shape[0] == len(tokenize(["a photograph of somethings"])[0].nonzero()) - 2

@@ -133,19 +133,13 @@ def test_the_linear_head_gives_the_logits(digits_trainer):
     torch.testing.assert_close(normalize(features) @ weight.t() + bias, trainer.model_inference(features))
 
 
-@pytest.fixture
-def digits_trainer(digits_root, tmp_path):
-    """A function that builds a method's trainer on the digits."""
-    import train
-    from dassl.engine import build_trainer
-
-    def build(method, *options):
-        argv = ["--root", digits_root, "--trainer", method, "--seed", 1, "--output-dir", tmp_path]
-        argv += ["--dataset-config-file", REPOSITORY / "configs/datasets/digits.yaml"]
-        argv += ["--config-file", REPOSITORY / f"configs/trainers/{method}/tiny.yaml", "DATASET.NUM_SHOTS", 1, *options]
-        return build_trainer(train.setup_cfg(train.parse_args([str(a) for a in argv])))
-
-    return build
+def test_no_random_crops_are_fitted(run):
+    crops = ("INPUT.TRANSFORMS", "['random_resized_crop','random_flip','normalize']")
+    settings = (*TINY, "DATASET.NUM_SHOTS", 1, "TRAINER.LINEARPROBE.C", 1.0)
+    plain = run(*settings, trainer="LinearProbe", out="plain")
+    cropped = run(*settings, *crops, trainer="LinearProbe", out="cropped")
+    assert "random resized crop" in cropped.log
+    assert_same_tensors(*(done.folder / "linear_probe/model.pth.tar-1" for done in (plain, cropped)))
 
 
 def test_what_cannot_be_is_refused(run):

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 
+from dassl.utils import derive_seed
 from tests.common import assert_same_tensors
 from tools.fix_imagenet import imagenet21k_names
 from tools.fix_imagenet import main as fix
@@ -58,6 +59,27 @@ def test_sampled_classes_are_named_and_resumed_exactly(run, monkeypatch, csc):
     assert not re.search(r"epoch \[1/2\]", again.log)
     assert_same_tensors(again.checkpoint(2), whole.checkpoint(2))
     assert again.accuracy == whole.accuracy
+
+
+def test_each_step_draws_classes_of_its_own(digits_trainer, monkeypatch):
+    """Those of the labels, then the first of a shuffle that follows from seed, epoch and batch."""
+    trainer = digits_trainer("CoOp", *SAMPLED, "TRAINER.COOP.N_CTX", 1)
+    drawn = []
+
+    def noting(image_features, classes, original=trainer.model.of_classes):
+        drawn.append(classes.tolist())
+        return original(image_features, classes)
+
+    monkeypatch.setattr(trainer.model, "of_classes", noting)
+    steps = [(epoch, batch) for epoch in range(3) for batch in range(3)]
+    expected = []
+    for trainer.epoch, trainer.batch_idx in steps:
+        trainer.training_loss(torch.randn(3, 64), torch.tensor([7, 4, 7]))
+        seed = derive_seed(1, trainer.epoch, trainer.batch_idx, "classes")
+        order = torch.randperm(10, generator=torch.Generator().manual_seed(seed)).tolist()
+        expected.append([4, 7, *[number for number in order if number not in (4, 7)][:3]])
+    assert drawn == expected
+    assert len({tuple(classes) for classes in drawn}) == len(steps)
 
 
 def test_a_sample_that_may_have_none_but_the_labels_is_refused(run):

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from tests.common import REPOSITORY, SHARED, assert_same_tensors, needs_shared, tensors
-from trainers.tip_adapter import ALPHAS, BETAS, cache_logits, search
+from trainers import tip_adapter
+from trainers.tip_adapter import ALPHAS, BETAS, TipAdapterF, cache_logits, search
+from vlm.similarity import normalize
 
 METHODS = ("TipAdapter", "TipAdapterF")
 
@@ -79,6 +81,51 @@ def test_a_run_and_its_evaluation(run, method, epochs, parameters):
     assert loaded.accuracy == trained.accuracy
     assert "Cache:" not in loaded.log
     assert "Searched" not in loaded.log
+
+
+def test_a_key_is_the_direction_of_the_mean_of_its_views(digits_trainer, monkeypatch):
+    """Not the mean of their directions, so a view with a longer feature counts more."""
+    crops = ("INPUT.TRANSFORMS", "['random_resized_crop','normalize']", "TRAINER.TIPADAPTER.AUGMENT_EPOCH", 2)
+    trainer = digits_trainer("TipAdapter", *crops)
+    views, labels = torch.zeros(2, 10, 64), torch.arange(10)
+    views[0, :, 0], views[1, :, 1] = 3, 1
+    given = iter(views)
+    monkeypatch.setattr(trainer, "features_of", lambda loader: (next(given), labels))
+    trainer.fill_cache()
+    expected = torch.zeros(10, 64)
+    expected[:, 0], expected[:, 1] = 3 / 10**0.5, 1 / 10**0.5
+    torch.testing.assert_close(trainer.model.keys.data, expected)
+    assert torch.equal(trainer.model.values, torch.eye(10))
+
+
+def test_logits_by_hand(digits_trainer):
+    trainer = digits_trainer("TipAdapter", "TRAINER.TIPADAPTER.ALPHA", 2.0, "TRAINER.TIPADAPTER.BETA", 3.0)
+    keys, features = (normalize(torch.randn(10, 64)).numpy(), torch.randn(5, 64))
+    trainer.model.keys.data, trainer.model.values = torch.from_numpy(keys), torch.eye(10)
+    f = features.numpy() / np.linalg.norm(features, axis=1, keepdims=True)
+    expected = np.exp(trainer.logit_scale.item()) * f @ trainer.class_features.numpy().T
+    expected += 2 * np.exp(-3 * (1 - f @ keys.T))
+    torch.testing.assert_close(trainer.model_inference(features), torch.from_numpy(expected).float())
+
+
+@pytest.mark.parametrize("final", ["best_val", "last_step"])
+def test_training_always_goes_by_the_initial_alpha_and_beta(run, monkeypatch, final):
+    """Whatever was found on validation images after the epoch before."""
+    in_training, searches = [], iter([(2.5, 3.5, 99.0), (0.5, 1.5, 98.0), (1.5, 2.5, 97.0)])
+
+    def noting(self, batch, original=TipAdapterF.forward_backward):
+        in_training.append((self.model.alpha.item(), self.model.beta.item()))
+        return original(self, batch)
+
+    monkeypatch.setattr(TipAdapterF, "forward_backward", noting)
+    monkeypatch.setattr(tip_adapter, "search", lambda *_: next(searches))
+    options = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 3, "TEST.FINAL_MODEL", final)
+    done = run(*tiny("TipAdapterF"), *options, trainer="TipAdapterF")
+    assert done.code == 0, done.error
+    assert in_training == [(1.0, 5.5)] * 3
+    last = tensors(checkpoint(done, 3))
+    found = (1.5, 2.5) if final == "best_val" else (2.5, 3.5)  # the third search, or the only one
+    assert (last["alpha"], last["beta"]) == found
 
 
 def test_training_moves_the_keys_and_nothing_else(run):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.common import plain_text_features
 from trainers.coop import PromptLearner
 from vlm.layout import Layout
 from vlm.load import load
@@ -20,12 +21,6 @@ def wide():
     """Random weights, four heads, three layers."""
     torch.manual_seed(0)
     return CLIP(32, 32, (1, 1, 1, 1), 8, None, 77, 49408, 256, 4, 3).eval().requires_grad_(False)
-
-
-def plain(clip: CLIP, prompts: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """CoOp's TextEncoder: embeddings (n, 77, width), all of them through openai-clip's transformer."""
-    x = clip.transformer((prompts + clip.positional_embedding).permute(1, 0, 2)).permute(1, 0, 2)
-    return clip.ln_final(x)[torch.arange(len(x)), ends] @ clip.text_projection
 
 
 def learner_of(clip, names, **values) -> PromptLearner:
@@ -75,7 +70,7 @@ def test_features_in_half_precision_are_openais(wide, dtype):
 def test_features_and_gradients_are_the_plain_encoders(wide, names, n_ctx, position, csc):
     learner = learner_of(wide, names, n_ctx=n_ctx, csc=csc, position=position)
     ends = tokenize([" ".join(["X"] * n_ctx + [name]) + "." for name in names]).argmax(-1)
-    expected = features_and_gradient(learner, lambda table: plain(wide, table[learner.index], ends))
+    expected = features_and_gradient(learner, lambda table: plain_text_features(wide, table[learner.index], ends))
     lengths = ends + 1
     for chunk in (1, 7, 1024):
         layout = Layout.of(learner.index, lengths, chunk)
@@ -179,5 +174,5 @@ def test_nothing_in_common_at_all(wide):
     layout = Layout.of(tokens, TextEncoder.lengths(tokens))
     assert layout.prefix == 0
     table = wide.token_embedding.weight
-    expected = plain(wide, table[tokens], tokens.argmax(-1))
+    expected = plain_text_features(wide, table[tokens], tokens.argmax(-1))
     torch.testing.assert_close(TextEncoder(wide)(table, layout), expected, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,245 @@
+"""Training worked out by hand: which epoch's model is deployed, in which mode and at which rate each model learns, what
+is drawn at random, what is logged."""
+
+import math
+import re
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from dassl.config import get_cfg_default
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
+from dassl.engine import TRAINER_REGISTRY, TrainerX, build_trainer
+from dassl.optim import build_lr_scheduler, build_optimizer
+from dassl.utils import load_checkpoint, set_random_seed
+
+GREYS = {  # the grey level, of 255, and the label of each picture
+    "train": ((25, 0), (50, 0), (200, 1), (230, 1)),
+    "val": ((25, 0), (76, 0), (153, 1), (204, 1)),
+    "test": ((25, 0), (64, 1), (153, 1), (242, 1)),
+}
+THRESHOLDS = (0.0, 0.2, 0.7, 0.9)  # after each epoch; brighter pictures are taken for label 1
+ON_VAL = (50, 75, 75, 50)  # accuracies (%) with these, by counting
+ON_TEST = (75, 100, 50, 50)
+
+
+@DATASET_REGISTRY.register()
+class Greys(DatasetBase):
+    def __init__(self, cfg):
+        splits = {}
+        for split, pictures in GREYS.items():
+            splits[split] = []
+            for number, (level, label) in enumerate(pictures):
+                path = f"{cfg.DATASET.ROOT}/{split}{number}.png"
+                Image.new("RGB", (8, 8), (level, level, level)).save(path)
+                splits[split].append(Datum(path, label, classname=("dark", "bright")[label]))
+        super().__init__(train_x=splits["train"], val=splits["val"], test=splits["test"])
+
+
+class Threshold(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.threshold = nn.Parameter(torch.tensor(-1.0))
+
+    def forward(self, images):
+        distance = images.mean((1, 2, 3)) - self.threshold
+        return torch.stack([-distance, distance], dim=1)
+
+
+@TRAINER_REGISTRY.register()
+class Scripted(TrainerX):
+    """After each epoch, the first of its two models has the threshold that THRESHOLDS tells."""
+
+    def build_model(self):
+        self.model, self.other, self.notes = Threshold(), nn.Linear(1, 1), []
+        for name, model in (("model", self.model), ("other", self.other)):
+            optim = build_optimizer(model, self.cfg.OPTIM)
+            self.register_model(name, model, optim, build_lr_scheduler(optim, self.cfg.OPTIM))
+
+    def note(self):
+        """What a test wants to know of each training step."""
+
+    def forward_backward(self, batch):
+        self.notes.append(self.note())
+        self.model.threshold.data.fill_(THRESHOLDS[self.epoch])
+        self.model_update()  # without gradients nothing moves
+        if self.batch_idx + 1 == self.num_batches:
+            self.update_lr()
+        return {"loss": 4.0 * self.epoch + self.batch_idx}
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    def make(out="run", **values):
+        cfg = get_cfg_default()
+        cfg.TRAINER.NAME, cfg.DATASET.NAME = "Scripted", "Greys"
+        cfg.DATASET.ROOT, cfg.OUTPUT_DIR, cfg.SEED = str(tmp_path), str(tmp_path / out), 1
+        cfg.INPUT.SIZE, cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.TRAIN_X.BATCH_SIZE = (8, 8), 0, 2
+        cfg.OPTIM.NAME, cfg.OPTIM.LR, cfg.OPTIM.MAX_EPOCH, cfg.OPTIM.LR_SCHEDULER = "sgd", 0.05, 4, "cosine"
+        for key, value in values.items():
+            cfg.merge_from_list([key.replace("__", "."), value])
+        set_random_seed(1)
+        return build_trainer(cfg)
+
+    return make
+
+
+def run(trainer) -> list:
+    """Train; returns what was noted of each step."""
+    trainer.train()
+    return trainer.notes
+
+
+def stop_in(monkeypatch, epoch: int) -> None:
+    """The next run stops when that epoch, counted from 0, begins."""
+
+    def before_epoch(self):
+        if self.epoch == epoch:
+            monkeypatch.setattr(Scripted, "before_epoch", TrainerX.before_epoch)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Scripted, "before_epoch", before_epoch)
+
+
+# ---- which model is deployed ----
+
+
+def test_the_best_epoch_on_validation_images_is_deployed_and_of_equal_ones_the_first(trainer, capsys):
+    done = trainer(TEST__FINAL_MODEL="best_val")
+    done.train()
+    log = capsys.readouterr().out
+    accuracies = [float(value) for value in re.findall(r"^\* accuracy: (.*)%$", log, re.MULTILINE)]
+    assert accuracies == [*ON_VAL, ON_TEST[1]]
+    assert done.results["accuracy"] == ON_TEST[1]
+    assert done.model.threshold.item() == pytest.approx(THRESHOLDS[1])
+    best = load_checkpoint(f"{done.output_dir}/model/model-best.pth.tar")
+    assert (best["epoch"], best["val_result"]) == (2, ON_VAL[1])
+
+
+def test_by_default_the_last_epoch_is_deployed(trainer):
+    done = trainer()
+    done.train()
+    assert done.results["accuracy"] == ON_TEST[-1]
+
+
+def test_a_finished_run_is_loaded_at_its_best_epoch_or_at_the_one_asked_for(trainer):
+    trainer(TEST__FINAL_MODEL="best_val", TRAIN__CHECKPOINT_FREQ=1).train()
+    loaded = trainer()
+    for epoch, threshold in ((None, THRESHOLDS[1]), (3, THRESHOLDS[2]), (4, THRESHOLDS[3])):
+        loaded.load_model(loaded.output_dir, epoch)
+        assert loaded.model.threshold.item() == pytest.approx(threshold)
+    assert loaded.test() == ON_TEST[3]
+    assert loaded.test("val") == ON_VAL[3]
+
+
+@pytest.mark.parametrize("epoch", [2, 3])
+def test_what_was_best_before_a_stop_stays_best(trainer, monkeypatch, epoch):
+    """The epochs that follow reach at most as much."""
+    settings = {"TEST__FINAL_MODEL": "best_val", "TRAIN__CHECKPOINT_FREQ": 1}
+    stop_in(monkeypatch, epoch)
+    with pytest.raises(KeyboardInterrupt):
+        trainer(**settings).train()
+    resumed = trainer(**settings)
+    resumed.train()
+    assert resumed.start_epoch == epoch
+    assert resumed.results["accuracy"] == ON_TEST[1]
+
+
+def test_checkpoints_are_of_every_nth_epoch_and_of_the_last(trainer, tmp_path):
+    trainer(TRAIN__CHECKPOINT_FREQ=3).train()
+    found = {path.name: load_checkpoint(path) for path in (tmp_path / "run/model").glob("model*")}
+    assert set(found) == {"model.pth.tar-3", "model.pth.tar-4"}
+    for epoch in (3, 4):
+        checkpoint = found[f"model.pth.tar-{epoch}"]
+        assert checkpoint["epoch"] == epoch
+        assert checkpoint["state_dict"]["threshold"].item() == pytest.approx(THRESHOLDS[epoch - 1])
+
+
+# ---- how it learns ----
+
+
+def test_models_are_in_training_mode_while_they_learn_and_in_evaluation_mode_while_they_are_tested(
+    trainer, monkeypatch
+):
+    def modes(self):
+        return self.model.training, self.other.training
+
+    tested = []
+    monkeypatch.setattr(Scripted, "note", modes)
+    monkeypatch.setattr(Scripted, "model_inference", lambda self, x: tested.append(modes(self)) or self.model(x))
+    learned = run(trainer(TEST__FINAL_MODEL="best_val"))
+    assert learned == [(True, True)] * 8
+    assert tested == [(False, False)] * 5  # one batch each: after four epochs, and at the end
+
+
+def test_testing_leaves_running_means_as_they_are_and_drops_nothing(trainer, monkeypatch):
+    norm, dropout = nn.BatchNorm2d(3), nn.Dropout(0.5)
+
+    def build_model(self, build=Scripted.build_model):
+        build(self)
+        self.register_model("layers", nn.Sequential(norm, dropout))
+
+    monkeypatch.setattr(Scripted, "build_model", build_model)
+    monkeypatch.setattr(Scripted, "model_inference", lambda self, x: self.model(dropout(norm(x))))
+    tested = trainer()
+    tested.model.threshold.data.fill_(0.2)
+    assert tested.test() == ON_TEST[1]  # the layers begin as the identity
+    assert norm.running_mean.tolist() == [0, 0, 0]
+
+
+def test_every_model_follows_its_schedule(trainer, monkeypatch):
+    """Cosine over four epochs of two steps."""
+    monkeypatch.setattr(Scripted, "note", lambda self: [self.get_current_lr(name) for name in ("model", "other")])
+    rates = run(trainer())
+    due = [0.025 * (1 + math.cos(math.pi * epoch / 4)) for epoch in range(4) for _ in range(2)]
+    assert [one for one, _ in rates] == pytest.approx(due)
+    assert [other for _, other in rates] == pytest.approx(due)
+
+
+def test_one_model_alone_follows_its_schedule_if_asked_for(trainer):
+    learner = trainer()
+    learner.update_lr("other")
+    assert learner.get_current_lr("model") == 0.05
+    assert learner.get_current_lr("other") == pytest.approx(0.025 * (1 + math.cos(math.pi / 4)))
+
+
+def test_each_step_goes_by_its_own_gradient(trainer, monkeypatch):
+    """SGD without momentum and decay: each step takes the rate times the gradient, which is 1, from the threshold."""
+
+    def forward_backward(self, batch):
+        self.model_backward_and_update(self.model.threshold, names="model")
+        self.notes.append(self.model.threshold.item())
+        return {"loss": 1.0}
+
+    monkeypatch.setattr(Scripted, "forward_backward", forward_backward)
+    reached = run(trainer(OPTIM__MOMENTUM=0.0, OPTIM__WEIGHT_DECAY=0.0, OPTIM__MAX_EPOCH=2))
+    assert reached == pytest.approx([-1.05, -1.10, -1.15, -1.20])
+
+
+def test_random_numbers_follow_from_the_seed_and_the_epoch(trainer, monkeypatch):
+    """As those of a dropout mask do."""
+    monkeypatch.setattr(Scripted, "note", lambda self: tuple(torch.rand(4).tolist()))
+    first = run(trainer("first"))
+    assert len(set(first)) == 8
+    assert run(trainer("again")) == first
+    assert not set(run(trainer("other", SEED=2))) & set(first)
+
+
+def test_without_a_seed_a_resumed_run_goes_on_drawing_where_it_stopped(trainer, monkeypatch):
+    monkeypatch.setattr(Scripted, "note", lambda self: tuple(torch.rand(4).tolist()))
+    whole = run(trainer("whole", SEED=-1))
+    stop_in(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        run(trainer("stopped", SEED=-1, TRAIN__CHECKPOINT_FREQ=2))
+    resumed = trainer("stopped", SEED=-1, TRAIN__CHECKPOINT_FREQ=2)
+    torch.rand(99)
+    assert run(resumed) == whole[4:]
+
+
+def test_figures_are_logged_with_their_mean_over_the_epoch(trainer, capsys):
+    run(trainer())
+    logged = re.findall(r"epoch \[(\d)/4\] batch \[(\d)/2\] .* loss (\S+) \((\S+)\)", capsys.readouterr().out)
+    figures = [tuple(map(float, line)) for line in logged]
+    assert figures[:4] == [(1, 1, 0.0, 0.0), (1, 2, 1.0, 0.5), (2, 1, 4.0, 4.0), (2, 2, 5.0, 4.5)]

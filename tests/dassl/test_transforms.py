@@ -1,0 +1,103 @@
+"""Transforms of pictures, against NumPy and PIL: what each does, and that none of the random ones is for testing."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dassl.config import get_cfg_default
+from dassl.data import DataManager
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase
+from dassl.data.transforms import build_transform
+
+AUGMENTATIONS = ["random_crop", "random_resized_crop", "random_flip", "randaugment", "colorjitter", "randomgrayscale"]
+AUGMENTATIONS += ["gaussian_blur", "cutout", "gaussian_noise"]
+WHITE = Image.new("RGB", (20, 20), "white")
+
+
+def config(*transforms: str, size: tuple[int, int] = (20, 20), **values):
+    """``values`` are keys of INPUT."""
+    cfg = get_cfg_default()
+    for key, value in {"SIZE": size, "TRANSFORMS": transforms, **values}.items():
+        cfg.merge_from_list([f"INPUT.{key}", value])
+    return cfg
+
+
+def noise(height: int, width: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def tensor(pixels: np.ndarray) -> torch.Tensor:
+    """(height, width, channels) as (channels, height, width)."""
+    return torch.from_numpy(np.float32(pixels.transpose(2, 0, 1)))
+
+
+def normalized(picture: Image.Image, cfg) -> torch.Tensor:
+    return tensor((np.asarray(picture) / 255 - cfg.INPUT.PIXEL_MEAN) / cfg.INPUT.PIXEL_STD)
+
+
+@pytest.mark.parametrize("name", [*AUGMENTATIONS, "center_crop", "normalize", "instance_norm"])
+def test_every_transform_gives_an_image_of_the_input_size(name):
+    assert build_transform(config(name, size=(32, 32)), is_train=True)(noise(60, 80)).shape == (3, 32, 32)
+
+
+def test_images_for_validation_and_testing_are_not_augmented(images):
+    @DATASET_REGISTRY.register(force=True)
+    class Listed(DatasetBase):
+        def __init__(self, cfg):
+            super().__init__(train_x=images[:2], val=images[2:4], test=images[4:])
+
+    for item in images:
+        Image.open(item.impath).resize((12, 12)).save(item.impath)
+    cfg = config(*AUGMENTATIONS, "normalize", size=(12, 12))
+    cfg.merge_from_list(["DATASET.NAME", "Listed", "DATALOADER.NUM_WORKERS", 0])
+    manager = DataManager(cfg)
+    for loader, expected in ((manager.val_loader, images[2:4]), (manager.test_loader, images[4:])):
+        (batch,) = loader
+        assert batch["impath"] == [item.impath for item in expected]
+        assert batch["label"].tolist() == [item.label for item in expected]
+        plain = torch.stack([normalized(Image.open(path), cfg) for path in batch["impath"]])
+        torch.testing.assert_close(batch["img"], plain)
+    (batch,) = manager.train_loader_x
+    for image, path in zip(batch["img"], batch["impath"], strict=True):
+        assert not torch.allclose(image, normalized(Image.open(path), cfg))
+
+
+@pytest.mark.parametrize(("resize", "size", "left"), [("crop", (40, 20), 10), ("squash", (20, 20), 0)])
+def test_a_wide_picture_is_cropped_at_its_centre_or_squashed(resize, size, left):
+    cfg, picture = config("normalize", RESIZE=resize, INTERPOLATION="bicubic"), noise(40, 80)
+    expected = picture.resize(size, Image.Resampling.BICUBIC).crop((left, 0, left + 20, 20))
+    torch.testing.assert_close(build_transform(cfg, is_train=False)(picture), normalized(expected, cfg))
+
+
+def test_without_a_crop_training_images_are_squashed():
+    cfg, picture = config("normalize", INTERPOLATION="nearest"), noise(40, 80)
+    expected = picture.resize((20, 20), Image.Resampling.NEAREST)
+    torch.testing.assert_close(build_transform(cfg, is_train=True)(picture), normalized(expected, cfg))
+
+
+def test_a_cutout_is_a_black_square_around_a_drawn_centre():
+    transform = build_transform(config("cutout", CUTOUT_LEN=6), is_train=True)
+    torch.manual_seed(5)
+    y, x = torch.randint(20, ()).item(), torch.randint(20, ()).item()
+    expected = torch.ones(3, 20, 20)
+    expected[:, max(y - 3, 0) : y + 3, max(x - 3, 0) : x + 3] = 0
+    torch.manual_seed(5)
+    assert torch.equal(transform(WHITE), expected)
+
+
+def test_noise_is_added_to_half_of_the_images():
+    transform = build_transform(config("gaussian_noise", GN_MEAN=0.3, GN_STD=0.1), is_train=True)
+    torch.manual_seed(0)
+    images = torch.stack([transform(WHITE) for _ in range(200)])
+    noisy = images[(images != 1).flatten(1).any(1)]
+    assert 70 < len(noisy) < 130
+    assert noisy.mean().item() == pytest.approx(1.3, abs=0.01)
+    assert noisy.std().item() == pytest.approx(0.1, abs=0.01)
+
+
+def test_an_instance_is_normalized_channel_by_channel():
+    picture = noise(20, 20)
+    pixels = np.asarray(picture) / 255
+    expected = (pixels - pixels.mean((0, 1))) / pixels.std((0, 1), ddof=1)
+    torch.testing.assert_close(build_transform(config("instance_norm"), is_train=False)(picture), tensor(expected))
