@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,13 @@ class Run:
 
     def checkpoint(self, epoch: int) -> Path:
         return self.folder / "prompt_learner" / f"model.pth.tar-{epoch}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _sigint():
+    """Ctrl-C stops what the tests start, even where the tests themselves run in the background of a script: there, the
+    shell has them ignore SIGINT, and the programs they start would, too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """The original CoOp's figures: splits, schedules and transforms exactly, tensors to 1e-5 of their largest value.
 
-tests/fixtures has excerpts; where ../shared is at hand, all are compared. Logs: tests/tools/test_parse_test_res.py.
+tests/fixtures has excerpts of them. Tests of photos need ../shared. Logs: tests/tools/test_parse_test_res.py; the few
+shots of data sets with a split file: tests/datasets/test_original_draws.py.
 """
 
 import json
@@ -49,11 +50,9 @@ SCHEDULES = {
 }
 
 
-@pytest.fixture(scope="module", params=["fixtures", pytest.param("reference", marks=needs_shared)])
-def figures(request, tmp_path_factory) -> SimpleNamespace:
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory) -> SimpleNamespace:
     """The captured tensors by name, and a file of the weights they were captured with."""
-    if request.param == "reference":
-        return SimpleNamespace(tensors=reference_tensors(SHARED), weights=SHARED / "reference/tiny_clip.pt")
     tensors = load_file(FOLDER / "parity.safetensors")
     clip = openai.CLIP(*TINY).state_dict()
     clip |= {name[5:]: tensor.float() for name, tensor in tensors.items() if name.startswith("clip.")}
