@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import listdir_nohidden
 from dassl.utils.results import END_OF_TRAINING
-from tests.common import assert_same_tensors, tensors
+from tests.common import REPOSITORY, assert_same_tensors, tensors
 from trainers.coop import CoOp
 
 TEST_SCANS = 896
@@ -40,6 +40,11 @@ def test_prompt_ensembling_adds_the_template_of_the_data_set(run, choice, count)
     result = run("--eval-only", "TRAINER.ZEROSHOTCLIP2.TEMPLATES", choice, trainer="ZeroshotCLIP2")
     assert f"Prompt ensembling (n={count})" in result.log
     assert float(result.accuracy) > 70
+
+
+def test_on_imagenet_the_selected_templates_are_all_there_are(run, imagenet_root):
+    data = ("--root", imagenet_root, "--dataset-config-file", REPOSITORY / "configs/datasets/imagenet.yaml")
+    assert "Prompt ensembling (n=7)" in run(*data, "--eval-only", trainer="ZeroshotCLIP2").log
 
 
 def test_coop_learns_from_few_shots(run):
@@ -90,9 +95,12 @@ def test_the_log_has_the_lines_that_parsers_look_for(run):
     assert re.search(r"Trainable parameters: [\d,]+ of [\d,]+ \(\d\.\d{4}%\)", "\n".join(lines))
 
 
-def test_the_rate_that_is_logged_was_in_force(run):
-    rates = re.findall(r"lr (\S+) eta", run(*SHORT).log)
-    assert rates == ["1.0000e-05", "2.0000e-03", "1.5000e-03"]  # warm-up, then cosine over 3 epochs
+@pytest.mark.parametrize("trainer", ["CoOp", "CoCoOp", "CLIPAdapter", "TipAdapterF"])
+def test_the_rate_that_is_logged_was_in_force_and_changes_with_the_epoch(run, trainer):
+    """Two batches an epoch: warm-up, then cosine over 3 epochs."""
+    batches = ("DATASET.NUM_SHOTS", 1, "DATALOADER.TRAIN_X.BATCH_SIZE", 5, "TRAIN.PRINT_FREQ", 1, "OPTIM.MAX_EPOCH", 3)
+    rates = re.findall(r"lr (\S+) eta", run(*batches, "TEST.NO_TEST", True, trainer=trainer).log)
+    assert rates == ["1.0000e-05", "1.0000e-05", "2.0000e-03", "2.0000e-03", "1.5000e-03", "1.5000e-03"]
 
 
 def test_the_same_command_gives_the_same_tensors_whatever_the_workers(run):

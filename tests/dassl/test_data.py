@@ -81,13 +81,8 @@ def pictures(tmp_path):
 
 
 def batches(pictures, workers=0, epoch=0, **values):
-    cfg = config(
-        SEED=1,
-        INPUT__SIZE=(8, 8),
-        INPUT__TRANSFORMS=("random_resized_crop",),
-        DATALOADER__NUM_WORKERS=workers,
-        **values,
-    )
+    crops = {"INPUT__SIZE": (8, 8), "INPUT__TRANSFORMS": ("random_resized_crop",)}
+    cfg = config(**{"SEED": 1, "DATALOADER__NUM_WORKERS": workers, **crops, **values})
     loader = build_data_loader(cfg, "RandomSampler", pictures, 2, tfm=build_transform(cfg))
     loader.epoch = epoch
     return list(loader)
@@ -112,8 +107,9 @@ def test_draws_depend_on_seed_epoch_and_image_alone(pictures):
     one, other = by_path(batches(pictures)), by_path(batches(pictures[::-1], workers=2))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[path], other[path]) for path in one)
-    later = by_path(batches(pictures, epoch=1))
-    assert not any(torch.equal(one[path], later[path]) for path in one)
+    for changed in ({"epoch": 1}, {"SEED": 2}):
+        other = by_path(batches(pictures, **changed))
+        assert not any(torch.equal(one[path], other[path]) for path in one)
 
 
 def test_a_loader_counts_its_epochs(pictures):

@@ -206,6 +206,7 @@ def test_the_shorter_loader_starts_again_in_another_order_and_a_resumed_run_sees
         assert sorted(i for e, _, u in whole.seen if e == epoch for i in u) == list(range(10))
     assert all(sorted(indices) == list(range(4)) for indices in passes)
     assert (passes[1], passes[3]) != (passes[2], passes[4])  # an epoch does not begin with the last one's second pass
+    assert all(passes[epoch] != passes[epoch + 1] for epoch in (0, 2, 4))  # and its own two passes are unlike
     (tmp_path / "run/linear/checkpoint").write_text("model.pth.tar-2\n")
     resumed = build_trainer(cfg)
     resumed.train()

@@ -64,6 +64,31 @@ def test_a_resumed_schedule_goes_on():
             step()
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "settings"),
+    [
+        ("sgd", torch.optim.SGD, {"momentum": 0.7, "dampening": 0, "nesterov": True}),
+        ("adam", torch.optim.Adam, {"betas": (0.8, 0.95), "amsgrad": False}),
+        ("amsgrad", torch.optim.Adam, {"betas": (0.8, 0.95), "amsgrad": True}),
+        ("adamw", torch.optim.AdamW, {"betas": (0.8, 0.95)}),
+        ("radam", torch.optim.RAdam, {"betas": (0.8, 0.95)}),
+        ("rmsprop", torch.optim.RMSprop, {"momentum": 0.7, "alpha": 0.9}),
+    ],
+)
+def test_an_optimizer_has_the_settings_of_the_config(name, kind, settings):
+    values = {"MOMENTUM": 0.7, "SGD_NESTEROV": True, "ADAM_BETA1": 0.8, "ADAM_BETA2": 0.95, "RMSPROP_ALPHA": 0.9}
+    optim = node(NAME=name, LR=0.03, WEIGHT_DECAY=0.02, **values)
+    optimizer = build_optimizer([torch.nn.Parameter(torch.ones(3))], optim)
+    assert type(optimizer) is kind
+    (group,) = optimizer.param_groups
+    assert group.items() >= {"lr": 0.03, "weight_decay": 0.02, **settings}.items()
+
+
+def test_the_dampening_of_sgd():
+    optimizer = build_optimizer([torch.nn.Parameter(torch.ones(3))], node(SGD_DAMPNING=1))
+    assert optimizer.param_groups[0]["dampening"] == 1
+
+
 @pytest.mark.parametrize("name", ["sgd", "adam", "amsgrad", "adamw", "radam", "rmsprop"])
 def test_every_optimizer_moves_downhill(name):
     parameter = torch.nn.Parameter(torch.ones(3))

@@ -147,6 +147,20 @@ def test_what_was_best_before_a_stop_stays_best(trainer, monkeypatch, epoch):
     assert resumed.results["accuracy"] == ON_TEST[1]
 
 
+def test_what_was_best_since_other_settings_were_forced_stays_best(trainer, monkeypatch):
+    """Before that there was something else, so the second epoch is the first to be compared."""
+    settings = {"TEST__FINAL_MODEL": "best_val", "TRAIN__CHECKPOINT_FREQ": 1}
+    forced = {**settings, "OPTIM__LR": 0.1, "FORCE_RESUME": True}
+    for epoch, own in ((1, settings), (2, forced)):
+        stop_in(monkeypatch, epoch)
+        with pytest.raises(KeyboardInterrupt):
+            trainer(**own).train()
+    resumed = trainer(**forced)
+    resumed.train()
+    assert resumed.start_epoch == 2
+    assert resumed.results["accuracy"] == ON_TEST[1]
+
+
 def test_checkpoints_are_of_every_nth_epoch_and_of_the_last(trainer, tmp_path):
     trainer(TRAIN__CHECKPOINT_FREQ=3).train()
     found = {path.name: load_checkpoint(path) for path in (tmp_path / "run/model").glob("model*")}

@@ -76,6 +76,19 @@ def test_without_a_crop_training_images_are_squashed():
     torch.testing.assert_close(build_transform(cfg, is_train=True)(picture), normalized(expected, cfg))
 
 
+def test_crops_are_of_the_scale_that_the_config_tells():
+    """All of a square picture; or a quarter of its area, of whatever shape, told by pixels that hold their places."""
+    picture = noise(20, 20)
+    whole = build_transform(config("random_resized_crop", RRCROP_SCALE=(1.0, 1.0)), is_train=True)
+    torch.testing.assert_close(whole(picture), tensor(np.asarray(picture) / 255))
+    coordinates = np.zeros((200, 200, 3), dtype=np.uint8)
+    coordinates[..., 0], coordinates[..., 1] = np.arange(200), np.arange(200)[:, None]
+    quarter = config("random_resized_crop", size=(200, 200), RRCROP_SCALE=(0.25, 0.25), INTERPOLATION="nearest")
+    crop = build_transform(quarter, is_train=True)(Image.fromarray(coordinates)) * 255
+    width, height = (round((channel.max() - channel.min()).item()) + 1 for channel in crop[:2])
+    assert width * height == pytest.approx(100 * 100, rel=0.02)
+
+
 def test_a_cutout_is_a_black_square_around_a_drawn_centre():
     transform = build_transform(config("cutout", CUTOUT_LEN=6), is_train=True)
     torch.manual_seed(5)

@@ -70,6 +70,15 @@ def test_what_is_missing_is_named(seeds, capsys, tmp_path):
     assert "no folder" in capsys.readouterr().err
 
 
+def test_the_last_result_of_a_log_counts(seeds, capsys):
+    """As with a trainer that tests twice after its training."""
+    folder = seeds("b", [10.0])
+    with open(folder / "seed1/log.txt", "a") as log:
+        log.write("=> result\n* total: 200\n* accuracy: 12.50%\n")
+    assert main([str(folder)]) == 0
+    assert "* accuracy: 12.50% +- 0.00%" in capsys.readouterr().out
+
+
 def test_eval_only_logs_need_their_flag(seeds, capsys):
     folder = seeds("e", [])
     (folder / "seed1").mkdir(parents=True)

@@ -49,6 +49,20 @@ def test_the_number_of_context_tokens_is_that_of_the_words(encoder):
     assert learner.ctx.shape[0] == len(tokenize(["a photograph of somethings"])[0].nonzero()) - 2
 
 
+@torch.no_grad()
+def test_each_evaluation_is_of_the_context_as_it_is(digits_trainer):
+    """Class features are computed once an evaluation, not once a run."""
+    trainer, features = digits_trainer("CoOp", "TRAINER.COOP.N_CTX", 1), torch.randn(5, 64)
+    found = []
+    for value in (0.0, 0.1):
+        trainer.set_model_mode("train")
+        trainer.model.prompt_learner.ctx.data[:, :64] = value
+        trainer.set_model_mode("eval")
+        found.append(trainer.model_inference(features))
+        torch.testing.assert_close(found[-1], trainer.model(features))
+    assert not torch.allclose(*found)
+
+
 def test_only_the_context_is_trained():
     model = CustomCLIP(NAMES, load("tiny")[0], node())
     assert [name for name, p in model.named_parameters() if p.requires_grad] == ["prompt_learner.ctx"]

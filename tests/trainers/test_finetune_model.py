@@ -9,6 +9,7 @@ from dassl.utils import UserError
 from trainers.finetune import FineTunedCLIP, choose_parts, forget
 from vlm import openai
 from vlm.load import load
+from vlm.similarity import normalize
 from vlm.tiny.pretrain import ARCHITECTURE
 
 PROJECTIONS = ("TRAINER.FINETUNE.PARTS", '["projections"]')
@@ -74,6 +75,22 @@ def test_captions_are_drawn_by_seed_epoch_and_image(trainer_of):
     for index, said in enumerate(zip(*drawn, strict=True)):
         assert set(said) <= set(trainer.dm.dataset.train_x[index].captions)
     assert len({text.split()[0] for text in drawn[0]}) > 3  # of all wordings
+
+
+@torch.no_grad()
+def test_each_evaluation_is_of_the_text_tower_as_it_is(digits_trainer):
+    """Class features are computed once an evaluation, not once a run. Here, their first half is turned round."""
+    trainer, images = digits_trainer("CLIPFineTune"), torch.randn(2, 3, 32, 32)
+    image_features = normalize(trainer.model.clip.visual(images))
+    trainer.set_model_mode("eval")
+    before = trainer.model_inference(images)
+    trainer.set_model_mode("train")
+    trainer.model.clip.text_projection.data[:, :32] *= -1
+    trainer.set_model_mode("eval")
+    half = trainer.class_features().clone()
+    half[:, 32:] = 0
+    change = 2 * trainer.model.clip.logit_scale.exp() * image_features @ half.t()
+    torch.testing.assert_close(trainer.model_inference(images), before + change)
 
 
 # ---- from random weights ----

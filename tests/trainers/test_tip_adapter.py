@@ -108,6 +108,25 @@ def test_logits_by_hand(digits_trainer):
     torch.testing.assert_close(trainer.model_inference(features), torch.from_numpy(expected).float())
 
 
+def test_alpha_and_beta_are_searched_on_the_directions_of_validation_features(digits_trainer, monkeypatch):
+    trainer, asked = digits_trainer("TipAdapter"), []
+    features, labels = 7 * torch.randn(6, 64), torch.tensor([0, 1, 2, 3, 4, 5])
+    monkeypatch.setattr(trainer, "validation", lambda: (features, labels))
+    monkeypatch.setattr(tip_adapter, "search", lambda *given: asked.append(given) or (0.5, 2.0, 90.0))
+    trainer.search_weights()
+    zero_shot, (directions, keys, values), of_images, start = asked[0]
+    expected = features / features.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(directions, expected)
+    torch.testing.assert_close(zero_shot, trainer.logit_scale.exp() * expected @ trainer.class_features.t())
+    assert (keys is trainer.model.keys, values is trainer.model.values, of_images is labels) == (True, True, True)
+    assert start == (1.0, 5.5)
+    assert (trainer.model.alpha, trainer.model.beta) == (0.5, 2.0)
+
+
+def test_adamw_has_the_epsilon_of_the_authors(digits_trainer):
+    assert digits_trainer("TipAdapterF").optim.param_groups[0]["eps"] == 1e-4
+
+
 @pytest.mark.parametrize("final", ["best_val", "last_step"])
 def test_training_always_goes_by_the_initial_alpha_and_beta(run, monkeypatch, final):
     """Whatever was found on validation images after the epoch before."""
