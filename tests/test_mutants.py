@@ -1,14 +1,15 @@
 """The list of slips fits the code, and its program tells what is noticed from what is not."""
 
 import ast
+import sys
 
 import pytest
 import yaml
 
 from tests.common import REPOSITORY
-from tests.mutants.__main__ import main, read_slips
+from tests.mutants import __main__ as mutants
 
-SLIPS = read_slips()
+SLIPS = mutants.read_slips()
 
 
 def test_no_slip_is_there_twice():
@@ -26,17 +27,32 @@ def test_a_slip_fits_the_code_and_its_tests_are_there(slip):
         assert f"def {name}" in (REPOSITORY / file).read_text() if name else True
 
 
-def test_what_is_noticed_and_what_is_not(tmp_path, capsys):
-    test = "tests/dassl/test_evaluator.py::test_accuracy_among_the_first_k"
-    common = {"file": "dassl/metrics/__init__.py", "tests": test}
+def test_what_is_noticed_and_what_is_not(tmp_path, capsys, monkeypatch):
+    """In place of pytest, a program that fails where the code says 50."""
+    (tmp_path / "pytest.py").write_text(
+        "from pathlib import Path\n"
+        "if '50.0 / len' in Path('dassl/metrics/__init__.py').read_text():\n"
+        "    print('FAILED tests/test_a.py::test_b[1] - AssertionError')\n"
+        "    raise SystemExit(1)\n"
+    )
+    monkeypatch.setattr(mutants, "PYTEST", (sys.executable, str(tmp_path / "pytest.py")))
+    common = {"file": "dassl/metrics/__init__.py", "old": "100.0 / len(target)", "tests": "tests/test_a.py"}
     slips = [
-        {"slip": "half of it", "old": "100.0 / len(target)", "new": "50.0 / len(target)", **common},
-        {"slip": "the same", "old": "100.0 / len(target)", "new": "1e2 / len(target)", **common},
+        {"slip": "half of it", "new": "50.0 / len(target)", **common},
+        {"slip": "the same", "new": "1e2 / len(target)", **common},
+        {"slip": "no account", "new": "100. / len(target)", "may_stay": "it is the same", **common},
     ]
-    path = tmp_path / "slips.yaml"
-    path.write_text(yaml.safe_dump(slips))
-    assert main(["--slips", str(path), "--jobs", "2"]) == 1
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f"noticed by {test}, ")
-    assert lines[1].startswith("NOT NOTICED, ")
-    assert lines[2] == "1 of 2 slips noticed"
+    for count, ended in ((3, 1), (1, 0)):
+        (tmp_path / "slips.yaml").write_text(yaml.safe_dump(slips[:count]))
+        assert mutants.main(["--slips", str(tmp_path / "slips.yaml"), "--jobs", "1"]) == ended
+        lines = capsys.readouterr().out.splitlines()
+        assert (
+            lines[:count]
+            == [
+                "noticed by tests/test_a.py::test_b[1], 0 s: half of it",
+                "NOT NOTICED, 0 s: the same",
+                "NOT NOTICED (may stay: it is the same), 0 s: no account",
+            ][:count]
+        )
+        assert lines[count:] == [f"1 of {count} slips noticed"]
+    assert "100.0 / len(target)" in (REPOSITORY / "dassl/metrics/__init__.py").read_text()

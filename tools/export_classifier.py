@@ -59,12 +59,13 @@ def describe(trainer) -> dict:
         )
     normalized = "normalize" in node.TRANSFORMS
     weights = trainer.describe()["weights"]
+    clip = getattr(getattr(trainer, "model", None), "clip", trainer.clip)  # the former was fine-tuned
     return {
         "trainer": trainer.cfg.TRAINER.NAME,
         "classnames": list(trainer.dm.dataset.classnames),
         "backbone": weights["backbone"],
         "weights_sha256": weights["sha256"],
-        "logit_scale": round(trainer.clip.logit_scale.exp().item(), 6),
+        "logit_scale": round(clip.logit_scale.exp().item(), 6),
         "size": node.SIZE[0],
         "interpolation": node.INTERPOLATION,
         "resize": node.RESIZE,

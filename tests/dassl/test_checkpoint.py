@@ -15,6 +15,7 @@ from dassl.config import get_cfg_default
 from dassl.engine import TrainerBase
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, load_checkpoint, resume_from_checkpoint, save_checkpoint
+from dassl.utils.checkpoint import resume_from_file
 from tests.common import assert_same_tensors, tensors
 from tests.stress.attacks import text, torch_zip
 
@@ -112,6 +113,38 @@ def test_a_checkpoint_without_its_schedule_tells_the_epoch(tmp_path):
     save_checkpoint({"state_dict": model.state_dict(), "epoch": 25, "optimizer": None, "scheduler": None}, tmp_path)
     resume_from_checkpoint(tmp_path, model, optimizer, schedule)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.001)
+
+
+def test_a_run_goes_on_from_the_newest_checkpoint_not_from_the_best(tmp_path):
+    for epoch, name in ((1, "model-best.pth.tar"), (2, "")):
+        state = {"state_dict": {"weight": torch.full((1, 1), float(epoch))}, "epoch": epoch}
+        save_checkpoint(state, tmp_path, model_name=name)
+    model = nn.Linear(1, 1, bias=False)
+    assert resume_from_checkpoint(tmp_path, model) == 2
+    assert model.weight.item() == 2
+    assert resume_from_checkpoint(tmp_path, model, epoch=2) == 2
+
+
+def test_a_schedule_of_steps_goes_on_at_its_step_with_the_rate_of_now(tmp_path):
+    """Forced to go on after two of four epochs of five steps: in the middle of the cosine."""
+    optim = get_cfg_default().OPTIM
+    optim.merge_from_list(["NAME", "sgd", "LR_SCHEDULER", "cosine", "MAX_EPOCH", 4])
+    model = nn.Linear(2, 2)
+
+    def make(rate: float):
+        optim.LR = rate
+        optimizer = build_optimizer(model, optim)
+        return optimizer, build_lr_scheduler(optimizer, optim, per_epoch=5)
+
+    optimizer, schedule = make(0.1)
+    for _ in range(10):
+        optimizer.step()
+        schedule.step()
+    states = {"optimizer": optimizer.state_dict(), "scheduler": schedule.state_dict()}
+    save_checkpoint({"state_dict": model.state_dict(), "epoch": 2, **states}, tmp_path)
+    optimizer, schedule = make(0.3)
+    resume_from_file(tmp_path / "model.pth.tar-2", model, optimizer, schedule, force=True)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.15)
 
 
 def test_coop_goes_on_from_a_run_of_the_original(run, tmp_path):

@@ -1,8 +1,15 @@
 """Merging: YAML files as the field writes them, and command-line values."""
 
-import pytest
+from functools import reduce
+from operator import getitem
 
+import pytest
+import yaml
+
+import train
 from dassl.config import clean_cfg, get_cfg_default, merge_file, merge_options, to_dict
+from dassl.config.merge import leaves
+from dassl.config.saved import changed_settings
 from dassl.utils import UserError
 
 
@@ -41,6 +48,33 @@ def test_a_refused_file_names_itself(tmp_path):
     path.write_text("- a list\n")
     with pytest.raises(UserError, match="c.yaml is not a YAML mapping"):
         merge_file(get_cfg_default(), path)
+
+
+def test_a_method_wins_over_a_data_set_a_flag_over_both_and_a_pair_over_all(tmp_path):
+    common = "OUTPUT_DIR: a\nDATASET: {NAME: Digits}\n"
+    (tmp_path / "data.yaml").write_text(f"SEED: 1\nOPTIM: {{LR: 1.0, GAMMA: 1.0}}\n{common}")
+    (tmp_path / "method.yaml").write_text("SEED: 2\nOUTPUT_DIR: b\nOPTIM: {LR: 2.0}\n")
+    files = f"--dataset-config-file {tmp_path}/data.yaml --config-file {tmp_path}/method.yaml"
+    flags = "--trainer CoOp --seed 3 --output-dir c SEED 4"
+    cfg = train.setup_cfg(train.parse_args(f"{files} {flags}".split()))
+    assert (cfg.OPTIM.GAMMA, cfg.OPTIM.LR, cfg.OUTPUT_DIR, cfg.SEED) == (1, 2, "c", 4)
+
+
+def test_the_settings_that_may_change_between_the_parts_of_a_run():
+    """All others touch what is learned."""
+    whole, free = get_cfg_default().dump(), set()
+    for key, _ in leaves(yaml.safe_load(whole)):
+        *nodes, name = key.split(".")
+        changed = yaml.safe_load(whole)
+        reduce(getitem, nodes, changed)[name] = "another"
+        if not changed_settings(whole, yaml.safe_dump(changed), get_cfg_default()):
+            free.add(key)
+    expected = """DATALOADER.NUM_WORKERS DATALOADER.TEST.SAMPLER DATALOADER.TEST.BATCH_SIZE DATASET.FOLLOW_LINKS
+        DATASET.ROOT DATASET.SKIP_BAD_IMAGES FEATURES.CACHE_DIR FEATURES.ENABLED FEATURES.MAX_GB FORCE_RESUME
+        MODEL.BACKBONE.ACTIVATIONS_GB OUTPUT_DIR RESUME TEST.EVALUATOR TEST.PER_CLASS_RESULT TEST.COMPUTE_CMAT
+        TEST.NO_TEST TEST.SPLIT TEST.FINAL_MODEL TEST.LOGITS_GB TRAIN.CHECKPOINT_FREQ TRAIN.CHECKPOINT_MINUTES
+        TRAIN.CUDA_GRAPH TRAIN.KEEP_CHECKPOINTS TRAIN.PRINT_FREQ VERBOSE"""
+    assert free == set(expected.split())
 
 
 def test_clean_cfg_keeps_the_node_of_the_trainer():

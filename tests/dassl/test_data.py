@@ -210,6 +210,12 @@ def test_moved_data_gives_the_same_draws(pictures, tmp_path):
     assert draw(tmp_path, DATASET__FOLDER="new") == draw(tmp_path / "x", DATASET__FOLDER=str(tmp_path / "new"))
 
 
+def test_images_of_one_name_in_two_folders_are_drawn_apart(tmp_path):
+    images = [Datum(tmp_path / folder / "0.png") for folder in ("cat", "dog")]
+    wrapper = DatasetWrapper(config(SEED=1, DATASET__ROOT=str(tmp_path)), images, is_train=True)
+    assert wrapper.draw(0, 0) != wrapper.draw(1, 0)
+
+
 def test_derived_seeds_do_not_collide_or_wander():
     assert derive_seed(1, 2, "a") == 3395173595534000988  # on every machine, in every process
     assert len({derive_seed(s, e, i) for s in range(9) for e in range(9) for i in range(9)}) == 9**3

@@ -3,6 +3,7 @@
 import os
 import re
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -172,6 +173,17 @@ def test_settings_that_a_repr_rounds_are_told_apart(images):
         return FeatureLoader(loader_of(cfg, images), Pixels(), "train")._key(0, 0)
 
     assert key(0.08) != key(0.08001)
+
+
+def test_another_picture_of_as_many_bytes_is_another(images):
+    def key():
+        return FeatureLoader(loader_of(config(), images), Pixels(), "train")._key(0, 0)
+
+    path = Path(images[0].impath)
+    os.utime(path, (1, 1))
+    before, content = key(), path.read_bytes()
+    path.write_bytes(content[:-30] + b"x" + content[-29:])
+    assert key() != before
 
 
 @pytest.mark.parametrize("transforms", [(), RANDOM], ids=["plain", "random"])

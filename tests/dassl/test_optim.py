@@ -33,6 +33,17 @@ def test_cosine_after_a_constant_warmup():
     assert found == pytest.approx([1e-5, 0.002, 0.001 * (1 + math.cos(math.pi / 4)), 0.001])
 
 
+def test_layers_of_different_rates_warm_up_at_the_same_one():
+    model = torch.nn.ModuleDict({"body": torch.nn.Linear(2, 2), "head": torch.nn.Linear(2, 2)})
+    optim = node(STAGED_LR=True, NEW_LAYERS=("head",), BASE_LR_MULT=0.5, WARMUP_EPOCH=1, WARMUP_TYPE="constant")
+    optimizer = build_optimizer(model, optim)
+    schedule = build_lr_scheduler(optimizer, optim)
+    assert schedule.get_last_lr() == pytest.approx([1e-5, 1e-5])
+    optimizer.step()
+    schedule.step()
+    assert schedule.get_last_lr() == pytest.approx([0.001, 0.002])
+
+
 def test_linear_warmup():
     assert rates(4, MAX_EPOCH=9, WARMUP_EPOCH=3) == pytest.approx([1e-5, 0.002 / 3, 0.004 / 3, 0.002])
 

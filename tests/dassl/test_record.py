@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
 import subprocess
@@ -119,7 +120,10 @@ def test_the_record_tells_which_images_features_came_from(run, digits_root, tmp_
     shutil.copytree(digits_root / "digits", root / "digits")
     first, moved = run(*SHORT).record["splits"], run("--root", root, *SHORT, out="moved").record["splits"]
     assert first == moved
-    assert "content" in first["train_x"]
+    drawn = json.loads((root / "digits/split_fewshot/shot_2-seed_1.json").read_text())["train"]
+    files = [(root / "digits" / path).read_bytes() for path, *_ in drawn]
+    contents = "".join(hashlib.blake2b(content).hexdigest() for content in files)
+    assert first["train_x"]["content"] == hashlib.sha256(contents.encode()).hexdigest()
     five = next((root / "digits/images/val/5").iterdir())
     shutil.copy(five, root / "digits/images/val/3/0013.png")
     changed = run("--root", root, *SHORT, out="changed").record["splits"]

@@ -13,7 +13,7 @@ from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl.engine import TRAINER_REGISTRY, TrainerX, build_trainer
 from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils import load_checkpoint, set_random_seed
+from dassl.utils import UserError, load_checkpoint, set_random_seed
 
 GREYS = {  # the grey level, of 255, and the label of each picture
     "train": ((25, 0), (50, 0), (200, 1), (230, 1)),
@@ -159,6 +159,33 @@ def test_what_was_best_since_other_settings_were_forced_stays_best(trainer, monk
     resumed.train()
     assert resumed.start_epoch == 2
     assert resumed.results["accuracy"] == ON_TEST[1]
+
+
+def test_what_was_best_before_other_settings_were_forced_is_nothing_to_beat(trainer, monkeypatch):
+    settings = {"TEST__FINAL_MODEL": "best_val", "TRAIN__CHECKPOINT_FREQ": 1}
+    stop_in(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        trainer(**settings).train()
+    resumed = trainer(**settings, OPTIM__LR=0.1, FORCE_RESUME=True)
+    resumed.train()
+    assert resumed.start_epoch == 2
+    assert resumed.results["accuracy"] == ON_TEST[2]  # the second epoch was as good, and came first
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_run_does_not_go_on_over_other_images_to_learn_from_or_to_choose_on(trainer, monkeypatch, split):
+    trainer(OPTIM__MAX_EPOCH=2).train()
+    monkeypatch.setitem(GREYS, split, GREYS[split][::-1])  # the same names for other labels
+    with pytest.raises(UserError, match=f"the checkpoints were made with other {split}.* images"):
+        trainer(OPTIM__MAX_EPOCH=2).train()
+
+
+def test_a_run_goes_on_where_images_for_testing_are_others(trainer, monkeypatch):
+    trainer(OPTIM__MAX_EPOCH=2).train()
+    monkeypatch.setitem(GREYS, "test", GREYS["test"][:2])
+    again = trainer(OPTIM__MAX_EPOCH=2)
+    again.train()
+    assert again.start_epoch == 2
 
 
 def test_checkpoints_are_of_every_nth_epoch_and_of_the_last(trainer, tmp_path):

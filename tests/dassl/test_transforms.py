@@ -99,6 +99,29 @@ def test_a_cutout_is_a_black_square_around_a_drawn_centre():
     assert torch.equal(transform(WHITE), expected)
 
 
+def test_a_cutout_is_black_before_the_normalisation():
+    cfg = config("cutout", "normalize", CUTOUT_LEN=6)
+    image = build_transform(cfg, is_train=True)(WHITE)
+    black, white = (normalized(Image.new("RGB", (1, 1), color), cfg).flatten() for color in ("black", "white"))
+    for channel, dark, bright in zip(image, black, white, strict=True):
+        assert channel.unique().tolist() == pytest.approx([dark.item(), bright.item()])
+
+
+def test_transforms_have_the_settings_of_the_config():
+    jitter = {"COLORJITTER_B": 0.1, "COLORJITTER_C": 0.2, "COLORJITTER_S": 0.3, "COLORJITTER_H": 0.05}
+    others = {"CROP_PADDING": 3, "RANDAUGMENT_N": 4, "RANDAUGMENT_M": 5, "RGS_P": 0.6, "GB_P": 0.7, "GB_K": 9}
+    pipeline = build_transform(config(*AUGMENTATIONS, **jitter, **others), is_train=True)
+    steps = {type(step).__name__: step for step in pipeline.transforms}
+    assert steps["RandomCrop"].padding == 3
+    assert (steps["RandAugment"].num_ops, steps["RandAugment"].magnitude) == (4, 5)
+    color = steps["ColorJitter"]
+    assert [color.brightness, color.contrast, color.saturation, color.hue] == [
+        pytest.approx(span) for span in ((0.9, 1.1), (0.8, 1.2), (0.7, 1.3), (-0.05, 0.05))
+    ]
+    assert steps["RandomGrayscale"].p == 0.6
+    assert (steps["RandomApply"].p, steps["RandomApply"].transforms[0].kernel_size) == (0.7, (9, 9))
+
+
 def test_noise_is_added_to_half_of_the_images():
     transform = build_transform(config("gaussian_noise", GN_MEAN=0.3, GN_STD=0.1), is_train=True)
     torch.manual_seed(0)

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from dassl.data.datasets import build_dataset
-from dassl.utils import UserError
+from dassl.utils import UserError, derive_seed
 from tests.datasets.shapes import config, config_of, write_images
 
 NAMES = [f"flickr/{i}_a.jpg" for i in range(10)]
@@ -99,6 +99,7 @@ def test_without_splits_the_names_tell(root):
     assert len(one.test) == 3
     assert len(one.train_x) == 7
     assert described(one.test) == described(other.test)
+    assert described(one.test).keys() == set(sorted(NAMES, key=derive_seed)[:3]) != set(NAMES[:3])
     assert not described(one.test).keys() & described(one.train_x).keys()
     for wrong in (0.0, 1.0):
         with pytest.raises(UserError, match="TEST_PERCENT"):

@@ -6,6 +6,7 @@ import pytest
 
 from dassl.data.datasets import Datum, build_dataset
 from dassl.utils import UserError
+from datasets import class_folders
 from datasets.class_folders import read_classnames
 from datasets.digits import NAMES
 from datasets.protocol import subsample_classes
@@ -79,3 +80,12 @@ def test_base_and_new_classes():
 def test_class_names_may_have_spaces(tmp_path):
     (tmp_path / "classnames.txt").write_text("n1 great white shark\n\nn2 hen\n")
     assert read_classnames(tmp_path / "classnames.txt") == {"n1": "great white shark", "n2": "hen"}
+
+
+def test_images_of_a_class_come_by_name_whatever_the_order_of_the_file_system(imagenet_root, monkeypatch):
+    """The few shots are places in this order."""
+    real = class_folders.scan
+    monkeypatch.setattr(class_folders, "scan", lambda folder: dict(sorted(real(folder).items(), reverse=True)))
+    dataset = build_dataset(config(imagenet_root, "ImageNet"))
+    for items in (dataset.train_x, dataset.test):
+        assert [item.impath for item in items] == sorted(item.impath for item in items)

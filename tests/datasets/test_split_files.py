@@ -5,12 +5,13 @@ import random
 
 import pytest
 
-from dassl.data.datasets import build_dataset
+from dassl.data.datasets import Datum, build_dataset
 from dassl.utils import UserError
+from datasets.few_shot_split import FewShotSplit
 from tests.common import REPOSITORY
 from tests.datasets.shapes import CLASSES, COUNTS, SPLIT_FILES, config_of, write_images, write_split_file
 
-AIRCRAFT = ("707-320", "A340-300", "DHC-8-100", "Model B200")
+AIRCRAFT = ("DHC-8-100", "707-320", "Model B200", "A340-300")  # in an order of their own
 
 
 @pytest.fixture
@@ -74,6 +75,12 @@ def test_few_shots_are_drawn_for_training_and_then_for_validation(tmp_path, shot
             expected += random.sample([p for p, _, classname in whole[split] if classname == name], count)
         assert [item.impath for item in items] == [str(tmp_path / "dtd/images" / p) for p in expected]
     assert len(dataset.test) == 6
+
+
+def test_a_listing_tells_what_is_for_training_and_what_for_validation(tmp_path):
+    images = [Datum(tmp_path / f"{number}.jpg", 0, classname="ant") for number in range(4)]
+    one, other = (FewShotSplit(tmp_path, 1, 1, images[:count], images[count:]) for count in (2, 3))
+    assert one.fingerprint != other.fingerprint
 
 
 def test_base_and_new_classes_of_all_splits(aircraft):

@@ -28,8 +28,9 @@ import yaml
 
 from tests.common import REPOSITORY
 
+PYTEST = (sys.executable, "-m", "pytest")
 SLIPS = Path(__file__).with_name("slips.yaml")
-PATIENCE = 600  # seconds; tests that a slip keeps from ending have noticed it
+PATIENCE = 1200  # seconds; tests that a slip keeps from ending have noticed it
 ENOUGH = 0.95  # of the slips are to be noticed
 FAILURE = re.compile(r"^(?:FAILED|ERROR) (\S+::.*?)(?: - .*)?$", re.MULTILINE)
 
@@ -66,13 +67,16 @@ def copy_repository(folder: Path) -> None:
             shutil.copy(REPOSITORY / name, folder / name)
 
 
-def failing_test(folder: Path, tests: Sequence[str]) -> str:
+def failing_test(folder: Path, tests: Sequence[str], processes: int = 0) -> str:
     """The first of the tests that fails in the copy in ``folder``; empty if all pass.
+
+    Args:
+        processes: that run the tests; 0: one.
 
     Raises:
         RuntimeError: they cannot be run.
     """
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    command = [*PYTEST, "-x", "-q", "-p", "no:cacheprovider", "-n", str(processes), "--dist", "loadfile", *tests]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE)
@@ -93,7 +97,7 @@ def run(slips: Sequence[Slip], jobs: int) -> list[Slip]:
             copy_repository(Path(temporary, str(number)))
             copies.put(Path(temporary, str(number)))
         every_test = sorted({test for slip in slips for test in slip.tests.split()})
-        if failure := failing_test(Path(temporary, "0"), every_test):
+        if failure := failing_test(Path(temporary, "0"), every_test, jobs):
             raise RuntimeError(f"without any slip there is a test that fails: {failure}")
 
         def attempt(slip: Slip) -> tuple[Slip, str, float]:

@@ -196,8 +196,13 @@ class Twofold(torch.nn.Module):
 
 
 def test_a_fine_tuned_clip(run, call, photo, capsys):
-    folder = run("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1, "OPTIM.NAME", "adamw", trainer="CLIPFineTune").folder
+    settings = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1, "OPTIM.NAME", "adamw", "OPTIM.WARMUP_EPOCH", 0)
+    folder = run(*settings, trainer="CLIPFineTune").folder
     assert call(folder)[0] == 0
     assert {"class_weights.npz", "classifier.onnx"} <= names_in(folder / "classifier")
-    told = np.load(folder / "classifier/class_weights.npz")
-    assert told["weight"].shape == (10, 64)
+    arrays = np.load(folder / "classifier/class_weights.npz")
+    scale = json.loads(arrays["metadata"].item())["logit_scale"]
+    learned = tensors(folder / "clip/model.pth.tar-1")["clip.logit_scale"].exp().item()
+    assert scale == pytest.approx(learned, abs=1e-5)
+    assert np.linalg.norm(arrays["weight"], axis=1) == pytest.approx([learned] * 10, rel=1e-5)
+    assert learned != pytest.approx(load_shared("tiny", "", "fp32", "cpu")[0].logit_scale.exp().item(), rel=1e-4)

@@ -82,6 +82,15 @@ def test_contexts_of_classes_go_with_these_classes_alone(encoder):
         PromptLearner([*NAMES[1:], "dog"], encoder, 4, csc=True).load_state_dict(source.state_dict())
 
 
+def test_contexts_of_classes_whose_longest_name_is_longer(encoder):
+    """As Chinese-CLIP has it, whose prompts are as long as the longest one."""
+    learner = PromptLearner(NAMES, encoder, 4, csc=True)
+    state = learner.state_dict()
+    state["token_suffix"] = state["token_suffix"][:, :-3]
+    with pytest.raises(RuntimeError, match="class-specific"):
+        learner.load_state_dict(state)
+
+
 def test_class_words_of_a_checkpoint_are_not_taken_over(encoder):
     source, target = PromptLearner(NAMES, encoder, 4), PromptLearner(["a", "b", "c"], encoder, 4)
     own = target.token_suffix.clone()

@@ -8,6 +8,7 @@ import torch
 
 from tests.common import REPOSITORY, SHARED, assert_same_tensors, needs_shared, tensors
 from trainers import linear_probe
+from trainers.feature_trainer import bind_classes
 from trainers.linear_probe import LENGTH, fit, predict, sweep
 from vlm.similarity import normalize
 
@@ -108,6 +109,10 @@ def test_a_rerun_evaluates_what_was_fitted(run):
             ("DATASET.NUM_SHOTS", 1, "DATASET.VAL_IS_TEST", True),
             "they are test images (DATASET.VAL_IS_TEST)\nC 0.316, not",
         ),
+        (
+            ("DATASET.NUM_SHOTS", 1, "DATASET.VAL_IS_TEST", True, "DATASET.SUBSAMPLE_CLASSES", "base"),
+            "they are test images (DATASET.VAL_IS_TEST)\nC 0.316, not",
+        ),
         (("DATASET.NUM_SHOTS", 1, "TRAINER.LINEARPROBE.C", 2.5), "C 2.5, not swept\n"),
     ],
 )
@@ -131,6 +136,15 @@ def test_the_linear_head_gives_the_logits(digits_trainer):
     features = torch.randn(5, 64)
     weight, bias = trainer.linear_head()
     torch.testing.assert_close(normalize(features) @ weight.t() + bias, trainer.model_inference(features))
+
+
+def test_a_checkpoint_is_of_its_classes_in_their_order():
+    one, same, other = (torch.nn.Linear(2, 2) for _ in range(3))
+    for model, names in ((one, ["cat", "dog"]), (same, ["cat", "dog"]), (other, ["dog", "cat"])):
+        bind_classes(model, names)
+    same.load_state_dict(one.state_dict())
+    with pytest.raises(RuntimeError, match="in another order"):
+        other.load_state_dict(one.state_dict())
 
 
 def test_no_random_crops_are_fitted(run):

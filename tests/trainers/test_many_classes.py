@@ -74,7 +74,8 @@ def test_each_step_draws_classes_of_its_own(digits_trainer, monkeypatch):
     steps = [(epoch, batch) for epoch in range(3) for batch in range(3)]
     expected = []
     for trainer.epoch, trainer.batch_idx in steps:
-        trainer.training_loss(torch.randn(3, 64), torch.tensor([7, 4, 7]))
+        _, output, places = trainer.training_loss(torch.randn(3, 64), torch.tensor([7, 4, 7]))
+        assert (output.shape, places.tolist()) == ((3, 5), [1, 0, 1])
         seed = derive_seed(1, trainer.epoch, trainer.batch_idx, "classes")
         order = torch.randperm(10, generator=torch.Generator().manual_seed(seed)).tolist()
         expected.append([4, 7, *[number for number in order if number not in (4, 7)][:3]])
