@@ -138,6 +138,7 @@ def test_the_front_is_what_nothing_beats():
     )
     assert front_of([e, d, c, b, a]) in ([b, d], [b, e])
     assert front_of([a, c]) == [a, c]
+    assert front_of([a, b]) == front_of([b, a]) == [b]
     assert front_of([]) == []
 
 

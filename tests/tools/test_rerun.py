@@ -14,6 +14,7 @@ from dassl.utils import save_checkpoint
 from tests.common import REPOSITORY, assert_same_tensors
 from tools.rerun import main
 from tools.sweep import main as sweep
+from tools.tables.two_runs import compare_tensors
 
 SHORT = ("DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 3)
 
@@ -206,6 +207,16 @@ def test_other_tensors_and_settings_are_told(run, call):
     assert re.search(r"config.OPTIM.LR +0.002 +0.1 +DIFFERS", output)
     assert re.search(r"largest difference \d", output)
     assert output.index("config.OPTIM.LR") < output.index("\ncode ")  # differences come first
+
+
+def test_the_newest_checkpoint_and_the_best_are_compared(tmp_path):
+    for run, best in (("then", 1.0), ("now", 2.0)):
+        for epoch, value, name in ((1, best, "model-best.pth.tar"), (2, 0.0, "")):
+            state = {"state_dict": {"ctx": torch.tensor([value])}, "epoch": epoch}
+            save_checkpoint(state, tmp_path / run / "prompt_learner", model_name=name)
+    newest, best = compare_tensors(tmp_path / "then", tmp_path / "now")
+    assert (newest.name, newest.differs) == ("prompt_learner/model.pth.tar-2", False)
+    assert (best.name, best.differs) == ("prompt_learner/model-best.pth.tar", True)
 
 
 def test_on_as_many_threads_as_then(run, call, monkeypatch):

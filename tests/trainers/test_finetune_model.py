@@ -50,6 +50,11 @@ def test_matrices_decay_and_nothing_else_does(trainer_of):
     assert len(decayed["params"]) + len(others["params"]) == len(list(trainer.model.parameters()))
 
 
+def test_the_epsilon_of_the_config(trainer_of):
+    groups = trainer_of("TRAINER.FINETUNE.ADAM_EPS", 1e-6)._optims["clip"].param_groups
+    assert [group["eps"] for group in groups] == [1e-6, 1e-6]
+
+
 def test_the_logit_scale_is_clamped(trainer_of):
     trainer = trainer_of(*PROJECTIONS, *SHORT)
     trainer.model.clip.logit_scale.data.fill_(5.0)  # exp(5) is 148

@@ -11,6 +11,7 @@ from dassl.utils import UserError
 from tests.common import assert_same_tensors
 from tests.vlm import foreign_models as models
 from trainers.coop import PromptLearner
+from vlm.foreign import description
 from vlm.load import load, load_shared
 from vlm.prompts import tokenize
 from vlm.text_encoder import text_encoder
@@ -116,6 +117,25 @@ def test_what_the_weights_do_not_tell_is_in_the_fingerprint(folders, names):
     assert prints[0] != prints[1]
     equal = zip(load(names["clip"])[1].items(), load(names["gelu"])[1].items(), strict=True)
     assert all(key == other and torch.equal(one, two) for (key, one), (other, two) in equal)
+
+
+def test_the_number_of_heads_is_in_the_fingerprint():
+    """Neither the weights nor PyTorch's description of a layer tell it."""
+    one, other = (torch.nn.MultiheadAttention(8, heads) for heads in (2, 4))
+    assert str(one) == str(other)
+    assert description(one, "a", "torch") != description(other, "a", "torch")
+
+
+def test_a_file_of_weights_wins_over_those_of_the_name(tmp_path, monkeypatch):
+    import open_clip
+
+    given = []
+    monkeypatch.setattr(open_clip, "create_model", lambda *_, pretrained, **__: given.append(pretrained) or 1 / 0)
+    (tmp_path / "own.pt").touch()
+    for weights, expected in ((str(tmp_path / "own.pt"), str(tmp_path / "own.pt")), ("", "laion2b_s34b_b88k")):
+        with pytest.raises(UserError, match="division by zero"):
+            load("open_clip:ViT-B-16/laion2b_s34b_b88k", weights)
+        assert given.pop() == expected
 
 
 @pytest.mark.parametrize(

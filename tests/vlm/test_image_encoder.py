@@ -1,5 +1,7 @@
 """The image encoders: their features are CLIP's, and those of an image do not depend on the images around it."""
 
+from importlib.metadata import version
+
 import pytest
 import torch
 
@@ -119,6 +121,13 @@ def test_the_description_tells_weights_precision_runtime_and_threads_where_they_
     assert {key for key in one if one[key] != other[key]} == {"runtime"}
     assert other.keys() - one.keys() == {"threads"}
     assert (one["weights"], one["precision"]) == ("sha", "float32")
+
+
+@pytest.mark.parametrize("package", ["torch", "torchvision", "pillow"])
+def test_the_description_tells_the_versions_of_what_reads_and_prepares_pictures(clip, monkeypatch, package):
+    before = TorchEncoder(clip.visual, "", "").description
+    monkeypatch.setattr("vlm.image_encoder.version", lambda name: "99" if name == package else version(name))
+    assert TorchEncoder(clip.visual, "", "").description != before
 
 
 @needs_openvino

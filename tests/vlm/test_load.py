@@ -1,6 +1,7 @@
 """Weights by name and from files of the three formats; what is refused."""
 
 import hashlib
+import os
 import struct
 import warnings
 
@@ -13,7 +14,7 @@ from tools.random_weights import random_clip
 from vlm import load as load_module
 from vlm import openai
 from vlm.fingerprint import fingerprint
-from vlm.load import load, openai_file, read_state_dict
+from vlm.load import load, load_shared, openai_file, read_state_dict
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,15 @@ def test_the_fingerprint_belongs_to_the_numbers(clip, tmp_path):
     assert fingerprint(shuffled) == fingerprint(state_dict)
     shuffled["logit_scale"] += 1e-3
     assert fingerprint(shuffled) != fingerprint(state_dict)
+
+
+def test_another_file_of_as_many_bytes_is_loaded(clip, tmp_path):
+    state_dict, path, prints = clip.state_dict(), tmp_path / "clip.safetensors", []
+    for number, scale in enumerate((1.0, 2.0, 2.0)):
+        save_file({**state_dict, "logit_scale": torch.tensor(scale)}, path)
+        os.utime(path, (number, number))
+        prints.append(load_shared("", str(path), "fp32", "cpu")[1])
+    assert prints[0] != prints[1] == prints[2]
 
 
 def test_the_fingerprint_is_as_documented():

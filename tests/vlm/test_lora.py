@@ -68,6 +68,17 @@ def test_queries_and_values_are_updated_and_keys_are_not():
     torch.testing.assert_close(changed[0], update.up[0] @ update.down[0] / 2, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("names", ["q_proj k_proj v_proj out_proj", "query key value dense"])
+def test_layers_of_other_libraries_are_updated_likewise(names):
+    """As in OpenAI's attention pool and Hugging Face's CLIP, and in BERT."""
+    names = names.split()
+    attention = nn.ModuleDict({name: nn.Linear(8, 8) for name in names})
+    before = {name: layer.weight.clone() for name, layer in attention.items()}
+    for parameter in add_lora(attention, 2, 4.0):
+        nn.init.normal_(parameter)
+    assert [not torch.equal(attention[name].weight, before[name]) for name in names] == [True, False, True, False]
+
+
 def test_a_checkpoint_for_vit_b32_is_small():
     with torch.device("meta"):
         clip = openai.CLIP(*ARCHITECTURES["ViT-B/32"])

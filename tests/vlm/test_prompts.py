@@ -18,6 +18,12 @@ def test_a_prompt_that_is_too_long_is_named():
         tokenize(["short", "very " * 80])
 
 
+def test_a_text_that_is_cut_keeps_its_start_and_its_end():
+    (tokens,) = tokenize(["very " * 100], cut=True).tolist()
+    very = tokenize(["very"])[0, 1].item()
+    assert tokens == [49406, *[very] * 75, 49407]
+
+
 def test_class_names_are_read_with_spaces():
     assert readable("garbage_truck") == "garbage truck"
 
