@@ -53,7 +53,7 @@ def _staged_groups(model: nn.Module, c: CfgNode) -> list[dict]:
     children = [name for name, _ in model.named_children()]
     if not new_layers or not set(new_layers) <= set(children):
         raise UserError(f"OPTIM.STAGED_LR needs OPTIM.NEW_LAYERS to name some of {children}; got {new_layers}")
-    groups: dict[bool, list] = {False: [], True: []}
-    for name, child in model.named_children():
-        groups[name in new_layers].extend(child.parameters())
-    return [{"params": groups[False], "lr": c.LR * c.BASE_LR_MULT}, {"params": groups[True]}]
+    new = [parameter for name in children if name in new_layers for parameter in getattr(model, name).parameters()]
+    in_new = set(map(id, new))
+    others = [parameter for parameter in model.parameters() if id(parameter) not in in_new]
+    return [{"params": others, "lr": c.LR * c.BASE_LR_MULT}, {"params": new}]

@@ -111,6 +111,15 @@ def test_every_optimizer_moves_downhill(name):
     assert parameter.abs().max() < 1
 
 
+def test_parameters_of_the_model_itself_are_among_the_layers_that_are_not_new():
+    """As the context of CoCoOp beside its Meta-Net."""
+    model = torch.nn.ModuleDict({"meta_net": torch.nn.Linear(2, 2)})
+    model.register_parameter("ctx", torch.nn.Parameter(torch.zeros(3)))
+    old, new = build_optimizer(model, node(STAGED_LR=True, NEW_LAYERS=("meta_net",), BASE_LR_MULT=0.5)).param_groups
+    assert (old["params"], old["lr"]) == ([model.ctx], 0.001)
+    assert (new["params"], new["lr"]) == (list(model["meta_net"].parameters()), 0.002)
+
+
 def test_staged_rates():
     model = torch.nn.ModuleDict({"body": torch.nn.Linear(2, 2), "head": torch.nn.Linear(2, 2)})
     optimizer = build_optimizer(model, node(STAGED_LR=True, NEW_LAYERS=("head",), BASE_LR_MULT=0.5))
