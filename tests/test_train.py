@@ -172,6 +172,7 @@ def test_other_settings_do_not_go_on_from_a_runs_checkpoints(run):
     longer = run("--force-resume", *longer, out="longer")
     assert re.findall(r"epoch \[\d/4\]", longer.log) == ["epoch [4/4]"]
     assert "--force-resume: " in longer.log
+    assert "MAX_EPOCH: 4\n" in (longer.folder / "config.yaml").read_text()
     assert "OPTIM.MAX_EPOCH 3 -> 4\n" in longer.log
 
 

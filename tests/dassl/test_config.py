@@ -35,6 +35,9 @@ def test_text_may_look_like_a_number(tmp_path):
     cfg = get_cfg_default()
     merge_options(cfg, ["DATASET.FOLDER", "2020", "MODEL.BACKBONE.NAME", "True"])
     assert (cfg.DATASET.FOLDER, cfg.MODEL.BACKBONE.NAME) == ("2020", "True")
+    for folder in ("007", "1.10", "1e3"):
+        merge_options(cfg, ["DATASET.FOLDER", folder])
+        assert folder == cfg.DATASET.FOLDER
     (tmp_path / "c.yaml").write_text("DATASET:\n  FOLDER: 2021\n")
     merge_file(cfg, tmp_path / "c.yaml")
     assert cfg.DATASET.FOLDER == "2021"

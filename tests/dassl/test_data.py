@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from dassl.config import get_cfg_default
 from dassl.data import DataManager, DatasetWrapper
 from dassl.data.data_manager import build_data_loader
-from dassl.data.datasets import DatasetBase, Datum
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl.data.samplers import build_sampler
 from dassl.data.transforms import build_transform
 from dassl.utils import UserError, derive_seed, read_image, seeded
@@ -127,6 +127,21 @@ def test_drawing_leaves_the_global_generators_alone(pictures):
     torch.manual_seed(0)
     batches(pictures)
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(("same", "size", "order"), [(True, 2, "shuffled"), (False, 3, "as listed")])
+def test_unlabelled_images_have_a_loader_of_their_own_or_one_as_the_labelled(pictures, same, size, order):
+    @DATASET_REGISTRY.register(force=True)
+    class Unlabelled(DatasetBase):
+        def __init__(self, cfg):
+            super().__init__(train_x=pictures, train_u=pictures, test=pictures)
+
+    cfg = config(SEED=1, DATASET__NAME="Unlabelled", INPUT__SIZE=(8, 8), DATALOADER__NUM_WORKERS=0)
+    cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.DATALOADER.TRAIN_U.SAME_AS_X = 2, same
+    cfg.DATALOADER.TRAIN_U.BATCH_SIZE, cfg.DATALOADER.TRAIN_U.SAMPLER = 3, "SequentialSampler"
+    indices = [batch["index"].tolist() for batch in DataManager(cfg).train_loader_u]
+    assert {len(batch) for batch in indices} == {size}
+    assert ([index for batch in indices for index in batch] == list(range(6))) == (order == "as listed")
 
 
 def test_training_drops_a_rest_and_testing_keeps_it(pictures):

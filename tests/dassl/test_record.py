@@ -146,6 +146,7 @@ def test_the_record_names_the_checkpoints_it_started_from(run):
     assert started_from(*model, *SHORT, out="newest") == [last]
     assert started_from(*model, "--load-epoch", 1, *SHORT, out="first") == [first]
     assert started_from(*SHORT, "MODEL.INIT_WEIGHTS", one.checkpoint(1), out="init") == [first]
+    shutil.copy(one.checkpoint(1), one.folder / "prompt_learner/model-best.pth.tar")  # which no run goes on from
     longer = ("--resume", one.folder, *SHORT, "OPTIM.MAX_EPOCH", 3)
     assert started_from("--force-resume", *longer, out="longer") == [last]
     assert run(*SHORT, "TRAIN.CHECKPOINT_FREQ", 1).record["started_from"] == []  # it went on from its own

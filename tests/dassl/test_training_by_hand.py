@@ -279,6 +279,16 @@ def test_without_a_seed_a_resumed_run_goes_on_drawing_where_it_stopped(trainer, 
     assert run(resumed) == whole[4:]
 
 
+def test_tensorboard_s_steps_go_on_in_a_resumed_run(trainer, monkeypatch):
+    steps = []
+    monkeypatch.setattr(Scripted, "write_scalar", lambda self, tag, _, step: steps.append((tag, step)))
+    stop_in(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        trainer(TRAIN__CHECKPOINT_FREQ=2).train()
+    trainer(TRAIN__CHECKPOINT_FREQ=2).train()
+    assert [step for tag, step in steps if tag == "train/loss"] == list(range(8))
+
+
 def test_figures_are_logged_with_their_mean_over_the_epoch(trainer, capsys):
     run(trainer())
     logged = re.findall(r"epoch \[(\d)/4\] batch \[(\d)/2\] .* loss (\S+) \((\S+)\)", capsys.readouterr().out)

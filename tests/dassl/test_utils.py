@@ -34,6 +34,7 @@ from dassl.utils import (
     tolist_if_not,
     write_json,
 )
+from dassl.utils.logger import set_aside
 from dassl.utils.results import interval95, read_result
 
 
@@ -122,6 +123,14 @@ def test_meters():
     metrics.update({"loss": 0.5, "acc": 25.0})
     metrics.update({"loss": 1.0, "acc": 75.0})
     assert str(metrics) == "loss 1.0000 (0.7500) acc 75.0000 (50.0000)"
+
+
+def test_older_logs_of_the_same_second_are_all_kept(tmp_path):
+    for text in ("first", "second", "third", "fourth"):
+        set_aside(tmp_path / "log.txt")
+        (tmp_path / "log.txt").write_text(text)
+        os.utime(tmp_path / "log.txt", (99, 99))
+    assert sorted(path.read_text() for path in tmp_path.iterdir()) == ["first", "fourth", "second", "third"]
 
 
 def test_an_older_log_is_set_aside(tmp_path, capsys):

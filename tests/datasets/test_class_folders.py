@@ -2,13 +2,14 @@
 
 import random
 
+import numpy as np
 import pytest
 
 from dassl.data.datasets import Datum, build_dataset
 from dassl.utils import UserError
 from datasets import class_folders
 from datasets.class_folders import read_classnames
-from datasets.digits import NAMES
+from datasets.digits import NAMES, read_scans
 from datasets.protocol import subsample_classes
 from tests.datasets.shapes import config
 
@@ -20,6 +21,16 @@ def test_digits_are_an_ordinary_data_set(digits_root):
     assert not dataset.val
     per_class = [sum(d.label == label for d in dataset.test) for label in range(10)]
     assert min(per_class) >= 87
+
+
+def test_ink_from_0_to_16_is_rounded_to_grey_levels():
+    from sklearn.datasets import load_digits
+
+    levels = np.array([round(ink * 255 / 16) for ink in range(17)])
+    pixels, digits = read_scans()
+    expected = load_digits()
+    assert np.array_equal(pixels, levels[expected.images.astype(int)])
+    assert np.array_equal(digits, expected.target)
 
 
 def test_digits_are_written_on_first_use_whole_or_not_at_all(tmp_path, monkeypatch):

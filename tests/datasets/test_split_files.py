@@ -77,6 +77,23 @@ def test_few_shots_are_drawn_for_training_and_then_for_validation(tmp_path, shot
     assert len(dataset.test) == 6
 
 
+@pytest.mark.parametrize("shots", [1, 5])
+def test_what_was_drawn_is_taken_again(tmp_path, capsys, shots):
+    """Also where there are more shots than the four a class that are drawn for validation."""
+    write_split_file("dtd", tmp_path)
+    first, again = (build_dataset(config_of("dtd", tmp_path, NUM_SHOTS=shots)) for _ in range(2))
+    said = capsys.readouterr().out
+    assert (said.count("Few-shot split kept: "), said.count("Few-shot split: ")) == (1, 1)
+    for one, other in ((first.train_x, again.train_x), (first.val, again.val)):
+        assert [item.impath for item in one] == [item.impath for item in other]
+
+
+def test_validation_images_of_a_data_set_s_own_are_never_test_images(tmp_path):
+    write_split_file("dtd", tmp_path)
+    dataset = build_dataset(config_of("dtd", tmp_path, VAL_IS_TEST=True))
+    assert {item.impath.rpartition("/")[2].partition("_")[0] for item in dataset.val} == {"val"}
+
+
 def test_a_listing_tells_what_is_for_training_and_what_for_validation(tmp_path):
     images = [Datum(tmp_path / f"{number}.jpg", 0, classname="ant") for number in range(4)]
     one, other = (FewShotSplit(tmp_path, 1, 1, images[:count], images[count:]) for count in (2, 3))

@@ -6,7 +6,7 @@ from yacs.config import CfgNode
 
 from trainers.coop import CustomCLIP, PromptLearner
 from vlm.load import load
-from vlm.prompts import tokenize
+from vlm.prompts import END, token_count, tokenize
 from vlm.text_encoder import TextEncoder
 
 NAMES = ["cat", "English springer", "container_ship"]
@@ -42,6 +42,16 @@ def test_in_the_middle_of_an_odd_number_of_tokens_the_larger_half_follows(encode
     learner = PromptLearner(NAMES, encoder, 0, words, position="middle")
     tokens = tokenize([text.format(name.replace("_", " ")) for name in NAMES])
     torch.testing.assert_close(learner()[learner.index], encoder.embed(tokens))
+
+
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+def test_a_name_whose_last_marks_are_one_token_with_the_full_stop(encoder, position):
+    """It must not take the end of the text with it."""
+    name = "cat,.."
+    assert token_count(name) == token_count(f"{name}.") + 1
+    learner = PromptLearner([name, "dog"], encoder, 4, position=position)
+    ends = learner.index[torch.arange(2), learner.lengths - 1]
+    torch.testing.assert_close(learner()[ends], encoder.embed(torch.tensor([END, END])))
 
 
 def test_the_number_of_context_tokens_is_that_of_the_words(encoder):

@@ -1,5 +1,6 @@
 """CLIPs of other libraries: small random ones, built by these libraries, against what these compute themselves."""
 
+import json
 import sys
 
 import pytest
@@ -207,6 +208,16 @@ def test_chinese_prompts_of_several_contexts(names):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("mode", "resize"), [("squash", "squash"), ("shortest", "crop")])
+def test_how_an_open_clip_model_resizes_pictures(tmp_path, mode, resize):
+    folder = models.open_clip_folder(tmp_path / "model")
+    config = folder / "open_clip_config.json"
+    whole = json.loads(config.read_text())
+    whole["preprocess_cfg"]["resize_mode"] = mode
+    config.write_text(json.dumps(whole))
+    assert load(f"open_clip:local-dir:{folder}")[0].visual.resize == resize
+
+
 def test_pictures_are_prepared_as_their_library_does(folders, names):
     transformers = pytest.importorskip("transformers", reason="needs the optional package transformers")
     picture = Image.effect_noise((80, 40), 80).convert("RGB")

@@ -79,6 +79,13 @@ def test_layers_of_other_libraries_are_updated_likewise(names):
     assert [not torch.equal(attention[name].weight, before[name]) for name in names] == [True, False, True, False]
 
 
+def test_the_first_factor_is_drawn_as_that_of_a_linear_layer():
+    """Uniformly up to 1 / sqrt(inputs), whatever the rank; the second one is zero."""
+    down, up = add_lora(nn.ModuleDict({"query": nn.Linear(64, 64)}), 16, 1.0)
+    assert 0.12 < down.abs().max().item() <= 1 / 8
+    assert not up.any()
+
+
 def test_a_checkpoint_for_vit_b32_is_small():
     with torch.device("meta"):
         clip = openai.CLIP(*ARCHITECTURES["ViT-B/32"])
