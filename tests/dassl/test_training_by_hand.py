@@ -241,6 +241,7 @@ def test_every_model_follows_its_schedule(trainer, monkeypatch):
 
 def test_one_model_alone_follows_its_schedule_if_asked_for(trainer):
     learner = trainer()
+    learner.model_update("other")
     learner.update_lr("other")
     assert learner.get_current_lr("model") == 0.05
     assert learner.get_current_lr("other") == pytest.approx(0.025 * (1 + math.cos(math.pi / 4)))

@@ -14,8 +14,8 @@ from PIL import Image
 
 import predict
 from commands.classifier import zero_shot
+from tests.common import plain_text_features
 from tests.fuzz.cases import COUNTS, Refusal, dear, outcome, texts
-from tests.vlm.test_text_encoder import plain
 from trainers.cocoop import ConditionalPromptLearner
 from trainers.coop import PromptLearner
 from vlm import openai
@@ -95,7 +95,7 @@ def test_learned_prompts_are_the_plain_encoders(clip, classnames, n_ctx, csc, po
     assert torch.equal(learner.index[range(len(ends)), ends], learner.rows[range(len(ends)), ends])  # the end stays
     table = learner()
     features = encoder(table, learner.layout)
-    torch.testing.assert_close(features, plain(clip, table[learner.index], ends), **CLOSE)
+    torch.testing.assert_close(features, plain_text_features(clip, table[learner.index], ends), **CLOSE)
     assert ("the same name" in printed) == (len({tuple(words(name)) for name in classnames}) < len(classnames))
 
 
@@ -112,7 +112,7 @@ def test_conditional_prompts_are_the_plain_encoders(clip, classnames, n_ctx):
     contexts = learner(images / images.norm(dim=-1, keepdim=True))
     features = encoder.encode_each(contexts, learner.fixed, learner.layout)
     for context, own in zip(contexts, features, strict=True):
-        torch.testing.assert_close(own, plain(clip, learner.table(context)[learner.index], ends), **CLOSE)
+        torch.testing.assert_close(own, plain_text_features(clip, learner.table(context)[learner.index], ends), **CLOSE)
 
 
 @given(texts.filter(lambda text: len(text) < LONGEST))
