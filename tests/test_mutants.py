@@ -1,6 +1,7 @@
 """The list of slips fits the code, and its program tells what is noticed from what is not."""
 
 import ast
+import re
 import sys
 
 import pytest
@@ -24,7 +25,8 @@ def test_a_slip_fits_the_code_and_its_tests_are_there(slip):
     for test in slip.tests.split():
         file, _, name = test.partition("::")
         assert (REPOSITORY / file).exists()
-        assert f"def {name}" in (REPOSITORY / file).read_text() if name else True
+        if name:
+            assert f"def {name}(" in (REPOSITORY / file).read_text()
 
 
 def test_what_is_noticed_and_what_is_not(tmp_path, capsys, monkeypatch):
@@ -40,19 +42,11 @@ def test_what_is_noticed_and_what_is_not(tmp_path, capsys, monkeypatch):
     slips = [
         {"slip": "half of it", "new": "50.0 / len(target)", **common},
         {"slip": "the same", "new": "1e2 / len(target)", **common},
-        {"slip": "no account", "new": "100. / len(target)", "may_stay": "it is the same", **common},
     ]
-    for count, ended in ((3, 1), (1, 0)):
+    for count, ended in ((2, 1), (1, 0)):
         (tmp_path / "slips.yaml").write_text(yaml.safe_dump(slips[:count]))
         assert mutants.main(["--slips", str(tmp_path / "slips.yaml"), "--jobs", "1"]) == ended
-        lines = capsys.readouterr().out.splitlines()
-        assert (
-            lines[:count]
-            == [
-                "noticed by tests/test_a.py::test_b[1], 0 s: half of it",
-                "NOT NOTICED, 0 s: the same",
-                "NOT NOTICED (may stay: it is the same), 0 s: no account",
-            ][:count]
-        )
-        assert lines[count:] == [f"1 of {count} slips noticed"]
+        lines = re.sub(r", \d+ s:", ":", capsys.readouterr().out).splitlines()
+        said = ["noticed by tests/test_a.py::test_b[1]: half of it", "NOT NOTICED: the same"]
+        assert lines == [*said[:count], f"1 of {count} slips noticed"]
     assert "100.0 / len(target)" in (REPOSITORY / "dassl/metrics/__init__.py").read_text()

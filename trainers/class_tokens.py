@@ -35,7 +35,7 @@ def drop_class_tokens(module: nn.Module, state_dict: dict, prefix: str, *others)
     same = told is None or torch.equal(told.cpu(), module.checksum)
     if words is not None:
         own, words = module.token_suffix.float().cpu(), words.float().cpu()
-        # Theirs may be in half precision. Another shape: a text encoder whose prompts are as long as the longest name.
+        # The original's may be in half precision. Chinese-CLIP's prompts are as long as the longest class name.
         same = words.shape == own.shape and torch.allclose(words, own, atol=1e-3)
     if not same:
         others[-1].append("its contexts are class-specific (CSC), for other classes than these")

@@ -50,10 +50,10 @@ def _parameters(model: nn.Module | Iterable) -> Iterable:
 def _staged_groups(model: nn.Module, c: CfgNode) -> list[dict]:
     """New layers learn at LR, all others at LR * BASE_LR_MULT."""
     new_layers = [c.NEW_LAYERS] if isinstance(c.NEW_LAYERS, str) else list(c.NEW_LAYERS)
-    children = [name for name, _ in model.named_children()]
+    children = dict(model.named_children())
     if not new_layers or not set(new_layers) <= set(children):
-        raise UserError(f"OPTIM.STAGED_LR needs OPTIM.NEW_LAYERS to name some of {children}; got {new_layers}")
-    new = [parameter for name in children if name in new_layers for parameter in getattr(model, name).parameters()]
-    in_new = set(map(id, new))
-    others = [parameter for parameter in model.parameters() if id(parameter) not in in_new]
+        raise UserError(f"OPTIM.STAGED_LR needs OPTIM.NEW_LAYERS to name some of {[*children]}; got {new_layers}")
+    new = [parameter for name in children if name in new_layers for parameter in children[name].parameters()]
+    new_ids = set(map(id, new))  # tensors compare by value
+    others = [parameter for parameter in model.parameters() if id(parameter) not in new_ids]
     return [{"params": others, "lr": c.LR * c.BASE_LR_MULT}, {"params": new}]

@@ -74,9 +74,7 @@ def test_more_right_answers_than_places(evaluator):
     """An image with twelve texts, of which a foreign one comes before the sixth. Among the first ten there are nine of
     its own, and ten would be the most."""
     places = torch.arange(13.0)
-    texts = torch.stack(
-        [20 - places, places], dim=1
-    )  # the scores of the first image are 20, 19, …, of the other 0, 1, …
+    texts = torch.stack([20 - places, places], dim=1)  # the first image's scores are 20, 19, …, the other's 0, 1, …
     owners = torch.tensor([1, 1, 1, 1, 1, 2, *[1] * 7])
     evaluator.process((torch.eye(2), texts), (torch.tensor([1, 2]), owners))
     results = evaluator.evaluate()

@@ -92,15 +92,17 @@ def run(trainer) -> list:
     return trainer.notes
 
 
-def stop_in(monkeypatch, epoch: int) -> None:
-    """The next run stops when that epoch, counted from 0, begins."""
+def stop_in(monkeypatch, trainer, epoch: int) -> None:
+    """Train, and stop when that epoch, counted from 0, begins."""
 
     def before_epoch(self):
         if self.epoch == epoch:
-            monkeypatch.setattr(Scripted, "before_epoch", TrainerX.before_epoch)
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Scripted, "before_epoch", before_epoch)
+    with monkeypatch.context() as patch:
+        patch.setattr(Scripted, "before_epoch", before_epoch)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
 
 
 # ---- which model is deployed ----
@@ -138,9 +140,7 @@ def test_a_finished_run_is_loaded_at_its_best_epoch_or_at_the_one_asked_for(trai
 def test_what_was_best_before_a_stop_stays_best(trainer, monkeypatch, epoch):
     """The epochs that follow reach at most as much."""
     settings = {"TEST__FINAL_MODEL": "best_val", "TRAIN__CHECKPOINT_FREQ": 1}
-    stop_in(monkeypatch, epoch)
-    with pytest.raises(KeyboardInterrupt):
-        trainer(**settings).train()
+    stop_in(monkeypatch, trainer(**settings), epoch)
     resumed = trainer(**settings)
     resumed.train()
     assert resumed.start_epoch == epoch
@@ -151,10 +151,8 @@ def test_what_was_best_since_other_settings_were_forced_stays_best(trainer, monk
     """Before that there was something else, so the second epoch is the first to be compared."""
     settings = {"TEST__FINAL_MODEL": "best_val", "TRAIN__CHECKPOINT_FREQ": 1}
     forced = {**settings, "OPTIM__LR": 0.1, "FORCE_RESUME": True}
-    for epoch, own in ((1, settings), (2, forced)):
-        stop_in(monkeypatch, epoch)
-        with pytest.raises(KeyboardInterrupt):
-            trainer(**own).train()
+    stop_in(monkeypatch, trainer(**settings), 1)
+    stop_in(monkeypatch, trainer(**forced), 2)
     resumed = trainer(**forced)
     resumed.train()
     assert resumed.start_epoch == 2
@@ -163,9 +161,7 @@ def test_what_was_best_since_other_settings_were_forced_stays_best(trainer, monk
 
 def test_what_was_best_before_other_settings_were_forced_is_nothing_to_beat(trainer, monkeypatch):
     settings = {"TEST__FINAL_MODEL": "best_val", "TRAIN__CHECKPOINT_FREQ": 1}
-    stop_in(monkeypatch, 2)
-    with pytest.raises(KeyboardInterrupt):
-        trainer(**settings).train()
+    stop_in(monkeypatch, trainer(**settings), 2)
     resumed = trainer(**settings, OPTIM__LR=0.1, FORCE_RESUME=True)
     resumed.train()
     assert resumed.start_epoch == 2
@@ -272,9 +268,7 @@ def test_random_numbers_follow_from_the_seed_and_the_epoch(trainer, monkeypatch)
 def test_without_a_seed_a_resumed_run_goes_on_drawing_where_it_stopped(trainer, monkeypatch):
     monkeypatch.setattr(Scripted, "note", lambda self: tuple(torch.rand(4).tolist()))
     whole = run(trainer("whole", SEED=-1))
-    stop_in(monkeypatch, 2)
-    with pytest.raises(KeyboardInterrupt):
-        run(trainer("stopped", SEED=-1, TRAIN__CHECKPOINT_FREQ=2))
+    stop_in(monkeypatch, trainer("stopped", SEED=-1, TRAIN__CHECKPOINT_FREQ=2), 2)
     resumed = trainer("stopped", SEED=-1, TRAIN__CHECKPOINT_FREQ=2)
     torch.rand(99)
     assert run(resumed) == whole[4:]
@@ -283,9 +277,7 @@ def test_without_a_seed_a_resumed_run_goes_on_drawing_where_it_stopped(trainer, 
 def test_tensorboard_s_steps_go_on_in_a_resumed_run(trainer, monkeypatch):
     steps = []
     monkeypatch.setattr(Scripted, "write_scalar", lambda self, tag, _, step: steps.append((tag, step)))
-    stop_in(monkeypatch, 2)
-    with pytest.raises(KeyboardInterrupt):
-        trainer(TRAIN__CHECKPOINT_FREQ=2).train()
+    stop_in(monkeypatch, trainer(TRAIN__CHECKPOINT_FREQ=2), 2)
     trainer(TRAIN__CHECKPOINT_FREQ=2).train()
     assert [step for tag, step in steps if tag == "train/loss"] == list(range(8))
 

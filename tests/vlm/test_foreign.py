@@ -207,7 +207,6 @@ def test_chinese_prompts_of_several_contexts(names):
     assert_close(ours, torch.stack([encoder(learner.table(context), learner.layout) for context in contexts]))
 
 
-@torch.no_grad()
 @pytest.mark.parametrize(("mode", "resize"), [("squash", "squash"), ("shortest", "crop")])
 def test_how_an_open_clip_model_resizes_pictures(tmp_path, mode, resize):
     folder = models.open_clip_folder(tmp_path / "model")
@@ -218,6 +217,7 @@ def test_how_an_open_clip_model_resizes_pictures(tmp_path, mode, resize):
     assert load(f"open_clip:local-dir:{folder}")[0].visual.resize == resize
 
 
+@torch.no_grad()
 def test_pictures_are_prepared_as_their_library_does(folders, names):
     transformers = pytest.importorskip("transformers", reason="needs the optional package transformers")
     picture = Image.effect_noise((80, 40), 80).convert("RGB")
