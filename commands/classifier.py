@@ -14,7 +14,6 @@ from torch import nn
 from dassl.config import get_cfg_default
 from dassl.data.transforms import Pipeline, build_transform
 from dassl.utils import UserError
-from trainers.clip_trainer import CLIPTrainer
 from vlm.class_names import alike
 from vlm.load import load_shared
 from vlm.prompts import readable
@@ -72,8 +71,8 @@ def from_run(folder: Path, classes: Sequence[str] = (), epoch: int | None = None
         UserError: as that; or two of the ``classes`` are the same to CLIP.
     """
     trainer = trainer_of(folder, classes, epoch, weights)
-    if isinstance(trainer, CLIPTrainer):
-        _check_distinct(trainer.text_encoder(trainer.clip), classes)
+    if hasattr(trainer, "backbone"):
+        _check_distinct(trainer.backbone.text_encoder(), classes)
     return of_trainer(trainer)
 
 
@@ -95,8 +94,7 @@ def of_trainer(trainer) -> Classifier:
 
 def visual_of(trainer) -> nn.Module | None:
     """The frozen image encoder, whose features ``model_inference`` takes; None where that takes images."""
-    with quiet():
-        source = trainer.feature_source()
+    source = trainer.feature_source
     return source and source.encoder.visual
 
 

@@ -132,7 +132,7 @@ def _without_data(name: str, classnames: list[str]) -> type:
 
 def _check_weights(trainer, record: dict, folder: Path) -> None:
     """Raise :class:`UserError` if the run began with other weights of CLIP: what it learned means nothing to these."""
-    before, now = (entry.get("weights", {}) for entry in (record, trainer.describe()))
+    before, now = (entry.get("weights", {}) for entry in (record, trainer.provenance))
     if before.get("sha256") and before["sha256"] != now.get("sha256"):
         raise UserError(
             f"the run in {folder} began with other weights than {now.get('file') or now.get('backbone')}: their "

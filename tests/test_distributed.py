@@ -1,4 +1,4 @@
-"""Two processes of torchrun do what one does: the same steps, the same results, one log; and end with one message."""
+"""Two processes of torchrun do what one does: the same steps, the same results, one log."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ import itertools
 import json
 import os
 import re
-import shlex
-import signal
 import subprocess
 import sys
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -20,10 +17,12 @@ from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
 import train
-from dassl.data.samplers import PARTS, TURNS, SharedBatches, share_of, weight_of_part
-from dassl.engine import TrainerXU
-from dassl.engine.resumable import ResumableTrainer
-from dassl.utils import UserError, distributed, endings, listdir_nohidden, load_checkpoint, save_checkpoint
+from dassl import distributed
+from dassl.data.data_manager import build_data_loader
+from dassl.data.samplers import ShardedBatchSampler
+from dassl.engine import TrainerBase, TrainerXU
+from dassl.engine.checkpoint import process_counts
+from dassl.utils import UserError, listdir_nohidden, load_checkpoint, save_checkpoint
 from tests.common import REPOSITORY, tensors
 from tests.conftest import Run
 from vlm import feature_store
@@ -95,7 +94,7 @@ def same_results(one: Run, two: Run, model: str) -> None:
     assert set(listdir_nohidden(one.folder)) == set(listdir_nohidden(two.folder))
 
 
-def test_two_processes_do_what_one_does_and_end_with_one_message(run, command, tmp_path):
+def test_two_processes_do_what_one_does(run, command, tmp_path):
     """One test, since processes take longer to start than anything here."""
     zero = ("DATALOADER.TEST.BATCH_SIZE", 128)
     runs = {
@@ -109,14 +108,12 @@ def test_two_processes_do_what_one_does_and_end_with_one_message(run, command, t
         ("gradients", []),
         *((name, command(*settings, trainer=trainer, out=f"{name}2")) for name, (trainer, _, settings) in runs.items()),
         ("own_loop", command(*COOP, out="own_loop")),
-        ("unaveraged", command(*COOP, out="unaveraged")),
-        ("refused", command("TEST.EVALUATOR", "Clasification", out="refused")),
-        ("mistaken", command(*COOP, out="mistaken")),
         ("killed", command(*TUNE, out="killed")),
     )
+    assert ended.returncode == 1
     codes = dict(re.findall(r"^(\w+) ended in (\d+)$", ended.stdout, re.MULTILINE))
-    mistakes = dict.fromkeys(("unaveraged", "refused", "mistaken", "killed"), "2")
-    assert codes == {**dict.fromkeys(("gradients", "own_loop", *runs), "0"), **mistakes}, ended.stderr
+    assert codes == dict.fromkeys(("gradients", *runs, "own_loop"), "0"), ended.stderr
+    assert "Signal 9 (SIGKILL)" in ended.stderr  # torchrun's own report
     for name, (trainer, model, settings) in runs.items():
         one = run(*settings, trainer=trainer, out=name)
         assert one.code == 0, one.error
@@ -124,10 +121,8 @@ def test_two_processes_do_what_one_does_and_end_with_one_message(run, command, t
     assert "Processes: 2, each" in (tmp_path / "tune2/log.txt").read_text()
     assert load_checkpoint(tmp_path / "tune2/clip/model.pth.tar-3")["processes"] == [2]
     same_tensors(*(tmp_path / name / "prompt_learner/model.pth.tar-2" for name in ("coop", "own_loop")))
-    assert "a step of its own" in (tmp_path / "unaveraged/log.txt").read_text()
-    check_messages(ended.stderr, tmp_path)
-    again = check_loss(ended.stderr, tmp_path / "killed")
-    resumed = start([sys.executable, "-m", "torch.distributed.run", *again[1:]])
+    assert not (tmp_path / "killed/result.json").exists()
+    resumed = torchrun(REPOSITORY / "train.py", *command(*TUNE, out="killed"))
     assert resumed.returncode == 0, resumed.stderr
     whole, parts = (Run(0, tmp_path / name, "") for name in ("tune", "killed"))
     assert set(re.findall(r"epoch \[(\d)/3\]", parts.log)) == {"2", "3"}
@@ -135,27 +130,21 @@ def test_two_processes_do_what_one_does_and_end_with_one_message(run, command, t
     assert whole.record["correct"] == parts.record["correct"]
 
 
-def check_messages(errors: str, folder: Path) -> None:
-    """Each mistake is told once, with the number of the process if it is one's alone."""
-    told = re.findall(r"^error: .*$", errors, re.MULTILINE)
-    assert len(told) == 4, errors
-    assert "CoOp does not run in several processes: it steps" in told[0]
-    assert 'did you mean "Classification"' in told[1]
-    assert told[2] == "error: rank 1: this process cannot go on"
-    assert (folder / "mistaken/log.txt").read_text().endswith(f"{told[2]}\n")
-
-
-def check_loss(errors: str, folder: Path) -> list[str]:
-    """Whoever is left names the process that was killed, and the command that goes on, which is returned."""
-    ((who, command),) = re.findall(
-        r"^error: (rank 1 \(process \d+ on .*\) was lost .*:)\n  (.*)$", errors, re.MULTILINE
-    )
-    assert who.endswith("was lost in epoch 2 of 3; this goes on after epoch 1:")
-    assert (folder / "log.txt").read_text().endswith(f"error: {who}\n  {command}\n")
-    assert not (folder / "result.json").exists()
-    again = shlex.split(command)
-    assert again[:5] == ["torchrun", "--standalone", "--nproc-per-node", "2", "train.py"]
-    return again
+@pytest.mark.parametrize(
+    ("what", "settings", "message"),
+    [
+        ("unaveraged", COOP, "it steps an optimizer by gradients that model_backward has not averaged"),
+        ("refused", ("TEST.EVALUATOR", "Clasification"), 'did you mean "Classification"'),
+    ],
+)
+def test_a_mistake_ends_the_run_with_its_message_and_torchruns_report(command, tmp_path, what, settings, message):
+    ended = several(tmp_path, (what, command(*settings, out="run")))
+    assert ended.returncode == 1
+    assert f"{what} ended" not in ended.stdout.replace(f"{what} ended in 2", "")
+    assert re.search(rf"^error: .*{message}", ended.stderr, re.MULTILINE)
+    assert "ChildFailedError" in ended.stderr
+    assert message in (tmp_path / "run/log.txt").read_text()
+    assert not (tmp_path / "run/result.json").exists()
 
 
 # ---- in one process ----
@@ -166,70 +155,78 @@ def as_rank(monkeypatch):
     """Make this process one of several, as far as it is only asked which."""
 
     def become(rank: int, size: int) -> None:
-        monkeypatch.setattr(distributed, "_group", distributed._Group(rank, size, None))
+        monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
+        monkeypatch.setattr(distributed.dist, "get_rank", lambda: rank)
+        monkeypatch.setattr(distributed.dist, "get_world_size", lambda: size)
 
     return become
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
-def test_the_parts_of_all_processes_are_the_batch_and_their_turns_the_epoch(as_rank, size):
-    batches = SharedBatches(range(23), 7, drop_last=False)
-    whole = list(batches)
+def test_the_shards_of_all_processes_are_the_batch_and_the_epoch(as_rank, size):
+    sampler = ShardedBatchSampler(range(23), 7, drop_last=False)
+    whole = list(sampler)
     shares = {}
-    for batches.share in (PARTS, TURNS):
+    for sampler.by in ("images", "batches"):
         for rank in range(size):
             as_rank(rank, size)
-            shares[batches.share, rank] = list(batches)
-            assert len(batches) == len(shares[batches.share, rank])
-    parts = [[shares[PARTS, rank][at] for rank in range(size)] for at in range(len(whole))]
+            shares[sampler.by, rank] = list(sampler)
+            assert len(sampler) == len(shares[sampler.by, rank])
+    parts = [[shares["images", rank][at] for rank in range(size)] for at in range(len(whole))]
     assert [[*itertools.chain(*of)] for of in parts] == whole
     assert all(max(map(len, of)) - min(map(len, of)) <= 1 for of in parts)
-    assert sorted(batch for rank in range(size) for batch in shares[TURNS, rank]) == whole
+    assert sorted(batch for rank in range(size) for batch in shares["batches", rank]) == whole
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_a_loader_is_shared_in_the_engines_own_loop_alone(as_rank, size):
+def test_a_loader_is_sharded_in_the_engines_own_loop_alone(as_rank, size):
     as_rank(1, size)
     trainer, seen = object.__new__(TrainerXU), []
-    loaders = [DataLoader(range(12), batch_sampler=SharedBatches(range(12), 6, False)) for _ in range(2)]
+    loaders = [DataLoader(range(12), batch_sampler=ShardedBatchSampler(range(12), 6, False)) for _ in range(2)]
     trainer.train_loader_x, trainer.train_loader_u = loaders
     trainer.cfg = CfgNode({"TRAIN": {"COUNT_ITER": "train_x"}})
-    trainer.run_batches = lambda batches, number: seen.extend((*map(share_of, loaders), len(list(batches)), number))
+
+    def run_batches(batches):
+        seen.extend((*(loader.batch_sampler.by for loader in loaders), len(list(batches)), trainer.num_batches))
+
+    trainer.run_batches = run_batches
     assert [len(indices) for indices in loaders[0].batch_sampler] == [6, 6]
     trainer.run_epoch()
-    assert seen == [PARTS, PARTS, 2, 2]
+    assert seen == ["images", "images", 2, 2]
     assert [len(indices) for indices in loaders[0].batch_sampler] == [6, 6]
 
 
-def test_parts_of_the_batches_of_a_step_weigh_the_same_or_are_refused_by_all(as_rank):
-    assert weight_of_part([{"parts": [3, 4]}]) == 1  # of one process
+def test_parts_of_labelled_and_unlabelled_batches_must_weigh_the_same(as_rank):
+    distributed.check_shares(7, 5)  # of one process
     for rank in range(3):
         as_rank(rank, 3)
-        assert weight_of_part([{"parts": [2, 2, 2]}, {"parts": [4, 4, 4]}, "whole"]) == 1
-        assert weight_of_part([{"parts": [1, 2, 2]}, {"parts": [2, 4, 4]}]) == [0.6, 1.2, 1.2][rank]
-        with pytest.raises(UserError, match="must be a multiple of the 3 processes, or the same"):
-            weight_of_part([{"parts": [1, 2, 3]}, {"parts": [2, 2, 2]}])  # the second one's weights are alike
+        distributed.check_shares(6, 12)
+        distributed.check_shares(5, 5)
+    with pytest.raises(UserError, match="must be the same or a multiple of the 3 processes"):
+        distributed.check_shares(6, 5)
 
 
-def test_other_launchers_processes_run_alone_and_none_waits_without_end(monkeypatch):
+def test_a_batch_has_an_image_for_each_process(as_rank, digits_root):
+    as_rank(0, 3)
+    cfg = train.setup_cfg(train.parse_args(["--trainer", "CoOp", "DATASET.NAME", "Digits", "SEED", "1"]))
+    with pytest.raises(UserError, match="the batch size is 2; it must be 3 or more|2"):
+        build_data_loader(cfg, data_source=[1, 2, 3, 4], batch_size=2)
+
+
+def test_other_launchers_processes_run_alone(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+    with distributed.process_group():
+        assert (distributed.get_world_size(), distributed.is_main_process()) == (1, True)
+
+
+def test_processes_that_do_not_find_each_other_say_so(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    with endings.one_of_several():
-        assert distributed.world_size() == 1
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    handlers, join = [], distributed.join
-    monkeypatch.setattr(endings, "join", lambda: (handlers.append(signal.getsignal(signal.SIGTERM)), join()))
-    before = signal.getsignal(signal.SIGTERM)
-    told = "processes of the run do not find each other: .*MASTER_ADDR.*; start it with torchrun$"
-    with pytest.raises(UserError, match=told), endings.one_of_several():
-        pass
-    assert handlers == [before]
-    monkeypatch.setenv("MASTER_ADDR", "localhost")
-    monkeypatch.setenv("MASTER_PORT", "1")
-    monkeypatch.setattr(distributed, "RENDEZVOUS", timedelta(seconds=1))
-    with pytest.raises(UserError, match="start it with torchrun$"), endings.one_of_several():
+    with pytest.raises(UserError, match="do not find each other: .*RANK"), distributed.process_group():
         pass
 
 
@@ -250,12 +247,12 @@ def test_a_run_of_several_processes_waits_for_another_run_for_a_while(as_rank, t
 
 
 def test_it_is_known_how_many_processes_each_part_of_a_run_had(as_rank):
-    trainer = object.__new__(ResumableTrainer)
-    assert trainer.processes == [1]
+    trainer = object.__new__(TrainerBase)
+    assert process_counts(trainer) == [1]
     for size, before, all_of_them in ((3, (), [3]), (3, (3,), [3]), (2, (3,), [3, 2]), (1, (1, 2), [1, 2, 1])):
         as_rank(0, size)
-        trainer._processes = before
-        assert trainer.processes == all_of_them
+        trainer.earlier_processes = before
+        assert process_counts(trainer) == all_of_them
 
 
 def test_the_record_of_a_run_that_went_on_with_another_number_of_processes_tells_all(run):
@@ -268,11 +265,10 @@ def test_the_record_of_a_run_that_went_on_with_another_number_of_processes_tells
     assert run(*short).record["processes"] == [3, 1]
 
 
-def test_without_torchrun_nothing_is_shared(monkeypatch, run):
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert (distributed.rank(), distributed.world_size(), distributed.launcher()) == (0, 1, ["python"])
-    assert distributed.gather("own") == ["own"]
-    assert distributed.part_of([1, 2, 3]) == [1, 2, 3]
+def test_without_torchrun_there_is_one_process():
+    assert (distributed.get_rank(), distributed.get_world_size()) == (0, 1)
+    assert distributed.all_gather_objects("own") == ["own"]
+    assert distributed.shard([1, 2, 3]) == [1, 2, 3]
     code = "import sys, train; train.main(['--help'])"
     loaded = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {code}"
     shown = subprocess.run([sys.executable, "-c", loaded], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)

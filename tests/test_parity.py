@@ -10,6 +10,7 @@ import tarfile
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from datasets.imagenet import ImageNet
 from tests.common import REPOSITORY, SHARED, needs_shared
 from tests.fixtures.make_parity import FOLDER, as_files, checksums, drawing, reference_tensors
+from trainers.backbone import load_backbone
 from trainers.coop import CoOp
 from trainers.zsclip import ZeroshotCLIP
 from vlm import openai
@@ -73,7 +75,6 @@ class OnFeatures:
     """A trainer on the captured features of eight images, one of each of the first classes, in one batch."""
 
     features: torch.Tensor
-    frozen_image_encoder = False  # what the batch holds is not to be encoded
 
     def build_data_loader(self):
         self.dm = SimpleNamespace(dataset=SimpleNamespace(classnames=CLASSNAMES))
@@ -82,10 +83,15 @@ class OnFeatures:
         self.train_loader_x = DataLoader([batch], batch_size=None)
         self.train_loader_u = self.val_loader = self.test_loader = None
 
-    def load_clip(self, precision):
-        clip = super().load_clip(precision)
-        torch.manual_seed(1)  # as when the figures were captured
-        return clip
+    def build_model(self):
+        super().build_model()
+        self.feature_source = None  # what the batch holds is not to be encoded
+
+
+def seeded_backbone(*args):
+    backbone = load_backbone(*args)
+    torch.manual_seed(1)  # as when the figures were captured
+    return backbone
 
 
 class RecordedCoOp(CoOp):
@@ -108,7 +114,8 @@ def small(trainer: type, figures, *values, out=""):
     cfg.merge_from_list(["MODEL.BACKBONE.WEIGHTS", str(figures.weights), "INPUT.SIZE", (64, 64)])
     cfg.merge_from_list(["TRAINER.COOP.PREC", "fp32", "OPTIM.NAME", "sgd", "OPTIM.LR", 0.002, "OPTIM.MAX_EPOCH", 50])
     cfg.merge_from_list([*values, "OUTPUT_DIR", str(out), "TEST.NO_TEST", True])
-    return type("Small", (OnFeatures, trainer), {"features": figures.tensors["image_features"]})(cfg)
+    with patch("trainers.coop.load_backbone", seeded_backbone):
+        return type("Small", (OnFeatures, trainer), {"features": figures.tensors["image_features"]})(cfg)
 
 
 def words_of(tokens: torch.Tensor) -> list[list[int]]:

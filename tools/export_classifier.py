@@ -58,8 +58,8 @@ def describe(trainer) -> dict:
             "the run has instance_norm in INPUT.TRANSFORMS, which a mean and a standard deviation do not tell"
         )
     normalized = "normalize" in node.TRANSFORMS
-    weights = trainer.describe()["weights"]
-    clip = getattr(getattr(trainer, "model", None), "clip", trainer.clip)  # the former was fine-tuned
+    weights = trainer.provenance["weights"]
+    clip = getattr(getattr(trainer, "model", None), "clip", trainer.backbone.clip)  # the former was fine-tuned
     return {
         "trainer": trainer.cfg.TRAINER.NAME,
         "classnames": list(trainer.dm.dataset.classnames),
@@ -173,6 +173,9 @@ def export(run: Path, out: Path, epoch: int | None, classes: Sequence[str]) -> N
 
     trainer = trainer_of(run, classes, epoch, cuda=False)
     description = describe(trainer)
+    if not hasattr(trainer, "linear_head"):
+        name = trainer.cfg.TRAINER.NAME
+        raise UserError(f"{name} has no class weights: its logits are not linear in the image's feature")
     weight, bias = (tensor.detach().float() for tensor in trainer.linear_head())
     frozen = visual_of(trainer)
     visual = frozen or trainer.model.clip.visual  # one that was trained takes images itself

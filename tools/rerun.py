@@ -101,7 +101,7 @@ def inputs_now(arguments: list[str]) -> dict:
 
     import train
     from dassl.engine import build_trainer
-    from dassl.engine.record import inputs_of
+    from dassl.engine.run_dir import inputs_of
 
     flags = train.parse_args(arguments)
     cfg = train.setup_cfg(flags)
@@ -115,7 +115,7 @@ def inputs_now(arguments: list[str]) -> dict:
         )
     with quiet(), torch.random.fork_rng(devices=[]):
         trainer = build_trainer(cfg)
-        return {**trainer.describe(), **inputs_of(trainer, flags.model_dir, flags.load_epoch)}
+        return {**trainer.provenance, **inputs_of(trainer, flags.model_dir, flags.load_epoch)}
 
 
 def changed_inputs(then: dict, now: dict) -> list[Row]:

@@ -3,7 +3,6 @@
     python tools/sweep.py configs/sweeps/digits.yaml
     python tools/sweep.py configs/sweeps/digits.yaml --seeds 1,2,3 --jobs 4
     python tools/sweep.py configs/sweeps/digits.yaml OPTIM.MAX_EPOCH 50       # KEY VALUE pairs go to every run
-    python tools/sweep.py configs/sweeps/digits.yaml --together               # eight in a process, trained side by side
 
 A run's grid gives each axis a list of values, which go where ``{axis}`` stands in its folder and its arguments. An axis
 that is named as a config key is (OPTIM.LR, SEED: with a dot, or in capitals) is also set for the run by itself. This
@@ -48,7 +47,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dassl.utils import UserError, check_at_least, command_line, stopped
 from dassl.utils.results import read_record
 from tools.clusters.addresses import with_address
-from tools.sweeps import arrays, local, together
+from tools.sweeps import arrays, local
 from tools.sweeps.grid import Cell, cells_of, read_sweep
 from tools.sweeps.order import Ended, in_stages, run_stages, unfinished
 from tools.sweeps.progress import GrowingTable
@@ -90,12 +89,6 @@ def on_this_machine(cells: list[Cell], jobs: int, threads: int) -> Iterator[tupl
 
 
 @contextmanager
-def in_this_process(cells: list[Cell], jobs: int, threads: int) -> Iterator[tuple[RunAll, str]]:
-    jobs = jobs or together.AT_ONCE
-    yield partial(together.run_all, most=jobs, threads=threads), f"{min(jobs, len(cells))} together"
-
-
-@contextmanager
 def on_ray(todo: list[Cell], args: argparse.Namespace, threads: int) -> Iterator[tuple[RunAll, str]]:
     from tools.clusters.tasks import Need, connected
     from tools.sweeps.cluster import OnRay
@@ -118,7 +111,6 @@ def parsed(argv: list[str]) -> argparse.Namespace:
     add("--output-dir", default="", help="folder of the sweep, instead of the one in the file")
     add("--seeds", default="", help='instead of the seeds in the file, such as "1 2 3" or 1,2,3')
     add("--jobs", type=int, help="runs at a time (the number of cores / the file's threads; on Ray, what fits)")
-    add("--together", action="store_true", help="in one process; CoOp's runs share passes of the text encoder")
     add("--table", action="store_true", help="show the table of accuracies as it grows (on Ray it is shown)")
     add("--ray", nargs="?", const="", metavar="ADDRESS", help="run on Ray: auto, HOST:PORT, ray://HOST:PORT; or here")
     add("--gpus", type=float, default=0, help="with --ray: of a run; 0.5: two runs share one")
@@ -132,8 +124,6 @@ def parsed(argv: list[str]) -> argparse.Namespace:
         check_at_least(args.jobs, 1, "--jobs")
     if args.ray is None and (args.gpus or args.memory):
         raise UserError("--gpus and --memory say what a run needs on Ray: give --ray, too")
-    if args.together and args.ray is not None:
-        raise UserError("--together is one process, --ray many: give one of the two")
     return args
 
 
@@ -157,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
     table = None
     if args.table or args.ray is not None:
         table = GrowingTable(Path(args.output_dir or sweep["output"]), set(cells) - set(todo))
-    place = (in_this_process if args.together else on_this_machine)(cells, args.jobs or 0, threads)
+    place = on_this_machine(cells, args.jobs or 0, threads)
     if args.ray is not None and todo:
         place = on_ray(todo, args, threads)
     with place as (run_all, at_once):

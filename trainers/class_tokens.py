@@ -5,28 +5,44 @@ from __future__ import annotations
 import hashlib
 
 import torch
-from torch import nn
+
+from vlm.prompt_table import PromptTable
 
 CLASS_TOKENS = ("token_prefix", "token_suffix")
 CHECKSUM = "class_tokens_blake2b"  # in their place, where they are too large
 LARGEST = 500_000_000  # bytes of them in a checkpoint; those of ImageNet's 1,000 classes have 150
 
 
-def too_large(module: nn.Module) -> bool:
+def keep_class_tokens(learner: PromptTable) -> None:
+    """Let the checkpoints of a prompt learner (with a context ``ctx``) hold the words of its classes."""
+    learner.checksum = checksum(learner.tokens[:, 1 + learner.ctx.shape[-2] :])
+    if too_large(learner):
+        print("Checkpoints have a checksum of the class tokens in their place: token_prefix, token_suffix")
+    learner.register_state_dict_post_hook(add_class_tokens)
+    learner.register_load_state_dict_pre_hook(drop_class_tokens)
+
+
+def class_token_vectors(learner: PromptTable) -> dict[str, torch.Tensor]:
+    """Return the embeddings of what stands before and behind the context, (classes, 1 or more, width)."""
+    table, behind = learner.table(learner.ctx.detach()), 1 + learner.ctx.shape[-2]
+    return dict(zip(CLASS_TOKENS, (table[learner.rows[:, :1]], table[learner.rows[:, behind:]]), strict=True))
+
+
+def too_large(module: PromptTable) -> bool:
     """Whether a prompt learner has more words than a checkpoint should hold."""
     vectors = module.index.numel() - module.lengths.numel() * module.ctx.shape[-2]
     return vectors * module.fixed[0].nbytes > LARGEST
 
 
-def add_class_tokens(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
+def add_class_tokens(module: PromptTable, state_dict: dict, prefix: str, *_) -> None:
     """The original's checkpoints have the words of the classes in them. Of very many classes, a checksum will do."""
     if too_large(module):
         state_dict[prefix + CHECKSUM] = module.checksum
     else:
-        state_dict.update({prefix + name: getattr(module, name) for name in CLASS_TOKENS})
+        state_dict.update({prefix + name: vectors for name, vectors in class_token_vectors(module).items()})
 
 
-def drop_class_tokens(module: nn.Module, state_dict: dict, prefix: str, *others) -> None:
+def drop_class_tokens(module: PromptTable, state_dict: dict, prefix: str, *others) -> None:
     """They are those of the classes it was trained on. A generic context goes with other classes as well."""
     _, words, told = (state_dict.pop(prefix + name, None) for name in (*CLASS_TOKENS, CHECKSUM))
     context = state_dict.get(prefix + "ctx", module.ctx)
@@ -34,7 +50,7 @@ def drop_class_tokens(module: nn.Module, state_dict: dict, prefix: str, *others)
         return
     same = told is None or torch.equal(told.cpu(), module.checksum)
     if words is not None:
-        own, words = module.token_suffix.float().cpu(), words.float().cpu()
+        own, words = class_token_vectors(module)[CLASS_TOKENS[1]].float().cpu(), words.float().cpu()
         # The original's may be in half precision. Chinese-CLIP's prompts are as long as the longest class name.
         same = words.shape == own.shape and torch.allclose(words, own, atol=1e-3)
     if not same:

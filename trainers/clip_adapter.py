@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from yacs.config import CfgNode
 
-from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import UserError
-from vlm.openai import CLIP
+from dassl.engine import TRAINER_REGISTRY, TrainerX
+from dassl.metrics import compute_accuracy
+from dassl.optim import build_lr_scheduler, build_optimizer
+from dassl.utils import UserError, load_pretrained_weights
 from vlm.similarity import logits
 from vlm.zeroshot import check_template, describe_classes
 
-from .feature_trainer import FeatureTrainer
+from .backbone import load_backbone
+from .shots import PRECISION
 
 
 class Adapter(nn.Module):
@@ -41,11 +44,8 @@ def mix(features: torch.Tensor, adapted: torch.Tensor, ratio: float) -> torch.Te
 
 
 @TRAINER_REGISTRY.register()
-class CLIPAdapter(FeatureTrainer):
+class CLIPAdapter(TrainerX):
     """An adapter of image features; classes are described by DATASET.TEMPLATE."""
-
-    head_name = "clip_adapter"
-    takes_weights = True
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
@@ -54,22 +54,39 @@ class CLIPAdapter(FeatureTrainer):
         cfg.TRAINER.CLIPADAPTER.REDUCTION = 4  # of the width in the bottleneck
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        super().check_cfg(cfg)
         check_template(cfg.DATASET.TEMPLATE, "DATASET.TEMPLATE")
         if not 0 <= (ratio := cfg.TRAINER.CLIPADAPTER.RATIO) <= 1:
             raise UserError(f"TRAINER.CLIPADAPTER.RATIO is {ratio}; it goes from 0 to 1")
 
-    def head(self, clip: CLIP) -> Adapter:
-        text = describe_classes(self.text_encoder(clip), self.dm.dataset.classnames, [self.cfg.DATASET.TEMPLATE])
-        self.class_features, self.logit_scale = text.float(), clip.logit_scale
-        dim, reduction = text.shape[1], self.cfg.TRAINER.CLIPADAPTER.REDUCTION
+    def build_model(self) -> None:
+        cfg, classnames = self.cfg, self.dm.dataset.classnames
+        self.backbone = load_backbone(self, PRECISION)
+        text = describe_classes(self.backbone.text_encoder(), classnames, [cfg.DATASET.TEMPLATE])
+        self.class_features = text.float()
+        dim, reduction = text.shape[1], cfg.TRAINER.CLIPADAPTER.REDUCTION
         if not 1 <= reduction <= dim:
             raise UserError(
                 f"TRAINER.CLIPADAPTER.REDUCTION is {reduction}; it goes from 1 to the features' width, {dim}"
             )
-        return Adapter(dim, reduction)
+        self.model = Adapter(dim, reduction).to(self.device)
+        if cfg.MODEL.INIT_WEIGHTS:
+            load_pretrained_weights(self.model, cfg.MODEL.INIT_WEIGHTS)
+        self.optim = build_optimizer(self.model, cfg.OPTIM)
+        self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
+        self.register_model("clip_adapter", self.model, self.optim, self.sched)
+        self.feature_source = self.backbone.image_features()
+        self.provenance = self.backbone.report(self)
+
+    def forward_backward(self, batch: dict) -> dict[str, float]:
+        image_features, label, _ = self.parse_batch_train(batch)
+        output = self.model_inference(image_features)
+        loss = F.cross_entropy(output, label)
+        self.model_backward_and_update(loss)
+        if self.batch_idx + 1 == self.num_batches:
+            self.update_lr()
+        return {"loss": loss.item(), "acc": compute_accuracy(output, label)[0].item()}
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
         features = input.float()
         mixed = mix(features, self.model(features), self.cfg.TRAINER.CLIPADAPTER.RATIO)
-        return logits(mixed, self.class_features, self.logit_scale)
+        return logits(mixed, self.class_features, self.backbone.clip.logit_scale)

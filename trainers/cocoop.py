@@ -12,15 +12,18 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from yacs.config import CfgNode
 
-from dassl.engine import TRAINER_REGISTRY
+from dassl.engine import TRAINER_REGISTRY, TrainerX
+from dassl.metrics import compute_accuracy
 from vlm.openai import CLIP
 from vlm.similarity import Best, normalize
 from vlm.text_encoder import TextEncoder
 
+from .backbone import load_backbone
+from .context import check_context, register_learner
 from .coop import PromptLearner
-from .prompt_trainer import PromptTrainer
 
 SHRINK = 16  # the Meta-Net's hidden layer has one sixteenth of the image feature's width
 
@@ -66,10 +69,8 @@ class ConditionalCLIP(nn.Module):
 
 
 @TRAINER_REGISTRY.register()
-class CoCoOp(PromptTrainer):
+class CoCoOp(TrainerX):
     """Conditional context optimization."""
-
-    node = "COCOOP"
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
@@ -77,6 +78,27 @@ class CoCoOp(PromptTrainer):
         cfg.TRAINER.COCOOP.N_CTX = 16  # context tokens
         cfg.TRAINER.COCOOP.CTX_INIT = ""  # words to start from, such as "a photo of a"; they set N_CTX
         cfg.TRAINER.COCOOP.PREC = "fp16"
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        check_context(cfg.TRAINER.COCOOP, "TRAINER.COCOOP")
+
+    def build_model(self) -> None:
+        node, classnames = self.cfg.TRAINER.COCOOP, self.dm.dataset.classnames
+        self.backbone = load_backbone(self, node.PREC)
+        self.model = ConditionalCLIP(classnames, self.backbone.clip, node, self.backbone.text_encoder())
+        register_learner(self, self.model.prompt_learner, node.PREC)
+        self.feature_source = self.backbone.image_features()  # the image encoder is frozen: batches hold features
+        self.provenance = self.backbone.report(self)
+
+    def forward_backward(self, batch: dict) -> dict[str, float]:
+        image_features, label, _ = self.parse_batch_train(batch)
+        with torch.autocast(self.device.type, torch.float16, enabled=self.scaler is not None):
+            output = self.model(image_features)
+            loss = F.cross_entropy(output, label)
+        self.model_backward_and_update(loss)
+        if self.batch_idx + 1 == self.num_batches:
+            self.update_lr()
+        return {"loss": loss.item(), "acc": compute_accuracy(output, label)[0].item()}
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor | Best:
         """As many images at a time as their class features fit into TEST.LOGITS_GB, but at least one."""
@@ -88,6 +110,3 @@ class CoCoOp(PromptTrainer):
         if len(input) * bytes_ <= most:
             return torch.cat([*parts])
         return Best(*map(torch.cat, zip(*(part.max(dim=1) for part in parts), strict=True)))
-
-    def custom_clip(self, clip: CLIP) -> ConditionalCLIP:
-        return ConditionalCLIP(self.dm.dataset.classnames, clip, self.cfg.TRAINER.COCOOP, self.text_encoder(clip))

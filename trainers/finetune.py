@@ -16,7 +16,8 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from dassl.engine import TRAINER_REGISTRY
+from dassl.distributed import get_world_size
+from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import (
     UserError,
@@ -26,7 +27,6 @@ from dassl.utils import (
     derive_seed,
     load_checkpoint,
     load_pretrained_weights,
-    norm_of_whole_batch,
 )
 from vlm.contrastive import batch_loss, in_chunks
 from vlm.lora import add_lora
@@ -35,7 +35,7 @@ from vlm.prompts import readable
 from vlm.similarity import linear_head, logits, normalize
 from vlm.zeroshot import check_template, describe_classes
 
-from .clip_trainer import CLIPTrainer
+from .backbone import load_backbone
 
 PARTS = ("image", "text", "projections", "lora")
 PRECISIONS = {"fp32": None, "amp": torch.float16, "bf16": torch.bfloat16}  # of the computation; weights stay fp32
@@ -113,12 +113,27 @@ def forget(clip: CLIP) -> None:
     nn.init.constant_(clip.logit_scale, math.log(1 / 0.07))
 
 
+def sync_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return the model with batch normalisation over the batch of all processes.
+
+    Raises:
+        UserError: the device is a CPU, for which PyTorch has no such layer.
+    """
+    if get_world_size() == 1 or not any(isinstance(m, BATCH_NORM) for m in model.modules()):
+        return model
+    if device.type != "cuda":
+        raise UserError(
+            "batch normalisation cannot learn from the batch of several processes on CPUs: start the run with python, "
+            "or keep its running means (FREEZE_BN True)"
+        )
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
 @TRAINER_REGISTRY.register()
-class CLIPFineTune(CLIPTrainer):
+class CLIPFineTune(TrainerX):
     """The symmetric cross-entropy over the pairs of a batch, AdamW, and a rate that follows the steps."""
 
     usable_untrained = True
-    needs_classes = False
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
@@ -153,20 +168,22 @@ class CLIPFineTune(CLIPTrainer):
 
     def build_model(self) -> None:
         node, backbone = self.cfg.TRAINER.FINETUNE, self.cfg.MODEL.BACKBONE
-        clip = copy.deepcopy(self.load_clip("fp32"))  # that one is shared, and stays as it is
+        self.backbone = load_backbone(self, "fp32", needs_classes=False)
+        clip = copy.deepcopy(self.backbone.clip)  # that one is shared, and stays as it is
         if not backbone.PRETRAINED:
             print("MODEL.BACKBONE.PRETRAINED is False: starting from random weights")
             forget(clip)
         choose_parts(clip, node.PARTS, node.LORA_RANK, node.LORA_ALPHA)
         batch_norm = "image" in node.PARTS and not node.FREEZE_BN
-        self.model = FineTunedCLIP(norm_of_whole_batch(clip, self.device) if batch_norm else clip, batch_norm)
+        self.model = FineTunedCLIP(sync_batch_norm(clip, self.device) if batch_norm else clip, batch_norm)
         if node.CHUNK and self.model.batch_norm and any(isinstance(m, BATCH_NORM) for m in clip.modules()):
             raise UserError(
                 "TRAINER.FINETUNE.CHUNK does not go with FREEZE_BN False: batch normalisation would see chunks, not "
                 "the batch, and the loss would be another one"
             )
-        self.frozen_image_encoder = set(node.PARTS) == {"text"}  # the batches then hold features
-        self.encoder = self.text_encoder(clip)
+        if set(node.PARTS) == {"text"}:
+            self.feature_source = self.backbone.image_features()  # the image encoder is frozen: batches hold features
+        self.encoder = self.backbone.text_encoder(clip)
         if self.cfg.MODEL.INIT_WEIGHTS:
             self._start_from(self.cfg.MODEL.INIT_WEIGHTS)
         self.register_model("clip", self.model, *self._optimizer())
@@ -176,8 +193,7 @@ class CLIPFineTune(CLIPTrainer):
             precision = None
         self.precision = precision
         self.scaler = torch.amp.GradScaler("cuda") if precision == torch.float16 else None
-        self._clip_parameters = count_num_param(self.model) - self.trainable_parameters()
-        self.report_parameters()
+        self.provenance = self.backbone.report(self, count_num_param(self.model) - self.trainable_parameters())
         print(f"They are in {', '.join(node.PARTS)}, and the logit scale")
 
     def _start_from(self, path: str) -> None:
@@ -232,7 +248,7 @@ class CLIPFineTune(CLIPTrainer):
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """Images (n, 3, height, width), or their features where the encoder is frozen, to features (n, embed_dim)."""
-        if self.frozen_image_encoder:
+        if self.feature_source is not None:
             return images.float()
         with self._precision():
             return self.model.clip.visual(images).float()
@@ -251,9 +267,9 @@ class CLIPFineTune(CLIPTrainer):
 
     def set_model_mode(self, mode: str = "train", names: str | list[str] | None = None) -> None:
         super().set_model_mode(mode, names)
-        self._class_features = None
+        self.model.evaluated = None  # the text features of the classes
 
-    def test(self, split: str | None = None) -> float:
+    def test(self, split: str | None = None, is_final: bool = False) -> float:
         """As the evaluator asks: Retrieval over the captions of a split, or classification, zero-shot."""
         self._check_evaluator()
         return super().test(split)
@@ -283,11 +299,11 @@ class CLIPFineTune(CLIPTrainer):
 
     def class_features(self) -> torch.Tensor:
         """Text features (classes, embed_dim) of length 1; computed once, until the mode is set again."""
-        if self._class_features is None:
+        if self.model.evaluated is None:
             templates = [self.cfg.DATASET.TEMPLATE]
             with self._precision():
-                self._class_features = describe_classes(self.encoder, self.dm.dataset.classnames, templates).float()
-        return self._class_features
+                self.model.evaluated = describe_classes(self.encoder, self.dm.dataset.classnames, templates).float()
+        return self.model.evaluated
 
     def linear_head(self) -> tuple[torch.Tensor, torch.Tensor]:
         return linear_head(self.class_features(), self.model.clip.logit_scale)

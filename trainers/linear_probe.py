@@ -17,12 +17,12 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from dassl.engine import TRAINER_REGISTRY
+from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.utils import UserError, check_at_least
-from vlm.openai import CLIP
 from vlm.similarity import normalize
 
-from .feature_trainer import FeatureTrainer, scores
+from .backbone import load_backbone
+from .shots import PRECISION, bind_classes, features_of, refuse_init_weights, scores, shots_loader, validation
 
 LENGTH = 10.0  # of the features
 ITERATIONS = 1000
@@ -89,12 +89,8 @@ def sweep(
 
 
 @TRAINER_REGISTRY.register()
-class LinearProbe(FeatureTrainer):
+class LinearProbe(TrainerX):
     """A linear classifier with bias, classes * (embed_dim + 1) parameters."""
-
-    head_name = "linear_probe"
-    by_steps = False
-    own_classes = True
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
@@ -102,34 +98,36 @@ class LinearProbe(FeatureTrainer):
         cfg.TRAINER.LINEARPROBE.C = 0.0  # inverse strength of the L2 regularisation; 0: swept on validation images
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        super().check_cfg(cfg)
+        refuse_init_weights(cfg)
         check_at_least(cfg.TRAINER.LINEARPROBE.C, 0, "TRAINER.LINEARPROBE.C")
 
-    def head(self, clip: CLIP) -> nn.Module:
-        if (classes := len(self.dm.dataset.classnames)) < 2:
-            raise UserError(f"the linear probe tells classes apart, but {self.cfg.DATASET.NAME} has {classes}")
-        return nn.Linear(self.text_encoder(clip).embed_dim, classes)
+    def build_model(self) -> None:
+        classnames = self.dm.dataset.classnames
+        if len(classnames) < 2:
+            raise UserError(f"the linear probe tells classes apart, but {self.cfg.DATASET.NAME} has {len(classnames)}")
+        self.backbone = load_backbone(self, PRECISION)
+        self.model = nn.Linear(self.backbone.text_encoder().embed_dim, len(classnames)).to(self.device)
+        bind_classes(self.model, classnames, self.device)
+        self.register_model("linear_probe", self.model)
+        self.max_epoch = 1  # fitted at once
+        self.feature_source = self.backbone.image_features()
+        self.provenance = self.backbone.report(self)
 
     def run_epoch(self) -> None:
-        shots = self.features_of(self.shots(augmented=False))
-        self._check_classes(shots[1])
+        shots = features_of(self, shots_loader(self, augmented=False))
+        if absent := sorted({*self.dm.dataset.lab2cname} - {*shots[1].tolist()}):
+            names = ", ".join(self.dm.dataset.lab2cname[label] for label in absent)
+            raise UserError(f"the linear probe needs a training image of each class; without: {names}")
         c = self.cfg.TRAINER.LINEARPROBE.C
-        validation = None if c else self.validation()
-        if validation:
-            c, head, accuracy = sweep(shots, validation)
-            print(f"C {c:.4g}, swept on {len(validation[1]):,} validation images: {accuracy:.2f}% of them")
+        chosen_on = None if c else validation(self)
+        if chosen_on:
+            c, head, accuracy = sweep(shots, chosen_on)
+            print(f"C {c:.4g}, swept on {len(chosen_on[1]):,} validation images: {accuracy:.2f}% of them")
         else:
             c = c or WITHOUT_SWEEP
             head = fit(*shots, c)
             print(f"C {c:.4g}, not swept")
         self.model.load_state_dict(head.state_dict())
-
-    def _check_classes(self, labels: torch.Tensor) -> None:
-        """Raise :class:`UserError` if a class has none of the training images that can be read."""
-        if absent := sorted({*self.dm.dataset.lab2cname} - {*labels.tolist()}):
-            self.refuse_bad_images()
-            names = ", ".join(self.dm.dataset.lab2cname[label] for label in absent)
-            raise UserError(f"the linear probe needs a training image of each class that can be read; without: {names}")
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
         return predict(self.model, input)

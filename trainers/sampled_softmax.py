@@ -15,16 +15,45 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from dassl.utils import UserError, gather
+from dassl.distributed import all_gather_objects
+from dassl.engine import TrainerX
+from dassl.utils import UserError, check_at_least, derive_seed
 
 
-def check_sample(size: int, batch: int) -> None:
-    """Raise :class:`UserError` where the labels of a batch could leave none to draw."""
-    if size <= batch:
-        raise UserError(
-            f"TRAINER.COOP.SAMPLED_CLASSES is {size}; with DATALOADER.TRAIN_X.BATCH_SIZE {batch} it must be more than "
-            f"{batch}: the classes of a batch's own labels are always in, and others are drawn beside them"
+class SampledSoftmax:
+    """CoOp's loss over TRAINER.COOP.SAMPLED_CLASSES of the classes."""
+
+    def __init__(self, size: int, classes: int, seed: int | None):
+        self.size, self.classes, self.seed = size, classes, seed
+
+    @classmethod
+    def of(cls, trainer: TrainerX) -> SampledSoftmax | None:
+        """Return the loss that a trainer's settings ask for; None where it is over all classes.
+
+        Raises:
+            UserError: the labels of a batch could leave no class to draw.
+        """
+        size, batch = trainer.cfg.TRAINER.COOP.SAMPLED_CLASSES, trainer.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+        check_at_least(size, 0, "TRAINER.COOP.SAMPLED_CLASSES")
+        if not 0 < size < trainer.num_classes:
+            return None
+        if size <= batch:
+            raise UserError(
+                f"TRAINER.COOP.SAMPLED_CLASSES is {size}; with DATALOADER.TRAIN_X.BATCH_SIZE {batch} it must be more "
+                f"than {batch}: the classes of a batch's own labels are always in, and others are drawn beside them"
+            )
+        print(
+            f"Sampled softmax: {size:,} of {trainer.num_classes:,} classes a step, an approximation "
+            "(TRAINER.COOP.SAMPLED_CLASSES); loss and acc of a step are over these classes"
         )
+        trainer.provenance = {**trainer.provenance, "sampled_classes": size}
+        return cls(size, trainer.num_classes, trainer.seed)
+
+    def __call__(self, model, image_features: torch.Tensor, labels: torch.Tensor, epoch: int, batch: int) -> tuple:
+        """Return the loss, the logits (batch, sampled) and the labels (batch,) among the sampled classes."""
+        sample = Sample.draw(labels, self.size, self.classes, derive_seed(self.seed, epoch, batch, "classes"))
+        output = model.of_classes(image_features, sample.classes)
+        return sample.loss(output), output, sample.labels
 
 
 @dataclass(frozen=True)
@@ -39,7 +68,9 @@ class Sample:
     def draw(cls, labels: torch.Tensor, size: int, classes: int, seed: int) -> Sample:
         """``size`` of ``classes`` for ``labels`` (batch,). ``seed`` tells the draw. Of several processes, each of which
         has a part of the batch, all get the same classes; there must be more of them than images of the batch."""
-        own = torch.tensor(sorted({label for part in gather(labels.tolist()) for label in part}), device=labels.device)
+        own = torch.tensor(
+            sorted({label for part in all_gather_objects(labels.tolist()) for label in part}), device=labels.device
+        )
         order = torch.randperm(classes, generator=torch.Generator().manual_seed(seed)).to(labels.device)
         drawn = order[~torch.isin(order, own)][: size - len(own)]
         correction = torch.zeros(len(own) + len(drawn), device=labels.device)

@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from yacs.config import CfgNode
 
-from dassl.engine import TRAINER_REGISTRY
+from dassl.engine import TRAINER_REGISTRY, TrainerX
+from dassl.metrics import compute_accuracy
+from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import check_at_least
-from vlm.openai import CLIP
 from vlm.similarity import logits, normalize
 from vlm.zeroshot import check_template, describe_classes
 
-from .feature_trainer import FeatureTrainer, scores
+from .backbone import load_backbone
+from .shots import PRECISION, bind_classes, features_of, refuse_init_weights, scores, shots_loader, validation
 
 # What is searched, as in the authors' settings for ImageNet.
 ALPHAS = torch.linspace(0.1, 3, 20).tolist()
@@ -87,12 +90,10 @@ def _make_room(module: Cache, state_dict: dict, prefix: str, *_) -> None:
 
 
 @TRAINER_REGISTRY.register()
-class TipAdapter(FeatureTrainer):
+class TipAdapter(TrainerX):
     """Without training."""
 
-    head_name = "tip_adapter"
-    by_steps = False
-    own_classes = True
+    trains_keys = False
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
@@ -102,16 +103,25 @@ class TipAdapter(FeatureTrainer):
         cfg.TRAINER.TIPADAPTER.AUGMENT_EPOCH = 10  # random views of a shot that its key is the mean of
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        super().check_cfg(cfg)
+        refuse_init_weights(cfg)
         check_template(cfg.DATASET.TEMPLATE, "DATASET.TEMPLATE")
         check_at_least(cfg.TRAINER.TIPADAPTER.AUGMENT_EPOCH, 1, "TRAINER.TIPADAPTER.AUGMENT_EPOCH")
 
-    def head(self, clip: CLIP) -> Cache:
+    def build_model(self) -> None:
         data, node = self.dm.dataset, self.cfg.TRAINER.TIPADAPTER
-        text = describe_classes(self.text_encoder(clip), data.classnames, [self.cfg.DATASET.TEMPLATE])
-        self.class_features, self.logit_scale = text.float(), clip.logit_scale
+        self.backbone = load_backbone(self, PRECISION)
+        text = describe_classes(self.backbone.text_encoder(), data.classnames, [self.cfg.DATASET.TEMPLATE])
+        self.class_features = text.float()
         shots = len(getattr(data, "train_x", ()))  # none where there is only a checkpoint, which brings its own
-        return Cache(shots, text.shape[1], len(text), node, trained=self.by_steps)
+        self.model = Cache(shots, text.shape[1], len(text), node, self.trains_keys).to(self.device)
+        bind_classes(self.model, data.classnames, self.device)
+        self.register()
+        self.feature_source = self.backbone.image_features()
+        self.provenance = self.backbone.report(self)
+
+    def register(self) -> None:
+        self.register_model("tip_adapter", self.model)
+        self.max_epoch = 1  # there is nothing to repeat
 
     def before_train(self) -> None:
         super().before_train()
@@ -121,17 +131,16 @@ class TipAdapter(FeatureTrainer):
     @torch.no_grad()
     def fill_cache(self) -> None:
         """Keys are the mean features of the shots, brought to length 1; one view where there is nothing random."""
-        loader = self.shots(augmented=True)
+        loader = shots_loader(self, augmented=True)
         is_random = getattr(loader.dataset.transform, "is_random", True)
         views = self.cfg.TRAINER.TIPADAPTER.AUGMENT_EPOCH if is_random else 1
-        features, labels = zip(*(self.features_of(loader) for _ in range(views)), strict=True)
+        features, labels = zip(*(features_of(self, loader) for _ in range(views)), strict=True)
         keys = normalize(torch.stack(features).mean(0))
-        _make_room(self.model, {"keys": keys}, "")  # for those that can be read
         self.model.keys.copy_(keys)
         self.model.values.zero_().scatter_(1, labels[0][:, None], 1)
         shots, dim = self.model.keys.shape
         seen = f"{views} views" if views > 1 else "1 view"
-        print(f"Cache: {shots:,} keys of {dim:,} numbers, {seen} each{'' if self.by_steps else '; none is trained'}")
+        print(f"Cache: {shots:,} keys of {dim:,} numbers, {seen} each{'' if self.trains_keys else '; none is trained'}")
 
     def run_epoch(self) -> None:
         self.search_weights()
@@ -139,8 +148,8 @@ class TipAdapter(FeatureTrainer):
     def search_weights(self) -> None:
         """Put the best alpha and beta in place of the initial ones."""
         cache, node = self.model, self.cfg.TRAINER.TIPADAPTER
-        if validation := self.validation():
-            features, labels = normalize(validation[0]), validation[1]
+        if chosen_on := validation(self):
+            features, labels = normalize(chosen_on[0]), chosen_on[1]
             start = float(node.ALPHA), float(node.BETA)
             found = search(self.zero_shot(features), (features, cache.keys, cache.values), labels, start)
             cache.alpha.fill_(found[0])
@@ -149,7 +158,7 @@ class TipAdapter(FeatureTrainer):
         print(f"alpha {cache.alpha.item():.4g}, beta {cache.beta.item():.4g}")
 
     def zero_shot(self, features: torch.Tensor) -> torch.Tensor:
-        return logits(features, self.class_features, self.logit_scale)
+        return logits(features, self.class_features, self.backbone.clip.logit_scale)
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
         features = normalize(input.float())
@@ -161,18 +170,29 @@ class TipAdapterF(TipAdapter):
     """The keys are trained by cross-entropy; alpha and beta are searched after the last epoch, or after each where the
     best on validation is kept (TEST.FINAL_MODEL best_val)."""
 
-    by_steps = True
+    trains_keys = True
 
-    def build_model(self) -> None:
-        super().build_model()
+    def register(self) -> None:
+        self.optim = build_optimizer(self.model, self.cfg.OPTIM)
         for group in self.optim.param_groups:
             if "eps" in group:
                 group["eps"] = EPSILON
+        self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM)
+        self.register_model("tip_adapter", self.model, self.optim, self.sched)
 
     def run_epoch(self) -> None:
         node = self.cfg.TRAINER.TIPADAPTER
         self.model.alpha.fill_(node.ALPHA)
         self.model.beta.fill_(node.BETA)
-        super(TipAdapter, self).run_epoch()
+        TrainerX.run_epoch(self)
         if self.epoch + 1 == self.max_epoch or self.cfg.TEST.FINAL_MODEL == "best_val":
             self.search_weights()
+
+    def forward_backward(self, batch: dict) -> dict[str, float]:
+        image_features, label, _ = self.parse_batch_train(batch)
+        output = self.model_inference(image_features)
+        loss = F.cross_entropy(output, label)
+        self.model_backward_and_update(loss)
+        if self.batch_idx + 1 == self.num_batches:
+            self.update_lr()
+        return {"loss": loss.item(), "acc": compute_accuracy(output, label)[0].item()}

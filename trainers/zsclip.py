@@ -5,42 +5,41 @@ from __future__ import annotations
 import torch
 from yacs.config import CfgNode
 
-from dassl.engine import TRAINER_REGISTRY
+from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.utils import check_availability
 from vlm.class_features import FEW
 from vlm.similarity import Best, linear_head
 from vlm.templates import TEMPLATES
 from vlm.zeroshot import check_template, describe_classes
 
-from .clip_trainer import CLIPTrainer
+from .backbone import load_backbone
 
 
 @TRAINER_REGISTRY.register()
-class ZeroshotCLIP(CLIPTrainer):
+class ZeroshotCLIP(TrainerX):
     """One sentence a class: DATASET.TEMPLATE with the class name in its ``{}``."""
-
-    frozen_image_encoder = True
 
     def check_cfg(self, cfg: CfgNode) -> None:
         check_template(cfg.DATASET.TEMPLATE, "DATASET.TEMPLATE")
 
     def build_model(self) -> None:
-        self.load_clip(precision="fp16")
+        self.backbone = load_backbone(self, precision="fp16")
         templates = self.templates()
         print(f"Prompt ensembling (n={len(templates)})" if len(templates) > 1 else f'Prompt: "{templates[0]}"')
-        encoder, classnames = self.text_encoder(self.clip), self.dm.dataset.classnames
-        store = self.class_feature_store(encoder) if len(classnames) * len(templates) > FEW else None
+        encoder, classnames = self.backbone.text_encoder(), self.dm.dataset.classnames
+        store = self.backbone.text_feature_store(encoder) if len(classnames) * len(templates) > FEW else None
         self.class_features = describe_classes(encoder, classnames, templates, store)
-        self.report_parameters()
+        self.feature_source = self.backbone.image_features()
+        self.provenance = self.backbone.report(self)
 
     def templates(self) -> list[str]:
         return [self.cfg.DATASET.TEMPLATE]
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor | Best:
-        return self.logits_or_best(input, self.class_features)
+        return self.backbone.logits(input, self.class_features)
 
     def linear_head(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return linear_head(self.class_features, self.clip.logit_scale)
+        return linear_head(self.class_features, self.backbone.clip.logit_scale)
 
 
 @TRAINER_REGISTRY.register()

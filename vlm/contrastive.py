@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from dassl.utils import gather_rows, world_size
+from dassl.distributed import all_gather_rows, get_world_size
 
 from .similarity import logits
 
@@ -52,12 +52,12 @@ def batch_loss(
     Returns:
         The loss, and (n,) of bool.
     """
-    if world_size() == 1:
+    if get_world_size() == 1:
         per_image = logits(images, texts, logit_scale)
         loss, every_id = contrastive_loss(per_image, caption_ids), caption_ids
     else:
-        every_image, every_text = gather_rows(torch.cat([images, texts], 1)).chunk(2, dim=1)
-        every_id = gather_rows(caption_ids)
+        every_image, every_text = all_gather_rows(torch.cat([images, texts], 1)).chunk(2, dim=1)
+        every_id = all_gather_rows(caption_ids)
         per_image, per_text = logits(images, every_text, logit_scale), logits(texts, every_image, logit_scale)
         loss = _symmetric(per_image, per_text, caption_ids[:, None] == every_id)
     return loss, every_id[per_image.argmax(1)] == caption_ids

@@ -21,7 +21,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 
-from dassl.utils import UserError, atomic_write, rank, world_size, write_json
+from dassl.distributed import get_rank, get_world_size
+from dassl.utils import UserError, atomic_write, write_json
 from dassl.utils.files import remove_temporaries
 
 DESCRIPTION = "encoder.json"  # what the folder's features were made with; for people
@@ -84,13 +85,13 @@ class FeatureStore:
         from filelock import FileLock, Timeout
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / (f".lock-{rank()}" if rank() else ".lock"))
+        lock = FileLock(self.folder / (f".lock-{get_rank()}" if get_rank() else ".lock"))
         try:
             lock.acquire(timeout=0)
         except Timeout:
             print("Waiting for another process that computes features with the same encoder")
             with contextlib.suppress(Timeout):
-                lock.acquire(timeout=PATIENCE if world_size() > 1 else -1)
+                lock.acquire(timeout=PATIENCE if get_world_size() > 1 else -1)
         try:
             remove_temporaries(self.folder, older_than=ABANDONED)
             yield

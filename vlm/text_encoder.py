@@ -20,7 +20,7 @@ from dassl.utils import release_memory
 from .layout import CHUNK, Chunk, Layout
 from .openai import CLIP
 from .prompts import token_count, tokenize
-from .text_layers import attention, linear, mlp
+from .text_layers import Attention, mlp
 
 MEMORY = 1_200_000_000  # bytes of activations kept for the backward pass; what exceeds them is computed a second time
 TOGETHER = 256  # tokens: prompts of more gain nothing from being computed with those of other contexts
@@ -45,6 +45,9 @@ class TextEncoder(nn.Module):
         self.text_projection = clip_model.text_projection
         self.dtype = clip_model.dtype
         self.memory = memory
+        # Kept for the backward pass, about: 11 vectors a token and layer.
+        vector = self.positional_embedding.shape[1] * self.dtype.itemsize
+        self.bytes_per_token = 11 * len(self.transformer.resblocks) * vector
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Token ids (n, length) -> embeddings (n, length, width)."""
@@ -85,9 +88,9 @@ class TextEncoder(nn.Module):
         x = x + self.positional_embedding[layout.position].type(self.dtype)
         first, *others = x.split(layout.sizes)
         features, shared = self._encode(first, layout.chunks[0], layout.prefix)
-        outputs, kept = [features], self._activations(len(first))
+        outputs, kept = [features], self.bytes_per_token * len(first)
         for x, chunk in zip(others, layout.chunks[1:], strict=True):
-            kept += self._activations(len(x))
+            kept += self.bytes_per_token * len(x)
             if kept <= self.memory or not torch.is_grad_enabled():
                 features, _ = self._encode(x, chunk, layout.prefix, shared)
             else:
@@ -112,7 +115,7 @@ class TextEncoder(nn.Module):
         for part in contexts.split(max(together, 1)):
             wide = layout.repeated(len(part), n_ctx) if len(part) > 1 else layout
             table = torch.cat([part.flatten(0, 1), fixed])
-            kept += self._activations(len(wide.index))
+            kept += self.bytes_per_token * len(wide.index)
             if outputs and kept > self.memory and torch.is_grad_enabled():
                 outputs.append(checkpoint(self, table, wide, **AGAIN))
             else:
@@ -123,11 +126,6 @@ class TextEncoder(nn.Module):
         """Features of a chunk, for ``checkpoint`` to call again in the backward pass."""
         release_memory()
         return self._encode(x, chunk, prefix, shared)[0]
-
-    def _activations(self, tokens: int) -> int:
-        """Bytes kept for the backward pass, about: 11 vectors a token and layer."""
-        vector = self.positional_embedding.shape[1] * torch.empty(0, dtype=self.dtype).element_size()
-        return 11 * len(self.transformer.resblocks) * tokens * vector
 
     def _encode(
         self, x: torch.Tensor, chunk: Chunk, prefix: int, shared: list[torch.Tensor] | None = None
@@ -140,14 +138,14 @@ class TextEncoder(nn.Module):
         for number, block in enumerate(self.transformer.resblocks):
             last = number == len(self.transformer.resblocks) - 1
             width, attn, y = x.shape[1], block.attn, block.ln_1(x)
-            key_value = linear(y, attn.in_proj_weight[width:], attn.in_proj_bias[width:])
+            key_value = F.linear(y, attn.in_proj_weight[width:], attn.in_proj_bias[width:])
             if last:
                 x, y = x.index_select(0, chunk.ends), y.index_select(0, chunk.ends)
-            query = linear(y, attn.in_proj_weight[:width], attn.in_proj_bias[:width])
+            query = F.linear(y, attn.in_proj_weight[:width], attn.in_proj_bias[:width])
             found.append(shared[number] if shared else key_value[:prefix])
             groups = chunk.end_groups if last else chunk.groups
-            heads = attention(query, key_value, shared and shared[number], prefix, groups, attn.num_heads)
-            x = x + linear(heads, attn.out_proj.weight, attn.out_proj.bias)
+            heads = Attention.apply(query, key_value, shared and shared[number], prefix, groups, attn.num_heads)
+            x = x + F.linear(heads, attn.out_proj.weight, attn.out_proj.bias)
             x = x + mlp(block.mlp, block.ln_2(x))
         return self.ln_final(x).type(self.dtype) @ self.text_projection, found
 

@@ -13,50 +13,33 @@ from .layout import Group
 QUICK = 1.702  # of CLIP's QuickGELU
 
 
-def linear(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, scale: float = 1.0, bias_scale: float = 1.0
-) -> torch.Tensor:
-    """``scale * (x @ weight.T) + bias_scale * bias`` of rows ``x`` (rows, inputs)."""
-    return torch.addmm(bias, x, weight.t(), alpha=scale, beta=bias_scale)
-
-
 def mlp(layers: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
     """CLIP's MLP. Its activation ``x * sigmoid(1.702 x)`` is ``silu(1.702 x) / 1.702``: one pass over memory instead of
     three, as the factors go into the matrix products. CLIPs of others have the true GELU."""
+    first, second = layers.c_fc, layers.c_proj
     if isinstance(layers.gelu, nn.GELU):
-        x = linear(x, layers.c_fc.weight, layers.c_fc.bias)
-        return linear(layers.gelu(x), layers.c_proj.weight, layers.c_proj.bias)
-    x = linear(x, layers.c_fc.weight, layers.c_fc.bias, QUICK, QUICK)
-    return linear(F.silu(x), layers.c_proj.weight, layers.c_proj.bias, 1 / QUICK)
+        return F.linear(layers.gelu(F.linear(x, first.weight, first.bias)), second.weight, second.bias)
+    x = torch.addmm(first.bias, x, first.weight.t(), alpha=QUICK, beta=QUICK)
+    return torch.addmm(second.bias, F.silu(x), second.weight.t(), alpha=1 / QUICK)
 
 
-def attention(
-    query: torch.Tensor,
-    key_value: torch.Tensor,
-    shared: torch.Tensor | None,
-    prefix: int,
-    groups: Sequence[Group],
-    heads: int,
-) -> torch.Tensor:
-    """Attention of each query to the keys that its group's mask shows it.
-
-    Args:
-        query: (queries, width).
-        key_value: keys and values side by side, (rows, 2 * width).
-        shared: those of the common prefix, (prefix, 2 * width); None: they are the first ``prefix`` rows of
-            ``key_value``.
-
-    Returns:
-        (queries, width), the heads side by side.
-    """
-    return _Attention.apply(query, key_value, shared, prefix, groups, heads)
-
-
-class _Attention(torch.autograd.Function):
-    """Autograd would do the same from the plain operations, but would copy, scatter and pass over memory more often."""
+class Attention(torch.autograd.Function):
+    """Attention of each query to the keys that its group's mask shows it: ``Attention.apply`` with the arguments of
+    ``forward``. Autograd would do the same from the plain operations, but would copy, scatter and pass over memory more
+    often."""
 
     @staticmethod
-    def forward(ctx, query, key_value, shared, prefix, groups, heads):
+    def forward(ctx, query, key_value, shared, prefix: int, groups: Sequence[Group], heads: int):
+        """
+        Args:
+            query: (queries, width).
+            key_value: keys and values side by side, (rows, 2 * width).
+            shared: those of the common prefix, (prefix, 2 * width); None: they are the first ``prefix`` rows of
+                ``key_value``.
+
+        Returns:
+            (queries, width), the heads side by side.
+        """
         output, weights = torch.empty_like(query), []
         common = key_value[:prefix] if shared is None else shared
         scale = (query.shape[1] // heads) ** -0.5

@@ -41,7 +41,7 @@ def get_cfg_default() -> CN:
     cfg.TRAIN.KEEP_CHECKPOINTS = 0  # of CHECKPOINT_FREQ's, the last ones; 0: all. The best one stays in any case
     cfg.TRAIN.CHECKPOINT_MINUTES = 5.0  # without any, an epoch's end leaves one that the next replaces; 0: never
     cfg.TRAIN.PRINT_FREQ = 10  # batches
-    cfg.TRAIN.CUDA_GRAPH = False  # prompt learners on CUDA: launch the kernels of a step at once
+    cfg.TRAIN.CUDA_GRAPH = False  # has no effect any more; earlier commands and runs have it
     cfg.TRAIN.COUNT_ITER = "train_x"  # the loader that sets the length of an epoch
 
     cfg.TEST = CN()
@@ -56,6 +56,28 @@ def get_cfg_default() -> CN:
     cfg.TRAINER = CN()
     cfg.TRAINER.NAME = ""
     return cfg
+
+
+def with_defaults(cfg: CN) -> CN:
+    """Return ``cfg``; where it lacks keys, a copy that has them, frozen if ``cfg`` is."""
+    complete = cfg.clone()
+    complete.defrost()
+    if not _fill(complete, get_cfg_default()):
+        return cfg
+    if cfg.is_frozen():
+        complete.freeze()
+    return complete
+
+
+def _fill(cfg: CN, defaults: CN) -> bool:
+    """Add the keys that ``cfg`` lacks; return whether there were any."""
+    lacked = False
+    for key, value in defaults.items():
+        if key not in cfg:
+            cfg[key], lacked = value, True
+        elif isinstance(value, CN):
+            lacked = _fill(cfg[key], value) or lacked
+    return lacked
 
 
 def _input() -> CN:

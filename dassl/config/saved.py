@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode as CN
 
-from dassl.utils import UserError, atomic_write
+from dassl.utils import UserError
 
 from .merge import leaves, read_yaml
 
@@ -37,42 +37,29 @@ FREE = (
 )
 
 
-def claim_folder(cfg: CN, defaults: CN) -> list[str]:
-    """Write ``config.yaml`` to the output directory of a run that is about to train.
+def objections_to_resume(cfg: CN, defaults: CN) -> tuple[list[str], bool]:
+    """Return why a run may not go on from the checkpoints that it finds, and whether its own folder has some.
 
     Args:
         defaults: of every key. One that the version of an earlier run did not have yet had the effect of its default.
 
-    Returns:
-        What the settings of the checkpoints are that the run goes on from, where FORCE_RESUME passes over it.
-
     Raises:
-        UserError: the run would go on from checkpoints of a run with other settings, or of unknown ones; or RESUME
-            names a folder without any, or another one than that of the checkpoints in the output directory.
+        UserError: RESUME names a folder without checkpoints.
     """
     folder, source = Path(cfg.OUTPUT_DIR), Path(cfg.RESUME or cfg.OUTPUT_DIR)
     if cfg.RESUME and not _has_checkpoints(source):
         raise UserError(f"there is no checkpoint to resume from in {cfg.RESUME}")
-    objections = []
     if _has_checkpoints(folder):
-        objections = _objections(folder, cfg, defaults)
-    elif cfg.RESUME and (source / FILE).is_file():  # runs of the original have none
-        objections = _other_settings(source, cfg, defaults)
-    if objections and not cfg.FORCE_RESUME:
-        raise UserError(
-            f"{' and '.join(objections)}. Choose another --output-dir (or --resume), or go on from what is there with "
-            "--force-resume"
-        )
-    if not (objections and _has_checkpoints(folder) and (folder / FILE).is_file()):  # it tells of the checkpoints there
-        with atomic_write(folder / FILE) as file:
-            file.write(cfg.dump())
-    return objections
+        return _objections(folder, cfg, defaults), True
+    if cfg.RESUME and (source / FILE).is_file():  # runs of the original have none
+        return _other_settings(source, cfg, defaults), False
+    return [], False
 
 
 def changed_settings(then: str, now: str, defaults: CN) -> list[str]:
     """What differs between two dumped configs, but for what does not touch what is learned.
 
-    ``defaults``: as for :func:`claim_folder`.
+    ``defaults``: as for :func:`objections_to_resume`.
 
     Raises:
         ValueError: one of them is damaged.

@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from functools import partial
 
 import torch
 from PIL import Image
 from tabulate import tabulate
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 from yacs.config import CfgNode
 
-from dassl.utils import BadImage, UserError, check_at_least, derive_seed, local_size, read_image, seeded, world_size
+from dassl.distributed import get_local_world_size, get_world_size
+from dassl.utils import UserError, check_at_least, derive_seed, read_image, seeded
 
-from .bad_images import Unreadable, collate_readable, none_readable
 from .datasets import Datum, build_dataset
-from .samplers import PARTS, TURNS, SharedBatches, build_sampler, in_step, share_of
+from .images import leave_out_unreadable
+from .samplers import ShardedBatchSampler, build_sampler
 from .transforms import build_plain_transform, build_transform
 
 KEEP = 256 << 20  # bytes of decoded pictures kept in memory: few-shot training sets are read again in every epoch
@@ -58,16 +58,6 @@ class DatasetWrapper(Dataset):
 
     def __getitem__(self, idx: int) -> dict:
         return self.item(idx, self.epoch)
-
-    def __getitems__(self, indices: list[int]) -> list:
-        """The items of a batch, :class:`Unreadable` ones among them, for PyTorch's loaders."""
-        return [self._item_or_error(idx) for idx in indices]
-
-    def _item_or_error(self, idx: int):
-        try:
-            return self[idx]
-        except BadImage as error:
-            return Unreadable(error)
 
     def item(self, idx: int, epoch: int | None) -> dict:
         """The image ``idx`` as it is in an epoch, with its label and the rest of what a batch holds."""
@@ -117,44 +107,15 @@ class DatasetWrapper(Dataset):
         return views if self.k_tfm > 1 else views[0]
 
 
-class Loader(DataLoader):
-    """Leaves pictures that cannot be read out of their batches, and batches of nothing else out of an epoch, for whom
-    ``on_bad_image`` tells; where nobody listens, the first one is an error."""
-
-    on_bad_image: Callable[[BadImage], None] | None = None
-
-    def __init__(self, *args, collate_fn: Callable | None = None, **kwargs):
-        collate = partial(collate_readable, collate=collate_fn or default_collate)
-        super().__init__(*args, collate_fn=collate, **kwargs)
-
-    def __iter__(self) -> Iterator:
-        return self._readable(super().__iter__())
-
-    def _readable(self, batches: Iterator[tuple[dict | None, list[BadImage]]]) -> Iterator[dict]:
-        given, failed = 0, None
-        for batch, errors in batches:
-            for failed in errors:
-                if self.on_bad_image is None:
-                    raise failed
-                self.on_bad_image(failed)
-            if share_of(self) == PARTS:
-                batch = in_step(batch)
-            if batch is not None:
-                given += 1
-                yield batch
-        if failed and not given and share_of(self) != TURNS:
-            raise none_readable(failed)
-
-
-class TrainLoader(Loader):
+class TrainLoader(DataLoader):
     """Counts its epochs and tells them to its sampler and data set, whose draws depend on them.
 
-    The engine sets ``epoch`` before each epoch, so a resumed run sees the batches it would have seen.
+    A trainer sets ``epoch`` as each epoch begins, so a resumed run sees the batches it would have seen.
     """
 
     epoch = 0
 
-    def __iter__(self) -> Iterator:
+    def __iter__(self) -> Iterator[dict]:
         self.dataset.epoch = self.batch_sampler.sampler.epoch = self.epoch
         self.epoch += 1
         return super().__iter__()
@@ -174,22 +135,23 @@ def build_data_loader(
     """A loader of ``data_source``. As in Dassl, training drops a last batch that is not full if it has others.
 
     Raises:
-        UserError: there are no images, the batch size is below 1, or the number of workers below 0.
+        UserError: there are no images, the batch size is below 1 (in training, below the number of processes), or the
+            number of workers below 0.
     """
     if not data_source:
         raise UserError(f"the data set {cfg.DATASET.NAME} has no images for a loader; is the data folder complete?")
-    check_at_least(batch_size, 1, "the batch size")
+    check_at_least(batch_size, get_world_size() if is_train else 1, "the batch size")
     check_at_least(cfg.DATALOADER.NUM_WORKERS, 0, "DATALOADER.NUM_WORKERS")
-    cores = max((os.cpu_count() or 1) // local_size(), 1)
+    cores = max((os.cpu_count() or 1) // get_local_world_size(), 1)
     workers = min(cfg.DATALOADER.NUM_WORKERS, cores)  # more would only wait for each other
     batches = {
         "sampler": build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins),
         "batch_size": batch_size,
         "drop_last": is_train and len(data_source) >= batch_size,
     }
-    if world_size() > 1:
-        batches = {"batch_sampler": SharedBatches(**batches)}
-    return (TrainLoader if is_train else Loader)(
+    if get_world_size() > 1:
+        batches = {"batch_sampler": ShardedBatchSampler(**batches)}
+    return (TrainLoader if is_train else DataLoader)(
         (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train),
         **batches,
         num_workers=workers,
@@ -209,6 +171,7 @@ class DataManager:
         dataset_wrapper: type[DatasetWrapper] | None = None,
     ):
         self.dataset = build_dataset(cfg)
+        self.bad_images = leave_out_unreadable(self.dataset) if cfg.DATASET.SKIP_BAD_IMAGES else {}
         tfm_train = custom_tfm_train if custom_tfm_train is not None else build_transform(cfg, is_train=True)
         tfm_test = custom_tfm_test if custom_tfm_test is not None else build_transform(cfg, is_train=False)
 

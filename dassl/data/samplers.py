@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 from torch.utils.data import BatchSampler, Sampler, SequentialSampler
 from yacs.config import CfgNode
 
-from dassl.utils import UserError, check_availability, derive_seed, part_of, rank, sizes_of_all, world_size
+from dassl.distributed import get_rank, get_world_size, shard
+from dassl.utils import UserError, check_availability, derive_seed
 
 from .datasets import Datum
 
@@ -115,81 +116,38 @@ def build_sampler(
     return samplers[sampler_type]()
 
 
-# ---- a run of several processes ----
+class ShardedBatchSampler(BatchSampler):
+    """Batches for one of several processes.
 
-PARTS, TURNS = "parts", "turns"
+    Whoever iterates gets every batch whole. In a ``with`` of :func:`sharded`, each process gets its part of every batch
+    (``"images"``, as for training), or every n-th batch (``"batches"``, as for evaluation).
+    """
 
-
-class SharedBatches(BatchSampler):
-    """Batches of a run of several processes. Of what all of them are, this process's ``share`` is everything; or, where
-    :func:`shared` says so, a part of each (``PARTS``), as in the engine's training, where all go in step; or every n-th
-    batch, whole (``TURNS``), as in evaluation."""
-
-    share = ""
+    by = ""
 
     def __iter__(self) -> Iterator[list[int]]:
         batches = super().__iter__()
-        if self.share == TURNS:
-            return islice(batches, rank(), None, world_size())
-        return map(part_of, batches) if self.share == PARTS else batches
+        if self.by == "images":
+            return map(shard, batches)
+        return islice(batches, get_rank(), None, get_world_size()) if self.by == "batches" else batches
 
     def __len__(self) -> int:
-        everything = super().__len__()
-        return len(range(rank(), everything, world_size())) if self.share == TURNS else everything
-
-
-def share_of(loader: Any) -> str:
-    """This process's share of the batches that a loader is giving."""
-    return getattr(getattr(loader, "batch_sampler", None), "share", "")
+        whole = super().__len__()
+        return len(range(get_rank(), whole, get_world_size())) if self.by == "batches" else whole
 
 
 @contextmanager
-def shared(loader: Any, share: str) -> Iterator[bool]:
-    """For the body of a ``with``, a loader gives each process its share, ``PARTS`` or ``TURNS``. Not one that others
-    made: that gives everything to each, and what is yielded is False."""
-    batches = getattr(loader, "batch_sampler", None)
-    if not isinstance(batches, SharedBatches):
+def sharded(loader: Any, by: str) -> Iterator[bool]:
+    """Shard a loader by ``"images"`` or ``"batches"`` for the body of a ``with``; yield whether it can be.
+
+    A loader with another batch sampler cannot: it gives everything to each process.
+    """
+    sampler = getattr(loader, "batch_sampler", None)
+    if not isinstance(sampler, ShardedBatchSampler):
         yield False
         return
-    before, batches.share = batches.share, share
+    sampler.by, before = by, sampler.by
     try:
         yield True
     finally:
-        batches.share = before
-
-
-def in_step(batch: dict | None) -> dict | None:
-    """This process's part of a batch, of which it may be that no image can be read, with the sizes of all ``parts``;
-    None if all are empty.
-
-    Raises:
-        UserError: some are empty and others are not.
-    """
-    sizes = sizes_of_all(0 if batch is None else len(batch["label"]))
-    if not all(sizes):
-        if any(sizes):
-            raise UserError(
-                f"of a batch of {sum(sizes)} images, rank {sizes.index(0)} of {len(sizes)} processes has none: take a "
-                "larger BATCH_SIZE or fewer processes, or replace images that cannot be read"
-            )
-        return None
-    return {**batch, "parts": sizes}
-
-
-def weight_of_part(batches: Iterable[Any]) -> float:
-    """What the mean over this process's part of the batches of a step counts, 1 being the mean of all parts.
-
-    Raises:
-        UserError: it is not the same for all of the batches. Every process finds so.
-    """
-    if world_size() == 1:
-        return 1.0
-    whole = {"parts": [1] * world_size()}
-    parts = [(whole | batch if isinstance(batch, dict) else whole)["parts"] for batch in batches]
-    weights = {tuple(size * len(sizes) / sum(sizes) for size in sizes) for sizes in parts}
-    if len(weights) > 1:
-        raise UserError(
-            "the parts of labelled and unlabelled batches are unlike: BATCH_SIZE of both must be a multiple of the "
-            f"{world_size()} processes, or the same, and each image be one that can be read"
-        )
-    return weights.pop()[rank()]
+        sampler.by = before

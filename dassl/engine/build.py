@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 
 from yacs.config import CfgNode
 
-from dassl.config import get_cfg_default
+from dassl.config import get_cfg_default, with_defaults
 from dassl.utils import Registry
 
 if TYPE_CHECKING:
-    from .base import TrainerBase
+    from .trainer import TrainerBase
 
 TRAINER_REGISTRY = Registry("TRAINER")
 
 
 def default_cfg() -> CfgNode:
-    """Every key and its default, those of all registered trainers among them."""
+    """Return every key and its default, those of all registered trainers among them."""
     cfg = get_cfg_default()
     for name in TRAINER_REGISTRY.registered_names():
         if hasattr(trainer := TRAINER_REGISTRY.get(name), "extend_cfg"):  # a class of the field may be no TrainerBase
@@ -24,9 +24,21 @@ def default_cfg() -> CfgNode:
     return cfg
 
 
+def nodes_of(trainer: type) -> set[str]:
+    """Return the nodes below TRAINER that a trainer reads: its own, and those of the trainers it builds on."""
+    cfg = get_cfg_default()
+    for base in trainer.__mro__:
+        if hasattr(base, "extend_cfg"):
+            base.extend_cfg(cfg)
+    return set(cfg.TRAINER)
+
+
 def build_trainer(cfg: CfgNode) -> TrainerBase:
-    """The trainer that TRAINER.NAME names, with its data and model built."""
+    """Build the trainer that TRAINER.NAME names, with its data and model.
+
+    Keys that ``cfg`` lacks, such as one that was made by another repository's copy of Dassl's defaults, get theirs.
+    """
     trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
     if cfg.VERBOSE:
         print(f"Loading trainer: {cfg.TRAINER.NAME}")
-    return trainer(cfg)
+    return trainer(with_defaults(cfg))

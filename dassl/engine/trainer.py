@@ -1,72 +1,318 @@
-"""The trainer that methods build on: data, model, evaluation and output folder from a config."""
+"""The loop over epochs and batches, as in Dassl: what methods build on.
+
+``TrainerBase`` keeps models with their optimizers; ``SimpleTrainer`` builds data and model from a config, saves,
+resumes and evaluates; ``TrainerX`` trains on labelled images, ``TrainerXU`` on labelled and unlabelled ones.
+"""
 
 from __future__ import annotations
 
 import datetime
+import math
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 from yacs.config import CfgNode
 
+from dassl import distributed
 from dassl.data import DataManager
-from dassl.data.bad_images import knowing_the_last
-from dassl.data.feature_loader import FeatureLoader, FeatureSource
-from dassl.data.samplers import PARTS, TURNS, shared, weight_of_part
+from dassl.data.data_manager import TrainLoader
+from dassl.data.features import FeatureSource, feature_loader
+from dassl.data.samplers import sharded
 from dassl.evaluation import build_evaluator
 from dassl.utils import (
     AverageMeter,
     MetricMeter,
-    NotANumber,
     UserError,
-    average_figures,
-    check_at_least,
     check_availability,
-    device_of,
-    first_here_then_others,
-    from_first,
-    in_rounds,
+    derive_seed,
+    load_checkpoint,
+    mkdir_if_missing,
+    save_checkpoint,
+    set_random_seed,
+    tolist_if_not,
 )
-from dassl.utils.checkpoint import BEST, LATEST
+from dassl.utils.checkpoint import BEST, find_checkpoint, load_state
 from dassl.utils.results import END_OF_TRAINING
 
-from .base import AFTER_TRAINING, TrainerBase  # noqa: F401  TrainerBase is imported from here
-from .resumable import ResumableTrainer
+from . import checkpoint, run_dir
+from .hooks import HookBase, default_hooks
+from .own_state import OwnState
 
-FINAL_MODELS = ("last_step", "best_val")  # which one is evaluated after training
-LOADERS = {"train_x": "train_loader_x", "train_u": "train_loader_u", "val": "val_loader", "test": "test_loader"}
+Names = str | list[str] | None  # of registered models; None: all of them
 
 
-class SimpleTrainer(ResumableTrainer):
-    """Builds data and model, trains, keeps checkpoints, evaluates.
+class TrainerBase:
+    """Keeps named models with their optimizers and schedules, and runs ``run_epoch`` from epoch to epoch."""
 
-    A method overrides ``build_model`` (which registers its model) and, through :class:`TrainerX`,
-    ``forward_backward``; ``results`` holds what the latest evaluation gave.
+    seed: int | None = None  # what is random in an epoch follows from (seed, epoch); None: from the generators' states
+    scaler: torch.amp.GradScaler | None = None  # of mixed precision
+    hooks: Sequence[HookBase] = ()
+    batch_lr: float | None = None  # the learning rate of this batch
+    batch_share = 1.0  # of several processes, what this one's part of the batch counts; 1 is the mean
+    saved_epoch = 0  # epochs done at the newest checkpoint
+    best_result = -math.inf  # on validation images, of the epochs so far
+    force_resume = False  # True: go on from checkpoints of other settings
+    forced: tuple[str, ...] = ()  # what differed in earlier parts of the run, where force_resume went on
+    earlier_processes: tuple[int, ...] = ()  # how many there were in earlier parts of the run
+
+    def __init__(self):
+        self._models, self._optims, self._scheds = {}, {}, {}
+        self._writer = None
+        self._epoch = self.start_epoch = self.max_epoch = 0
+        self.own_state, self.world_size = OwnState(), distributed.get_world_size()
+
+    @classmethod
+    def extend_cfg(cls, cfg: CfgNode) -> None:
+        """Add this method's node, ``cfg.TRAINER.<NAME>``, with its defaults."""
+
+    @property
+    def epoch(self) -> int:
+        """The epoch, counted from 0. To set it is to begin it, in whatever loop: what is random in it follows from
+        (seed, epoch), so a resumed run draws what it would have drawn."""
+        return self._epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+        if epoch < 0 or not self._models:  # a method says that it is not training
+            return
+        self.own_state.begin(self)
+        values = (v for value in vars(self).values() for v in (value.values() if isinstance(value, dict) else [value]))
+        for loader in (value for value in values if isinstance(value, TrainLoader)):
+            loader.epoch = epoch
+        if self.seed is not None:
+            rank = distributed.get_rank()
+            set_random_seed(derive_seed(self.seed, epoch, *([rank] if rank else [])))
+
+    # ---- the loop ----
+
+    def train(self, start_epoch: int, max_epoch: int) -> None:
+        self.start_epoch, self.max_epoch = start_epoch, max_epoch
+        self.before_train()
+        for self.epoch in range(self.start_epoch, self.max_epoch):
+            self.before_epoch()
+            self.run_epoch()
+            self.after_epoch()
+            for hook in self.hooks:
+                hook.after_epoch(self)
+        self.after_train()
+
+    def before_train(self) -> None: ...
+
+    def after_train(self) -> None: ...
+
+    def before_epoch(self) -> None: ...
+
+    def after_epoch(self) -> None: ...
+
+    def run_epoch(self) -> None:
+        raise NotImplementedError
+
+    def test(self, split: str | None = None) -> float:
+        raise NotImplementedError
+
+    # ---- models ----
+
+    def register_model(self, name: str = "model", model: nn.Module | None = None, optim=None, sched=None) -> None:
+        """Put a model under the engine's care: its mode, its updates, its checkpoints in ``<output_dir>/<name>/``."""
+        if name in self._models:
+            raise ValueError(f"a model is already registered as {name}")
+        self._models[name], self._optims[name], self._scheds[name] = model, optim, sched
+        distributed.prepare(model, optim)
+
+    def get_model_names(self, names: Names = None) -> list[str]:
+        """Return all registered names, or ``names`` as a list once checked."""
+        if names is None:
+            return list(self._models)
+        names = tolist_if_not(names)
+        if unknown := set(names) - set(self._models):
+            raise KeyError(f"no model is registered as {unknown}")
+        return names
+
+    def set_model_mode(self, mode: str = "train", names: Names = None) -> None:
+        """Set ``train``, or ``eval`` (also called ``test``)."""
+        for name in self.get_model_names(names):
+            self._models[name].train(mode == "train")
+            if mode != "train":
+                distributed.broadcast(self._models[name].buffers())  # such as running means of a part of each batch
+
+    def trainable_parameters(self) -> int:
+        """Return the number of parameters that training may change, over all registered models."""
+        return sum(parameter.numel() for parameter in self._trained())
+
+    # ---- optimisation ----
+
+    def detect_anomaly(self, loss: torch.Tensor) -> None:
+        """Raise a ``FloatingPointError`` unless the loss is a number."""
+        if not torch.isfinite(loss).all():
+            raise checkpoint.divergence(self, "Loss is infinite or NaN!")
+
+    def model_zero_grad(self, names: Names = None) -> None:
+        for name in self.get_model_names(names):
+            if self._optims[name] is not None:
+                self._optims[name].zero_grad()
+
+    def model_backward(self, loss: torch.Tensor, retain_graph: bool = False) -> None:
+        """Compute the gradients of a loss that is a mean over the batch; of several processes, over all of it."""
+        if self.world_size > 1:
+            loss = self.batch_share * loss
+        else:
+            self.detect_anomaly(loss)
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward(retain_graph=retain_graph)
+        if self.world_size > 1:
+            self.detect_anomaly(distributed.average_gradients(self._trained(), loss))
+
+    def model_update(self, names: Names = None) -> None:
+        for name in self.get_model_names(names):
+            if self._optims[name] is None:
+                continue
+            if self.scaler is None:
+                self._optims[name].step()
+            else:
+                self.scaler.step(self._optims[name])
+        if self.scaler is not None:
+            self.scaler.update()
+
+    def model_backward_and_update(self, loss: torch.Tensor, names: Names = None) -> None:
+        self.model_zero_grad(names)
+        self.model_backward(loss)
+        self.model_update(names)
+
+    def prograd_backward_and_update(
+        self, loss_a: torch.Tensor, loss_b: torch.Tensor, lambda_: float = 1, names: Names = None
+    ) -> None:
+        """Step by the gradient of ``loss_a``, less ``lambda_`` times its part along that of ``loss_b`` where the two
+        contradict (Zhu et al. 2023, equation 4), parameter by parameter."""
+        self.model_zero_grad(names)
+        self.model_backward(loss_b, retain_graph=True)
+        general = {p: p.grad.clone() for p in self._trained(names) if p.grad is not None}
+        self.model_zero_grad(names)
+        self.model_backward(loss_a)
+        for parameter, direction in general.items():
+            if parameter.grad is not None and (along := (parameter.grad * direction).sum()) < 0:
+                parameter.grad -= lambda_ * along / direction.square().sum() * direction
+        self.model_update(names)
+
+    def _trained(self, names: Names = None) -> list[nn.Parameter]:
+        models = [self._models[name] for name in self.get_model_names(names)]
+        return [parameter for model in models for parameter in model.parameters() if parameter.requires_grad]
+
+    def update_lr(self, names: Names = None) -> None:
+        """Step the learning-rate schedules: a method's ``forward_backward`` calls it on the last batch of an epoch."""
+        for name in self.get_model_names(names):
+            if self._scheds[name] is not None:
+                self._scheds[name].step()
+
+    def get_current_lr(self, names: Names = None) -> float:
+        return self._optims[self.get_model_names(names)[0]].param_groups[0]["lr"]
+
+    # ---- checkpoints ----
+
+    def save_model(
+        self, epoch: int, directory: str, is_best: bool = False, val_result: float | None = None, model_name: str = ""
+    ) -> None:
+        """Save every registered model after ``epoch`` (counted from 0; the checkpoint counts epochs done).
+
+        Raises:
+            FloatingPointError: a parameter is infinite or NaN; nothing is saved.
+        """
+        states = checkpoint.model_states(self, epoch, val_result)
+
+        def save() -> None:
+            for name, state in states.items():
+                save_checkpoint(state, Path(directory, name), is_best=is_best, model_name=model_name)
+
+        distributed.run_on_main(save)  # others wait, and find the files
+        self.saved_epoch = epoch + 1
+
+    def resume_model_if_exist(self, directory: str) -> int:
+        """Go on from the newest checkpoints in ``directory``; return the epoch to start at, 0 if there are none."""
+        state = checkpoint.load_models(self, directory)
+        if state is None:
+            print("No checkpoint found, train from scratch")
+            return 0
+        self.saved_epoch = state["epoch"]
+        return self.saved_epoch
+
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
+        """Load every registered model: that of ``epoch``, else the best on validation, else the newest.
+
+        Raises:
+            UserError: the directory or the epoch is not there, or the checkpoint does not fit.
+        """
+        if not directory:
+            print("Note that load_model() is skipped as no model directory is given")
+            return
+        if not Path(directory).is_dir():
+            raise UserError(f"no model directory {directory}")
+        for name in self.get_model_names():
+            path = find_checkpoint(Path(directory, name), epoch)
+            loaded = load_checkpoint(path)
+            print(f'Loading weights to {name} from "{path}" (epoch = {loaded.get("epoch")})')
+            load_state(self._models[name], loaded["state_dict"], path)
+
+    # ---- TensorBoard ----
+
+    def init_writer(self, log_dir: str) -> None:
+        if self._writer is None and distributed.is_main_process():
+            from torch.utils.tensorboard import SummaryWriter
+
+            print(f"Initialize tensorboard (log_dir={log_dir})")
+            mkdir_if_missing(log_dir)
+            self._writer = SummaryWriter(log_dir=log_dir)
+
+    def close_writer(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
+        if self._writer is not None:
+            self._writer.add_scalar(tag, scalar_value, global_step)
+
+
+class SimpleTrainer(TrainerBase):
+    """Builds data and model from a config, trains, keeps checkpoints, evaluates.
+
+    A method overrides ``build_model``, which registers its model, and ``forward_backward``.
     """
+
+    usable_untrained = False  # True: the model is of use before training, so it may be evaluated as it is
+    feature_source: FeatureSource | None = None  # set in build_model: batches hold its features in place of images
+    provenance: Mapping[str, Any] = MappingProxyType({})  # set in build_model: entries to add to the run's record
+    results: OrderedDict[str, float] | None = None  # of the latest evaluation
 
     def __init__(self, cfg: CfgNode):
         super().__init__()
         self.check_cfg(cfg)
         self.cfg = cfg
-        self.device = device_of(cfg.USE_CUDA)
+        self.device = distributed.get_device(cfg.USE_CUDA)
         self.seed = cfg.SEED if cfg.SEED >= 0 else None
         self.max_epoch = cfg.OPTIM.MAX_EPOCH
         self.output_dir = cfg.OUTPUT_DIR
         self.force_resume = cfg.FORCE_RESUME
-        self.results: OrderedDict[str, float] | None = None
         self.build_data_loader()
         self.build_model()
-        self._serve_features()
-        self.bad_images.expect({split: getattr(self, name, None) for split, name in LOADERS.items()})
+        if self.feature_source is not None:
+            for name in checkpoint.LOADERS.values():
+                if (loader := getattr(self, name)) is not None:
+                    setattr(self, name, feature_loader(loader, self.feature_source, name.partition("_")[0]))
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Raise :class:`UserError` for values this method cannot use."""
 
     def build_data_loader(self) -> None:
-        with first_here_then_others():
+        with distributed.local_main_process_first():
             self.dm = DataManager(self.cfg)
         self.train_loader_x = self.dm.train_loader_x
         self.train_loader_u = self.dm.train_loader_u
@@ -80,27 +326,11 @@ class SimpleTrainer(ResumableTrainer):
         """Make ``self.model``; register what is trained with its optimizer and schedule."""
         raise NotImplementedError
 
-    def feature_source(self) -> FeatureSource | None:
-        """What computes and keeps image features, of a method that never changes its image encoder.
+    @cached_property
+    def hooks(self) -> list[HookBase]:
+        return default_hooks()
 
-        Such a method finds features (batch, dim) in place of images in every batch. By default there is none, and
-        batches hold images.
-        """
-        return None
-
-    def _serve_features(self) -> None:
-        source = self.feature_source()
-        if source is not None:
-            for name in LOADERS.values():
-                if (loader := getattr(self, name)) is not None:
-                    setattr(self, name, FeatureLoader(loader, source, name.partition("_")[0]))
-
-    def refuse_bad_images(self, evaluated: str = "") -> None:
-        """Raise :class:`UserError` if pictures were left out, and DATASET.SKIP_BAD_IMAGES does not accept that. Those
-        for testing are looked at before, unless they were just ``evaluated``, so that one message names all."""
-        split = self.cfg.TEST.SPLIT
-        unseen = split != evaluated and not self.cfg.TEST.NO_TEST
-        self.bad_images.refuse({split: self._loader_of(split)} if unseen else {})
+    # ---- the loop's policy, as in Dassl ----
 
     def train(self) -> None:
         if self.get_model_names():
@@ -111,56 +341,58 @@ class SimpleTrainer(ResumableTrainer):
             self.after_train()
 
     def before_train(self) -> None:
-        self._check_schedule()
-        super().before_train()
+        run_dir.check_training(self)
+        self.start_epoch = checkpoint.resume(self)
+        self.init_writer(str(Path(self.output_dir, "tensorboard")))
+        self.time_start = time.time()
 
-    def _check_schedule(self) -> None:
-        """Refuse now what would only fail after hours of training."""
-        c = self.cfg
-        check_at_least(self.max_epoch, 1, "OPTIM.MAX_EPOCH")
-        check_at_least(c.TRAIN.PRINT_FREQ, 1, "TRAIN.PRINT_FREQ")
-        check_at_least(c.TRAIN.KEEP_CHECKPOINTS, 0, "TRAIN.KEEP_CHECKPOINTS")
-        check_availability(c.TEST.FINAL_MODEL, FINAL_MODELS, "TEST.FINAL_MODEL")
-        if not c.TEST.NO_TEST:
-            self._loader_of(c.TEST.SPLIT)
-            if c.TEST.FINAL_MODEL == "best_val":
-                self._loader_of("val")
+    def after_epoch(self) -> None:
+        done, frequency = self.epoch + 1, self.cfg.TRAIN.CHECKPOINT_FREQ
+        if self.cfg.TEST.FINAL_MODEL == "best_val" and not self.cfg.TEST.NO_TEST:
+            result = self.test(split="val")
+            if result > self.best_result:
+                self.best_result = result
+                self.save_model(self.epoch, self.output_dir, val_result=result, model_name=BEST)
+        if done == self.max_epoch or (frequency > 0 and done % frequency == 0):
+            self.save_model(self.epoch, self.output_dir)
 
     def after_train(self) -> None:
         print("\n".join(END_OF_TRAINING))
         self.results = None
-        self.refuse_bad_images()
-        if self.cfg.TEST.NO_TEST:
-            self.bad_images.tell()
-        else:
+        if not self.cfg.TEST.NO_TEST:
             if self.cfg.TEST.FINAL_MODEL == "best_val":
                 print("Deploy the model with the best val performance")
-                self._require_best()
+                checkpoint.require_best(self, self.output_dir)
                 self.load_model(self.output_dir)
             else:
                 print("Deploy the last-epoch model")
             self.test()
-        elapsed = round(time.time() - self.time_start)
-        print(f"Elapsed: {datetime.timedelta(seconds=elapsed)}")
+        print(f"Elapsed: {datetime.timedelta(seconds=round(time.time() - self.time_start))}")
         self.close_writer()
 
-    def after_epoch(self) -> None:
-        done = self.epoch + 1
-        if self.cfg.TEST.FINAL_MODEL == "best_val" and not self.cfg.TEST.NO_TEST:
-            try:
-                result = self.test(split="val")
-            except NotANumber as error:
-                raise self._diverged(f"{error}!") from error
-            if result > self.best_result:
-                self.best_result = result
-                self.save_model(self.epoch, self.output_dir, val_result=result, model_name=BEST)
-        frequency, minutes = self.cfg.TRAIN.CHECKPOINT_FREQ, self.cfg.TRAIN.CHECKPOINT_MINUTES
-        if done == self.max_epoch or (frequency > 0 and done % frequency == 0):
-            self.keep_checkpoint()
-        elif minutes > 0 and from_first(lambda: time.time() - self._saved_at >= 60 * minutes):
-            self.keep_checkpoint(LATEST.format(done))
+    def run_batches(self, batches: Iterable[tuple[dict, ...]]) -> None:
+        """Train for ``num_batches`` steps; each item of ``batches`` holds the arguments of ``forward_backward``."""
+        self.set_model_mode("train")
+        self.losses, self.batch_time, self.data_time = MetricMeter(), AverageMeter(), AverageMeter()
+        end = time.time()
+        for self.batch_idx, batch in enumerate(batches):
+            self.data_time.update(time.time() - end)
+            self.batch_lr = self.get_current_lr()  # on the last batch, forward_backward steps the schedule
+            if self.world_size > 1:
+                self.batch_share = distributed.batch_share(len(batch[0]["label"]))
+            metrics = self.forward_backward(*batch)
+            if self.world_size > 1:
+                metrics = distributed.reduce_dict(metrics, self.batch_share)
+            self.losses.update(metrics)
+            self.batch_time.update(time.time() - end)
+            for hook in self.hooks:
+                hook.after_step(self)
+            end = time.time()
+        self.batch_share = 1.0
 
-    def _loader_of(self, split: str):
+    # ---- evaluation ----
+
+    def loader_of(self, split: str):
         loader = {"val": self.val_loader, "test": self.test_loader}.get(split)
         if loader is None:
             have = "test" if self.val_loader is None else "val, test"
@@ -168,23 +400,21 @@ class SimpleTrainer(ResumableTrainer):
         return loader
 
     @torch.no_grad()
-    def test(self, split: str | None = None) -> float:
-        """Evaluate on ``split`` (default TEST.SPLIT); returns the first result, for classification the accuracy. There
-        is none, but a :class:`UserError`, if images cannot be read and DATASET.SKIP_BAD_IMAGES does not accept that."""
+    def test(self, split: str | None = None, is_final: bool = False) -> float:
+        """Evaluate on ``split`` (default TEST.SPLIT); return the first result, for classification the accuracy.
+
+        Copies of Dassl pass ``is_final``; it changes nothing.
+        """
         split = split or self.cfg.TEST.SPLIT
         self.set_model_mode("eval")
         self.evaluator.reset()
-        loader = self.bad_images.left_out_of(split, self._loader_of(split))
+        loader = self.loader_of(split)
         print(f"Evaluate on the *{split}* set")
-        with shared(loader, TURNS) as dealt:
+        with checkpoint.divergence_of(self), sharded(loader, "batches") as is_sharded:
             outputs = self._outputs(tqdm(loader, disable=None, leave=False, desc=f"evaluating {split}", unit="batch"))
-            for output, labels in in_rounds(outputs, self.device) if dealt else outputs:
+            for output, labels in distributed.all_gather_in_turns(outputs, self.device) if is_sharded else outputs:
                 self.evaluator.process(output, labels)
-        self.bad_images.gather()
-        if split in self.bad_images or self.stage == AFTER_TRAINING:  # a method may have its own after_train
-            self.refuse_bad_images(evaluated=split)
-        self.results = from_first(self.evaluator.evaluate)
-        self.bad_images.tell()
+            self.results = self.evaluator.evaluate()
         for name, value in self.results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         return next(iter(self.results.values()))
@@ -200,65 +430,63 @@ class SimpleTrainer(ResumableTrainer):
     def parse_batch_test(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
         return batch["img"].to(self.device), batch["label"].to(self.device)
 
-    def run_batches(self, batches: Iterable[tuple[dict, ...]], number: int) -> None:
-        """An epoch of ``number`` steps; each tuple holds what ``forward_backward`` takes."""
-        self.set_model_mode("train")
-        losses, batch_time, data_time = MetricMeter(), AverageMeter(), AverageMeter()
-        self.num_batches = number
-        end = time.time()
-        for self.batch_idx, (batch, is_last) in enumerate(knowing_the_last(batches)):
-            if is_last:  # there are fewer than announced if some could not be read
-                self.num_batches = self.batch_idx + 1
-            data_time.update(time.time() - end)
-            # The rate of this batch: on the last one, forward_backward steps the schedule.
-            self.batch_rate = rate = self.get_current_lr()
-            self.part_weight = weight_of_part(batch)
-            figures = average_figures(self.forward_backward(*batch), self.part_weight)
-            self.check_losses(figures)
-            losses.update(figures)
-            batch_time.update(time.time() - end)
-            few = self.num_batches < self.cfg.TRAIN.PRINT_FREQ
-            if few or (self.batch_idx + 1) % self.cfg.TRAIN.PRINT_FREQ == 0:
-                self._print_progress(batch_time, data_time, losses, rate)
-            step = self.epoch * number + self.batch_idx
-            for name, meter in losses.meters.items():
-                self.write_scalar(f"train/{name}", meter.avg, step)
-            self.write_scalar("train/lr", rate, step)
-            end = time.time()
-        self.part_weight = 1.0
-        self.bad_images.gather()
-
-    def _print_progress(
-        self, batch_time: AverageMeter, data_time: AverageMeter, losses: MetricMeter, rate: float
-    ) -> None:
-        left = (self.max_epoch - self.epoch) * self.num_batches - self.batch_idx - 1
-        eta = datetime.timedelta(seconds=int(batch_time.avg * left))
-        print(
-            f"epoch [{self.epoch + 1}/{self.max_epoch}] batch [{self.batch_idx + 1}/{self.num_batches}] "
-            f"time {batch_time.val:.3f} ({batch_time.avg:.3f}) data {data_time.val:.3f} ({data_time.avg:.3f}) "
-            f"{losses} lr {rate:.4e} eta {eta}"
-        )
-
 
 class TrainerX(SimpleTrainer):
-    """A trainer on labelled data: ``forward_backward`` takes a batch of ``train_loader_x``."""
+    """A trainer on labelled images: ``forward_backward`` takes a batch of ``train_loader_x``."""
 
     def run_epoch(self) -> None:
-        with shared(self.train_loader_x, PARTS):
-            self.run_batches(zip(self.train_loader_x), len(self.train_loader_x))
+        self.num_batches = len(self.train_loader_x)
+        with sharded(self.train_loader_x, "images"):
+            self.run_batches(zip(self.train_loader_x))
 
     def forward_backward(self, batch: dict) -> dict[str, float]:
-        """One training step; returns the figures to report."""
+        """Train on a batch; return the metrics to report."""
         raise NotImplementedError
 
     def parse_batch_train(self, batch: dict) -> tuple[torch.Tensor, ...]:
-        """Images, labels and domains, on the device."""
+        """Return images, labels and domains, on the device."""
         if isinstance(batch["img"], list):
             views = len(batch["img"])
             raise UserError(
                 f"DATALOADER.K_TRANSFORMS is {views}, but {type(self).__name__} trains on one view an image"
             )
         return tuple(batch[key].to(self.device) for key in ("img", "label", "domain"))
+
+
+class TrainerXU(SimpleTrainer):
+    """A trainer on labelled and unlabelled images: ``forward_backward`` takes a batch of each.
+
+    An epoch is as long as TRAIN.COUNT_ITER says (train_x, train_u, smaller_one); the shorter loader starts again.
+    """
+
+    def run_epoch(self) -> None:
+        """Raises :class:`UserError` where there are no unlabelled images, or TRAIN.COUNT_ITER names no loader."""
+        loader_x, loader_u = self.train_loader_x, self.train_loader_u
+        if loader_u is None:
+            raise UserError(
+                f"{type(self).__name__} needs unlabelled images, and the data set {self.cfg.DATASET.NAME} has none"
+            )
+        lengths = {"train_x": len(loader_x), "train_u": len(loader_u), "smaller_one": min(len(loader_x), len(loader_u))}
+        check_availability(self.cfg.TRAIN.COUNT_ITER, lengths, "TRAIN.COUNT_ITER")
+        self.num_batches = lengths[self.cfg.TRAIN.COUNT_ITER]
+        with sharded(loader_x, "images"), sharded(loader_u, "images"):
+            distributed.check_shares(loader_x.batch_sampler.batch_size, loader_u.batch_sampler.batch_size)
+            self.run_batches(zip(self._repeated(loader_x), self._repeated(loader_u), strict=True))
+
+    def _repeated(self, loader: TrainLoader) -> Iterator[dict]:
+        """Yield ``num_batches`` batches. Each pass over the images has an order and draws of its own."""
+        passes = math.ceil(self.num_batches / len(loader))
+        if hasattr(loader, "epoch"):
+            loader.epoch = self.epoch * passes
+        return islice((batch for _ in range(passes) for batch in loader), self.num_batches)
+
+    def forward_backward(self, batch_x: dict, batch_u: dict) -> dict[str, float]:
+        """Train on a batch of each; return the metrics to report."""
+        raise NotImplementedError
+
+    def parse_batch_train(self, batch_x: dict, batch_u: dict) -> tuple[torch.Tensor, ...]:
+        """Return labelled images, their labels, and unlabelled images, on the device."""
+        return tuple(x.to(self.device) for x in (batch_x["img"], batch_x["label"], batch_u["img"]))
 
 
 def __getattr__(name: str):

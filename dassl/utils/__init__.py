@@ -6,13 +6,9 @@ _MODULE_OF = {
     name: module
     for module, names in {
         "checkpoint": "load_checkpoint save_checkpoint resume_from_checkpoint load_pretrained_weights count_num_param",
-        "collectives": "average_figures average_gradients device_of gather_rows in_rounds norm_of_whole_batch "
-        "same_as_first sizes_of_all",
-        "distributed": "first_here_then_others from_first gather is_first local_size on_first part_of rank world_size",
         "downloads": "download",
-        "endings": "explaining going_on one_of_several stopped",
         "env": "collect_env_info keep_memory package_versions release_memory",
-        "errors": "BadImage NotANumber UserError cannot_write command_line nearest reason_of",
+        "errors": "BadImage NotANumber UserError cannot_write command_line nearest reason_of stopped",
         "files": "atomic_write check_isfile is_utf8 listdir_nohidden mkdir_if_missing read_image read_json write_json",
         "locks": "InUse alone_in",
         "logger": "setup_logger log_to",

@@ -93,22 +93,6 @@ def by_epoch(save_dir: str | os.PathLike, names: str = EPOCH) -> dict[int, Path]
     return {int(epoch): found[epoch] for epoch in sorted(filter(str.isdecimal, found), key=int)}
 
 
-def in_step(save_dirs: Iterable[str | os.PathLike]) -> list[Path]:
-    """Of the checkpoints of several models, those to go on from: the newest; after a kill between the checkpoints of
-    two models, those of the last epoch that all have. None, if there are none of one epoch."""
-    paths = {folder: newest(folder) for folder in map(Path, save_dirs)}
-    if None in paths.values():
-        return []
-    if len(paths) < 2:
-        return list(paths.values())
-    epochs = {folder: load_checkpoint(path).get("epoch") for folder, path in paths.items()}
-    if len(set(epochs.values())) == 1 or None in epochs.values():
-        return list(paths.values())
-    have = [{**by_epoch(f, LATEST), **by_epoch(f), epochs[f]: path} for f, path in paths.items()]
-    common = [epoch for epoch in set.intersection(*map(set, have)) if epoch <= min(epochs.values())]
-    return [files[max(common)] for files in have] if common else []
-
-
 def remove_superseded(save_dir: str | os.PathLike, keep: int = 0) -> None:
     """Remove LATEST checkpoints, and all but those of the ``keep`` last epochs (0: all of them stay). The newest and
     the best one stay in any case."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -63,6 +64,15 @@ def reason_of(error: BaseException) -> str:
 def _printable(text: str) -> str:
     """Without what steers a terminal: names from outside stand in messages."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def stopped(where: str, goes_on: str, script: str, argv: list[str]) -> KeyboardInterrupt:
+    """Return a Ctrl-C that says where it came and which command goes on; :func:`command_line` prints it."""
+    launcher = ["python"]
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        launcher = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1")]
+    again = shlex.join([*launcher, os.path.relpath(script), *argv])
+    return KeyboardInterrupt(f"stopped {where}; this goes on {goes_on}:\n  {again}")
 
 
 def command_line(when_stopped: str = "stopped") -> Callable[[Callable], Callable]:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from dassl.config import get_cfg_default
 from dassl.engine import TrainerBase
-from dassl.engine.base import NonFiniteLoss
+from dassl.engine.checkpoint import NonFiniteLoss
 from dassl.evaluation import build_evaluator
 from dassl.utils import UserError
 from tests.common import tensors

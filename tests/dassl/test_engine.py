@@ -154,7 +154,7 @@ def test_every_epoch_sees_every_image_in_another_order(trainer):
 
 def test_resume_sees_the_batches_it_would_have_seen(whole_and_resumed):
     whole, resumed = whole_and_resumed("body", "head")
-    assert resumed.seen == [entry for entry in whole.seen if entry[0] >= 2]
+    assert resumed.seen == whole.seen  # what it has seen before is in its checkpoints
     assert_same_parameters(whole, resumed)
 
 

@@ -210,7 +210,7 @@ def test_the_shorter_loader_starts_again_in_another_order_and_a_resumed_run_sees
     (tmp_path / "run/linear/checkpoint").write_text("model.pth.tar-2\n")
     resumed = build_trainer(cfg)
     resumed.train()
-    assert resumed.seen == [entry for entry in whole.seen if entry[0] == 2]
+    assert resumed.seen == whole.seen  # what it has seen before is in its checkpoints
 
 
 def test_what_cannot_be_paired_is_refused(cfg):

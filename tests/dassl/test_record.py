@@ -109,7 +109,7 @@ def test_the_record_of_a_run(run):
 def test_the_record_names_the_code_that_began_the_run(run, monkeypatch):
     """Who edits a file while a run goes on does not change what the run was."""
     code = {"sha256": "before"}
-    monkeypatch.setattr("dassl.utils.env.code_version", lambda *_: dict(code))
+    monkeypatch.setattr("dassl.engine.run_dir.code_version", lambda *_: dict(code))
     monkeypatch.setattr("trainers.coop.CoOp.before_epoch", lambda _: code.update(sha256="after"))
     assert run(*SHORT).record["code"] == {"sha256": "before"}
     assert code == {"sha256": "after"}

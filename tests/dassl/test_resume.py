@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from dassl.engine import SimpleTrainer
+from dassl.engine.checkpoint import latest_common
 from dassl.utils import UserError, load_checkpoint, random_states, restore_random_states, save_checkpoint
-from dassl.utils.checkpoint import BEST, LATEST, in_step, remove_superseded
+from dassl.utils.checkpoint import BEST, LATEST, remove_superseded
 from tests.common import assert_same_tensors
+from trainers.backbone import Backbone
 from trainers.coop import CoOp
 
 SHORT = ("DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 6)
@@ -112,22 +114,24 @@ def test_models_go_on_from_the_last_epoch_that_all_have(tmp_path):
         save_checkpoint({"state_dict": {}, "epoch": epoch}, tmp_path / model, model_name=name)
         return tmp_path / model / (name or f"model.pth.tar-{epoch}")
 
-    folders = [tmp_path / "a", tmp_path / "b"]
-    assert in_step(folders) == []
+    def common(*names: str) -> list[Path]:
+        return latest_common(tmp_path, names or ("a", "b"))
+
+    assert common() == []
     a2 = save("a", 2)
-    assert in_step(folders) == []
+    assert common() == []
     b2 = save("b", 2)
     a3 = save("a", 3, LATEST.format(3))
-    assert in_step(folders) == [a2, b2]
+    assert common() == [a2, b2]
     b3 = save("b", 3, LATEST.format(3))
-    assert in_step(folders) == [a3, b3]
-    assert in_step(folders[:1]) == [a3]
+    assert common() == [a3, b3]
+    assert common("a") == [a3]
     save("a", 4, LATEST.format(4))
-    assert in_step(folders) == [a3, b3]
+    assert common() == [a3, b3]
     a3.unlink()
-    assert in_step(folders) == [a2, b2]
+    assert common() == [a2, b2]
     a2.unlink()
-    assert in_step(folders) == []
+    assert common() == []
 
 
 def test_other_settings_are_refused_with_their_keys_and_forced_if_asked_for(run):
@@ -196,7 +200,7 @@ def test_a_run_does_not_go_on_over_other_images(run, digits_root, tmp_path):
 
 def test_other_weights_are_other_checkpoints(run, monkeypatch):
     run(*SHORT)
-    monkeypatch.setattr(CoOp, "describe", lambda self: {"weights": {"sha256": "0" * 64}})
+    monkeypatch.setattr(Backbone, "report", lambda *_: {"weights": {"sha256": "0" * 64}})
     assert re.search("made with other weights [0-9a-f]{12} -> 000000000000", run(*SHORT).error)
 
 

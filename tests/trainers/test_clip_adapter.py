@@ -30,7 +30,7 @@ def test_logits_by_hand(digits_trainer):
     f = features.numpy()
     mixed = 0.3 * np.maximum(np.maximum(f @ first.T, 0) @ second.T, 0) + 0.7 * f
     cosines = mixed / np.linalg.norm(mixed, axis=1, keepdims=True) @ trainer.class_features.numpy().T
-    expected = torch.from_numpy(np.exp(trainer.logit_scale.item()) * cosines).float()
+    expected = torch.from_numpy(np.exp(trainer.backbone.clip.logit_scale.item()) * cosines).float()
     torch.testing.assert_close(trainer.model_inference(features).detach(), expected)
 
 

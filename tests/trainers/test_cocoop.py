@@ -33,11 +33,12 @@ def model_of(clip, memory: int = 1 << 30, **values) -> ConditionalCLIP:
 def plain_logits(model: ConditionalCLIP, clip, image_features: torch.Tensor) -> torch.Tensor:
     """Zhou et al. 2022, equations 1 to 3, image by image."""
     learner, rows = model.prompt_learner, []
+    prefix, suffix = (learner.state_dict()[f"token_{part}"] for part in ("prefix", "suffix"))
     ends = learner.index.eq(learner.index.max()).int().argmax(1)  # the end-of-text token has the last row
     for feature in F.normalize(image_features, dim=-1):
         context = learner.ctx + learner.meta_net(feature)
         prompts = torch.cat(
-            [learner.token_prefix, context.expand(len(NAMES), -1, -1), learner.token_suffix], dim=1
+            [prefix, context.expand(len(NAMES), -1, -1), suffix], dim=1
         )  # start, context, class name and the rest
         texts = plain_text_features(clip, prompts, ends)
         rows.append(clip.logit_scale.exp() * feature @ F.normalize(texts, dim=-1).t())

@@ -103,7 +103,7 @@ def test_contexts_of_classes_whose_longest_name_is_longer(encoder):
 
 def test_class_words_of_a_checkpoint_are_not_taken_over(encoder):
     source, target = PromptLearner(NAMES, encoder, 4), PromptLearner(["a", "b", "c"], encoder, 4)
-    own = target.token_suffix.clone()
+    own = target.state_dict()["token_suffix"].clone()
     target.load_state_dict(source.state_dict())
     assert torch.equal(target.ctx, source.ctx)
-    assert torch.equal(target.token_suffix, own)
+    assert torch.equal(target.state_dict()["token_suffix"], own)

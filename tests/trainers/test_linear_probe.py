@@ -8,8 +8,8 @@ import torch
 
 from tests.common import REPOSITORY, SHARED, assert_same_tensors, needs_shared, tensors
 from trainers import linear_probe
-from trainers.feature_trainer import bind_classes
 from trainers.linear_probe import LENGTH, fit, predict, sweep
+from trainers.shots import bind_classes
 from vlm.similarity import normalize
 
 TINY = ("--config-file", REPOSITORY / "configs/trainers/LinearProbe/tiny.yaml")
@@ -141,7 +141,7 @@ def test_the_linear_head_gives_the_logits(digits_trainer):
 def test_a_checkpoint_is_of_its_classes_in_their_order():
     one, same, other = (torch.nn.Linear(2, 2) for _ in range(3))
     for model, names in ((one, ["cat", "dog"]), (same, ["cat", "dog"]), (other, ["dog", "cat"])):
-        bind_classes(model, names)
+        bind_classes(model, names, torch.device("cpu"))
     same.load_state_dict(one.state_dict())
     with pytest.raises(RuntimeError, match="in another order"):
         other.load_state_dict(one.state_dict())

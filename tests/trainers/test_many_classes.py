@@ -11,7 +11,7 @@ from tools.fix_imagenet import imagenet21k_names
 from tools.fix_imagenet import main as fix
 from tools.tables.cells import read_cell
 from trainers import coop, zsclip
-from trainers.coop import CoOp
+from trainers.sampled_softmax import SampledSoftmax
 from vlm import class_features
 from vlm.text_encoder import TextEncoder
 
@@ -35,14 +35,14 @@ def results(run) -> dict:
 
 @pytest.mark.parametrize("csc", [False, True])
 def test_sampled_classes_are_named_and_resumed_exactly(run, monkeypatch, csc):
-    of_steps, real = [], CoOp.training_loss
+    of_steps, real = [], SampledSoftmax.__call__
 
-    def noting(self, image_features, label):
-        loss, output, places = real(self, image_features, label)
+    def noting(self, *inputs):
+        loss, output, places = real(self, *inputs)
         of_steps.append(output.shape)
         return loss, output, places
 
-    monkeypatch.setattr(CoOp, "training_loss", noting)
+    monkeypatch.setattr(SampledSoftmax, "__call__", noting)
     few = (*SHORT, *SAMPLED, "TRAINER.COOP.CSC", csc)
     whole = run(*few, out="whole")
     assert whole.code == 0, whole.error
@@ -74,7 +74,8 @@ def test_each_step_draws_classes_of_its_own(digits_trainer, monkeypatch):
     steps = [(epoch, batch) for epoch in range(3) for batch in range(3)]
     expected = []
     for trainer.epoch, trainer.batch_idx in steps:
-        _, output, places = trainer.training_loss(torch.randn(3, 64), torch.tensor([7, 4, 7]))
+        inputs = torch.randn(3, 64), torch.tensor([7, 4, 7]), trainer.epoch, trainer.batch_idx
+        _, output, places = trainer.sampled_softmax(trainer.model, *inputs)
         assert (output.shape, places.tolist()) == ((3, 5), [1, 0, 1])
         seed = derive_seed(1, trainer.epoch, trainer.batch_idx, "classes")
         order = torch.randperm(10, generator=torch.Generator().manual_seed(seed)).tolist()

@@ -90,7 +90,7 @@ def test_a_key_is_the_direction_of_the_mean_of_its_views(digits_trainer, monkeyp
     views, labels = torch.zeros(2, 10, 64), torch.arange(10)
     views[0, :, 0], views[1, :, 1] = 3, 1
     given = iter(views)
-    monkeypatch.setattr(trainer, "features_of", lambda loader: (next(given), labels))
+    monkeypatch.setattr(tip_adapter, "features_of", lambda *_: (next(given), labels))
     trainer.fill_cache()
     expected = torch.zeros(10, 64)
     expected[:, 0], expected[:, 1] = 3 / 10**0.5, 1 / 10**0.5
@@ -103,7 +103,7 @@ def test_logits_by_hand(digits_trainer):
     keys, features = (normalize(torch.randn(10, 64)).numpy(), torch.randn(5, 64))
     trainer.model.keys.data, trainer.model.values = torch.from_numpy(keys), torch.eye(10)
     f = features.numpy() / np.linalg.norm(features, axis=1, keepdims=True)
-    expected = np.exp(trainer.logit_scale.item()) * f @ trainer.class_features.numpy().T
+    expected = np.exp(trainer.backbone.clip.logit_scale.item()) * f @ trainer.class_features.numpy().T
     expected += 2 * np.exp(-3 * (1 - f @ keys.T))
     torch.testing.assert_close(trainer.model_inference(features), torch.from_numpy(expected).float())
 
@@ -111,13 +111,15 @@ def test_logits_by_hand(digits_trainer):
 def test_alpha_and_beta_are_searched_on_the_directions_of_validation_features(digits_trainer, monkeypatch):
     trainer, asked = digits_trainer("TipAdapter"), []
     features, labels = 7 * torch.randn(6, 64), torch.tensor([0, 1, 2, 3, 4, 5])
-    monkeypatch.setattr(trainer, "validation", lambda: (features, labels))
+    monkeypatch.setattr(tip_adapter, "validation", lambda _: (features, labels))
     monkeypatch.setattr(tip_adapter, "search", lambda *given: asked.append(given) or (0.5, 2.0, 90.0))
     trainer.search_weights()
     zero_shot, (directions, keys, values), of_images, start = asked[0]
     expected = features / features.norm(dim=1, keepdim=True)
     torch.testing.assert_close(directions, expected)
-    torch.testing.assert_close(zero_shot, trainer.logit_scale.exp() * expected @ trainer.class_features.t())
+    torch.testing.assert_close(
+        zero_shot, trainer.backbone.clip.logit_scale.exp() * expected @ trainer.class_features.t()
+    )
     assert (keys is trainer.model.keys, values is trainer.model.values, of_images is labels) == (True, True, True)
     assert start == (1.0, 5.5)
     assert (trainer.model.alpha, trainer.model.beta) == (0.5, 2.0)

@@ -138,7 +138,7 @@ def test_some_classes_alone_are_as_among_all(encoder, position, csc):
     torch.manual_seed(0)
     learner = PromptLearner(NAMES, encoder, 3, csc=csc, position=position)
     classes = torch.tensor([5, 0, 7])
-    table, index, lengths = learner.of(classes)
+    table, index, lengths = learner.of_classes(learner.ctx, classes)
     assert torch.equal(table[index], learner()[learner.index[classes]])
     weights = torch.linspace(-1, 1, 3 * encoder.embed_dim).view(3, -1)
     some = encoder(table, encoder.layout(index, lengths))

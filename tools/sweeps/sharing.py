@@ -22,7 +22,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 import train
-from dassl.data.feature_loader import FeatureLoader
+from dassl.data.features import FeatureDataset
 from dassl.engine import build_trainer
 from dassl.utils import set_random_seed
 from tools.sweeps.grid import Cell
@@ -103,9 +103,13 @@ def share_features(cell: Cell, weights: SharedWeights | None, threads: int) -> S
         take(weights)
         trainer = build_trainer(_cfg_of(cell))
         loader = trainer.test_loader
-        if trainer.cfg.TEST.NO_TEST or trainer.cfg.TEST.SPLIT != "test" or not isinstance(loader, FeatureLoader):
+        if (
+            trainer.cfg.TEST.NO_TEST
+            or trainer.cfg.TEST.SPLIT != "test"
+            or not isinstance(loader.dataset, FeatureDataset)
+        ):
             return None
-        seen = loader.source = _Recorder(loader.source)
+        seen = loader.dataset.source = _Recorder(loader.dataset.source)
         next(iter(loader))
         keys, store = [key for key, _ in seen.requests], getattr(seen.source, "store", None)
         if store and keys and len(keys) == len(seen.features):  # else some cannot be read, which every run must say

@@ -1,6 +1,8 @@
-"""Loaders of features: the same batches as those of images, and no image is encoded twice."""
+"""Features in place of images: the same batches as those of images, and no image is encoded twice."""
 
+import copy
 import os
+import pickle
 import re
 from functools import partial
 from pathlib import Path
@@ -11,8 +13,9 @@ from PIL import Image
 
 from dassl.config import get_cfg_default
 from dassl.data import DatasetWrapper
+from dassl.data import features as features_module
 from dassl.data.data_manager import build_data_loader
-from dassl.data.feature_loader import FeatureLoader
+from dassl.data.features import feature_loader
 from dassl.data.transforms import build_transform
 from tests.common import REPOSITORY, assert_same_tensors
 from vlm.image_encoder import OpenVINOEncoder, TorchEncoder, image_encoder
@@ -108,21 +111,78 @@ def assert_same_batch(features: dict, images: dict) -> None:
 def test_batches_are_those_of_the_loader_of_images(images, pairs, is_train, workers):
     cfg = config(*pairs, "OPTIM.MAX_EPOCH", 3, "DATALOADER.NUM_WORKERS", workers)
     source = Pixels()
-    features = FeatureLoader(loader_of(cfg, images, is_train), source, "train")
+    loader = feature_loader(loader_of(cfg, images, is_train), source, "train")
     plain = loader_of(cfg, images, is_train)
-    assert len(features) == len(plain) == (2 if is_train else 3)
+    assert len(loader) == len(plain) == (2 if is_train else 3)
     for _ in range(4):  # one epoch more than was announced
-        for one, other in zip(features, plain, strict=True):
+        for one, other in zip(loader, plain, strict=True):
             assert_same_batch(one, other)
     if not is_train or not pairs:
         assert source.asked == len(images)
 
 
+class Blocks(Pixels):
+    """Remembers how many images it was asked for at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = []
+
+    def __call__(self, requests, threads, name):
+        self.blocks.append(len(requests))
+        return super().__call__(requests, threads, name)
+
+
+def test_draws_are_computed_a_thousand_ahead_across_epochs(images, monkeypatch):
+    monkeypatch.setattr(features_module, "AHEAD", 15)
+    source = Blocks()
+    loader = feature_loader(loader_of(config(*RANDOM, "OPTIM.MAX_EPOCH", 7), images), source, "train")
+    for _ in range(7):
+        assert len(list(loader)) == 2  # batches of 3: 6 draws an epoch
+    assert source.blocks == [15, 15, 12]
+    assert source.asked == 6 * 7  # none twice
+
+
+def test_a_copy_of_a_loader_gives_the_same_batches(images):
+    loader = feature_loader(loader_of(config(*RANDOM, "OPTIM.MAX_EPOCH", 9), images), Pixels(), "train")
+    next(iter(loader))
+    other = copy.deepcopy(loader)
+    assert other.dataset is not loader.dataset
+    assert other.dataset.source is loader.dataset.source
+    assert (len(other), other.batch_size) == (len(loader), loader.batch_size) == (2, 3)
+    other.dataset.dataset.transform = loader.dataset.transform  # as the field does with copies
+    for _ in range(4):
+        for one, two in zip(loader, other, strict=True):
+            assert torch.equal(one["img"], two["img"])
+            assert one["impath"] == two["impath"]
+
+
+def test_a_pickled_data_set_gives_what_it_holds(images):
+    data = feature_loader(loader_of(config(), images, is_train=False), Pixels(), "test").dataset
+    whole = [data[index] for index in range(len(images))]
+    other = pickle.loads(pickle.dumps(data))
+    assert other.source is None
+    assert all(torch.equal(other[index]["img"], item["img"]) for index, item in enumerate(whole))
+    fresh = pickle.loads(pickle.dumps(feature_loader(loader_of(config(), images), Pixels(), "train").dataset))
+    with pytest.raises(RuntimeError, match="without its image encoder"):
+        fresh[0]
+
+
+def test_a_data_set_of_features_is_that_of_the_images_else(images):
+    loader = feature_loader(loader_of(config(), images), Pixels(), "train")
+    assert loader.num_workers == 0
+    assert len(loader.dataset) == len(images)
+    assert loader.dataset.data_source is images
+    assert loader.dataset.is_train
+    assert sorted(i for batch in loader.batch_sampler for i in batch)[:2] == [0, 1]
+    assert not hasattr(loader.dataset, "no_such_thing")
+
+
 def test_an_epoch_that_is_set_is_the_one_that_comes(images):
     cfg = config(*RANDOM, "OPTIM.MAX_EPOCH", 5)
-    features = FeatureLoader(loader_of(cfg, images), Pixels(), "train")
-    whole = [list(features) for _ in range(5)]
-    resumed = FeatureLoader(loader_of(cfg, images), Pixels(), "train")
+    loader = feature_loader(loader_of(cfg, images), Pixels(), "train")
+    whole = [list(loader) for _ in range(5)]
+    resumed = feature_loader(loader_of(cfg, images), Pixels(), "train")
     resumed.epoch = 3
     for batches in whole[3:]:
         for one, other in zip(resumed, batches, strict=True):
@@ -143,10 +203,10 @@ class Own(DatasetWrapper):
 def test_what_is_not_our_own_way_of_making_images_goes_without_the_cache(images, wrapper, pairs):
     cfg = config(*RANDOM, *pairs)
     source = Pixels()
-    features = FeatureLoader(loader_of(cfg, images, dataset_wrapper=wrapper), source, "train")
+    loader = feature_loader(loader_of(cfg, images, dataset_wrapper=wrapper), source, "train")
     plain = loader_of(cfg, images, dataset_wrapper=wrapper)
     for _ in range(2):
-        for one, other in zip(features, plain, strict=True):
+        for one, other in zip(loader, plain, strict=True):
             assert one.keys() == other.keys()
             views = [(one["img"], other["img"])]
             if "DATALOADER.K_TRANSFORMS" in pairs:
@@ -162,22 +222,22 @@ def test_what_is_not_our_own_way_of_making_images_goes_without_the_cache(images,
 
 def test_a_test_transform_that_draws_is_not_taken_for_one_that_does_not(images):
     cfg = config(*RANDOM)
-    loader = build_data_loader(cfg, data_source=images, tfm=build_transform(cfg), is_train=False)
-    features = FeatureLoader(loader, Pixels(), "test")
-    assert not torch.equal(next(iter(features))["img"], next(iter(features))["img"])
+    plain = build_data_loader(cfg, data_source=images, tfm=build_transform(cfg), is_train=False)
+    loader = feature_loader(plain, Pixels(), "test")
+    assert not torch.equal(next(iter(loader))["img"], next(iter(loader))["img"])
 
 
 def test_settings_that_a_repr_rounds_are_told_apart(images):
     def key(low):
         cfg = config(*RANDOM, "INPUT.RRCROP_SCALE", (low, 1.0))
-        return FeatureLoader(loader_of(cfg, images), Pixels(), "train")._key(0, 0)
+        return feature_loader(loader_of(cfg, images), Pixels(), "train").dataset._key(0, 0, {})
 
     assert key(0.08) != key(0.08001)
 
 
 def test_another_picture_of_as_many_bytes_is_another(images):
     def key():
-        return FeatureLoader(loader_of(config(), images), Pixels(), "train")._key(0, 0)
+        return feature_loader(loader_of(config(), images), Pixels(), "train").dataset._key(0, 0, {})
 
     path = Path(images[0].impath)
     os.utime(path, (1, 1))
@@ -289,10 +349,3 @@ def refused(result, *parts) -> None:
 def test_a_cache_folder_that_cannot_be_written_is_one_message(short, tmp_path):
     (tmp_path / "file").write_text("")
     refused(short("FEATURES.CACHE_DIR", tmp_path / "file" / "cache"), tmp_path / "file", "FEATURES.ENABLED False")
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_broken_image_is_one_message_that_names_it(imagenet, imagenet_root, workers):
-    path = next((imagenet_root / "imagenet/images/val").rglob("*.JPEG"))
-    path.write_bytes(path.read_bytes()[:100])
-    refused(imagenet("DATALOADER.NUM_WORKERS", workers), f"cannot read {path} as an image")

@@ -1,0 +1,225 @@
+"""Features of a frozen image encoder in place of images, as a data set."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
+from typing import Protocol
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from dassl.distributed import get_rank, get_world_size
+from dassl.utils import BadImage, reason_of
+from dassl.utils.downloads import file_digest
+
+from .data_manager import DatasetWrapper
+from .images import error_of, unreadable
+from .transforms import Pipeline
+
+AHEAD = 1024  # draws computed together: the encoder's blocks are full, and the cache has few files
+IMAGE = re.compile(r"img([1-9]\d*)?")  # the entries of an item that hold views of an image
+
+Request = tuple[bytes, Callable[[], torch.Tensor | None]]
+
+
+class FeatureSource(Protocol):
+    """Computes features and keeps them."""
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Return features (n, dim) of images (n, 3, height, width)."""
+
+    def __call__(self, requests: Sequence[Request], threads: int, name: str) -> torch.Tensor:
+        """Return features (n, dim) for keys and functions that make the images; none where these return None."""
+
+
+class FeatureDataset(Dataset):
+    """The items of a :class:`DatasetWrapper`, with features (dim,) for images.
+
+    It computes features about a thousand draws ahead of the batches, across epochs, in this process: a loader of it
+    needs no workers. A feature that was computed before comes from the source's store; then no image is read. A deep
+    copy shares the source. A pickled one has none, and gives the features that it holds.
+    """
+
+    epoch: int | None = None  # set by TrainLoader
+    batch_sampler = None  # set by feature_loader: the batches to come
+
+    def __init__(self, dataset: Dataset, source: FeatureSource, name: str, threads: int = 1):
+        """
+        Args:
+            dataset: of images. Others than a plain :class:`DatasetWrapper` make images in ways that no key can tell:
+                their features are computed anew each time.
+            name: of the split, for the progress bar.
+            threads: how many read images.
+        """
+        self.dataset, self.source, self.name, self.threads = dataset, source, name, threads
+        self.contents: dict[int, str] = {}  # checksums of the image files
+        self._items: dict[tuple[int | None, int], dict] = {}  # by epoch (None: any) and index
+        transform = getattr(dataset, "transform", None)
+        self.has_keys = type(dataset) is DatasetWrapper and isinstance(transform, Pipeline) and dataset.k_tfm == 1
+        self.has_keys = self.has_keys and not dataset.return_img0 and (dataset.is_train or not transform.is_random)
+        self.is_random = self.has_keys and dataset.is_train and transform.is_random
+        self._transform = repr(transform)
+        if self.is_random:
+            self._transform += f" {dict(dataset.cfg.INPUT)}"  # torchvision's reprs round some settings
+
+    def __getattr__(self, name: str):
+        """Return an attribute of the data set of images, such as ``data_source`` or ``transform``."""
+        if name.startswith("__") or name == "dataset":
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "source": None}
+
+    def __deepcopy__(self, memo: dict) -> FeatureDataset:
+        memo[id(self)] = new = copy.copy(self)
+        new.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__getstate__().items()})
+        new.source = self.source
+        return new
+
+    def __getitem__(self, index: int) -> dict:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict]:
+        """Return the items of a batch."""
+        if not self.has_keys:
+            return self._encoded(indices)
+        epoch = self.epoch if self.is_random else None
+        if any((epoch, index) not in self._items for index in indices):
+            self._compute(indices)
+        return [dict(self._items[epoch, index]) for index in indices]
+
+    def _encoded(self, indices: list[int]) -> list[dict]:
+        """Return items whose features are computed now and not kept."""
+        if isinstance(self.dataset, DatasetWrapper):
+            self.dataset.epoch = self.epoch
+        items = [self.dataset[index] for index in indices]
+        for name in [name for name in items[0] if IMAGE.fullmatch(name)]:
+            if isinstance(items[0][name], list):  # several views
+                views = [
+                    self._source().encode(torch.stack(view)) for view in zip(*(i[name] for i in items), strict=True)
+                ]
+                features = list(zip(*views, strict=True))
+            else:
+                features = self._source().encode(torch.stack([item[name] for item in items]))
+            for item, feature in zip(items, features, strict=True):
+                item[name] = list(feature) if isinstance(feature, tuple) else feature
+        return items
+
+    def _source(self) -> FeatureSource:
+        if self.source is None:
+            raise RuntimeError("this data set was pickled without its image encoder; take the loader with 0 workers")
+        return self.source
+
+    def _compute(self, indices: list[int]) -> None:
+        """Get the features of a batch and of the draws that follow it.
+
+        Raises:
+            UserError: images cannot be read; it names all of the split's.
+        """
+        bad: dict[str, str] = {}
+        keys = {draw: self._key(*draw, bad) for draw in self._coming(indices)}
+        requests = {key: partial(self._image, *draw, bad) for draw, key in keys.items()}
+        features: dict[bytes, torch.Tensor] = {}
+        for part in self._parts(list(requests.items())):
+            given = self._source()(part, self.threads, f"{self.name} images")
+            features.update(zip((key for key, _ in part), given, strict=False))
+        if bad:
+            paths = [item.impath for item in self.dataset.data_source]
+            raise error_of(unreadable(paths, f"{self.name} images") or bad, f"{len(paths):,} {self.name} images")
+        if self.is_random:
+            self._items = {}
+        for (epoch, index), key in keys.items():
+            item = self.dataset.data_source[index]
+            entries = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": index}
+            self._items[epoch, index] = {**entries, "img": features[key]}
+
+    def _parts(self, requests: list[Request]) -> list[list[Request]]:
+        """Return requests as they are; where each of several processes needs all, let each begin with another part."""
+        size = 1 if self.is_random or getattr(self.batch_sampler, "by", "") else get_world_size()
+        return [requests[(get_rank() + turn) % size :: size] for turn in range(size)]
+
+    def _coming(self, indices: list[int]) -> Iterator[tuple[int | None, int]]:
+        """Yield the draws to compute, as (epoch, index): a batch's, then what follows as far as it is known."""
+        if not self.is_random:
+            yield from ((None, index) for index in indices)
+            yield from ((None, index) for index in self._rest_of_split())
+            return
+        yield from ((self.epoch, index) for index in indices)
+        batches = self._batches(self.epoch)
+        batches = batches[batches.index(indices) :] if indices in batches else []
+        count, epoch = 0, self.epoch
+        while batches:
+            for batch in batches:
+                yield from ((epoch, index) for index in batch)
+                count += len(batch)
+                if count >= AHEAD:
+                    return
+            epoch += 1
+            batches = self._batches(epoch) if epoch < self.dataset.cfg.OPTIM.MAX_EPOCH else []
+
+    def _rest_of_split(self) -> Iterator[int]:
+        """Yield every image; of several processes that share the batches, those of this one."""
+        if getattr(self.batch_sampler, "by", ""):
+            yield from (i for batch in self._batches(self.epoch) for i in batch if (None, i) not in self._items)
+        elif self.batch_sampler is not None:
+            yield from (index for index in range(len(self)) if (None, index) not in self._items)
+
+    def _batches(self, epoch: int | None) -> list[list[int]]:
+        """Return the batches of an epoch, or the rest of them."""
+        if self.batch_sampler is None:
+            return []
+        sampler = self.batch_sampler.sampler
+        before = getattr(sampler, "epoch", None)
+        sampler.epoch = epoch
+        batches = list(self.batch_sampler)
+        sampler.epoch = before
+        return batches
+
+    def _key(self, epoch: int | None, index: int, bad: dict[str, str]) -> bytes:
+        """Return a digest of all that the image depends on: its file's content, the transforms, the random draw."""
+        path = self.dataset.data_source[index].impath
+        draw = self.dataset.draw(index, epoch) if self.is_random else ""
+        try:
+            content = self.contents[index] = _content(path)
+        except OSError as error:
+            bad[path] = content = error.strerror or reason_of(error)
+        return hashlib.blake2b(f"{content} {self._transform} {draw}".encode(), digest_size=16).digest()
+
+    def _image(self, epoch: int | None, index: int, bad: dict[str, str]) -> torch.Tensor | None:
+        try:
+            return self.dataset.item(index, epoch)["img"]
+        except BadImage as error:
+            bad[error.path] = error.reason
+            return None
+
+
+def feature_loader(loader: DataLoader, source: FeatureSource, name: str) -> DataLoader:
+    """Return a loader of the same kind that gives the same batches, with features in place of images."""
+    dataset = FeatureDataset(loader.dataset, source, name, max(1, loader.num_workers))
+    if loader.batch_size is None:
+        batches = {"batch_sampler": loader.batch_sampler}
+    else:
+        batches = {"sampler": loader.sampler, "batch_size": loader.batch_size, "drop_last": loader.drop_last}
+    features = type(loader)(dataset, **batches, generator=loader.generator, pin_memory=loader.pin_memory)
+    dataset.batch_sampler = features.batch_sampler
+    return features
+
+
+def _content(path: str) -> str:
+    """Return the checksum of a file, which is read again if it has changed."""
+    stat = os.stat(path)
+    return _digest(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=1 << 20)
+def _digest(path: str, *_: int) -> str:
+    return file_digest(path, "blake2b")

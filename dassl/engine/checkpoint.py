@@ -1,0 +1,239 @@
+"""Which checkpoint a run goes on from, what it holds beside a model, and whether it fits the run.
+
+The files themselves are written and read by ``dassl.utils.checkpoint``.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dassl.config.saved import changed_settings
+from dassl.data.datasets.fingerprint import fingerprints
+from dassl.distributed import all_gather_objects, get_world_size, is_main_process
+from dassl.utils import NotANumber, UserError, load_checkpoint, random_states, restore_random_states, save_checkpoint
+from dassl.utils.checkpoint import BEST, EPOCH, LATEST, by_epoch, newest, resume_from_file
+
+from .build import default_cfg
+
+if TYPE_CHECKING:
+    from .trainer import SimpleTrainer, TrainerBase
+
+LOADERS = {"train_x": "train_loader_x", "train_u": "train_loader_u", "val": "val_loader", "test": "test_loader"}
+
+
+class NonFiniteLoss(NotANumber):
+    """Training has diverged."""
+
+
+def divergence(trainer: TrainerBase, what: str) -> NonFiniteLoss:
+    """Return the error that says when training diverged, which checkpoint is good, and what may help."""
+    when = f"epoch {trainer.epoch + 1}"
+    if trainer.batch_lr is not None:
+        when += (
+            f", batch {trainer.batch_idx + 1} of {trainer.num_batches}, at a learning rate of {trainer.batch_lr:.4g}"
+        )
+    saved = (newest(Path(getattr(trainer, "output_dir", ""), name)) for name in trainer.get_model_names())
+    good = ", ".join(str(path) for path in saved if path and path.is_file())
+    first = good and trainer.saved_epoch == trainer.epoch and not getattr(trainer, "batch_idx", 0)
+    suspect = " (no loss has been computed with it: its last step may be what diverged)" if first else ""
+    return NonFiniteLoss(
+        f"{what} It happened in {when}. The last good checkpoint: {good or 'none was saved yet'}{suspect}. A "
+        "smaller OPTIM.LR, a longer warm-up (OPTIM.WARMUP_EPOCH) or fp32 may help, in another output directory"
+        f"{', or from that checkpoint on with --force-resume' if good else ''}"
+    )
+
+
+@contextmanager
+def divergence_of(trainer: TrainerBase) -> Iterator[None]:
+    """Say when it happened, where outputs are no numbers after training began."""
+    try:
+        yield
+    except NotANumber as error:
+        if trainer.batch_lr is None:
+            raise
+        raise divergence(trainer, f"{error}!") from error
+
+
+def latest_common(folder: str | Path, names: Iterable[str]) -> list[Path]:
+    """Return the newest checkpoint of each model; an empty list if a model has none.
+
+    A run that was killed between the checkpoints of two models goes on from the last epoch that all of them have.
+    """
+    paths = {name: newest(Path(folder, name)) for name in names}
+    if None in paths.values():
+        return []
+    if len(paths) < 2:
+        return list(paths.values())
+    epochs = {name: load_checkpoint(path).get("epoch") for name, path in paths.items()}
+    if len(set(epochs.values())) == 1 or None in epochs.values():
+        return list(paths.values())
+    folders = {name: Path(folder, name) for name in paths}
+    have = [{**by_epoch(f, LATEST), **by_epoch(f, EPOCH), epochs[name]: paths[name]} for name, f in folders.items()]
+    common = [epoch for epoch in set.intersection(*map(set, have)) if epoch <= min(epochs.values())]
+    return [files[max(common)] for files in have] if common else []
+
+
+def model_states(trainer: TrainerBase, epoch: int, val_result: float | None) -> dict[str, dict[str, Any]]:
+    """Return the checkpoint of each model after ``epoch`` (counted from 0).
+
+    Raises:
+        NonFiniteLoss: a parameter is infinite or NaN.
+    """
+    for name, model in trainer._models.items():
+        for key, parameter in model.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise divergence(trainer, f"{key} in {name} is infinite or NaN after the last update!")
+    state, states = run_state(trainer), {}
+    for name, model in trainer._models.items():
+        optim, sched = trainer._optims[name], trainer._scheds[name]
+        states[name] = {
+            "state_dict": model.state_dict(),
+            "epoch": epoch + 1,
+            "optimizer": optim.state_dict() if optim is not None else None,
+            "scheduler": sched.state_dict() if sched is not None else None,
+            "val_result": val_result,
+            **state,
+        }
+    return states
+
+
+def run_state(trainer: TrainerBase) -> dict[str, Any]:
+    """Return what a checkpoint holds beside a model, so that a resumed run goes on as if it had never stopped."""
+    state = {"random": random_states(), **trainer.own_state.save(trainer)}
+    if hasattr(trainer, "cfg"):
+        state |= {"best_result": trainer.best_result, "origin": origin(trainer)}
+    if (processes := process_counts(trainer)) != [1]:
+        state["processes"] = processes
+    if trainer.forced:
+        state["forced"] = list(trainer.forced)
+    if trainer.scaler is not None and trainer.scaler.is_enabled():
+        state["scaler"] = trainer.scaler.state_dict()
+    return state
+
+
+def load_models(trainer: TrainerBase, directory: str) -> dict[str, Any] | None:
+    """Load each model, optimizer and schedule from ``directory``; return the run's state, None if there is none.
+
+    Raises:
+        UserError: a checkpoint is damaged, or does not fit.
+    """
+    names = trainer.get_model_names()
+    if not (paths := latest_common(directory, names)):
+        return None
+    print(f"Found checkpoint at {directory} (will resume training)")
+    for name, path in zip(names, paths, strict=True):
+        parts = trainer._models[name], trainer._optims[name], trainer._scheds[name]
+        checkpoint = resume_from_file(path, *parts, trainer.scaler, trainer.force_resume)
+    try:
+        restore_run_state(trainer, checkpoint)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} is damaged: {error!r}") from error
+    if len(set(epochs := all_gather_objects(checkpoint["epoch"]))) > 1:
+        raise UserError(
+            f"the processes would go on after epochs {epochs}: {directory} is not the same folder for all of them, as "
+            "one on a file system of all machines would be"
+        )
+    return checkpoint
+
+
+def restore_run_state(trainer: TrainerBase, checkpoint: dict[str, Any]) -> None:
+    """Take over what :func:`run_state` saved; checkpoints of others do not have it.
+
+    Raises:
+        UserError: the checkpoint was made from something else, and FORCE_RESUME is False; or the trainer had an object
+            on itself that a checkpoint cannot hold.
+    """
+    if "random" in checkpoint:
+        restore_random_states(checkpoint["random"])
+    changed = changed_origin(checkpoint.get("origin", {}), origin(trainer)) if hasattr(trainer, "cfg") else []
+    if changed and not trainer.force_resume:
+        raise UserError(
+            f"the checkpoints were made with other {'; '.join(changed)}. Choose another --output-dir, or go on from "
+            "what is there with --force-resume (FORCE_RESUME True)"
+        )
+    now = [f"after epoch {checkpoint['epoch']}, other {change}" for change in changed]
+    trainer.forced = (*checkpoint.get("forced", ()), *now)
+    for change in trainer.forced:
+        print(f"--force-resume: {change}")
+    # A result under other settings is nothing to compare with.
+    trainer.changed_now = bool(changed)
+    trainer.best_result = -math.inf if changed else checkpoint.get("best_result", trainer.best_result)
+    trainer.earlier_processes = tuple(checkpoint.get("processes", [1]))
+    trainer.own_state.load(checkpoint)
+
+
+def resume(trainer: SimpleTrainer) -> int:
+    """Resume the run in the output directory, or the one that RESUME names; return the epoch to start at.
+
+    Raises:
+        UserError: RESUME has no checkpoint, the run is past OPTIM.MAX_EPOCH, or its best model is missing.
+    """
+    cfg, own = trainer.cfg, trainer.output_dir
+    directory = own if latest_common(own, trainer.get_model_names()) or not cfg.RESUME else cfg.RESUME
+    epoch = trainer.resume_model_if_exist(directory)
+    if cfg.RESUME and not epoch:
+        raise UserError(f"there is no checkpoint to resume from in {cfg.RESUME}")
+    if epoch > trainer.max_epoch:
+        raise UserError(f"{directory} is at epoch {epoch}; OPTIM.MAX_EPOCH is {trainer.max_epoch}")
+    if epoch and cfg.TEST.FINAL_MODEL == "best_val" and not cfg.TEST.NO_TEST and not trainer.changed_now:
+        take_over_best(trainer, directory)
+    return epoch
+
+
+def take_over_best(trainer: SimpleTrainer, directory: str) -> None:
+    """Take over the best model so far: its result, if the checkpoint has none; from another run's folder, its file."""
+    require_best(trainer, directory)
+    other = Path(directory).resolve() != Path(trainer.output_dir).resolve()
+    for name in trainer.get_model_names() if other or math.isinf(trainer.best_result) else ():
+        best = load_checkpoint(Path(directory, name, BEST))
+        if best.get("val_result") is not None:
+            trainer.best_result = best["val_result"]
+        if other and is_main_process():
+            save_checkpoint(best, Path(trainer.output_dir, name), model_name=BEST)
+
+
+def require_best(trainer: SimpleTrainer, directory: str) -> None:
+    """Raise :class:`UserError` unless the best model so far is in ``directory``."""
+    for name in trainer.get_model_names():
+        if not (path := Path(directory, name, BEST)).is_file():
+            raise UserError(f"TEST.FINAL_MODEL is best_val, but the run kept no {path}: it was trained without")
+
+
+def origin(trainer: SimpleTrainer) -> dict[str, str]:
+    """Return what training follows from: the settings, fingerprints of the images, those of the initial weights."""
+    images = {f"{name} images": entry["sha256"] for name, entry in splits(trainer).items() if name != "test"}
+    weights = (trainer.provenance.get("weights") or {}).get("sha256")
+    return {"settings": trainer.cfg.dump(), **images, **({"weights": weights} if weights else {})}
+
+
+def splits(trainer: SimpleTrainer) -> dict[str, dict]:
+    """Return the number of images and the fingerprint of each split; computed once."""
+    if not hasattr(trainer, "_splits"):
+        node = trainer.cfg.DATASET
+        root = os.path.join(os.path.expanduser(node.ROOT), os.path.expanduser(node.FOLDER))
+        trainer._splits = fingerprints(trainer.dm.dataset, root) if hasattr(trainer, "dm") else {}
+    return trainer._splits
+
+
+def changed_origin(then: dict[str, str], now: dict[str, str]) -> list[str]:
+    """Return what differs between two origins, as far as both tell."""
+    changed = [
+        f"{name} {then[name][:12]} -> {now[name][:12]}"
+        for name in now
+        if name != "settings" and name in then and then[name] != now[name]
+    ]
+    settings = changed_settings(then["settings"], now["settings"], default_cfg()) if "settings" in then else []
+    return ([f"settings: {'; '.join(settings)}"] if settings else []) + changed
+
+
+def process_counts(trainer: TrainerBase) -> list[int]:
+    """Return how many processes the run has, after those of its earlier parts, if another number."""
+    earlier = list(trainer.earlier_processes)
+    return earlier if earlier[-1:] == [get_world_size()] else [*earlier, get_world_size()]

@@ -1,0 +1,92 @@
+"""What the engine's own loop does beside Dassl's: it stops at a loss that is no number, prints a line, logs to
+TensorBoard, and keeps checkpoints by the clock.
+
+Hooks only add. A method that brings its own ``train`` or ``run_epoch`` may never call them: its seeds, draws,
+checkpoints and resume are right all the same.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from dassl.distributed import is_main_process, run_on_main
+from dassl.utils.checkpoint import LATEST, remove_superseded
+
+if TYPE_CHECKING:
+    from .trainer import SimpleTrainer
+
+
+class HookBase:
+    """The engine calls each method with the trainer; ``trainer.losses`` holds what the steps of the epoch returned."""
+
+    def after_step(self, trainer: SimpleTrainer) -> None:
+        """Called after each ``forward_backward``."""
+
+    def after_epoch(self, trainer: SimpleTrainer) -> None:
+        """Called after the trainer's own ``after_epoch``."""
+
+
+class FiniteLoss(HookBase):
+    """Checks the losses that a step returns, as not every method calls ``detect_anomaly``."""
+
+    def after_step(self, trainer: SimpleTrainer) -> None:
+        meters = trainer.losses.meters
+        # Where there is a "loss", others are parts of it, and may be means over no sample.
+        for name in ["loss"] if "loss" in meters else [name for name in meters if "loss" in name]:
+            trainer.detect_anomaly(torch.as_tensor(meters[name].val))
+
+
+class ProgressLine(HookBase):
+    """Prints Dassl's line every TRAIN.PRINT_FREQ batches, or every batch where an epoch has fewer."""
+
+    def after_step(self, trainer: SimpleTrainer) -> None:
+        every, done = trainer.cfg.TRAIN.PRINT_FREQ, trainer.batch_idx + 1
+        if done % every and trainer.num_batches >= every:
+            return
+        seconds, data = trainer.batch_time, trainer.data_time
+        left = (trainer.max_epoch - trainer.epoch) * trainer.num_batches - done
+        print(
+            f"epoch [{trainer.epoch + 1}/{trainer.max_epoch}] batch [{done}/{trainer.num_batches}] "
+            f"time {seconds.val:.3f} ({seconds.avg:.3f}) data {data.val:.3f} ({data.avg:.3f}) "
+            f"{trainer.losses} lr {trainer.batch_lr:.4e} eta {datetime.timedelta(seconds=int(seconds.avg * left))}"
+        )
+
+
+class TensorBoard(HookBase):
+    """Writes the means of the epoch so far, and the learning rate."""
+
+    def after_step(self, trainer: SimpleTrainer) -> None:
+        step = trainer.epoch * trainer.num_batches + trainer.batch_idx
+        for name, meter in trainer.losses.meters.items():
+            trainer.write_scalar(f"train/{name}", meter.avg, step)
+        trainer.write_scalar("train/lr", trainer.batch_lr, step)
+
+
+class Checkpoints(HookBase):
+    """Saves a checkpoint after TRAIN.CHECKPOINT_MINUTES without any, and removes those that need not stay.
+
+    The next checkpoint takes the place of one by the clock. Of others, the last TRAIN.KEEP_CHECKPOINTS stay (0: all),
+    and the best one.
+    """
+
+    def __init__(self):
+        self.saved_epoch, self.since = 0, time.time()
+
+    def after_epoch(self, trainer: SimpleTrainer) -> None:
+        minutes, done = trainer.cfg.TRAIN.CHECKPOINT_MINUTES, trainer.epoch + 1
+        by_clock = trainer.saved_epoch == self.saved_epoch and minutes > 0
+        if by_clock and run_on_main(lambda: time.time() - self.since >= 60 * minutes):
+            trainer.save_model(trainer.epoch, trainer.output_dir, model_name=LATEST.format(done))
+        if trainer.saved_epoch != self.saved_epoch:
+            self.saved_epoch, self.since = trainer.saved_epoch, time.time()
+            for name in trainer.get_model_names() if is_main_process() else ():
+                remove_superseded(Path(trainer.output_dir, name), trainer.cfg.TRAIN.KEEP_CHECKPOINTS)
+
+
+def default_hooks() -> list[HookBase]:
+    return [FiniteLoss(), ProgressLine(), TensorBoard(), Checkpoints()]

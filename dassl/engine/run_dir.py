@@ -1,0 +1,241 @@
+"""The output directory of a run: one process at a time, one run with one set of settings, a log and a record of it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from yacs.config import CfgNode
+
+from dassl import __version__
+from dassl.config import to_dict
+from dassl.config.saved import FILE, objections_to_resume, seed_of_run
+from dassl.distributed import all_gather_objects, get_world_size, is_main_process, run_on_main
+from dassl.utils import (
+    UserError,
+    alone_in,
+    atomic_write,
+    check_at_least,
+    check_availability,
+    collect_env_info,
+    keep_memory,
+    log_to,
+    package_versions,
+    set_random_seed,
+    stopped,
+    write_json,
+)
+from dassl.utils.checkpoint import find_checkpoint
+from dassl.utils.downloads import file_digest
+from dassl.utils.env import code_version, machine
+from dassl.utils.logger import set_aside
+from dassl.utils.results import RECORD
+
+from . import checkpoint
+from .build import default_cfg
+
+if TYPE_CHECKING:
+    from .trainer import SimpleTrainer
+
+FINAL_MODELS = ("last_step", "best_val")  # the model that is evaluated after training
+
+
+def choose_seed(cfg: CfgNode) -> int:
+    """Return SEED; where that is negative, the seed of the run that the output directory holds, or a new one."""
+    try:
+        seed = cfg.SEED if cfg.SEED >= 0 else run_on_main(lambda: seed_of_run(cfg.OUTPUT_DIR, cfg.RESUME))
+    except OSError as error:  # such as a name that is too long
+        raise UserError(f"cannot look into {cfg.OUTPUT_DIR} for an earlier run: {error.strerror}") from error
+    if type(seed) is not int:
+        seed = run_on_main(lambda: time.time_ns() % 2**31)
+    if seed >= 2**63:
+        raise UserError(f"the seed {seed} is too large; PyTorch takes up to {2**63 - 1}")
+    return seed
+
+
+def setup_environment(args: argparse.Namespace, cfg: CfgNode) -> None:
+    """Log the arguments, the settings and the machine; seed the generators; make a run repeatable.
+
+    The number of threads is PyTorch's (OMP_NUM_THREADS). An epoch is seeded anew as it begins.
+    """
+    keep_memory()
+    print("***************\n** Arguments **\n***************")
+    for key, value in sorted(vars(args).items()):
+        print(f"{key}: {value}")
+    print(f"************\n** Config **\n************\n{cfg}")
+    print(f"** System info **\n{collect_env_info()}\n")
+    if get_world_size() > 1:
+        print(f"Processes: {get_world_size()}, each with its part of every batch")
+    if args.model_dir and not args.eval_only:
+        print("Note: --model-dir is for --eval-only; training starts from --resume or MODEL.INIT_WEIGHTS")
+    if cfg.TRAIN.CUDA_GRAPH:
+        print("Note: TRAIN.CUDA_GRAPH has no effect any more")
+    print(f"Setting fixed seed: {cfg.SEED}")
+    set_random_seed(cfg.SEED)
+    torch.backends.cudnn.deterministic = True  # the same convolutions in every run
+
+
+@contextmanager
+def run_directory(cfg: CfgNode, trains: bool, keep_record: bool = False) -> Iterator[None]:
+    """Lock the output directory for the body of a ``with``, and send what is printed to its ``log.txt``, too.
+
+    A run that trains writes ``config.yaml``. An earlier log and record are set aside, so that nobody takes their result
+    for this run's. Only the main process does any of this.
+
+    Args:
+        keep_record: leave the record of an earlier run where it is.
+
+    Raises:
+        UserError: another process is in the directory; it cannot be written; or it holds checkpoints of a run with
+            other settings, and FORCE_RESUME is False.
+    """
+    if not is_main_process():
+        yield
+        return
+    with alone_in(cfg.OUTPUT_DIR):
+        objections = claim_folder(cfg) if trains else []
+        if not keep_record:
+            set_aside(Path(cfg.OUTPUT_DIR, RECORD))
+        with log_to(cfg.OUTPUT_DIR):
+            for objection in objections:
+                print(f"--force-resume: {objection}")
+            yield
+
+
+def claim_folder(cfg: CfgNode) -> list[str]:
+    """Write ``config.yaml``; return how the settings differ from those of the checkpoints that the run goes on from.
+
+    Raises:
+        UserError: they differ, and FORCE_RESUME is False.
+    """
+    folder = Path(cfg.OUTPUT_DIR)
+    objections, has_checkpoints = objections_to_resume(cfg, default_cfg())
+    if objections and not cfg.FORCE_RESUME:
+        raise UserError(
+            f"{' and '.join(objections)}. Choose another --output-dir (or --resume), or go on from what is there with "
+            "--force-resume"
+        )
+    if not (objections and has_checkpoints and (folder / FILE).is_file()):  # it tells of the checkpoints there
+        with atomic_write(folder / FILE) as file:
+            file.write(cfg.dump())
+    return objections
+
+
+def check_training(trainer: SimpleTrainer) -> None:
+    """Raise :class:`UserError` for settings that would only fail after hours of training."""
+    c = trainer.cfg
+    check_at_least(trainer.max_epoch, 1, "OPTIM.MAX_EPOCH")
+    check_at_least(c.TRAIN.PRINT_FREQ, 1, "TRAIN.PRINT_FREQ")
+    check_at_least(c.TRAIN.KEEP_CHECKPOINTS, 0, "TRAIN.KEEP_CHECKPOINTS")
+    check_availability(c.TEST.FINAL_MODEL, FINAL_MODELS, "TEST.FINAL_MODEL")
+    if not c.TEST.NO_TEST:
+        trainer.loader_of(c.TEST.SPLIT)
+        if c.TEST.FINAL_MODEL == "best_val":
+            trainer.loader_of("val")
+
+
+def check_evaluation(trainer: SimpleTrainer, model_dir: str) -> None:
+    """Raise :class:`UserError` where there is no trained model to evaluate."""
+    has_model = model_dir or trainer.cfg.MODEL.INIT_WEIGHTS or trainer.usable_untrained
+    if trainer.get_model_names() and not has_model:
+        raise UserError(f"--eval-only with {trainer.cfg.TRAINER.NAME} needs --model-dir, the folder of a finished run")
+
+
+# ---- the record ----
+
+
+@contextmanager
+def recorded(
+    trainer: SimpleTrainer, command: list[str], code: list[str | Path], evaluated: tuple[str, int | None] = ("", None)
+) -> Iterator[None]:
+    """Write ``result.json`` after the body of a ``with``: what the run gave and what it was, enough to do it again.
+
+    Its presence tells a finished run. Ctrl-C says where the run stopped and which command goes on.
+
+    Args:
+        command: the arguments of the program.
+        code: the program's file, then the names of the folders beside it that the run is made of.
+        evaluated: the folder and the epoch of the model that is evaluated without training.
+    """
+    start, version = time.time(), code_version(Path(code[0]).resolve().parent, (*code[1:], Path(code[0]).name))
+    inputs = inputs_of(trainer, *evaluated)
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        done = f"after epoch {trainer.saved_epoch}" if trainer.saved_epoch else "from the beginning"
+        raise stopped(f"in epoch {trainer.epoch + 1} of {trainer.max_epoch}", done, str(code[0]), command) from stop
+    write_record(trainer, round(time.time() - start, 2), command, version, inputs)
+
+
+def inputs_of(trainer: SimpleTrainer, model_dir: str = "", epoch: int | None = None) -> dict:
+    """Return what a run is made from, before it trains: its splits, and checkpoints that it starts from."""
+    cfg, names = trainer.cfg, trainer.get_model_names()
+    files = [Path(cfg.MODEL.INIT_WEIGHTS)] if cfg.MODEL.INIT_WEIGHTS else []
+    if model_dir:
+        with contextlib.suppress(UserError):  # whoever loads it says so, or looks for other files
+            files += [find_checkpoint(Path(model_dir, name), epoch) for name in names]
+    elif cfg.RESUME and Path(cfg.RESUME).resolve() != Path(cfg.OUTPUT_DIR).resolve():
+        files += checkpoint.latest_common(cfg.RESUME, names)
+    return {
+        "splits": checkpoint.splits(trainer),
+        "few_shot_split": getattr(trainer.dm.dataset, "split_source", None),
+        "started_from": [{"file": str(file), "sha256": file_digest(file)} for file in files if file.is_file()],
+    }
+
+
+def write_record(trainer: SimpleTrainer, seconds: float, command: list[str], code: dict, inputs: dict) -> None:
+    cfg = trainer.cfg
+    splits = {name: {**entry, **_content(trainer, name)} for name, entry in inputs["splits"].items()}
+    bad_images = getattr(trainer.dm, "bad_images", {})
+    record = {
+        **(trainer.results or {"accuracy": None}),
+        **_counts(trainer),
+        **({"bad_images": bad_images} if bad_images else {}),
+        **({"forced": list(trainer.forced)} if trainer.forced else {}),
+        "split": cfg.TEST.SPLIT,
+        "trainer": cfg.TRAINER.NAME,
+        "dataset": cfg.DATASET.NAME,
+        "seed": cfg.SEED,
+        "trainable_parameters": trainer.trainable_parameters(),
+        **trainer.provenance,
+        **inputs,
+        "splits": splits,
+        "seconds": seconds,
+        "code": code,
+        "versions": {"dassl": __version__, **package_versions()},
+        "machine": {"device": str(trainer.device), **machine()},
+        **_processes(checkpoint.process_counts(trainer)),
+        "command": command,
+        "config": to_dict(cfg),
+    }
+    if is_main_process():
+        write_json(record, Path(cfg.OUTPUT_DIR, RECORD))
+
+
+def _counts(trainer: SimpleTrainer) -> dict[str, int]:
+    """Return how many of how many images were right, where the result is an accuracy."""
+    names = ("correct", "total") if "accuracy" in (trainer.results or {}) else ()
+    return {name: getattr(trainer.evaluator, f"_{name}") for name in names if hasattr(trainer.evaluator, f"_{name}")}
+
+
+def _processes(numbers: list[int]) -> dict[str, int | list[int]]:
+    """Return how many processes there were, if several: a number, or a list for a run that went on with another."""
+    return {} if numbers == [1] else {"processes": numbers if len(numbers) > 1 else numbers[0]}
+
+
+def _content(trainer: SimpleTrainer, split: str) -> dict[str, str]:
+    """Return a checksum over those of a split's image files, in their order, if the run knows all of these."""
+    loader = getattr(trainer, checkpoint.LOADERS[split], None)
+    checksums = {}
+    for known in all_gather_objects(getattr(getattr(loader, "dataset", None), "contents", {})):
+        checksums |= known
+    if not checksums or len(checksums) < len(loader.dataset):
+        return {}
+    return {"content": hashlib.sha256("".join(checksums[i] for i in range(len(checksums))).encode()).hexdigest()}

@@ -1,0 +1,383 @@
+"""Trainers as repositories of the field write them, one of each kind: they train, evaluate, and go on after a kill."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import time
+from collections import defaultdict
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+from yacs.config import CfgNode
+
+from dassl.config import get_cfg_default
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
+from dassl.engine import TRAINER_REGISTRY, TrainerX, build_trainer
+from dassl.engine.trainer import AverageMeter, MetricMeter, SummaryWriter
+from dassl.optim import build_lr_scheduler, build_optimizer
+from dassl.utils import UserError, listdir_nohidden, load_checkpoint, set_random_seed
+
+EPOCHS = 4
+
+
+@DATASET_REGISTRY.register()
+class FieldShades(DatasetBase):
+    """Bright and dark noise."""
+
+    def __init__(self, cfg):
+        rng, items = np.random.default_rng(0), []
+        for i in range(24):
+            path = f"{cfg.DATASET.ROOT}/{i}.png"
+            Image.fromarray(rng.integers(0, 150, (8, 8, 3), dtype=np.uint8) + np.uint8(60 * (i % 2))).save(path)
+            items.append(Datum(impath=path, label=i % 2, domain=0, classname=("dark", "bright")[i % 2]))
+        super().__init__(train_x=items[:12], val=items[12:16], test=items[16:])
+
+
+class Field(TrainerX):
+    """What all of them have: a linear model with dropout, so that random numbers matter."""
+
+    def build_model(self):
+        self.model = nn.Sequential(nn.Flatten(), nn.Dropout(0.3), nn.Linear(3 * 8 * 8, self.num_classes))
+        self.model.to(self.device)
+        self.optim = build_optimizer(self.model, self.cfg.OPTIM)
+        self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM)
+        self.register_model("linear", self.model, self.optim, self.sched)
+
+    def loss(self, batch):
+        image, label, _ = self.parse_batch_train(batch)
+        return F.cross_entropy(self.model(image), label)
+
+    def forward_backward(self, batch):
+        loss = self.loss(batch)
+        self.model_backward_and_update(loss)
+        if (self.batch_idx + 1) == self.num_batches:
+            self.update_lr()
+        return {"loss": loss.item()}
+
+
+@TRAINER_REGISTRY.register()
+class FieldOwnTrain(Field):
+    """Its own loop; that its epoch is -1 in the end keeps after_epoch from saving anything."""
+
+    def train(self):
+        self.before_train()
+        for self.epoch in range(self.start_epoch, self.max_epoch):  # noqa: B020
+            self.run_epoch()
+        self.epoch = -1
+        self.after_epoch()
+        self.after_train()
+
+
+@TRAINER_REGISTRY.register()
+class FieldOwnAfterEpoch(Field):
+    """Saves by itself, after each epoch and the best by the training loss."""
+
+    def before_train(self):
+        super().before_train()
+        self.lowest = float("inf")
+
+    def after_epoch(self):
+        loss = self.last_loss
+        is_best = loss < self.lowest
+        self.lowest = min(loss, self.lowest)
+        self.save_model(self.epoch, self.output_dir, is_best=is_best)
+
+    def forward_backward(self, batch):
+        metrics = super().forward_backward(batch)
+        self.last_loss = metrics["loss"]
+        return metrics
+
+
+@TRAINER_REGISTRY.register()
+class FieldOwnRunEpoch(Field):
+    """A copy of the loop over batches, with meters from the engine's module."""
+
+    def run_epoch(self):
+        self.set_model_mode("train")
+        losses = MetricMeter()
+        batch_time = AverageMeter()
+        self.num_batches = len(self.train_loader_x)
+        end = time.time()
+        for self.batch_idx, batch in enumerate(self.train_loader_x):  # noqa: B020
+            losses.update(self.forward_backward(batch))
+            batch_time.update(time.time() - end)
+            eta = str(datetime.timedelta(seconds=int(batch_time.avg * self.num_batches)))
+            print(f"epoch [{self.epoch + 1}/{self.max_epoch}] {losses} lr {self.get_current_lr():.4e} eta {eta}")
+            for name, meter in losses.meters.items():
+                self.write_scalar("train/" + name, meter.avg, self.epoch * self.num_batches + self.batch_idx)
+            end = time.time()
+
+
+class Average:
+    """Averaged weights in an object of the method's own."""
+
+    def __init__(self, model):
+        self.weights = {name: value.clone() for name, value in model.state_dict().items()}
+        self.updates = 0
+
+    def update(self, model):
+        self.updates += 1
+        for name, value in model.state_dict().items():
+            self.weights[name].mul_(0.9).add_(value, alpha=0.1)
+
+
+@TRAINER_REGISTRY.register()
+class FieldAveraged(Field):
+    """Steps its optimizer itself; keeps averaged weights, a second model and a counter on itself."""
+
+    def build_model(self):
+        super().build_model()
+        self.average = Average(self.model)
+        self.teacher = copy.deepcopy(self.model)
+        self.second = torch.optim.SGD(self.teacher.parameters(), lr=0.1, momentum=0.9)
+        self.steps, self.trained_on, self.averaged = 0, defaultdict(list), None
+
+    def forward_backward(self, batch):
+        loss = self.loss(batch) / (1 + 0.1 * self.steps)
+        self.optim.zero_grad()
+        loss.backward()
+        self.optim.step()
+        self.steps += 1
+        self.average.update(self.model)
+        self.trained_on[self.epoch].append(batch["index"].tolist())
+        if self.averaged is None:
+            self.averaged = [torch.zeros_like(p) for p in self.model.parameters()]
+        for total, p in zip(self.averaged, self.model.parameters(), strict=True):
+            total += p.detach()
+        for mine, theirs in zip(self.teacher.parameters(), self.model.parameters(), strict=True):
+            mine.data.mul_(0.8).add_(theirs.data, alpha=0.2)
+            mine.grad = 0.01 * theirs.grad
+        self.second.step()
+        if (self.batch_idx + 1) == self.num_batches:
+            self.update_lr()
+        return {"loss": loss.item()}
+
+    def after_train(self):
+        own = [self.average.weights["2.bias"], self.teacher[2].bias, self.averaged[1], torch.tensor(float(self.steps))]
+        self.state_at_the_end = torch.cat([tensor.detach().flatten() for tensor in own])
+        super().after_train()
+
+
+@TRAINER_REGISTRY.register()
+class FieldDeepCopy(Field):
+    """Looks at the training images once more in each epoch, in a copy of the loader."""
+
+    def before_train(self):
+        super().before_train()
+        self.train_loader_copy = copy.deepcopy(self.train_loader_x)
+
+    def before_epoch(self):
+        self.means = torch.stack([batch["img"].mean() for batch in self.train_loader_copy])
+
+    def loss(self, batch):
+        return super().loss(batch) * (2 + self.means[self.batch_idx].tanh())
+
+
+@TRAINER_REGISTRY.register()
+class FieldFinal(Field):
+    """Tells the evaluation after training that it is the final one, as some copies of Dassl do."""
+
+    def after_train(self):
+        self.test(is_final=True)
+        self.close_writer()
+
+
+@TRAINER_REGISTRY.register()
+class FieldProGrad(Field):
+    """ProGrad's step: the gradient of one loss, without what contradicts another."""
+
+    def forward_backward(self, batch):
+        image, label, _ = self.parse_batch_train(batch)
+        output = self.model(image)
+        general = F.cross_entropy(output, 1 - label)
+        loss = F.cross_entropy(output, label)
+        self.prograd_backward_and_update(loss, general, lambda_=0.5)
+        if (self.batch_idx + 1) == self.num_batches:
+            self.update_lr()
+        return {"loss": loss.item()}
+
+
+KINDS = ["OwnTrain", "OwnAfterEpoch", "OwnRunEpoch", "Averaged", "DeepCopy", "Final", "ProGrad"]
+
+
+def config(tmp_path, kind: str, out: str, **values) -> CfgNode:
+    cfg = get_cfg_default()
+    cfg.TRAINER.NAME, cfg.DATASET.NAME = f"Field{kind}", "FieldShades"
+    cfg.DATASET.ROOT, cfg.OUTPUT_DIR, cfg.SEED = str(tmp_path), str(tmp_path / out), 1
+    cfg.INPUT.SIZE, cfg.INPUT.TRANSFORMS = (8, 8), ("random_flip", "random_crop", "normalize")
+    cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.TRAIN_X.BATCH_SIZE = 0, 4
+    cfg.OPTIM.NAME, cfg.OPTIM.LR, cfg.OPTIM.MAX_EPOCH, cfg.OPTIM.LR_SCHEDULER = "sgd", 0.05, EPOCHS, "cosine"
+    cfg.TRAIN.CHECKPOINT_FREQ = 1
+    for key, value in values.items():
+        cfg.merge_from_list([key.replace("__", "."), value])
+    return cfg
+
+
+def run(cfg: CfgNode, monkeypatch=None, stop_in: int | None = None):
+    """Train; with ``stop_in``, until a step of that epoch raises KeyboardInterrupt, as in a killed process."""
+    set_random_seed(7)
+    trainer = build_trainer(cfg)
+    if stop_in is not None:
+        step = trainer.forward_backward
+
+        def stopping(batch):
+            if trainer.epoch == stop_in and trainer.batch_idx == 1:
+                raise KeyboardInterrupt
+            return step(batch)
+
+        monkeypatch.setattr(trainer, "forward_backward", stopping, raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+    else:
+        trainer.train()
+    return trainer
+
+
+def same(one, other) -> None:
+    assert one.results == other.results
+    for mine, theirs in zip(one.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("stop_in", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_trainer_that_is_killed_ends_as_if_undisturbed(tmp_path, monkeypatch, kind, stop_in, capsys):
+    whole = run(config(tmp_path, kind, "whole"))
+    assert whole.results["accuracy"] >= 50
+    run(config(tmp_path, kind, "parts"), monkeypatch, stop_in)
+    capsys.readouterr()
+    again = run(config(tmp_path, kind, "parts"))
+    if kind != "OwnTrain":
+        assert again.start_epoch == stop_in
+    assert f"epoch [{again.start_epoch + 1}/{EPOCHS}]" in capsys.readouterr().out
+    same(whole, again)
+    for name in ("steps", "lowest", "state_at_the_end", "trained_on"):
+        if isinstance(value := getattr(whole, name, None), torch.Tensor):
+            assert torch.equal(value, getattr(again, name))
+        else:
+            assert getattr(again, name, None) == value
+    assert type(getattr(again, "trained_on", None)) is type(getattr(whole, "trained_on", None))
+
+
+def test_nothing_is_saved_where_the_epoch_is_minus_1(tmp_path):
+    run(config(tmp_path, "OwnTrain", "run", TRAIN__CHECKPOINT_FREQ=0))
+    assert not (tmp_path / "run/linear").exists()
+
+
+def test_an_after_epoch_of_its_own_keeps_the_services_around_it(tmp_path):
+    cfg = config(tmp_path, "OwnAfterEpoch", "run", TRAIN__KEEP_CHECKPOINTS=2, TRAIN__CHECKPOINT_MINUTES=1e-9)
+    run(cfg)
+    saved = {"checkpoint", "model-best.pth.tar", *(f"model.pth.tar-{n}" for n in (EPOCHS - 1, EPOCHS))}
+    assert set(listdir_nohidden(tmp_path / "run/linear")) == saved  # none by the clock beside those of the epoch
+
+
+def test_a_run_epoch_of_its_own_keeps_the_clock(tmp_path, monkeypatch):
+    values = {"TRAIN__CHECKPOINT_FREQ": 0, "TRAIN__CHECKPOINT_MINUTES": 1e-9}
+    run(config(tmp_path, "OwnRunEpoch", "run", **values), monkeypatch, stop_in=2)
+    assert set(listdir_nohidden(tmp_path / "run/linear")) == {"checkpoint", "model-latest.pth.tar-2"}
+
+
+def test_the_writer_is_tensorboards():
+    assert SummaryWriter.__module__.startswith("torch.utils.tensorboard")
+
+
+def test_a_step_of_prograd_is_the_projected_gradient(tmp_path):
+    trainer = build_trainer(config(tmp_path, "ProGrad", "run"))
+    trainer.model.eval()  # no dropout
+    batch = next(iter(trainer.train_loader_x))
+    image, label, _ = trainer.parse_batch_train(batch)
+    output = trainer.model(image)
+    parameters = list(trainer.model.parameters())
+    before = [p.detach().clone() for p in parameters]
+    losses = F.cross_entropy(output, label), F.cross_entropy(output, 1 - label)
+    own, general = ([g.clone() for g in torch.autograd.grad(x, parameters, retain_graph=True)] for x in losses)
+    trainer.batch_idx, trainer.num_batches = 0, 3
+    trainer.prograd_backward_and_update(*losses, lambda_=0.5)
+    rate = trainer.optim.param_groups[0]["lr"]
+    units = [g / g.norm() for g in general]
+    along = [(a * unit).sum().item() for a, unit in zip(own, units, strict=True)]
+    assert min(along) < 0 < max(along)  # the losses contradict in the weight, and agree in the bias
+    for p, was, a, unit, part in zip(parameters, before, own, units, along, strict=True):
+        step = (was - p.detach()) / rate - trainer.cfg.OPTIM.WEIGHT_DECAY * was
+        torch.testing.assert_close(step, a - 0.5 * min(part, 0) * unit, atol=1e-5, rtol=1e-4)
+
+
+def test_prograd_leaves_gradients_that_agree(tmp_path):
+    trainer = build_trainer(config(tmp_path, "ProGrad", "run"))
+    trainer.model.eval()
+    image, label, _ = trainer.parse_batch_train(next(iter(trainer.train_loader_x)))
+    loss = F.cross_entropy(trainer.model(image), label)
+    expected = torch.autograd.grad(loss, list(trainer.model.parameters()), retain_graph=True)
+    trainer.prograd_backward_and_update(loss, 2 * loss)
+    for p, gradient in zip(trainer.model.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, gradient)
+
+
+# ---- a config of their own ----
+
+
+def without_ours(cfg: CfgNode) -> CfgNode:
+    """Dassl's keys alone."""
+    ours = {
+        "": "FORCE_RESUME FEATURES",
+        "INPUT": "RESIZE",
+        "DATASET": "SUBSAMPLE_CLASSES TEMPLATE VAL_IS_TEST SKIP_BAD_IMAGES FOLDER CLASSNAMES TEST_PERCENT FOLLOW_LINKS "
+        "CAPTIONS CAPTIONS_VAL CAPTIONS_TEST",
+        "TRAIN": "KEEP_CHECKPOINTS CHECKPOINT_MINUTES CUDA_GRAPH",
+        "TEST": "LOGITS_GB",
+    }
+    for node, keys in ours.items():
+        for key in keys.split():
+            del (cfg[node] if node else cfg)[key]
+    for key in ("WEIGHTS", "ACTIVATIONS_GB"):
+        del cfg.MODEL.BACKBONE[key]
+    return cfg
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_config_from_a_copy_of_dassls_defaults_is_completed(tmp_path, frozen):
+    theirs = without_ours(config(tmp_path, "ProGrad", "theirs"))
+    theirs.TRAINER.MINE = CfgNode({"DEPTH": 9})
+    if frozen:
+        theirs.freeze()
+    trainer = run(theirs)
+    assert trainer.cfg.is_frozen() == frozen
+    assert (trainer.cfg.TRAINER.MINE.DEPTH, trainer.cfg.OPTIM.LR) == (9, 0.05)
+    assert trainer.cfg.TRAIN.CHECKPOINT_MINUTES == get_cfg_default().TRAIN.CHECKPOINT_MINUTES
+    assert "FEATURES" not in theirs
+    same(trainer, run(config(tmp_path, "ProGrad", "ours")))
+
+
+def test_a_complete_config_is_passed_on_as_it_is(tmp_path):
+    cfg = config(tmp_path, "ProGrad", "run")
+    assert build_trainer(cfg).cfg is cfg
+
+
+# ---- what a trainer sets on itself ----
+
+
+@TRAINER_REGISTRY.register()
+class FieldLost(Field):
+    """Keeps something that no checkpoint can hold."""
+
+    def forward_backward(self, batch):
+        self.order = iter([1, 2, 3])
+        self.lock = memoryview(b"bytes")
+        return super().forward_backward(batch)
+
+
+def test_what_a_checkpoint_cannot_hold_refuses_the_resume_by_name(tmp_path, monkeypatch):
+    run(config(tmp_path, "Lost", "run"), monkeypatch, stop_in=2)
+    with pytest.raises(UserError, match=r"its trainer kept .*lock \(memoryview\).* on itself"):
+        run(config(tmp_path, "Lost", "run"))
+
+
+def test_checkpoints_of_a_method_without_state_have_none(tmp_path):
+    run(config(tmp_path, "ProGrad", "run"))
+    saved = load_checkpoint(tmp_path / f"run/linear/model.pth.tar-{EPOCHS}")
+    assert not {"trainer", "trainer_lost"} & saved.keys()

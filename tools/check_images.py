@@ -1,0 +1,47 @@
+"""Read every picture of a data set, and list those that cannot be read.
+
+    python tools/check_images.py --root ./data --dataset-config-file configs/datasets/imagenette.yaml
+    python tools/check_images.py --root ./data --dataset-config-file configs/datasets/digits.yaml DATASET.NUM_SHOTS 16
+
+Exit codes: 0 all can be read, 1 some cannot, 2 a mistake that the message names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from dassl.config import get_cfg_default, merge_file, merge_options
+from dassl.utils import command_line
+
+
+@command_line()
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", default="", help="folder of the data sets (DATASET.ROOT, ./data)")
+    parser.add_argument("--dataset-config-file", required=True, help="YAML of the data set")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides, such as DATASET.NUM_SHOTS 16")
+    args = parser.parse_intermixed_args(argv)
+
+    import datasets  # noqa: F401  registers the data sets
+    from dassl.data.datasets import build_dataset
+    from dassl.data.datasets.fingerprint import SPLITS
+    from dassl.data.images import unreadable
+
+    cfg = get_cfg_default()
+    merge_file(cfg, args.dataset_config_file)
+    merge_options(cfg, [*(("DATASET.ROOT", args.root) if args.root else ()), *args.opts])
+    dataset = build_dataset(cfg)
+    paths = dict.fromkeys(item.impath for split in SPLITS for item in getattr(dataset, split) or ())
+    bad = unreadable(paths)
+    for path, reason in bad.items():
+        print(f"{path}: {reason}")
+    print(f"{len(bad):,} of {len(paths):,} images cannot be read")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""The CLIP of MODEL.BACKBONE, which methods hold: its encoders, where their features are kept, and what it was."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from yacs.config import CfgNode
+
+from dassl.engine import SimpleTrainer
+from dassl.utils import UserError, check_at_least, check_availability, count_num_param
+from vlm.class_features import description
+from vlm.features import FeatureStore, ImageFeatures, cache_folder
+from vlm.image_encoder import PRECISIONS, image_encoder
+from vlm.load import load_shared
+from vlm.openai import CLIP
+from vlm.similarity import Best, logits_or_best
+from vlm.text_encoder import TextEncoder, text_encoder
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen CLIP on the trainer's device; other runs of this process share it."""
+
+    clip: CLIP
+    sha256: str  # of its weights
+    cfg: CfgNode
+
+    def text_encoder(self, clip: CLIP | None = None) -> TextEncoder:
+        """Return the text encoder (of a changed ``clip``), within the memory of MODEL.BACKBONE.ACTIVATIONS_GB."""
+        return text_encoder(clip or self.clip, memory=int(self.cfg.MODEL.BACKBONE.ACTIVATIONS_GB * 1e9))
+
+    def image_features(self) -> ImageFeatures:
+        """Return what computes and keeps features of images, for ``trainer.feature_source``."""
+        node = self.cfg.FEATURES
+        encoder = image_encoder(self.clip.visual, self.sha256, node.PREC)
+        store = self._store(encoder.description)
+        print(f"Image features: {encoder}; {f'kept in {store.folder}' if store else 'not kept (FEATURES.ENABLED)'}")
+        if node.VIEWS:
+            print(f"FEATURES.VIEWS {node.VIEWS}: training images repeat their random draws after {node.VIEWS} epochs")
+        return ImageFeatures(encoder, store)
+
+    def text_feature_store(self, encoder: TextEncoder) -> FeatureStore | None:
+        """Return where text features of many classes are kept; None where none are (FEATURES.ENABLED)."""
+        return self._store(description(encoder, self.sha256))
+
+    def _store(self, description: dict[str, object]) -> FeatureStore | None:
+        node = self.cfg.FEATURES
+        return FeatureStore(node.CACHE_DIR or cache_folder(), description, node.MAX_GB) if node.ENABLED else None
+
+    def logits(self, image_features: torch.Tensor, class_features: torch.Tensor) -> torch.Tensor | Best:
+        """Return logits (images, classes), or the best of each image where they take more than TEST.LOGITS_GB."""
+        return logits_or_best(image_features, class_features, self.clip.logit_scale, 1e9 * self.cfg.TEST.LOGITS_GB)
+
+    def report(self, trainer: SimpleTrainer, frozen: int | None = None) -> dict:
+        """Print the number of parameters that are trained; return entries for the run's record.
+
+        Args:
+            frozen: parameters that are not trained; by default those of this CLIP.
+        """
+        trained = trainer.trainable_parameters()
+        total = (count_num_param(self.clip) if frozen is None else frozen) + trained
+        print(f"Trainable parameters: {trained:,} of {total:,} ({100 * trained / total:.4f}%)")
+        node = self.cfg.MODEL.BACKBONE
+        return {
+            "total_parameters": total,
+            "weights": {"backbone": node.NAME, "file": node.WEIGHTS, "sha256": self.sha256},
+            "classnames": list(trainer.dm.dataset.classnames),
+        }
+
+
+def load_backbone(trainer: SimpleTrainer, precision: str, needs_classes: bool = True) -> Backbone:
+    """Load the CLIP of MODEL.BACKBONE.
+
+    Args:
+        needs_classes: False for a method that learns from captions, too.
+
+    Raises:
+        UserError: as :func:`vlm.load.load`; there are no classes; or INPUT and FEATURES are not for this CLIP.
+    """
+    cfg, node = trainer.cfg, trainer.cfg.MODEL.BACKBONE
+    check_at_least(cfg.FEATURES.VIEWS, 0, "FEATURES.VIEWS")
+    check_at_least(cfg.FEATURES.MAX_GB, 0, "FEATURES.MAX_GB")
+    check_at_least(cfg.TEST.LOGITS_GB, 0, "TEST.LOGITS_GB")
+    check_availability(cfg.FEATURES.PREC, PRECISIONS, "FEATURES.PREC")
+    if needs_classes and not trainer.dm.dataset.classnames:
+        raise UserError(f"{cfg.TRAINER.NAME} tells classes apart, and the data set {cfg.DATASET.NAME} has none")
+    print(f"Loading CLIP (backbone: {node.NAME})")
+    clip, sha256 = load_shared(node.NAME, node.WEIGHTS, precision, trainer.device)
+    if cfg.INPUT.NO_TRANSFORM:
+        raise UserError("INPUT.NO_TRANSFORM is True, but CLIP takes pictures that have been transformed")
+    resolution = clip.visual.input_resolution
+    if tuple(cfg.INPUT.SIZE) != (resolution, resolution):
+        raise UserError(
+            f"INPUT.SIZE is {tuple(cfg.INPUT.SIZE)}, but {node.WEIGHTS or node.NAME} takes images of "
+            f"({resolution}, {resolution})"
+        )
+    learned = {"PIXEL_MEAN": [*clip.visual.mean], "PIXEL_STD": [*clip.visual.std], "RESIZE": clip.visual.resize}
+    for key, value in learned.items():
+        given = cfg.INPUT[key] if key == "RESIZE" else [*cfg.INPUT[key]]
+        if given != value:
+            print(f"Note: INPUT.{key} is {given}, but this CLIP learned with {value}")
+    return Backbone(clip, sha256, cfg)
