@@ -4,19 +4,19 @@
         --config-file configs/trainers/CoOp/tiny.yaml --output-dir output/try DATASET.NUM_SHOTS 16
 
 In N processes, each with its part of every batch: torchrun --nproc-per-node N train.py and the same arguments.
-Keys are overridden by KEY VALUE pairs at the end. Exit codes: 0 done, 2 a mistake that the message names, 130 Ctrl-C.
-"""
+KEY VALUE pairs at the end override config keys. Exit codes: 0 done, 2 a mistake that the message names, 130 Ctrl-C."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
 
 from dassl.config import clean_cfg, merge_file, merge_flag, merge_options
 from dassl.utils import command_line
 from dassl.utils.results import is_finished
 
-CODE = (__file__, "dassl", "vlm", "datasets", "trainers")  # what a run is made of; its record has a checksum of it
+CODE = (__file__, "dassl", "vlm", "datasets", "trainers")  # the program, whose checksum goes into result.json
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -25,7 +25,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--root", default="", help="folder of the data sets (DATASET.ROOT, ./data)")
     add("--output-dir", default="", help="folder of this run (OUTPUT_DIR, ./output)")
-    add("--resume", default="", help="continue the run in this folder (the output directory, if it holds one)")
+    add(
+        "--resume",
+        default="",
+        help="continue the run of another folder; that of the output directory goes on by itself",
+    )
     add("--force-resume", action="store_true", help="continue with other settings than the run began with")
     add("--seed", type=int, help="0 and above fix a run; without one, a seed is drawn and logged")
     add("--source-domains", nargs="+", help="for domain generalisation (DATASET.SOURCE_DOMAINS)")
@@ -46,9 +50,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def setup_cfg(args: argparse.Namespace):
-    """Defaults, then the two YAML files, then the flags, then the KEY VALUE pairs; frozen."""
-    import datasets  # noqa: F401  registers the data sets
-    import trainers  # noqa: F401  registers the methods
+    """Merge defaults, the two YAML files, the flags, the KEY VALUE pairs, in that order; freeze."""
+    import datasets  # noqa: F401  registers the data sets, one a file
+    import trainers  # noqa: F401  registers the methods, one a file
     from dassl.data.datasets import DATASET_REGISTRY
     from dassl.engine.build import TRAINER_REGISTRY, default_cfg, nodes_of
     from dassl.engine.run_dir import choose_seed
@@ -75,8 +79,8 @@ def setup_cfg(args: argparse.Namespace):
     merge_options(cfg, args.opts)
     trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)  # refuses unknown names before anything is written
     DATASET_REGISTRY.get(cfg.DATASET.NAME)
-    cfg.SEED = choose_seed(cfg)
-    clean_cfg(cfg, cfg.TRAINER.NAME, keep=nodes_of(trainer))
+    cfg.SEED = choose_seed(cfg)  # without one, that of the run in the output directory, or a new one
+    clean_cfg(cfg, cfg.TRAINER.NAME, keep=nodes_of(trainer))  # drops the nodes of other methods
     cfg.freeze()
     return cfg
 
@@ -84,9 +88,10 @@ def setup_cfg(args: argparse.Namespace):
 @command_line("stopped before training; the same command begins anew")
 def main(argv: list[str] | None = None) -> None:
     """Run the command line; return the exit code."""
+    start = time.time()
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
-    command = [word for word in argv if word != "--skip-finished"]
+    command = [word for word in argv if word != "--skip-finished"]  # with or without it is the same run
     if args.skip_finished and is_finished(args.output_dir, command):
         print(f"finished already: {args.output_dir}")
         return
@@ -98,12 +103,11 @@ def main(argv: list[str] | None = None) -> None:
     with process_group():
         cfg = setup_cfg(args)
         with run_directory(cfg, trains=not args.eval_only, keep_record=args.no_train):
-            setup_environment(args, cfg)
+            setup_environment(args, cfg)  # logs the settings, seeds the generators
             trainer = build_trainer(cfg)
             if args.no_train:
                 return
-            evaluated = (args.model_dir, args.load_epoch) if args.eval_only else ("", None)
-            with recorded(trainer, command, CODE, evaluated):
+            with recorded(trainer, args, command, CODE, start):
                 if args.eval_only:
                     check_evaluation(trainer, args.model_dir)
                     trainer.load_model(args.model_dir, epoch=args.load_epoch)

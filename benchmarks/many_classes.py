@@ -23,7 +23,7 @@ from dassl.utils import keep_memory
 from tools.fix_imagenet import imagenet21k_names
 from tools.random_weights import random_clip
 from trainers.coop import CustomCLIP
-from trainers.sampled_softmax import Sample
+from trainers.sampled_softmax import Sample, logits_of_classes
 from vlm.load import load
 from vlm.openai import CLIP, build_model
 from vlm.similarity import logits, logits_or_best, normalize
@@ -54,7 +54,7 @@ def step(model: CustomCLIP, optimizer, features: torch.Tensor, labels: torch.Ten
     """A training step over ``size`` classes, or all (0)."""
     if size:
         sample = Sample.draw(labels, size, len(model.prompt_learner.lengths), seed)
-        loss = sample.loss(model.of_classes(features, sample.classes))
+        loss = sample.loss(logits_of_classes(model, features, sample.classes))
     else:
         loss = torch.nn.functional.cross_entropy(model(features), labels)
     optimizer.zero_grad()

@@ -240,10 +240,11 @@ def broadcast(tensors: Iterable[torch.Tensor]) -> None:
         tensor.data.copy_(whole)
 
 
-def check_shares(*batch_sizes: int) -> None:
-    """Raise :class:`UserError` where this process's parts of batches of these sizes count differently."""
-    if len({len(shard(range(size))) / size for size in batch_sizes}) > 1:
+def check_shares(*loaders: Any) -> None:
+    """Raise :class:`UserError` where this process's parts of the batches of two loaders count differently."""
+    sizes = [loader.batch_sampler.batch_size for loader in loaders if get_world_size() > 1]
+    if len({len(shard(range(size))) / size for size in sizes}) > 1:
         raise UserError(
-            f"the parts of labelled and unlabelled batches are unlike: BATCH_SIZE of both, {batch_sizes}, must be the "
-            f"same or a multiple of the {get_world_size()} processes"
+            f"the parts of labelled and unlabelled batches are unlike: BATCH_SIZE of both, {sizes}, must be the same "
+            f"or a multiple of the {get_world_size()} processes"
         )

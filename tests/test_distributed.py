@@ -197,13 +197,16 @@ def test_a_loader_is_sharded_in_the_engines_own_loop_alone(as_rank, size):
 
 
 def test_parts_of_labelled_and_unlabelled_batches_must_weigh_the_same(as_rank):
-    distributed.check_shares(7, 5)  # of one process
+    def check(*sizes: int) -> None:
+        distributed.check_shares(*(DataLoader(range(99), batch_size=size) for size in sizes))
+
+    check(7, 5)  # of one process
     for rank in range(3):
         as_rank(rank, 3)
-        distributed.check_shares(6, 12)
-        distributed.check_shares(5, 5)
+        check(6, 12)
+        check(5, 5)
     with pytest.raises(UserError, match="must be the same or a multiple of the 3 processes"):
-        distributed.check_shares(6, 5)
+        check(6, 5)
 
 
 def test_a_batch_has_an_image_for_each_process(as_rank, digits_root):

@@ -101,7 +101,7 @@ def inputs_now(arguments: list[str]) -> dict:
 
     import train
     from dassl.engine import build_trainer
-    from dassl.engine.run_dir import inputs_of
+    from dassl.engine.run_dir import describe, inputs_of
 
     flags = train.parse_args(arguments)
     cfg = train.setup_cfg(flags)
@@ -115,7 +115,7 @@ def inputs_now(arguments: list[str]) -> dict:
         )
     with quiet(), torch.random.fork_rng(devices=[]):
         trainer = build_trainer(cfg)
-        return {**trainer.provenance, **inputs_of(trainer, flags.model_dir, flags.load_epoch)}
+        return {**describe(trainer), **inputs_of(trainer, flags.model_dir, flags.load_epoch)}
 
 
 def changed_inputs(then: dict, now: dict) -> list[Row]:

@@ -63,7 +63,7 @@ class Backbone:
         print(f"Trainable parameters: {trained:,} of {total:,} ({100 * trained / total:.4f}%)")
         node = self.cfg.MODEL.BACKBONE
         return {
-            "total_parameters": total,
+            "frozen_parameters": total - trained,
             "weights": {"backbone": node.NAME, "file": node.WEIGHTS, "sha256": self.sha256},
             "classnames": list(trainer.dm.dataset.classnames),
         }

@@ -52,7 +52,7 @@ class PromptLearner(PromptTable):
         context = initial_context(text_encoder, n_ctx, ctx_init, len(names) if csc else None)
         super().__init__(text_encoder, names, context, position)
         self.ctx = nn.Parameter(context)
-        keep_class_tokens(self)
+        keep_class_tokens(self)  # in its checkpoints, as the original does
 
     def forward(self) -> torch.Tensor:
         """Return the table of vectors (rows, width) that the prompts are made of."""
@@ -74,11 +74,6 @@ class CustomCLIP(nn.Module):
         text_features = self.text_encoder(self.prompt_learner(), self.prompt_learner.layout)
         return logits(image_features, normalize(text_features), self.logit_scale)
 
-    def of_classes(self, image_features: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        """Return logits (batch, classes) for some ``classes`` (int64 numbers) alone."""
-        prompts = self.prompt_learner.of_classes(self.prompt_learner.ctx, classes)
-        return logits(image_features, normalize(self._encode(*prompts)), self.logit_scale)
-
     @torch.no_grad()
     def class_features(self, kept: ClassFeatures | None = None) -> torch.Tensor:
         """Return text features (classes, embed_dim) of length 1; of many classes, reuse those that are ``kept``."""
@@ -86,9 +81,9 @@ class CustomCLIP(nn.Module):
         if len(learner.lengths) <= BLOCK:
             return normalize(self.text_encoder(learner(), learner.layout))
         prompts = lambda classes: learner.of_classes(learner.ctx, classes)  # noqa: E731
-        return normalize((kept or ClassFeatures())(len(learner.lengths), prompts, self._encode))
+        return normalize((kept or ClassFeatures())(len(learner.lengths), prompts, self.encode))
 
-    def _encode(self, table: torch.Tensor, index: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def encode(self, table: torch.Tensor, index: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         return self.text_encoder(table, self.text_encoder.layout(index, lengths))
 
 
@@ -103,8 +98,8 @@ class CoOp(TrainerX):
         cfg.TRAINER.COOP.CTX_INIT = ""  # words to start from, such as "a photo of a"; they set N_CTX
         cfg.TRAINER.COOP.CSC = False  # class-specific contexts
         cfg.TRAINER.COOP.CLASS_TOKEN_POSITION = "end"
-        cfg.TRAINER.COOP.SAMPLED_CLASSES = 0  # of a training step, an approximation; 0: all of them
-        cfg.TRAINER.COOP.PREC = "fp16"
+        cfg.TRAINER.COOP.SAMPLED_CLASSES = 0  # in the softmax of a training step, an approximation; 0: all, exact
+        cfg.TRAINER.COOP.PREC = "fp16"  # or fp32, amp, bf16
 
     def check_cfg(self, cfg: CfgNode) -> None:
         check_context(cfg.TRAINER.COOP, "TRAINER.COOP")
@@ -114,7 +109,7 @@ class CoOp(TrainerX):
         node, classnames = self.cfg.TRAINER.COOP, self.dm.dataset.classnames
         self.backbone = load_backbone(self, node.PREC)
         self.model = CustomCLIP(classnames, self.backbone.clip, node, self.backbone.text_encoder())
-        register_learner(self, self.model.prompt_learner, node.PREC)
+        register_learner(self, self.model.prompt_learner, node.PREC)  # with optimizer, schedule and, for amp, a scaler
         self.feature_source = self.backbone.image_features()  # the image encoder is frozen: batches hold features
         self.provenance = self.backbone.report(self)
         self.sampled_softmax = SampledSoftmax.of(self)
@@ -122,7 +117,7 @@ class CoOp(TrainerX):
     def forward_backward(self, batch: dict) -> dict[str, float]:
         image_features, label, _ = self.parse_batch_train(batch)
         with torch.autocast(self.device.type, torch.float16, enabled=self.scaler is not None):
-            if self.sampled_softmax:
+            if self.sampled_softmax:  # label: among the sampled classes
                 loss, output, label = self.sampled_softmax(
                     self.model, image_features, label, self.epoch, self.batch_idx
                 )
@@ -136,16 +131,20 @@ class CoOp(TrainerX):
 
     def set_model_mode(self, mode: str = "train", names: str | list[str] | None = None) -> None:
         super().set_model_mode(mode, names)
-        self.model.evaluated = None  # the text features of the prompts as they are
+        self.model.text_features = None  # the prompts may change, or have changed
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor | Best:
         if torch.is_grad_enabled():
             return self.model(input)
-        if self.model.evaluated is None:
-            keep = len(self.dm.dataset.classnames) > FEW and self.epoch + 1 in (1, self.max_epoch)  # not on the way
+        if self.model.text_features is None:
+            is_final = self.epoch in (
+                0,
+                self.max_epoch - 1,
+            )  # the features of epochs between are of no use to other runs
+            keep = is_final and len(self.dm.dataset.classnames) > FEW
             store = self.backbone.text_feature_store(self.model.text_encoder) if keep else None
-            self.model.evaluated = self.model.class_features(ClassFeatures(store))
-        return self.backbone.logits(input, self.model.evaluated)
+            self.model.text_features = self.model.class_features(ClassFeatures(store))
+        return self.backbone.logits(input, self.model.text_features)
 
     def linear_head(self) -> tuple[torch.Tensor, torch.Tensor]:
         return linear_head(self.model.class_features(), self.model.logit_scale)

@@ -267,7 +267,7 @@ class CLIPFineTune(TrainerX):
 
     def set_model_mode(self, mode: str = "train", names: str | list[str] | None = None) -> None:
         super().set_model_mode(mode, names)
-        self.model.evaluated = None  # the text features of the classes
+        self.model.text_features = None  # the model may change, or has changed
 
     def test(self, split: str | None = None, is_final: bool = False) -> float:
         """As the evaluator asks: Retrieval over the captions of a split, or classification, zero-shot."""
@@ -299,11 +299,11 @@ class CLIPFineTune(TrainerX):
 
     def class_features(self) -> torch.Tensor:
         """Text features (classes, embed_dim) of length 1; computed once, until the mode is set again."""
-        if self.model.evaluated is None:
+        if self.model.text_features is None:
             templates = [self.cfg.DATASET.TEMPLATE]
             with self._precision():
-                self.model.evaluated = describe_classes(self.encoder, self.dm.dataset.classnames, templates).float()
-        return self.model.evaluated
+                self.model.text_features = describe_classes(self.encoder, self.dm.dataset.classnames, templates).float()
+        return self.model.text_features
 
     def linear_head(self) -> tuple[torch.Tensor, torch.Tensor]:
         return linear_head(self.class_features(), self.model.clip.logit_scale)

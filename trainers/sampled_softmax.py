@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from dassl.distributed import all_gather_objects
 from dassl.engine import TrainerX
 from dassl.utils import UserError, check_at_least, derive_seed
+from vlm.similarity import logits, normalize
 
 
 class SampledSoftmax:
@@ -52,8 +53,14 @@ class SampledSoftmax:
     def __call__(self, model, image_features: torch.Tensor, labels: torch.Tensor, epoch: int, batch: int) -> tuple:
         """Return the loss, the logits (batch, sampled) and the labels (batch,) among the sampled classes."""
         sample = Sample.draw(labels, self.size, self.classes, derive_seed(self.seed, epoch, batch, "classes"))
-        output = model.of_classes(image_features, sample.classes)
+        output = logits_of_classes(model, image_features, sample.classes)
         return sample.loss(output), output, sample.labels
+
+
+def logits_of_classes(model, image_features: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """Return CoOp's logits (batch, classes) for some ``classes`` (int64 numbers) alone."""
+    prompts = model.prompt_learner.of_classes(model.prompt_learner.ctx, classes)
+    return logits(image_features, normalize(model.encode(*prompts)), model.logit_scale)
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ def model_states(trainer: TrainerBase, epoch: int, val_result: float | None) -> 
 
 def run_state(trainer: TrainerBase) -> dict[str, Any]:
     """Return what a checkpoint holds beside a model, so that a resumed run goes on as if it had never stopped."""
-    state = {"random": random_states(), **trainer.own_state.save(trainer)}
+    state = {"random": random_states(), **trainer.extra_state.state_dict(trainer)}
     if hasattr(trainer, "cfg"):
         state |= {"best_result": trainer.best_result, "origin": origin(trainer)}
     if (processes := process_counts(trainer)) != [1]:
@@ -166,7 +166,7 @@ def restore_run_state(trainer: TrainerBase, checkpoint: dict[str, Any]) -> None:
     trainer.changed_now = bool(changed)
     trainer.best_result = -math.inf if changed else checkpoint.get("best_result", trainer.best_result)
     trainer.earlier_processes = tuple(checkpoint.get("processes", [1]))
-    trainer.own_state.load(checkpoint)
+    trainer.extra_state.load_state_dict(checkpoint)
 
 
 def resume(trainer: SimpleTrainer) -> int:

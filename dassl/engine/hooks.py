@@ -1,9 +1,5 @@
-"""What the engine's own loop does beside Dassl's: it stops at a loss that is no number, prints a line, logs to
-TensorBoard, and keeps checkpoints by the clock.
-
-Hooks only add. A method that brings its own ``train`` or ``run_epoch`` may never call them: its seeds, draws,
-checkpoints and resume are right all the same.
-"""
+"""Services that the engine's own loop adds to Dassl's. A method with a ``train`` or ``run_epoch`` of its own may never
+call them: its seeds, draws, checkpoints and resume are right all the same."""
 
 from __future__ import annotations
 
@@ -32,7 +28,7 @@ class HookBase:
 
 
 class FiniteLoss(HookBase):
-    """Checks the losses that a step returns, as not every method calls ``detect_anomaly``."""
+    """Stops at a loss that is not finite, as not every method calls ``detect_anomaly``."""
 
     def after_step(self, trainer: SimpleTrainer) -> None:
         meters = trainer.losses.meters

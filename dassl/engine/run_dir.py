@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -153,19 +153,20 @@ def check_evaluation(trainer: SimpleTrainer, model_dir: str) -> None:
 
 @contextmanager
 def recorded(
-    trainer: SimpleTrainer, command: list[str], code: list[str | Path], evaluated: tuple[str, int | None] = ("", None)
+    trainer: SimpleTrainer, args: argparse.Namespace, command: list[str], code: Sequence[str], start: float
 ) -> Iterator[None]:
     """Write ``result.json`` after the body of a ``with``: what the run gave and what it was, enough to do it again.
 
     Its presence tells a finished run. Ctrl-C says where the run stopped and which command goes on.
 
     Args:
-        command: the arguments of the program.
+        args: the parsed arguments of the program.
+        command: the arguments.
         code: the program's file, then the names of the folders beside it that the run is made of.
-        evaluated: the folder and the epoch of the model that is evaluated without training.
+        start: when the program was started.
     """
-    start, version = time.time(), code_version(Path(code[0]).resolve().parent, (*code[1:], Path(code[0]).name))
-    inputs = inputs_of(trainer, *evaluated)
+    version = code_version(Path(code[0]).resolve().parent, (*code[1:], Path(code[0]).name))
+    inputs = inputs_of(trainer, args.model_dir if args.eval_only else "", args.load_epoch)
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -190,6 +191,14 @@ def inputs_of(trainer: SimpleTrainer, model_dir: str = "", epoch: int | None = N
     }
 
 
+def describe(trainer: SimpleTrainer) -> dict:
+    """Return the trainer's provenance, with the number of all parameters for that of the frozen ones."""
+    provenance = dict(trainer.provenance)
+    if "frozen_parameters" in provenance:
+        provenance["total_parameters"] = provenance.pop("frozen_parameters") + trainer.trainable_parameters()
+    return provenance
+
+
 def write_record(trainer: SimpleTrainer, seconds: float, command: list[str], code: dict, inputs: dict) -> None:
     cfg = trainer.cfg
     splits = {name: {**entry, **_content(trainer, name)} for name, entry in inputs["splits"].items()}
@@ -204,7 +213,7 @@ def write_record(trainer: SimpleTrainer, seconds: float, command: list[str], cod
         "dataset": cfg.DATASET.NAME,
         "seed": cfg.SEED,
         "trainable_parameters": trainer.trainable_parameters(),
-        **trainer.provenance,
+        **describe(trainer),
         **inputs,
         "splits": splits,
         "seconds": seconds,

@@ -1,5 +1,13 @@
 """The loop over epochs and batches, as in Dassl: what methods build on.
 
+    train
+      before_train               # check the settings, resume, open TensorBoard
+      for each epoch:            # setting self.epoch seeds the generators and tells the loaders
+        before_epoch
+        run_epoch                # for each batch: forward_backward, then the hooks (log line, TensorBoard, finite loss)
+        after_epoch              # validate, save; then the hooks (a checkpoint by the clock)
+      after_train                # choose the model, test
+
 ``TrainerBase`` keeps models with their optimizers; ``SimpleTrainer`` builds data and model from a config, saves,
 resumes and evaluates; ``TrainerX`` trains on labelled images, ``TrainerXU`` on labelled and unlabelled ones.
 """
@@ -44,8 +52,8 @@ from dassl.utils.checkpoint import BEST, find_checkpoint, load_state
 from dassl.utils.results import END_OF_TRAINING
 
 from . import checkpoint, run_dir
+from .extra_state import ExtraState
 from .hooks import HookBase, default_hooks
-from .own_state import OwnState
 
 Names = str | list[str] | None  # of registered models; None: all of them
 
@@ -53,22 +61,23 @@ Names = str | list[str] | None  # of registered models; None: all of them
 class TrainerBase:
     """Keeps named models with their optimizers and schedules, and runs ``run_epoch`` from epoch to epoch."""
 
-    seed: int | None = None  # what is random in an epoch follows from (seed, epoch); None: from the generators' states
+    seed: int | None = None  # each epoch is seeded by (seed, epoch); None: SEED is negative, and none is
     scaler: torch.amp.GradScaler | None = None  # of mixed precision
     hooks: Sequence[HookBase] = ()
-    batch_lr: float | None = None  # the learning rate of this batch
-    batch_share = 1.0  # of several processes, what this one's part of the batch counts; 1 is the mean
-    saved_epoch = 0  # epochs done at the newest checkpoint
+    batch_lr: float | None = None  # the learning rate of this batch, for the hooks
+    batch_share = 1.0  # of several processes: this one's images * processes / all images of the batch
+    saved_epoch = 0  # epochs done at the latest checkpoint
     best_result = -math.inf  # on validation images, of the epochs so far
     force_resume = False  # True: go on from checkpoints of other settings
-    forced: tuple[str, ...] = ()  # what differed in earlier parts of the run, where force_resume went on
-    earlier_processes: tuple[int, ...] = ()  # how many there were in earlier parts of the run
+    forced: tuple[str, ...] = ()  # what differed in earlier parts of the run (set by a resume)
+    earlier_processes: tuple[int, ...] = ()  # how many there were in earlier parts of the run (set by a resume)
 
     def __init__(self):
         self._models, self._optims, self._scheds = {}, {}, {}
         self._writer = None
         self._epoch = self.start_epoch = self.max_epoch = 0
-        self.own_state, self.world_size = OwnState(), distributed.get_world_size()
+        self.extra_state = ExtraState()  # what a method sets on itself while it trains: saved with the models
+        self.world_size = distributed.get_world_size()
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
@@ -76,28 +85,28 @@ class TrainerBase:
 
     @property
     def epoch(self) -> int:
-        """The epoch, counted from 0. To set it is to begin it, in whatever loop: what is random in it follows from
-        (seed, epoch), so a resumed run draws what it would have drawn."""
+        """The epoch, from 0. Setting it begins it, in whatever loop: (seed, epoch) seeds the generators, and loaders
+        learn the epoch, so a resumed run draws what it would have drawn."""
         return self._epoch
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
         self._epoch = epoch
-        if epoch < 0 or not self._models:  # a method says that it is not training
+        if epoch < 0 or not self._models:  # a method marks the end of training; the trainer is not built yet
             return
-        self.own_state.begin(self)
+        self.extra_state.begin_epoch(self)
         values = (v for value in vars(self).values() for v in (value.values() if isinstance(value, dict) else [value]))
         for loader in (value for value in values if isinstance(value, TrainLoader)):
             loader.epoch = epoch
         if self.seed is not None:
-            rank = distributed.get_rank()
+            rank = distributed.get_rank()  # the main process, of rank 0, draws as a single one would
             set_random_seed(derive_seed(self.seed, epoch, *([rank] if rank else [])))
 
     # ---- the loop ----
 
     def train(self, start_epoch: int, max_epoch: int) -> None:
         self.start_epoch, self.max_epoch = start_epoch, max_epoch
-        self.before_train()
+        self.before_train()  # a resumed run starts later
         for self.epoch in range(self.start_epoch, self.max_epoch):
             self.before_epoch()
             self.run_epoch()
@@ -123,7 +132,10 @@ class TrainerBase:
     # ---- models ----
 
     def register_model(self, name: str = "model", model: nn.Module | None = None, optim=None, sched=None) -> None:
-        """Put a model under the engine's care: its mode, its updates, its checkpoints in ``<output_dir>/<name>/``."""
+        """Put a model under the engine's care: its mode, its updates, its checkpoints in ``<output_dir>/<name>/``.
+
+        A method that trains step by step gives its first model an optimizer, whose rate is logged.
+        """
         if name in self._models:
             raise ValueError(f"a model is already registered as {name}")
         self._models[name], self._optims[name], self._scheds[name] = model, optim, sched
@@ -143,16 +155,16 @@ class TrainerBase:
         for name in self.get_model_names(names):
             self._models[name].train(mode == "train")
             if mode != "train":
-                distributed.broadcast(self._models[name].buffers())  # such as running means of a part of each batch
+                distributed.broadcast(self._models[name].buffers())  # running means differ from process to process
 
     def trainable_parameters(self) -> int:
         """Return the number of parameters that training may change, over all registered models."""
-        return sum(parameter.numel() for parameter in self._trained())
+        return sum(parameter.numel() for parameter in self._trainable())
 
     # ---- optimisation ----
 
     def detect_anomaly(self, loss: torch.Tensor) -> None:
-        """Raise a ``FloatingPointError`` unless the loss is a number."""
+        """Raise a ``FloatingPointError`` unless the loss is finite."""
         if not torch.isfinite(loss).all():
             raise checkpoint.divergence(self, "Loss is infinite or NaN!")
 
@@ -162,14 +174,14 @@ class TrainerBase:
                 self._optims[name].zero_grad()
 
     def model_backward(self, loss: torch.Tensor, retain_graph: bool = False) -> None:
-        """Compute the gradients of a loss that is a mean over the batch; of several processes, over all of it."""
+        """Compute the gradients of a loss that is a mean over the batch; of several processes, over all their parts."""
         if self.world_size > 1:
             loss = self.batch_share * loss
         else:
-            self.detect_anomaly(loss)
+            self.detect_anomaly(loss)  # several processes look at the mean of theirs, below, and stop together
         (loss if self.scaler is None else self.scaler.scale(loss)).backward(retain_graph=retain_graph)
         if self.world_size > 1:
-            self.detect_anomaly(distributed.average_gradients(self._trained(), loss))
+            self.detect_anomaly(distributed.average_gradients(self._trainable(), loss))
 
     def model_update(self, names: Names = None) -> None:
         for name in self.get_model_names(names):
@@ -191,23 +203,23 @@ class TrainerBase:
         self, loss_a: torch.Tensor, loss_b: torch.Tensor, lambda_: float = 1, names: Names = None
     ) -> None:
         """Step by the gradient of ``loss_a``, less ``lambda_`` times its part along that of ``loss_b`` where the two
-        contradict (Zhu et al. 2023, equation 4), parameter by parameter."""
+        contradict (ProGrad; Zhu et al. 2023, equation 4), parameter by parameter."""
         self.model_zero_grad(names)
         self.model_backward(loss_b, retain_graph=True)
-        general = {p: p.grad.clone() for p in self._trained(names) if p.grad is not None}
+        gradients_b = {p: p.grad.clone() for p in self._trainable(names) if p.grad is not None}
         self.model_zero_grad(names)
         self.model_backward(loss_a)
-        for parameter, direction in general.items():
-            if parameter.grad is not None and (along := (parameter.grad * direction).sum()) < 0:
-                parameter.grad -= lambda_ * along / direction.square().sum() * direction
+        for parameter, gradient_b in gradients_b.items():
+            if parameter.grad is not None and (product := (parameter.grad * gradient_b).sum()) < 0:
+                parameter.grad -= lambda_ * product / gradient_b.square().sum() * gradient_b
         self.model_update(names)
 
-    def _trained(self, names: Names = None) -> list[nn.Parameter]:
+    def _trainable(self, names: Names = None) -> list[nn.Parameter]:
         models = [self._models[name] for name in self.get_model_names(names)]
         return [parameter for model in models for parameter in model.parameters() if parameter.requires_grad]
 
     def update_lr(self, names: Names = None) -> None:
-        """Step the learning-rate schedules: a method's ``forward_backward`` calls it on the last batch of an epoch."""
+        """Step the schedules of the rate. As in Dassl, ``forward_backward`` calls it on the last batch of an epoch."""
         for name in self.get_model_names(names):
             if self._scheds[name] is not None:
                 self._scheds[name].step()
@@ -220,10 +232,11 @@ class TrainerBase:
     def save_model(
         self, epoch: int, directory: str, is_best: bool = False, val_result: float | None = None, model_name: str = ""
     ) -> None:
-        """Save every registered model after ``epoch`` (counted from 0; the checkpoint counts epochs done).
+        """Save every registered model after ``epoch`` (from 0) as ``<directory>/<name>/model.pth.tar-<epochs done>``.
 
-        Raises:
-            FloatingPointError: a parameter is infinite or NaN; nothing is saved.
+        ``model_name`` is another file name, such as ``model-best.pth.tar``, which ``is_best`` adds to the usual one. A
+        text file ``checkpoint`` names the latest. Nothing is saved, but a ``FloatingPointError`` raised, where a
+        parameter is not finite.
         """
         states = checkpoint.model_states(self, epoch, val_result)
 
@@ -235,7 +248,8 @@ class TrainerBase:
         self.saved_epoch = epoch + 1
 
     def resume_model_if_exist(self, directory: str) -> int:
-        """Go on from the newest checkpoints in ``directory``; return the epoch to start at, 0 if there are none."""
+        """Load models, optimizers, schedules and random states from the latest checkpoints in ``directory``; return the
+        epoch to start at, 0 if there are none."""
         state = checkpoint.load_models(self, directory)
         if state is None:
             print("No checkpoint found, train from scratch")
@@ -244,7 +258,7 @@ class TrainerBase:
         return self.saved_epoch
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Load every registered model: that of ``epoch``, else the best on validation, else the newest.
+        """Load every model, to evaluate it: that of ``epoch``, else the best on validation, else the latest.
 
         Raises:
             UserError: the directory or the epoch is not there, or the checkpoint does not fit.
@@ -283,12 +297,13 @@ class TrainerBase:
 class SimpleTrainer(TrainerBase):
     """Builds data and model from a config, trains, keeps checkpoints, evaluates.
 
-    A method overrides ``build_model``, which registers its model, and ``forward_backward``.
+    A method overrides ``build_model``, which sets ``self.model`` and registers what is trained, and
+    ``forward_backward``, which steps it (and calls ``update_lr``).
     """
 
     usable_untrained = False  # True: the model is of use before training, so it may be evaluated as it is
     feature_source: FeatureSource | None = None  # set in build_model: batches hold its features in place of images
-    provenance: Mapping[str, Any] = MappingProxyType({})  # set in build_model: entries to add to the run's record
+    provenance: Mapping[str, Any] = MappingProxyType({})  # set in build_model: more entries of result.json
     results: OrderedDict[str, float] | None = None  # of the latest evaluation
 
     def __init__(self, cfg: CfgNode):
@@ -303,16 +318,16 @@ class SimpleTrainer(TrainerBase):
         self.build_data_loader()
         self.build_model()
         if self.feature_source is not None:
-            for name in checkpoint.LOADERS.values():
+            for split, name in checkpoint.LOADERS.items():
                 if (loader := getattr(self, name)) is not None:
-                    setattr(self, name, feature_loader(loader, self.feature_source, name.partition("_")[0]))
+                    setattr(self, name, feature_loader(loader, self.feature_source, split))
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Raise :class:`UserError` for values this method cannot use."""
 
     def build_data_loader(self) -> None:
-        with distributed.local_main_process_first():
+        with distributed.local_main_process_first():  # it may write the shots' file
             self.dm = DataManager(self.cfg)
         self.train_loader_x = self.dm.train_loader_x
         self.train_loader_u = self.dm.train_loader_u
@@ -371,7 +386,7 @@ class SimpleTrainer(TrainerBase):
         self.close_writer()
 
     def run_batches(self, batches: Iterable[tuple[dict, ...]]) -> None:
-        """Train for ``num_batches`` steps; each item of ``batches`` holds the arguments of ``forward_backward``."""
+        """Train on each of ``num_batches`` items, which hold the arguments of ``forward_backward``."""
         self.set_model_mode("train")
         self.losses, self.batch_time, self.data_time = MetricMeter(), AverageMeter(), AverageMeter()
         end = time.time()
@@ -412,9 +427,11 @@ class SimpleTrainer(TrainerBase):
         print(f"Evaluate on the *{split}* set")
         with checkpoint.divergence_of(self), sharded(loader, "batches") as is_sharded:
             outputs = self._outputs(tqdm(loader, disable=None, leave=False, desc=f"evaluating {split}", unit="batch"))
-            for output, labels in distributed.all_gather_in_turns(outputs, self.device) if is_sharded else outputs:
+            if is_sharded:
+                outputs = distributed.all_gather_in_turns(outputs, self.device)
+            for output, labels in outputs:
                 self.evaluator.process(output, labels)
-            self.results = self.evaluator.evaluate()
+            self.results = distributed.run_on_main(self.evaluator.evaluate)
         for name, value in self.results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         return next(iter(self.results.values()))
@@ -437,7 +454,7 @@ class TrainerX(SimpleTrainer):
     def run_epoch(self) -> None:
         self.num_batches = len(self.train_loader_x)
         with sharded(self.train_loader_x, "images"):
-            self.run_batches(zip(self.train_loader_x))
+            self.run_batches(zip(self.train_loader_x))  # forward_backward(batch)
 
     def forward_backward(self, batch: dict) -> dict[str, float]:
         """Train on a batch; return the metrics to report."""
@@ -446,9 +463,8 @@ class TrainerX(SimpleTrainer):
     def parse_batch_train(self, batch: dict) -> tuple[torch.Tensor, ...]:
         """Return images, labels and domains, on the device."""
         if isinstance(batch["img"], list):
-            views = len(batch["img"])
             raise UserError(
-                f"DATALOADER.K_TRANSFORMS is {views}, but {type(self).__name__} trains on one view an image"
+                f"DATALOADER.K_TRANSFORMS is above 1, but {type(self).__name__} trains on one view an image"
             )
         return tuple(batch[key].to(self.device) for key in ("img", "label", "domain"))
 
@@ -463,21 +479,19 @@ class TrainerXU(SimpleTrainer):
         """Raises :class:`UserError` where there are no unlabelled images, or TRAIN.COUNT_ITER names no loader."""
         loader_x, loader_u = self.train_loader_x, self.train_loader_u
         if loader_u is None:
-            raise UserError(
-                f"{type(self).__name__} needs unlabelled images, and the data set {self.cfg.DATASET.NAME} has none"
-            )
+            raise UserError(f"{type(self).__name__} needs unlabelled images, and {self.cfg.DATASET.NAME} has none")
         lengths = {"train_x": len(loader_x), "train_u": len(loader_u), "smaller_one": min(len(loader_x), len(loader_u))}
         check_availability(self.cfg.TRAIN.COUNT_ITER, lengths, "TRAIN.COUNT_ITER")
         self.num_batches = lengths[self.cfg.TRAIN.COUNT_ITER]
         with sharded(loader_x, "images"), sharded(loader_u, "images"):
-            distributed.check_shares(loader_x.batch_sampler.batch_size, loader_u.batch_sampler.batch_size)
-            self.run_batches(zip(self._repeated(loader_x), self._repeated(loader_u), strict=True))
+            distributed.check_shares(loader_x, loader_u)
+            self.run_batches(zip(self._repeated(loader_x), self._repeated(loader_u), strict=True))  # (batch_x, batch_u)
 
     def _repeated(self, loader: TrainLoader) -> Iterator[dict]:
         """Yield ``num_batches`` batches. Each pass over the images has an order and draws of its own."""
         passes = math.ceil(self.num_batches / len(loader))
-        if hasattr(loader, "epoch"):
-            loader.epoch = self.epoch * passes
+        if isinstance(loader, TrainLoader):
+            loader.epoch = self.epoch * passes  # each pass counts as one
         return islice((batch for _ in range(passes) for batch in loader), self.num_batches)
 
     def forward_backward(self, batch_x: dict, batch_u: dict) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import datetime
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 
 import numpy as np
 import pytest
@@ -136,6 +136,7 @@ class FieldAveraged(Field):
         self.teacher = copy.deepcopy(self.model)
         self.second = torch.optim.SGD(self.teacher.parameters(), lr=0.1, momentum=0.9)
         self.steps, self.trained_on, self.averaged = 0, defaultdict(list), None
+        self.recent, self.labels, self.last = deque(maxlen=3), set(), None
 
     def forward_backward(self, batch):
         loss = self.loss(batch) / (1 + 0.1 * self.steps)
@@ -145,6 +146,9 @@ class FieldAveraged(Field):
         self.steps += 1
         self.average.update(self.model)
         self.trained_on[self.epoch].append(batch["index"].tolist())
+        self.recent.append(loss.item())
+        self.labels.add((self.epoch, self.batch_idx))
+        self.last = (self.epoch, np.float32(loss.item()))
         if self.averaged is None:
             self.averaged = [torch.zeros_like(p) for p in self.model.parameters()]
         for total, p in zip(self.averaged, self.model.parameters(), strict=True):
@@ -256,7 +260,7 @@ def test_a_trainer_that_is_killed_ends_as_if_undisturbed(tmp_path, monkeypatch, 
         assert again.start_epoch == stop_in
     assert f"epoch [{again.start_epoch + 1}/{EPOCHS}]" in capsys.readouterr().out
     same(whole, again)
-    for name in ("steps", "lowest", "state_at_the_end", "trained_on"):
+    for name in ("steps", "lowest", "state_at_the_end", "trained_on", "recent", "labels", "last"):
         if isinstance(value := getattr(whole, name, None), torch.Tensor):
             assert torch.equal(value, getattr(again, name))
         else:

@@ -68,7 +68,9 @@ def test_extraction_goes_through_and_one_error_lists_every_bad_file(short, root,
     contents = [path.read_bytes() for path in bad]
     damage(*bad)
     stopped = short(*RANDOM)
-    refused(stopped, "3 of 15 train images cannot be read:", *(f"\n  {path}: " for path in bad), "SKIP_BAD_IMAGES True")
+    refused(
+        stopped, "3 of 15 train_x images cannot be read:", *(f"\n  {path}: " for path in bad), "SKIP_BAD_IMAGES True"
+    )
     assert "epoch [" not in stopped.log
     for path, content in zip(bad, contents, strict=True):
         path.write_bytes(content)
@@ -81,7 +83,7 @@ def test_extraction_goes_through_and_one_error_lists_every_bad_file(short, root,
     monkeypatch.setattr(ImageFeatures, "_extract", counting)
     assert short(*RANDOM).code == 0
     assert encoded["test images"] == 6
-    assert 0 < encoded["train images"] <= 2 * 3  # in two epochs; of the others, the features were kept
+    assert 0 < encoded["train_x images"] <= 2 * 3  # in two epochs; of the others, the features were kept
 
 
 def test_test_pictures_are_met_when_they_are_tested(short, root):

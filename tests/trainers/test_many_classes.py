@@ -10,7 +10,7 @@ from tests.common import assert_same_tensors
 from tools.fix_imagenet import imagenet21k_names
 from tools.fix_imagenet import main as fix
 from tools.tables.cells import read_cell
-from trainers import coop, zsclip
+from trainers import coop, sampled_softmax, zsclip
 from trainers.sampled_softmax import SampledSoftmax
 from vlm import class_features
 from vlm.text_encoder import TextEncoder
@@ -66,11 +66,11 @@ def test_each_step_draws_classes_of_its_own(digits_trainer, monkeypatch):
     trainer = digits_trainer("CoOp", *SAMPLED, "TRAINER.COOP.N_CTX", 1)
     drawn = []
 
-    def noting(image_features, classes, original=trainer.model.of_classes):
+    def noting(model, image_features, classes, original=sampled_softmax.logits_of_classes):
         drawn.append(classes.tolist())
-        return original(image_features, classes)
+        return original(model, image_features, classes)
 
-    monkeypatch.setattr(trainer.model, "of_classes", noting)
+    monkeypatch.setattr(sampled_softmax, "logits_of_classes", noting)
     steps = [(epoch, batch) for epoch in range(3) for batch in range(3)]
     expected = []
     for trainer.epoch, trainer.batch_idx in steps:

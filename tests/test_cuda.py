@@ -1,0 +1,44 @@
+"""A minute on a GPU: half precision, loss scaling, features, resume. No GPU has run this project so far."""
+
+import pytest
+import torch
+
+from tests.common import REPOSITORY, assert_same_tensors
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+SHORT = ("DATASET.NUM_SHOTS", 4, "OPTIM.MAX_EPOCH", 6, "TRAIN.CHECKPOINT_FREQ", 3, "OPTIM.LR", 0.02)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "amp"])
+def test_prompts_are_learned_and_a_resumed_run_ends_as_the_whole_one(run, precision):
+    settings = (*SHORT, "TRAINER.COOP.PREC", precision)
+    whole = run(*settings, out="whole")
+    assert whole.code == 0, whole.error
+    assert whole.record["machine"]["device"] == "cuda"
+    assert whole.accuracy > 50  # chance is 10
+    parts = run(*settings, out="parts")
+    for path in (parts.checkpoint(6), parts.folder / "result.json"):
+        path.unlink()
+    (parts.checkpoint(3).parent / "checkpoint").write_text("model.pth.tar-3\n")
+    resumed = run(*settings, out="parts")
+    assert "epoch [3/6]" not in resumed.log
+    assert_same_tensors(whole.checkpoint(6), resumed.checkpoint(6))
+
+
+def test_features_from_the_cache_give_the_same_bits(run, tmp_path):
+    settings = (*SHORT, "INPUT.TRANSFORMS", "('random_resized_crop','random_flip','normalize')")
+    cached = run(*settings, "FEATURES.CACHE_DIR", tmp_path / "cache", out="cached")
+    again = run(*settings, "FEATURES.CACHE_DIR", tmp_path / "cache", out="again")
+    plain = run(*settings, "FEATURES.ENABLED", False, out="plain")
+    for other in (again, plain):
+        assert other.code == 0, other.error
+        assert_same_tensors(cached.checkpoint(6), other.checkpoint(6))
+        assert cached.accuracy == other.accuracy
+
+
+def test_a_fine_tuned_clip_in_half_precision(run):
+    config = ("--config-file", REPOSITORY / "configs/trainers/CLIPFineTune/tiny.yaml")
+    short = ("DATASET.NUM_SHOTS", 4, "OPTIM.MAX_EPOCH", 2, "DATALOADER.TRAIN_X.BATCH_SIZE", 16)
+    for precision in ("amp", "bf16"):
+        tuned = run(*config, *short, "TRAINER.FINETUNE.PREC", precision, trainer="CLIPFineTune", out=precision)
+        assert tuned.code == 0, tuned.error
