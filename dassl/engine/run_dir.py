@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 from dassl import __version__
 from dassl.config import to_dict
 from dassl.config.saved import FILE, objections_to_resume, seed_of_run
-from dassl.distributed import all_gather_objects, get_world_size, is_main_process, run_on_main
+from dassl.distributed import all_gather_objects, get_device, get_world_size, is_main_process, run_on_main
 from dassl.utils import (
     UserError,
     alone_in,
@@ -61,9 +61,10 @@ def choose_seed(cfg: CfgNode) -> int:
 
 
 def setup_environment(args: argparse.Namespace, cfg: CfgNode) -> None:
-    """Log the arguments, the settings and the machine; seed the generators; make a run repeatable.
+    """Log the arguments, the settings and the machine; choose the device; seed the generators; make a run repeatable.
 
-    The number of threads is PyTorch's (OMP_NUM_THREADS). An epoch is seeded anew as it begins.
+    Each epoch seeds them anew (``TrainerBase.epoch``). The threads are those that PyTorch takes (OMP_NUM_THREADS), or
+    that the caller of ``train.main`` has set.
     """
     keep_memory()
     print("***************\n** Arguments **\n***************")
@@ -73,6 +74,7 @@ def setup_environment(args: argparse.Namespace, cfg: CfgNode) -> None:
     print(f"** System info **\n{collect_env_info()}\n")
     if get_world_size() > 1:
         print(f"Processes: {get_world_size()}, each with its part of every batch")
+    print(f"Device: {get_device(cfg.USE_CUDA)}, threads: {torch.get_num_threads()}")
     if args.model_dir and not args.eval_only:
         print("Note: --model-dir is for --eval-only; training starts from --resume or MODEL.INIT_WEIGHTS")
     if cfg.TRAIN.CUDA_GRAPH:

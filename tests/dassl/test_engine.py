@@ -179,6 +179,21 @@ def test_best_val_survives_a_resume(trainer, tmp_path):
     resumed.close_writer()
 
 
+def test_a_best_result_of_0_is_one_and_comes_from_the_best_model_where_the_checkpoint_has_none(trainer, tmp_path):
+    """As in checkpoints of the original."""
+    settings = {"TEST__FINAL_MODEL": "best_val", "OPTIM__MAX_EPOCH": 2}
+    trainer(**settings).train()
+    for name in ("body", "head"):
+        for path in (tmp_path / "run" / name).glob("model*"):
+            state = torch.load(path, weights_only=True)
+            del state["best_result"]
+            torch.save({**state, "val_result": 0.0 if "best" in path.name else None}, path)
+    resumed = trainer(**settings)
+    resumed.before_train()
+    assert resumed.best_result == 0.0
+    resumed.close_writer()
+
+
 def test_best_val_comes_along_into_another_folder(trainer, tmp_path):
     trainer("one", TEST__FINAL_MODEL="best_val").train()
     (tmp_path / "one/body/model-best.pth.tar").rename(tmp_path / "best")
