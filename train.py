@@ -31,7 +31,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="continue the run of another folder; that of the output directory goes on by itself",
     )
     add("--force-resume", action="store_true", help="continue with other settings than the run began with")
-    add("--seed", type=int, help="0 and above fix a run; without one, a seed is drawn and logged")
+    add("--seed", type=int, help="0 and above; without one: the output directory's, else drawn and logged")
     add("--source-domains", nargs="+", help="for domain generalisation (DATASET.SOURCE_DOMAINS)")
     add("--target-domains", nargs="+", help="for domain generalisation (DATASET.TARGET_DOMAINS)")
     add("--transforms", nargs="+", help="augmentations (INPUT.TRANSFORMS)")
@@ -51,8 +51,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def setup_cfg(args: argparse.Namespace):
     """Merge defaults, the two YAML files, the flags, the KEY VALUE pairs, in that order; freeze."""
-    import datasets  # noqa: F401  registers the data sets, one a file
-    import trainers  # noqa: F401  registers the methods, one a file
+    import datasets  # noqa: F401  registers the data sets: every file of the folder
+    import trainers  # noqa: F401  registers the methods: every file of the folder
     from dassl.data.datasets import DATASET_REGISTRY
     from dassl.engine.build import TRAINER_REGISTRY, default_cfg, nodes_of
     from dassl.engine.run_dir import choose_seed
@@ -87,7 +87,7 @@ def setup_cfg(args: argparse.Namespace):
 
 @command_line("stopped before training; the same command begins anew")
 def main(argv: list[str] | None = None) -> None:
-    """Run the command line; return the exit code."""
+    """Run the command line; the decorator returns the exit code."""
     start = time.time()
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)

@@ -109,7 +109,7 @@ class CoOp(TrainerX):
         node, classnames = self.cfg.TRAINER.COOP, self.dm.dataset.classnames
         self.backbone = load_backbone(self, node.PREC)
         self.model = CustomCLIP(classnames, self.backbone.clip, node, self.backbone.text_encoder())
-        register_learner(self, self.model.prompt_learner, node.PREC)  # with optimizer, schedule and, for amp, a scaler
+        register_learner(self, self.model.prompt_learner, node.PREC)  # with OPTIM's optimizer and schedule
         self.feature_source = self.backbone.image_features()  # the image encoder is frozen: batches hold features
         self.provenance = self.backbone.report(self)
         self.sampled_softmax = SampledSoftmax.of(self)
@@ -137,12 +137,9 @@ class CoOp(TrainerX):
         if torch.is_grad_enabled():
             return self.model(input)
         if self.model.text_features is None:
-            is_final = self.epoch in (
-                0,
-                self.max_epoch - 1,
-            )  # the features of epochs between are of no use to other runs
-            keep = is_final and len(self.dm.dataset.classnames) > FEW
-            store = self.backbone.text_feature_store(self.model.text_encoder) if keep else None
+            # Those of the epochs on the way are of no use to other runs.
+            reusable = self.epoch in (0, self.max_epoch - 1) and len(self.dm.dataset.classnames) > FEW
+            store = self.backbone.text_feature_store(self.model.text_encoder) if reusable else None
             self.model.text_features = self.model.class_features(ClassFeatures(store))
         return self.backbone.logits(input, self.model.text_features)
 

@@ -5,7 +5,7 @@
       for each epoch:            # setting self.epoch seeds the generators and tells the loaders
         before_epoch
         run_epoch                # for each batch: forward_backward, then the hooks (log line, TensorBoard, finite loss)
-        after_epoch              # validate, save; then the hooks (a checkpoint by the clock)
+        after_epoch              # validate, save; then the hooks (a timed checkpoint, replaced by the next one)
       after_train                # choose the model, test
 
 ``TrainerBase`` keeps models with their optimizers; ``SimpleTrainer`` builds data and model from a config, saves,
@@ -66,7 +66,7 @@ class TrainerBase:
     hooks: Sequence[HookBase] = ()
     batch_lr: float | None = None  # the learning rate of this batch, for the hooks
     batch_share = 1.0  # of several processes: this one's images * processes / all images of the batch
-    saved_epoch = 0  # epochs done at the latest checkpoint
+    saved_epoch = 0  # epochs done at the latest save_model
     best_result = -math.inf  # on validation images, of the epochs so far
     force_resume = False  # True: go on from checkpoints of other settings
     forced: tuple[str, ...] = ()  # what differed in earlier parts of the run (set by a resume)
@@ -85,14 +85,14 @@ class TrainerBase:
 
     @property
     def epoch(self) -> int:
-        """The epoch, from 0. Setting it begins it, in whatever loop: (seed, epoch) seeds the generators, and loaders
-        learn the epoch, so a resumed run draws what it would have drawn."""
+        """The epoch, from 0. Assigning it, as ``for self.epoch in`` does, begins it: it seeds the generators by
+        (seed, epoch) and tells the loaders, so a resumed run draws what it would have drawn."""
         return self._epoch
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
         self._epoch = epoch
-        if epoch < 0 or not self._models:  # a method marks the end of training; the trainer is not built yet
+        if epoch < 0 or not self._models:  # a method marks the end of training; or nothing is built yet
             return
         self.extra_state.begin_epoch(self)
         values = (v for value in vars(self).values() for v in (value.values() if isinstance(value, dict) else [value]))
@@ -107,7 +107,7 @@ class TrainerBase:
     def train(self, start_epoch: int, max_epoch: int) -> None:
         self.start_epoch, self.max_epoch = start_epoch, max_epoch
         self.before_train()  # a resumed run starts later
-        for self.epoch in range(self.start_epoch, self.max_epoch):
+        for self.epoch in range(self.start_epoch, self.max_epoch):  # seeds the epoch: see the setter
             self.before_epoch()
             self.run_epoch()
             self.after_epoch()
@@ -219,7 +219,7 @@ class TrainerBase:
         return [parameter for model in models for parameter in model.parameters() if parameter.requires_grad]
 
     def update_lr(self, names: Names = None) -> None:
-        """Step the schedules of the rate. As in Dassl, ``forward_backward`` calls it on the last batch of an epoch."""
+        """Step the learning rates. The engine does not: ``forward_backward`` calls it, on an epoch's last batch."""
         for name in self.get_model_names(names):
             if self._scheds[name] is not None:
                 self._scheds[name].step()
@@ -234,9 +234,9 @@ class TrainerBase:
     ) -> None:
         """Save every registered model after ``epoch`` (from 0) as ``<directory>/<name>/model.pth.tar-<epochs done>``.
 
-        ``model_name`` is another file name, such as ``model-best.pth.tar``, which ``is_best`` adds to the usual one. A
-        text file ``checkpoint`` names the latest. Nothing is saved, but a ``FloatingPointError`` raised, where a
-        parameter is not finite.
+        ``model_name`` replaces that file name; ``is_best`` also writes ``model-best.pth.tar``. A text file
+        ``checkpoint`` names the latest of any name; a resume goes on from it. Where a parameter is not finite, nothing
+        is saved, but a ``FloatingPointError`` raised.
         """
         states = checkpoint.model_states(self, epoch, val_result)
 
@@ -248,8 +248,8 @@ class TrainerBase:
         self.saved_epoch = epoch + 1
 
     def resume_model_if_exist(self, directory: str) -> int:
-        """Load models, optimizers, schedules and random states from the latest checkpoints in ``directory``; return the
-        epoch to start at, 0 if there are none."""
+        """Load what the latest checkpoints in ``directory`` hold: models, optimizers, schedules, extra state, and (of
+        use without a seed) random states. Return the epoch to start at, 0 if there are none."""
         state = checkpoint.load_models(self, directory)
         if state is None:
             print("No checkpoint found, train from scratch")
