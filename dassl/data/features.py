@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 from typing import Protocol
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 from dassl.distributed import get_rank, get_world_size
 from dassl.utils import BadImage, reason_of
@@ -19,6 +19,7 @@ from dassl.utils.downloads import file_digest
 
 from .data_manager import DatasetWrapper
 from .images import error_of, unreadable
+from .samplers import EpochSampler
 from .transforms import Pipeline
 
 AHEAD = 1024  # draws computed together: the encoder's blocks are full, and the cache has few files
@@ -58,8 +59,11 @@ class FeatureDataset(Dataset):
         """
         self.dataset, self.source, self.name, self.threads = dataset, source, name, threads
         self.contents: dict[int, str] = {}  # checksums of the image files
+        self._look_at_images()
+
+    def _look_at_images(self) -> None:
         self._items: dict[tuple[int | None, int], dict] = {}  # by epoch (None: any) and index
-        transform = getattr(dataset, "transform", None)
+        dataset, transform = self.dataset, getattr(self.dataset, "transform", None)
         self.has_keys = type(dataset) is DatasetWrapper and isinstance(transform, Pipeline) and dataset.k_tfm == 1
         self.has_keys = self.has_keys and not dataset.return_img0 and (dataset.is_train or not transform.is_random)
         self.is_random = self.has_keys and dataset.is_train and transform.is_random
@@ -67,8 +71,15 @@ class FeatureDataset(Dataset):
         if self.is_random:
             self._transform += f" {dict(dataset.cfg.INPUT)}"  # torchvision's reprs round some settings
 
+    transform = property(lambda self: self.dataset.transform)
+
+    @transform.setter
+    def transform(self, transform: Callable) -> None:
+        self.dataset.transform = transform
+        self._look_at_images()
+
     def __getattr__(self, name: str):
-        """Return an attribute of the data set of images, such as ``data_source`` or ``transform``."""
+        """Return an attribute of the data set of images, such as ``data_source``."""
         if name.startswith("__") or name == "dataset":
             raise AttributeError(name)
         return getattr(self.dataset, name)
@@ -77,7 +88,9 @@ class FeatureDataset(Dataset):
         return len(self.dataset)
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "source": None}
+        # A feature is a row of many, and pickle would save all of them with each.
+        items = {draw: {**item, "img": item["img"].clone()} for draw, item in self._items.items()}
+        return {**self.__dict__, "source": None, "_items": items}
 
     def __deepcopy__(self, memo: dict) -> FeatureDataset:
         memo[id(self)] = new = copy.copy(self)
@@ -174,10 +187,10 @@ class FeatureDataset(Dataset):
             yield from (index for index in range(len(self)) if (None, index) not in self._items)
 
     def _batches(self, epoch: int | None) -> list[list[int]]:
-        """Return the batches of an epoch, or the rest of them."""
-        if self.batch_sampler is None:
+        """Return the batches of an epoch; none where a sampler of others would give them but once."""
+        sampler = getattr(self.batch_sampler, "sampler", None)
+        if not isinstance(sampler, (EpochSampler, SequentialSampler)):
             return []
-        sampler = self.batch_sampler.sampler
         before = getattr(sampler, "epoch", None)
         sampler.epoch = epoch
         batches = list(self.batch_sampler)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from dassl.config import get_cfg_default
 from dassl.data import DatasetWrapper
@@ -150,11 +151,32 @@ def test_a_copy_of_a_loader_gives_the_same_batches(images):
     assert other.dataset is not loader.dataset
     assert other.dataset.source is loader.dataset.source
     assert (len(other), other.batch_size) == (len(loader), loader.batch_size) == (2, 3)
-    other.dataset.dataset.transform = loader.dataset.transform  # as the field does with copies
     for _ in range(4):
         for one, two in zip(loader, other, strict=True):
             assert torch.equal(one["img"], two["img"])
             assert one["impath"] == two["impath"]
+
+
+def test_a_copy_with_another_transform_gives_its_features(images):
+    """As the field does with copies of the training loader."""
+    loader = feature_loader(loader_of(config(*RANDOM), images), Pixels(), "train")
+    next(iter(loader))
+    other = copy.deepcopy(loader)
+    other.dataset.transform = build_transform(config(), is_train=False)
+    plain = loader_of(config(), images, is_train=False).dataset  # with that transform
+    for batch in other:
+        for index, feature in zip(batch["index"].tolist(), batch["img"], strict=True):
+            assert torch.equal(feature, plain[index]["img"].flatten())
+    assert not torch.equal(next(iter(loader))["img"], next(iter(other))["img"])
+
+
+def test_samplers_of_others_are_not_drawn_from_ahead(images):
+    data = loader_of(config(*RANDOM), images).dataset
+    plain = DataLoader(data, batch_size=3, shuffle=True, generator=torch.Generator().manual_seed(0))
+    expected = [batch["index"].tolist() for batch in plain]
+    plain.generator.manual_seed(0)
+    loader = feature_loader(plain, Pixels(), "train")
+    assert [batch["index"].tolist() for batch in loader] == expected
 
 
 def test_a_pickled_data_set_gives_what_it_holds(images):
@@ -162,7 +184,9 @@ def test_a_pickled_data_set_gives_what_it_holds(images):
     whole = [data[index] for index in range(len(images))]
     other = pickle.loads(pickle.dumps(data))
     assert other.source is None
-    assert all(torch.equal(other[index]["img"], item["img"]) for index, item in enumerate(whole))
+    for index, item in enumerate(whole):
+        assert torch.equal(other[index]["img"], item["img"])
+        assert other[index]["img"].untyped_storage().nbytes() == item["img"].nbytes  # not those of all
     fresh = pickle.loads(pickle.dumps(feature_loader(loader_of(config(), images), Pixels(), "train").dataset))
     with pytest.raises(RuntimeError, match="without its image encoder"):
         fresh[0]
