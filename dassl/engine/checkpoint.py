@@ -135,11 +135,6 @@ def load_models(trainer: TrainerBase, directory: str) -> dict[str, Any] | None:
         restore_run_state(trainer, checkpoint)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is damaged: {error!r}") from error
-    if len(set(epochs := all_gather_objects(checkpoint["epoch"]))) > 1:
-        raise UserError(
-            f"the processes would go on after epochs {epochs}: {directory} is not the same folder for all of them, as "
-            "one on a file system of all machines would be"
-        )
     return checkpoint
 
 
@@ -178,6 +173,11 @@ def resume(trainer: SimpleTrainer) -> int:
     cfg, own = trainer.cfg, trainer.output_dir
     directory = own if latest_common(own, trainer.get_model_names()) or not cfg.RESUME else cfg.RESUME
     epoch = trainer.resume_model_if_exist(directory)
+    if len(set(epochs := all_gather_objects(epoch))) > 1:
+        raise UserError(
+            f"the processes would go on after epochs {epochs}: {directory} is not the same folder for all of them, as "
+            "one on a file system of all machines would be"
+        )
     if cfg.RESUME and not epoch:
         raise UserError(f"there is no checkpoint to resume from in {cfg.RESUME}")
     if epoch > trainer.max_epoch:

@@ -1,6 +1,6 @@
 """What a method sets on its trainer while it trains, such as averaged weights and counters: kept in its checkpoints.
 
-The trainer's attributes are looked at as the first epoch begins, and again for each checkpoint, which holds what has
+The trainer's attributes are looked at as training begins, and again for each checkpoint, which holds what has
 changed by then: numbers, strings, tensors, containers of these, objects with a ``state_dict`` (less what belongs to a
 registered model, whose own checkpoint has it), and objects whose attributes are of these kinds. A checkpoint names what
 it cannot hold, and a resume from it is refused.
@@ -57,11 +57,14 @@ class ExtraState:
     """The state of one trainer beside its registered models."""
 
     def __init__(self):
-        self._initial: dict[str, str] | None = None  # digests of the attributes as the first epoch began
+        self._initial: dict[str, str] | None = None  # digests of the attributes as training began
         self._loaded: dict[str, Any] = {}
 
-    def begin_epoch(self, trainer: TrainerBase) -> None:
-        """The first time, remember the attributes; in a resumed run, put those of the checkpoint in their place."""
+    def begin(self, trainer: TrainerBase) -> None:
+        """As training begins, remember the attributes; in a resumed run, put those of the checkpoint in their place.
+
+        The engine's loop calls it after ``before_train``, and each loop as it sets the first epoch.
+        """
         if self._initial is None:
             self._initial = {name: digest(value) for name, value in attributes(trainer).items()}
             for name, value in self._loaded.items():
@@ -76,7 +79,7 @@ class ExtraState:
         return {**({STATE: kept} if kept else {}), **({LOST: lost} if lost else {})}
 
     def load_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take the entries of a checkpoint, for the first epoch.
+        """Take the entries of a checkpoint, for :meth:`begin`.
 
         Raises:
             UserError: it names values that it could not hold.

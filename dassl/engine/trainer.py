@@ -94,7 +94,7 @@ class TrainerBase:
         self._epoch = epoch
         if epoch < 0 or not self._models:  # a method marks the end of training; or nothing is built yet
             return
-        self.extra_state.begin_epoch(self)
+        self.extra_state.begin(self)
         values = (v for value in vars(self).values() for v in (value.values() if isinstance(value, dict) else [value]))
         for loader in (value for value in values if isinstance(value, TrainLoader)):
             loader.epoch = epoch
@@ -107,6 +107,7 @@ class TrainerBase:
     def train(self, start_epoch: int, max_epoch: int) -> None:
         self.start_epoch, self.max_epoch = start_epoch, max_epoch
         self.before_train()  # a resumed run starts later
+        self.extra_state.begin(self)
         for self.epoch in range(self.start_epoch, self.max_epoch):  # seeds the epoch: see the setter
             self.before_epoch()
             self.run_epoch()
@@ -253,8 +254,7 @@ class TrainerBase:
         state = checkpoint.load_models(self, directory)
         if state is None:
             print("No checkpoint found, train from scratch")
-            return 0
-        self.saved_epoch = state["epoch"]
+        self.saved_epoch = state["epoch"] if state else 0
         return self.saved_epoch
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:

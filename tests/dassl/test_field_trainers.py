@@ -268,6 +268,14 @@ def test_a_trainer_that_is_killed_ends_as_if_undisturbed(tmp_path, monkeypatch, 
     assert type(getattr(again, "trained_on", None)) is type(getattr(whole, "trained_on", None))
 
 
+def test_a_run_that_is_killed_after_its_last_epoch_has_what_its_trainer_kept(tmp_path):
+    whole, again = (run(config(tmp_path, "Averaged", "run")) for _ in range(2))
+    assert again.start_epoch == EPOCHS
+    assert torch.equal(again.state_at_the_end, whole.state_at_the_end)
+    assert (again.steps, again.trained_on) == (whole.steps, whole.trained_on)
+    same(whole, again)
+
+
 def test_nothing_is_saved_where_the_epoch_is_minus_1(tmp_path):
     run(config(tmp_path, "OwnTrain", "run", TRAIN__CHECKPOINT_FREQ=0))
     assert not (tmp_path / "run/linear").exists()
