@@ -47,11 +47,8 @@ def is_main_process() -> bool:
 
 
 def get_device(use_cuda: bool) -> torch.device:
-    """Return where this process computes: CUDA, if it is there and wanted; each process of a machine has its own GPU.
-
-    Raises:
-        UserError: the machine has fewer GPUs than processes.
-    """
+    """Return where this process computes: on CUDA, if it is there and wanted, on a GPU of its own; :class:`UserError`
+    where the machine has fewer GPUs than processes."""
     if not (use_cuda and torch.cuda.is_available()):
         return torch.device("cpu")
     if get_world_size() == 1:
@@ -176,11 +173,21 @@ def all_gather_rows(rows: torch.Tensor) -> torch.Tensor:
     return rows if get_world_size() == 1 else _AllGatherRows.apply(rows, all_gather_objects(len(rows)))
 
 
-def batch_share(size: int) -> float:
-    """Return the weight, 1 on average, of the mean over this process's ``size`` samples in the mean over all."""
-    total = torch.tensor(float(size))
+def batch_share(*sizes: int) -> float:
+    """Return the weight, 1 on average, of a mean over this process's part of a batch in the mean over all parts.
+
+    Raises:
+        UserError: of several batches, labelled and unlabelled, the weights are unlike.
+    """
+    total = torch.tensor(sizes, dtype=torch.float64)
     dist.all_reduce(total)
-    return size * get_world_size() / total.item()
+    shares = {size * get_world_size() / of_all for size, of_all in zip(sizes, total.tolist(), strict=True)}
+    if len(shares) > 1:
+        raise UserError(
+            "the parts of labelled and unlabelled batches are unlike: BATCH_SIZE of both must be the same, or a "
+            f"multiple of the {get_world_size()} processes"
+        )
+    return shares.pop()
 
 
 def average_gradients(parameters: Iterable[nn.Parameter], loss: torch.Tensor) -> torch.Tensor:
@@ -207,10 +214,9 @@ def average_gradients(parameters: Iterable[nn.Parameter], loss: torch.Tensor) ->
 
 def prepare(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
     """Make a model the same in all processes, and refuse steps by gradients of one of them."""
-    if get_world_size() > 1:
-        broadcast([*(p for p in model.parameters() if p.requires_grad), *model.buffers()])
-        if optimizer is not None:
-            optimizer.register_step_pre_hook(_refuse_local_gradients)
+    broadcast_model(model)
+    if get_world_size() > 1 and optimizer is not None:
+        optimizer.register_step_pre_hook(_refuse_local_gradients)
 
 
 def _refuse_local_gradients(optimizer: torch.optim.Optimizer, *_) -> None:
@@ -232,19 +238,10 @@ def reduce_dict(metrics: dict[str, Any] | None, share: float) -> dict[str, Any] 
 
 
 @torch.no_grad()
-def broadcast(tensors: Iterable[torch.Tensor]) -> None:
-    """Replace tensors by those of the main process."""
-    for tensor in tensors if get_world_size() > 1 else ():
+def broadcast_model(model: nn.Module) -> None:
+    """Replace trained parameters and buffers by those of the main process."""
+    trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    for tensor in (*trained, *model.buffers()) if get_world_size() > 1 else ():
         whole = tensor.data.contiguous()
         dist.broadcast(whole, 0)
         tensor.data.copy_(whole)
-
-
-def check_shares(*loaders: Any) -> None:
-    """Raise :class:`UserError` where this process's parts of the batches of two loaders count differently."""
-    sizes = [loader.batch_sampler.batch_size for loader in loaders if get_world_size() > 1]
-    if len({len(shard(range(size))) / size for size in sizes}) > 1:
-        raise UserError(
-            f"the parts of labelled and unlabelled batches are unlike: BATCH_SIZE of both, {sizes}, must be the same "
-            f"or a multiple of the {get_world_size()} processes"
-        )

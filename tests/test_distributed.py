@@ -196,17 +196,20 @@ def test_a_loader_is_sharded_in_the_engines_own_loop_alone(as_rank, size):
     assert [len(indices) for indices in loaders[0].batch_sampler] == [6, 6]
 
 
-def test_parts_of_labelled_and_unlabelled_batches_must_weigh_the_same(as_rank):
-    def check(*sizes: int) -> None:
-        distributed.check_shares(*(DataLoader(range(99), batch_size=size) for size in sizes))
+def test_parts_of_labelled_and_unlabelled_batches_must_weigh_the_same(as_rank, monkeypatch):
+    def shares(*batches: int) -> list[float]:
+        found = []
+        for rank in range(3):
+            as_rank(rank, 3)
+            parts = [len(distributed.shard(range(size))) for size in batches]
+            monkeypatch.setattr(distributed.dist, "all_reduce", lambda total: total.copy_(torch.tensor(batches)))
+            found.append(distributed.batch_share(*parts))
+        return found
 
-    check(7, 5)  # of one process
-    for rank in range(3):
-        as_rank(rank, 3)
-        check(6, 12)
-        check(5, 5)
-    with pytest.raises(UserError, match="must be the same or a multiple of the 3 processes"):
-        check(6, 5)
+    assert shares(6, 12) == [1, 1, 1]
+    assert shares(5) == shares(5, 5) == [0.6, 1.2, 1.2]
+    with pytest.raises(UserError, match="must be the same, or a multiple of the 3 processes"):
+        shares(6, 5)
 
 
 def test_a_batch_has_an_image_for_each_process(as_rank, digits_root):
@@ -214,6 +217,8 @@ def test_a_batch_has_an_image_for_each_process(as_rank, digits_root):
     cfg = train.setup_cfg(train.parse_args(["--trainer", "CoOp", "DATASET.NAME", "Digits", "SEED", "1"]))
     with pytest.raises(UserError, match="the batch size is 2; it must be 3 or more|2"):
         build_data_loader(cfg, data_source=[1, 2, 3, 4], batch_size=2)
+    with pytest.raises(UserError, match="the batch size is 2; it must be 3 or more|2"):
+        build_data_loader(cfg, data_source=[1, 2], batch_size=4)
 
 
 def test_other_launchers_processes_run_alone(monkeypatch):

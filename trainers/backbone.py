@@ -18,7 +18,7 @@ from vlm.similarity import Best, logits_or_best
 from vlm.text_encoder import TextEncoder, text_encoder
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Backbone:
     """A frozen CLIP on the trainer's device; other runs of this process share it."""
 

@@ -62,6 +62,8 @@ class PromptLearner(PromptTable):
 class CustomCLIP(nn.Module):
     """CLIP with a prompt learner in front of its text encoder."""
 
+    text_features: torch.Tensor | None = None  # of the prompts as they are, while nothing is trained
+
     def __init__(self, classnames: Sequence[str], clip: CLIP, node: CfgNode, text_encoder: TextEncoder | None = None):
         super().__init__()
         self.text_encoder = text_encoder or TextEncoder(clip)

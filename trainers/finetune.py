@@ -52,6 +52,8 @@ class FineTunedCLIP(nn.Module):
     those that it has, in training, too.
     """
 
+    text_features: torch.Tensor | None = None  # of the classes, while nothing is trained
+
     def __init__(self, clip: CLIP, batch_norm: bool):
         super().__init__()
         self.clip, self.batch_norm = clip, batch_norm

@@ -140,7 +140,7 @@ def build_data_loader(
     """
     if not data_source:
         raise UserError(f"the data set {cfg.DATASET.NAME} has no images for a loader; is the data folder complete?")
-    check_at_least(batch_size, get_world_size() if is_train else 1, "the batch size")
+    check_at_least(min(batch_size, len(data_source)), get_world_size() if is_train else 1, "the batch size")
     check_at_least(cfg.DATALOADER.NUM_WORKERS, 0, "DATALOADER.NUM_WORKERS")
     cores = max((os.cpu_count() or 1) // get_local_world_size(), 1)
     workers = min(cfg.DATALOADER.NUM_WORKERS, cores)  # more would only wait for each other

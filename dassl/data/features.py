@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
+from operator import attrgetter
 from typing import Protocol
 
 import torch
@@ -23,6 +24,7 @@ from .samplers import EpochSampler
 from .transforms import Pipeline
 
 AHEAD = 1024  # draws computed together: the encoder's blocks are full, and the cache has few files
+ENTRIES = attrgetter("_label", "_domain", "_impath")  # of a Datum, whose pickles have these names, too
 IMAGE = re.compile(r"img([1-9]\d*)?")  # the entries of an item that hold views of an image
 
 Request = tuple[bytes, Callable[[], torch.Tensor | None]]
@@ -62,7 +64,7 @@ class FeatureDataset(Dataset):
         self._look_at_images()
 
     def _look_at_images(self) -> None:
-        self._items: dict[tuple[int | None, int], dict] = {}  # by epoch (None: any) and index
+        self._features: dict[tuple[int | None, int], torch.Tensor] = {}  # by epoch (None: any) and index
         dataset, transform = self.dataset, getattr(self.dataset, "transform", None)
         self.has_keys = type(dataset) is DatasetWrapper and isinstance(transform, Pipeline) and dataset.k_tfm == 1
         self.has_keys = self.has_keys and not dataset.return_img0 and (dataset.is_train or not transform.is_random)
@@ -71,15 +73,17 @@ class FeatureDataset(Dataset):
         if self.is_random:
             self._transform += f" {dict(dataset.cfg.INPUT)}"  # torchvision's reprs round some settings
 
-    transform = property(lambda self: self.dataset.transform)
-
-    @transform.setter
-    def transform(self, transform: Callable) -> None:
-        self.dataset.transform = transform
-        self._look_at_images()
+    def __setattr__(self, name: str, value) -> None:
+        """Hand another ``transform`` or ``data_source`` on to the data set of images, and forget its features."""
+        if name not in ("transform", "data_source"):
+            super().__setattr__(name, value)
+        else:
+            setattr(self.dataset, name, value)
+            self.contents = {}
+            self._look_at_images()
 
     def __getattr__(self, name: str):
-        """Return an attribute of the data set of images, such as ``data_source``."""
+        """Return an attribute of the data set of images, such as ``transform``."""
         if name.startswith("__") or name == "dataset":
             raise AttributeError(name)
         return getattr(self.dataset, name)
@@ -89,8 +93,8 @@ class FeatureDataset(Dataset):
 
     def __getstate__(self) -> dict:
         # A feature is a row of many, and pickle would save all of them with each.
-        items = {draw: {**item, "img": item["img"].clone()} for draw, item in self._items.items()}
-        return {**self.__dict__, "source": None, "_items": items}
+        features = {draw: feature.clone() for draw, feature in self._features.items()}
+        return {**self.__dict__, "source": None, "_features": features}
 
     def __deepcopy__(self, memo: dict) -> FeatureDataset:
         memo[id(self)] = new = copy.copy(self)
@@ -106,9 +110,14 @@ class FeatureDataset(Dataset):
         if not self.has_keys:
             return self._encoded(indices)
         epoch = self.epoch if self.is_random else None
-        if any((epoch, index) not in self._items for index in indices):
+        if any((epoch, index) not in self._features for index in indices):
             self._compute(indices)
-        return [dict(self._items[epoch, index]) for index in indices]
+        items = []
+        for index in indices:
+            label, domain, impath = ENTRIES(self.dataset.data_source[index])
+            feature = self._features[epoch, index]
+            items.append({"label": label, "domain": domain, "impath": impath, "index": index, "img": feature})
+        return items
 
     def _encoded(self, indices: list[int]) -> list[dict]:
         """Return items whose features are computed now and not kept."""
@@ -149,11 +158,8 @@ class FeatureDataset(Dataset):
             paths = [item.impath for item in self.dataset.data_source]
             raise error_of(unreadable(paths, f"{self.name} images") or bad, f"{len(paths):,} {self.name} images")
         if self.is_random:
-            self._items = {}
-        for (epoch, index), key in keys.items():
-            item = self.dataset.data_source[index]
-            entries = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": index}
-            self._items[epoch, index] = {**entries, "img": features[key]}
+            self._features = {}
+        self._features.update((draw, features[key]) for draw, key in keys.items())
 
     def _parts(self, requests: list[Request]) -> list[list[Request]]:
         """Return requests as they are; where each of several processes needs all, let each begin with another part."""
@@ -182,9 +188,9 @@ class FeatureDataset(Dataset):
     def _rest_of_split(self) -> Iterator[int]:
         """Yield every image; of several processes that share the batches, those of this one."""
         if getattr(self.batch_sampler, "by", ""):
-            yield from (i for batch in self._batches(self.epoch) for i in batch if (None, i) not in self._items)
+            yield from (i for batch in self._batches(self.epoch) for i in batch if (None, i) not in self._features)
         elif self.batch_sampler is not None:
-            yield from (index for index in range(len(self)) if (None, index) not in self._items)
+            yield from (index for index in range(len(self)) if (None, index) not in self._features)
 
     def _batches(self, epoch: int | None) -> list[list[int]]:
         """Return the batches of an epoch; none where a sampler of others would give them but once."""
@@ -222,7 +228,8 @@ def feature_loader(loader: DataLoader, source: FeatureSource, name: str) -> Data
         batches = {"batch_sampler": loader.batch_sampler}
     else:
         batches = {"sampler": loader.sampler, "batch_size": loader.batch_size, "drop_last": loader.drop_last}
-    features = type(loader)(dataset, **batches, generator=loader.generator, pin_memory=loader.pin_memory)
+    kept = {name: getattr(loader, name) for name in ("collate_fn", "generator", "pin_memory")}
+    features = type(loader)(dataset, **batches, **kept)
     dataset.batch_sampler = features.batch_sampler
     return features
 

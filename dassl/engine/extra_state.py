@@ -1,26 +1,32 @@
 """What a method sets on its trainer while it trains, such as averaged weights and counters: kept in its checkpoints.
 
-The trainer's attributes are looked at as training begins, and again for each checkpoint, which holds what has
-changed by then: numbers, strings, tensors, containers of these, objects with a ``state_dict`` (less what belongs to a
-registered model, whose own checkpoint has it), and objects whose attributes are of these kinds. A checkpoint names what
-it cannot hold, and a resume from it is refused.
+The trainer's attributes are looked at as training begins, and again for each checkpoint, which holds what has changed
+by then: numbers, strings, tensors, arrays, containers of these, modules and other objects with a ``state_dict`` (less
+what belongs to a registered model, whose own checkpoint has it), and objects whose attributes are of these kinds. A
+checkpoint names what it cannot hold, such as generators of random numbers, and a resume from it is refused.
 """
 
 from __future__ import annotations
 
+import copy
+import datetime
 import hashlib
+import random
 import types
 from collections import deque
 from collections.abc import Mapping
+from enum import Enum
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
+from tqdm import tqdm
 
-from dassl.utils import UserError
+from dassl.utils import UserError, reason_of
 
 if TYPE_CHECKING:
     from .trainer import TrainerBase
@@ -28,195 +34,234 @@ if TYPE_CHECKING:
 STATE, LOST = "trainer", "trainer_lost"  # entries of a checkpoint
 ENGINE = frozenset(  # attributes that the engine sets
     (
-        *("_models", "_optims", "_scheds", "_writer", "_epoch", "_splits", "extra_state", "hooks", "scaler", "cfg"),
-        *("start_epoch", "max_epoch", "batch_idx", "num_batches", "batch_lr", "batch_share", "world_size", "seed"),
-        *("losses", "batch_time", "data_time", "time_start", "saved_epoch", "best_result", "results", "provenance"),
-        *("force_resume", "forced", "changed_now", "earlier_processes", "dm", "device", "output_dir", "evaluator"),
-        *("train_loader_x", "train_loader_u", "val_loader", "test_loader", "feature_source", "num_classes"),
-        *("num_source_domains", "lab2cname"),
+        *("_models", "_optims", "_scheds", "_writer", "_epoch", "_begun_epoch", "_splits", "_hooks", "_world_size"),
+        *("_losses", "_batch_time", "_data_time", "extra_state", "start_epoch", "max_epoch", "batch_idx"),
+        *("num_batches", "batch_lr", "batch_share", "seed", "scaler", "time_start", "saved_epoch", "best_result"),
+        *("results", "provenance", "force_resume", "forced", "changed_now", "earlier_processes", "cfg", "dm"),
+        *("device", "output_dir", "evaluator", "feature_source", "num_classes", "num_source_domains", "lab2cname"),
+        *("train_loader_x", "train_loader_u", "val_loader", "test_loader"),
     )
 )
-# Types that hold nothing of what was learned; the draws of a loader follow from (SEED, epoch).
-STATELESS = (type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType, torch.device)
-STATELESS += (torch.dtype, DataLoader, Dataset, _BaseDataLoaderIter)
-PACKAGES = ("dassl", "vlm", "torch", "yacs", "tqdm")  # whose objects are not looked into
-KEYS = (bool, int, float, str, tuple, type(None))  # of dicts
-PARTS = ({"state_dict"}, {"attributes"})  # the keys of what is saved of an object
-LARGE = 1 << 20  # elements of a tensor that is compared by a sum over its bits, not by all of them
+# Objects that hold nothing of what was learned; the draws of a loader follow from (SEED, epoch).
+STATELESS = (types.ModuleType, torch.device, torch.dtype, DataLoader, Dataset, Sampler, PurePath, datetime.date, tqdm)
+STATELESS += (datetime.timedelta, torch.distributions.Distribution)
+CHANGING = (random.Random, np.random.Generator, torch.Generator, types.GeneratorType, _BaseDataLoaderIter)
+CALLABLES = (type, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
+SEQUENCES = {"tuple": tuple, "set": set, "deque": deque}
+PACKAGES = ("vlm", "torch", "yacs")  # whose objects are not looked into
+LARGE, ROW = 1 << 20, 4096  # elements: of a tensor that is compared by sums, and of its rows
 
 
-class NotSaved(Exception):
-    """A checkpoint cannot hold a value."""
+class Unsaved:
+    """Stands for a value that a checkpoint cannot hold. It has changed if it is another object, or a CHANGING one."""
 
-
-class Registered(Exception):
-    """A value belongs to a registered model, whose own checkpoint holds it."""
+    def __init__(self, value: Any):
+        self.kind, name = type(value).__name__, getattr(value, "__qualname__", None)
+        self.identity = name if isinstance(value, CALLABLES) else id(self if isinstance(value, CHANGING) else value)
 
 
 class ExtraState:
     """The state of one trainer beside its registered models."""
 
     def __init__(self):
-        self._initial: dict[str, str] | None = None  # digests of the attributes as training began
+        self._before: dict[str, Any] | None = None  # digests of the attributes as training began
         self._loaded: dict[str, Any] = {}
+        self._resumes = True
 
     def begin(self, trainer: TrainerBase) -> None:
-        """As training begins, remember the attributes; in a resumed run, put those of the checkpoint in their place.
+        """Remember the attributes, the first time; in a resumed run, put those of the checkpoint in their place."""
+        if self._before is None:
+            self._before = {name: digest(value) for name, value in attributes(trainer).items()}
+        self.restore(trainer)
 
-        The engine's loop calls it after ``before_train``, and each loop as it sets the first epoch.
+    def restore(self, trainer: TrainerBase) -> None:
+        """Put what was loaded in place of the attributes, once.
+
+        Raises:
+            UserError: a resumed run has an attribute that does not take what the checkpoint holds; it is named.
         """
-        if self._initial is None:
-            self._initial = {name: digest(value) for name, value in attributes(trainer).items()}
-            for name, value in self._loaded.items():
-                setattr(trainer, name, restored(getattr(trainer, name, None), value, trainer.device))
+        loaded, self._loaded = self._loaded, {}
+        for name, value in loaded.items():
+            try:
+                setattr(trainer, name, restored(getattr(trainer, name, None), value, trainer))
+            except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+                message = f"what the run's trainer kept as {name} cannot be put back ({reason_of(error)})"
+                if self._resumes:
+                    raise UserError(f"{message}. Begin anew in another --output-dir") from error
+                print(f"Note: {message}")
 
     def state_dict(self, trainer: TrainerBase) -> dict[str, Any]:
         """Return the entries of a checkpoint."""
-        found = attributes(trainer) if self._initial is not None else {}
-        changed = {name: value for name, value in found.items() if digest(value) != self._initial.get(name)}
-        lost = [f"{name} ({type(getattr(trainer, name)).__name__})" for name, v in changed.items() if v is NotSaved]
-        kept = {name: value for name, value in changed.items() if value is not NotSaved}
+        kept, lost = {}, []
+        for name, value in attributes(trainer).items() if self._before is not None else ():
+            if digest(value) != self._before.get(name):
+                value = changed(value, self._before.get(name))
+                if kinds := sorted(unsaved_in(value)):
+                    lost.append(f"{name} ({', '.join(kinds)})")
+                else:
+                    kept[name] = value
         return {**({STATE: kept} if kept else {}), **({LOST: lost} if lost else {})}
 
-    def load_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take the entries of a checkpoint, for :meth:`begin`.
+    def load_state_dict(self, checkpoint: Mapping[str, Any], resume: bool = True) -> None:
+        """Take the entries of a checkpoint, for :meth:`restore`: to ``resume``, or to evaluate without training.
 
         Raises:
-            UserError: it names values that it could not hold.
+            UserError: for a ``resume``, there are values that it could not hold; it names them.
         """
-        if lost := checkpoint.get(LOST):
+        if not resume and self._before is not None:
+            return  # the best model is loaded after training: as in Dassl, the trainer stays as it is
+        if resume and (lost := checkpoint.get(LOST)):
             raise UserError(
                 f"the run cannot go on from its checkpoints: its trainer kept {', '.join(lost)} on itself, which they "
                 "cannot hold. Begin anew in another --output-dir"
             )
-        self._loaded = dict(checkpoint.get(STATE, {}))
+        self._loaded, self._resumes = dict(checkpoint.get(STATE, {})), resume
 
 
 def attributes(trainer: TrainerBase) -> dict[str, Any]:
-    """Return what a checkpoint would hold of each attribute that a method may have set; NotSaved where it cannot."""
-    parts = [*trainer._models.values(), *trainer._optims.values(), *trainer._scheds.values()]
+    """Return what a checkpoint would hold of each attribute that a method may have set."""
+    registered = registered_in(trainer)
+    return {name: saved(value, registered) for name, value in vars(trainer).items() if name not in ENGINE}
+
+
+def registered_in(trainer: TrainerBase) -> set[int]:
+    """Return the ids of what is registered, and the addresses of its tensors."""
+    parts = [trainer, *trainer._models.values(), *trainer._optims.values(), *trainer._scheds.values()]
     tensors = (t for model in trainer._models.values() for t in (*model.parameters(), *model.buffers()))
-    registered = {id(trainer), *map(id, filter(None, parts)), *map(address, tensors)}
-    values: dict[str, Any] = {}
-    for name, value in vars(trainer).items():
-        if name not in ENGINE and not is_stateless(value):
-            try:
-                values[name] = saved(value, registered)
-            except NotSaved:
-                values[name] = NotSaved
-            except Registered:
-                continue
-    return values
-
-
-def is_stateless(value: Any) -> bool:
-    frozen = getattr(getattr(type(value), "__dataclass_params__", None), "frozen", False)
-    return frozen or isinstance(value, STATELESS)
+    return {*map(id, filter(None, parts)), *map(address, tensors)}
 
 
 def address(tensor: torch.Tensor) -> int:
-    return -tensor.untyped_storage().data_ptr()  # negative: an id of an object is not
+    strided = tensor.layout == torch.strided and tensor.numel()
+    return -tensor.untyped_storage().data_ptr() if strided else id(tensor)  # negative: an id of an object is not
+
+
+def tensors_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 def saved(value: Any, registered: set[int]) -> Any:
-    """Return a value as a checkpoint holds it.
-
-    Raises:
-        NotSaved: it cannot. Registered: it need not.
-    """
-    if value is None or isinstance(value, (bool, int, float, str, bytes)):
+    """Return a value as a checkpoint holds it: plain, a list, a tensor, or ``{kind: content}``."""
+    if value is None or type(value) in (bool, int, float, str, bytes):
         return value
     if id(value) in registered or (isinstance(value, torch.Tensor) and address(value) in registered):
-        raise Registered
-    if isinstance(value, torch.Tensor):
-        return value.detach()
+        return {"as is": True}
+    if isinstance(value, STATELESS) or (isinstance(value, _BaseDataLoaderIter) and value._num_yielded >= len(value)):
+        return {"as is": True}
+    if isinstance(value, torch.Tensor) and value.layout == torch.strided:
+        tensor = value.detach()
+        tensor = tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+        return tensor if tensor.device.type == "cpu" else {"accelerator": tensor.cpu()}
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, (list, tuple, set, deque)):
-        kind = next(kind for kind in (tuple, set, list) if isinstance(value, kind) or kind is list)
-        return kind(saved(item, registered) for item in value)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return {"array": torch.from_numpy(value.copy())}
+    if type(value) is list:
+        return [saved(item, registered) for item in value]
+    if kind := next((kind for kind, sequence in SEQUENCES.items() if type(value) is sequence), None):
+        return {kind: [saved(item, registered) for item in value]}
     is_foreign = type(value).__module__.split(".")[0] not in PACKAGES
-    if isinstance(value, dict) and is_foreign and all(isinstance(key, KEYS) for key in value):
-        return {key: saved(item, registered) for key, item in value.items()}
+    if isinstance(value, dict) and is_foreign:
+        return {"dict": [[saved(key, registered), saved(item, registered)] for key, item in value.items()]}
     if isinstance(value, nn.Module):
-        state = {name: t for name, t in value.state_dict(keep_vars=True).items() if address(t) not in registered}
-        return {"state_dict": {name: tensor.detach() for name, tensor in state.items()}}
+        parts = {name: t for name, t in tensors_of(value).items() if address(t) not in registered}
+        return {"module": {name: saved(tensor, registered) for name, tensor in parts.items()}}
     if hasattr(value, "state_dict") and hasattr(value, "load_state_dict"):
         return {"state_dict": saved(value.state_dict(), registered)}
-    if hasattr(value, "__dict__") and is_foreign:
-        inner, kept = registered | {id(value)}, {}
-        for name, item in vars(value).items():
-            if not is_stateless(item):
-                try:
-                    kept[name] = saved(item, inner)
-                except (NotSaved, Registered):
-                    continue
-        return {"attributes": kept}
-    raise NotSaved
+    if hasattr(value, "__dict__") and is_foreign and not isinstance(value, (*CALLABLES, *CHANGING, Enum)):
+        return {"object": {name: saved(item, registered | {id(value)}) for name, item in vars(value).items()}}
+    return Unsaved(value)
+
+
+def unsaved_in(value: Any) -> set[str]:
+    """Return the types of what a checkpoint cannot hold of a value."""
+    if isinstance(value, Unsaved):
+        return {value.kind}
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return set().union(*map(unsaved_in, parts))
 
 
 @torch.no_grad()
-def restored(current: Any, value: Any, device: torch.device) -> Any:
-    """Return a saved value for the current one: in its memory, of its type and on its device, where it has one."""
+def restored(current: Any, value: Any, trainer: TrainerBase) -> Any:
+    """Return a saved value for the ``current`` one, of its type; a module or an object takes it in."""
     if isinstance(value, torch.Tensor):
-        if isinstance(current, torch.Tensor) and (current.shape, current.dtype) == (value.shape, value.dtype):
-            return current.copy_(value)
-        return value.to(current.device if isinstance(current, torch.Tensor) else device)
-    if isinstance(value, (list, tuple)):
-        olds = [*current] if isinstance(current, (list, tuple, deque)) else []
-        items = [restored(olds[i] if i < len(olds) else None, item, device) for i, item in enumerate(value)]
-        return deque(items, current.maxlen) if isinstance(current, deque) else type(value)(items)
-    if not isinstance(value, dict):
+        # An optimizer of the method's own may have the parameter; whatever else has the memory keeps it.
+        own = isinstance(current, nn.Parameter) and address(current) not in registered_in(trainer)
+        return current.copy_(value) if own and current.shape == value.shape else value.clone()
+    if not isinstance(value, (list, dict)):
         return value
-    if isinstance(current, dict):
-        items = {key: restored(current.get(key), item, device) for key, item in value.items()}
-        current.clear()
-        current.update(items)
+    kind, content = next(iter(value.items())) if isinstance(value, dict) else ("list", value)
+    if kind == "as is":
         return current
-    if {*value} not in PARTS:
-        return {key: restored(None, item, device) for key, item in value.items()}
-    if current is None:
-        raise UserError(
-            "the run cannot go on from its checkpoints: its trainer has no object for the state of one that it made "
-            "while it trained. Begin anew in another --output-dir"
-        )
-    if isinstance(current, nn.Module):
-        state = current.state_dict(keep_vars=True)
-        for name, tensor in value["state_dict"].items():
-            state[name].copy_(tensor)
-    elif "state_dict" in value:
-        current.load_state_dict(value["state_dict"])
+    if kind == "accelerator":
+        return restored(current, content.to(trainer.device), trainer)
+    if kind == "array":
+        return content.numpy().copy()
+    if kind in ("list", *SEQUENCES):
+        olds = [*current] if isinstance(current, (list, tuple, deque)) else []
+        items = [restored(olds[i] if i < len(olds) else None, item, trainer) for i, item in enumerate(content)]
+        return deque(items, getattr(current, "maxlen", None)) if kind == "deque" else SEQUENCES.get(kind, list)(items)
+    if kind == "dict":
+        keys = [restored(None, key, trainer) for key, _ in content]
+        olds = current if isinstance(current, dict) else {}
+        items = {k: restored(olds.get(k), item, trainer) for k, (_, item) in zip(keys, content, strict=True)}
+        new = copy.copy(olds)  # of its type, with its default factory
+        new.clear()
+        new.update(items)
+        return new
+    if current is None and content:
+        raise ValueError(f"it is the state of a {kind} that is made in training")
+    if kind == "module":
+        for name, tensor in content.items():
+            tensors_of(current)[name].copy_(restored(None, tensor, trainer))
+    elif kind == "state_dict":
+        current.load_state_dict(restored(None, content, trainer))
     else:
-        for name, item in value["attributes"].items():
-            setattr(current, name, restored(getattr(current, name, None), item, device))
+        for name, item in content.items():
+            object.__setattr__(current, name, restored(getattr(current, name, None), item, trainer))
     return current
 
 
-def digest(value: Any) -> str:
-    """Return a digest of what :func:`saved` gave."""
+def digest(value: Any) -> Any:
+    """Return a digest of what :func:`saved` gave; of a module or an object, one of each part."""
+    if isinstance(value, dict) and {*value} <= {"module", "object"}:
+        return {kind: {name: digest(item) for name, item in parts.items()} for kind, parts in value.items()}
     result = hashlib.blake2b(digest_size=16)
 
     def add(part: Any) -> None:
         if isinstance(part, torch.Tensor):
             result.update(f"{part.dtype} {tuple(part.shape)} ".encode() + bits(part))
-        elif isinstance(part, dict):
-            for key, item in part.items():
-                result.update(f"{key!r}: ".encode())
-                add(item)
-        elif isinstance(part, (list, tuple)):
-            result.update(f"{len(part)} ".encode())
-            for item in part:
+        elif isinstance(part, (dict, list)):
+            result.update(f"{len(part)} {list(part) if isinstance(part, dict) else ''} ".encode())
+            for item in part.values() if isinstance(part, dict) else part:
                 add(item)
         else:
-            result.update(f"{part!r}, ".encode())
+            result.update(f"{part.identity if isinstance(part, Unsaved) else part!r}, ".encode())
 
     add(value)
     return result.hexdigest()
 
 
 def bits(tensor: torch.Tensor) -> bytes:
+    """Return the bytes of a tensor; of a large one, of the sums over its rows and columns of ROW elements."""
     flat = tensor.detach().contiguous().flatten()
-    if flat.numel() > LARGE and flat.element_size() in (2, 4, 8):
-        whole = flat.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])
-        return str(whole.sum(dtype=torch.int64).item()).encode()
-    return flat.cpu().view(torch.uint8).numpy().tobytes()
+    if flat.numel() <= LARGE or flat.element_size() not in (2, 4, 8):
+        return flat.view(torch.uint8).numpy().tobytes()
+    whole = flat.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])
+    table, rest = whole[: len(whole) // ROW * ROW].view(-1, ROW), whole[len(whole) // ROW * ROW :]
+    sums = torch.cat([table.sum(0, dtype=torch.int64), table.sum(1, dtype=torch.int64), rest.long()])
+    return sums.numpy().tobytes()
+
+
+def changed(value: Any, before: Any) -> Any:
+    """Return a value; of a module or an object, the parts that are not as they were ``before`` (their digests)."""
+    if not isinstance(value, dict) or not isinstance(before, dict) or before.keys() != value.keys():
+        return value
+    ((kind, parts),) = value.items()
+    return {
+        kind: {
+            name: changed(item, before[kind].get(name))
+            for name, item in parts.items()
+            if digest(item) != before[kind].get(name)
+        }
+    }

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class HookBase:
-    """The engine calls each method with the trainer; ``trainer.losses`` holds what the steps of the epoch returned."""
+    """The engine calls each method with the trainer; ``trainer._losses`` holds what the steps of the epoch returned."""
 
     def after_step(self, trainer: SimpleTrainer) -> None:
         """Called after each ``forward_backward``."""
@@ -31,7 +31,7 @@ class FiniteLoss(HookBase):
     """Stops at a loss that is not finite, as not every method calls ``detect_anomaly``."""
 
     def after_step(self, trainer: SimpleTrainer) -> None:
-        meters = trainer.losses.meters
+        meters = trainer._losses.meters
         # Where there is a "loss", others are parts of it, and may be means over no sample.
         for name in ["loss"] if "loss" in meters else [name for name in meters if "loss" in name]:
             trainer.detect_anomaly(torch.as_tensor(meters[name].val))
@@ -44,12 +44,12 @@ class ProgressLine(HookBase):
         every, done = trainer.cfg.TRAIN.PRINT_FREQ, trainer.batch_idx + 1
         if done % every and trainer.num_batches >= every:
             return
-        seconds, data = trainer.batch_time, trainer.data_time
+        seconds, data = trainer._batch_time, trainer._data_time
         left = (trainer.max_epoch - trainer.epoch) * trainer.num_batches - done
         print(
             f"epoch [{trainer.epoch + 1}/{trainer.max_epoch}] batch [{done}/{trainer.num_batches}] "
             f"time {seconds.val:.3f} ({seconds.avg:.3f}) data {data.val:.3f} ({data.avg:.3f}) "
-            f"{trainer.losses} lr {trainer.batch_lr:.4e} eta {datetime.timedelta(seconds=int(seconds.avg * left))}"
+            f"{trainer._losses} lr {trainer.batch_lr:.4e} eta {datetime.timedelta(seconds=int(seconds.avg * left))}"
         )
 
 
@@ -58,7 +58,7 @@ class TensorBoard(HookBase):
 
     def after_step(self, trainer: SimpleTrainer) -> None:
         step = trainer.epoch * trainer.num_batches + trainer.batch_idx
-        for name, meter in trainer.losses.meters.items():
+        for name, meter in trainer._losses.meters.items():
             trainer.write_scalar(f"train/{name}", meter.avg, step)
         trainer.write_scalar("train/lr", trainer.batch_lr, step)
 
@@ -71,15 +71,15 @@ class Checkpoints(HookBase):
     """
 
     def __init__(self):
-        self.saved_epoch, self.since = 0, time.time()
+        self.since = time.time()
 
     def after_epoch(self, trainer: SimpleTrainer) -> None:
         minutes, done = trainer.cfg.TRAIN.CHECKPOINT_MINUTES, trainer.epoch + 1
-        by_clock = trainer.saved_epoch == self.saved_epoch and minutes > 0
-        if by_clock and run_on_main(lambda: time.time() - self.since >= 60 * minutes):
+        is_due = trainer.saved_epoch != done and minutes > 0
+        if is_due and run_on_main(lambda: time.time() - self.since >= 60 * minutes):
             trainer.save_model(trainer.epoch, trainer.output_dir, model_name=LATEST.format(done))
-        if trainer.saved_epoch != self.saved_epoch:
-            self.saved_epoch, self.since = trainer.saved_epoch, time.time()
+        if trainer.saved_epoch == done:
+            self.since = time.time()
             for name in trainer.get_model_names() if is_main_process() else ():
                 remove_superseded(Path(trainer.output_dir, name), trainer.cfg.TRAIN.KEEP_CHECKPOINTS)
 

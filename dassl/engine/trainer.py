@@ -63,21 +63,22 @@ class TrainerBase:
 
     seed: int | None = None  # each epoch is seeded by (seed, epoch); None: SEED is negative, and none is
     scaler: torch.amp.GradScaler | None = None  # of mixed precision
-    hooks: Sequence[HookBase] = ()
+    _hooks: Sequence[HookBase] = ()
     batch_lr: float | None = None  # the learning rate of this batch, for the hooks
     batch_share = 1.0  # of several processes: this one's images * processes / all images of the batch
     saved_epoch = 0  # epochs done at the latest save_model
     best_result = -math.inf  # on validation images, of the epochs so far
     force_resume = False  # True: go on from checkpoints of other settings
     forced: tuple[str, ...] = ()  # what differed in earlier parts of the run (set by a resume)
+    changed_now = False  # whether this part went on from other settings (set by a resume)
     earlier_processes: tuple[int, ...] = ()  # how many there were in earlier parts of the run (set by a resume)
 
     def __init__(self):
         self._models, self._optims, self._scheds = {}, {}, {}
-        self._writer = None
+        self._writer = self._begun_epoch = None
         self._epoch = self.start_epoch = self.max_epoch = 0
         self.extra_state = ExtraState()  # what a method sets on itself while it trains: saved with the models
-        self.world_size = distributed.get_world_size()
+        self._world_size = distributed.get_world_size()
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
@@ -92,8 +93,9 @@ class TrainerBase:
     @epoch.setter
     def epoch(self, epoch: int) -> None:
         self._epoch = epoch
-        if epoch < 0 or not self._models:  # a method marks the end of training; or nothing is built yet
+        if epoch < 0 or not self._models or epoch == self._begun_epoch:  # the end of training, or nothing is built yet
             return
+        self._begun_epoch = epoch
         self.extra_state.begin(self)
         values = (v for value in vars(self).values() for v in (value.values() if isinstance(value, dict) else [value]))
         for loader in (value for value in values if isinstance(value, TrainLoader)):
@@ -112,7 +114,7 @@ class TrainerBase:
             self.before_epoch()
             self.run_epoch()
             self.after_epoch()
-            for hook in self.hooks:
+            for hook in self._hooks:
                 hook.after_epoch(self)
         self.after_train()
 
@@ -155,8 +157,7 @@ class TrainerBase:
         """Set ``train``, or ``eval`` (also called ``test``)."""
         for name in self.get_model_names(names):
             self._models[name].train(mode == "train")
-            if mode != "train":
-                distributed.broadcast(self._models[name].buffers())  # running means differ from process to process
+            distributed.broadcast_model(self._models[name])  # running means differ from process to process
 
     def trainable_parameters(self) -> int:
         """Return the number of parameters that training may change, over all registered models."""
@@ -176,12 +177,12 @@ class TrainerBase:
 
     def model_backward(self, loss: torch.Tensor, retain_graph: bool = False) -> None:
         """Compute the gradients of a loss that is a mean over the batch; of several processes, over all their parts."""
-        if self.world_size > 1:
+        if self._world_size > 1:
             loss = self.batch_share * loss
         else:
             self.detect_anomaly(loss)  # several processes look at the mean of theirs, below, and stop together
         (loss if self.scaler is None else self.scaler.scale(loss)).backward(retain_graph=retain_graph)
-        if self.world_size > 1:
+        if self._world_size > 1:
             self.detect_anomaly(distributed.average_gradients(self._trainable(), loss))
 
     def model_update(self, names: Names = None) -> None:
@@ -211,8 +212,9 @@ class TrainerBase:
         self.model_zero_grad(names)
         self.model_backward(loss_a)
         for parameter, gradient_b in gradients_b.items():
-            if parameter.grad is not None and (product := (parameter.grad * gradient_b).sum()) < 0:
-                parameter.grad -= lambda_ * product / gradient_b.square().sum() * gradient_b
+            unit = nn.functional.normalize(gradient_b.float().flatten(), dim=0).view_as(gradient_b)
+            if parameter.grad is not None and (product := (parameter.grad.float() * unit).sum()) < 0:
+                parameter.grad -= (lambda_ * product * unit).to(parameter.grad.dtype)
         self.model_update(names)
 
     def _trainable(self, names: Names = None) -> list[nn.Parameter]:
@@ -273,6 +275,8 @@ class TrainerBase:
             loaded = load_checkpoint(path)
             print(f'Loading weights to {name} from "{path}" (epoch = {loaded.get("epoch")})')
             load_state(self._models[name], loaded["state_dict"], path)
+            self.extra_state.load_state_dict(loaded, resume=False)
+        self.extra_state.restore(self)
 
     # ---- TensorBoard ----
 
@@ -342,7 +346,7 @@ class SimpleTrainer(TrainerBase):
         raise NotImplementedError
 
     @cached_property
-    def hooks(self) -> list[HookBase]:
+    def _hooks(self) -> list[HookBase]:
         return default_hooks()
 
     # ---- the loop's policy, as in Dassl ----
@@ -388,19 +392,19 @@ class SimpleTrainer(TrainerBase):
     def run_batches(self, batches: Iterable[tuple[dict, ...]]) -> None:
         """Train on each of ``num_batches`` items, which hold the arguments of ``forward_backward``."""
         self.set_model_mode("train")
-        self.losses, self.batch_time, self.data_time = MetricMeter(), AverageMeter(), AverageMeter()
+        self._losses, self._batch_time, self._data_time = MetricMeter(), AverageMeter(), AverageMeter()
         end = time.time()
         for self.batch_idx, batch in enumerate(batches):
-            self.data_time.update(time.time() - end)
+            self._data_time.update(time.time() - end)
             self.batch_lr = self.get_current_lr()  # on the last batch, forward_backward steps the schedule
-            if self.world_size > 1:
-                self.batch_share = distributed.batch_share(len(batch[0]["label"]))
+            if self._world_size > 1:
+                self.batch_share = distributed.batch_share(*(len(part["label"]) for part in batch))
             metrics = self.forward_backward(*batch)
-            if self.world_size > 1:
+            if self._world_size > 1:
                 metrics = distributed.reduce_dict(metrics, self.batch_share)
-            self.losses.update(metrics)
-            self.batch_time.update(time.time() - end)
-            for hook in self.hooks:
+            self._losses.update(metrics)
+            self._batch_time.update(time.time() - end)
+            for hook in self._hooks:
                 hook.after_step(self)
             end = time.time()
         self.batch_share = 1.0
@@ -421,12 +425,14 @@ class SimpleTrainer(TrainerBase):
         Copies of Dassl pass ``is_final``; it changes nothing.
         """
         split = split or self.cfg.TEST.SPLIT
+        self.extra_state.restore(self)  # of a finished run, whose loop sets no epoch
         self.set_model_mode("eval")
         self.evaluator.reset()
         loader = self.loader_of(split)
         print(f"Evaluate on the *{split}* set")
         with checkpoint.divergence_of(self), sharded(loader, "batches") as is_sharded:
-            outputs = self._outputs(tqdm(loader, disable=None, leave=False, desc=f"evaluating {split}", unit="batch"))
+            batches = tqdm(loader, disable=None, leave=False, desc=f"evaluating {split}", unit="batch")
+            outputs = ((self.model_inference(images), labels) for images, labels in map(self.parse_batch_test, batches))
             if is_sharded:
                 outputs = distributed.all_gather_in_turns(outputs, self.device)
             for output, labels in outputs:
@@ -435,11 +441,6 @@ class SimpleTrainer(TrainerBase):
         for name, value in self.results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         return next(iter(self.results.values()))
-
-    def _outputs(self, batches: Iterable[dict]) -> Iterator[tuple]:
-        for batch in batches:
-            images, labels = self.parse_batch_test(batch)
-            yield self.model_inference(images), labels
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
         return self.model(input)
@@ -484,7 +485,6 @@ class TrainerXU(SimpleTrainer):
         check_availability(self.cfg.TRAIN.COUNT_ITER, lengths, "TRAIN.COUNT_ITER")
         self.num_batches = lengths[self.cfg.TRAIN.COUNT_ITER]
         with sharded(loader_x, "images"), sharded(loader_u, "images"):
-            distributed.check_shares(loader_x, loader_u)
             self.run_batches(zip(self._repeated(loader_x), self._repeated(loader_u), strict=True))  # (batch_x, batch_u)
 
     def _repeated(self, loader: TrainLoader) -> Iterator[dict]:

@@ -170,6 +170,21 @@ def test_a_copy_with_another_transform_gives_its_features(images):
     assert not torch.equal(next(iter(loader))["img"], next(iter(other))["img"])
 
 
+def test_other_labels_and_other_images_are_served(images):
+    """As methods with pseudo-labels do."""
+    loader = feature_loader(loader_of(config(*RANDOM), images), Pixels(), "train")
+    next(iter(loader))
+    for item in loader.dataset.data_source:
+        item._label = 7
+    assert {label for batch in loader for label in batch["label"].tolist()} == {7}
+    loader.dataset.data_source = images[::-1]
+    for batch in loader:
+        assert batch["impath"] == [images[-1 - index].impath for index in batch["index"].tolist()]
+        for index, feature in zip(batch["index"].tolist(), batch["img"], strict=True):
+            expected = loader.dataset.dataset.item(index, loader.dataset.epoch)["img"]
+            assert torch.equal(feature, expected.flatten())
+
+
 def test_samplers_of_others_are_not_drawn_from_ahead(images):
     data = loader_of(config(*RANDOM), images).dataset
     plain = DataLoader(data, batch_size=3, shuffle=True, generator=torch.Generator().manual_seed(0))

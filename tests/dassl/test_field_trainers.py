@@ -6,6 +6,8 @@ import copy
 import datetime
 import time
 from collections import defaultdict, deque
+from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from yacs.config import CfgNode
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl.engine import TRAINER_REGISTRY, TrainerX, build_trainer
+from dassl.engine.extra_state import LARGE, digest
 from dassl.engine.trainer import AverageMeter, MetricMeter, SummaryWriter
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, listdir_nohidden, load_checkpoint, set_random_seed
@@ -373,23 +376,145 @@ def test_a_complete_config_is_passed_on_as_it_is(tmp_path):
 # ---- what a trainer sets on itself ----
 
 
+@dataclass(frozen=True)
+class Progress:
+    step: int = 0
+
+
 @TRAINER_REGISTRY.register()
-class FieldLost(Field):
-    """Keeps something that no checkpoint can hold."""
+class FieldOdd(Field):
+    """State in every shape that a checkpoint holds."""
+
+    def build_model(self):
+        super().build_model()
+        self.shadow = self.model[2].weight.detach()  # begins as the registered weight itself
+        self.counts, self.progress = np.zeros(2), Progress()
+        self.nets = {"student": self.model, "teacher": copy.deepcopy(self.model[2]), "steps": 0}
+        self.memory = torch.zeros(1000, 50)
+        self.hooks, self.losses = [self.model[2].register_forward_hook(lambda *_: None)], []
+        self.frozen = nn.Linear(300, 300)
+        self.frozen.register_buffer("calls", torch.zeros(()))
 
     def forward_backward(self, batch):
-        self.order = iter([1, 2, 3])
-        self.lock = memoryview(b"bytes")
+        self.criterion, self.started = nn.CrossEntropyLoss(), time.strftime("%Y")
+        self.shadow = 0.9 * self.shadow + 0.1 * self.model[2].weight.detach()
+        self.counts += [1, self.batch_idx]
+        self.progress = Progress(self.progress.step + 1)
+        self.nets["steps"] += 1
+        with torch.no_grad():
+            self.nets["teacher"].weight.lerp_(self.model[2].weight, 0.1)
+            self.frozen.calls += 1
+        self.last = self.memory[0]
+        self.losses.append((self.epoch, self.nets["teacher"].weight.sum().item()))
+        return super().forward_backward(batch)
+
+
+def test_state_of_any_shape_goes_on_and_touches_no_registered_model(tmp_path, monkeypatch):
+    whole = run(config(tmp_path, "Odd", "whole"))
+    run(config(tmp_path, "Odd", "parts"), monkeypatch, stop_in=2)
+    again = run(config(tmp_path, "Odd", "parts"))
+    same(whole, again)
+    assert torch.equal(again.shadow, whole.shadow)
+    assert again.counts.tolist() == whole.counts.tolist()
+    assert (again.progress, again.losses, again.frozen.calls) == (whole.progress, whole.losses, whole.frozen.calls)
+    assert (again.nets["steps"], again.nets["student"] is again.model) == (whole.nets["steps"], True)
+    assert torch.equal(again.nets["teacher"].weight, whole.nets["teacher"].weight)
+    saved = load_checkpoint(tmp_path / f"parts/linear/model.pth.tar-{EPOCHS}")["trainer"]
+    assert set(saved["frozen"]["module"]) == {"calls"}
+    assert saved["last"].untyped_storage().nbytes() == 50 * 4
+
+
+@TRAINER_REGISTRY.register()
+class FieldTeacher(Field):
+    """Answers with averaged weights that are registered nowhere."""
+
+    def build_model(self):
+        super().build_model()
+        self.teacher = copy.deepcopy(self.model)
+
+    def forward_backward(self, batch):
+        metrics = super().forward_backward(batch)
+        for mine, theirs in zip(self.teacher.parameters(), self.model.parameters(), strict=True):
+            mine.data.lerp_(theirs.data, 0.5)
+        return metrics
+
+    def model_inference(self, image):
+        return self.teacher.eval()(image)
+
+    def train(self):
+        self.before_train()
+        for self.epoch in range(self.start_epoch, self.max_epoch):  # noqa: B020
+            self.run_epoch()
+            self.after_epoch()
+        self.after_train()
+
+
+def test_averaged_weights_answer_in_a_finished_run_and_in_an_evaluation_alone(tmp_path):
+    whole = run(config(tmp_path, "Teacher", "run"))
+    assert run(config(tmp_path, "Teacher", "run")).results == whole.results  # its own loop has no epoch left
+    alone = build_trainer(config(tmp_path, "Teacher", "alone"))
+    alone.load_model(str(tmp_path / "run"))
+    alone.test()
+    assert alone.results == whole.results
+    assert torch.equal(alone.teacher[2].weight, whole.teacher[2].weight)
+
+
+class Phase(Enum):
+    WARM, MAIN = range(2)
+
+
+@TRAINER_REGISTRY.register()
+class FieldLost(Field):
+    """Keeps what no checkpoint can hold."""
+
+    def build_model(self):
+        super().build_model()
+        self.rng, self.phase = np.random.default_rng(0), Phase.WARM
+
+    def forward_backward(self, batch):
+        self.phase, self.views = Phase.MAIN, [memoryview(b"bytes")]
         return super().forward_backward(batch)
 
 
 def test_what_a_checkpoint_cannot_hold_refuses_the_resume_by_name(tmp_path, monkeypatch):
     run(config(tmp_path, "Lost", "run"), monkeypatch, stop_in=2)
-    with pytest.raises(UserError, match=r"its trainer kept .*lock \(memoryview\).* on itself"):
+    lost = r"its trainer kept rng \(Generator\), phase \(Phase\), views \(memoryview\) on itself"
+    with pytest.raises(UserError, match=lost):
         run(config(tmp_path, "Lost", "run"))
+    assert Phase.WARM.value == 0
 
 
 def test_checkpoints_of_a_method_without_state_have_none(tmp_path):
     run(config(tmp_path, "ProGrad", "run"))
     saved = load_checkpoint(tmp_path / f"run/linear/model.pth.tar-{EPOCHS}")
     assert not {"trainer", "trainer_lost"} & saved.keys()
+
+
+def test_large_tensors_in_another_order_are_others():
+    order = torch.arange(LARGE + 5)
+    assert digest(order) == digest(order.clone()) != digest(order.flip(0))
+    assert digest(order) != digest(order.roll(1))
+
+
+def test_an_epoch_is_seeded_once_in_a_loop_over_iterations(tmp_path):
+    trainer = build_trainer(config(tmp_path, "ProGrad", "run"))
+    draws = []
+    for iteration in range(4):
+        trainer.epoch = iteration // 2
+        draws.append(torch.rand(1).item())
+    assert len(set(draws)) == 4
+
+
+def test_the_clock_goes_on_in_a_resumed_run(tmp_path, monkeypatch):
+    values = {"TRAIN__CHECKPOINT_FREQ": 0, "TRAIN__CHECKPOINT_MINUTES": 1e-9}
+    for stop_in in (1, 2, 3):
+        run(config(tmp_path, "OwnRunEpoch", "run", **values), monkeypatch, stop_in)
+        assert set(listdir_nohidden(tmp_path / "run/linear")) == {"checkpoint", f"model-latest.pth.tar-{stop_in}"}
+
+
+def test_prograd_in_half_precision_stays_finite(tmp_path):
+    trainer = build_trainer(config(tmp_path, "ProGrad", "run"))
+    trainer.model.half()
+    weight = trainer.model[2].weight
+    trainer.prograd_backward_and_update((weight * 2e-2).sum(), (weight * -1e-4).sum())
+    assert weight.isfinite().all()
