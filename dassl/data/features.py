@@ -64,8 +64,9 @@ class FeatureDataset(Dataset):
         self._look_at_images()
 
     def _look_at_images(self) -> None:
-        self._features: dict[tuple[int | None, int], torch.Tensor] = {}  # by epoch (None: any) and index
+        self._features: dict[tuple[int | None, str], torch.Tensor] = {}  # by epoch (None: any) and path
         dataset, transform = self.dataset, getattr(self.dataset, "transform", None)
+        self._seen_transform = transform
         self.has_keys = type(dataset) is DatasetWrapper and isinstance(transform, Pipeline) and dataset.k_tfm == 1
         self.has_keys = self.has_keys and not dataset.return_img0 and (dataset.is_train or not transform.is_random)
         self.is_random = self.has_keys and dataset.is_train and transform.is_random
@@ -96,10 +97,15 @@ class FeatureDataset(Dataset):
         features = {draw: feature.clone() for draw, feature in self._features.items()}
         return {**self.__dict__, "source": None, "_features": features}
 
+    def __copy__(self) -> FeatureDataset:
+        new = object.__new__(type(self))
+        new.__dict__.update({**self.__dict__, "dataset": copy.copy(self.dataset)})
+        return new
+
     def __deepcopy__(self, memo: dict) -> FeatureDataset:
-        memo[id(self)] = new = copy.copy(self)
+        memo[id(self)] = new = object.__new__(type(self))
         new.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__getstate__().items()})
-        new.source = self.source
+        new.source, new._seen_transform = self.source, new.dataset.transform
         return new
 
     def __getitem__(self, index: int) -> dict:
@@ -107,15 +113,17 @@ class FeatureDataset(Dataset):
 
     def __getitems__(self, indices: list[int]) -> list[dict]:
         """Return the items of a batch."""
-        if not self.has_keys:
+        if getattr(self.dataset, "transform", None) is not self._seen_transform:
+            self._look_at_images()
+        if not self.has_keys or (self.is_random and self.epoch is None):
             return self._encoded(indices)
         epoch = self.epoch if self.is_random else None
-        if any((epoch, index) not in self._features for index in indices):
+        entries = [ENTRIES(self.dataset.data_source[index]) for index in indices]
+        if any((epoch, impath) not in self._features for *_, impath in entries):
             self._compute(indices)
         items = []
-        for index in indices:
-            label, domain, impath = ENTRIES(self.dataset.data_source[index])
-            feature = self._features[epoch, index]
+        for index, (label, domain, impath) in zip(indices, entries, strict=True):
+            feature = self._features[epoch, impath]
             items.append({"label": label, "domain": domain, "impath": impath, "index": index, "img": feature})
         return items
 
@@ -148,18 +156,21 @@ class FeatureDataset(Dataset):
             UserError: images cannot be read; it names all of the split's.
         """
         bad: dict[str, str] = {}
-        keys = {draw: self._key(*draw, bad) for draw in self._coming(indices)}
+        draws = list(self._coming(indices))
+        paths = {index: self.dataset.data_source[index].impath for _, index in draws}
+        draws = [draw for draw in draws if self.is_random or (None, paths[draw[1]]) not in self._features]
+        keys = {draw: self._key(*draw, bad) for draw in draws}
         requests = {key: partial(self._image, *draw, bad) for draw, key in keys.items()}
         features: dict[bytes, torch.Tensor] = {}
         for part in self._parts(list(requests.items())):
             given = self._source()(part, self.threads, f"{self.name} images")
             features.update(zip((key for key, _ in part), given, strict=False))
         if bad:
-            paths = [item.impath for item in self.dataset.data_source]
-            raise error_of(unreadable(paths, f"{self.name} images") or bad, f"{len(paths):,} {self.name} images")
+            whole = [item.impath for item in self.dataset.data_source]
+            raise error_of(unreadable(whole, f"{self.name} images") or bad, f"{len(whole):,} {self.name} images")
         if self.is_random:
             self._features = {}
-        self._features.update((draw, features[key]) for draw, key in keys.items())
+        self._features.update(((epoch, paths[index]), features[key]) for (epoch, index), key in keys.items())
 
     def _parts(self, requests: list[Request]) -> list[list[Request]]:
         """Return requests as they are; where each of several processes needs all, let each begin with another part."""
@@ -188,9 +199,9 @@ class FeatureDataset(Dataset):
     def _rest_of_split(self) -> Iterator[int]:
         """Yield every image; of several processes that share the batches, those of this one."""
         if getattr(self.batch_sampler, "by", ""):
-            yield from (i for batch in self._batches(self.epoch) for i in batch if (None, i) not in self._features)
+            yield from (index for batch in self._batches(self.epoch) for index in batch)
         elif self.batch_sampler is not None:
-            yield from (index for index in range(len(self)) if (None, index) not in self._features)
+            yield from range(len(self))
 
     def _batches(self, epoch: int | None) -> list[list[int]]:
         """Return the batches of an epoch; none where a sampler of others would give them but once."""

@@ -1,9 +1,10 @@
 """What a method sets on its trainer while it trains, such as averaged weights and counters: kept in its checkpoints.
 
 The trainer's attributes are looked at as training begins, and again for each checkpoint, which holds what has changed
-by then: numbers, strings, tensors, arrays, containers of these, modules and other objects with a ``state_dict`` (less
-what belongs to a registered model, whose own checkpoint has it), and objects whose attributes are of these kinds. A
-checkpoint names what it cannot hold, such as generators of random numbers, and a resume from it is refused.
+by then: numbers, strings, tensors, arrays, containers of these, parameters and buffers of modules (less what belongs to
+a registered model, whose own checkpoint has it), other objects with a ``state_dict``, and objects whose attributes are
+of these kinds. A checkpoint names what it cannot hold, such as generators of random numbers, and a resume from it is
+refused.
 """
 
 from __future__ import annotations
@@ -11,11 +12,15 @@ from __future__ import annotations
 import copy
 import datetime
 import hashlib
+import itertools
+import logging
 import random
+import re
 import types
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
+from io import IOBase
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +31,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 from tqdm import tqdm
 
-from dassl.utils import UserError, reason_of
+from dassl.data.datasets import DatasetBase, Datum
+from dassl.utils import AverageMeter, MetricMeter, UserError, reason_of
 
 if TYPE_CHECKING:
     from .trainer import TrainerBase
@@ -44,11 +50,15 @@ ENGINE = frozenset(  # attributes that the engine sets
 )
 # Objects that hold nothing of what was learned; the draws of a loader follow from (SEED, epoch).
 STATELESS = (types.ModuleType, torch.device, torch.dtype, DataLoader, Dataset, Sampler, PurePath, datetime.date, tqdm)
-STATELESS += (datetime.timedelta, torch.distributions.Distribution)
-CHANGING = (random.Random, np.random.Generator, torch.Generator, types.GeneratorType, _BaseDataLoaderIter)
+STATELESS += (datetime.timedelta, torch.distributions.Distribution, torch.autocast, logging.Logger, logging.Handler)
+STATELESS += (re.Pattern, Datum, DatasetBase, AverageMeter, MetricMeter)
+CHANGING = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator, Iterator)
 CALLABLES = (type, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
+BUILTINS = (list, tuple, set, frozenset, deque, dict, str, bytes, bytearray, int, float, IOBase, Enum)
+PLAIN = (bool, int, float, str, bytes, type(None))
 SEQUENCES = {"tuple": tuple, "set": set, "deque": deque}
 PACKAGES = ("vlm", "torch", "yacs")  # whose objects are not looked into
+AS_IS = {"as is": True}  # of what a checkpoint need not hold
 LARGE, ROW = 1 << 20, 4096  # elements: of a tensor that is compared by sums, and of its rows
 
 
@@ -56,8 +66,14 @@ class Unsaved:
     """Stands for a value that a checkpoint cannot hold. It has changed if it is another object, or a CHANGING one."""
 
     def __init__(self, value: Any):
-        self.kind, name = type(value).__name__, getattr(value, "__qualname__", None)
-        self.identity = name if isinstance(value, CALLABLES) else id(self if isinstance(value, CHANGING) else value)
+        self.kind, self.identity = type(value).__name__, id(value)
+        if isinstance(value, CALLABLES):
+            self.identity = getattr(value, "__qualname__", None)
+        elif isinstance(value, CHANGING) and not isinstance(value, IOBase):
+            self.identity = f"change {next(changes)}"
+
+
+changes = itertools.count()
 
 
 class ExtraState:
@@ -82,6 +98,12 @@ class ExtraState:
         """
         loaded, self._loaded = self._loaded, {}
         for name, value in loaded.items():
+            if (
+                not hasattr(trainer, name)
+                and isinstance(value, dict)
+                and value in (AS_IS, {"module": {}}, {"object": {}})
+            ):
+                continue  # it holds nothing, and is made anew
             try:
                 setattr(trainer, name, restored(getattr(trainer, name, None), value, trainer))
             except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
@@ -120,8 +142,14 @@ class ExtraState:
 
 def attributes(trainer: TrainerBase) -> dict[str, Any]:
     """Return what a checkpoint would hold of each attribute that a method may have set."""
-    registered = registered_in(trainer)
-    return {name: saved(value, registered) for name, value in vars(trainer).items() if name not in ENGINE}
+    values, memo = {}, dict.fromkeys(registered_in(trainer), AS_IS)
+    for name, value in vars(trainer).items():
+        if name not in ENGINE:
+            try:
+                values[name] = saved(value, memo)
+            except Exception:  # whatever a method keeps, it does not stop training
+                values[name] = Unsaved(value)
+    return values
 
 
 def registered_in(trainer: TrainerBase) -> set[int]:
@@ -140,36 +168,47 @@ def tensors_of(module: nn.Module) -> dict[str, torch.Tensor]:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
-def saved(value: Any, registered: set[int]) -> Any:
-    """Return a value as a checkpoint holds it: plain, a list, a tensor, or ``{kind: content}``."""
-    if value is None or type(value) in (bool, int, float, str, bytes):
+def saved(value: Any, memo: dict[int, Any]) -> Any:
+    """Return a value as a checkpoint holds it: plain, a list, a tensor, or ``{kind: content}``.
+
+    Args:
+        memo: what was returned for objects, by id; for registered tensors, by address.
+    """
+    if type(value) in PLAIN:
         return value
-    if id(value) in registered or (isinstance(value, torch.Tensor) and address(value) in registered):
-        return {"as is": True}
+    if id(value) in memo or (isinstance(value, torch.Tensor) and address(value) in memo):
+        return memo.get(id(value), AS_IS)
     if isinstance(value, STATELESS) or (isinstance(value, _BaseDataLoaderIter) and value._num_yielded >= len(value)):
-        return {"as is": True}
+        return AS_IS
     if isinstance(value, torch.Tensor) and value.layout == torch.strided:
-        tensor = value.detach()
+        tensor = value.detach().resolve_conj().resolve_neg()
         tensor = tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
         return tensor if tensor.device.type == "cpu" else {"accelerator": tensor.cpu()}
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        return {"array": torch.from_numpy(value.copy())}
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biuf" and not np.ma.isMA(value):
+        return {"array" if isinstance(value, np.ndarray) else "scalar": torch.from_numpy(np.array(value))}
+    memo[id(value)] = AS_IS  # within itself
+    memo[id(value)] = result = container(value, memo)
+    memo.setdefault(-1, []).append(value)  # alive, so that no other object has its id
+    return result
+
+
+def container(value: Any, memo: dict[int, Any]) -> Any:
+    kind = next((kind for kind, sequence in SEQUENCES.items() if type(value) is sequence), None)
     if type(value) is list:
-        return [saved(item, registered) for item in value]
-    if kind := next((kind for kind, sequence in SEQUENCES.items() if type(value) is sequence), None):
-        return {kind: [saved(item, registered) for item in value]}
+        return [saved(item, memo) for item in value]
+    if kind or isinstance(value, torch.Size):
+        return {kind or "tuple": [saved(item, memo) for item in value]}
     is_foreign = type(value).__module__.split(".")[0] not in PACKAGES
     if isinstance(value, dict) and is_foreign:
-        return {"dict": [[saved(key, registered), saved(item, registered)] for key, item in value.items()]}
+        return {"dict": [[saved(key, memo), saved(item, memo)] for key, item in value.items()]}
+    if isinstance(value, (*CALLABLES, *CHANGING, *BUILTINS)):
+        return Unsaved(value)
     if isinstance(value, nn.Module):
-        parts = {name: t for name, t in tensors_of(value).items() if address(t) not in registered}
-        return {"module": {name: saved(tensor, registered) for name, tensor in parts.items()}}
+        return {"module": {name: saved(t, memo) for name, t in tensors_of(value).items() if address(t) not in memo}}
     if hasattr(value, "state_dict") and hasattr(value, "load_state_dict"):
-        return {"state_dict": saved(value.state_dict(), registered)}
-    if hasattr(value, "__dict__") and is_foreign and not isinstance(value, (*CALLABLES, *CHANGING, Enum)):
-        return {"object": {name: saved(item, registered | {id(value)}) for name, item in vars(value).items()}}
+        return {"state_dict": saved(value.state_dict(), memo)}
+    if hasattr(value, "__dict__") and is_foreign:
+        return {"object": {name: saved(item, memo) for name, item in vars(value).items()}}
     return Unsaved(value)
 
 
@@ -186,17 +225,18 @@ def restored(current: Any, value: Any, trainer: TrainerBase) -> Any:
     """Return a saved value for the ``current`` one, of its type; a module or an object takes it in."""
     if isinstance(value, torch.Tensor):
         # An optimizer of the method's own may have the parameter; whatever else has the memory keeps it.
-        own = isinstance(current, nn.Parameter) and address(current) not in registered_in(trainer)
+        leaf = isinstance(current, torch.Tensor) and current.is_leaf and current.requires_grad
+        own = leaf and address(current) not in registered_in(trainer)
         return current.copy_(value) if own and current.shape == value.shape else value.clone()
     if not isinstance(value, (list, dict)):
         return value
     kind, content = next(iter(value.items())) if isinstance(value, dict) else ("list", value)
-    if kind == "as is":
+    if kind == "as is" and current is not None:
         return current
     if kind == "accelerator":
         return restored(current, content.to(trainer.device), trainer)
-    if kind == "array":
-        return content.numpy().copy()
+    if kind in ("array", "scalar"):
+        return content.numpy().copy() if kind == "array" else content.numpy()[()]
     if kind in ("list", *SEQUENCES):
         olds = [*current] if isinstance(current, (list, tuple, deque)) else []
         items = [restored(olds[i] if i < len(olds) else None, item, trainer) for i, item in enumerate(content)]
@@ -215,7 +255,7 @@ def restored(current: Any, value: Any, trainer: TrainerBase) -> Any:
         for name, tensor in content.items():
             tensors_of(current)[name].copy_(restored(None, tensor, trainer))
     elif kind == "state_dict":
-        current.load_state_dict(restored(None, content, trainer))
+        current.load_state_dict(restored(current.state_dict(), content, trainer))
     else:
         for name, item in content.items():
             object.__setattr__(current, name, restored(getattr(current, name, None), item, trainer))
@@ -231,6 +271,8 @@ def digest(value: Any) -> Any:
     def add(part: Any) -> None:
         if isinstance(part, torch.Tensor):
             result.update(f"{part.dtype} {tuple(part.shape)} ".encode() + bits(part))
+        elif isinstance(part, list) and all(type(item) in PLAIN for item in part):
+            result.update(f"{part!r} ".encode())
         elif isinstance(part, (dict, list)):
             result.update(f"{len(part)} {list(part) if isinstance(part, dict) else ''} ".encode())
             for item in part.values() if isinstance(part, dict) else part:

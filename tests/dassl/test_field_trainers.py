@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import datetime
+import itertools
+import random
+import re
 import time
 from collections import defaultdict, deque
 from dataclasses import dataclass
@@ -20,7 +23,7 @@ from yacs.config import CfgNode
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl.engine import TRAINER_REGISTRY, TrainerX, build_trainer
-from dassl.engine.extra_state import LARGE, digest
+from dassl.engine.extra_state import LARGE, digest, saved
 from dassl.engine.trainer import AverageMeter, MetricMeter, SummaryWriter
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, listdir_nohidden, load_checkpoint, set_random_seed
@@ -488,6 +491,31 @@ def test_checkpoints_of_a_method_without_state_have_none(tmp_path):
     run(config(tmp_path, "ProGrad", "run"))
     saved = load_checkpoint(tmp_path / f"run/linear/model.pth.tar-{EPOCHS}")
     assert not {"trainer", "trainer_lost"} & saved.keys()
+
+
+@pytest.mark.parametrize("make", [random.Random, np.random.RandomState, np.random.default_rng, itertools.count])
+def test_what_changes_whenever_it_is_asked_is_never_taken_for_unchanged(make):
+    assert all(digest(saved(value, {})) != digest(saved(value, {})) for value in [make(0)] * 50)
+
+
+class Odd(dict):
+    def __getattr__(self, name):
+        return self[name]
+
+
+def test_no_attribute_stops_a_training(tmp_path):
+    around, chain = [], []
+    around.append(around)
+    for _ in range(3000):
+        chain = [chain]
+    values = [nn.CrossEntropyLoss, torch.optim.SGD, Odd(a=1), around, chain, torch.empty(2, device="meta"), {1: {2}}]
+    values += [torch.eye(2).to_sparse(), torch.randn(2, dtype=torch.cfloat).conj(), nn.LazyLinear(2), np.longdouble(1)]
+    values += [np.array(["a"]), re.compile("a"), torch.Size([1]), Phase.MAIN, lambda: 0, open(__file__), object()]  # noqa: SIM115
+    trainer = build_trainer(config(tmp_path, "ProGrad", "run"))
+    for number, value in enumerate(values):
+        setattr(trainer, f"value{number}", value)
+    trainer.train()
+    assert trainer.results
 
 
 def test_large_tensors_in_another_order_are_others():
