@@ -111,7 +111,7 @@ class CoOp(TrainerX):
         node, classnames = self.cfg.TRAINER.COOP, self.dm.dataset.classnames
         self.backbone = load_backbone(self, node.PREC)
         self.model = CustomCLIP(classnames, self.backbone.clip, node, self.backbone.text_encoder())
-        register_learner(self, self.model.prompt_learner, node.PREC)  # with OPTIM's optimizer and schedule
+        register_learner(self, self.model.prompt_learner, node.PREC)  # optimizer, schedule; a scaler for amp
         self.feature_source = self.backbone.image_features()  # the image encoder is frozen: batches hold features
         self.provenance = self.backbone.report(self)
         self.sampled_softmax = SampledSoftmax.of(self)

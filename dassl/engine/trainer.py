@@ -77,7 +77,7 @@ class TrainerBase:
         self._models, self._optims, self._scheds = {}, {}, {}
         self._writer = self._begun_epoch = None
         self._epoch = self.start_epoch = self.max_epoch = 0
-        self.extra_state = ExtraState()  # what a method sets on itself while it trains: saved with the models
+        self.extra_state = ExtraState()  # tensors, numbers, … that a method sets on itself in training: saved, too
         self._world_size = distributed.get_world_size()
 
     @classmethod
@@ -458,11 +458,11 @@ class TrainerX(SimpleTrainer):
             self.run_batches(zip(self.train_loader_x))  # forward_backward(batch)
 
     def forward_backward(self, batch: dict) -> dict[str, float]:
-        """Train on a batch; return the metrics to report."""
+        """Train on a batch, and call ``update_lr`` on an epoch's last; return the metrics to report."""
         raise NotImplementedError
 
     def parse_batch_train(self, batch: dict) -> tuple[torch.Tensor, ...]:
-        """Return images, labels and domains, on the device."""
+        """Return images (or their features: ``feature_source``), labels and domains, on the device."""
         if isinstance(batch["img"], list):
             raise UserError(
                 f"DATALOADER.K_TRANSFORMS is above 1, but {type(self).__name__} trains on one view an image"
