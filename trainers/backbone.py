@@ -87,6 +87,7 @@ def load_backbone(trainer: SimpleTrainer, precision: str, needs_classes: bool = 
         raise UserError(f"{cfg.TRAINER.NAME} tells classes apart, and the data set {cfg.DATASET.NAME} has none")
     print(f"Loading CLIP (backbone: {node.NAME})")
     clip, sha256 = load_shared(node.NAME, node.WEIGHTS, precision, trainer.device)
+    trainer.extra_state.frozen.append(clip)
     if cfg.INPUT.NO_TRANSFORM:
         raise UserError("INPUT.NO_TRANSFORM is True, but CLIP takes pictures that have been transformed")
     resolution = clip.visual.input_resolution

@@ -59,7 +59,7 @@ PLAIN = (bool, int, float, str, bytes, type(None))
 SEQUENCES = {"tuple": tuple, "set": set, "deque": deque}
 PACKAGES = ("vlm", "torch", "yacs")  # whose objects are not looked into
 AS_IS = {"as is": True}  # of what a checkpoint need not hold
-LARGE, ROW = 1 << 20, 4096  # elements: of a tensor that is compared by sums, and of its rows
+LARGE, ROW = 1 << 16, 4096  # elements: of a tensor that is compared by sums, and of its rows
 
 
 class Unsaved:
@@ -80,6 +80,7 @@ class ExtraState:
     """The state of one trainer beside its registered models."""
 
     def __init__(self):
+        self.frozen: list[nn.Module] = []  # modules that never change, which need not be looked at
         self._before: dict[str, Any] | None = None  # digests of the attributes as training began
         self._loaded: dict[str, Any] = {}
         self._resumes = True
@@ -153,9 +154,10 @@ def attributes(trainer: TrainerBase) -> dict[str, Any]:
 
 
 def registered_in(trainer: TrainerBase) -> set[int]:
-    """Return the ids of what is registered, and the addresses of its tensors."""
-    parts = [trainer, *trainer._models.values(), *trainer._optims.values(), *trainer._scheds.values()]
-    tensors = (t for model in trainer._models.values() for t in (*model.parameters(), *model.buffers()))
+    """Return the ids of what is registered or frozen, and the addresses of its tensors."""
+    models = [*trainer._models.values(), *trainer.extra_state.frozen]
+    parts = [trainer, *models, *trainer._optims.values(), *trainer._scheds.values()]
+    tensors = (t for model in models for t in (*model.parameters(), *model.buffers()))
     return {*map(id, filter(None, parts)), *map(address, tensors)}
 
 
