@@ -207,10 +207,12 @@ def require_best(trainer: SimpleTrainer, directory: str) -> None:
 
 
 def origin(trainer: SimpleTrainer) -> dict[str, str]:
-    """Return what training follows from: the settings, fingerprints of the images, those of the initial weights."""
-    images = {f"{name} images": entry["sha256"] for name, entry in splits(trainer).items() if name != "test"}
-    weights = (trainer.provenance.get("weights") or {}).get("sha256")
-    return {"settings": trainer.cfg.dump(), **images, **({"weights": weights} if weights else {})}
+    """Return what training follows from, computed once: settings, fingerprints of images and initial weights."""
+    if not hasattr(trainer, "_origin"):
+        images = {f"{name} images": entry["sha256"] for name, entry in splits(trainer).items() if name != "test"}
+        weights = (trainer.provenance.get("weights") or {}).get("sha256")
+        trainer._origin = {"settings": trainer.cfg.dump(), **images, **({"weights": weights} if weights else {})}
+    return trainer._origin
 
 
 def splits(trainer: SimpleTrainer) -> dict[str, dict]:

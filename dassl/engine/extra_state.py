@@ -40,7 +40,18 @@ if TYPE_CHECKING:
 STATE, LOST = "trainer", "trainer_lost"  # entries of a checkpoint
 ENGINE = frozenset(  # attributes that the engine sets
     (
-        *("_models", "_optims", "_scheds", "_writer", "_epoch", "_begun_epoch", "_splits", "_hooks", "_world_size"),
+        *(
+            "_models",
+            "_optims",
+            "_scheds",
+            "_writer",
+            "_epoch",
+            "_begun_epoch",
+            "_splits",
+            "_origin",
+            "_hooks",
+            "_world_size",
+        ),
         *("_losses", "_batch_time", "_data_time", "extra_state", "start_epoch", "max_epoch", "batch_idx"),
         *("num_batches", "batch_lr", "batch_share", "seed", "scaler", "time_start", "saved_epoch", "best_result"),
         *("results", "provenance", "force_resume", "forced", "changed_now", "earlier_processes", "cfg", "dm"),
