@@ -40,23 +40,12 @@ if TYPE_CHECKING:
 STATE, LOST = "trainer", "trainer_lost"  # entries of a checkpoint
 ENGINE = frozenset(  # attributes that the engine sets
     (
-        *(
-            "_models",
-            "_optims",
-            "_scheds",
-            "_writer",
-            "_epoch",
-            "_begun_epoch",
-            "_splits",
-            "_origin",
-            "_hooks",
-            "_world_size",
-        ),
-        *("_losses", "_batch_time", "_data_time", "extra_state", "start_epoch", "max_epoch", "batch_idx"),
-        *("num_batches", "batch_lr", "batch_share", "seed", "scaler", "time_start", "saved_epoch", "best_result"),
-        *("results", "provenance", "force_resume", "forced", "changed_now", "earlier_processes", "cfg", "dm"),
-        *("device", "output_dir", "evaluator", "feature_source", "num_classes", "num_source_domains", "lab2cname"),
-        *("train_loader_x", "train_loader_u", "val_loader", "test_loader"),
+        *("_models", "_optims", "_scheds", "_writer", "_epoch", "_begun_epoch", "_splits", "_origin", "_hooks"),
+        *("_world_size", "_losses", "_batch_time", "_data_time", "extra_state", "start_epoch", "max_epoch"),
+        *("batch_idx", "num_batches", "batch_lr", "batch_share", "seed", "scaler", "time_start", "saved_epoch"),
+        *("best_result", "results", "provenance", "force_resume", "forced", "changed_now", "earlier_processes"),
+        *("cfg", "dm", "device", "output_dir", "evaluator", "feature_source", "num_classes", "num_source_domains"),
+        *("lab2cname", "train_loader_x", "train_loader_u", "val_loader", "test_loader"),
     )
 )
 # Objects that hold nothing of what was learned; the draws of a loader follow from (SEED, epoch).
@@ -265,8 +254,9 @@ def restored(current: Any, value: Any, trainer: TrainerBase) -> Any:
     if current is None and content:
         raise ValueError(f"it is the state of a {kind} that is made in training")
     if kind == "module":
+        tensors = tensors_of(current) if content else {}
         for name, tensor in content.items():
-            tensors_of(current)[name].copy_(restored(None, tensor, trainer))
+            tensors[name].copy_(restored(None, tensor, trainer))
     elif kind == "state_dict":
         current.load_state_dict(restored(current.state_dict(), content, trainer))
     else:
