@@ -14,8 +14,8 @@ import argparse
 import sys
 from importlib import import_module
 
-from commands import COMMANDS, DEFAULT
 from dassl.utils import command_line
+from inference import COMMANDS, DEFAULT
 
 
 @command_line()
@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int | None:
     """Run the command line; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     name, rest = (argv[0], argv[1:]) if argv and argv[0] in COMMANDS else (DEFAULT, argv)
-    command = import_module(f"commands.{name}")
+    command = import_module(f"inference.{name}")
     description = __doc__ if rest is argv else command.__doc__
     parser = argparse.ArgumentParser(
         prog=f"predict.py {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter

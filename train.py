@@ -13,8 +13,8 @@ import sys
 import time
 
 from dassl.config import clean_cfg, merge_file, merge_flag, merge_options
+from dassl.engine.record import is_finished
 from dassl.utils import command_line
-from dassl.utils.results import is_finished
 
 CODE = (__file__, "dassl", "vlm", "datasets", "trainers")  # the program, whose checksum goes into result.json
 

@@ -20,14 +20,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.measure import default_allocator, in_turns, machine, matmul_rate
 from dassl.utils import UserError, keep_memory
 from tools.random_weights import random_clip
-from vlm.image_encoder import TorchEncoder, image_encoder
+from vlm.images.encoder import TorchEncoder, image_encoder
 from vlm.openai import build_model
 
 BATCH = 32
 
 
 def visual_of(backbone: str):
-    """A frozen image encoder with random weights, as vlm.load gives it on a CPU."""
+    """A frozen image encoder with random weights, as vlm.clip.load gives it on a CPU."""
     visual = build_model(random_clip(backbone, 0)).float().requires_grad_(False).visual
     return visual.to(memory_format=torch.channels_last)
 

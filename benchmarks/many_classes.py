@@ -24,7 +24,7 @@ from tools.fix_imagenet import imagenet21k_names
 from tools.random_weights import random_clip
 from trainers.coop import CustomCLIP
 from trainers.sampled_softmax import Sample, logits_of_classes
-from vlm.load import load
+from vlm.clip.load import load
 from vlm.openai import CLIP, build_model
 from vlm.similarity import logits, logits_or_best, normalize
 

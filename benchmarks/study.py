@@ -26,7 +26,7 @@ from benchmarks.text_encoder import steps
 from dassl.config import get_cfg_default, merge_file
 from dassl.data.transforms import build_transform
 from dassl.utils import keep_memory, read_image
-from vlm.image_encoder import image_encoder
+from vlm.images.encoder import image_encoder
 
 SHOTS, CLASSES, EPOCHS, BATCH, TEST, TEST_BATCH = (1, 2, 4, 8, 16), 10, 200, 32, 3925, 100
 CONFIG = Path(__file__).resolve().parents[1] / "configs/trainers/CoOp/rn50.yaml"

@@ -21,7 +21,7 @@ from tools.fix_imagenet import curated_names
 from tools.random_weights import random_clip
 from trainers.coop import PromptLearner
 from vlm.openai import CLIP, build_model
-from vlm.text_encoder import TextEncoder
+from vlm.text.encoder import TextEncoder
 
 NETTE = [0, 217, 482, 491, 497, 566, 569, 571, 574, 701]  # ImageNette's classes among ImageNet's
 PLAIN_UP_TO = 100  # classes

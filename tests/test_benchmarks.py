@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from benchmarks import feature_set, image_encoder, many_classes, scale, study, text_encoder
+from benchmarks import feature_set, image_encoder, many_classes, study, text_encoder
 from benchmarks.measure import in_turns
 
 
-@pytest.mark.parametrize("module", [text_encoder, image_encoder, study, many_classes, feature_set, scale])
+@pytest.mark.parametrize("module", [text_encoder, image_encoder, study, many_classes, feature_set])
 def test_they_explain_themselves(module, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["benchmark", "--help"])
     with pytest.raises(SystemExit, match="0"):

@@ -25,7 +25,7 @@ from dassl.engine.checkpoint import process_counts
 from dassl.utils import UserError, listdir_nohidden, load_checkpoint, save_checkpoint
 from tests.common import REPOSITORY, tensors
 from tests.conftest import Run
-from vlm import feature_store
+from vlm.images import feature_store
 
 TUNE = (
     *("--trainer", "CLIPFineTune", "--config-file", REPOSITORY / "configs/trainers/CLIPFineTune/tiny.yaml"),

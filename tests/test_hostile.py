@@ -11,9 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from dassl.data.archives import unpack
 from dassl.data.datasets import build_dataset
 from dassl.utils import BadImage, UserError, read_image
-from dassl.utils.archives import unpack
 from tests.common import REPOSITORY
 from tests.datasets.shapes import CLASSES, config, write_images, write_split_file
 from tests.stress.attacks import ATTACKS, BASE, MARKER, READERS, Victim, payload, text

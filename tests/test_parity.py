@@ -30,10 +30,10 @@ from trainers.backbone import load_backbone
 from trainers.coop import CoOp
 from trainers.zsclip import ZeroshotCLIP
 from vlm import openai
-from vlm.image_encoder import image_encoder
-from vlm.load import load
-from vlm.prompts import token_count, tokenize
-from vlm.text_encoder import TextEncoder
+from vlm.clip.load import load
+from vlm.images.encoder import image_encoder
+from vlm.text.encoder import TextEncoder
+from vlm.text.prompts import token_count, tokenize
 
 CONFIGS = REPOSITORY / "configs"
 FACTS = json.loads((FOLDER / "parity.json").read_text())

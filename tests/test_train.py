@@ -11,8 +11,8 @@ import torch
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
+from dassl.log_format import END_OF_TRAINING
 from dassl.utils import listdir_nohidden
-from dassl.utils.results import END_OF_TRAINING
 from tests.common import REPOSITORY, assert_same_tensors, tensors
 from trainers.coop import CoOp
 

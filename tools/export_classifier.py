@@ -36,8 +36,8 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from commands.runs import trainer_of
 from dassl.utils import UserError, atomic_write, command_line, mkdir_if_missing
+from inference.runs import trainer_of
 
 if TYPE_CHECKING:
     import torch
@@ -164,12 +164,12 @@ def export(run: Path, out: Path, epoch: int | None, classes: Sequence[str]) -> N
     """Write the files.
 
     Raises:
-        UserError: as :func:`commands.runs.trainer_of`; the method has no class weights; or, once the others are
+        UserError: as :func:`inference.runs.trainer_of`; the method has no class weights; or, once the others are
             written, the packages for ONNX are not there.
     """
     import torch
 
-    from commands.classifier import visual_of
+    from inference.classifier import visual_of
 
     trainer = trainer_of(run, classes, epoch, cuda=False)
     description = describe(trainer)

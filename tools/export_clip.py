@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from commands.runs import classnames_of, config_of, trainer_of
 from dassl.utils import UserError, atomic_write, command_line, mkdir_if_missing
+from inference.runs import classnames_of, config_of, trainer_of
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +44,7 @@ def fine_tuned(run: Path, epoch: int | None) -> nn.Module:
     """The CLIP of the run, on the CPU.
 
     Raises:
-        UserError: as :func:`commands.runs.trainer_of`; the run is of another method, or its CLIP not of OpenAI's kind.
+        UserError: as :func:`inference.runs.trainer_of`; the run is of another method, or its CLIP not of OpenAI's kind.
     """
     from vlm.openai import CLIP
 
@@ -71,7 +71,7 @@ def features(clip: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     """Features (n, embed_dim) of the random images, and of the texts."""
     import torch
 
-    from vlm.text_encoder import text_encoder
+    from vlm.text.encoder import text_encoder
 
     size, encoder = clip.visual.input_resolution, text_encoder(clip)
     images = torch.randn(IMAGES, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -99,8 +99,8 @@ def check_file(path: Path, expected: tuple) -> tuple[str, str]:
     Raises:
         UserError: it is not a CLIP's, or another's than the features ``expected`` are of.
     """
-    from vlm.fingerprint import fingerprint
-    from vlm.load import load
+    from vlm.clip.fingerprint import fingerprint
+    from vlm.clip.load import load
 
     clip, weights = load("", str(path))
     rounded = features(clip)

@@ -33,7 +33,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dassl.utils import UserError, command_line, stopped
-from tools.clusters.addresses import with_address
+from studies.ray import with_address
 
 SHOWN = 12  # characters of names and checksums
 # What rm removes: what runs write, and what is left of that if one is killed while it writes.
@@ -67,7 +67,7 @@ class Encoder:
 
     def description(self) -> list[str]:
         """Weights, precision and runtime, as far as the folder tells them."""
-        from vlm.feature_store import DESCRIPTION
+        from vlm.images.feature_store import DESCRIPTION
 
         try:
             told = json.loads((self.folder / DESCRIPTION).read_text(encoding="utf-8"))
@@ -97,7 +97,7 @@ class Encoder:
 
 
 def encoders_in(root: Path) -> list[Encoder]:
-    from vlm.feature_store import encoder_folders
+    from vlm.images.feature_store import encoder_folders
 
     return [Encoder(folder) for folder in encoder_folders(root)]
 
@@ -119,7 +119,7 @@ def verify(encoders: list[Encoder]) -> int:
     """Read every file, so that damaged ones are removed; returns the exit code."""
     from tqdm import tqdm
 
-    from vlm.feature_store import read_shard
+    from vlm.images.feature_store import read_shard
 
     files = [(path, encoder.folder.name) for encoder in encoders for path in encoder.files()]
     bad = [path for path, name in tqdm(files, disable=None, leave=False, unit="file") if read_shard(path, name) is None]
@@ -151,7 +151,7 @@ def named(encoders: list[Encoder], prefix: str) -> Encoder:
 
 def _features_in(path: Path) -> int:
     """How many features a file holds by its header; none if that cannot be read."""
-    from vlm.feature_store import DAMAGE, safe_open
+    from vlm.images.feature_store import DAMAGE, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
@@ -183,8 +183,8 @@ def add_extract(parser: argparse.ArgumentParser) -> None:
     add("--weights", default="", metavar="FILE", help="CLIP weights to take instead of the backbone's own")
     add("--split", default="all", help="train, val or test; all, which is the default: each image once")
     add("--output", required=True, metavar="FOLDER", help="the set")
-    add("--shards", type=int, required=True, metavar="N", help="how many; about a million images each is a good size")
-    add("--shard", type=int, metavar="K", help="1 to N; without it, all that are missing, one after another")
+    add("--shards", type=int, default=1, metavar="N", help="of how many calls, each with a --shard of its own (1)")
+    add("--shard", type=int, default=1, metavar="K", help="1 to N: this call's share of the blocks (1)")
     add(
         "--ray",
         nargs="?",
@@ -198,15 +198,38 @@ def add_extract(parser: argparse.ArgumentParser) -> None:
 
 
 def extract(args: argparse.Namespace, argv: list[str]) -> None:
-    from tools.feature_sets.extract import extract
-    from tools.feature_sets.job import Job
+    from dassl.config import get_cfg_default, merge_file, merge_flag, merge_options
+    from studies.extract import Job, extract
+    from studies.ray import Resources
 
-    named = ("dataset", "root", "backbone", "weights", "split", "output", "shards")
-    job = Job(**{name: getattr(args, name) for name in named}, options=tuple(args.opts))
+    cfg = get_cfg_default()
+    is_file = args.dataset.endswith((".yaml", ".yml"))
+    merge_file(cfg, args.dataset) if is_file else merge_flag(cfg, "DATASET.NAME", args.dataset)
+    for key, value in {
+        "DATASET.ROOT": args.root,
+        "BACKBONE.NAME": args.backbone,
+        "BACKBONE.WEIGHTS": args.weights,
+    }.items():
+        merge_flag(cfg, key.replace("BACKBONE", "MODEL.BACKBONE"), value or "./data" * (key == "DATASET.ROOT"))
+    merge_options(cfg, args.opts)
+    if cfg.DATASET.NUM_SHOTS >= 1 or any(key.startswith("INPUT.") for key in args.opts[::2]):
+        raise UserError("a feature set is of all images, prepared as the backbone learned them: no NUM_SHOTS, no INPUT")
     try:
-        extract(job, args.shard, args.ray, args.cpus, args.gpus)
+        job = Job(cfg, args.split, Path(args.output).expanduser())
+        extract(job, args.shard, args.shards, args.ray, Resources(args.cpus, args.gpus))
     except KeyboardInterrupt as stop:
         raise stopped("in the extraction", "from the images that are done", __file__, argv) from stop
+
+
+def show_set(folder: Path) -> None:
+    """Print what a feature set is of."""
+    from dassl.config.merge import leaves
+    from vlm.images.feature_set import open_set
+
+    data, description = open_set(folder)
+    for key, value in leaves(description["settings"]):
+        print(f"{key}: {' '.join(str(value).split())}")
+    print(f"{data.count_rows():,} images, {len(description['classnames']):,} classes")
 
 
 @command_line()
@@ -216,7 +239,7 @@ def main(argv: list[str] | None = None) -> int | None:
     for name, says in (("ls", "what is there"), ("verify", "read every file"), ("rm", "remove features")):
         command = commands.add_parser(name, help=says)
         command.add_argument("--cache-dir", type=Path, help="FEATURES.CACHE_DIR; by default, the user's cache folder")
-        if name != "rm":
+        if name == "ls":
             command.add_argument("--set", type=Path, metavar="FOLDER", help="this feature set, in place of the cache")
     command.add_argument("encoder", nargs="*", help="the beginning of its folder's name; none: all")
     add_extract(commands.add_parser("extract", help="the features of very many images, in shards"))
@@ -225,12 +248,10 @@ def main(argv: list[str] | None = None) -> int | None:
     if args.command == "extract":
         return extract(args, command)
     if getattr(args, "set", None):
-        from tools.feature_sets import look
-
-        return (look.show if args.command == "ls" else look.verify)(args.set.expanduser())
+        return show_set(args.set.expanduser())
     root = args.cache_dir
     if root is None:
-        from vlm.features import cache_folder
+        from vlm.images.features import cache_folder
 
         root = cache_folder()
     root = root.expanduser()

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from commands.runs import CONFIG, classnames_of, config_of
 from dassl.utils import UserError, check_at_least, command_line
+from inference.runs import CONFIG, classnames_of, config_of
 
 if TYPE_CHECKING:
     import torch
@@ -53,8 +53,8 @@ def read_context(checkpoint: Path) -> torch.Tensor:
 
 def encoder_of(run: Path, backbone: str, weights: str):
     """The text encoder whose words the context was learned among, and what it is called."""
-    from vlm.load import load_shared
-    from vlm.text_encoder import text_encoder
+    from vlm.clip.load import load_shared
+    from vlm.text.encoder import text_encoder
 
     if not backbone and (run / CONFIG).is_file():
         node = config_of(run).MODEL.BACKBONE
@@ -69,7 +69,7 @@ def show(context: torch.Tensor, encoder, k: int) -> None:
     """Print the table of one context (n_ctx, width)."""
     from tabulate import tabulate
 
-    from vlm.nearest_words import nearest_words
+    from vlm.text.nearest_words import nearest_words
 
     rows = [
         [number, ", ".join(f"{word} ({distance:.4f})" for word, distance in words)]

@@ -17,8 +17,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dassl.log_format import read_result
 from dassl.utils import UserError, command_line, listdir_nohidden
-from dassl.utils.results import interval95, read_result
+from studies.tables.cells import interval95
 
 
 def parse_directory(directory: Path, keyword: str, test_log: bool, ci95: bool) -> float:

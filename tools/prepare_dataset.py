@@ -20,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dassl.data.archives import DAMAGE, unpack
 from dassl.utils import (
     UserError,
     atomic_write,
@@ -30,7 +31,6 @@ from dassl.utils import (
     reason_of,
     write_json,
 )
-from dassl.utils.archives import DAMAGE, unpack
 from tools.fix_imagenet import curated_names
 
 ARCHIVES = (".gz", ".tgz", ".zip")  # which torchvision leaves beside what was in them

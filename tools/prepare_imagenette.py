@@ -19,9 +19,9 @@ from pathlib import Path, PurePosixPath
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dassl.utils import UserError, command_line, download, mkdir_if_missing, reason_of
-from dassl.utils.archives import DAMAGE, Tar, members
-from dassl.utils.downloads import file_digest
+from dassl.data.archives import DAMAGE, Tar, members
+from dassl.data.downloads import download
+from dassl.utils import UserError, command_line, file_digest, mkdir_if_missing, reason_of
 from tools.fix_imagenet import fix_imagenet
 
 ADDRESS = "https://s3.amazonaws.com/fast-ai-imageclas/"

@@ -31,10 +31,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import yaml
 from yacs.config import CfgNode
 
-from commands.runs import quiet
+from dassl.engine.record import RECORD, read_record
 from dassl.utils import UserError, atomic_write, command_line, read_json
-from dassl.utils.results import RECORD, read_record
-from tools.tables.two_runs import OF_THE_FOLDER, Row, compare, compare_tensors, flat
+from inference.runs import quiet
+from studies.two_runs import OF_THE_FOLDER, Row, compare, compare_tensors, flat
 
 NEEDED = {"command": list, "config": dict}  # of a record, to do its run again
 CONFIG = "rerun.yaml"  # the recorded settings, in the new folder

@@ -5,9 +5,9 @@
     python tools/results_table.py output/evaluation    # transfer.md, .csv: from ImageNet to other data sets
 
 The study is zero-shot CLIP against CoOp with 16 and with 4 context tokens, and whatever else there are runs of: other
-numbers of tokens, adapters, a linear probe. Which folders are read is said in tools/tables/study.py; for the other two
-tables, in tools/tables/generalisation.py. ``parameters.png`` shows accuracy against trainable parameters
-(tools/tables/pareto.py). Files are written where the runs are.
+numbers of tokens, adapters, a linear probe. Which folders are read is said in studies/tables/study.py; for the other
+two tables, in studies/tables/generalisation.py. ``parameters.png`` shows accuracy against trainable parameters
+(studies/tables/pareto.py). Files are written where the runs are.
 
 A ``*`` marks the cells with runs that took a shortcut with the image features (FEATURES.VIEWS, FEATURES.PREC), that
 trained over samples of the classes (TRAINER.COOP.SAMPLED_CLASSES), or that went without images, as these could not be
@@ -22,8 +22,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dassl.utils import UserError, alone_in, atomic_write, command_line
-from tools.tables import generalisation, pareto, study
+from dassl.engine.lock import exclusive_lock
+from dassl.utils import UserError, atomic_write, command_line
+from studies.tables import generalisation, pareto, study
 
 
 def write(folder: Path, name: str, markdown: str, frame, *also: str) -> None:
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not args.folder.is_dir():
         raise UserError(f"no folder {args.folder}")
-    with alone_in(args.folder):
+    with exclusive_lock(args.folder):
         table = None if args.config else generalisation.read(args.folder)
         if table:
             write(args.folder, *table)

@@ -9,13 +9,13 @@ from yacs.config import CfgNode
 
 from dassl.engine import SimpleTrainer
 from dassl.utils import UserError, check_at_least, check_availability, count_num_param
-from vlm.class_features import description
-from vlm.features import FeatureStore, ImageFeatures, cache_folder
-from vlm.image_encoder import PRECISIONS, image_encoder
-from vlm.load import load_shared
+from vlm.clip.load import load_shared
+from vlm.images.encoder import PRECISIONS, image_encoder
+from vlm.images.features import FeatureStore, ImageFeatures, cache_folder
 from vlm.openai import CLIP
 from vlm.similarity import Best, logits_or_best
-from vlm.text_encoder import TextEncoder, text_encoder
+from vlm.text.class_features import description
+from vlm.text.encoder import TextEncoder, text_encoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def load_backbone(trainer: SimpleTrainer, precision: str, needs_classes: bool = 
         needs_classes: False for a method that learns from captions, too.
 
     Raises:
-        UserError: as :func:`vlm.load.load`; there are no classes; or INPUT and FEATURES are not for this CLIP.
+        UserError: as :func:`vlm.clip.load.load`; there are no classes; or INPUT and FEATURES are not for this CLIP.
     """
     cfg, node = trainer.cfg, trainer.cfg.MODEL.BACKBONE
     check_at_least(cfg.FEATURES.VIEWS, 0, "FEATURES.VIEWS")

@@ -6,7 +6,7 @@ import hashlib
 
 import torch
 
-from vlm.prompt_table import PromptTable
+from vlm.text.prompt_table import PromptTable
 
 CLASS_TOKENS = ("token_prefix", "token_suffix")
 CHECKSUM = "class_tokens_blake2b"  # in their place, where they are too large

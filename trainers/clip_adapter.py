@@ -18,7 +18,7 @@ from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, load_pretrained_weights
 from vlm.similarity import logits
-from vlm.zeroshot import check_template, describe_classes
+from vlm.text.zeroshot import check_template, describe_classes
 
 from .backbone import load_backbone
 from .shots import PRECISION

@@ -19,7 +19,7 @@ from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.metrics import compute_accuracy
 from vlm.openai import CLIP
 from vlm.similarity import Best, normalize
-from vlm.text_encoder import TextEncoder
+from vlm.text.encoder import TextEncoder
 
 from .backbone import load_backbone
 from .context import check_context, register_learner

@@ -9,9 +9,9 @@ from yacs.config import CfgNode
 from dassl.engine import TrainerX
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, check_availability, load_pretrained_weights
-from vlm.load import PRECISIONS
-from vlm.prompts import readable, token_count
-from vlm.text_encoder import TextEncoder
+from vlm.clip.load import PRECISIONS
+from vlm.text.encoder import TextEncoder
+from vlm.text.prompts import readable, token_count
 
 MOST = 512  # tokens of a prompt in the text encoder that takes the longest ones, Chinese-CLIP's
 

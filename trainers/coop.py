@@ -18,12 +18,12 @@ from yacs.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.metrics import compute_accuracy
 from dassl.utils import check_availability
-from vlm.class_features import BLOCK, FEW, ClassFeatures
-from vlm.class_names import class_names
 from vlm.openai import CLIP
-from vlm.prompt_table import POSITIONS, PromptTable
 from vlm.similarity import Best, linear_head, logits, normalize
-from vlm.text_encoder import TextEncoder
+from vlm.text.class_features import BLOCK, FEW, ClassFeatures
+from vlm.text.class_names import class_names
+from vlm.text.encoder import TextEncoder
+from vlm.text.prompt_table import POSITIONS, PromptTable
 
 from .backbone import load_backbone
 from .class_tokens import keep_class_tokens

@@ -28,12 +28,12 @@ from dassl.utils import (
     load_checkpoint,
     load_pretrained_weights,
 )
+from vlm.clip.lora import add_lora
 from vlm.contrastive import batch_loss, in_chunks
-from vlm.lora import add_lora
 from vlm.openai import CLIP
-from vlm.prompts import readable
 from vlm.similarity import linear_head, logits, normalize
-from vlm.zeroshot import check_template, describe_classes
+from vlm.text.prompts import readable
+from vlm.text.zeroshot import check_template, describe_classes
 
 from .backbone import load_backbone
 

@@ -7,10 +7,10 @@ from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.utils import check_availability
-from vlm.class_features import FEW
 from vlm.similarity import Best, linear_head
-from vlm.templates import TEMPLATES
-from vlm.zeroshot import check_template, describe_classes
+from vlm.text.class_features import FEW
+from vlm.text.templates import TEMPLATES
+from vlm.text.zeroshot import check_template, describe_classes
 
 from .backbone import load_backbone
 

@@ -1,1 +1,1 @@
-"""CLIP as this project uses it: weights, prompts, text encoder, templates, and a tiny CLIP of its own."""
+"""CLIP as it is used here: loading, text, images."""

@@ -1,5 +1,10 @@
 """Data sets, transforms and loaders."""
 
-from .data_manager import DataManager, DatasetWrapper
+from typing import TYPE_CHECKING
 
-__all__ = ["DataManager", "DatasetWrapper"]
+from dassl.lazy import attach
+
+if TYPE_CHECKING:
+    from .data_manager import DataManager, DatasetWrapper
+
+__getattr__, __all__ = attach(__name__, {"data_manager": "DataManager DatasetWrapper"})

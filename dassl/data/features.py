@@ -15,8 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 from dassl.distributed import get_rank, get_world_size
-from dassl.utils import BadImage, reason_of
-from dassl.utils.downloads import file_digest
+from dassl.utils import BadImage, file_digest, reason_of
 
 from .data_manager import DatasetWrapper
 from .images import error_of, unreadable

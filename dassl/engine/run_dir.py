@@ -20,26 +20,25 @@ from dassl.config.saved import FILE, objections_to_resume, seed_of_run
 from dassl.distributed import all_gather_objects, get_device, get_world_size, is_main_process, run_on_main
 from dassl.utils import (
     UserError,
-    alone_in,
     atomic_write,
     check_at_least,
     check_availability,
     collect_env_info,
+    file_digest,
     keep_memory,
-    log_to,
     package_versions,
     set_random_seed,
     stopped,
     write_json,
 )
 from dassl.utils.checkpoint import find_checkpoint
-from dassl.utils.downloads import file_digest
-from dassl.utils.env import code_version, machine
-from dassl.utils.logger import set_aside
-from dassl.utils.results import RECORD
+from dassl.utils.env import machine
+from dassl.utils.logger import log_to, set_aside
 
 from . import checkpoint
 from .build import default_cfg
+from .lock import exclusive_lock
+from .record import RECORD, code_version
 
 if TYPE_CHECKING:
     from .trainer import SimpleTrainer
@@ -101,7 +100,7 @@ def run_directory(cfg: CfgNode, trains: bool, keep_record: bool = False) -> Iter
     if not is_main_process():
         yield
         return
-    with alone_in(cfg.OUTPUT_DIR):
+    with exclusive_lock(cfg.OUTPUT_DIR):
         objections = claim_folder(cfg) if trains else []
         if not keep_record:
             set_aside(Path(cfg.OUTPUT_DIR, RECORD))

@@ -36,6 +36,7 @@ from dassl.data.data_manager import TrainLoader
 from dassl.data.features import FeatureSource, feature_loader
 from dassl.data.samplers import sharded
 from dassl.evaluation import build_evaluator
+from dassl.log_format import END_OF_TRAINING
 from dassl.utils import (
     AverageMeter,
     MetricMeter,
@@ -49,7 +50,6 @@ from dassl.utils import (
     tolist_if_not,
 )
 from dassl.utils.checkpoint import BEST, find_checkpoint, load_state
-from dassl.utils.results import END_OF_TRAINING
 
 from . import checkpoint, run_dir
 from .extra_state import ExtraState

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from yacs.config import CfgNode
 
+from dassl.log_format import class_line, result_lines
 from dassl.utils import NotANumber, UserError, atomic_write
-from dassl.utils.results import class_line, result_lines
 
 from .build import EVALUATOR_REGISTRY
 

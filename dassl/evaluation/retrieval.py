@@ -7,8 +7,8 @@ from collections import OrderedDict
 import torch
 from yacs.config import CfgNode
 
+from dassl.log_format import RESULT
 from dassl.utils import NotANumber, UserError
-from dassl.utils.results import RESULT
 
 from .build import EVALUATOR_REGISTRY
 from .evaluator import EvaluatorBase

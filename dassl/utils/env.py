@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import hashlib
 import os
 import platform
-import subprocess
-from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # as in malloc.h
 PACKAGES = (
     *("torch", "torchvision", "openai-clip", "numpy", "pillow", "scikit-learn", "scipy", "yacs", "openvino"),
     *("ftfy", "regex", "open_clip_torch", "timm", "transformers", "tokenizers"),
 )
-GIT_SECONDS = 5  # on a slow disk the record does without
 
 
 def keep_memory() -> None:
@@ -81,34 +76,3 @@ def collect_env_info() -> str:
         **package_versions(),
     }
     return "\n".join(f"{name}: {value}" for name, value in lines.items())
-
-
-def code_version(root: Path, parts: Sequence[str]) -> dict:
-    """Which code a program is.
-
-    Args:
-        parts: the folders and files of ``root`` that it is made of.
-
-    Returns:
-        ``sha256`` over the paths and contents of the Python files in ``parts``, whatever their line ends; in a git
-        checkout also ``commit``, and whether those files have been ``modified`` since.
-    """
-    files = [path for part in parts for path in (root / part, *(root / part).rglob("*.py"))]
-    digest = hashlib.sha256()
-    for name, path in sorted((path.relative_to(root).as_posix(), path) for path in files if path.is_file()):
-        content = path.read_bytes().replace(b"\r\n", b"\n")
-        digest.update(f"{name}\0{len(content)}\0".encode() + content)
-    return {**_commit(root, parts), "sha256": digest.hexdigest()}
-
-
-def _commit(root: Path, parts: Sequence[str]) -> dict:
-    if not (root / ".git").exists():  # a folder above may be a checkout of something else
-        return {}
-    command = ["git", "--no-optional-locks", "status", "--porcelain=v2", "--branch", "--", *parts]
-    try:
-        status = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=GIT_SECONDS, check=True)
-    except (OSError, subprocess.SubprocessError):  # no git, or it does not trust the folder's owner
-        return {}
-    lines = status.stdout.splitlines()
-    commit = next((line.split()[-1] for line in lines if line.startswith("# branch.oid ")), None)
-    return {"commit": commit, "modified": any(not line.startswith("#") for line in lines)}

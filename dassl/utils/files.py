@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -94,6 +95,15 @@ def check_isfile(fpath: str | os.PathLike) -> bool:
     if not found:
         print(f'No file found at "{fpath}"')
     return found
+
+
+def file_digest(path: str | os.PathLike, algorithm: str = "sha256") -> str:
+    """Return the checksum of a file in hexadecimal."""
+    with open(path, "rb") as file:
+        digest = hashlib.new(algorithm)
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def is_utf8(text: str) -> bool:

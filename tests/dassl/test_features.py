@@ -19,7 +19,7 @@ from dassl.data.data_manager import build_data_loader
 from dassl.data.features import feature_loader
 from dassl.data.transforms import build_transform
 from tests.common import REPOSITORY, assert_same_tensors
-from vlm.image_encoder import OpenVINOEncoder, TorchEncoder, image_encoder
+from vlm.images.encoder import OpenVINOEncoder, TorchEncoder, image_encoder
 
 RANDOM = ("INPUT.TRANSFORMS", "('random_resized_crop','random_flip','normalize')")
 SHOT, TEST = 10, 896  # images: one a class, and those for testing
@@ -370,7 +370,7 @@ def test_features_of_pytorch_are_not_taken_for_openvinos(imagenet, encoded, monk
     first = imagenet(out="first")
     encoded()
     image_encoder.cache_clear()
-    monkeypatch.setattr("vlm.image_encoder._has_openvino", lambda: False)
+    monkeypatch.setattr("vlm.images.encoder._has_openvino", lambda: False)
     result = imagenet(out="torch")
     image_encoder.cache_clear()
     assert "Image features: float32, torch " in result.log

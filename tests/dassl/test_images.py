@@ -12,7 +12,7 @@ from dassl.data.images import unreadable
 from dassl.utils import read_json
 from tests.common import REPOSITORY, assert_same_tensors, damage
 from tools import check_images, digit_pairs
-from vlm.features import ImageFeatures
+from vlm.images.features import ImageFeatures
 
 RANDOM = ("INPUT.TRANSFORMS", "('random_resized_crop','random_flip','normalize')")
 SKIP = ("DATASET.SKIP_BAD_IMAGES", True)

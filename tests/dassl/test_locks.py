@@ -10,7 +10,9 @@ import time
 import pytest
 from filelock import FileLock
 
-from dassl.utils import UserError, alone_in, locks
+from dassl.engine import lock as locks
+from dassl.engine.lock import exclusive_lock
+from dassl.utils import UserError
 
 SHORT = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1)
 
@@ -18,7 +20,7 @@ SHORT = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1)
 def test_a_second_run_is_refused_with_the_firsts_process_and_host_and_harms_nothing(run):
     first = run(*SHORT)
     log, record = first.log, first.record
-    with alone_in(first.folder):
+    with exclusive_lock(first.folder):
         second = run(*SHORT)
     assert second.code == 2
     assert f"{first.folder} is in use by process {os.getpid()} on {socket.gethostname()}, since 20" in second.error
@@ -27,10 +29,10 @@ def test_a_second_run_is_refused_with_the_firsts_process_and_host_and_harms_noth
 
 
 def test_nobody_is_in_the_folder_afterwards(tmp_path):
-    with pytest.raises(KeyError), alone_in(tmp_path / "run"):
+    with pytest.raises(KeyError), exclusive_lock(tmp_path / "run"):
         raise KeyError
     assert [path.name for path in (tmp_path / "run").iterdir()] == [locks.LOCK]
-    with alone_in(tmp_path / "run"):
+    with exclusive_lock(tmp_path / "run"):
         pass
 
 
@@ -45,7 +47,7 @@ def test_a_process_on_another_machine_is_believed(tmp_path):
     with (
         held_by(tmp_path, host="elsewhere"),
         pytest.raises(UserError, match="process .* on elsewhere, since 2026"),
-        alone_in(tmp_path),
+        exclusive_lock(tmp_path),
     ):
         pass
 
@@ -64,7 +66,7 @@ def test_what_a_killed_process_left_is_waited_for(tmp_path, monkeypatch):
         return deadline()
 
     monkeypatch.setattr(locks.time, "monotonic", released_meanwhile)
-    with alone_in(tmp_path):
+    with exclusive_lock(tmp_path):
         assert len(naps) >= 3
         assert json.loads((tmp_path / locks.OWNER).read_text())["pid"] == os.getpid()
 
@@ -75,7 +77,7 @@ def test_it_is_not_waited_for_without_end(tmp_path, monkeypatch):
     with (
         FileLock(tmp_path / locks.LOCK),
         pytest.raises(UserError, match="in use by another process"),
-        alone_in(tmp_path),
+        exclusive_lock(tmp_path),
     ):
         pass
 
@@ -87,7 +89,7 @@ def test_what_killed_writers_left_is_removed(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / ".checkpoint.x1y2.tmp").touch()
     (tmp_path / "another run" / locks.LOCK).touch()
-    with alone_in(tmp_path):
+    with exclusive_lock(tmp_path):
         left = {locks.LOCK, locks.OWNER, "result.tmp", "model", "another run"}
         assert {path.name for path in tmp_path.iterdir()} == left
     assert not list((tmp_path / "model").iterdir())

@@ -15,7 +15,7 @@ import torch
 import train
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.data.datasets.fingerprint import fingerprint, fingerprints
-from dassl.utils.env import code_version
+from dassl.engine.record import code_version
 from tests.common import REPOSITORY
 
 SHORT = ("DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 2)

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from dassl.utils.results import is_finished
+from dassl.engine.record import is_finished
 
 
 @pytest.fixture

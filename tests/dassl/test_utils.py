@@ -12,6 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from dassl.data.downloads import download
+from dassl.log_format import read_result
 from dassl.utils import (
     AverageMeter,
     MetricMeter,
@@ -21,11 +23,9 @@ from dassl.utils import (
     check_availability,
     command_line,
     count_num_param,
-    download,
     listdir_nohidden,
     load_checkpoint,
     load_pretrained_weights,
-    log_to,
     nearest,
     read_image,
     read_json,
@@ -34,8 +34,8 @@ from dassl.utils import (
     tolist_if_not,
     write_json,
 )
-from dassl.utils.logger import set_aside
-from dassl.utils.results import interval95, read_result
+from dassl.utils.logger import log_to, set_aside
+from studies.tables.cells import interval95
 
 
 def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path):

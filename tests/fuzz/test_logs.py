@@ -11,14 +11,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from commands.runs import classnames_of, config_of
 from dassl.config import get_cfg_default, to_dict
-from dassl.utils.results import class_line, is_finished, read_record, read_result, result_lines
+from dassl.engine.record import is_finished, read_record
+from dassl.log_format import class_line, read_result, result_lines
+from inference.runs import classnames_of, config_of
+from studies.tables import pareto
+from studies.tables import study as tables
+from studies.tables.cells import notes, read_cell
 from tests.fuzz.cases import Refusal, mutations, outcome, texts
 from tools import parse_test_res, results_table
-from tools.tables import pareto
-from tools.tables import study as tables
-from tools.tables.cells import notes, read_cell
 
 percents = st.integers(0, 10_000).map(lambda n: n / 100)
 NOISE = (

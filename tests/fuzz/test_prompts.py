@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import predict
-from commands.classifier import zero_shot
+from inference.classifier import zero_shot
 from tests.common import plain_text_features
 from tests.fuzz.cases import COUNTS, Refusal, dear, outcome, texts
 from trainers.cocoop import ConditionalPromptLearner
 from trainers.coop import PromptLearner
 from vlm import openai
-from vlm.load import load
-from vlm.prompts import LONGEST, token_count, tokenize
-from vlm.templates import SELECT
-from vlm.text_encoder import TextEncoder
-from vlm.zeroshot import check_template, describe_classes
+from vlm.clip.load import load
+from vlm.text.encoder import TextEncoder
+from vlm.text.prompts import LONGEST, token_count, tokenize
+from vlm.text.templates import SELECT
+from vlm.text.zeroshot import check_template, describe_classes
 
 END = 49407
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}

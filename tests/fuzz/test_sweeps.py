@@ -10,10 +10,10 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from studies.grid import read_sweep, trials_of
+from studies.schedule import in_stages
 from tests.common import REPOSITORY
 from tests.fuzz.cases import Refusal, mutations, outcome, texts
-from tools.sweep import in_stages
-from tools.sweeps.grid import cells_of, read_sweep
 
 axes = st.sampled_from(["seed", "SEED", "OPTIM.LR", "x", "output", "{", "a b"])
 values = st.one_of(
@@ -36,7 +36,7 @@ def test_every_combination_is_a_run_of_its_own(tmp_path_factory, runs, seeds):
     sweep = outcome(read_sweep, path, naming=path)
     if isinstance(sweep, Refusal):
         return
-    cells = outcome(cells_of, sweep, "", "", seeds, [])
+    cells = outcome(trials_of, sweep, "", "", seeds, [])
     if isinstance(cells, Refusal):
         return
     replaced = [
@@ -47,7 +47,7 @@ def test_every_combination_is_a_run_of_its_own(tmp_path_factory, runs, seeds):
     assert len({cell.folder for cell in cells}) == len(cells)
     for cell in cells:
         assert (Path.cwd() / cell.folder).resolve().is_relative_to(Path.cwd() / "out")
-        assert cell.arguments[:2] == ("--output-dir", str(cell.folder))
+        assert cell.command[:2] == ("--output-dir", str(cell.folder))
     stages = outcome(in_stages, cells)
     assert isinstance(stages, Refusal) or sum(map(len, stages)) == len(cells)
 
@@ -61,7 +61,7 @@ def test_a_damaged_sweep_is_refused_by_name_or_understood(tmp_path_factory, data
     path.write_bytes(data.draw(mutations(file.read_bytes())))
     sweep = outcome(read_sweep, path, naming=path)
     if not isinstance(sweep, Refusal):
-        outcome(cells_of, sweep, "", "", [], [])
+        outcome(trials_of, sweep, "", "", [], [])
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ import torch
 from dassl.data.datasets import Datum
 from dassl.utils import load_checkpoint
 from datasets.few_shot_split import FewShotSplit
-from vlm.feature_store import read_shard
-from vlm.load import read_state_dict
+from vlm.clip.load import read_state_dict
+from vlm.images.feature_store import read_shard
 
 CASES: dict[str, Callable[[Path], None]] = {}
 MARKER = "executed"  # the file that a payload makes

@@ -21,16 +21,17 @@ from unittest import mock
 from PIL import Image
 
 from dassl.config import get_cfg_default, merge_file
+from dassl.data.archives import unpack
 from dassl.data.datasets import build_dataset
-from dassl.utils import download, read_image
-from dassl.utils.archives import unpack
+from dassl.data.downloads import download
+from dassl.utils import read_image
 from tests.datasets.shapes import config, write_images, write_split_file
 from tests.stress.attacks import MARKER
 from tools.prepare_imagenette import unpack as unpack_imagenette
 
 CASES: dict[str, Callable[[Path], None]] = {}
 BOMB = bytes(8 << 20)
-little = mock.patch("dassl.utils.archives.SLACK", 1 << 20)  # so that a bomb may be small
+little = mock.patch("dassl.data.archives.SLACK", 1 << 20)  # so that a bomb may be small
 
 
 def entry(name: str = "imagenette/train/n1/b.jpg", **values: object) -> tarfile.TarInfo:
@@ -176,7 +177,7 @@ def server(reply: Callable[[http.server.BaseHTTPRequestHandler], None]) -> Itera
 
 
 def downloaded(reply: Callable[[http.server.BaseHTTPRequestHandler], None], folder: Path) -> None:
-    with server(reply) as address, mock.patch("dassl.utils.downloads.MOST", 1 << 20):
+    with server(reply) as address, mock.patch("dassl.data.downloads.MOST", 1 << 20):
         try:
             download(address, folder / "weights.pt", "0" * 64)
         finally:

@@ -9,7 +9,7 @@ import tools.results_table
 import tools.sweep  # noqa: F401
 import train  # noqa: F401
 import trainers  # noqa: F401
-import vlm.image_encoder
+import vlm.images.encoder
 from tests.stress import full_disk, kills, several  # noqa: F401
 
-vlm.image_encoder._has_openvino = lambda: False  # to compile the encoder would take longer than the runs
+vlm.images.encoder._has_openvino = lambda: False  # to compile the encoder would take longer than the runs

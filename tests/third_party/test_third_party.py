@@ -85,7 +85,7 @@ def test_an_install_shadows_nothing_of_theirs(site, foreign):
 
 
 def test_their_clip_does_not_come_in_place_of_ours(foreign):
-    print_module = "import vlm.load, clip; print(vlm.load.CLIP.__module__, clip.__file__)"
+    print_module = "import vlm.clip.load, clip; print(vlm.clip.load.CLIP.__module__, clip.__file__)"
     module, file = foreign.python("-c", print_module).split()
     assert module == "vlm._openai_clip.model"
     assert file == str(foreign.folder / "clip/__init__.py")

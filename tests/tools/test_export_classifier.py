@@ -16,7 +16,7 @@ import tools.export_classifier as tool
 from datasets.digits import NAMES
 from tests.common import plain_text_features, tensors
 from vlm import openai
-from vlm.load import load_shared
+from vlm.clip.load import load_shared
 
 SHORT = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", "True")
 

@@ -11,7 +11,7 @@ import train
 from tests.common import REPOSITORY, tensors
 from tests.vlm import foreign_models
 from tools import digit_pairs
-from vlm.load import load
+from vlm.clip.load import load
 from vlm.tiny import load_tiny
 
 CONFIG = ("--config-file", REPOSITORY / "configs/trainers/CLIPFineTune/tiny.yaml")

@@ -10,7 +10,7 @@ import torch
 
 from tests.common import REPOSITORY
 from tools.features import main
-from vlm.feature_store import FeatureStore
+from vlm.images.feature_store import FeatureStore
 
 ENCODERS = (
     {"weights": "a1b2c3d4e5f6" + "0" * 52, "precision": "float32", "runtime": "openvino 1.2"},

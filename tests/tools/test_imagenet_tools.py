@@ -125,7 +125,7 @@ def test_an_archive_of_something_else(tmp_path, capsys):
 
 
 def test_a_download_is_checked_and_kept(archive, tmp_path, monkeypatch):
-    from dassl.utils.downloads import file_digest
+    from dassl.utils import file_digest
 
     source, calls = archive(), []
 

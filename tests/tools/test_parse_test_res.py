@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dassl.utils.results import END_OF_TRAINING
+from dassl.log_format import END_OF_TRAINING
 from tests.fixtures.make_parity import FOLDER
 from tools.parse_test_res import main
 

@@ -7,12 +7,12 @@ from tests.trainers.test_coop import NAMES, node
 from trainers.cocoop import ConditionalCLIP
 from trainers.coop import CustomCLIP
 from vlm import openai
-from vlm.load import load
+from vlm.clip.load import load
 from vlm.tiny import load_tiny
 
 
 def half(dtype):
-    """The tiny CLIP as :func:`vlm.load.load` makes it for a GPU."""
+    """The tiny CLIP as :func:`vlm.clip.load.load` makes it for a GPU."""
     clip = openai.build_model(load_tiny())
     for parameter in clip.parameters():
         if parameter.dtype == torch.float16:

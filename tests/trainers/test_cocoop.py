@@ -7,8 +7,8 @@ from yacs.config import CfgNode
 
 from tests.common import assert_same_tensors, plain_text_features, tensors
 from trainers.cocoop import ConditionalCLIP
-from vlm.load import load
-from vlm.text_encoder import TextEncoder
+from vlm.clip.load import load
+from vlm.text.encoder import TextEncoder
 
 NAMES = ["cat", "English springer", "container_ship"]
 IMAGES = 5

@@ -5,9 +5,9 @@ import torch
 from yacs.config import CfgNode
 
 from trainers.coop import CustomCLIP, PromptLearner
-from vlm.load import load
-from vlm.prompts import END, token_count, tokenize
-from vlm.text_encoder import TextEncoder
+from vlm.clip.load import load
+from vlm.text.encoder import TextEncoder
+from vlm.text.prompts import END, token_count, tokenize
 
 NAMES = ["cat", "English springer", "container_ship"]
 

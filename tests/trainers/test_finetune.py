@@ -16,7 +16,7 @@ from tests.common import REPOSITORY, assert_same_tensors, tensors
 from tests.conftest import Run
 from tests.trainers.conftest import CONFIGS
 from tools import digit_pairs
-from vlm.load import load_shared
+from vlm.clip.load import load_shared
 
 LORA = ("TRAINER.FINETUNE.PARTS", '["lora"]')
 PROJECTIONS = ("TRAINER.FINETUNE.PARTS", '["projections"]')

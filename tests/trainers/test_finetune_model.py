@@ -8,7 +8,7 @@ import torch
 from dassl.utils import UserError
 from trainers.finetune import FineTunedCLIP, choose_parts, forget
 from vlm import openai
-from vlm.load import load
+from vlm.clip.load import load
 from vlm.similarity import normalize
 from vlm.tiny.pretrain import ARCHITECTURE
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from dassl.utils import derive_seed
+from studies.tables.cells import read_cell
 from tests.common import assert_same_tensors
 from tools.fix_imagenet import imagenet21k_names
 from tools.fix_imagenet import main as fix
-from tools.tables.cells import read_cell
 from trainers import coop, sampled_softmax, zsclip
 from trainers.sampled_softmax import SampledSoftmax
-from vlm import class_features
-from vlm.text_encoder import TextEncoder
+from vlm.text import class_features
+from vlm.text.encoder import TextEncoder
 
 SAMPLED = ("TRAINER.COOP.SAMPLED_CLASSES", 5, "DATALOADER.TRAIN_X.BATCH_SIZE", 3)
 SHORT = ("DATASET.NUM_SHOTS", 1, "TRAINER.COOP.N_CTX", 4, "OPTIM.MAX_EPOCH", 2, "TRAIN.CHECKPOINT_FREQ", 1)

@@ -10,14 +10,14 @@ from dassl.utils import NotANumber, UserError
 from trainers import class_tokens, coop
 from trainers.coop import PromptLearner
 from trainers.sampled_softmax import Sample
-from vlm import class_features as module
 from vlm import similarity
-from vlm.class_features import ClassFeatures, description, keys_of
-from vlm.feature_store import FeatureStore
-from vlm.load import load
+from vlm.clip.load import load
+from vlm.images.feature_store import FeatureStore
 from vlm.similarity import Best, logits, logits_or_best
-from vlm.text_encoder import TextEncoder
-from vlm.zeroshot import describe_classes
+from vlm.text import class_features as module
+from vlm.text.class_features import ClassFeatures, description, keys_of
+from vlm.text.encoder import TextEncoder
+from vlm.text.zeroshot import describe_classes
 
 NAMES = ["cat", "English springer", "container_ship", "dog", "zero", "grey wolf", "bee", "sea lion", "ox"]
 SENTENCES = ["a photo of a {}.", "a drawing of the {} there."]

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from vlm import openai
 from vlm.contrastive import batch_loss, contrastive_loss, in_chunks
 from vlm.similarity import logits, normalize
-from vlm.text_encoder import TextEncoder
+from vlm.text.encoder import TextEncoder
 
 TEXTS = ["a cat", "two dogs on the grass", "a red envelope", "rain", "the number four", "a cup of tea", "snow", "a map"]
 COUNT = len(TEXTS)

@@ -15,8 +15,8 @@ import torch
 
 from dassl.utils import UserError
 from tests.common import REPOSITORY, assert_same_tensors
-from vlm.feature_store import FeatureStore, read_shard
-from vlm.features import SHARD, ImageFeatures
+from vlm.images.feature_store import FeatureStore, read_shard
+from vlm.images.features import SHARD, ImageFeatures
 
 ENCODER = {"weights": "sha", "precision": "float32"}
 KEYS = [bytes([i]) * 16 for i in range(5)]
@@ -157,7 +157,7 @@ WORKER = """
 import random, sys, time
 from pathlib import Path
 import torch
-from vlm.feature_store import FeatureStore
+from vlm.images.feature_store import FeatureStore
 root, number = Path(sys.argv[1]), sys.argv[2]
 Path(root, "ready" + number).touch()
 while len(list(root.glob("ready*"))) < 2:
@@ -234,7 +234,7 @@ def test_who_waits_for_another_does_not_compute_the_same_again(tmp_path):
 
 
 def test_many_features_are_kept_while_more_are_computed(store, monkeypatch):
-    monkeypatch.setattr("vlm.features.SHARD", 16)
+    monkeypatch.setattr("vlm.images.features.SHARD", 16)
     ImageFeatures(Sums(), store)(requests(range(40)))
     assert len(files(store)) == 3
     assert SHARD >= 64  # few files

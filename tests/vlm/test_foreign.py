@@ -7,15 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from commands.classifier import zero_shot
 from dassl.utils import UserError
+from inference.classifier import zero_shot
 from tests.common import assert_same_tensors
 from tests.vlm import foreign_models as models
 from trainers.coop import PromptLearner
-from vlm.foreign import description
-from vlm.load import load, load_shared
-from vlm.prompts import tokenize
-from vlm.text_encoder import text_encoder
+from vlm.clip.foreign import description
+from vlm.clip.load import load, load_shared
+from vlm.text.encoder import text_encoder
+from vlm.text.prompts import tokenize
 
 CHINESE = ["猫", "狗猫狗", "cat", "dog cat", "狗"]
 TEXTS = ["a photo of a cat", "dog", "a very long sentence about nothing at all"]
@@ -82,7 +82,7 @@ def test_chinese_clips_features(folders, names):
 @pytest.mark.parametrize("memory", [10**9, 0])
 def test_gradients_of_a_context_among_chinese_words(memory, names, monkeypatch):
     """Against each prompt by itself, without padding."""
-    monkeypatch.setattr("vlm.bert_encoder.PROMPTS", 2)
+    monkeypatch.setattr("vlm.text.bert.PROMPTS", 2)
     clip, _ = load(names["chinese"])
     encoder = text_encoder(clip, memory)
     learner = PromptLearner(CHINESE, encoder, n_ctx=4)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from dassl.utils import UserError
-from vlm.image_encoder import CUDAEncoder, OpenVINOEncoder, TorchEncoder, _has_openvino, image_encoder
-from vlm.load import load
+from vlm.clip.load import load
+from vlm.images.encoder import CUDAEncoder, OpenVINOEncoder, TorchEncoder, _has_openvino, image_encoder
 
 needs_openvino = pytest.mark.skipif(not _has_openvino(), reason="OpenVINO is not installed")
 ENCODERS = [pytest.param(OpenVINOEncoder, marks=needs_openvino), TorchEncoder]
@@ -100,7 +100,7 @@ def test_an_encoder_can_be_used_again_after_a_failure(encoder, images):
 
 
 def test_pytorch_is_chosen_where_openvino_is_absent(clip, fresh, monkeypatch):
-    monkeypatch.setattr("vlm.image_encoder._has_openvino", lambda: False)
+    monkeypatch.setattr("vlm.images.encoder._has_openvino", lambda: False)
     encoder = image_encoder(clip.visual, "sha")
     assert type(encoder) is TorchEncoder
     assert str(encoder) == f"float32, {encoder.runtime}"
@@ -126,13 +126,13 @@ def test_the_description_tells_weights_precision_runtime_and_threads_where_they_
 @pytest.mark.parametrize("package", ["torch", "torchvision", "pillow"])
 def test_the_description_tells_the_versions_of_what_reads_and_prepares_pictures(clip, monkeypatch, package):
     before = TorchEncoder(clip.visual, "", "").description
-    monkeypatch.setattr("vlm.image_encoder.version", lambda name: "99" if name == package else version(name))
+    monkeypatch.setattr("vlm.images.encoder.version", lambda name: "99" if name == package else version(name))
     assert TorchEncoder(clip.visual, "", "").description != before
 
 
 @needs_openvino
 def test_bf16_is_refused_where_the_processor_lacks_it(clip, run, fresh, monkeypatch):
-    monkeypatch.setattr("vlm.image_encoder._openvino", WithoutBf16)
+    monkeypatch.setattr("vlm.images.encoder._openvino", WithoutBf16)
     with pytest.raises(UserError, match="no bfloat16 arithmetic"):
         OpenVINOEncoder(clip.visual, "", "bf16")
     result = run("--eval-only", "USE_CUDA", False, "FEATURES.PREC", "bf16", trainer="ZeroshotCLIP")
@@ -141,7 +141,7 @@ def test_bf16_is_refused_where_the_processor_lacks_it(clip, run, fresh, monkeypa
 
 
 def test_bf16_is_refused_on_a_processor_without_openvino(run, fresh, monkeypatch):
-    monkeypatch.setattr("vlm.image_encoder._has_openvino", lambda: False)
+    monkeypatch.setattr("vlm.images.encoder._has_openvino", lambda: False)
     result = run("--eval-only", "USE_CUDA", False, "FEATURES.PREC", "bf16", trainer="ZeroshotCLIP")
     message = "error: FEATURES.PREC bf16 needs OpenVINO on a CPU: pip install openvino\n"
     assert (result.code, result.error) == (2, message)

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 
 from dassl.utils import UserError
 from tools.random_weights import random_clip
-from vlm import load as load_module
 from vlm import openai
-from vlm.fingerprint import fingerprint
-from vlm.load import load, load_shared, openai_file, read_state_dict
+from vlm.clip import load as load_module
+from vlm.clip.fingerprint import fingerprint
+from vlm.clip.load import load, load_shared, openai_file, read_state_dict
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from torch import nn
 from dassl.utils import UserError
 from tools.random_weights import ARCHITECTURES
 from vlm import openai
-from vlm.load import load
-from vlm.lora import add_lora
-from vlm.text_encoder import TextEncoder
+from vlm.clip.load import load
+from vlm.clip.lora import add_lora
+from vlm.text.encoder import TextEncoder
 
 TEXTS = ["a cat", "two dogs on the grass", "rain"]
 

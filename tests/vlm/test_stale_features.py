@@ -4,7 +4,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.common import REPOSITORY, assert_same_tensors
-from vlm.features import ImageFeatures
+from vlm.images.features import ImageFeatures
 from vlm.tiny import load_tiny
 
 

@@ -5,11 +5,11 @@ import torch
 
 from tests.common import plain_text_features
 from trainers.coop import PromptLearner
-from vlm.layout import Layout
-from vlm.load import load
+from vlm.clip.load import load
 from vlm.openai import CLIP
-from vlm.prompts import tokenize
-from vlm.text_encoder import TextEncoder
+from vlm.text.encoder import TextEncoder
+from vlm.text.layout import Layout
+from vlm.text.prompts import tokenize
 
 TEXTS = ["seven", "a photo of a seven.", "an extremely long sentence about " + "the number seven " * 15]
 ONE_TOKEN = ["cat", "dog", "ship"]

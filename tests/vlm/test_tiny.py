@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from vlm.load import load
-from vlm.prompts import tokenize
+from vlm.clip.load import load
 from vlm.similarity import normalize
+from vlm.text.prompts import tokenize
 from vlm.tiny.captions import WORDS, caption
 from vlm.tiny.pretrain import contrastive_loss, main
 from vlm.tiny.render import FONT_FILES, SIZE, dataset, render

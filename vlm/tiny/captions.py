@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlm.templates import ALL
+from vlm.text.templates import ALL
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 KINDS = ("photo", "picture", "drawing", "scan", "print", "image")

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from vlm import openai
 from vlm.contrastive import MAX_LOGIT_SCALE, contrastive_loss
-from vlm.prompts import tokenize
 from vlm.similarity import normalize
+from vlm.text.prompts import tokenize
 from vlm.tiny.render import SIZE, dataset
 from vlm.tiny.weights import FILE, VOCABULARY, save_tiny, token_table
 

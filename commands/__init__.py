@@ -1,8 +1,0 @@
-"""The commands of predict.py: one file each, with ``add_arguments(parser)`` and ``run(args, name)``.
-
-``args.images`` is what the user gave for images (see ``commands/images.py``), ``args.json`` whether the results are
-for programs (``commands/output.py``).
-"""
-
-DEFAULT = "classify"
-COMMANDS = (DEFAULT, "segment", "caption", "match", "ask")

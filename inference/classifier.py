@@ -1,0 +1,116 @@
+"""What tells pictures apart: CLIP with class names, or with what a run has learned."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dassl.config import get_cfg_default
+from dassl.data.transforms import Pipeline, build_transform
+from dassl.utils import UserError
+from vlm.clip.load import load_shared
+from vlm.similarity import logits
+from vlm.text.class_names import alike
+from vlm.text.encoder import TextEncoder, text_encoder
+from vlm.text.prompts import readable
+from vlm.text.zeroshot import describe_classes
+
+from .runs import quiet, trainer_of
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Classes, and a function from images (n, 3, height, width), which ``preprocess`` makes of pictures, to logits
+    (n, classes)."""
+
+    classnames: list[str]
+    preprocess: Pipeline
+    logits: Callable[[torch.Tensor], torch.Tensor]
+
+    @torch.no_grad()
+    def probabilities(self, images: torch.Tensor) -> torch.Tensor:
+        """Of each class (n, classes), on the CPU; those of an image add up to 1."""
+        return self.logits(images).float().softmax(-1).cpu()
+
+
+def zero_shot(classnames: Sequence[str], templates: Sequence[str], backbone: str, weights: str = "") -> Classifier:
+    """CLIP itself: classes are described by ``templates``, sentences with ``{}``, once for all images.
+
+    Raises:
+        UserError: as :func:`vlm.clip.load.load`; a name is empty, two are the same to CLIP, or a sentence is too long.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
+        clip, _ = load_shared(backbone, weights, "fp32", device)
+    encoder = text_encoder(clip)
+    _check_distinct(encoder, classnames)
+    class_features = describe_classes(encoder, classnames, templates)
+    encode = encoder_of(clip.visual)
+    return Classifier(
+        list(classnames),
+        preprocessing(clip.visual),
+        lambda images: logits(encode(images), class_features, clip.logit_scale),
+    )
+
+
+def preprocessing(visual: nn.Module) -> Pipeline:
+    """Return the preprocessing of images that a CLIP of :func:`vlm.clip.load.load` learned with."""
+    cfg = get_cfg_default()
+    cfg.INPUT.SIZE = (visual.input_resolution,) * 2
+    cfg.INPUT.INTERPOLATION = "bicubic"
+    cfg.INPUT.TRANSFORMS = ("normalize",)
+    cfg.INPUT.PIXEL_MEAN = list(visual.mean)
+    cfg.INPUT.PIXEL_STD = list(visual.std)
+    cfg.INPUT.RESIZE = visual.resize
+    return _transform_of(cfg)
+
+
+def from_run(folder: Path, classes: Sequence[str] = (), epoch: int | None = None, weights: str = "") -> Classifier:
+    """What the run in ``folder`` learned (see :func:`inference.runs.trainer_of`).
+
+    Raises:
+        UserError: as that; or two of the ``classes`` are the same to CLIP.
+    """
+    trainer = trainer_of(folder, classes, epoch, weights)
+    if hasattr(trainer, "backbone"):
+        _check_distinct(trainer.backbone.text_encoder(), classes)
+    return of_trainer(trainer)
+
+
+def _check_distinct(encoder: TextEncoder, classes: Sequence[str]) -> None:
+    """Raise :class:`UserError` where somebody asks for classes that nothing tells apart."""
+    names = [readable(name) for name in classes]
+    for group in alike(encoder, names) if classes else ():
+        told = " and ".join(f'"{classes[number]}"' for number in group)
+        raise UserError(f"the classes {told} are the same words to CLIP; it cannot tell them apart")
+
+
+def of_trainer(trainer) -> Classifier:
+    """The classifier that a trainer without data is."""
+    visual = visual_of(trainer)
+    encode = encoder_of(visual) if visual else lambda images: images.to(trainer.device)
+    classnames, preprocess = list(trainer.dm.dataset.classnames), _transform_of(trainer.cfg)
+    return Classifier(classnames, preprocess, lambda images: trainer.model_inference(encode(images)))
+
+
+def visual_of(trainer) -> nn.Module | None:
+    """The frozen image encoder, whose features ``model_inference`` takes; None where that takes images."""
+    source = trainer.feature_source
+    return source and source.encoder.visual
+
+
+def encoder_of(visual: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """From images on any device to features on that of the encoder."""
+    parameter = next(visual.parameters())
+    return lambda images: visual(images.to(parameter.device, parameter.dtype))
+
+
+def _transform_of(cfg) -> Pipeline:
+    with quiet():
+        return build_transform(cfg, is_train=False)

@@ -1,0 +1,140 @@
+"""What a finished run learned, without its data: its settings, its class names, its trainer with the model loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+from yacs.config import CfgNode
+
+from dassl.config import merge_file, merge_options
+from dassl.config.merge import leaves
+from dassl.config.saved import FILE as CONFIG  # runs that only evaluate have none; their record holds the same
+from dassl.engine.record import RECORD, read_record
+from dassl.utils import UserError
+
+SHOWN = 5  # runs that a message lists
+
+
+def quiet() -> contextlib.AbstractContextManager:
+    """For a ``with`` in which the framework talks as if to a log: standard output is for results."""
+    return contextlib.redirect_stdout(io.StringIO())
+
+
+def config_of(folder: Path) -> CfgNode:
+    """The settings of the run in ``folder``, not frozen.
+
+    Raises:
+        UserError: there is no run; or its settings are damaged, or not of this version.
+    """
+    import trainers  # noqa: F401  registers the methods
+    from dassl.engine.build import default_cfg
+
+    cfg = default_cfg()
+    if (folder / CONFIG).is_file():
+        merge_file(cfg, folder / CONFIG)
+    elif (folder / RECORD).is_file():
+        try:
+            merge_options(cfg, [text for pair in leaves(_record(folder).get("config", {})) for text in map(str, pair)])
+        except UserError as error:
+            raise UserError(f"the settings in {folder / RECORD}: {error}") from error
+    else:
+        raise UserError(f"no run in {folder}: it has no {CONFIG}{_runs_below(folder)}")
+    return cfg
+
+
+def _runs_below(folder: Path) -> str:
+    runs = sorted({str(path.parent) for name in (CONFIG, RECORD) for path in folder.rglob(name)})
+    more = f" and {len(runs) - SHOWN} more" if len(runs) > SHOWN else ""
+    return f"; below it there are {', '.join(runs[:SHOWN])}{more}" if runs else ""
+
+
+def _record(folder: Path) -> dict:
+    return read_record(folder) if (folder / RECORD).is_file() else {}
+
+
+def classnames_of(folder: Path) -> list[str]:
+    """The class names of the run in ``folder``; none if its record does not tell them."""
+    return [str(name) for name in _record(folder).get("classnames", ())]
+
+
+def trainer_of(
+    folder: Path, classes: Sequence[str] = (), epoch: int | None = None, weights: str = "", cuda: bool = True
+):
+    """The trainer of the run in ``folder``, built without data, its model loaded, ready for ``model_inference``.
+    Nothing is logged, and nothing is written.
+
+    Args:
+        classes: names to take instead of the run's own.
+        epoch: of the checkpoint; without one the best on validation, else the newest.
+        weights: a file of CLIP weights to take instead of the one that the run names.
+        cuda: may be used where there is one.
+
+    Raises:
+        UserError: there is no run, or no checkpoint of it; no class names are known; or the CLIP or the classes are not
+            those that the model was trained with, and it depends on them.
+    """
+    import torch
+
+    cfg, own, record = config_of(folder), classnames_of(folder), _record(folder)
+    names = list(classes or own)
+    if not names and "classnames" in record:
+        raise UserError(f"the run in {folder} learned from captions, without classes: name some with --classes")
+    if not names:
+        raise UserError(
+            f"{folder} has no {RECORD} with class names (an unfinished run, or an older one): name them with "
+            "--classes, in the order of the run's data set"
+        )
+    cfg.MODEL.INIT_WEIGHTS = ""  # where training started from; the checkpoint takes its place
+    cfg.FEATURES.ENABLED, cfg.FEATURES.PREC = False, ""
+    cfg.TEST.LOGITS_GB = 1e6  # who classifies wants to see all logits
+    cfg.MODEL.BACKBONE.WEIGHTS = weights or cfg.MODEL.BACKBONE.WEIGHTS
+    cfg.USE_CUDA = cfg.USE_CUDA and cuda
+    cfg.freeze()
+    # The constructor draws an initial context, which the checkpoint overwrites: the caller's generator stays as it was.
+    with quiet(), torch.random.fork_rng(devices=[]):
+        trainer = _without_data(cfg.TRAINER.NAME, names)(cfg)
+        _check_weights(trainer, record, folder)
+        try:
+            trainer.load_model(str(folder), epoch)
+        except UserError as error:
+            if names == own or not own:
+                raise
+            raise UserError(
+                f"{str(error).rstrip('.')}. --classes names other classes than the run's own ({', '.join(own)}); "
+                "what it learned may go with those alone"
+            ) from error
+        trainer.set_model_mode("eval")
+    return trainer
+
+
+def _without_data(name: str, classnames: list[str]) -> type:
+    """The trainer of that name, with class names in place of a data set."""
+    from dassl.engine import TRAINER_REGISTRY
+
+    base = TRAINER_REGISTRY.get(name)
+
+    def build_data_loader(self) -> None:
+        self.num_classes, self.num_source_domains = len(classnames), 1
+        self.lab2cname = dict(enumerate(classnames))
+        self.dm = SimpleNamespace(
+            dataset=SimpleNamespace(classnames=classnames, lab2cname=self.lab2cname, num_classes=self.num_classes),
+            num_classes=self.num_classes,
+            lab2cname=self.lab2cname,
+        )
+        self.train_loader_x = self.train_loader_u = self.val_loader = self.test_loader = None
+
+    return type(name, (base,), {"build_data_loader": build_data_loader})
+
+
+def _check_weights(trainer, record: dict, folder: Path) -> None:
+    """Raise :class:`UserError` if the run began with other weights of CLIP: what it learned means nothing to these."""
+    before, now = (entry.get("weights", {}) for entry in (record, trainer.provenance))
+    if before.get("sha256") and before["sha256"] != now.get("sha256"):
+        raise UserError(
+            f"the run in {folder} began with other weights than {now.get('file') or now.get('backbone')}: their "
+            f"fingerprint is {now.get('sha256')}, that of the run {before['sha256']}"
+        )

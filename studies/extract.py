@@ -1,0 +1,187 @@
+"""Extracting a feature set (:mod:`vlm.images.feature_set`) block by block: here, as tasks of Ray, or in shares.
+
+The images are listed once, class by class. Each block of the list becomes a fragment of the Lance data set, and a small
+file tells that it is there. So a killed extraction loses one block, and who finds all blocks there commits the set.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from yacs.config import CfgNode
+
+import datasets  # noqa: F401  registers the data sets
+from dassl.config.merge import leaves
+from dassl.data.datasets import build_dataset
+from dassl.data.images import error_of
+from dassl.utils import BadImage, UserError, check_availability, read_image, read_json, write_json
+from inference.classifier import preprocessing
+from vlm.clip.load import load_shared
+from vlm.images.encoder import PRECISIONS, image_encoder
+from vlm.images.feature_set import DESCRIPTION, lance, open_set
+from vlm.images.features import ImageFeatures
+
+from . import ray
+
+PARTS = {"train": ("train_x",), "val": ("val",), "test": ("test",), "all": ("train_x", "val", "test")}
+LEAST, BLOCKS = 1024, 1000  # images of a block; blocks of a large set, as each is a file that random reads open
+COMPARED = ("weights", "precision", "preprocessing")  # of the encoder: the rest moves a feature by less than fp16 does
+SILENT = ("ROOT", "SKIP_BAD_IMAGES", "FOLLOW_LINKS", "TEMPLATE")  # of DATASET: no feature depends on them
+
+
+@dataclass(frozen=True)
+class Job:
+    """A feature set to make in ``folder``: of a ``split`` of the data set of ``cfg``, by its backbone."""
+
+    cfg: CfgNode
+    split: str
+    folder: Path
+
+    @property
+    def listing(self) -> Path:
+        return self.folder / "images.lance"
+
+    @property
+    def is_complete(self) -> bool:
+        return (self.folder / "_versions").is_dir()
+
+    def blocks(self) -> dict[Path, range]:
+        """Return the rows of each block, by the file that tells that it is there."""
+        images = open_set(self.listing)[0].count_rows()
+        starts = range(0, images, max(LEAST, images // BLOCKS))
+        return {self.folder / f"blocks/{n}.json": range(images)[s : s + starts.step] for n, s in enumerate(starts)}
+
+
+def work_on(block: tuple[Path, range] | None, job: Job, threads: int = 0) -> str | None:
+    """Extract a block, or (None) begin the set; return what the user has to mend. ``threads``: of a task of Ray."""
+    if threads:
+        torch.set_num_threads(threads)
+    node, device = job.cfg.MODEL.BACKBONE, "cuda" if job.cfg.USE_CUDA and torch.cuda.is_available() else "cpu"
+    try:
+        check_availability(job.cfg.FEATURES.PREC, PRECISIONS, "FEATURES.PREC")
+        with torch.random.fork_rng(devices=[]):  # load_shared keeps a CLIP for the random state before loading it
+            clip, weights = load_shared(node.NAME, node.WEIGHTS, "fp16", device)  # as the trainers over a frozen CLIP
+        encoder, transform = image_encoder(clip.visual, weights, job.cfg.FEATURES.PREC), preprocessing(clip.visual)
+        if block:
+            _extract(*block, job, encoder, transform)
+        else:
+            data = {key: value for key, value in job.cfg.DATASET.items() if key not in SILENT}
+            settings = {"encoder": {key: encoder.description[key] for key in COMPARED}, "transform": repr(transform)}
+            _begin(job, json.loads(json.dumps({**settings, "split": job.split, "data": data})))
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _begin(job: Job, settings: dict) -> None:
+    """List the images; or compare the settings with those of the set that is there."""
+    import pyarrow as pa
+
+    if job.is_complete or job.listing.exists():
+        there = open_set(job.folder if job.is_complete else job.listing)[1]["settings"]
+        now, then = dict(leaves(settings)), dict(leaves(there))
+        if other := [
+            f"\n  {k} is {then.get(k)}, not {now.get(k)}" for k in {**now, **then} if now.get(k) != then.get(k)
+        ]:
+            raise UserError(f"{job.folder} holds a set that was made otherwise; take another --output:{''.join(other)}")
+        return
+    dataset, root = build_dataset(job.cfg), Path(job.cfg.DATASET.ROOT).expanduser()
+    names = list(dataset.classnames)
+    labels = {item.impath: item.label for part in PARTS[job.split] for item in getattr(dataset, part) or ()}
+    if not labels:
+        raise UserError(f"{job.cfg.DATASET.NAME} has no images in --split {job.split}")
+    rows = sorted((label if names else 0, os.path.relpath(path, root)) for path, label in labels.items())
+    print(f"Listing {len(rows):,} images of {len(names):,} classes")
+    label, path = zip(*rows, strict=True)
+    table = pa.table({"path": [name.replace(os.sep, "/") for name in path], "label": pa.array(label, pa.int32())})
+    description = json.dumps({"classnames": names or [""], "settings": settings})
+    lance().write_dataset(table.replace_schema_metadata({DESCRIPTION: description}), str(job.listing))
+
+
+def _extract(done: Path, rows: range, job: Job, encoder, transform) -> None:
+    """Write the fragment of a block, without pictures that cannot be read, if these may be left out."""
+    import pyarrow as pa
+
+    table, root = open_set(job.listing)[0].take([*rows]), Path(job.cfg.DATASET.ROOT).expanduser()
+    bad: dict[str, str] = {}
+
+    def read(path: str) -> torch.Tensor | None:
+        try:
+            return transform(read_image(root / path))
+        except BadImage as error:
+            bad[path] = error.reason
+            return None
+
+    paths, threads = table["path"].to_pylist(), max(1, min(job.cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1))
+    features = ImageFeatures(encoder)([(path.encode(), partial(read, path)) for path in paths], threads).half()
+    if bad and (len(bad) == len(paths) or not job.cfg.DATASET.SKIP_BAD_IMAGES):
+        raise error_of(bad, f"{len(paths):,} images")
+    if not features.isfinite().all():
+        raise UserError("a feature is not finite, or too large for fp16; are the weights damaged?")
+    for path, reason in bad.items():
+        print(f"Left out (DATASET.SKIP_BAD_IMAGES): {path}: {reason}")
+    column = pa.FixedSizeListArray.from_arrays(pa.array(features.flatten().numpy()), features.shape[1])
+    table = table.filter(pa.array([path not in bad for path in paths])).append_column("feature", column)
+    (fragment,) = lance().fragment.write_fragments(table, str(job.folder))
+    labels, counts = (array.tolist() for array in np.unique(table["label"], return_counts=True))
+    entry = {"fragment": fragment.to_json(), "dim": features.shape[1], "labels": labels, "counts": counts}
+    write_json(entry, done)
+
+
+def _commit(job: Job, blocks: list[Path]) -> None:
+    """Make one data set of all fragments, in the order of the list."""
+    import pyarrow as pa
+
+    listing, description = open_set(job.listing)
+    entries, counts = [*map(read_json, blocks)], np.zeros(len(description["classnames"]), np.int64)
+    for entry in entries:
+        counts[entry["labels"]] += entry["counts"]
+    feature = pa.field("feature", pa.list_(pa.float16(), entries[0]["dim"]))
+    metadata = {DESCRIPTION: json.dumps({**description, "counts": counts.tolist()})}
+    schema = pa.schema([listing.schema.field("path"), listing.schema.field("label"), feature], metadata)
+    fragments = [lance().FragmentMetadata.from_json(json.dumps(entry["fragment"])) for entry in entries]
+    lance().LanceDataset.commit(str(job.folder), lance().LanceOperation.Overwrite(schema, fragments))
+    for leftover in (job.listing, blocks[0].parent):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def extract(job: Job, shard: int, shards: int, address: str | None, resources: ray.Resources) -> None:
+    """Extract the missing blocks of a share, here or (``address``) on Ray; commit the set once all blocks are there.
+
+    Raises:
+        UserError: what is asked for makes no sense, or blocks could not be extracted; the others are there.
+    """
+    check_availability(job.split, PARTS, "--split")
+    if not 1 <= shard <= shards:
+        raise UserError(f"--shard is {shard}; it counts from 1 to --shards, {shards}")
+
+    def run(blocks: list) -> Iterator[str | None]:
+        if address is None:
+            return (work_on(block, job) for block in blocks)
+        tasks = ray.run_tasks(work_on, blocks, resources, arguments=(job, max(1, int(resources.cpus))))
+        return (error or told for _, told, error in tasks)
+
+    with nullcontext() if address is None else ray.connected(address, resources.cpus):
+        if error := next(run([None])):  # where blocks are made, as a GPU has a precision of its own
+            raise UserError(error)
+        blocks = {} if job.is_complete else job.blocks()
+        mine = [block for block in [*blocks.items()][shard - 1 :: shards] if not block[0].exists()]
+        progress = tqdm(run(mine), total=len(mine), disable=None, leave=False, unit="block")
+        if errors := [error for error in progress if error]:
+            raise UserError("\n".join(errors))
+    if missing := [block for block in blocks if not block.exists()]:
+        print(f"{job.folder}: {len(missing):,} of {len(blocks):,} blocks are missing, those of other shards")
+        return
+    if blocks:
+        _commit(job, [*blocks])
+    print(f"{job.folder}: complete, {open_set(job.folder)[0].count_rows():,} images")

@@ -1,0 +1,151 @@
+"""The trials that a sweep's YAML file means: one for each point of its grids."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import shlex
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from dassl.config.merge import is_plain, read_yaml, shown
+from dassl.engine.record import is_finished
+from dassl.utils import UserError, check_availability
+
+# The keys of a sweep and of a run in it, with the type of their values; those that must be there.
+KEYS = {"output": str, "threads": int, "arguments": str, "runs": list}
+RUN_KEYS = {"folder": str, "arguments": str, "grid": dict}
+NEEDED, RUN_NEEDED = {"output", "runs"}, {"folder"}
+MOST_RUNS, MOST_THREADS = 100_000, 1_024
+SEED_AXES = ("seed", "SEED")  # what --seeds replaces
+OUTPUT = "output"  # in the braces of arguments: the sweep's folder
+BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")  # str.format's, but a dot is part of the name
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a sweep: its folder, the arguments of ``train.py``, and the KEY VALUE pairs that end them."""
+
+    folder: Path
+    arguments: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        return (*self.arguments, *self.overrides)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the folder holds the record of a run of this very command."""
+        return is_finished(self.folder, self.command)
+
+    @property
+    def model(self) -> Path | None:
+        """The folder of the run whose model this one evaluates."""
+        return next((Path(folder) for flag, folder in pairwise(self.command) if flag == "--model-dir"), None)
+
+
+def read_sweep(path: Path) -> dict:
+    """Return the YAML of a sweep.
+
+    Raises:
+        UserError: no such file, not YAML, or keys that are missing, unknown or of the wrong type.
+    """
+    sweep = read_yaml(path)
+    _check(sweep, KEYS, NEEDED, f"{path}")
+    for number, run in enumerate(sweep["runs"], start=1):
+        _check(run, RUN_KEYS, RUN_NEEDED, f"{path}, run {number}")
+        for axis, values in run.get("grid", {}).items():
+            place = f"{path}, run {number}: the axis {axis} of a grid"
+            if not isinstance(values, list) or not values:
+                raise UserError(f"{place} takes a list; got {shown(values)}")
+            if wrong := [value for value in values if not is_plain(value)]:
+                raise UserError(f"{place} takes text, numbers and lists of these; got {shown(wrong[0])}")
+    if not sweep["runs"] or not 0 <= sweep.get("threads", 0) <= MOST_THREADS:
+        raise UserError(f"{path} needs at least one run, and threads from 0 (all cores) to {MOST_THREADS}")
+    return sweep
+
+
+def _check(node: object, types: dict[str, type], needed: set[str], place: str) -> None:
+    """Raise :class:`UserError` unless ``node`` has the ``needed`` keys, and no others than those of ``types``."""
+    if not isinstance(node, dict) or needed - set(node):
+        raise UserError(f"{place} must have the keys {', '.join(sorted(needed))}")
+    for key, value in node.items():
+        check_availability(key, types, f"key in {place}:")
+        if type(value) is not types[key]:
+            raise UserError(f"{place}: {key} takes a {types[key].__name__}; got {shown(value)}")
+
+
+def trials_of(sweep: dict, output: str, root: str, seeds: list[str], overrides: list[str]) -> list[Trial]:
+    """Return a trial for every point of every grid. ``seeds`` replaces the axis ``seed`` (or ``SEED``).
+
+    Raises:
+        UserError: braces that name no axis, two runs with one folder, a folder outside that of the sweep, an override
+            of an axis, an axis ``output``, more runs than anybody waits for.
+    """
+    trials: dict[Path, Trial] = {}
+    output = str(Path(output or sweep["output"]))
+    for run in sweep["runs"]:
+        axes = run.get("grid", {}).items()
+        grid = {str(axis): seeds if seeds and axis in SEED_AXES else values for axis, values in axes}
+        if fixed := [key for key in overrides[::2] if key in grid]:
+            raise UserError(f"{fixed[0]} is an axis of the grid of {run['folder']}, so it cannot be set for every run")
+        if OUTPUT in grid:
+            raise UserError(f"{{{OUTPUT}}} is the sweep's folder; give that axis of {run['folder']} another name")
+        if (count := math.prod(map(len, grid.values()))) > MOST_RUNS:
+            raise UserError(f"the grid of {run['folder']} makes {count:,} runs; a sweep has {MOST_RUNS:,} at most")
+        words = _words(f"{sweep.get('arguments', '')} {run.get('arguments', '')}")
+        for values in itertools.product(*grid.values()):
+            point = dict(zip(grid, map(str, values), strict=True))
+            folder = _below(output, _fill(run["folder"], point))
+            if folder in trials:
+                raise UserError(f"two runs have the folder {folder}; {_mend(run['folder'], grid)}")
+            keys = [word for axis, value in point.items() if _is_key(axis) for word in (axis, value)]
+            arguments = ["--output-dir", str(folder), *(["--root", root] if root else [])]
+            arguments += [_fill(word, {**point, OUTPUT: output}) for word in words]
+            trials[folder] = Trial(folder, tuple(arguments), (*keys, *overrides))
+    return list(trials.values())
+
+
+def _below(output: str, name: str) -> Path:
+    """Return the folder of a run, below that of the sweep."""
+    if ".." in Path(name).parts or Path(name).is_absolute() or not is_plain(name):
+        raise UserError(f"a run's folder is a path below {output}; {shown(name)} is none")
+    return Path(output, name)
+
+
+def _is_key(axis: str) -> bool:
+    """Return whether an axis is named as config keys are."""
+    return "." in axis or axis.isupper()
+
+
+def _fill(text: str, point: dict[str, str]) -> str:
+    """Put a point of the grid into the ``{axis}`` of a text; ``{{`` and ``}}`` are plain braces."""
+
+    def value(match: re.Match) -> str:
+        if match[0] in ("{{", "}}"):
+            return match[0][0]
+        if match[1] not in point:
+            axes = ", ".join(point) or "none"
+            raise UserError(f'"{text}" names something in braces that is no axis of its grid ({axes})')
+        return point[match[1]]
+
+    return BRACES.sub(value, text)
+
+
+def _mend(folder: str, grid: dict[str, list]) -> str:
+    """Return what to do where a ``folder`` does not tell the runs of its ``grid`` apart."""
+    named = {match[1] for match in BRACES.finditer(folder)}
+    absent = [f"{{{axis}}}" for axis, values in grid.items() if len(values) > 1 and axis not in named]
+    if absent:
+        return f'put {" and ".join(absent)} into "{folder}"'
+    return f'"{folder}" is there twice, or a value of its grid is'
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"the arguments {text} cannot be split into words: {error}") from error

@@ -1,0 +1,232 @@
+"""Functions as tasks of Ray, on this machine or on a cluster that somebody has started.
+
+    with connected("auto"):
+        for item, result, error in run_tasks(function, items, Resources(cpus=2)):
+            ...
+
+Tasks run in the driver's working directory with its repository, so the nodes of a cluster must see both, data and
+results under the same paths as the driver does: on a file system that they share. Nothing is uploaded.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dassl.engine.lock import InUse, exclusive_lock
+from dassl.utils import UserError, check_at_least, reason_of
+
+from .grid import Trial
+from .local import run_trial
+from .schedule import Outcomes
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+HERE, AUTO, CLIENT = "", "auto", "ray://"
+ADDRESS = re.compile(r"auto|ray://[^/\s]+:\d+|[^/\s]+:\d+")
+NO_ADDRESS = re.compile(
+    r"-.*|.*\.ya?ml|[A-Z][A-Z0-9_.]*"
+)  # what may follow --ray instead: a flag, a file, a config key
+PATIENCE = 10  # seconds for a cluster to answer, and for tasks that are cancelled to end
+LOST_NODE = 180  # seconds in which a lost node, or the file server for it, releases a folder's lock
+RETRIES = 5  # of a task whose worker or node was lost; one that kills its worker every time must come to an end
+IN_FLIGHT = 1_000  # tasks that Ray knows of at most; it starts what the nodes hold
+STORE_BYTES = 100_000_000  # of the object store on this machine, which holds next to nothing
+SETTINGS = {  # of Ray, which reads them when it is imported
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to its makers
+    "RAY_task_oom_retries": str(RETRIES),  # endless by default
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a task without a GPU must not see one
+}
+PASSED_ON = ("XDG_CACHE_HOME", "HF_HOME", "HF_HUB_OFFLINE")  # of the driver's environment, to the nodes
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a task occupies while it runs; Ray starts it where that is free."""
+
+    cpus: float = 1
+    gpus: float = 0  # a fraction: so many tasks share one
+    gigabytes: float = 0  # of memory; 0: not declared
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            check_at_least(value, 0, f"{name} of a task")
+
+    def __str__(self) -> str:
+        parts = [f"{self.cpus:g} CPUs", f"{self.gpus:g} GPUs", f"{self.gigabytes:g} GB"]
+        return ", ".join(part for part, value in zip(parts, vars(self).values(), strict=True) if value)
+
+    @property
+    def options(self) -> dict[str, float]:
+        """The arguments of ``ray.remote``."""
+        options = {"num_cpus": self.cpus, "num_gpus": self.gpus}
+        return {**options, "memory": int(self.gigabytes * 1e9)} if self.gigabytes else options
+
+    def fit(self, node: dict[str, float]) -> bool:
+        """Return whether a node with these resources, as Ray lists them, could hold the task."""
+        needed = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.gigabytes * 1e9}
+        return all(node.get(name, 0) >= count for name, count in needed.items())
+
+
+def with_address(argv: list[str]) -> list[str]:
+    """Write ``--ray [ADDRESS]`` as ``--ray=ADDRESS``: argparse would take any word for an address.
+
+    Raises:
+        UserError: what follows ``--ray`` can neither be an address nor stand there.
+    """
+    words: list[str] = []
+    for word in argv:
+        address = word.removeprefix("--ray=") if word.startswith("--ray=") else None
+        if words and words[-1] == "--ray=" and not NO_ADDRESS.fullmatch(word):
+            words.pop()
+            address = word
+        if address and not ADDRESS.fullmatch(address):
+            raise UserError(
+                f'--ray takes nothing or the address of a cluster (auto, HOST:PORT, ray://HOST:PORT), not "{address}"'
+            )
+        words.append(word if address is None and word != "--ray" else f"--ray={address or ''}")
+    return words
+
+
+@contextmanager
+def connected(address: str = HERE, cpus: float = 0) -> Iterator[None]:
+    """Connect to a Ray for the body of a ``with``.
+
+    Args:
+        address: ``auto`` (the cluster that this machine belongs to), ``HOST:PORT`` or ``ray://HOST:PORT``; empty: a Ray
+            of this machine alone, which ends with the body.
+        cpus: that the latter has at least; it has one for each core.
+
+    Raises:
+        UserError: Ray is not installed, or there is no cluster at the address.
+    """
+    ray = _ray()
+    environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    paths = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
+    settings: dict[str, Any] = {"runtime_env": {"env_vars": {**environment, "PYTHONPATH": paths}}}
+    settings |= {"log_to_driver": False, "logging_level": "ERROR", "address": address or "local"}
+    if address == HERE:
+        settings |= {"num_cpus": max(os.cpu_count() or 1, cpus), "include_dashboard": False}
+        settings |= {"object_store_memory": STORE_BYTES}
+    else:
+        _require_listener(address)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what will change in Ray
+            ray.init(**settings)
+    except Exception as error:  # Ray raises whatever it meets on the way
+        place = f"at {address} (if it asks for a token, set RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH as there)"
+        raise UserError(f"cannot use the Ray {place if address else 'here'}: {reason_of(error)}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _ray():
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError('--ray needs Ray: pip install "coop-dassl[ray]", or pip install ray') from error
+    return ray
+
+
+def _require_listener(address: str) -> None:
+    """Raise :class:`UserError` at once where nobody listens; Ray itself would try for a minute."""
+    if address == AUTO:
+        return
+    host, _, port = address.removeprefix(CLIENT).rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"no Ray answers at {address}: {reason_of(error)}. An address is auto, HOST:6379 (where ray start --head "
+            "was called) or ray://HOST:10001"
+        ) from error
+
+
+def _in_folder(folder: str, function: Callable, *arguments: object) -> Any:
+    os.chdir(folder)
+    return function(*arguments)
+
+
+def run_tasks(
+    function: Callable, items: Iterable, resources: Resources, at_once: int = 0, arguments: tuple = ()
+) -> Iterator[tuple[Any, Any, str | None]]:
+    """Call ``function(item, *arguments)`` for each item in a task; yield (item, result, traceback or None).
+
+    A task whose worker or node was lost is repeated, but not for ever. Leaving the loop, as by Ctrl-C, cancels those
+    that have not ended.
+
+    Args:
+        function: one that the other machines can import.
+        at_once: tasks that run at a time at most; 0: as many as the nodes hold.
+
+    Raises:
+        UserError: no node has the resources of a task.
+    """
+    ray = _ray()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(map(resources.fit, nodes)):
+        has = [Resources(n.get("CPU", 0), n.get("GPU", 0), round(n.get("memory", 0) / 1e9, 1)) for n in nodes]
+        have = "; ".join(map(str, has)) or "nothing"
+        raise UserError(f"a task needs {resources}, which no node of the cluster has. They have: {have}")
+    task = ray.remote(_in_folder).options(max_retries=RETRIES, retry_exceptions=False, **resources.options)
+    waiting, running = iter(items), {}
+    try:
+        while True:
+            while len(running) < (at_once or IN_FLIGHT) and (item := next(waiting, running)) is not running:
+                running[task.remote(os.getcwd(), function, item, *arguments)] = item
+            if not running:
+                return
+            for reference in ray.wait(list(running), num_returns=1)[0]:
+                yield (running.pop(reference), *_outcome(reference))
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+        if running:
+            ray.wait(list(running), num_returns=len(running), timeout=PATIENCE)
+
+
+def _outcome(reference) -> tuple[Any, str | None]:
+    from ray import exceptions
+
+    try:
+        return _ray().get(reference), None
+    except exceptions.RayTaskError as error:
+        return None, str(error).strip()
+    except exceptions.RayError as error:
+        return None, f"its worker was lost {RETRIES + 1} times (out of memory?): {reason_of(error)}"
+
+
+def wait_for(folder: Path) -> None:
+    """Wait until no process holds a folder's lock: a worker outlives its node by a moment. Give up after LOST_NODE."""
+    deadline = time.monotonic() + LOST_NODE
+    while time.monotonic() < deadline:
+        try:
+            with exclusive_lock(folder):
+                return
+        except InUse:
+            time.sleep(2)
+
+
+def run_all(trials: list[Trial], resources: Resources, at_once: int, threads: int) -> Outcomes:
+    """Run the trials as tasks; yield each as it ends. One that was lost with its node goes on from its checkpoints."""
+    for trial, result, error in run_tasks(_run_unless_finished, trials, resources, at_once, (threads,)):
+        yield trial, error or result
+
+
+def _run_unless_finished(trial: Trial, threads: int) -> str | None:
+    if trial.finished:  # by the task that was lost
+        return None
+    wait_for(trial.folder)
+    return run_trial(trial, threads)

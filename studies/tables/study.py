@@ -1,0 +1,172 @@
+"""The table of a few-shot study, for ``tools/results_table.py``: rows of methods, columns of shots.
+
+Zero-shot CLIP and CoOp with 16 and with 4 context tokens always have a row; the others of these have one if there are
+runs of them:
+
+    <folder>/{ZeroshotCLIP,ZeroshotCLIP2}[/<config>]                            one sentence a class; several
+    <folder>/CoOp/<config>_<shots>shots[_ctx<tokens>][_csc]                     16 tokens without a number
+    <folder>/CoOp/<config>_<shots>shots/nctx<tokens>_csc<True or False>_ctpend  what scripts/coop/main.sh writes
+    <folder>/{CLIPAdapter,TipAdapter,TipAdapterF,LinearProbe}/<config>_<shots>shots
+
+Each is a run's folder, or a folder of seed1, seed2, … that are averaged (mean ± 95% interval, Student's t).
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+
+from dassl.utils import UserError, nearest
+from studies.tables.cells import Cell, notes, read_cell, runs_in, shots_text
+
+SHOTS = (0, 1, 2, 4, 8, 16)
+ZERO_SHOT = {"Zero-shot CLIP": "ZeroshotCLIP", "Zero-shot ensemble": "ZeroshotCLIP2"}
+STANDARD, EFFICIENT = 16, 4  # context tokens
+COOP = {(STANDARD, False): "CoOp (Standard)", (EFFICIENT, False): "CoOp (Efficient)"}  # (tokens, class-specific)
+ON_FEATURES = {
+    "CLIP-Adapter": "CLIPAdapter",
+    "Tip-Adapter": "TipAdapter",
+    "Tip-Adapter-F": "TipAdapterF",
+    "Linear probe": "LinearProbe",
+}
+ALWAYS = ("Zero-shot CLIP", *COOP.values())
+PAR = 1.0  # percentage points of mean difference that still count as "on a par"
+RUN = re.compile(r"(?P<config>.+)_(?P<shots>\d+)shots(_ctx(?P<n_ctx>\d+))?(?P<csc>_csc)?")
+VARIANT = re.compile(r"nctx(?P<n_ctx>\d+)_csc(?P<csc>True|False)_ctpend")
+
+Table = dict[str, dict[int, Cell]]  # the cells of a row by shots; where nothing was begun there is none
+
+
+def choose_config(folder: Path, wanted: str) -> str:
+    """The config (``rn50``, ``tiny``) whose runs make the table; without ``wanted`` there must be one only. CoOp's
+    folder tells, or the others' if it has no runs."""
+    for trainers in (["CoOp"], ON_FEATURES.values()):
+        paths = (path for trainer in trainers for path in (folder / trainer).glob("*shots*"))
+        if configs := sorted({match["config"] for path in paths if (match := RUN.fullmatch(path.name))}):
+            break
+    place = folder / "CoOp" if "CoOp" in trainers else folder
+    if wanted and configs and wanted not in configs:
+        raise UserError(f"no runs of config {wanted} in {place}; {nearest(wanted, configs)}")
+    if not wanted and len(configs) > 1:
+        raise UserError(f"{place} has runs of several configs; choose with --config: {', '.join(configs)}")
+    return wanted or (configs[0] if configs else "<config>")
+
+
+def collect(folder: Path, config: str) -> Table:
+    """Every row of the table."""
+    table: Table = {}
+    for row, trainer in ZERO_SHOT.items():
+        place = folder / trainer / config if (folder / trainer / config).is_dir() else folder / trainer
+        table[row] = {0: _cell(place, {}, row)}
+    for n_ctx, csc in _contexts(folder / "CoOp", config):
+        row = COOP.get((n_ctx, csc)) or f"CoOp, {n_ctx} token{'s' * (n_ctx > 1)}{', CSC' * csc}"
+        expected = {"TRAINER.COOP.N_CTX": n_ctx, "TRAINER.COOP.CSC": csc}
+        table[row] = {}
+        for shots in SHOTS[1:]:
+            place = _context_folder(folder / "CoOp" / f"{config}_{shots}shots", n_ctx, csc)
+            table[row][shots] = _cell(place, {"DATASET.NUM_SHOTS": shots, **expected}, row)
+    for row, trainer in ON_FEATURES.items():
+        places = {shots: folder / trainer / f"{config}_{shots}shots" for shots in SHOTS[1:]}
+        table[row] = {shots: _cell(place, {"DATASET.NUM_SHOTS": shots}, row) for shots, place in places.items()}
+    present = {row: {shots: cell for shots, cell in cells.items() if cell} for row, cells in table.items()}
+    return {row: cells for row, cells in present.items() if cells}
+
+
+def _cell(place: Path, expected: dict, row: str) -> Cell | None:
+    """The cell of the runs in ``place``; None where a row that need not be there was not begun."""
+    if row not in ALWAYS and not place.is_dir():
+        return None
+    return read_cell(runs_in(place), expected, trained=row not in ZERO_SHOT)
+
+
+def _contexts(folder: Path, config: str) -> list[tuple[int, bool]]:
+    """(tokens, class-specific) of the runs in CoOp's ``folder``; the study's two first, class-specific ones last."""
+    found = set()
+    for path in folder.glob(f"{glob.escape(config)}_*shots*"):
+        if (match := RUN.fullmatch(path.name)) and match["config"] == config and path.is_dir():
+            found.add((int(match["n_ctx"] or STANDARD), bool(match["csc"])))
+            variants = (VARIANT.fullmatch(inner.name) for inner in path.iterdir())
+            found |= {(int(inner["n_ctx"]), inner["csc"] == "True") for inner in variants if inner}
+    return [*COOP, *sorted(found - set(COOP), key=lambda context: (context[1], context[0]))]
+
+
+def _context_folder(run: Path, n_ctx: int, csc: bool) -> Path:
+    """Where the runs are whose folder is ``run`` for 16 tokens that all classes share."""
+    variant = run / f"nctx{n_ctx}_csc{csc}_ctpend"
+    if any(variant.glob("seed*/log.txt")):
+        return variant
+    tokens = "" if n_ctx == STANDARD else f"_ctx{n_ctx}"
+    return run.with_name(f"{run.name}{tokens}{'_csc' * csc}")
+
+
+def to_frame(table: Table):
+    """The table as text: rows of methods, columns of shots and of parameters, ``-`` where there is nothing."""
+    import pandas as pd
+
+    texts = [
+        [*(str(cells.get(shots, "-")) for shots in SHOTS), parameters_text(cells.values())] for cells in table.values()
+    ]
+    return pd.DataFrame(texts, pd.Index(table, name="accuracy (%)"), [*map(shots_text, SHOTS), "parameters"])
+
+
+def parameters_text(cells: Iterable[Cell]) -> str:
+    """How many are trained, as the records tell: ``2,048``; ``640 to 10,240`` where it depends on the shots."""
+    counts = set().union(*(cell.parameters for cell in cells))
+    return " to ".join(f"{count:,}" for count in sorted({min(counts), max(counts)})) if counts else "-"
+
+
+def comparison(table: Table) -> str:
+    """What the efficient setting saves, and what it costs in accuracy."""
+    standard, efficient = COOP.values()
+    saving = 100 * (1 - EFFICIENT / STANDARD)
+    text = f"{efficient} learns {EFFICIENT} context tokens instead of {STANDARD}: {saving:.0f}% fewer parameters. "
+    both = [s for s in SHOTS[1:] if table[standard][s].accuracies and table[efficient][s].accuracies]
+    if not both:
+        return text + "No number of shots has both, so their accuracies cannot be compared yet."
+    gaps = [table[efficient][s].mean - table[standard][s].mean for s in both]
+    gap = statistics.mean(gaps)
+    verdict = "on a par with" if abs(gap) <= PAR else "lower than" if gap < 0 else "higher than"
+    shots = ", ".join(f"{s}: {g:+.2f}" for s, g in zip(both, gaps, strict=True))
+    text += f"Its accuracy is {verdict} {standard}'s: {gap:+.2f} points on average (shots {shots})"
+    return f"{text}; within {PAR:g} point counts as on a par."
+
+
+def to_markdown(table: Table, title: str) -> str:
+    frame = to_frame(table)
+    align = ["left"] + ["right"] * frame.shape[1]
+    lines = [f"# {title}", "", frame.to_markdown(colalign=align, disable_numparse=True), "", comparison(table)]
+    cells = {f"{row}, {shots_text(shots)}": cell for row in table for shots, cell in table[row].items()}
+    return "\n".join([*lines, *notes(cells)]) + "\n"
+
+
+def plot(table: Table, title: str, file) -> None:
+    """Accuracy against shots, one curve a row, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    wide = len(table) > len(ALWAYS)
+    figure, axes = plt.subplots(figsize=(9, 5) if wide else (6, 4), layout="constrained")
+    for row, style in zip(ZERO_SHOT, ("--", ":"), strict=True):
+        if (zero := table.get(row, {}).get(0)) and zero.accuracies:
+            axes.axhline(zero.mean, color="gray", linestyle=style, label=f"{row} ({zero.mean:.2f}%)")
+    tokens = {row: f"{row}, {n_ctx} tokens" for (n_ctx, _), row in COOP.items()}
+    for row, cells in ((row, table[row]) for row in table if row not in ZERO_SHOT):
+        if done := {shots: cell for shots, cell in cells.items() if cell.accuracies}:
+            means, spread = [cell.mean for cell in done.values()], [cell.spread for cell in done.values()]
+            axes.errorbar(list(done), means, yerr=spread, marker="o", capsize=3, label=tokens.get(row, row))
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(SHOTS[1:], [str(s) for s in SHOTS[1:]])
+    axes.set(xlabel="training images per class (shots)", ylabel="test accuracy (%)")
+    axes.set_title(title, parse_math=False)
+    axes.grid(alpha=0.3)
+    if wide:
+        figure.legend(loc="outside right upper")
+    else:
+        axes.legend()
+    figure.savefig(file, format="png", dpi=150)
+    plt.close(figure)

@@ -1,0 +1,159 @@
+"""tools/features.py extract: feature sets, made whole or in shares, stopped and gone on with, read by row number."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from dassl.utils import read_image
+from inference.classifier import preprocessing
+from studies import extract
+from tests.common import REPOSITORY, WNIDS, damage
+from trainers.linear_probe import fit, predict
+from vlm.clip.load import load_shared
+from vlm.images import feature_set
+from vlm.images.encoder import image_encoder
+from vlm.images.feature_set import FeatureSet
+
+DIGITS = REPOSITORY / "configs/datasets/digits.yaml"
+PLACE = "imagenet/images/train/n02102040/n02102040_{}.JPEG"
+pytest.importorskip("lance", reason="needs Lance: pip install pylance")
+
+
+@pytest.fixture
+def make(call, tmp_path, imagenet_root, monkeypatch):
+    """Extract the noise pictures in ImageNet's layout, 15 for training."""
+
+    def run_it(*more, dataset="ImageNet", root=imagenet_root, split="train", out="set", block=4):
+        monkeypatch.setattr(extract, "LEAST", block)
+        flags = {"dataset": dataset, "root": root, "backbone": "tiny", "split": split, "output": tmp_path / out}
+        return call("extract", *(word for flag, value in flags.items() for word in (f"--{flag}", value)), *more)
+
+    return run_it
+
+
+def test_shares_make_one_set_of_what_the_encoder_gives(make, tmp_path, imagenet_root, call):
+    code, text, error = make("--shards", 2, "--shard", 2)
+    assert (code, error) == (0, "")
+    assert "2 of 4 blocks are missing, those of other shards" in text
+    with pytest.raises(feature_set.UserError, match="no feature set"):
+        FeatureSet(tmp_path / "set")
+    assert make("--shards", 2)[1].endswith("set: complete, 15 images\n")
+    features = FeatureSet(tmp_path / "set")
+    assert (features.classnames, features.counts, len(features)) == (list(WNIDS.values()), [5, 5, 5], 15)
+    rows = [14, 0, 7, 7]
+    found, labels = features.take(rows)
+    assert labels.tolist() == [2, 0, 1, 1]
+    paths = [f"imagenet/images/train/{wnid}/{wnid}_{i}.JPEG" for wnid in WNIDS for i in range(5)]
+    assert features.data.to_table(columns=["path"])["path"].to_pylist() == paths
+    clip, weights = load_shared("tiny", "", "fp16", "cpu")
+    images = (preprocessing(clip.visual)(read_image(imagenet_root / paths[row])) for row in rows)
+    expected = torch.stack(list(image_encoder(clip.visual, weights).encode(images)))
+    torch.testing.assert_close(found, expected, rtol=2**-11, atol=1e-7)
+    blocks = [*features.blocks(6)]
+    assert torch.equal(torch.cat([x for x, _ in blocks])[rows], found)
+    assert sum(len(y) for _, y in blocks) == 15
+    assert make()[1].endswith("complete, 15 images\n")
+    assert "15 images, 3 classes" in call("ls", "--set", tmp_path / "set")[1]
+
+
+def test_a_probe_learns_from_few_shots_of_a_set_without_the_images(make, digits_root, tmp_path):
+    for split in ("train", "test"):
+        assert make(dataset=DIGITS, root=digits_root, split=split, out=split, block=400)[0] == 0
+    train, test = FeatureSet(tmp_path / "train"), FeatureSet(tmp_path / "test")
+    shots = train.few_shot(16, seed=1)
+    assert shots == train.few_shot(16, seed=1) != train.few_shot(16, seed=2)
+    features, labels = train.take(shots)
+    assert labels.bincount().tolist() == [16] * 10
+    assert len({*shots}) == 160
+    head = fit(features, labels, c=0.316)
+    right = sum(int((predict(head, x).argmax(1) == y).sum()) for x, y in test.blocks())
+    assert right > 0.8 * len(test)
+
+
+def test_a_class_draws_its_shots_whatever_the_others_are():
+    def shots(**counts):
+        features = object.__new__(FeatureSet)
+        features.classnames, features.counts = [*counts], [*counts.values()]
+        starts = [sum(features.counts[:i]) for i in range(len(counts))]
+        drawn = features.few_shot(3, seed=1)
+        return {
+            name: [row - start for row in drawn if start <= row < start + counts[name]]
+            for name, start in zip(counts, starts, strict=True)
+        }
+
+    assert shots(a=10, b=20)["b"] == shots(b=20, c=1)["b"]
+    assert sorted(shots(c=2)["c"]) == [0, 1]
+
+
+def test_a_killed_extraction_loses_one_block(make, tmp_path, digits_root):
+    """SIGKILL in the middle; what was there is not encoded again."""
+    code = "import sys; from studies import extract; extract.LEAST = 32; from tools import features; "
+    arguments = ["extract", "--dataset", DIGITS, "--root", digits_root, "--backbone", "tiny", "--split", "train"]
+    command = [sys.executable, "-c", f"{code}features.main(sys.argv[1:])", *arguments, "--output", tmp_path / "set"]
+    process = subprocess.Popen([str(word) for word in command], cwd=REPOSITORY, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    blocks = tmp_path / "set/blocks"
+    while time.monotonic() < deadline and process.poll() is None and len([*blocks.glob("*.json")]) < 3:
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    kept = {path.name: path.stat().st_mtime_ns for path in blocks.glob("*.json")}
+    assert 3 <= len(kept) < 29
+    assert make("--shards", 2, dataset=DIGITS, root=digits_root, block=32)[0] == 0
+    assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in blocks.glob("*.json")}.items()
+    assert make(dataset=DIGITS, root=digits_root, block=32)[1].endswith("complete, 901 images\n")
+    assert make(dataset=DIGITS, root=digits_root, out="other", block=400)[0] == 0
+    whole = [FeatureSet(tmp_path / name).take(range(901)) for name in ("set", "other")]
+    assert torch.equal(whole[0][0], whole[1][0])
+    assert torch.equal(whole[0][1], whole[1][1])
+
+
+def test_pictures_that_cannot_be_read_are_named_or_left_out(make, tmp_path, imagenet_root):
+    bad = [imagenet_root / PLACE.format(i) for i in (0, 3)]
+    damage(*bad)
+    code, _, error = make()
+    assert code == 2
+    assert all(PLACE.format(i) in error for i in (0, 3))
+    code, text, _ = make("DATASET.SKIP_BAD_IMAGES", True)
+    assert code == 0
+    assert text.endswith("complete, 13 images\n")
+    features = FeatureSet(tmp_path / "set")
+    assert features.counts == [5, 3, 5]
+    assert features.take(range(13))[1].tolist() == [0] * 5 + [1] * 3 + [2] * 5
+
+
+def test_what_is_asked_for_otherwise_or_makes_no_sense_is_refused(make, tmp_path):
+    assert make("--shards", 2)[0] == 0
+    for more, words in (
+        (("FEATURES.PREC", "bf1"), ["FEATURES.PREC", "bf1"]),
+        (("DATASET.VAL_PERCENT", 0.2), ["made otherwise", "data.VAL_PERCENT is 0.1, not 0.2"]),
+        (("DATASET.NUM_SHOTS", 4), ["no NUM_SHOTS"]),
+        (("INPUT.SIZE", "(8, 8)"), ["no INPUT"]),
+        (("--shards", 2, "--shard", 3), ["--shard is 3"]),
+    ):
+        code, _, error = make(*more)
+        assert code == 2
+        assert all(word in error for word in words), error
+    assert make(split="bits")[0] == 2
+    assert make(dataset="Nothing", out="nothing")[0] == 2
+
+
+def test_without_lance(make, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lance", None)
+    code, _, error = make()
+    assert code == 2
+    assert 'pip install "coop-dassl[scale]"' in error
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ray on Windows is not tried")
+def test_blocks_as_tasks_of_ray(make, tmp_path):
+    pytest.importorskip("ray", reason="needs Ray: pip install ray")
+    assert make(out="here")[0] == 0
+    code, text, error = make("--ray")
+    assert (code, error) == (0, ""), error
+    assert text.endswith("complete, 15 images\n")
+    sets = [FeatureSet(tmp_path / name).take(range(15))[0] for name in ("here", "set")]
+    assert torch.equal(*sets)

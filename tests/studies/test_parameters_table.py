@@ -1,0 +1,231 @@
+"""What the study's table says of methods beyond its three rows, and of trainable parameters; the sweep behind it."""
+
+import csv
+import json
+from itertools import combinations
+
+import pytest
+from PIL import Image
+
+import trainers  # noqa: F401  registers the methods
+from dassl.config import get_cfg_default, merge_file
+from dassl.engine import TRAINER_REGISTRY
+from studies.grid import read_sweep, trials_of
+from studies.tables import pareto
+from studies.tables.cells import Cell
+from studies.tables.pareto import Point, front_of, points_of
+from studies.tables.study import parameters_text
+from tests.common import REPOSITORY
+from tools import sweep
+from tools.results_table import main
+
+TESTED = "=> result\n* accuracy: {:.2f}%\n"
+TRAINED = "Finish training\nFinished training\n" + TESTED
+SWEEPS = REPOSITORY / "configs/sweeps"
+
+
+@pytest.fixture
+def write(tmp_path):
+    """A function that writes a run into output/digits/<name>: its accuracy, its trained parameters."""
+    folder = tmp_path / "digits"
+
+    def call(name, accuracy, parameters=None, **config):
+        (folder / name).mkdir(parents=True)
+        form = TESTED if name.startswith("Zeroshot") else TRAINED
+        (folder / name / "log.txt").write_text(form.format(accuracy))
+        if parameters is not None:
+            record = {"trainable_parameters": parameters, "config": config}
+            (folder / name / "result.json").write_text(json.dumps(record))
+        return folder
+
+    call("ZeroshotCLIP", 60, 0)
+    return call
+
+
+def table(folder) -> dict[str, list[str]]:
+    return {row: cells for row, *cells in csv.reader((folder / "results.csv").open())}
+
+
+def test_methods_with_runs_have_rows_and_their_parameters(write):
+    write("ZeroshotCLIP2", 61, 0)
+    for shots in (1, 16):
+        write(f"CoOp/tiny_{shots}shots/seed1", 70, 1024)
+        write(f"TipAdapterF/tiny_{shots}shots/seed1", 75, 640 * shots)
+    write("CoOp/tiny_16shots_ctx1", 69, 64)
+    write("CoOp/tiny_16shots_ctx2_csc", 68, 1280)
+    folder = write("LinearProbe/tiny_4shots", 74)
+    assert main([str(folder)]) == 0
+    assert table(folder) == {
+        "accuracy (%)": ["0 shots", "1 shot", "2 shots", "4 shots", "8 shots", "16 shots", "parameters"],
+        "Zero-shot CLIP": ["60.00", *"-----", "0"],
+        "Zero-shot ensemble": ["61.00", *"-----", "0"],
+        "CoOp (Standard)": ["-", "70.00", *"---", "70.00", "1,024"],
+        "CoOp (Efficient)": [*"------", "-"],
+        "CoOp, 1 token": [*"-----", "69.00", "64"],
+        "CoOp, 2 tokens, CSC": [*"-----", "68.00", "1,280"],
+        "Tip-Adapter-F": ["-", "75.00", *"---", "75.00", "640 to 10,240"],
+        "Linear probe": [*"---", "74.00", *"--", "-"],
+    }
+    text = (folder / "results.md").read_text()
+    assert "CoOp (Efficient), 16 shots: " in text  # the study's own rows are to be filled, others need not be
+    assert "LinearProbe" not in text
+    assert len({len(line) for line in text.splitlines() if line.startswith("|")}) == 1
+
+
+def test_a_method_that_was_begun_is_listed_until_it_has_ended(write):
+    folder = write("TipAdapter/tiny_1shots", 70)
+    (folder / "TipAdapter/tiny_1shots/log.txt").write_text("Cache: 10 keys\n")
+    main([str(folder)])
+    assert table(folder)["Tip-Adapter"] == ["-"] * 7
+    assert "tiny_1shots: the run has not ended" in (folder / "results.md").read_text()
+
+
+def test_rows_are_of_one_config(write, capsys):
+    write("CoOp/rn50_4shots", 70)
+    write("TipAdapter/rn50_4shots", 70)
+    folder = write("LinearProbe/vit_b16_4shots", 80)
+    assert main([str(folder)]) == 0  # CoOp's
+    assert "Tip-Adapter" in table(folder)
+    assert "Linear probe" not in table(folder)
+
+
+def test_without_coop_the_other_methods_tell_the_config(write, capsys):
+    folder = write("LinearProbe/vit_b16_4shots", 80)
+    assert main([str(folder)]) == 0
+    assert table(folder)["Linear probe"][3] == "80.00"
+    write("TipAdapter/rn50_4shots", 70)
+    assert main([str(folder)]) == 2
+    assert "choose with --config: rn50, vit_b16" in capsys.readouterr().err
+
+
+def test_a_run_with_class_specific_contexts_is_not_a_generic_one(write):
+    folder = write("CoOp/tiny_4shots", 70, 64, TRAINER={"COOP": {"N_CTX": 16, "CSC": True}})
+    main([str(folder)])
+    assert table(folder)["CoOp (Standard)"][3] == "-"
+    assert "its record says TRAINER.COOP.CSC True" in (folder / "results.md").read_text()
+
+
+def test_main_sh_s_class_specific_contexts_have_a_row(write):
+    write("CoOp/rn50_4shots/nctx16_cscFalse_ctpend/seed1", 70)
+    folder = write("CoOp/rn50_4shots/nctx16_cscTrue_ctpend/seed1", 65)
+    main([str(folder)])
+    assert table(folder)["CoOp (Standard)"][3] == "70.00"
+    assert table(folder)["CoOp, 16 tokens, CSC"][3] == "65.00"
+
+
+def test_parameters_as_text():
+    assert parameters_text([Cell(), Cell()]) == "-"
+    assert parameters_text([Cell(parameters={2048}), Cell(parameters={2048})]) == "2,048"
+    assert parameters_text([Cell(parameters={640}), Cell(), Cell(parameters={10240, 1280})]) == "640 to 10,240"
+
+
+def test_points_are_of_the_shots_that_most_methods_have():
+    def cell(accuracy, parameters):
+        return Cell([accuracy], parameters={parameters})
+
+    some = {"Zero-shot CLIP": {0: cell(60, 0)}, "A": {1: cell(70, 10), 4: cell(72, 10)}, "B": {1: cell(71, 20)}}
+    shots, points = points_of({**some, "no record": {1: Cell([99.0])}, "C": {16: cell(90, 5)}})
+    assert shots == 1
+    assert points == [Point("Zero-shot CLIP", 0, 60, 0), Point("A", 10, 70, 0), Point("B", 20, 71, 0)]
+    del some["B"]
+    assert points_of(some)[0] == 4  # of equally many, the largest
+    assert points_of({"Zero-shot CLIP": {0: cell(60, 0)}, "Zero-shot ensemble": {0: cell(61, 0)}})[1] == []
+
+
+def test_the_front_is_what_nothing_beats():
+    a, b, c, d, e = (
+        Point(*values, 0) for values in [("a", 0, 60), ("b", 0, 65), ("c", 10, 64), ("d", 20, 70), ("e", 20, 70)]
+    )
+    assert front_of([e, d, c, b, a]) in ([b, d], [b, e])
+    assert front_of([a, c]) == [a, c]
+    assert front_of([a, b]) == front_of([b, a]) == [b]
+    assert front_of([]) == []
+
+
+def test_a_picture_is_drawn_of_two_methods_or_more(write, capsys):
+    folder = write("CoOp/tiny_16shots/seed1", 70)  # without a record
+    main([str(folder)])
+    assert not (folder / "parameters.png").exists()
+    assert "parameters.png" not in capsys.readouterr().out
+    write("CoOp/tiny_16shots_ctx4/seed1", 71, 256)
+    write("CoOp/tiny_16shots_ctx4/seed2", 75, 256)
+    main([str(folder)])
+    with Image.open(folder / "parameters.png") as image:
+        assert image.width > 500
+
+
+def test_labels_do_not_cover_each_other(monkeypatch):
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    figures, close = [], [0, 0, 0, 10, 11, 12, 13]
+    pareto.plot(4, [Point(f"method number {i}", count, 70 + i / 10, 1) for i, count in enumerate(close)], "title", None)
+    texts = [text for text in figures[0].axes[0].texts if text.get_text().startswith("method")]
+    boxes = [Text.get_window_extent(text) for text in texts]
+    assert len(boxes) == len(close)
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+
+
+@pytest.mark.parametrize(
+    ("study", "parameters"), [("digits", "digits_parameters"), ("imagenette", "imagenette_parameters")]
+)
+def test_the_two_sweeps_share_their_folder(study, parameters):
+    """A run that both have is the same command, so the second one finds it finished."""
+    study, parameters = (
+        {cell.folder: cell for cell in trials_of(read_sweep(SWEEPS / f"{name}.yaml"), "", "", ["1", "2"], [])}
+        for name in (study, parameters)
+    )
+    both = set(study) & set(parameters)
+    assert len(both) == 1 + 2 + 2
+    assert all(study[folder] == parameters[folder] for folder in both)
+    assert len(parameters) == 2 + 2 * (1 + 4 + 1 + 4 * 5)
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(REPOSITORY.glob("configs/trainers/*Adapter*/*.yaml"))
+    + sorted(REPOSITORY.glob("configs/trainers/LinearProbe/*.yaml")),
+    ids=str,
+)
+def test_configs_begin_with_their_command(path):
+    method, name = path.parent.name, path.stem
+    text = path.read_text()
+    assert f"--trainer {method} " in text
+    assert f"--config-file configs/trainers/{method}/{name}.yaml" in text
+    cfg = get_cfg_default()
+    TRAINER_REGISTRY.get(method).extend_cfg(cfg)
+    merge_file(cfg, path)
+
+
+def test_the_sweep_fills_the_table(tmp_path, digits_root, capsys):
+    """With its first values of the grids, one epoch."""
+    text = (SWEEPS / "digits_parameters.yaml").read_text()
+    few = (
+        text.replace("[16, 8, 4, 2, 1]", "[1]")
+        .replace("[8, 4, 2, 1]", "[1]")
+        .replace("SHOTS 16", "SHOTS 1")
+        .replace("16shots", "1shots")
+    )
+    (tmp_path / "few.yaml").write_text(few.replace("configs/", f"{REPOSITORY}/configs/"))
+    options = ["--root", str(digits_root), "--output-dir", str(tmp_path / "digits"), "--jobs", "1"]
+    assert sweep.main([str(tmp_path / "few.yaml"), *options, "OPTIM.MAX_EPOCH", "1"]) == 0
+    assert main([str(tmp_path / "digits")]) == 0
+    rows = table(tmp_path / "digits")
+    parameters = {row: cells[-1] for row, cells in rows.items()}
+    width = int(parameters["CoOp, 1 token"])
+    assert parameters == {
+        "accuracy (%)": "parameters",
+        "Zero-shot CLIP": "0",
+        "Zero-shot ensemble": "0",
+        "CoOp (Standard)": f"{16 * width:,}",
+        "CoOp (Efficient)": "-",
+        "CoOp, 1 token": f"{width:,}",
+        "CoOp, 16 tokens, CSC": f"{160 * width:,}",
+        "CLIP-Adapter": "2,048",
+        "Tip-Adapter": "0",
+        "Tip-Adapter-F": "640",
+        "Linear probe": "650",
+    }
+    assert all(cells[1] != "-" for row, cells in rows.items() if row.startswith(("CLIP-A", "Tip", "Linear")))
+    assert (tmp_path / "digits/parameters.png").is_file()

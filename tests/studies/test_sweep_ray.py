@@ -1,0 +1,218 @@
+"""A sweep on a cluster: the runs are those of one machine, whatever is shared and whatever is lost."""
+
+import json
+import os
+import re
+import signal
+import threading
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dassl.utils import UserError
+from studies.grid import Trial
+from studies.progress import Progress, method_of
+from studies.ray import with_address
+from tests.common import REPOSITORY, assert_same_tensors
+from tools.sweep import main
+
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install ray")
+SETTINGS = (
+    f"--dataset-config-file {REPOSITORY}/configs/datasets/digits.yaml "
+    f"--config-file {REPOSITORY}/configs/trainers/CoOp/tiny.yaml"
+)
+SCRIPT = os.path.relpath(REPOSITORY / "tools/sweep.py")
+TRAIN = f"--trainer CoOp --seed {{seed}} {SETTINGS} DATASET.NUM_SHOTS 1"
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("c.yaml --ray", "c.yaml --ray="),
+        ("--ray c.yaml", "--ray= c.yaml"),
+        ("c.yaml --ray OPTIM.LR 1", "c.yaml --ray= OPTIM.LR 1"),
+        ("c.yaml --ray --jobs 2", "c.yaml --ray= --jobs 2"),
+        ("c.yaml A 1 --ray auto B 2", "c.yaml A 1 --ray=auto B 2"),
+        ("c.yaml --ray 10.0.0.1:6379", "c.yaml --ray=10.0.0.1:6379"),
+        ("c.yaml --ray=ray://head:10001", "c.yaml --ray=ray://head:10001"),
+        ("c.yaml A 1", "c.yaml A 1"),
+    ],
+)
+def test_what_follows_ray_is_an_address_or_not(given, read):
+    assert with_address(given.split()) == read.split()
+
+
+@pytest.mark.parametrize("wrong", ["--ray head", "--ray=head", "--ray 10.0.0.1", "--ray http://head:1"])
+def test_no_address(wrong):
+    with pytest.raises(UserError, match="--ray takes the address"):
+        with_address(["c.yaml", *wrong.split()])
+
+
+@pytest.mark.parametrize(
+    ("folder", "method"),
+    [
+        ("CoOp/rn50_4shots_ctx4/seed1", "CoOp/rn50_ctx4"),
+        ("CoOp/tiny_16shots/nctx4_cscFalse_ctpend/seed12", "CoOp/tiny/nctx4_cscFalse_ctpend"),
+        ("train_base/dtd/shots_16/CoOp/vit_b16_ep50/seed3", "train_base/dtd/CoOp/vit_b16_ep50"),
+        ("ZeroshotCLIP", "ZeroshotCLIP"),
+        ("seed1", "seed1"),
+    ],
+)
+def test_rows_of_the_growing_table(folder, method):
+    assert method_of(folder) == method
+
+
+def test_the_table_of_a_sweep(tmp_path, capsys, monkeypatch):
+    """Printed every so often, and at the end."""
+    accuracies = {"zs": 70.0, "CoOp/x_1shots/seed1": 80.0, "CoOp/x_1shots/seed2": 82.0, "CoOp/x_4shots/seed1": 90.0}
+    for folder, accuracy in accuracies.items():
+        (tmp_path / folder).mkdir(parents=True)
+        record = {"accuracy": accuracy, "config": {"DATASET": {"NUM_SHOTS": -1}}}
+        (tmp_path / folder / "result.json").write_text(json.dumps(record))
+    progress = Progress(tmp_path, [Trial(tmp_path / folder) for folder in (*accuracies, "absent")])
+    progress.say("a line")
+    assert capsys.readouterr().out == "a line\n"
+    progress.end()
+    rows = [re.split(r" *\| *", line.strip("| \n")) for line in capsys.readouterr().out.splitlines()]
+    assert rows[0] == ["accuracy (%)", "0", "1", "4"]
+    assert rows[2:] == [["CoOp/x", "-", "81.00", "90.00"], ["zs", "70.00", "-", "-"]]
+    monkeypatch.setattr(progress, "printed", -100.0)
+    progress.say("another")
+    assert capsys.readouterr().out == f"another\n{progress.table()}\n"
+    Progress(tmp_path, ()).end()
+    assert capsys.readouterr().out == ""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def call(*runs):
+        path = tmp_path / "sweep.yaml"
+        path.write_text(yaml.safe_dump({"output": str(tmp_path / "out"), "threads": 1, "runs": list(runs)}))
+        return str(path)
+
+    return call
+
+
+def test_without_ray(write, monkeypatch, capsys):
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    assert main([write({"folder": "x"}), "--ray"]) == 2
+    assert 'pip install "coop-dassl[ray]"' in capsys.readouterr().err
+
+
+@needs_ray
+def test_nobody_at_the_address(write, capsys):
+    for address in ("localhost:1", "ray://localhost:1"):
+        assert main([write({"folder": "x"}), "--ray", address]) == 2
+        assert f"no Ray answers at {address}" in capsys.readouterr().err
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """Two nodes with a processor each."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "object_store_memory": 200_000_000}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    try:
+        cluster.second = cluster.add_node(**node)
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+class Killer(threading.Thread):
+    """Kills the second node once a run has ended and the node is in the middle of another."""
+
+    def __init__(self, cluster, out: Path):
+        super().__init__(daemon=True)
+        self.cluster, self.out = cluster, out
+        self.finished: dict[Path, int] = {}
+        self.lost: Path | None = None
+
+    def run(self) -> None:
+        raylet = self.cluster.second.all_processes["raylet"][0].process.pid
+        while not self.lost:
+            time.sleep(0.05)
+            done = {path: path.stat().st_mtime_ns for path in self.out.rglob("result.json")}
+            here = [path.parent for path in self.out.rglob(".running.json") if parent_of(path) == raylet]
+            if done and here and any(here[0].glob("*/model*")):
+                self.cluster.remove_node(self.cluster.second, allow_graceful=False)
+                self.finished, self.lost = done, here[0]
+
+
+def parent_of(owner: Path) -> int | None:
+    """The parent of the process that is in a run's folder."""
+    try:
+        status = Path("/proc", str(json.loads(owner.read_text())["pid"]), "stat").read_text()
+        return int(status.rpartition(")")[2].split()[1])
+    except (OSError, ValueError):
+        return None
+
+
+class Stopper(threading.Thread):
+    """Presses Ctrl-C once a run is in the middle."""
+
+    def __init__(self, out: Path):
+        super().__init__(daemon=True)
+        self.out, self.processes = out, []
+
+    def run(self) -> None:
+        while not any(self.out.rglob("model.pth.tar-5")):
+            time.sleep(0.05)
+        self.processes = [json.loads(path.read_text())["pid"] for path in self.out.rglob(".running.json")]
+        signal.raise_signal(signal.SIGINT)
+
+
+@needs_ray
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
+def test_two_nodes_of_which_one_is_killed_in_a_sweep_that_was_stopped(cluster, write, digits_root, tmp_path, capsys):
+    """All runs end, those that had ended stay, and each is bit for bit that of a sweep on this machine."""
+    seeds = {"seed": [1, 2, 3, 4]}
+    runs = [
+        {"folder": "test", "arguments": f"--trainer CoOp {SETTINGS} --eval-only --model-dir {{output}}/s1"},
+        {"folder": "s{seed}", "arguments": f"{TRAIN} OPTIM.MAX_EPOCH 40 TRAIN.CHECKPOINT_FREQ 5", "grid": seeds},
+    ]
+    command = [write(*runs), "--root", str(digits_root)]
+    assert main([*command, "--ray", cluster.address, "--memory", "4000"]) == 2
+    assert (
+        "a task needs 1 CPUs, 4000 GB, which no node of the cluster has. They have: 1 CPUs, " in capsys.readouterr().err
+    )
+
+    stopper = Stopper(tmp_path / "out")
+    stopper.start()
+    assert main([*command, "--ray", cluster.address]) == 130
+    assert f"this goes on with the others:\n  python {SCRIPT}" in capsys.readouterr().err
+    assert stopper.processes
+    assert not any(Path("/proc", str(process)).exists() for process in stopper.processes)
+
+    killer = Killer(cluster, tmp_path / "out")
+    killer.start()
+    code = main([*command, "--ray", cluster.address])
+    output = capsys.readouterr().out
+    assert code == 0, output
+    assert re.match(r"5 runs, \d finished already, as many as the nodes hold at a time", output)
+    assert killer.lost
+    assert killer.lost / "result.json" not in killer.finished
+    assert killer.finished
+    for path, time_ns in killer.finished.items():
+        assert path.stat().st_mtime_ns == time_ns
+    assert main([*command, "--output-dir", str(tmp_path / "here"), "--jobs", "1"]) == 0
+    for name in ("s1", "s2", "s3", "s4", "test"):
+        there, here = (json.loads((tmp_path / place / name / "result.json").read_text()) for place in ("out", "here"))
+        assert there["accuracy"] == here["accuracy"]
+        if name != "test":
+            checkpoint = f"{name}/prompt_learner/model.pth.tar-40"
+            assert_same_tensors(tmp_path / "out" / checkpoint, tmp_path / "here" / checkpoint)
+    assert "5 finished already" in said(capsys, [*command, "--ray", cluster.address])
+
+
+def said(capsys, command: list[str]) -> str:
+    capsys.readouterr()
+    assert main(command) == 0
+    return capsys.readouterr().out

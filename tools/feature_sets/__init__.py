@@ -1,1 +1,0 @@
-"""Sets of the features of very many images, on disk in shards: making them and looking after them."""

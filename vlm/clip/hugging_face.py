@@ -1,0 +1,118 @@
+"""CLIPs of the package transformers: ``hf:<name on the Hub, or local folder>``.
+
+Their image encoders are run as they are. A text encoder of CLIP's own kind is run by :mod:`vlm.text.encoder`, that of
+Chinese-CLIP, a BERT, by :mod:`vlm.text.bert`.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import nn
+
+from dassl.utils import UserError
+from vlm.clip.foreign import description, refuse_unless_clip
+from vlm.clip.hub import FETCH, check_folder, hub, optional
+from vlm.openai import QuickGELU, Transformer
+from vlm.text.bert import BertEncoder
+from vlm.text.encoder import TextEncoder
+
+PACKAGE = "transformers"
+ACTIVATIONS = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
+PARTS = ("q_proj", "k_proj", "v_proj")
+
+
+class Visual(nn.Module):
+    """Images (n, 3, height, width) -> features (n, embed_dim)."""
+
+    def __init__(self, model: nn.Module, processor):
+        super().__init__()
+        self.vision_model, self.visual_projection = model.vision_model, model.visual_projection
+        self.input_resolution = model.config.vision_config.image_size
+        self.mean, self.std = tuple(processor.image_mean), tuple(processor.image_std)
+        self.resize = "crop" if processor.do_center_crop else "squash"
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.visual_projection(self.vision_model(pixel_values=images).pooler_output)
+
+
+class HuggingFaceCLIP(nn.Module):
+    """A CLIP of transformers behind the names of OpenAI's."""
+
+    def __init__(self, model: nn.Module, processor, name: str):
+        super().__init__()
+        self.visual = Visual(model, processor)
+        self.logit_scale = nn.Parameter(model.logit_scale.detach().reshape(()))
+        self.architecture = description(model, name, PACKAGE) + model.config.to_json_string()
+
+    dtype = property(lambda self: self.logit_scale.dtype)
+
+
+class CausalCLIP(HuggingFaceCLIP):
+    """With CLIP's own text encoder."""
+
+    text_encoder, library_class = TextEncoder, "CLIPModel"
+
+    def __init__(self, model: nn.Module, processor, tokenizer, name: str):
+        super().__init__(model, processor, name)
+        text, config = model.text_model, model.config.text_config
+        self.token_embedding = text.embeddings.token_embedding
+        self.positional_embedding = text.embeddings.position_embedding.weight
+        self.transformer = _transformer(text.encoder.layers, config)
+        self.ln_final = text.final_layer_norm
+        self.text_projection = nn.Parameter(model.text_projection.weight.detach().t().contiguous())
+        refuse_unless_clip(self.transformer, self.token_embedding, name)
+
+
+class ChineseCLIP(HuggingFaceCLIP):
+    """Yang et al., Chinese CLIP, 2022: a RoBERTa reads Chinese."""
+
+    text_encoder, library_class = BertEncoder, "ChineseCLIPModel"
+
+    def __init__(self, model: nn.Module, processor, tokenizer, name: str):
+        super().__init__(model, processor, name)
+        self.text_model, self.text_projection, self.tokenizer = model.text_model, model.text_projection, tokenizer
+
+
+CLASSES = {"clip": CausalCLIP, "chinese_clip": ChineseCLIP}
+
+
+def load(identifier: str, weights: str) -> HuggingFaceCLIP:
+    """The CLIP of that name on the Hub, or in that local folder.
+
+    Raises:
+        UserError: it cannot be had, is not of a kind that this framework runs, or ``weights`` are named, too.
+    """
+    name, identifier = f"hf:{identifier}", os.path.expanduser(identifier)
+    package = optional("transformers", PACKAGE, f"the backbone {name}")
+    if weights:
+        raise UserError(f"MODEL.BACKBONE.WEIGHTS does not go with {name}: a folder of one's own is hf:FOLDER")
+    check_folder(identifier, name)
+    with hub(identifier, FETCH.format(identifier, "hf:")):
+        config = package.AutoConfig.from_pretrained(identifier)
+        if config.model_type not in CLASSES:
+            sigmoid = " (its sigmoid loss and bias are not CLIP's)" if "siglip" in config.model_type else ""
+            raise UserError(f'{name} is of the kind "{config.model_type}"{sigmoid}; known: {", ".join(CLASSES)}')
+        kind = CLASSES[config.model_type]
+        model = getattr(package, kind.library_class).from_pretrained(identifier, dtype=torch.float32).eval()
+        processor = package.AutoImageProcessor.from_pretrained(identifier)
+        tokenizer = package.AutoTokenizer.from_pretrained(identifier) if config.model_type != "clip" else None
+    return kind(model, processor, tokenizer, name)
+
+
+def _transformer(layers: nn.ModuleList, config) -> Transformer:
+    """transformers' text layers in OpenAI's modules."""
+    if config.hidden_act not in ACTIVATIONS:
+        raise UserError(f'the text encoder has the activation "{config.hidden_act}"; known: {", ".join(ACTIVATIONS)}')
+    ours = Transformer(config.hidden_size, len(layers), config.num_attention_heads)
+    for block, layer in zip(ours.resblocks, layers, strict=True):
+        block.ln_1, block.ln_2 = layer.layer_norm1, layer.layer_norm2
+        block.mlp.c_fc, block.mlp.c_proj = layer.mlp.fc1, layer.mlp.fc2
+        block.mlp.gelu = ACTIVATIONS[config.hidden_act]()
+        parts = [getattr(layer.self_attn, part) for part in PARTS]
+        block.attn.in_proj_weight = nn.Parameter(torch.cat([part.weight.detach() for part in parts]))
+        block.attn.in_proj_bias = nn.Parameter(torch.cat([part.bias.detach() for part in parts]))
+        block.attn.out_proj.weight = layer.self_attn.out_proj.weight
+        block.attn.out_proj.bias = layer.self_attn.out_proj.bias
+    return ours

@@ -1,0 +1,215 @@
+"""Loading a CLIP: OpenAI's nine by name, the tiny one of this project, any CLIP weights from a local file, or a CLIP of
+another library (``open_clip:…``, ``hf:…``)."""
+
+from __future__ import annotations
+
+import os
+import warnings
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from dassl.data.downloads import download
+from dassl.utils import UserError, check_availability, file_digest, reason_of
+from dassl.utils.inert import load_tensors
+from vlm import openai
+from vlm.clip.fingerprint import fingerprint
+from vlm.openai import CLIP
+from vlm.tiny import TINY, load_tiny
+
+CACHE = Path(os.path.expanduser("~/.cache/clip"))  # where openai-clip keeps its files too
+BACKBONES = (*openai.URLS, TINY)
+LIBRARIES = {"open_clip": "open_clip", "hf": "hugging_face"}  # what stands before a colon -> module of this package
+FOREIGN = ("open_clip:<architecture>/<weights>", "hf:<name on the Hub, or folder>")
+PRECISIONS = ("fp32", "fp16", "bf16", "amp")
+
+
+def load(
+    name: str, weights: str = "", precision: str = "fp32", device: str | torch.device = "cpu"
+) -> tuple[CLIP, dict]:
+    """A CLIP in evaluation mode with frozen parameters, and its state dict as it was in the file.
+
+    Args:
+        name: one of OpenAI's names (``RN50``, ``ViT-B/16``, …) or ``tiny``; ``open_clip:<architecture>/<weights>``;
+            ``hf:<name on the Hub, or folder>``.
+        weights: a local file to take instead of the weights that belong to ``name``: OpenAI's TorchScript archive, a
+            plain state dict saved by ``torch.save``, or safetensors. The architecture is read off the weights.
+        precision: ``fp16`` keeps half-precision weights, as OpenAI publishes them, ``bf16`` turns these into bfloat16;
+            ``fp32`` and ``amp`` convert them. On a CPU the result is always fp32.
+
+    Raises:
+        UserError: unknown name or precision, or weights that are absent, damaged or not CLIP's.
+    """
+    check_availability(precision, PRECISIONS, "precision")
+    device = torch.device(device)
+    if foreign := _foreign(name, weights, precision, device):
+        return foreign, foreign.state_dict()
+    state_dict = read_weights(name, weights)
+    return _build(state_dict, weights or name, precision, device), state_dict
+
+
+def _foreign(name: str, weights: str, precision: str, device: torch.device) -> CLIP | None:
+    """The CLIP of another library if ``name`` is of one; its ``architecture`` says what its weights do not tell."""
+    library, colon, identifier = name.partition(":")
+    if not colon or library not in LIBRARIES:
+        return None
+    model = import_module(f".{LIBRARIES[library]}", __package__).load(identifier, weights)
+    if precision in ("fp16", "bf16"):
+        print(f"Note: {precision} becomes fp32, in which CLIPs of other libraries run (amp goes, too)")
+    return model.eval().to(device).requires_grad_(False)
+
+
+def _build(state_dict: dict[str, torch.Tensor], source: str, precision: str, device: torch.device) -> CLIP:
+    try:
+        # OpenAI's own constructor. It rounds the weights to half precision, in which they are published.
+        model = openai.build_model(dict(state_dict))
+    except (KeyError, RuntimeError, AssertionError, IndexError, ZeroDivisionError) as error:
+        raise UserError(f"{source} does not hold the weights of a CLIP: {reason_of(error)}") from error
+    if precision in ("fp32", "amp") or device.type == "cpu":
+        model.float()
+    elif precision == "bf16":
+        for parameter in model.parameters():
+            if parameter.dtype == torch.float16:
+                parameter.data = parameter.data.bfloat16()
+    model.visual.mean, model.visual.std, model.visual.resize = openai.MEAN, openai.STD, "crop"
+    if device.type == "cpu":
+        model.visual.to(memory_format=torch.channels_last)  # the same convolutions in a third less time
+    if precision != "fp32" and device.type == "cpu":
+        print(f"Note: {precision} becomes fp32, as half precision is slow and inexact on a CPU")
+    return model.to(device).requires_grad_(False)
+
+
+@dataclass
+class Loaded:
+    """A CLIP that :func:`load_shared` gives, and PyTorch's random state after loading, by the state before."""
+
+    source: tuple
+    model: CLIP
+    fingerprint: str
+    states: dict[bytes, torch.Tensor]
+
+
+_shared: Loaded | None = None
+
+
+def load_shared(name: str, weights: str, precision: str, device: str | torch.device) -> tuple[CLIP, str]:
+    """As :func:`load`, with the fingerprint of the weights in place of the state dict.
+
+    The latest one is kept: the next call of this process gets the same model, so nobody may change it. A file that has
+    changed is loaded again. As the constructor draws random numbers, a call leaves PyTorch's generator as loading would
+    have: what is drawn next does not depend on what this process did before.
+    """
+    global _shared
+    path = Path(weights) if weights else CACHE / openai.URLS.get(name, "").rpartition("/")[2]
+    stat = path.stat() if path.is_file() else None
+    device = torch.device(device)
+    kind = "fp32" if device.type == "cpu" and precision in PRECISIONS else precision  # there, they give the same
+    source = (name, weights, kind, device, stat and (stat.st_mtime_ns, stat.st_size))
+    before = torch.get_rng_state().numpy().tobytes()
+    if _shared is None or _shared.source != source or before not in _shared.states:
+        model, checksum = _load_with_fingerprint(name, weights, precision, device)
+        if _shared is None or _shared.source != source:
+            _shared = Loaded(source, model, checksum, {})
+        _shared.states[before] = torch.get_rng_state()
+    torch.set_rng_state(_shared.states[before])
+    return _shared.model, _shared.fingerprint
+
+
+def _load_with_fingerprint(name: str, weights: str, precision: str, device: torch.device) -> tuple[CLIP, str]:
+    check_availability(precision, PRECISIONS, "precision")
+    if foreign := _foreign(name, weights, precision, device):
+        return foreign, fingerprint(foreign.state_dict(), foreign.architecture)
+    state_dict = read_weights(name, weights)
+    with ThreadPoolExecutor(1) as pool:
+        checksum = pool.submit(fingerprint, state_dict)  # takes as long as the construction
+        return _build(state_dict, weights or name, precision, device), checksum.result()
+
+
+def read_weights(name: str, weights: str = "") -> dict[str, torch.Tensor]:
+    """The state dict behind ``name`` and ``weights`` (see :func:`load`)."""
+    if weights:
+        return read_state_dict(Path(weights))
+    if name == TINY:
+        return load_tiny()
+    check_availability(name, (*BACKBONES, *FOREIGN), "backbone (MODEL.BACKBONE.NAME)")
+    return read_state_dict(openai_file(name), published=True)
+
+
+def checksum_in(url: str) -> str:
+    """The SHA-256 of a file that OpenAI published, which stands in its address."""
+    return url.split("/")[-2]
+
+
+def openai_file(name: str) -> Path:
+    """OpenAI's file of that name, checked; it is downloaded if it is not there.
+
+    Raises:
+        UserError: it is neither there nor to be had.
+    """
+    url = openai.URLS[name]
+    checksum = checksum_in(url)
+    path = CACHE / url.rpartition("/")[2]
+    if path.is_file() and file_digest(path) == checksum:
+        return path
+    state = "is damaged (its SHA-256 is wrong)" if path.is_file() else "is not on this machine"
+    print(f"The file {path} {state}; downloading it")
+    try:
+        return download(url, path, checksum)
+    except UserError as error:
+        raise UserError(
+            f"no weights of {name}: {path} {state}, and the download failed ({error.__cause__ or error})\n"
+            f"  Fetch  {url}\n  SHA-256 {checksum}\n  to     {path}\n"
+            "or name another file of CLIP weights: MODEL.BACKBONE.WEIGHTS FILE (predict.py: --weights FILE). "
+            "MODEL.BACKBONE.NAME tiny (predict.py: --backbone tiny) needs no download"
+        ) from error
+
+
+def read_state_dict(path: Path, published: bool = False) -> dict[str, torch.Tensor]:
+    """The tensors in a file of weights, on the CPU.
+
+    No foreign code is run: a TorchScript archive, which holds code, is opened if it is one of OpenAI's only
+    (``published``: its checksum has been compared already).
+
+    Raises:
+        UserError: the file is absent, cannot be read as any of the three formats, or is a TorchScript archive of
+            somebody else, or would take far more memory than it has bytes.
+    """
+    if not path.is_file():
+        raise UserError(f"no weights file {path} (MODEL.BACKBONE.WEIGHTS)")
+    try:
+        if path.suffix == ".safetensors":
+            state_dict = load_file(path)
+        elif _is_torchscript(path):
+            if not published and file_digest(path) not in {checksum_in(url) for url in openai.URLS.values()}:
+                raise UserError(
+                    f"{path} is a TorchScript archive, which can hold any code, and none that OpenAI published. If you "
+                    "trust it, save its weights alone: torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)"
+                )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # torch.jit is to go; OpenAI's files are in its format
+                state_dict = torch.jit.load(path, map_location="cpu").state_dict()
+        else:
+            state_dict = load_tensors(path)
+    except UserError:
+        raise
+    except Exception as error:  # torch raises whatever its readers meet in a damaged file
+        raise UserError(f"{path} cannot be read as weights (truncated or damaged?): {reason_of(error)}") from error
+    if isinstance(state_dict, dict):
+        state_dict = state_dict.get("state_dict", state_dict)
+    if not isinstance(state_dict, dict) or not all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state_dict.items()
+    ):
+        raise UserError(f"{path} is not a state dict: it holds something else than named tensors")
+    return {key: value for key, value in state_dict.items() if key not in openai.NO_WEIGHTS}
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())

@@ -1,0 +1,107 @@
+"""CLIPs of the package open_clip_torch: ``open_clip:<architecture>/<weights>``.
+
+Their image encoders are run as they are. Their text encoders, if they are CLIP's (causal, with CLIP's words), by
+:mod:`vlm.text.encoder`; others are refused.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import nn
+
+from dassl.utils import UserError, nearest
+from vlm.clip.foreign import description, refuse_unless_clip
+from vlm.clip.hub import check_folder, hub, optional
+
+PACKAGE = "open_clip_torch"
+LOCAL = "local-dir:"
+SCHEMAS = ("hf-hub:", LOCAL)
+MEND = "A file or folder from elsewhere goes by MODEL.BACKBONE.WEIGHTS FILE, or open_clip:local-dir:FOLDER"
+
+
+class OpenCLIP(nn.Module):
+    """A CLIP of open_clip behind the names of OpenAI's."""
+
+    def __init__(self, model: nn.Module, name: str):
+        super().__init__()
+        text = getattr(model, "text", model)
+        self.visual = model.visual
+        size = self.visual.image_size
+        self.visual.input_resolution = size[0] if isinstance(size, (list, tuple)) else size
+        settings = self.visual.preprocess_cfg
+        self.visual.mean, self.visual.std = tuple(settings["mean"]), tuple(settings["std"])
+        self.visual.resize = "squash" if settings.get("resize_mode") == "squash" else "crop"
+        self.transformer, self.ln_final = text.transformer, text.ln_final
+        self.token_embedding, self.positional_embedding = text.token_embedding, text.positional_embedding
+        self.text_projection = _matrix(text.text_projection, self.ln_final.normalized_shape[0])
+        self.logit_scale = nn.Parameter(model.logit_scale.detach().reshape(()))
+        self.architecture = description(model, name, PACKAGE)
+
+    dtype = property(lambda self: self.logit_scale.dtype)
+
+
+def load(identifier: str, weights: str) -> OpenCLIP:
+    """The CLIP that ``<architecture>/<weights>`` names, or an architecture with the file ``weights``; a schema of the
+    package (``hf-hub:``, ``local-dir:``) in place of the architecture names both.
+
+    Raises:
+        UserError: unknown name, weights that cannot be had, or a model that is not what this framework runs.
+    """
+    name = f"open_clip:{identifier}"
+    package = optional("open_clip", PACKAGE, f"the backbone {name}")
+    if identifier.startswith(SCHEMAS):
+        architecture, tag = identifier, ""
+        if identifier.startswith(LOCAL):
+            folder = os.path.expanduser(identifier.removeprefix(LOCAL))
+            check_folder(folder, name)
+            architecture = f"{LOCAL}{folder}"
+    else:
+        architecture, _, tag = identifier.partition("/")
+        _check_names(package, architecture, tag, weights)
+    if weights and not os.path.isfile(weights):
+        raise UserError(f"no weights file {weights} (MODEL.BACKBONE.WEIGHTS)")
+    with hub(weights or identifier.removeprefix(LOCAL), MEND):
+        model = package.create_model(architecture, pretrained=weights or tag or None, require_pretrained=True)
+    _refuse_what_is_no_clip(model, name)
+    return OpenCLIP(model, name)
+
+
+def _check_names(package, architecture: str, tag: str, weights: str) -> None:
+    known = package.list_models()
+    if architecture not in known:
+        raise UserError(f'open_clip has no architecture "{architecture}"; {nearest(architecture, known)}')
+    if tag == "openai":
+        raise UserError("OpenAI's weights go by OpenAI's names, such as RN50 or ViT-B/32, without open_clip:")
+    tags = package.list_pretrained_tags_by_model(architecture)
+    if not weights and tag not in tags:
+        raise UserError(
+            f'open_clip has no weights "{tag}" of {architecture} (open_clip:{architecture}/<weights>); '
+            f"{nearest(tag, tags)}. MODEL.BACKBONE.WEIGHTS FILE names your own"
+        )
+
+
+def _refuse_what_is_no_clip(model: nn.Module, name: str) -> None:
+    text = getattr(model, "text", model)
+    if getattr(model, "logit_bias", None) is not None:
+        raise UserError(
+            f"{name} was trained with a sigmoid loss (SigLIP) and has a bias in its scores; here scores are a softmax "
+            "over cosines, as in CLIP"
+        )
+    pooling = getattr(text, "pool_type", getattr(text, "text_pool_type", ""))
+    appended = getattr(text, "cls_emb", None) is not None
+    if pooling != "argmax" or appended or getattr(text, "attn_mask", None) is None:
+        raise UserError(f"the text encoder of {name} is not CLIP's: it is not causal, or has words of its own")
+    refuse_unless_clip(text.transformer, text.token_embedding, name)
+
+
+def _matrix(projection: nn.Parameter | nn.Linear | None, width: int) -> nn.Parameter:
+    """The projection as a matrix (width, embed_dim)."""
+    if projection is None:
+        return nn.Parameter(torch.eye(width))
+    if isinstance(projection, nn.Linear):
+        if projection.bias is not None:
+            raise UserError("the text encoder's projection has a bias, which CLIP's has not")
+        return nn.Parameter(projection.weight.detach().t().contiguous())
+    return projection

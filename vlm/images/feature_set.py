@@ -1,0 +1,79 @@
+"""The features of very many images: a Lance data set on disk, read by row number and never loaded whole.
+
+Its columns are ``feature`` (fp16, as the encoder gave it, not brought to length 1), ``label`` and ``path``. Rows lie
+class by class and the schema's metadata counts them, so few shots are drawn without reading a label.
+``tools/features.py extract`` writes a set. It is not the cache of :mod:`vlm.images.feature_store`, which is keyed by
+content.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dassl.utils import UserError, check_at_least, derive_seed, reason_of
+
+DESCRIPTION = "coop_dassl"  # in the schema's metadata: classnames, counts and settings, as JSON
+
+
+def lance():
+    """Import Lance; :class:`UserError` where it is not installed."""
+    os.environ.setdefault("LANCE_LOG", "error")  # else it warns of each data set that is new
+    try:
+        import lance
+    except ImportError as error:
+        raise UserError('feature sets need Lance: pip install "coop-dassl[scale]", or pip install pylance') from error
+    return lance
+
+
+def open_set(folder: Path):
+    """Return the Lance data set in ``folder`` and its description; :class:`UserError` where there is none."""
+    try:
+        data = lance().dataset(str(folder))
+        return data, json.loads(data.schema.metadata[DESCRIPTION.encode()])
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder} is no feature set: {reason_of(error)}. tools/features.py extract makes one"
+        ) from error
+
+
+class FeatureSet:
+    """Features of images and their labels, in rows class by class."""
+
+    def __init__(self, folder: str | os.PathLike):
+        """Raises :class:`UserError` where ``folder`` holds no feature set."""
+        self.data, description = open_set(Path(folder).expanduser())
+        self.classnames, self.counts = description["classnames"], description["counts"]
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def few_shot(self, shots: int, seed: int) -> list[int]:
+        """Draw ``shots`` rows a class (all, where there are fewer).
+
+        The draw of a class follows from (seed, its name, the number of its images), not from other classes.
+        """
+        check_at_least(shots, 1, "the number of shots")
+        classes = zip(self.classnames, accumulate(self.counts), self.counts, strict=True)
+        draws = ((random.Random(derive_seed(seed, name)), range(end - count, end)) for name, end, count in classes)
+        return [row for generator, rows in draws for row in generator.sample(rows, min(shots, len(rows)))]
+
+    def take(self, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return features (n, dim), in fp32, and labels (n,) of rows."""
+        return _tensors(self.data.take(list(rows), columns=["feature", "label"]).combine_chunks().to_batches()[0])
+
+    def blocks(self, size: int = 4096) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield the features and labels of all images, in order, at most ``size`` at a time."""
+        return map(_tensors, self.data.to_batches(columns=["feature", "label"], batch_size=size))
+
+
+def _tensors(batch) -> tuple[torch.Tensor, torch.Tensor]:
+    features = batch["feature"].flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    return torch.from_numpy(features).view(len(batch), -1), torch.from_numpy(batch["label"].to_numpy().astype(np.int64))

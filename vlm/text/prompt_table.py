@@ -1,0 +1,83 @@
+"""Prompts as rows of a table of vectors: context tokens, which a method learns, and CLIP's own words around them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from vlm.text.class_names import class_tokens
+from vlm.text.encoder import TextEncoder
+
+POSITIONS = ("end", "middle", "front")  # of the class name among the context tokens
+
+
+class PromptTable(nn.Module):
+    """Where each token of the prompts ``[context] [CLASS].`` stands in a table of vectors.
+
+    The table holds the context tokens, then the embeddings ``fixed`` of all other tokens, each once. ``index``
+    (classes, 77) names the row at each position of each prompt, ``lengths`` (classes,) counts its tokens, and
+    ``layout`` tells the text encoder what to compute of it.
+    """
+
+    def __init__(self, text_encoder: TextEncoder, names: Sequence[str], context: torch.Tensor, position: str = "end"):
+        """
+        Args:
+            names: of the classes, as :func:`vlm.text.class_names.class_names` gives them.
+            context: (n_ctx, width), or (classes, n_ctx, width) where each class has its own.
+            position: of the class name among the context tokens.
+
+        Raises:
+            UserError: a prompt is too long; the class is named.
+        """
+        super().__init__()
+        n_ctx, device = context.shape[-2], context.device
+        # "X" keeps a place for each context token; the class name and what follows it are CLIP's own words.
+        self.tokens = class_tokens(text_encoder, names, " ".join(["X"] * n_ctx + ["{}."]))
+        context_rows = torch.arange(context[..., 0].numel()).view(context.shape[:-1])
+        fixed, rows = self.tokens.unique(return_inverse=True)
+        rows += context_rows.numel()
+        rows[:, 1 : 1 + n_ctx] = context_rows
+        lengths = text_encoder.lengths(self.tokens)
+        # A name that ends in marks may be fewer tokens with the full stop behind it; it never reaches the prompt's end.
+        counts = [
+            min(text_encoder.token_count(name), length - n_ctx - 2)
+            for name, length in zip(names, lengths.tolist(), strict=True)
+        ]
+        order = [_order(n_ctx, count, position, self.tokens.shape[1]) for count in counts]
+        self.register_buffer("fixed", text_encoder.embed(fixed.to(device)).detach(), persistent=False)
+        self.rows = rows.to(device)  # with the class name last, wherever it stands in the prompt
+        self.index = rows.gather(1, torch.tensor(order)).to(device)
+        self.lengths = lengths.to(device)
+        self.layout = text_encoder.layout(self.index, self.lengths)
+
+    def table(self, context: torch.Tensor) -> torch.Tensor:
+        """Return the table (rows, width) with this context."""
+        return torch.cat([context.flatten(0, -2), self.fixed])
+
+    def of_classes(
+        self, context: torch.Tensor, classes: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the table, ``index`` and ``lengths`` of some ``classes`` (int64 numbers) alone."""
+        classes = classes.to(self.index.device)
+        index, lengths = self.index[classes], self.lengths[classes]
+        if context.dim() == 2:
+            return self.table(context), index, lengths
+        number, n_ctx = context.shape[:2]
+        moved = n_ctx * (torch.arange(len(classes), device=classes.device) - classes)[:, None]
+        index = index + torch.where(index < number * n_ctx, moved, n_ctx * (len(classes) - number))
+        return self.table(context[classes]), index, lengths
+
+
+def _order(n_ctx: int, n_name: int, position: str, length: int) -> list[int]:
+    """Return which position of ``[start, context, name, rest]`` comes at each place of the prompt."""
+    start, context = [0], list(range(1, 1 + n_ctx))
+    name = list(range(1 + n_ctx, 1 + n_ctx + n_name))
+    rest = list(range(1 + n_ctx + n_name, length))
+    half = n_ctx // 2
+    return {
+        "end": start + context + name + rest,
+        "middle": start + context[:half] + name + context[half:] + rest,
+        "front": start + name + context + rest,
+    }[position]

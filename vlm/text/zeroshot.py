@@ -1,0 +1,48 @@
+"""Classes described by sentences, as zero-shot CLIP does it (Radford et al. 2021, section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from dassl.utils import UserError
+from vlm.images.feature_store import FeatureStore
+from vlm.similarity import normalize
+from vlm.text.class_features import ClassFeatures
+from vlm.text.class_names import class_names, class_tokens
+from vlm.text.encoder import TextEncoder
+
+
+def check_template(template: str, name: str) -> None:
+    """Raise :class:`UserError` unless the sentence ``template``, which the user knows as ``name``, has a place for the
+    class name."""
+    if "{}" not in template:
+        raise UserError(f'{name} "{template}" has no {{}} for the class name')
+
+
+@torch.no_grad()
+def describe_classes(
+    encoder: TextEncoder, classnames: Sequence[str], templates: Sequence[str], store: FeatureStore | None = None
+) -> torch.Tensor:
+    """Class features (classes, embed_dim) of length 1: the mean over the templates, averaged as unit vectors.
+
+    Args:
+        templates: sentences with ``{}`` for the class name.
+        store: keeps the sentences' features; it must be of this ``encoder``.
+
+    Raises:
+        UserError: a name is empty, or a sentence too long; the class is named.
+    """
+    names = class_names(encoder, classnames)
+    device = encoder.token_embedding.weight.device
+    text_features = ClassFeatures(store)
+    features = 0
+    for number, template in enumerate(templates, 1):
+        tokens = class_tokens(encoder, names, template).to(device)
+        of_template = f", template {number} of {len(templates)}"
+        encoded = text_features(
+            len(names), lambda classes, tokens=tokens: [tokens[classes]], encoder.encode, of_template
+        )
+        features = features + normalize(encoded)
+    return normalize(features)
