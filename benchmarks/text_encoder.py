@@ -20,8 +20,9 @@ from dassl.utils import keep_memory
 from tools.fix_imagenet import curated_names
 from tools.random_weights import random_clip
 from trainers.coop import PromptLearner
-from vlm.openai import CLIP, build_model
+from vlm.openai import build_model
 from vlm.text.encoder import TextEncoder
+from vlm.text.plain import encode_prompts
 
 NETTE = [0, 217, 482, 491, 497, 566, 569, 571, 574, 701]  # ImageNette's classes among ImageNet's
 PLAIN_UP_TO = 100  # classes
@@ -51,14 +52,8 @@ def steps(classes: int, n_ctx: int, of: str) -> tuple[Callable, Callable, int]:
         return features.detach(), learner.ctx.grad
 
     ours = lambda: step(lambda table: encoder(table, learner.layout))  # noqa: E731
-    plain = lambda: step(lambda table: plain_features(clip, table[learner.index], ends))  # noqa: E731
+    plain = lambda: step(lambda table: encode_prompts(clip, table[learner.index], ends))  # noqa: E731
     return ours, plain, len(learner.layout.index)
-
-
-def plain_features(clip: CLIP, prompts: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """CoOp's TextEncoder."""
-    x = clip.transformer((prompts + clip.positional_embedding).permute(1, 0, 2)).permute(1, 0, 2)
-    return clip.ln_final(x)[torch.arange(len(x)), ends] @ clip.text_projection
 
 
 def one_step(classes: int, n_ctx: int, of: str, plain: bool) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dassl.utils import save_checkpoint
-from studies.two_runs import compare_tensors
+from studies.rerun import compare_tensors
 from tests.common import REPOSITORY, assert_same_tensors
 from tools.rerun import main
 from tools.sweep import main as sweep
@@ -30,10 +30,10 @@ def call(capsys):
 
 
 def verdicts(output: str) -> dict[str, str]:
-    """Row of the table -> same, DIFFERS, or nothing; then the rows that differ with what was and what is."""
-    rows = output.partition("\n-")[2].splitlines()[1:]
-    cells = [re.split(r"  +", row.rstrip()) for row in rows if "  " in row]
-    return {row[0]: row[3] if len(row) > 3 else "" for row in cells}
+    """What differs, and what is the same, by name."""
+    same = re.search(r"^The same: (.*)$", output, re.MULTILINE)[1].split(", ")
+    rows = re.findall(r"^(\S+)  +.*$", output.partition("\n---")[2].partition("\nThe same: ")[0], re.MULTILINE)
+    return {**dict.fromkeys(same, "same"), **dict.fromkeys(rows, "DIFFERS")}
 
 
 def edit(folder: Path, change) -> None:
@@ -66,20 +66,22 @@ def test_the_same_run_from_the_record_alone(run, call, tmp_path, trainer, model,
     code, output, error = call(done.folder / "result.json")
     assert (code, error) == (0, "")
     assert output.endswith("The same results, and the same tensors\n")
-    assert "DIFFERS" not in output
+    assert "DIFFERS" not in verdicts(output).values()
     again = tmp_path / "run-rerun"
-    same = {
+    same = [
         "code",
         "versions",
         "machine",
         "config",
         "weights",
-        "splits.train_x",
-        "splits.test",
+        "splits",
         "classnames",
         "accuracy",
-    }
-    assert all(verdicts(output)[name] == "same" for name in (*same, "correct", "total", "macro_f1"))
+        "correct",
+        "total",
+        "macro_f1",
+    ]
+    assert all(verdicts(output)[name] == "same" for name in same)
     for folder in (done.folder, again):
         assert (folder / model / "checkpoint").read_text() == f"model.pth.tar-{epoch}\n"
     name = f"{model}/model.pth.tar-{epoch}"
@@ -151,7 +153,8 @@ def test_a_changed_image_is_named_once_results_differ(run, call, moved):
     code, output, _ = call(done.folder)
     assert code == 1
     assert verdicts(output)["splits.test.content"] == "DIFFERS"
-    assert verdicts(output)["splits.train_x"] == verdicts(output)["prompt_learner/model.pth.tar-3"] == "same"
+    assert not any(name.startswith("splits.train_x") for name in verdicts(output))
+    assert verdicts(output)["prompt_learner/model.pth.tar-3"] == "same"
     assert re.search(r"^Not the same: .*accuracy.* What may explain it: splits.test.content$", output, re.MULTILINE)
 
 
@@ -184,7 +187,7 @@ def test_moved_data(run, call, moved):
     assert f"DATASET.ROOT {moved}" in error
     code, output, _ = call(done.folder, "--root", there)
     assert code == 0
-    assert (verdicts(output)["config.DATASET.ROOT"], verdicts(output)["splits.test"]) == ("DIFFERS", "same")
+    assert (verdicts(output)["config.DATASET.ROOT"], verdicts(output)["splits"]) == ("DIFFERS", "same")
 
 
 def test_other_weights_are_refused_and_another_name_of_theirs_is_not(run, call):
@@ -204,9 +207,9 @@ def test_other_tensors_and_settings_are_told(run, call):
     assert code == 1
     rows = verdicts(output)
     assert rows["config.OPTIM.LR"] == rows["prompt_learner/model.pth.tar-3"] == rows["accuracy"] == "DIFFERS"
-    assert re.search(r"config.OPTIM.LR +0.002 +0.1 +DIFFERS", output)
+    assert re.search(r"config.OPTIM.LR +0.002 +0.1$", output, re.MULTILINE)
     assert re.search(r"largest difference \d", output)
-    assert output.index("config.OPTIM.LR") < output.index("\ncode ")  # differences come first
+    assert output.index("config.OPTIM.LR") < output.index("\naccuracy ")  # causes come first
 
 
 def test_the_newest_checkpoint_and_the_best_are_compared(tmp_path):
@@ -214,19 +217,18 @@ def test_the_newest_checkpoint_and_the_best_are_compared(tmp_path):
         for epoch, value, name in ((1, best, "model-best.pth.tar"), (2, 0.0, "")):
             state = {"state_dict": {"ctx": torch.tensor([value])}, "epoch": epoch}
             save_checkpoint(state, tmp_path / run / "prompt_learner", model_name=name)
-    newest, best = compare_tensors(tmp_path / "then", tmp_path / "now")
-    assert (newest.name, newest.differs) == ("prompt_learner/model.pth.tar-2", False)
-    assert (best.name, best.differs) == ("prompt_learner/model-best.pth.tar", True)
+    found = dict(compare_tensors(tmp_path / "then", tmp_path / "now"))
+    assert found["prompt_learner/model.pth.tar-2"] == ""
+    assert found["prompt_learner/model-best.pth.tar"] == "largest difference 1"
 
 
-def test_on_as_many_threads_as_then(run, call, monkeypatch):
+def test_on_as_many_threads_as_then(run, call):
     done = run(*SHORT)
     before = torch.get_num_threads()
     edit(done.folder, lambda record: record["machine"].update(threads=before + 1))
     code, output, _ = call(done.folder)
     assert f"Threads: {before + 1}, as then" in output
     assert json.loads((Path(f"{done.folder}-rerun") / "result.json").read_text())["machine"]["threads"] == before + 1
-    assert torch.get_num_threads() == before
     assert code in (0, 1)
 
 
@@ -241,9 +243,8 @@ def test_a_record_of_an_earlier_version(run, call):
     edit(done.folder, age)
     code, output, _ = call(done.folder)
     assert code == 0
-    assert "The record does not tell the number of threads" in output
     rows = verdicts(output)
-    assert (rows["code"], rows["splits.test"], rows["correct"]) == ("", "", "")
+    assert not {"code", "splits", "correct"} & {*rows}
     assert rows["versions"] == rows["config"] == rows["accuracy"] == "same"
 
 
@@ -253,12 +254,8 @@ def test_a_record_of_an_earlier_version(run, call):
         (None, ["cannot read", "result.json"]),
         ("{", ["result.json is not valid JSON"]),
         ("[]", ["result.json is damaged"]),
-        ('{"accuracy": 50.0}', ["result.json is too old or damaged: it lacks command, config"]),
-        (
-            '{"command": ["--evil"], "config": {"SEED": 1}}',
-            ["result.json is damaged: its command is none of train.py's"],
-        ),
-        ('{"command": ["--seed", "1"], "config": {"NOTHING": 1}}', ['unknown config key "NOTHING" in', "result.json"]),
+        ('{"accuracy": 50.0}', ["result.json lacks command, config, so the run cannot be done again"]),
+        ('{"command": ["--seed", "1"], "config": {"NOTHING": 1}}', ['unknown config key "NOTHING"']),
     ],
 )
 def test_a_record_that_is_no_record(call, tmp_path, text, parts):
