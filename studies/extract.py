@@ -1,4 +1,4 @@
-"""Extracting a feature set (:mod:`vlm.images.feature_set`) block by block: here, as tasks of Ray, or in shares.
+"""Extracting a feature set (:mod:`vlm.images.feature_set`) block by block: here, as tasks of Ray, or in shards.
 
 The images are listed once, class by class. Each block of the list becomes a fragment of the Lance data set, and a small
 file tells that it is there. So a killed extraction loses one block, and who finds all blocks there commits the set.
@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from tqdm import tqdm
 from yacs.config import CfgNode
@@ -49,6 +49,7 @@ class Job:
 
     @property
     def listing(self) -> Path:
+        """The list of images; it goes when the set is there."""
         return self.folder / "images.lance"
 
     @property
@@ -57,15 +58,14 @@ class Job:
 
     def blocks(self) -> dict[Path, range]:
         """Return the rows of each block, by the file that tells that it is there."""
-        images = open_set(self.listing)[0].count_rows()
-        starts = range(0, images, max(LEAST, images // BLOCKS))
-        return {self.folder / f"blocks/{n}.json": range(images)[s : s + starts.step] for n, s in enumerate(starts)}
+        rows = range(open_set(self.listing)[0].count_rows())
+        size = max(LEAST, len(rows) // BLOCKS)
+        return {self.folder / f"blocks/{start // size}.json": rows[start : start + size] for start in rows[::size]}
 
 
 def work_on(block: tuple[Path, range] | None, job: Job, threads: int = 0) -> str | None:
     """Extract a block, or (None) begin the set; return what the user has to mend. ``threads``: of a task of Ray."""
-    if threads:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads or torch.get_num_threads())
     node, device = job.cfg.MODEL.BACKBONE, "cuda" if job.cfg.USE_CUDA and torch.cuda.is_available() else "cpu"
     try:
         check_availability(job.cfg.FEATURES.PREC, PRECISIONS, "FEATURES.PREC")
@@ -85,15 +85,11 @@ def work_on(block: tuple[Path, range] | None, job: Job, threads: int = 0) -> str
 
 def _begin(job: Job, settings: dict) -> None:
     """List the images; or compare the settings with those of the set that is there."""
-    import pyarrow as pa
-
     if job.is_complete or job.listing.exists():
         there = open_set(job.folder if job.is_complete else job.listing)[1]["settings"]
         now, then = dict(leaves(settings)), dict(leaves(there))
-        if other := [
-            f"\n  {k} is {then.get(k)}, not {now.get(k)}" for k in {**now, **then} if now.get(k) != then.get(k)
-        ]:
-            raise UserError(f"{job.folder} holds a set that was made otherwise; take another --output:{''.join(other)}")
+        if other := [f"{key} {then.get(key)}, not {now[key]}" for key in now if now[key] != then.get(key)]:
+            raise UserError(f"{job.folder} was made with {'; '.join(other)}. Take another --output")
         return
     dataset, root = build_dataset(job.cfg), Path(job.cfg.DATASET.ROOT).expanduser()
     names = list(dataset.classnames)
@@ -110,8 +106,6 @@ def _begin(job: Job, settings: dict) -> None:
 
 def _extract(done: Path, rows: range, job: Job, encoder, transform) -> None:
     """Write the fragment of a block, without pictures that cannot be read, if these may be left out."""
-    import pyarrow as pa
-
     table, root = open_set(job.listing)[0].take([*rows]), Path(job.cfg.DATASET.ROOT).expanduser()
     bad: dict[str, str] = {}
 
@@ -134,21 +128,17 @@ def _extract(done: Path, rows: range, job: Job, encoder, transform) -> None:
     table = table.filter(pa.array([path not in bad for path in paths])).append_column("feature", column)
     (fragment,) = lance().fragment.write_fragments(table, str(job.folder))
     labels, counts = (array.tolist() for array in np.unique(table["label"], return_counts=True))
-    entry = {"fragment": fragment.to_json(), "dim": features.shape[1], "labels": labels, "counts": counts}
-    write_json(entry, done)
+    write_json({"fragment": fragment.to_json(), "dim": features.shape[1], "labels": labels, "counts": counts}, done)
 
 
 def _commit(job: Job, blocks: list[Path]) -> None:
     """Make one data set of all fragments, in the order of the list."""
-    import pyarrow as pa
-
     listing, description = open_set(job.listing)
     entries, counts = [*map(read_json, blocks)], np.zeros(len(description["classnames"]), np.int64)
     for entry in entries:
         counts[entry["labels"]] += entry["counts"]
-    feature = pa.field("feature", pa.list_(pa.float16(), entries[0]["dim"]))
-    metadata = {DESCRIPTION: json.dumps({**description, "counts": counts.tolist()})}
-    schema = pa.schema([listing.schema.field("path"), listing.schema.field("label"), feature], metadata)
+    schema = listing.schema.append(pa.field("feature", pa.list_(pa.float16(), entries[0]["dim"])))
+    schema = schema.with_metadata({DESCRIPTION: json.dumps({**description, "counts": counts.tolist()})})
     fragments = [lance().FragmentMetadata.from_json(json.dumps(entry["fragment"])) for entry in entries]
     lance().LanceDataset.commit(str(job.folder), lance().LanceOperation.Overwrite(schema, fragments))
     for leftover in (job.listing, blocks[0].parent):
@@ -156,7 +146,7 @@ def _commit(job: Job, blocks: list[Path]) -> None:
 
 
 def extract(job: Job, shard: int, shards: int, address: str | None, resources: ray.Resources) -> None:
-    """Extract the missing blocks of a share, here or (``address``) on Ray; commit the set once all blocks are there.
+    """Extract the missing blocks of a shard, here or (``address``) on Ray; commit the set once all blocks are there.
 
     Raises:
         UserError: what is asked for makes no sense, or blocks could not be extracted; the others are there.
@@ -165,7 +155,8 @@ def extract(job: Job, shard: int, shards: int, address: str | None, resources: r
     if not 1 <= shard <= shards:
         raise UserError(f"--shard is {shard}; it counts from 1 to --shards, {shards}")
 
-    def run(blocks: list) -> Iterator[str | None]:
+    def run(blocks: list):
+        """Yield what the user has to mend of each block, or None."""
         if address is None:
             return (work_on(block, job) for block in blocks)
         tasks = ray.run_tasks(work_on, blocks, resources, arguments=(job, max(1, int(resources.cpus))))
