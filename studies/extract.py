@@ -9,15 +9,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
-from tqdm import tqdm
 from yacs.config import CfgNode
 
 import datasets  # noqa: F401  registers the data sets
@@ -34,6 +31,7 @@ from vlm.images.features import ImageFeatures
 from . import ray
 
 PARTS = {"train": ("train_x",), "val": ("val",), "test": ("test",), "all": ("train_x", "val", "test")}
+LISTING = "images.lance"  # in the set's folder, until all features are there
 LEAST, BLOCKS = 1024, 1000  # images of a block; blocks of a large set, as each is a file that random reads open
 COMPARED = ("weights", "precision", "preprocessing")  # of the encoder: the rest moves a feature by less than fp16 does
 SILENT = ("ROOT", "SKIP_BAD_IMAGES", "FOLLOW_LINKS", "TEMPLATE")  # of DATASET: no feature depends on them
@@ -48,24 +46,18 @@ class Job:
     folder: Path
 
     @property
-    def listing(self) -> Path:
-        """The list of images; it goes when the set is there."""
-        return self.folder / "images.lance"
-
-    @property
     def is_complete(self) -> bool:
         return (self.folder / "_versions").is_dir()
 
     def blocks(self) -> dict[Path, range]:
         """Return the rows of each block, by the file that tells that it is there."""
-        rows = range(open_set(self.listing)[0].count_rows())
+        rows = range(open_set(self.folder / LISTING)[0].count_rows())
         size = max(LEAST, len(rows) // BLOCKS)
         return {self.folder / f"blocks/{start // size}.json": rows[start : start + size] for start in rows[::size]}
 
 
-def work_on(block: tuple[Path, range] | None, job: Job, threads: int = 0) -> str | None:
-    """Extract a block, or (None) begin the set; return what the user has to mend. ``threads``: of a task of Ray."""
-    torch.set_num_threads(threads or torch.get_num_threads())
+def work_on(block: tuple[Path, range] | None, job: Job) -> str | None:
+    """Extract a block, or (None) begin the set; return what the user has to mend, or None."""
     node, device = job.cfg.MODEL.BACKBONE, "cuda" if job.cfg.USE_CUDA and torch.cuda.is_available() else "cpu"
     try:
         check_availability(job.cfg.FEATURES.PREC, PRECISIONS, "FEATURES.PREC")
@@ -85,10 +77,12 @@ def work_on(block: tuple[Path, range] | None, job: Job, threads: int = 0) -> str
 
 def _begin(job: Job, settings: dict) -> None:
     """List the images; or compare the settings with those of the set that is there."""
-    if job.is_complete or job.listing.exists():
-        there = open_set(job.folder if job.is_complete else job.listing)[1]["settings"]
-        now, then = dict(leaves(settings)), dict(leaves(there))
-        if other := [f"{key} {then.get(key)}, not {now[key]}" for key in now if now[key] != then.get(key)]:
+    import pyarrow as pa
+
+    if job.is_complete or (job.folder / LISTING).exists():
+        there = open_set(job.folder if job.is_complete else job.folder / LISTING)[1]["settings"]
+        then = dict(leaves(there))
+        if other := [f"{key} {then.get(key)}, not {now}" for key, now in leaves(settings) if now != then.get(key)]:
             raise UserError(f"{job.folder} was made with {'; '.join(other)}. Take another --output")
         return
     dataset, root = build_dataset(job.cfg), Path(job.cfg.DATASET.ROOT).expanduser()
@@ -101,12 +95,14 @@ def _begin(job: Job, settings: dict) -> None:
     label, path = zip(*rows, strict=True)
     table = pa.table({"path": [name.replace(os.sep, "/") for name in path], "label": pa.array(label, pa.int32())})
     description = json.dumps({"classnames": names or [""], "settings": settings})
-    lance().write_dataset(table.replace_schema_metadata({DESCRIPTION: description}), str(job.listing))
+    lance().write_dataset(table.replace_schema_metadata({DESCRIPTION: description}), str(job.folder / LISTING))
 
 
 def _extract(done: Path, rows: range, job: Job, encoder, transform) -> None:
     """Write the fragment of a block, without pictures that cannot be read, if these may be left out."""
-    table, root = open_set(job.listing)[0].take([*rows]), Path(job.cfg.DATASET.ROOT).expanduser()
+    import pyarrow as pa
+
+    table, root = open_set(job.folder / LISTING)[0].take([*rows]), Path(job.cfg.DATASET.ROOT).expanduser()
     bad: dict[str, str] = {}
 
     def read(path: str) -> torch.Tensor | None:
@@ -133,7 +129,9 @@ def _extract(done: Path, rows: range, job: Job, encoder, transform) -> None:
 
 def _commit(job: Job, blocks: list[Path]) -> None:
     """Make one data set of all fragments, in the order of the list."""
-    listing, description = open_set(job.listing)
+    import pyarrow as pa
+
+    listing, description = open_set(job.folder / LISTING)
     entries, counts = [*map(read_json, blocks)], np.zeros(len(description["classnames"]), np.int64)
     for entry in entries:
         counts[entry["labels"]] += entry["counts"]
@@ -141,37 +139,24 @@ def _commit(job: Job, blocks: list[Path]) -> None:
     schema = schema.with_metadata({DESCRIPTION: json.dumps({**description, "counts": counts.tolist()})})
     fragments = [lance().FragmentMetadata.from_json(json.dumps(entry["fragment"])) for entry in entries]
     lance().LanceDataset.commit(str(job.folder), lance().LanceOperation.Overwrite(schema, fragments))
-    for leftover in (job.listing, blocks[0].parent):
+    for leftover in (job.folder / LISTING, blocks[0].parent):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def extract(job: Job, shard: int, shards: int, address: str | None, resources: ray.Resources) -> None:
-    """Extract the missing blocks of a shard, here or (``address``) on Ray; commit the set once all blocks are there.
-
-    Raises:
-        UserError: what is asked for makes no sense, or blocks could not be extracted; the others are there.
-    """
+    """Extract the missing blocks of a shard, here or (``address``) on Ray; commit the set once all blocks are there."""
     check_availability(job.split, PARTS, "--split")
     if not 1 <= shard <= shards:
         raise UserError(f"--shard is {shard}; it counts from 1 to --shards, {shards}")
-
-    def run(blocks: list):
-        """Yield what the user has to mend of each block, or None."""
-        if address is None:
-            return (work_on(block, job) for block in blocks)
-        tasks = ray.run_tasks(work_on, blocks, resources, arguments=(job, max(1, int(resources.cpus))))
-        return (error or told for _, told, error in tasks)
-
-    with nullcontext() if address is None else ray.connected(address, resources.cpus):
-        if error := next(run([None])):  # where blocks are made, as a GPU has a precision of its own
+    with ray.here_or_connected(address, resources) as run:
+        if error := next(run(work_on, [None], job)):  # where blocks are made, as a GPU has a precision of its own
             raise UserError(error)
         blocks = {} if job.is_complete else job.blocks()
         mine = [block for block in [*blocks.items()][shard - 1 :: shards] if not block[0].exists()]
-        progress = tqdm(run(mine), total=len(mine), disable=None, leave=False, unit="block")
-        if errors := [error for error in progress if error]:
+        if errors := [error for error in run(work_on, mine, job) if error]:
             raise UserError("\n".join(errors))
-    if missing := [block for block in blocks if not block.exists()]:
-        print(f"{job.folder}: {len(missing):,} of {len(blocks):,} blocks are missing, those of other shards")
+    if missing := sum(not block.exists() for block in blocks):
+        print(f"{job.folder}: {missing:,} of {len(blocks):,} blocks are missing, those of other shards")
         return
     if blocks:
         _commit(job, [*blocks])

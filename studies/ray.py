@@ -197,6 +197,26 @@ def run_tasks(
             ray.wait(list(running), num_returns=len(running), timeout=PATIENCE)
 
 
+@contextmanager
+def here_or_connected(address: str | None, resources: Resources) -> Iterator[Callable]:
+    """Yield ``run(function, items, *arguments)``, which calls the function for each item and yields what it returns.
+
+    Args:
+        address: None: the calls are made in this process; else in tasks of the Ray there (:func:`connected`). A task
+            that fails yields its traceback.
+    """
+    if address is None:
+        yield lambda function, items, *arguments: (function(item, *arguments) for item in items)
+        return
+
+    def run(function: Callable, items: Iterable, *arguments: object) -> Iterator:
+        for _, result, error in run_tasks(function, items, resources, arguments=arguments):
+            yield error or result
+
+    with connected(address, resources.cpus):
+        yield run
+
+
 def _outcome(reference) -> tuple[Any, str | None]:
     from ray import exceptions
 

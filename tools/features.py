@@ -58,10 +58,8 @@ def extract(args: argparse.Namespace, argv: list[str]) -> None:
     cfg = get_cfg_default()
     is_file = args.dataset.endswith((".yaml", ".yml"))
     merge_file(cfg, args.dataset) if is_file else merge_flag(cfg, "DATASET.NAME", args.dataset)
-    flags = {"DATASET.ROOT": args.root, "MODEL.BACKBONE.NAME": args.backbone, "MODEL.BACKBONE.WEIGHTS": args.weights}
-    for key, value in flags.items():
-        merge_flag(cfg, key, value)
-    merge_options(cfg, args.opts)
+    flags = ["DATASET.ROOT", args.root, "MODEL.BACKBONE.NAME", args.backbone, "MODEL.BACKBONE.WEIGHTS", args.weights]
+    merge_options(cfg, [*flags, *args.opts])
     if cfg.DATASET.NUM_SHOTS >= 1 or any(key.startswith("INPUT.") for key in args.opts[::2]):
         raise UserError("a feature set is of all images, prepared as the backbone learned them: no NUM_SHOTS, no INPUT")
     from studies.extract import Job, extract

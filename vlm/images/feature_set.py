@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 
@@ -48,18 +48,11 @@ class FeatureSet:
     """Features of images and their labels, in rows class by class."""
 
     def __init__(self, folder: str | os.PathLike):
-        """Raises :class:`UserError` where ``folder`` holds no feature set."""
         self.data, description = open_set(Path(folder).expanduser())
         self.classnames, self.counts = description["classnames"], description["counts"]
 
-    def __len__(self) -> int:
-        return sum(self.counts)
-
     def few_shot(self, shots: int, seed: int) -> list[int]:
-        """Draw ``shots`` rows a class (all, where there are fewer).
-
-        The draw of a class follows from (seed, its name, the number of its images), not from other classes.
-        """
+        """Draw ``shots`` rows a class (all, where there are fewer), by (seed, its name, the number of its images)."""
         check_at_least(shots, 1, "the number of shots")
         classes = zip(self.classnames, accumulate(self.counts), self.counts, strict=True)
         draws = ((random.Random(derive_seed(seed, name)), range(end - count, end)) for name, end, count in classes)
@@ -67,13 +60,7 @@ class FeatureSet:
 
     def take(self, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return features (n, dim), in fp32, and labels (n,) of rows."""
-        return _tensors(self.data.take(list(rows), columns=["feature", "label"]).combine_chunks().to_batches()[0])
-
-    def blocks(self, size: int = 4096) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield the features and labels of all images, in order, at most ``size`` at a time."""
-        return map(_tensors, self.data.to_batches(columns=["feature", "label"], batch_size=size))
-
-
-def _tensors(batch) -> tuple[torch.Tensor, torch.Tensor]:
-    features = batch["feature"].flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-    return torch.from_numpy(features).view(len(batch), -1), torch.from_numpy(batch["label"].to_numpy().astype(np.int64))
+        table = self.data.take(list(rows), columns=["feature", "label"])
+        features = table["feature"].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+        labels = table["label"].to_numpy().astype(np.int64)
+        return torch.from_numpy(features).view(len(labels), -1), torch.from_numpy(labels)
