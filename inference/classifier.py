@@ -15,6 +15,7 @@ from dassl.config import get_cfg_default
 from dassl.data.transforms import Pipeline, build_transform
 from dassl.utils import UserError
 from vlm.clip.load import load_shared
+from vlm.images.encoder import input_dtype
 from vlm.similarity import logits
 from vlm.text.class_names import alike
 from vlm.text.encoder import TextEncoder, text_encoder
@@ -107,8 +108,8 @@ def visual_of(trainer) -> nn.Module | None:
 
 def encoder_of(visual: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     """From images on any device to features on that of the encoder."""
-    parameter = next(visual.parameters())
-    return lambda images: visual(images.to(parameter.device, parameter.dtype))
+    device, dtype = next(visual.parameters()).device, input_dtype(visual)
+    return lambda images: visual(images.to(device, dtype))
 
 
 def _transform_of(cfg) -> Pipeline:

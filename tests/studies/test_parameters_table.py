@@ -2,7 +2,6 @@
 
 import csv
 import json
-from itertools import combinations
 
 import pytest
 from PIL import Image
@@ -11,7 +10,6 @@ import trainers  # noqa: F401  registers the methods
 from dassl.config import get_cfg_default, merge_file
 from dassl.engine import TRAINER_REGISTRY
 from studies.grid import read_sweep, trials_of
-from studies.tables import pareto
 from studies.tables.cells import Cell
 from studies.tables.pareto import Point, front_of, points_of
 from studies.tables.study import parameters_text
@@ -152,19 +150,6 @@ def test_a_picture_is_drawn_of_two_methods_or_more(write, capsys):
     main([str(folder)])
     with Image.open(folder / "parameters.png") as image:
         assert image.width > 500
-
-
-def test_labels_do_not_cover_each_other(monkeypatch):
-    from matplotlib.figure import Figure
-    from matplotlib.text import Text
-
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
-    figures, close = [], [0, 0, 0, 10, 11, 12, 13]
-    pareto.plot(4, [Point(f"method number {i}", count, 70 + i / 10, 1) for i, count in enumerate(close)], "title", None)
-    texts = [text for text in figures[0].axes[0].texts if text.get_text().startswith("method")]
-    boxes = [Text.get_window_extent(text) for text in texts]
-    assert len(boxes) == len(close)
-    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
 
 
 @pytest.mark.parametrize(

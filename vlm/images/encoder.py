@@ -1,8 +1,7 @@
 """CLIP's frozen image encoder, run as fast as the machine allows.
 
-On a CPU by OpenVINO, one image block on each core; where that is not installed, and on CUDA, by PyTorch. On CUDA, one
-block is copied while another is computed (no GPU has run this so far: its speed is not known). Images are encoded in
-blocks of one size, the last one filled up: so a feature does not depend on how many images are asked for,
+On a CPU by OpenVINO, one image block on each core; where that is not installed, and on CUDA, by PyTorch. Images are
+encoded in blocks of one size, the last one filled up: so a feature does not depend on how many images are asked for,
 nor on their order, nor (a test holds it) on the other images of its block.
 """
 
@@ -13,7 +12,8 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
+from importlib.util import find_spec
 from itertools import islice
 
 import torch
@@ -25,12 +25,20 @@ PRECISIONS = ("", "bf16")  # empty: that of the model
 BLOCK = {"cpu": 8, "cuda": 64}  # images
 
 
+def input_dtype(visual: nn.Module) -> torch.dtype:
+    """Return the type of the images that an image encoder takes: that of its first convolution.
+
+    Of OpenAI's vision transformers in half precision, the embeddings stay fp32.
+    """
+    convolutions = (module for module in visual.modules() if isinstance(module, nn.Conv2d))
+    return next(convolutions).weight.dtype
+
+
 class ImageEncoder:
     """Turns images into features; ``description`` tells everything that a feature depends on, beside the image."""
 
     def __init__(self, visual: nn.Module, weights: str, precision: str):
-        parameter = next(visual.parameters())
-        self.visual, self.device, self.dtype = visual, parameter.device, parameter.dtype
+        self.visual, self.device, self.dtype = visual, next(visual.parameters()).device, input_dtype(visual)
         self.size = visual.input_resolution
         self.block = BLOCK.get(self.device.type, 64)
         self.precision = precision or str(self.dtype).rpartition(".")[2]
@@ -63,8 +71,7 @@ class ImageEncoder:
     def _blocks(self, images: Iterator[torch.Tensor]) -> Iterator[tuple[torch.Tensor, int]]:
         """Blocks (block, 3, height, width), and how many images of each are not there to fill it up."""
         while part := list(islice(images, self.block)):
-            # Pinned, a block can be copied to a GPU while that computes.
-            block = torch.zeros(self.block, *part[0].shape, pin_memory=self.device.type == "cuda")
+            block = torch.zeros(self.block, *part[0].shape)
             torch.stack(part, out=block[: len(part)])
             yield block, len(part)
 
@@ -83,50 +90,11 @@ class TorchEncoder(ImageEncoder):
             raise UserError(f"FEATURES.PREC is bf16, which {self._processor()} does not have; leave it empty")
 
     def _encode(self, blocks: Iterator[tuple[torch.Tensor, int]]) -> Iterator[tuple[torch.Tensor, int]]:
-        for block, count in blocks:
-            yield self._features(block.to(self.device, self.dtype)), count
-
-    def _features(self, images: torch.Tensor) -> torch.Tensor:
         bf16 = self.precision == "bf16" and self.dtype != torch.bfloat16
-        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            return self.visual(images)
-
-
-class CUDAEncoder(TorchEncoder):
-    """Two blocks are under way: while one is computed, the next one is read and copied, and neither waits for the host.
-
-    PyTorch keeps pinned memory until the copies from or to it have ended.
-    """
-
-    def _encode(self, blocks: Iterator[tuple[torch.Tensor, int]]) -> Iterator[tuple[torch.Tensor, int]]:
-        self._copies, busy = torch.cuda.Stream(self.device), deque()
-
-        def finished() -> tuple[torch.Tensor, int]:
-            features, done, count = busy.popleft()
-            done.synchronize()
-            return features, count
-
         for block, count in blocks:
-            busy.append((*self._start(block), count))
-            if len(busy) == 2:
-                yield finished()
-        while busy:
-            yield finished()
-
-    def _start(self, block: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event]:
-        """The features of a block in pinned memory, which are there once the event has come."""
-        compute = torch.cuda.current_stream(self.device)
-        with torch.cuda.stream(self._copies):
-            # Converted there, as a conversion on the way would be done here, into memory that is not pinned.
-            images = block.to(self.device, non_blocking=True).to(self.dtype)
-        compute.wait_stream(self._copies)
-        images.record_stream(compute)  # else the next block could take its memory
-        features = self._features(images)
-        result = torch.empty(features.shape, dtype=features.dtype, pin_memory=True)
-        result.copy_(features, non_blocking=True)
-        done = torch.cuda.Event()
-        done.record(compute)
-        return result, done
+            with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+                features = self.visual(block.to(self.device, self.dtype))
+            yield features, count
 
 
 class OpenVINOEncoder(ImageEncoder):
@@ -196,10 +164,7 @@ def _openvino():
 
 
 def _has_openvino() -> bool:
-    try:
-        return bool(version("openvino"))
-    except PackageNotFoundError:
-        return False
+    return find_spec("openvino") is not None
 
 
 @lru_cache(maxsize=1)
@@ -209,5 +174,5 @@ def image_encoder(visual: nn.Module, weights: str, precision: str = "") -> Image
     Raises:
         UserError: the processor does not have the precision.
     """
-    kind = {"cpu": OpenVINOEncoder if _has_openvino() else TorchEncoder, "cuda": CUDAEncoder}
-    return kind.get(next(visual.parameters()).device.type, TorchEncoder)(visual, weights, precision)
+    on_cpu = next(visual.parameters()).device.type == "cpu"
+    return (OpenVINOEncoder if on_cpu and _has_openvino() else TorchEncoder)(visual, weights, precision)
