@@ -26,10 +26,9 @@ from trainers.coop import CustomCLIP
 from trainers.sampled_softmax import Sample, logits_of_classes
 from vlm.clip.load import load
 from vlm.openai import CLIP, build_model
-from vlm.similarity import logits, logits_or_best, normalize
+from vlm.similarity import logits, normalize
 
 BATCH = 32  # images; CoOp's batches of training images
-TEST_BATCH = 100
 SCALE = 4.6052  # the logarithm of 100, to which OpenAI's scales have grown
 
 
@@ -88,22 +87,6 @@ def cost(classes: int, n_ctx: int, csc: bool, sizes: list[int], turns: int) -> N
         row |= {key: f"{value:.3g}" for key, value in steps(classes, n_ctx, csc, size, few).items()}
         row["peak GB"] = f"{peak_memory(steps, classes, n_ctx, csc, size, min(few, 2)):.2f}"
         rows.append(row)
-    print(tabulate(rows, headers="keys", tablefmt="github"))
-
-
-def evaluation(classes: int) -> None:
-    """Seconds and the largest logits of scoring test images, whole and in blocks."""
-    torch.manual_seed(0)
-    scale = torch.tensor(SCALE)
-    rows = []
-    for images, most in ((TEST_BATCH, 1e9), (TEST_BATCH, 1e6), (20_000, 1e9), (20_000, 1e8)):
-        features, weights = torch.randn(images, 1024), normalize(torch.randn(classes, 1024))
-        start = time.perf_counter()
-        logits_or_best(features, weights, scale, most)
-        seconds = time.perf_counter() - start
-        whole = images * classes * 4
-        row = {"images of a batch": images, "classes": classes, "TEST.LOGITS_GB": most / 1e9}
-        rows.append({**row, "logits of all, GB": whole / 1e9, "blocks": -(-whole // int(most)), "s": f"{seconds:.3g}"})
     print(tabulate(rows, headers="keys", tablefmt="github"))
 
 
@@ -171,7 +154,6 @@ def main() -> None:
     if args.effect:
         effect(1000, [64, 128, 256, 512], 3, 150)
         return
-    evaluation(args.classes)
     cost(args.classes, args.n_ctx, args.csc, args.sampled, args.turns + 1)
 
 

@@ -90,7 +90,6 @@ def trainer_of(
         )
     cfg.MODEL.INIT_WEIGHTS = ""  # where training started from; the checkpoint takes its place
     cfg.FEATURES.ENABLED, cfg.FEATURES.PREC = False, ""
-    cfg.TEST.LOGITS_GB = 1e6  # who classifies wants to see all logits
     cfg.MODEL.BACKBONE.WEIGHTS = weights or cfg.MODEL.BACKBONE.WEIGHTS
     cfg.USE_CUDA = cfg.USE_CUDA and cuda
     cfg.freeze()

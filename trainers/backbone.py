@@ -13,7 +13,7 @@ from vlm.clip.load import load_shared
 from vlm.images.encoder import PRECISIONS, image_encoder
 from vlm.images.features import FeatureStore, ImageFeatures, cache_folder
 from vlm.openai import CLIP
-from vlm.similarity import Best, logits_or_best
+from vlm.similarity import logits
 from vlm.text.class_features import description
 from vlm.text.encoder import TextEncoder, text_encoder
 
@@ -48,9 +48,9 @@ class Backbone:
         node = self.cfg.FEATURES
         return FeatureStore(node.CACHE_DIR or cache_folder(), description, node.MAX_GB) if node.ENABLED else None
 
-    def logits(self, image_features: torch.Tensor, class_features: torch.Tensor) -> torch.Tensor | Best:
-        """Return logits (images, classes), or the best of each image where they take more than TEST.LOGITS_GB."""
-        return logits_or_best(image_features, class_features, self.clip.logit_scale, 1e9 * self.cfg.TEST.LOGITS_GB)
+    def logits(self, image_features: torch.Tensor, class_features: torch.Tensor) -> torch.Tensor:
+        """Return logits (images, classes)."""
+        return logits(image_features, class_features, self.clip.logit_scale)
 
     def report(self, trainer: SimpleTrainer, frozen: int | None = None) -> dict:
         """Print the number of parameters that are trained; return entries for the run's record.

@@ -18,7 +18,7 @@ from yacs.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.metrics import compute_accuracy
 from vlm.openai import CLIP
-from vlm.similarity import Best, normalize
+from vlm.similarity import normalize
 from vlm.text.encoder import TextEncoder
 
 from .backbone import load_backbone
@@ -100,13 +100,10 @@ class CoCoOp(TrainerX):
             self.update_lr()
         return {"loss": loss.item(), "acc": compute_accuracy(output, label)[0].item()}
 
-    def model_inference(self, input: torch.Tensor) -> torch.Tensor | Best:
-        """As many images at a time as their class features fit into TEST.LOGITS_GB, but at least one."""
+    def model_inference(self, input: torch.Tensor) -> torch.Tensor:
+        """Return logits, of as many images at a time as their class features fit into TEST.LOGITS_GB, but of one."""
         if torch.is_grad_enabled():
             return self.model(input)
-        most, bytes_ = 1e9 * self.cfg.TEST.LOGITS_GB, self.num_classes * self.model.text_encoder.dtype.itemsize
-        images = int(most / (bytes_ * self.model.text_encoder.embed_dim))
-        parts = (self.model(part) for part in input.split(max(images, 1)))
-        if len(input) * bytes_ <= most:
-            return torch.cat([*parts])
-        return Best(*map(torch.cat, zip(*(part.max(dim=1) for part in parts), strict=True)))
+        encoder = self.model.text_encoder
+        images = int(1e9 * self.cfg.TEST.LOGITS_GB / (self.num_classes * encoder.embed_dim * encoder.dtype.itemsize))
+        return torch.cat([self.model(part) for part in input.split(max(images, 1))])

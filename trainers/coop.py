@@ -19,7 +19,7 @@ from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.metrics import compute_accuracy
 from dassl.utils import check_availability
 from vlm.openai import CLIP
-from vlm.similarity import Best, linear_head, logits, normalize
+from vlm.similarity import linear_head, logits, normalize
 from vlm.text.class_features import BLOCK, FEW, ClassFeatures
 from vlm.text.class_names import class_names
 from vlm.text.encoder import TextEncoder
@@ -135,7 +135,7 @@ class CoOp(TrainerX):
         super().set_model_mode(mode, names)
         self.model.text_features = None  # the prompts may change, or have changed
 
-    def model_inference(self, input: torch.Tensor) -> torch.Tensor | Best:
+    def model_inference(self, input: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled():
             return self.model(input)
         if self.model.text_features is None:

@@ -7,7 +7,7 @@ from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.utils import check_availability
-from vlm.similarity import Best, linear_head
+from vlm.similarity import linear_head
 from vlm.text.class_features import FEW
 from vlm.text.templates import TEMPLATES
 from vlm.text.zeroshot import check_template, describe_classes
@@ -35,7 +35,7 @@ class ZeroshotCLIP(TrainerX):
     def templates(self) -> list[str]:
         return [self.cfg.DATASET.TEMPLATE]
 
-    def model_inference(self, input: torch.Tensor) -> torch.Tensor | Best:
+    def model_inference(self, input: torch.Tensor) -> torch.Tensor:
         return self.backbone.logits(input, self.class_features)
 
     def linear_head(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -51,7 +51,7 @@ def get_cfg_default() -> CN:
     cfg.TEST.NO_TEST = False
     cfg.TEST.SPLIT = "test"  # or val
     cfg.TEST.FINAL_MODEL = "last_step"  # or best_val
-    cfg.TEST.LOGITS_GB = 1.0  # of a batch; where those of all classes take more, blocks of classes take turns
+    cfg.TEST.LOGITS_GB = 1.0  # CoCoOp: of class features, which differ from image to image, at a time
 
     cfg.TRAINER = CN()
     cfg.TRAINER.NAME = ""

@@ -51,21 +51,15 @@ class Classification(EvaluatorBase):
         self._y_true: list[int] = []
         self._y_pred: list[int] = []
 
-    def process(self, mo: torch.Tensor | tuple[torch.Tensor, torch.Tensor], gt: torch.Tensor) -> None:
-        """Take in a batch.
-
-        Args:
-            mo: logits (batch, classes); or, where these would take too much memory, the best one of each image and its
-                class (batch,).
-            gt: labels (batch,).
+    def process(self, mo: torch.Tensor, gt: torch.Tensor) -> None:
+        """Take in a batch: logits (batch, classes) and labels (batch,).
 
         Raises:
             UserError: logits are not numbers.
         """
-        scores, classes = mo if isinstance(mo, tuple) else (mo, None)
-        if scores.isnan().any():
+        if mo.isnan().any():
             raise NotANumber("some outputs are not numbers (NaN): the model has diverged, or its precision is too low")
-        predicted, true = (scores.argmax(dim=1) if classes is None else classes).tolist(), gt.tolist()
+        predicted, true = mo.argmax(dim=1).tolist(), gt.tolist()
         for label, guess in zip(true, predicted, strict=True):
             hit = int(label == guess)
             self._per_class_res[label].append(hit)
