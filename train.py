@@ -12,6 +12,7 @@ import argparse
 import sys
 import time
 
+from dassl import engine
 from dassl.config import clean_cfg, merge_file, merge_flag, merge_options
 from dassl.engine.record import is_finished
 from dassl.utils import command_line
@@ -51,13 +52,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def setup_cfg(args: argparse.Namespace):
     """Merge defaults, the two YAML files, the flags, the KEY VALUE pairs, in that order; freeze."""
-    import datasets  # noqa: F401  registers the data sets: every file of the folder
+    import datasets  # registers the data sets: every file of the folder
     import trainers  # noqa: F401  registers the methods: every file of the folder
-    from dassl.data.datasets import DATASET_REGISTRY
-    from dassl.engine.build import TRAINER_REGISTRY, default_cfg, nodes_of
-    from dassl.engine.run_dir import choose_seed
 
-    cfg = default_cfg()
+    cfg = engine.default_cfg()
     for path in filter(None, (args.dataset_config_file, args.config_file)):
         merge_file(cfg, path)
     flags = {
@@ -77,10 +75,10 @@ def setup_cfg(args: argparse.Namespace):
         if value not in ("", None):  # 0 is a seed
             merge_flag(cfg, key, value)
     merge_options(cfg, args.opts)
-    trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)  # refuses unknown names before anything is written
-    DATASET_REGISTRY.get(cfg.DATASET.NAME)
-    cfg.SEED = choose_seed(cfg)  # without one, that of the run in the output directory, or a new one
-    clean_cfg(cfg, cfg.TRAINER.NAME, keep=nodes_of(trainer))  # drops the nodes of other methods
+    trainer = engine.TRAINER_REGISTRY.get(cfg.TRAINER.NAME)  # refuses unknown names before anything is written
+    datasets.DATASET_REGISTRY.get(cfg.DATASET.NAME)
+    cfg.SEED = engine.choose_seed(cfg)  # without one, that of the run in the output directory, or a new one
+    clean_cfg(cfg, cfg.TRAINER.NAME, keep=engine.nodes_of(trainer))  # drops the nodes of other methods
     cfg.freeze()
     return cfg
 
@@ -97,19 +95,17 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     from dassl.distributed import process_group  # PyTorch is loaded from here on
-    from dassl.engine import build_trainer
-    from dassl.engine.run_dir import check_evaluation, recorded, run_directory, setup_environment
 
     with process_group():
         cfg = setup_cfg(args)
-        with run_directory(cfg, trains=not args.eval_only, keep_record=args.no_train):
-            setup_environment(args, cfg)  # logs the settings, seeds the generators
-            trainer = build_trainer(cfg)
+        with engine.run_directory(cfg, trains=not args.eval_only, keep_record=args.no_train):
+            engine.setup_environment(args, cfg)  # logs the settings, seeds the generators
+            trainer = engine.build_trainer(cfg)
             if args.no_train:
                 return
-            with recorded(trainer, args, command, CODE, start):
+            with engine.recorded(trainer, args, command, CODE, start):
                 if args.eval_only:
-                    check_evaluation(trainer, args.model_dir)
+                    engine.check_evaluation(trainer, args.model_dir)
                     trainer.load_model(args.model_dir, epoch=args.load_epoch)
                     trainer.test()
                 else:

@@ -1,17 +1,15 @@
-"""CoOp over ImageNet-21k's 21,841 class names, at the dimensions of RN50: set-up, a training step, evaluation.
+"""CoOp over ImageNet-21k's 21,841 class names, at the dimensions of RN50: set-up and a training step.
 
     python -m benchmarks.many_classes                               # 256, 512 and 1024 sampled classes; minutes
     python -m benchmarks.many_classes --sampled 512 0 --n-ctx 4     # 0: all classes, 10 minutes and more a step
-    python -m benchmarks.many_classes --effect                      # what sampling does to the accuracy
 
 Peak memory is that of a fresh process, CLIP's 0.4 GB included, after two steps of SGD over a batch of 32; with --csc
-each class has a context of its own. Weights are random; with --effect they are the tiny CLIP's (see :func:`effect`).
+each class has a context of its own. Weights are random.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import time
 
 import torch
@@ -24,9 +22,7 @@ from tools.fix_imagenet import imagenet21k_names
 from tools.random_weights import random_clip
 from trainers.coop import CustomCLIP
 from trainers.sampled_softmax import Sample, logits_of_classes
-from vlm.clip.load import load
 from vlm.openai import CLIP, build_model
-from vlm.similarity import logits, normalize
 
 BATCH = 32  # images; CoOp's batches of training images
 SCALE = 4.6052  # the logarithm of 100, to which OpenAI's scales have grown
@@ -90,57 +86,6 @@ def cost(classes: int, n_ctx: int, csc: bool, sizes: list[int], turns: int) -> N
     print(tabulate(rows, headers="keys", tablefmt="github"))
 
 
-def effect(classes: int, sizes: list[int], seeds: int, turns: int) -> None:
-    """Accuracy on synthetic images after equally many steps, over all classes and over samples."""
-    rows = []
-    for size in [None, 0, *sizes]:  # untrained, over all, over samples
-        accuracies, seconds = [], []
-        for seed in range(seeds):
-            train, test, model = synthetic(names_of(classes), seed)
-            optimizer = optimizer_of(model, 0.0002)
-            start = time.perf_counter()
-            for turn in range(0 if size is None else turns):
-                batch = torch.randint(len(train[1]), (BATCH,), generator=torch.Generator().manual_seed(turn))
-                step(model, optimizer, train[0][batch], train[1][batch], size, turn + 10**6 * seed)
-            seconds.append((time.perf_counter() - start) / turns)
-            accuracies.append(accuracy(model, *test))
-        told = ", ".join(f"{value:.2f}" for value in accuracies)
-        row = {"classes": classes, "of a step": "untrained" if size is None else size or classes, "steps": turns}
-        row |= {"accuracy, %": f"{sum(accuracies) / seeds:.2f} ({told})", "a step, s": f"{min(seconds):.3g}"}
-        rows.append(row)
-        print(row, flush=True)
-    print(tabulate(rows, headers="keys", tablefmt="github"))
-
-
-def synthetic(names: list[str], seed: int, distance: float = 2.0, noise: float = 0.3):
-    """Training and test images, four a class, with their labels; and a model to train, the tiny CLIP at OpenAI's scale.
-
-    An image is its class's feature, with noise, under a context that lies ``distance`` standard deviations of the
-    initial one away from the learner's.
-    """
-    torch.manual_seed(seed)
-    clip = load("tiny")[0]
-    clip.logit_scale.data.fill_(SCALE)
-    with contextlib.redirect_stdout(None):
-        model = model_of(clip, names, 4)
-    ctx = model.prompt_learner.ctx
-    with torch.no_grad():
-        start = ctx.clone()
-        ctx += distance * 0.02 * torch.randn_like(ctx)
-        centres = model.class_features()
-        ctx.copy_(start)
-    labels = torch.arange(len(names)).repeat_interleave(4)
-    made = (centres[labels] + noise * normalize(torch.randn(len(labels), centres.shape[1])) for _ in range(2))
-    train, test = ((normalize(features), labels) for features in made)
-    return train, test, model
-
-
-@torch.no_grad()
-def accuracy(model: CustomCLIP, features: torch.Tensor, labels: torch.Tensor) -> float:
-    found = logits(features, model.class_features(), model.logit_scale).argmax(1)
-    return 100 * (found == labels).float().mean().item()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", type=int, default=21841)
@@ -148,12 +93,8 @@ def main() -> None:
     parser.add_argument("--n-ctx", type=int, default=16, help="context tokens")
     parser.add_argument("--csc", action="store_true", help="a context for each class")
     parser.add_argument("--turns", type=int, default=3, help="steps that are timed, of samples")
-    parser.add_argument("--effect", action="store_true", help="measure accuracies on 1,000 synthetic classes instead")
     args = parser.parse_args()
     print(machine())
-    if args.effect:
-        effect(1000, [64, 128, 256, 512], 3, 150)
-        return
     cost(args.classes, args.n_ctx, args.csc, args.sampled, args.turns + 1)
 
 

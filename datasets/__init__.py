@@ -3,5 +3,9 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
+from dassl.data.datasets import DATASET_REGISTRY
+
+__all__ = ["DATASET_REGISTRY"]
+
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")

@@ -26,7 +26,6 @@ FOLDER = "split_fewshot"
 MAX_VAL_SHOTS = 4  # CoOp's rule: at most 4 validation images a class
 PARTS = ("train", "val")
 DEPTH = 32  # folders above an image that are compared
-NAMED = 3  # classes in a message
 
 Split = dict[str, list[Datum]]  # train and, where it is drawn, val
 
@@ -47,10 +46,9 @@ class FewShotSplit:
         self.prefix = str(folder / "x")[:-1]  # nothing for the folder "."
         self.path = folder / FOLDER / f"shot_{shots}-seed_{seed}.json"
         self.shots, self.train, self.val = shots, train, val
-        self.classes = self._checksums()
-        what = [list(self.classes.items()), "left over" if val is None else "own"]
-        self.fingerprint = hashlib.sha256(json.dumps(what).encode()).hexdigest()
+        self.fingerprint = self._fingerprint()
         self.about = {"shots": shots, "seed": seed, "fingerprint": self.fingerprint}
+        self._is_stale = False
 
     def read(self) -> Split:
         """What is stored, by us or else by the original, if it is of this listing; notes say what is not, and why.
@@ -65,6 +63,7 @@ class FewShotSplit:
                 split = self._from_pickle(old) if path == old else self._from_json()
             except Unfit as error:
                 print(f"Note: {path} is not used: {error}")
+                self._is_stale = self._is_stale or path == self.path
                 continue
             if path == old:
                 print(f"The original's few-shot split {old} fits these images")
@@ -77,14 +76,12 @@ class FewShotSplit:
     def write(self, split: Split) -> None:
         """Keep a split, and set aside a file that holds another. Where the data cannot be written, a note says so: the
         same one is drawn next time."""
-        classes = (f"  {_text(name)}: {_text(checksum)}" for name, checksum in self.classes.items())
         blocks = [
             *(f"{_text(key)}: {_text(value)}" for key, value in self.about.items()),
-            '"classes": {\n' + ",\n".join(classes) + "}",
             *(f"{_text(part)}: [\n" + ",\n".join(map(self._line, items)) + "]" for part, items in split.items()),
         ]
         try:
-            if self._holds_other_than(split):
+            if self._is_stale:
                 with contextlib.suppress(FileNotFoundError):  # another run did it
                     set_aside(self.path)
                 print(f"The former {self.path} is kept beside it, under its date")
@@ -95,27 +92,17 @@ class FewShotSplit:
         else:
             print(f"Few-shot split kept: {self.path}")
 
-    def _holds_other_than(self, split: Split) -> bool:
-        """Whether the file is there, and something in it is not in ``split``."""
-        if not self.path.exists():
-            return False
-        try:
-            stored = self._from_json()
-        except Unfit:
-            return True
-        return any(
-            list(map(self._line, items)) != list(map(self._line, split.get(part, []))) for part, items in stored.items()
-        )
-
-    def _checksums(self) -> dict[str, str]:
-        """A checksum for each class, over its images' paths and their splits, in the order of the listing."""
+    def _fingerprint(self) -> str:
+        """Return a checksum over the classes in the order of the listing, and each class's images and their splits."""
         digests = defaultdict(hashlib.sha256)
         for part, items in (("train", self.train), ("val", self.val or [])):
             for item in items:
                 digests[item.label, item.classname].update(
                     f"{part} {self._name(item)}\0".encode("utf-8", "surrogatepass")
                 )
-        return {f"{label} {name}": digest.hexdigest()[:16] for (label, name), digest in digests.items()}
+        classes = [(f"{label} {name}", digest.hexdigest()[:16]) for (label, name), digest in digests.items()]
+        what = [list(dict(classes).items()), "left over" if self.val is None else "own"]
+        return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
     def _name(self, item: Datum) -> str:
         """An image's path below the data set's folder, with forward slashes."""
@@ -129,12 +116,12 @@ class FewShotSplit:
             if self.path.stat().st_size > self._most_bytes():
                 raise Unfit("it is larger than all images' names")
             content = read_json(self.path)
-            found, classes = {key: content[key] for key in self.about}, content["classes"]
+            found = {key: content[key] for key in self.about}
             entries = {part: content[part] for part in PARTS if part == "train" or part in content}
         except (UserError, OSError, KeyError, TypeError) as error:
             raise Unfit(f"it is damaged ({str(error) or type(error).__name__})") from error
         if found["fingerprint"] != self.fingerprint:
-            raise Unfit(f"it was drawn from another listing{self._changed(classes)}")
+            raise Unfit("it was drawn from other images or classes, or in another order")
         if found != self.about:
             raise Unfit("it is of other shots or of another seed")
         if not all(map(_is_listing, entries.values())):
@@ -162,17 +149,6 @@ class FewShotSplit:
     def _most_bytes(self) -> int:
         """More than the file can take for this listing."""
         return (1 << 20) + 4096 * (len(self.train) + len(self.val or []))
-
-    def _changed(self, classes: object) -> str:
-        """Which classes have other images than those of an earlier listing, as far as that can be told."""
-        then = classes if isinstance(classes, dict) else {}
-        names = {
-            "changed": [name for name in self.classes if name in then and then[name] != self.classes[name]],
-            "new": [name for name in self.classes if name not in then],
-            "gone": [name for name in then if name not in self.classes],
-        }
-        told = [f"{what}: {_some(which)}" for what, which in names.items() if which]
-        return f" ({'; '.join(told)})" if told else ", in another order"
 
     def _checked(self, entries: dict[str, Sequence[Sequence]]) -> Split:
         """The images of today that the entries name.
@@ -228,7 +204,3 @@ def _text(value: object) -> str:
 
 def _short(name: str) -> str:
     return _text(name if len(name) <= 200 else f"…{name[-200:]}")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(map(_short, names[:NAMED])) + (f" and {len(names) - NAMED:,} more" if len(names) > NAMED else "")

@@ -19,7 +19,7 @@ from vlm.images.encoder import input_dtype
 from vlm.similarity import logits
 from vlm.text.class_names import alike
 from vlm.text.encoder import TextEncoder, text_encoder
-from vlm.text.prompts import readable
+from vlm.text.templates import readable
 from vlm.text.zeroshot import describe_classes
 
 from .runs import quiet, trainer_of

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from dassl.utils import UserError, check_at_least
+from dassl.utils import UserError, check_at_least, read_image
+from vlm.text.templates import TEMPLATES, check_template
 
 from . import video
 from .images import check_words, find_images, read_ahead, succeeded
@@ -103,9 +104,6 @@ def _check_sheet(sheet: str, paths: list[str]) -> None:
 
 
 def _classifier(args: argparse.Namespace):
-    from vlm.text.templates import TEMPLATES
-    from vlm.text.zeroshot import check_template
-
     from . import classifier
 
     if args.model_dir is not None:
@@ -119,8 +117,6 @@ def _classifier(args: argparse.Namespace):
 def _classified(classifier, paths: list[str], batch_size: int, show: bool) -> Iterator[tuple]:
     """Of each image in order its path, and its probabilities (classes,) with a thumbnail or None, or its error."""
     import torch
-
-    from dassl.utils import read_image
 
     def read(path: str) -> tuple:
         picture = read_image(path)

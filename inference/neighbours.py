@@ -11,6 +11,7 @@ from pickle import UnpicklingError
 from typing import TypeVar
 
 from dassl.utils import UserError, reason_of
+from vlm.clip.hub import FETCH, hub, optional
 
 TEXTS_AT_ONCE = 16  # computed with one image
 
@@ -36,8 +37,6 @@ def load(name: str, kinds: Mapping[str, tuple[str, str]], user: str):
     Raises:
         UserError: transformers is not installed; the model cannot be had, is of another kind, or its files lack a part.
     """
-    from vlm.clip.hub import hub, optional
-
     package = optional("transformers", "transformers", user)
     package.utils.logging.set_verbosity_error()
     package.utils.logging.disable_progress_bar()
@@ -63,8 +62,6 @@ def _mend(name: str) -> str:
         return "In a folder must be what the library saves: config.json, the weights, and the processor's files"
     if os.path.isabs(name) or name.startswith(".") or name.count("/") > 1:
         raise UserError(f"no folder {name}; --model takes a name on the Hugging Face Hub, or a folder")
-    from vlm.clip.hub import FETCH
-
     return FETCH.format(name, "--model ")
 
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 from yacs.config import CfgNode
 
+from dassl import engine
 from dassl.config import merge_file, merge_options
 from dassl.config.merge import leaves
 from dassl.config.saved import FILE as CONFIG  # runs that only evaluate have none; their record holds the same
@@ -31,9 +32,8 @@ def config_of(folder: Path) -> CfgNode:
         UserError: there is no run; or its settings are damaged, or not of this version.
     """
     import trainers  # noqa: F401  registers the methods
-    from dassl.engine.build import default_cfg
 
-    cfg = default_cfg()
+    cfg = engine.default_cfg()
     if (folder / CONFIG).is_file():
         merge_file(cfg, folder / CONFIG)
     elif (folder / RECORD).is_file():
@@ -112,9 +112,7 @@ def trainer_of(
 
 def _without_data(name: str, classnames: list[str]) -> type:
     """The trainer of that name, with class names in place of a data set."""
-    from dassl.engine import TRAINER_REGISTRY
-
-    base = TRAINER_REGISTRY.get(name)
+    base = engine.TRAINER_REGISTRY.get(name)
 
     def build_data_loader(self) -> None:
         self.num_classes, self.num_source_domains = len(classnames), 1

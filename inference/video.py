@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dassl.utils import UserError, read_image, reason_of
+from vlm.clip.hub import optional
+from vlm.text.templates import check_template, readable
 
 from .images import is_image, read_each
 from .neighbours import check_texts, load
@@ -63,9 +65,6 @@ def wanted(args: argparse.Namespace) -> bool:
 
 def run_video(args: argparse.Namespace) -> None:
     """Classify the videos, as ``classify`` does images."""
-    from vlm.text.prompts import readable
-    from vlm.text.zeroshot import check_template
-
     template = "{}" if args.template is None else args.template  # X-CLIP was trained with bare class names
     check_template(template, "--template")
     texts = [template.replace("{}", readable(name)) for name in args.classes]
@@ -136,8 +135,6 @@ def spread(total: int, count: int) -> list[int]:
 
 
 def _decode(path: str, count: int) -> list[Image.Image]:
-    from vlm.clip.hub import optional
-
     av = optional("av", "av", "a video file (a folder of its frames needs none)")
     try:
         with av.open(path) as video:

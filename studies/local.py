@@ -11,6 +11,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, get_context, parent_process
 
+import train
+
 from .grid import Trial
 from .schedule import Outcomes
 
@@ -23,8 +25,6 @@ def cores() -> int:
 def run_trial(trial: Trial, threads: int) -> str | None:
     """Run one trial; return None, or what went wrong. Its output goes to its log.txt alone."""
     import torch
-
-    import train
 
     torch.set_num_threads(threads)
     errors = io.StringIO()

@@ -7,6 +7,8 @@ from pathlib import Path
 from string import hexdigits
 from typing import Any
 
+import train
+from dassl import engine
 from dassl.config.merge import leaves
 from dassl.engine.record import RECORD, read_record
 from dassl.utils import UserError
@@ -21,8 +23,6 @@ NAMES = ("file", "backbone", "commit", "modified")  # of no account where the ch
 
 def arguments_of(record: dict, folder: Path, root: str, model_dir: str, overrides: list[str]) -> list[str]:
     """Return the arguments of ``train.py`` that do the run of a record again into ``folder``."""
-    import train
-
     flags = train.parse_args([str(word) for word in record["command"]])
     given = {"--root": root, "--model-dir": model_dir or flags.model_dir, "--load-epoch": flags.load_epoch}
     arguments = ["--output-dir", str(folder), *(["--eval-only"] if flags.eval_only else [])]
@@ -39,10 +39,6 @@ def inputs_now(arguments: list[str]) -> dict:
     """Return what the run would be made from; :class:`UserError` where a file that the record names is not there."""
     import torch
 
-    import train
-    from dassl.engine import build_trainer
-    from dassl.engine.run_dir import describe, inputs_of
-
     flags = train.parse_args(arguments)
     cfg = train.setup_cfg(flags)
     paths = {"--model-dir": flags.model_dir, "RESUME": cfg.RESUME, "MODEL.INIT_WEIGHTS": cfg.MODEL.INIT_WEIGHTS}
@@ -53,8 +49,8 @@ def inputs_now(arguments: list[str]) -> dict:
             "start this in the folder where the run was started, or give --root, --model-dir or KEY VALUE"
         )
     with quiet(), torch.random.fork_rng(devices=[]):
-        trainer = build_trainer(cfg)
-        return {**describe(trainer), **inputs_of(trainer, flags.model_dir, flags.load_epoch)}
+        trainer = engine.build_trainer(cfg)
+        return {**engine.describe(trainer), **engine.inputs_of(trainer, flags.model_dir, flags.load_epoch)}
 
 
 def flat(value: Any, name: str) -> dict[str, Any]:
@@ -120,8 +116,6 @@ def rerun(source: Path, folder: Path, root: str, model_dir: str, overrides: list
     """
     import torch
     from tabulate import tabulate
-
-    import train
 
     record = read_record(source)
     if missing := [key for key in ("command", "config") if not record.get(key)]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import train
 from dassl.utils import UserError, check_at_least
 
 from .grid import Trial
@@ -18,8 +19,6 @@ def listed(stages: list[list[Trial]]) -> list[str]:
 
 def check(trial: Trial) -> None:
     """Raise :class:`UserError` for a wrong config, before many tasks wait for their turn to say so."""
-    import train
-
     train.setup_cfg(train.parse_args(list(trial.command)))
 
 
@@ -63,8 +62,6 @@ def run_one(stages: list[list[Trial]], number: int, threads: int) -> int:
         print(f"finished already: {trial.folder}")
         return 0
     import torch
-
-    import train
 
     torch.set_num_threads(threads)
     return train.main(list(trial.command))

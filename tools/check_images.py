@@ -14,6 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dassl import data
 from dassl.config import get_cfg_default, merge_file, merge_options
 from dassl.utils import command_line
 
@@ -27,16 +28,13 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_intermixed_args(argv)
 
     import datasets  # noqa: F401  registers the data sets
-    from dassl.data.datasets import build_dataset
-    from dassl.data.datasets.fingerprint import SPLITS
-    from dassl.data.images import unreadable
 
     cfg = get_cfg_default()
     merge_file(cfg, args.dataset_config_file)
     merge_options(cfg, [*(("DATASET.ROOT", args.root) if args.root else ()), *args.opts])
-    dataset = build_dataset(cfg)
-    paths = dict.fromkeys(item.impath for split in SPLITS for item in getattr(dataset, split) or ())
-    bad = unreadable(paths)
+    dataset = data.build_dataset(cfg)
+    paths = dict.fromkeys(item.impath for split in data.SPLITS for item in getattr(dataset, split) or ())
+    bad = data.unreadable(paths)
     for path, reason in bad.items():
         print(f"{path}: {reason}")
     print(f"{len(bad):,} of {len(paths):,} images cannot be read")

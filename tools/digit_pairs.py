@@ -19,6 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dassl.utils import UserError, check_at_least, command_line, mkdir_if_missing, write_json
+from vlm.tiny.render import dataset
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TEENS = ("ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen")
@@ -83,8 +84,6 @@ def side_by_side(*scans):
 
 def renders(count: int, seed: int) -> Iterator[Record]:
     """The pretraining data of the tiny CLIP, a caption an image, and some more for testing."""
-    from vlm.tiny.render import dataset
-
     for split, size, own_seed in (("train", count, seed), ("test", RENDERED_TESTS, seed + 1)):
         for pixels, caption in zip(*dataset(size, own_seed), strict=True):
             yield pixels, [caption], split

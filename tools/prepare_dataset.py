@@ -20,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dassl import utils
 from dassl.data.archives import DAMAGE, unpack
 from dassl.utils import (
     UserError,
@@ -166,14 +167,13 @@ SOURCES = {
 
 def find(name: str) -> type:
     """The data set of that name, as in the registry or as its config is called."""
-    import datasets  # noqa: F401  fills the registry
-    from dassl.data.datasets import DATASET_REGISTRY
+    import datasets  # fills the registry
 
     def plain(spelling: str) -> str:
         return spelling.lower().replace("_", "").replace("-", "")
 
     known = {}
-    for cls in map(DATASET_REGISTRY.get, SOURCES):
+    for cls in map(datasets.DATASET_REGISTRY.get, SOURCES):
         known[plain(cls.__name__)] = known[plain(cls.__module__.rpartition(".")[2])] = cls
     if plain(name) not in known:
         raise UserError(
@@ -210,8 +210,6 @@ def download(name: str, base: Path, last: str) -> None:
 def draw_split(train: Images, test: Images) -> dict[str, list]:
     """A split in the format of split files: a fifth of the training images for validation; without test images half
     for training, a fifth for validation, the rest for testing. The draw depends on the paths alone."""
-    from dassl.utils import derive_seed
-
     ends = (0.8, 1.0) if test else (0.5, 0.7)
     classes = defaultdict(list)
     for path, name in sorted(train.items()):
@@ -219,7 +217,7 @@ def draw_split(train: Images, test: Images) -> dict[str, list]:
     labels = {name: label for label, name in enumerate(sorted({*train.values(), *test.values()}))}
     split = {"train": [], "val": [], "test": [[path, labels[name], name] for path, name in sorted(test.items())]}
     for name, paths in classes.items():
-        drawn = sorted(paths, key=derive_seed)
+        drawn = sorted(paths, key=utils.derive_seed)
         of_train, of_val = (round(len(drawn) * end) for end in ends)
         parts = {"train": drawn[:of_train], "val": drawn[of_train:of_val], "test": drawn[of_val:]}
         for part, paths in parts.items():
@@ -269,13 +267,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--root", type=folder, default=Path("./data"), help="folder of the data sets (./data)")
     parser.add_argument("--own-split", action="store_true", help="write a split file if there is none")
     args = parser.parse_args(argv)
-    cls = find(args.name)  # after which importing data sets costs nothing
-    from datasets.imagenet_variant import ImageNetVariant
-    from datasets.split_file import SplitFile
-
+    cls = find(args.name)
     name, base = cls.__name__, args.root / cls.dataset_dir
     source, images = SOURCES[name], base / cls.images
-    if args.own_split and not issubclass(cls, SplitFile):
+    if args.own_split and not hasattr(cls, "split_path"):
         raise UserError(f"{name} needs no split file: its images are split already")
     if images.is_dir():
         print(f"{images} is there already")
@@ -284,9 +279,9 @@ def main(argv: list[str] | None = None) -> None:
     else:
         download(name, base, last=cls.images)
         print(f"{images} written")
-    if issubclass(cls, SplitFile):
+    if hasattr(cls, "split_path"):
         prepare_split(cls, args.root, args.own_split)
-    elif issubclass(cls, ImageNetVariant):
+    elif hasattr(cls, "class_names"):
         write_classnames(base / "classnames.txt")
 
 

@@ -18,7 +18,8 @@ from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, load_pretrained_weights
 from vlm.similarity import logits
-from vlm.text.zeroshot import check_template, describe_classes
+from vlm.text.templates import check_template
+from vlm.text.zeroshot import describe_classes
 
 from .backbone import load_backbone
 from .shots import PRECISION

@@ -11,7 +11,8 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, check_availability, load_pretrained_weights
 from vlm.clip.load import PRECISIONS
 from vlm.text.encoder import TextEncoder
-from vlm.text.prompts import readable, token_count
+from vlm.text.prompts import token_count
+from vlm.text.templates import readable
 
 MOST = 512  # tokens of a prompt in the text encoder that takes the longest ones, Chinese-CLIP's
 

@@ -32,8 +32,8 @@ from vlm.clip.lora import add_lora
 from vlm.contrastive import batch_loss, in_chunks
 from vlm.openai import CLIP
 from vlm.similarity import linear_head, logits, normalize
-from vlm.text.prompts import readable
-from vlm.text.zeroshot import check_template, describe_classes
+from vlm.text.templates import check_template, readable
+from vlm.text.zeroshot import describe_classes
 
 from .backbone import load_backbone
 

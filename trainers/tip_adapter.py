@@ -19,7 +19,8 @@ from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import check_at_least
 from vlm.similarity import logits, normalize
-from vlm.text.zeroshot import check_template, describe_classes
+from vlm.text.templates import check_template
+from vlm.text.zeroshot import describe_classes
 
 from .backbone import load_backbone
 from .shots import PRECISION, bind_classes, features_of, refuse_init_weights, scores, shots_loader, validation

@@ -9,8 +9,8 @@ from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.utils import check_availability
 from vlm.similarity import linear_head
 from vlm.text.class_features import FEW
-from vlm.text.templates import TEMPLATES
-from vlm.text.zeroshot import check_template, describe_classes
+from vlm.text.templates import TEMPLATES, check_template
+from vlm.text.zeroshot import describe_classes
 
 from .backbone import load_backbone
 

@@ -6,5 +6,16 @@ from dassl.lazy import attach
 
 if TYPE_CHECKING:
     from .data_manager import DataManager, DatasetWrapper
+    from .datasets.build import build_dataset
+    from .datasets.fingerprint import SPLITS
+    from .images import unreadable
 
-__getattr__, __all__ = attach(__name__, {"data_manager": "DataManager DatasetWrapper"})
+__getattr__, __all__ = attach(
+    __name__,
+    {
+        "data_manager": "DataManager DatasetWrapper",
+        "datasets.build": "build_dataset",
+        "datasets.fingerprint": "SPLITS",
+        "images": "unreadable",
+    },
+)

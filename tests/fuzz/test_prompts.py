@@ -22,8 +22,8 @@ from vlm import openai
 from vlm.clip.load import load
 from vlm.text.encoder import TextEncoder
 from vlm.text.prompts import LONGEST, token_count, tokenize
-from vlm.text.templates import SELECT
-from vlm.text.zeroshot import check_template, describe_classes
+from vlm.text.templates import SELECT, check_template
+from vlm.text.zeroshot import describe_classes
 
 END = 49407
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}

@@ -20,7 +20,7 @@ from inference.output import write_result
 from tests.common import damage
 from vlm import openai
 from vlm.text.templates import ALL, SELECT
-from vlm.tiny import load_tiny
+from vlm.tiny.weights import load_tiny
 
 CLASSES = ("cup", "red_envelope", "cat")
 TINY = ("--backbone", "tiny")

@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import save_file
 
 from datasets.digits import NAMES
-from vlm.tiny import load_tiny
+from vlm.tiny.weights import load_tiny
 
 TINY = ("--backbone", "tiny")
 SHORT = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", "True")

@@ -12,7 +12,7 @@ from tests.common import REPOSITORY, tensors
 from tests.vlm import foreign_models
 from tools import digit_pairs
 from vlm.clip.load import load
-from vlm.tiny import load_tiny
+from vlm.tiny.weights import load_tiny
 
 CONFIG = ("--config-file", REPOSITORY / "configs/trainers/CLIPFineTune/tiny.yaml")
 SHORT = ("OPTIM.MAX_EPOCH", 1, "OPTIM.WARMUP_EPOCH", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 16, "TEST.NO_TEST", True)

@@ -11,7 +11,7 @@ from dassl.utils import save_checkpoint
 from datasets.digits import NAMES
 from tools.interpret_prompt import main
 from vlm import openai
-from vlm.tiny import load_tiny
+from vlm.tiny.weights import load_tiny
 
 TABLE = load_tiny()["token_embedding.weight"]
 SHORT = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", "True")

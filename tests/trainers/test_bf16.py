@@ -8,7 +8,7 @@ from trainers.cocoop import ConditionalCLIP
 from trainers.coop import CustomCLIP
 from vlm import openai
 from vlm.clip.load import load
-from vlm.tiny import load_tiny
+from vlm.tiny.weights import load_tiny
 
 
 def half(dtype):

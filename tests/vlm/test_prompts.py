@@ -1,8 +1,8 @@
 import pytest
 
 from dassl.utils import UserError
-from vlm.text.prompts import readable, token_count, tokenize
-from vlm.text.templates import ALL, SELECT
+from vlm.text.prompts import token_count, tokenize
+from vlm.text.templates import ALL, SELECT, readable
 
 
 def test_tokens():

@@ -5,7 +5,7 @@ from safetensors.torch import save_file
 
 from tests.common import REPOSITORY, assert_same_tensors
 from vlm.images.features import ImageFeatures
-from vlm.tiny import load_tiny
+from vlm.tiny.weights import load_tiny
 
 
 def test_what_has_changed_is_encoded_anew_and_nothing_else(run, imagenet_root, tmp_path, monkeypatch):

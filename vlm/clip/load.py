@@ -20,7 +20,7 @@ from dassl.utils.inert import load_tensors
 from vlm import openai
 from vlm.clip.fingerprint import fingerprint
 from vlm.openai import CLIP
-from vlm.tiny import TINY, load_tiny
+from vlm.tiny.weights import TINY, load_tiny
 
 CACHE = Path(os.path.expanduser("~/.cache/clip"))  # where openai-clip keeps its files too
 BACKBONES = (*openai.URLS, TINY)

@@ -9,7 +9,8 @@ import torch
 
 from dassl.utils import UserError
 from vlm.text.encoder import TextEncoder
-from vlm.text.prompts import LONGEST, readable, shown
+from vlm.text.prompts import LONGEST, shown
+from vlm.text.templates import readable
 
 SHOWN = 5  # names that a note tells of
 

@@ -48,8 +48,3 @@ def _encode(text: str) -> list[int]:
 
 def shown(text: str) -> str:
     return text if len(text) <= 100 else f"{text[:45]} … {text[-50:]}"
-
-
-def readable(classname: str) -> str:
-    """A class name as CLIP reads it: spaces for underscores."""
-    return classname.replace("_", " ")

@@ -1,5 +1,7 @@
 """Sentences that describe an image of a class, ``{}`` standing for its name, as OpenAI published them with CLIP."""
 
+from dassl.utils import UserError
+
 # The seven that do best on ImageNet, by forward selection (CLIP's "Prompt Engineering for ImageNet" notebook).
 SELECT = (
     "itap of a {}.",
@@ -96,3 +98,14 @@ ALL = (
 )
 
 TEMPLATES = {"select": SELECT, "all": ALL}
+
+
+def check_template(template: str, name: str) -> None:
+    """Raise :class:`UserError` unless a sentence, which the user knows as ``name``, has a place for the class name."""
+    if "{}" not in template:
+        raise UserError(f'{name} "{template}" has no {{}} for the class name')
+
+
+def readable(classname: str) -> str:
+    """A class name as CLIP reads it: spaces for underscores."""
+    return classname.replace("_", " ")

@@ -6,19 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from dassl.utils import UserError
 from vlm.images.feature_store import FeatureStore
 from vlm.similarity import normalize
 from vlm.text.class_features import ClassFeatures
 from vlm.text.class_names import class_names, class_tokens
 from vlm.text.encoder import TextEncoder
-
-
-def check_template(template: str, name: str) -> None:
-    """Raise :class:`UserError` unless the sentence ``template``, which the user knows as ``name``, has a place for the
-    class name."""
-    if "{}" not in template:
-        raise UserError(f'{name} "{template}" has no {{}} for the class name')
 
 
 @torch.no_grad()

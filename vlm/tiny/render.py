@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
-from scipy.ndimage import gaussian_filter, map_coordinates
 
 from .captions import Looks, caption
 
@@ -46,6 +45,8 @@ def warp(glyph: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
     Returns floats in [0, 1] of shape (CANVAS, CANVAS).
     """
+    from scipy.ndimage import gaussian_filter, map_coordinates  # a second to import
+
     height, width = glyph.shape
     y, x = np.mgrid[0:CANVAS, 0:CANVAS].astype(np.float32) / (CANVAS - 1) * 2 - 1  # canvas in [-1, 1]
     bend = gaussian_filter(rng.normal(size=(2, CANVAS, CANVAS)), (0, 7, 7))
