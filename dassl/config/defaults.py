@@ -2,6 +2,11 @@
 
 from yacs.config import CfgNode as CN
 
+# Nothing here reads these. Dassl has them, so code of the field may; TRAIN.CUDA_GRAPH stands in earlier commands.
+UNREAD = ("DATASET.ALL_AS_UNLABELED", "DATASET.CIFAR_C_LEVEL", "DATASET.CIFAR_C_TYPE", "DATASET.NUM_LABELED")
+UNREAD += ("DATASET.STL10_FOLD", "DATASET.VAL_PERCENT", "MODEL.HEAD.ACTIVATION", "MODEL.HEAD.BN", "MODEL.HEAD.DROPOUT")
+UNREAD += ("MODEL.HEAD.HIDDEN_LAYERS", "MODEL.HEAD.NAME", "TRAIN.CUDA_GRAPH")
+
 
 def get_cfg_default() -> CN:
     """A fresh config with the defaults below."""
@@ -41,7 +46,7 @@ def get_cfg_default() -> CN:
     cfg.TRAIN.KEEP_CHECKPOINTS = 0  # of CHECKPOINT_FREQ's, the last ones; 0: all. The best one stays in any case
     cfg.TRAIN.CHECKPOINT_MINUTES = 5.0  # without any, an epoch's end leaves one that the next replaces; 0: never
     cfg.TRAIN.PRINT_FREQ = 10  # batches
-    cfg.TRAIN.CUDA_GRAPH = False  # has no effect any more; earlier commands and runs have it
+    cfg.TRAIN.CUDA_GRAPH = False
     cfg.TRAIN.COUNT_ITER = "train_x"  # the loader that sets the length of an epoch
 
     cfg.TEST = CN()

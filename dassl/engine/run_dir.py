@@ -16,6 +16,8 @@ from yacs.config import CfgNode
 
 from dassl import __version__
 from dassl.config import to_dict
+from dassl.config.defaults import UNREAD
+from dassl.config.merge import leaves
 from dassl.config.saved import FILE, objections_to_resume, seed_of_run
 from dassl.distributed import all_gather_objects, get_device, get_world_size, is_main_process, run_on_main
 from dassl.utils import (
@@ -76,8 +78,10 @@ def setup_environment(args: argparse.Namespace, cfg: CfgNode) -> None:
     print(f"Device: {get_device(cfg.USE_CUDA)}, threads: {torch.get_num_threads()}")
     if args.model_dir and not args.eval_only:
         print("Note: --model-dir is for --eval-only; training starts from --resume or MODEL.INIT_WEIGHTS")
-    if cfg.TRAIN.CUDA_GRAPH:
-        print("Note: TRAIN.CUDA_GRAPH has no effect any more")
+    default = dict(leaves(default_cfg()))
+    for key, value in leaves(cfg):
+        if key in UNREAD and value != default[key]:
+            print(f"Note: {key} {value} does nothing, unless code of your own reads it")
     print(f"Setting fixed seed: {cfg.SEED}")
     set_random_seed(cfg.SEED)
     torch.backends.cudnn.deterministic = True  # the same convolutions in every run
