@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +11,6 @@ from pathlib import Path
 from dassl.config.merge import leaves
 from dassl.engine.record import RECORD, read_record
 from dassl.log_format import read_result
-
-DTYPES = {"bf16": "bfloat16"}
 
 
 @dataclass
@@ -24,7 +21,7 @@ class Cell:
     missing: list[str] = field(default_factory=list)
     weights: set[str] = field(default_factory=set)
     parameters: set[int] = field(default_factory=set)  # how many were trained
-    shortcuts: Counter[str] = field(default_factory=Counter)  # and how many of the runs took each
+    shortcuts: set[str] = field(default_factory=set)
 
     @property
     def mean(self) -> float:
@@ -102,7 +99,7 @@ def _shortcuts(record: dict, trained: bool) -> list[str]:
     if trained and (sampled := record.get("sampled_classes")):
         found.append(f"TRAINER.COOP.SAMPLED_CLASSES {sampled}: training steps over some of the classes, drawn anew.")
     if precision := config.get("FEATURES.PREC"):
-        found.append(f"FEATURES.PREC {precision}: image features in {DTYPES.get(str(precision), precision)}.")
+        found.append(f"FEATURES.PREC {precision}: image features in that precision.")
     if record.get("bad_images"):
         found.append("DATASET.SKIP_BAD_IMAGES: images that could not be read were left out; result.json names them.")
     return found
@@ -117,7 +114,9 @@ def notes(cells: dict[str, Cell]) -> list[str]:
     lines = []
     if any(len(cell.accuracies) > 1 for cell in cells.values()):
         lines += ["", "± is the 95% confidence interval of the mean over seeds (Student's t)."]
-    lines += _footnotes(cells)
+    for shortcut in sorted(set().union(*(cell.shortcuts for cell in cells.values()))):
+        places = "; ".join(place for place, cell in cells.items() if shortcut in cell.shortcuts)
+        lines += ["", f"\\* {shortcut} In: {places}."]
     weights = sorted(set().union(*(cell.weights for cell in cells.values())))
     if weights:
         lines += ["", f"Weights: {'; '.join(weights)}."]
@@ -126,21 +125,6 @@ def notes(cells: dict[str, Cell]) -> list[str]:
     missing = [f"- {place}: {why}" for place, cell in cells.items() for why in cell.missing]
     if missing:
         lines += ["", "Missing:", "", *missing]
-    return lines
-
-
-def _footnotes(cells: dict[str, Cell]) -> list[str]:
-    """A line for each shortcut; it names its cells unless every run of every cell with a ``*`` took it."""
-    marked = {place: cell for place, cell in cells.items() if cell.shortcuts}
-    lines = []
-    for shortcut in sorted(set().union(*(cell.shortcuts for cell in marked.values()))):
-        places = []
-        for place, cell in marked.items():
-            count, runs = cell.shortcuts[shortcut], len(cell.accuracies)
-            if count:
-                places.append(f"{place}{f' ({count} of {runs} runs)' if count < runs else ''}")
-        everywhere = all(cell.shortcuts[shortcut] == len(cell.accuracies) for cell in marked.values())
-        lines += ["", f"\\* {shortcut}" if everywhere else f"\\* {shortcut} In: {'; '.join(places)}."]
     return lines
 
 

@@ -18,7 +18,6 @@ Folders ``seed<n>`` are averaged. An average over data sets is there once all of
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import product
 from pathlib import Path
@@ -142,7 +141,7 @@ def _combine(function: Callable[[list[float]], float], cells: Iterable[Cell]) ->
     cells = list(cells)
     if not all(cell.accuracies for cell in cells):
         return Cell()
-    return Cell([function([cell.mean for cell in cells])], shortcuts=sum((c.shortcuts for c in cells), Counter()))
+    return Cell([function([cell.mean for cell in cells])], shortcuts=set().union(*(c.shortcuts for c in cells)))
 
 
 def _page(folder: Path, tables: dict, cells: dict[str, Cell], left: int) -> str:

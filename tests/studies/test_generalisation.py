@@ -253,7 +253,7 @@ def test_the_sweeps_name_what_exists(name, runs, tests):
         assert (REPOSITORY / values["--config-file"]).is_file()
         assert (REPOSITORY / values["--dataset-config-file"]).is_file()
         if cell.model:
-            made = dict(zip(trained[cell.model].arguments, trained[cell.model].arguments[1:], strict=False))
+            made = dict(zip(trained[cell.model].command, trained[cell.model].command[1:], strict=False))
             for key in ("--trainer", "--config-file", "--seed", "TRAINER.COOP.N_CTX"):
                 assert values.get(key) == made.get(key), (cell, key)
 
