@@ -43,8 +43,6 @@ def test_lower_layers_do_not_know_upper_ones():
     for path in sources("dassl"):
         if path.name not in ("defaults.py", "transforms.py", "env.py"):
             assert not re.search(r"clip\b(?!ping)", path.read_text(), re.IGNORECASE), path
-    for path in sources("trainers"):
-        assert "sweep" not in path.read_text(), path
 
 
 def test_requirements_agree():
