@@ -1,7 +1,7 @@
 """Functions as tasks of Ray, on this machine or on a cluster that somebody has started.
 
     with connected("auto"):
-        for item, result, error in run_tasks(function, items, Resources(cpus=2)):
+        for item, result, error in run_tasks(function, items, resources(cpus=2)):
             ...
 
 Tasks run in the driver's working directory with its repository, so the nodes of a cluster must see both, data and
@@ -17,7 +17,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,32 +46,24 @@ SETTINGS = {  # of Ray, which reads them when it is imported
 PASSED_ON = ("XDG_CACHE_HOME", "HF_HOME", "HF_HUB_OFFLINE")  # of the driver's environment, to the nodes
 
 
-@dataclass(frozen=True)
-class Resources:
-    """What a task occupies while it runs; Ray starts it where that is free."""
+Resources = dict[str, float]  # of a task or a node, as Ray lists them: CPU, GPU, memory in bytes
 
-    cpus: float = 1
-    gpus: float = 0  # a fraction: so many tasks share one
-    gigabytes: float = 0  # of memory; 0: not declared
 
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            check_at_least(value, 0, f"{name} of a task")
+def resources(cpus: float = 1, gpus: float = 0, gigabytes: float = 0) -> Resources:
+    """Return what a task occupies while it runs; Ray starts it where that is free.
 
-    def __str__(self) -> str:
-        parts = [f"{self.cpus:g} CPUs", f"{self.gpus:g} GPUs", f"{self.gigabytes:g} GB"]
-        return ", ".join(part for part, value in zip(parts, vars(self).values(), strict=True) if value)
+    Args:
+        gpus: a fraction: so many tasks share one.
+        gigabytes: of memory; 0: not declared.
+    """
+    for name, value in {"CPUs": cpus, "GPUs": gpus, "memory": gigabytes}.items():
+        check_at_least(value, 0, f"{name} of a task")
+    return {"CPU": cpus, "GPU": gpus, "memory": gigabytes * 1e9}
 
-    @property
-    def options(self) -> dict[str, float]:
-        """The arguments of ``ray.remote``."""
-        options = {"num_cpus": self.cpus, "num_gpus": self.gpus}
-        return {**options, "memory": int(self.gigabytes * 1e9)} if self.gigabytes else options
 
-    def fit(self, node: dict[str, float]) -> bool:
-        """Return whether a node with these resources, as Ray lists them, could hold the task."""
-        needed = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.gigabytes * 1e9}
-        return all(node.get(name, 0) >= count for name, count in needed.items())
+def _text(resources: Resources) -> str:
+    units = {"CPU": (1, "CPUs"), "GPU": (1, "GPUs"), "memory": (1e9, "GB")}
+    return ", ".join(f"{resources[k] / scale:.4g} {unit}" for k, (scale, unit) in units.items() if resources.get(k))
 
 
 def with_address(argv: list[str]) -> list[str]:
@@ -176,11 +167,11 @@ def run_tasks(
     """
     ray = _ray()
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not any(map(resources.fit, nodes)):
-        has = [Resources(n.get("CPU", 0), n.get("GPU", 0), round(n.get("memory", 0) / 1e9, 1)) for n in nodes]
-        have = "; ".join(map(str, has)) or "nothing"
-        raise UserError(f"a task needs {resources}, which no node of the cluster has. They have: {have}")
-    task = ray.remote(_in_folder).options(max_retries=RETRIES, retry_exceptions=False, **resources.options)
+    if not any(all(node.get(name, 0) >= count for name, count in resources.items()) for node in nodes):
+        have = "; ".join(map(_text, nodes)) or "nothing"
+        raise UserError(f"a task needs {_text(resources)}, which no node of the cluster has. They have: {have}")
+    options = {"num_cpus": resources["CPU"], "num_gpus": resources["GPU"], "memory": int(resources["memory"]) or None}
+    task = ray.remote(_in_folder).options(max_retries=RETRIES, retry_exceptions=False, **options)
     waiting, running = iter(items), {}
     try:
         while True:
@@ -213,7 +204,7 @@ def here_or_connected(address: str | None, resources: Resources) -> Iterator[Cal
         for _, result, error in run_tasks(function, items, resources, arguments=arguments):
             yield error or result
 
-    with connected(address, resources.cpus):
+    with connected(address, resources["CPU"]):
         yield run
 
 

@@ -25,7 +25,7 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 TEENS = ("ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen")
 TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 SIZE = 32  # pixels of an image: the tiny CLIP's
-DIGIT = (16, 28)  # pixels of a digit in it: width, height
+DIGIT, TOP = (16, 28), 2  # pixels of a digit in it, width and height; and above it
 SPLITS = ("train", "test")  # of each digit's scans, every second one is for testing, as in datasets/digits.py
 RENDERED_TESTS = 500
 
@@ -56,6 +56,7 @@ def captions(left: int, right: int) -> list[str]:
 def pairs(count: int, seed: int) -> Iterator[Record]:
     """``count`` training images and 100 for testing."""
     import numpy as np
+    from PIL import Image
 
     from datasets.digits import read_scans
 
@@ -66,20 +67,11 @@ def pairs(count: int, seed: int) -> Iterator[Record]:
         for index in range(total):
             left, right = divmod(index % 100, 10)
             two = [scans[rng.choice(halves[split][digit])] for digit in (left, right)]
-            yield side_by_side(*two), captions(left, right), split
-
-
-def side_by_side(*scans):
-    """Two scans (8, 8) on one picture."""
-    import numpy as np
-    from PIL import Image
-
-    picture = np.zeros((SIZE, SIZE), np.uint8)
-    top = (SIZE - DIGIT[1]) // 2
-    for place, scan in enumerate(scans):
-        wide = Image.fromarray(scan).resize(DIGIT, Image.Resampling.BICUBIC)
-        picture[top : top + DIGIT[1], place * DIGIT[0] : (place + 1) * DIGIT[0]] = wide
-    return picture
+            picture = np.zeros((SIZE, SIZE), np.uint8)
+            for place, scan in enumerate(two):
+                wide = Image.fromarray(scan).resize(DIGIT, Image.Resampling.BICUBIC)
+                picture[TOP : TOP + DIGIT[1], place * DIGIT[0] : (place + 1) * DIGIT[0]] = wide
+            yield picture, captions(left, right), split
 
 
 def renders(count: int, seed: int) -> Iterator[Record]:

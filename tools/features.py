@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dassl.config import get_cfg_default, merge_file, merge_flag, merge_options
 from dassl.utils import UserError, command_line, stopped
-from studies.ray import Resources, with_address
+from studies.ray import resources, with_address
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
@@ -66,7 +66,7 @@ def extract(args: argparse.Namespace, argv: list[str]) -> None:
 
     try:
         job = Job(cfg, args.split, args.output.expanduser())
-        extract(job, args.shard, args.shards, args.ray, Resources(args.cpus, args.gpus))
+        extract(job, args.shard, args.shards, args.ray, resources(args.cpus, args.gpus))
     except KeyboardInterrupt as stop:
         raise stopped("in the extraction", "from the images that are done", __file__, argv) from stop
 

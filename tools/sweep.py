@@ -94,8 +94,8 @@ def main(argv: list[str] | None = None) -> int:
     progress = Progress(Path(args.output_dir or sweep["output"]), trials if args.table or args.ray is not None else ())
     if args.ray is not None and todo:
         place, at_once = ray.connected(args.ray, threads), args.jobs or "as many as the nodes hold"
-        resources = ray.Resources(threads, args.gpus, args.memory)
-        executor = partial(ray.run_all, resources=resources, at_once=args.jobs or 0, threads=threads)
+        needed = ray.resources(threads, args.gpus, args.memory)
+        executor = partial(ray.run_all, resources=needed, at_once=args.jobs or 0, threads=threads)
     else:
         place, at_once = contextlib.nullcontext(), max(1, min(args.jobs or local.cores() // threads, len(trials)))
         executor = partial(local.run_all, jobs=at_once, threads=threads)
