@@ -68,16 +68,13 @@ def per_image(root: str, turns: int) -> dict[str, float]:
     eager = copy.deepcopy(visual).to(memory_format=torch.contiguous_format)
     tensors = torch.stack([centre(image) for image in images])
     encoder = image_encoder(visual, "random")
-    times = in_turns(
-        {
-            "crop": (lambda: [crop(image) for image in images], keep_memory),
-            "centre": (lambda: [centre(image) for image in images], keep_memory),
-            "eager": (lambda: eager(tensors), default_allocator),
-            "ours": (lambda: list(encoder.encode(tensors)), keep_memory),
-        },
-        turns,
-    )
-    return {name: t.cpu_median / len(images) for name, t in times.items()}
+    computations = {
+        "crop": (lambda: [crop(image) for image in images], keep_memory),
+        "centre": (lambda: [centre(image) for image in images], keep_memory),
+        "eager": (lambda: eager(tensors), default_allocator),
+        "ours": (lambda: list(encoder.encode(tensors)), keep_memory),
+    }
+    return {name: t.cpu_median / len(images) for name, t in in_turns(computations, turns).items()}
 
 
 def per_step(turns: int) -> dict[str, float]:
@@ -109,12 +106,11 @@ def main() -> None:
         + n["test batches"] * step["plain test"]
     )
     tests, training = TEST * (image["centre"] + image["ours"]), n["steps"] * step["ours"]
+    crop = image["crop"] + image["ours"]
     ways = {
         "the original's way": original,
-        "ours, fresh crops, nothing cached": tests + training + n["different"] * (image["crop"] + image["ours"]),
-        f"ours, FEATURES.VIEWS {VIEWS}, nothing cached": tests
-        + training
-        + n["views"] * (image["crop"] + image["ours"]),
+        "ours, fresh crops, nothing cached": tests + training + n["different"] * crop,
+        f"ours, FEATURES.VIEWS {VIEWS}, nothing cached": tests + training + n["views"] * crop,
         "ours, all features cached": training,
     }
     rows = [{"": way, "CPU seconds": f"{t:,.0f}", "ratio": f"{original / t:.1f}"} for way, t in ways.items()]

@@ -106,9 +106,7 @@ def to_frame(table: Table):
     """The table as text: rows of methods, columns of shots and of parameters, ``-`` where there is nothing."""
     import pandas as pd
 
-    texts = [
-        [*(str(cells.get(shots, "-")) for shots in SHOTS), parameters_text(cells.values())] for cells in table.values()
-    ]
+    texts = [[*(str(c.get(shots, "-")) for shots in SHOTS), parameters_text(c.values())] for c in table.values()]
     return pd.DataFrame(texts, pd.Index(table, name="accuracy (%)"), [*map(shots_text, SHOTS), "parameters"])
 
 
@@ -149,24 +147,20 @@ def plot(table: Table, title: str, file) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    wide = len(table) > len(ALWAYS)
-    figure, axes = plt.subplots(figsize=(9, 5) if wide else (6, 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     for row, style in zip(ZERO_SHOT, ("--", ":"), strict=True):
         if (zero := table.get(row, {}).get(0)) and zero.accuracies:
             axes.axhline(zero.mean, color="gray", linestyle=style, label=f"{row} ({zero.mean:.2f}%)")
     tokens = {row: f"{row}, {n_ctx} tokens" for (n_ctx, _), row in COOP.items()}
-    for row, cells in ((row, table[row]) for row in table if row not in ZERO_SHOT):
-        if done := {shots: cell for shots, cell in cells.items() if cell.accuracies}:
-            means, spread = [cell.mean for cell in done.values()], [cell.spread for cell in done.values()]
-            axes.errorbar(list(done), means, yerr=spread, marker="o", capsize=3, label=tokens.get(row, row))
+    for row, cells in table.items():
+        done = [(shots, cell.mean, cell.spread) for shots, cell in cells.items() if cell.accuracies]
+        if done and row not in ZERO_SHOT:
+            axes.errorbar(*zip(*done, strict=True), marker="o", capsize=3, label=tokens.get(row, row))
     axes.set_xscale("log", base=2)
     axes.set_xticks(SHOTS[1:], [str(s) for s in SHOTS[1:]])
     axes.set(xlabel="training images per class (shots)", ylabel="test accuracy (%)")
     axes.set_title(title, parse_math=False)
     axes.grid(alpha=0.3)
-    if wide:
-        figure.legend(loc="outside right upper")
-    else:
-        axes.legend()
+    figure.legend(loc="outside right upper")
     figure.savefig(file, format="png", dpi=150)
     plt.close(figure)

@@ -163,7 +163,7 @@ def test_the_two_sweeps_share_their_folder(study, parameters):
     )
     both = set(study) & set(parameters)
     assert len(both) == 1 + 2 + 2
-    assert all(study[folder] == parameters[folder] for folder in both)
+    assert all(study[folder].command == parameters[folder].command for folder in both)
     assert len(parameters) == 2 + 2 * (1 + 4 + 1 + 4 * 5)
 
 
