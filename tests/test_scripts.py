@@ -49,20 +49,12 @@ def test_quickstart_makes_the_table_and_repeats_nothing(bash, tmp_path):
     assert changed == [study / "ZeroshotCLIP" / "log.txt"]
 
 
-def test_imagenette_makes_the_table_and_tells_failure(bash, tmp_path, imagenet_root):
-    """Three classes of noise and the tiny CLIP instead of ten of photos and RN50."""
-    tiny = ("MODEL.BACKBONE.NAME", "tiny", "INPUT.SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", "0")
-    first = bash("imagenette.sh", *tiny, *ONE_EPOCH, DATA=str(imagenet_root))
-    assert first.returncode == 0, first.stderr
-    study = tmp_path / "out put" / "imagenet"
-    assert len(list(study.rglob("result.json"))) == 11
-    assert {"results.md", "results.csv", "results.png"} <= {path.name for path in study.iterdir()}
-    assert "11 runs, 0 finished already, 1 at a time" in first.stdout
-    assert "Missing" not in first.stdout
-    failed = bash("imagenette.sh", *tiny, "OPTIM.LR", "fast", DATA=str(imagenet_root), SEEDS="1 2")
+def test_imagenette_runs_its_sweep_and_tells_failure(bash, tmp_path, imagenet_root):
+    failed = bash("imagenette.sh", "OPTIM.LR", "fast", DATA=str(imagenet_root), SEEDS="1 2")
     assert failed.returncode == 1
     assert "21 of 21 runs failed" in failed.stdout
-    assert "| CoOp (Efficient)" in failed.stdout  # of the earlier runs
+    assert f"{tmp_path}/out put/imagenet/CoOp/rn50_16shots_ctx4/seed2: FAILED" in failed.stdout
+    assert "no finished run in" in failed.stderr
 
 
 def test_main_and_eval_and_zeroshot(bash, tmp_path):
@@ -74,9 +66,6 @@ def test_main_and_eval_and_zeroshot(bash, tmp_path):
     run = out / "digits/CoOp/tiny_1shots/nctx4_cscFalse_ctpend/seed1"
     assert "* accuracy: " in (run / "log.txt").read_text()
     assert "finished already" in bash(*main, SEEDS="1").stdout
-    changed = bash(*main[:-1], "2", SEEDS="1")
-    assert changed.returncode == 2
-    assert "OPTIM.MAX_EPOCH 1 -> 2" in changed.stderr
     result = bash("coop/zeroshot.sh", "digits", "tiny", OUTPUT="out put")  # from the folder of the call
     assert result.returncode == 0, result.stderr
     assert (out / "digits/ZeroshotCLIP/tiny/result.json").is_file()
@@ -95,13 +84,10 @@ def test_base_to_new(bash, tmp_path):
     result = bash("cocoop/base2new_test.sh", "digits", "1", LOADEP="1", **tiny)
     assert result.returncode == 0, result.stderr
     assert "model.pth.tar-1" in result.stdout
-    result = bash("coop/zeroshot.sh", "digits", "tiny", SUB="new")
-    assert result.returncode == 0, result.stderr
     folder = tmp_path / "out put/base2new"
     assert (folder / "train_base/digits/shots_1/CoOp/tiny/seed1/result.json").is_file()
     assert results_table([str(folder)]) == 0
-    _, zero, coop = csv.reader((folder / "base_to_new.csv").open())
-    assert [cell == "-" for cell in zero] == [False, False, True, False, True]
+    _, coop = csv.reader((folder / "base_to_new.csv").open())
     assert "-" not in coop
 
 
