@@ -13,14 +13,8 @@ from hypothesis import HealthCheck, configuration, settings
 from tests.fuzz.cases import COUNTS
 
 configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir(), "hypothesis"))  # else .hypothesis, beside us
-settings.register_profile(
-    "ci",
-    max_examples=15,
-    derandomize=True,
-    deadline=None,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+ci = {"max_examples": 15, "derandomize": True, "deadline": None, "database": None}
+settings.register_profile("ci", suppress_health_check=list(HealthCheck), **ci)
 settings.register_profile("stress", settings.get_profile("ci"), max_examples=100, derandomize=False, print_blob=True)
 settings.load_profile(os.environ.get("FUZZ_PROFILE", "ci"))
 

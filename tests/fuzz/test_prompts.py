@@ -13,10 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import predict
-from inference.classifier import zero_shot
 from tests.common import plain_text_features
-from tests.fuzz.cases import COUNTS, Refusal, dear, outcome, texts
-from trainers.cocoop import ConditionalPromptLearner
+from tests.fuzz.cases import COUNTS, Refusal, outcome, texts
 from trainers.coop import PromptLearner
 from vlm import openai
 from vlm.clip.load import load
@@ -99,22 +97,6 @@ def test_learned_prompts_are_the_plain_encoders(clip, classnames, n_ctx, csc, po
     assert ("the same name" in printed) == (len({tuple(words(name)) for name in classnames}) < len(classnames))
 
 
-@given(names, st.integers(1, 8))
-@example(["cat", "_"], 4)
-def test_conditional_prompts_are_the_plain_encoders(clip, classnames, n_ctx):
-    encoder = TextEncoder(clip)
-    learner, _ = quietly(ConditionalPromptLearner, classnames, encoder, n_ctx)
-    if isinstance(learner, Refusal):
-        assert "class " in learner
-        return
-    images = torch.randn(2, encoder.embed_dim, generator=torch.Generator().manual_seed(0))
-    ends = openai.tokenize([" ".join(["X"] * n_ctx + [n.replace("_", " ")]) + "." for n in classnames]).argmax(-1)
-    contexts = learner(images / images.norm(dim=-1, keepdim=True))
-    features = encoder.encode_each(contexts, learner.fixed, learner.layout)
-    for context, own in zip(contexts, features, strict=True):
-        torch.testing.assert_close(own, plain_text_features(clip, learner.table(context)[learner.index], ends), **CLOSE)
-
-
 @given(texts.filter(lambda text: len(text) < LONGEST))
 @example("very " * 80)
 @example("a <|endoftext|>")
@@ -154,27 +136,10 @@ def test_described_classes_are_the_plain_encoders(clip, classnames, sentences):
     assert ("the same name" in printed) == (len({tuple(words(name)) for name in classnames}) < len(classnames))
 
 
-@dear
-@given(names)
-@example(["cat", "Cat"])
-@example(["cat", "c\u200bat", "CAT"])
-@example(["straße", "STRAßE"])
-def test_of_classes_that_somebody_asks_for_all_are_told_apart(classnames):
-    (found, _) = quietly(zero_shot, classnames, ["a {}."], "tiny")
-    read = [tuple(words(name)) for name in classnames]
-    if len(set(read)) < len(read):
-        assert isinstance(found, Refusal)
-    if not isinstance(found, Refusal):
-        probabilities = found.probabilities(torch.zeros(2, 3, 32, 32))
-        assert probabilities.shape == (2, len(classnames))
-        torch.testing.assert_close(probabilities.sum(-1), torch.ones(2))
-
-
-@dear
 @given(st.lists(texts, min_size=1, max_size=3))
 @example(["cat", "_"])
-@example(["cat", "Cat"])
-@example(["cat", "cat"])
+@example(["cat", "c\u200bat", "CAT"])
+@example(["straße", "STRAßE"])
 @example(["a", "very " * 80])
 def test_predict_says_one_thing(tmp_path_factory, capsys, classnames):
     image = tmp_path_factory.getbasetemp() / "image.png"
@@ -184,6 +149,7 @@ def test_predict_says_one_thing(tmp_path_factory, capsys, classnames):
     code = predict.main([str(image), "--backbone", "tiny", "--json", "--classes", *classnames])
     output, error = capsys.readouterr()
     if code == 0:
+        assert len({tuple(words(name)) for name in classnames}) == len(classnames)  # CLIP tells them apart
         (line,) = output.split("\n")[:-1]
         assert {entry["class"] for entry in json.loads(line)["predictions"]} == set(classnames)
     else:

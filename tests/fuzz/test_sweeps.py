@@ -68,16 +68,13 @@ def test_a_damaged_sweep_is_refused_by_name_or_understood(tmp_path_factory, data
     "content",
     [
         "output: out\nthreads: -1\nruns: [{folder: a}]",
-        "output: out\nthreads: true\nruns: [{folder: a}]",
         "output: out\nthreads: 99999999999999999999\nruns: [{folder: a}]",
-        "output: out\nruns: []",
         "output: 0x" + "f" * 6000 + "\nruns: [{folder: a}]",
-        "output: out\nruns: [{folder: a, grid: {x: [0x" + "f" * 6000 + "]}}]",
         "output: out\nruns: [{folder: a, grid: {x: []}}]",
         "output: out\nruns: &a [{folder: a}, *a]",
         "output: out\nruns: [{folder: a}]\nruns: [{folder: b}]",
     ],
-    ids=range(9),
+    ids=range(6),
 )
 def test_what_makes_no_sweep(tmp_path, content):
     path = tmp_path / "sweep.yaml"

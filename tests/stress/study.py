@@ -13,6 +13,6 @@ def main(argv: list[str]) -> int:
     folder, jobs = Path(argv[0]), argv[1]
     write_sweep(folder / "sweep.yaml")
     output = folder / "output"
-    words = [folder / "sweep.yaml", "--root", folder / "data", "--output-dir", output, "--jobs", jobs]
-    code = sweep.main([*map(str, words), "FEATURES.CACHE_DIR", str(folder / "cache")])
+    words = [folder / "sweep.yaml", "--root", folder.parent / "data", "--output-dir", output, "--jobs", jobs]
+    code = sweep.main([*map(str, words), "FEATURES.CACHE_DIR", str(folder.parent / "cache")])
     return code or results_table.main([str(output)])
