@@ -172,10 +172,10 @@ def test_a_bug_is_not_hidden(run, monkeypatch):
 
 
 def test_help_and_a_mistyped_flag_need_no_torch():
-    for arguments, code, text in ((["--help"], 0, "--eval-only"), (["--evil-only"], 2, "unrecognized")):
-        script = "import sys, atexit; atexit.register(lambda: print('torch' in sys.modules)); import train; "
-        script += f"train.main({arguments})"
-        result = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True)
+    script = "import sys, train, atexit; atexit.register(lambda: print('torch' in sys.modules)); train.main()"
+    for argument, code, text in (("--help", 0, "--eval-only"), ("--evil-only", 2, "unrecognized")):
+        command = [sys.executable, "-c", script, argument]
+        result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
         assert result.returncode == code
         assert text in result.stdout + result.stderr
         assert result.stdout.endswith("False\n")

@@ -85,22 +85,16 @@ def test_an_image_that_is_a_link_to_nothing_is_one_that_cannot_be_read(tmp_path)
             read_image(path)
 
 
-@pytest.mark.parametrize("name", ["eurosat", "food101"])  # a zip and a tar
-def test_what_torchvision_downloads_is_checked_too(name, tmp_path, monkeypatch, capsys):
+def test_what_torchvision_downloads_is_checked_too(tmp_path, monkeypatch, capsys):
     import torchvision
 
     def download_url(url, root, filename=None, *_, **__):
         os.makedirs(root, exist_ok=True)
-        path = os.path.join(root, filename or os.path.basename(url))
-        if path.endswith(".zip"):
-            with zipfile.ZipFile(path, "w") as archive:
-                archive.writestr("../../evil.jpg", b"")
-        else:
-            with tarfile.open(path, "w:gz") as archive:
-                archive.addfile(tarfile.TarInfo("../../evil.jpg"))
+        with zipfile.ZipFile(os.path.join(root, filename or os.path.basename(url)), "w") as archive:
+            archive.writestr("../../evil.jpg", b"")
 
     monkeypatch.setattr(torchvision.datasets.utils, "download_url", download_url)
-    assert prepare([name, "--root", str(tmp_path / "data")]) == 2
+    assert prepare(["eurosat", "--root", str(tmp_path / "data")]) == 2
     assert "has an entry that does not belong in an archive of images: ../../evil.jpg" in capsys.readouterr().err
     assert list((tmp_path / "data").iterdir()) == []
 

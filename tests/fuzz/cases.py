@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dassl.utils import UserError
 
-COUNTS = {"cases": 0, "refused": 0}
+COUNTS = {"cases": 0}
 LINES = 12  # of a message; a YAML error shows the place in three of them
 
 
@@ -24,7 +24,6 @@ def outcome(call: Callable, *arguments: Any, naming: object = "", **values: Any)
     try:
         return call(*arguments, **values)
     except UserError as error:
-        COUNTS["refused"] += 1
         message = str(error)
         assert len(message) > 10
         assert message.count("\n") < LINES
@@ -39,11 +38,9 @@ ODD = (
     "_",
     "cat",
     "a_cat",
-    "golden retriever",
     "café",
     "cafe\u0301",
     "ﬁsh",
-    "\uff26\uff55ll",
     "İstanbul",
     "straße",
     "كلب أسود",
@@ -55,16 +52,13 @@ ODD = (
     "\ufeffcat",
     "cat\u2028dog",
     "cat\x85dog",
-    "cat\x1cdog",
     "a\0b",
     "\x07\x1b[31mred\x1b[0m",
-    "a\nb",
     "\ud83d",
     "&amp;",
     "&lt;|endoftext|&gt;",
     "<|endoftext|>",
     "schÃ¶n",
-    "{0}",
     "...............",
     "rock 'n' roll's",
     '"quoted"',
@@ -73,7 +67,6 @@ ODD = (
     "very " * 75,
     "x" * 300,
     "1e999",
-    "007",
     "None",
     "[1, (2, {3: 4})]",
     "(" * 5000,
@@ -86,10 +79,10 @@ valid_text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_
 
 
 @st.composite
-def mutations(draw: st.DrawFn, data: bytes, most: int = 5) -> bytes:
+def mutations(draw: st.DrawFn, data: bytes) -> bytes:
     """``data``, cut off, with bytes changed, put in, taken out, or a part of it there twice."""
     data = bytearray(data)
-    for _ in range(draw(st.integers(0, most))):
+    for _ in range(draw(st.integers(0, 4))):
         start = draw(st.integers(0, len(data)))
         stop = min(len(data), start + draw(st.integers(0, 12)))
         kind = draw(st.sampled_from(["put", "drop", "double", "cut"]))

@@ -1,6 +1,6 @@
 """How much the tests in this folder try. By default a few cases of each kind, the same ones each time; with
-FUZZ_PROFILE=stress a thousand, others each time. A last line says ``fuzz cases: N``; where FUZZ_CASES names a file, N
-is appended to it, a line of each process."""
+FUZZ_PROFILE=stress a hundred, others each time. Where FUZZ_CASES names a file, the number of cases is appended to it, a
+line of each process."""
 
 from __future__ import annotations
 
@@ -23,8 +23,3 @@ def pytest_sessionfinish() -> None:
     if (path := os.environ.get("FUZZ_CASES")) and COUNTS["cases"]:
         with open(path, "a") as file:
             file.write(f"{COUNTS['cases']}\n")
-
-
-def pytest_terminal_summary(terminalreporter) -> None:
-    if COUNTS["cases"]:
-        terminalreporter.write_line(f"fuzz cases: {COUNTS['cases']:,}, of which {COUNTS['refused']:,} were refused")

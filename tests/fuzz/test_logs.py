@@ -51,9 +51,7 @@ def test_the_last_result_counts_even_of_a_log_that_is_cut_off(tmp_path_factory, 
     content = end.join(text_of(parts)).encode()
     cut = data.draw(st.integers(0, len(content)))
     path.write_bytes(content[:cut])
-    whole = [
-        parts[i] for i, line in enumerate(text_of(parts)) if len(end.join(text_of(parts[: i + 1])).encode()) <= cut
-    ]
+    whole = [part for i, part in enumerate(parts) if len(end.join(text_of(parts[: i + 1])).encode()) <= cut]
     tail = content[:cut].decode(errors="replace").split(end)[-1]
     if tail in (END, "Finished training", EVALUATED) and len(whole) < len(parts):
         whole.append(tail)  # "Finish training, they say" was cut there
@@ -63,9 +61,8 @@ def test_the_last_result_counts_even_of_a_log_that_is_cut_off(tmp_path_factory, 
 LOG = f"start\n{END}\n{result_lines(1000, 985, 98.1)}\n"
 
 
-@given(st.one_of(mutations(LOG.encode()), st.binary(max_size=200)))
+@given(mutations(LOG.encode()))
 @example(LOG.replace("98.50", "nan").encode())
-@example(LOG.replace("98.50", "١٢").encode())
 @example(LOG.replace("98.50", "1_0").encode())
 @example((LOG + LOG.replace("98.50", "985.0")).encode())
 @example((LOG + "x * accuracy: 12.00%\n").encode())
@@ -88,10 +85,9 @@ RECORD = {
     "config": to_dict(get_cfg_default()),
 }
 scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), texts, st.just(10**400))
-anything = st.recursive(
-    scalars, lambda part: st.one_of(st.lists(part, max_size=3), st.dictionaries(texts, part, max_size=3)), max_leaves=5
-)
-keys = st.sampled_from([*RECORD, "config.FEATURES", "config.FEATURES.VIEWS", "config.FEATURES.PREC", "config.SEED"])
+lists = st.lists(scalars, max_size=3)
+anything = st.one_of(scalars, lists, st.dictionaries(texts, st.one_of(scalars, lists), max_size=3))
+keys = st.sampled_from([*RECORD, "config.FEATURES", "config.FEATURES.PREC", "config.SEED"])
 
 
 @st.composite
@@ -104,7 +100,7 @@ def records(draw: st.DrawFn) -> bytes:
             node = node[part] if isinstance(node.get(part), dict) else {}
         node[path[-1]] = value
     whole = json.dumps(record).encode()
-    return draw(st.one_of(st.just(whole), mutations(whole, most=2)))
+    return draw(st.one_of(st.just(whole), mutations(whole)))
 
 
 @pytest.fixture(scope="module")

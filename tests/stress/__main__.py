@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 
 from tests.common import REPOSITORY
@@ -27,10 +26,8 @@ def kills(folder: Path, args: argparse.Namespace) -> str:
 
     from tests.stress.kills import run
 
-    survived = Counter(name for name, _ in tqdm(run(folder, args.kills, args.seed), total=args.kills, disable=None))
-    for name, count in survived.items():
-        print(f"  {count:4} x {name}")
-    return f"kills survived: {survived.total()} of {args.kills}"
+    survived = list(tqdm(run(folder, args.kills, args.seed), total=args.kills, disable=None))
+    return f"kills survived: {len(survived)} of {args.kills}"
 
 
 def disk(folder: Path, args: argparse.Namespace) -> str:
@@ -38,13 +35,13 @@ def disk(folder: Path, args: argparse.Namespace) -> str:
 
     ended = [full_disk.file_too_large(folder / what, what) for what in full_disk.LIMITS]
     if full_disk.can_mount(folder):
-        ended += [full_disk.disk_full(folder / "full"), full_disk.read_only(folder / "read-only")]
+        ended.append(full_disk.disk_full(folder / "full"))
     else:
-        print("  file systems of one's own are not allowed here: two cases are left out")
+        print("  file systems of one's own are not allowed here: one case is left out")
     for end in ended:
         assert end.code == 2, end
         assert re.fullmatch("error: .*\n", end.errors), end
-    return f"full or read-only disks survived: {len(ended)} of {len(ended)}"
+    return f"full disks survived: {len(ended)} of {len(ended)}"
 
 
 def several(folder: Path, args: argparse.Namespace) -> str:

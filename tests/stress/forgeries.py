@@ -1,29 +1,21 @@
-"""Archives, pictures, links, split files and downloads that are not what they should be."""
+"""Archives, links, split files and downloads that are not what they should be."""
 
 from __future__ import annotations
 
-import contextlib
 import gzip
-import http.server
 import json
 import stat
-import struct
 import tarfile
-import threading
 import zipfile
-import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from unittest import mock
 
-from PIL import Image
-
 from dassl.config import get_cfg_default, merge_file
 from dassl.data.archives import unpack
 from dassl.data.datasets import build_dataset
 from dassl.data.downloads import download
-from dassl.utils import read_image
 from tests.datasets.shapes import config, write_images, write_split_file
 from tests.stress.attacks import MARKER
 from tools.prepare_imagenette import unpack as unpack_imagenette
@@ -40,11 +32,8 @@ def entry(name: str = "imagenette/train/n1/b.jpg", **values: object) -> tarfile.
 
 
 ENTRIES = {
-    "../": entry("../b.jpg"),
     "an absolute name": entry("/tmp/b.jpg"),
     "a name of Windows": entry("imagenette\\..\\b.jpg"),
-    "a drive": entry("C:b.jpg"),
-    "a symbolic link": entry(type=tarfile.SYMTYPE, linkname="/etc/passwd"),
     "a hard link": entry(type=tarfile.LNKTYPE, linkname="/etc/passwd"),
     "a device": entry(type=tarfile.BLKTYPE),
     "a file with holes": entry(type=tarfile.GNUTYPE_SPARSE),
@@ -81,14 +70,6 @@ def unzipped(name: str, mode: int, content: str | bytes, folder: Path) -> None:
     unpack(folder / "archive.zip", folder)
 
 
-def vast_image(folder: Path) -> None:
-    Image.new("1", (1, 1)).save(folder / "a.png")
-    content = (folder / "a.png").read_bytes()
-    header = b"IHDR" + struct.pack(">II", 40_000, 40_000) + content[24:29]
-    (folder / "a.png").write_bytes(content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:])
-    read_image(folder / "a.png")
-
-
 def linked(name: str, target: str, folder: Path) -> None:
     """Of a folder of class folders with a link in it."""
     write_images(folder, ["secret/s.jpg", *(f"data/photos/{pet}/{i}.jpg" for pet in ("cat", "dog") for i in range(3))])
@@ -112,31 +93,13 @@ def living_config(folder: Path) -> None:
     merge_file(get_cfg_default(), folder / "config.yaml")
 
 
-def downloaded(reply: Callable[[http.server.BaseHTTPRequestHandler], None], folder: Path) -> None:
-    """From a server of ours; nothing may be left of the download."""
-    handler = type("Handler", (http.server.BaseHTTPRequestHandler,), {"do_GET": reply, "log_message": lambda *_: None})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+def endless_download(folder: Path) -> None:
+    write_images(folder, ["source.jpg"])
+    with mock.patch("dassl.data.downloads.MOST", 10):
         try:
-            with mock.patch("dassl.data.downloads.MOST", 1 << 20):
-                download(f"http://127.0.0.1:{server.server_port}/weights.pt", folder / "weights.pt", "0" * 64)
+            download((folder / "source.jpg").as_uri(), folder / "target/weights.pt", "0" * 64)
         finally:
-            server.shutdown()
-            assert not list(folder.iterdir())
-
-
-def redirect(request: http.server.BaseHTTPRequestHandler) -> None:
-    request.send_response(302)
-    request.send_header("Location", "file:///etc/passwd")
-    request.end_headers()
-
-
-def endless(request: http.server.BaseHTTPRequestHandler) -> None:
-    request.send_response(200)
-    request.end_headers()
-    with contextlib.suppress(OSError):  # the reader has gone
-        while True:
-            request.wfile.write(bytes(1 << 16))
+            assert not list((folder / "target").iterdir())
 
 
 # What a file is -> a function that makes it in a folder and has it read.
@@ -146,7 +109,6 @@ CASES: dict[str, Callable[[Path], None]] = {
     "zip: ../": partial(unzipped, "../b.jpg", stat.S_IFREG, ""),
     "zip: a symbolic link": partial(unzipped, "b.jpg", stat.S_IFLNK, "/etc/passwd"),
     "zip: a bomb": partial(unzipped, "b.jpg", stat.S_IFREG, BOMB),
-    "image: 40,000 times 40,000 pixels": vast_image,
     "link: an image from elsewhere": partial(linked, "cat/9.jpg", "{}/secret/s.jpg"),
     "link: an image from above": partial(linked, "cat/9.jpg", "../../../secret/s.jpg"),
     "link: a class folder that is not there": partial(linked, "bird", "nowhere"),
@@ -156,6 +118,5 @@ CASES: dict[str, Callable[[Path], None]] = {
     "split file: a link to an image elsewhere": partial(listed, "link", "s.jpg"),
     "split file: a link to a folder elsewhere": partial(listed, "link/s.jpg", ""),
     "YAML: an object": living_config,
-    "download: a redirection to a file of this machine": partial(downloaded, redirect),
-    "download: without an end": partial(downloaded, endless),
+    "download: without an end": endless_download,
 }

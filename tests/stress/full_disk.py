@@ -1,4 +1,4 @@
-"""Disks that fill, limits on file sizes, folders that cannot be written: one message, and nothing is lost."""
+"""Disks that fill, limits on file sizes: one message, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ RUN = Scenario("train.py CoOp", "train", WORDS)
 # What fails -> the limit on file sizes that comes in the middle of training, in bytes. By then, a log has some 10 kB, a
 # checkpoint more than 30.
 LIMITS = {"model.pth.tar-4": 30_000, "log.txt": 4_000}
-TMPFS = 3 << 20  # bytes
 NEW_MOUNTS, NEW_USERS = 0x00020000, 0x10000000  # CLONE_NEWNS, CLONE_NEWUSER
-PRIVATE, RECURSIVE, READ_ONLY = 1 << 18, 1 << 14, 1  # MS_PRIVATE, MS_REC, MS_RDONLY
+PRIVATE, RECURSIVE = 1 << 18, 1 << 14  # MS_PRIVATE, MS_REC
 
 
 def after_epoch(number: int, act: Callable[[], None], command: Callable[[], int]) -> int:
@@ -67,14 +66,14 @@ def alone(folder: Path) -> Path:
     return place
 
 
-def mount(place: Path, flags: int = 0, options: str = "") -> None:
-    """Mount a tmpfs that this process and its children alone see; ``OSError`` where that is not allowed."""
+def mount(place: Path) -> None:
+    """Mount a tmpfs of 3 MiB that this process and its children alone see; ``OSError`` where that is not allowed."""
     libc = ctypes.CDLL(None, use_errno=True)
     place.mkdir(parents=True, exist_ok=True)
     for function, *arguments in (
         ("unshare", NEW_MOUNTS if os.getuid() == 0 else NEW_MOUNTS | NEW_USERS),
         ("mount", b"none", b"/", None, PRIVATE | RECURSIVE, None),
-        ("mount", b"tmpfs", bytes(place), b"tmpfs", flags, options.encode()),
+        ("mount", b"tmpfs", bytes(place), b"tmpfs", 0, b"size=3m"),
     ):
         if getattr(libc, function)(*arguments):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), function)
@@ -94,7 +93,7 @@ def disk_full(folder: Path) -> Ended:
 
 def _on_tmpfs(folder: Path) -> int:
     output = folder / "output"
-    mount(output, options=f"size={TMPFS}")
+    mount(output)
     command = RUN.command(folder)
     (folder / "code").write_text(str(after_epoch(FULL_AFTER, partial(_fill, output / "ballast"), command)))
     assert load_checkpoint(newest(output / "prompt_learner"))["epoch"] == FULL_AFTER
@@ -113,13 +112,3 @@ def _fill(path: Path) -> None:
                     pass
             except OSError:
                 continue
-
-
-def read_only(folder: Path) -> Ended:
-    """A run into a folder on a disk that cannot be written; needs :func:`can_mount`."""
-    return Child(partial(_on_read_only, folder), folder / "errors").end()
-
-
-def _on_read_only(folder: Path) -> int:
-    mount(folder / "output", READ_ONLY)
-    return RUN.command(folder)()
