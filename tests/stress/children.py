@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 CONTEXT = get_context("forkserver")
-CONTEXT.set_forkserver_preload(["sklearn.datasets", "torch.utils.tensorboard", "trainers", "tools.sweep", "train"])
+IMPORTS = "train trainers datasets tools.sweep torch.utils.tensorboard sklearn.datasets sklearn.metrics"
+CONTEXT.set_forkserver_preload([*IMPORTS.split(), "tests.stress.full_disk"])
 WRITES = ("fsync", "replace", "rename")  # of the module os: where a kill finds a file half done
 PATIENCE = 300  # seconds
 

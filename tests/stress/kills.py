@@ -169,7 +169,6 @@ def run(folder: Path, kills: int, seed: int, jobs: int = 2) -> Iterator[tuple[st
 
 
 def write_sweep(path: Path) -> None:
-    """A small study: zero-shot, and CoOp with two numbers of context tokens."""
     words = " ".join(map(str, TINY))
     zero_shot = {"folder": "ZeroshotCLIP", "arguments": f"{words} --trainer ZeroshotCLIP --eval-only"}
     coop = {
