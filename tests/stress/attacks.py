@@ -20,16 +20,7 @@ from datasets.few_shot_split import FewShotSplit
 from vlm.clip.load import read_state_dict
 from vlm.images.feature_store import read_shard
 
-CASES: dict[str, Callable[[Path], None]] = {}
 MARKER = "executed"  # the file that a payload makes
-
-
-def case(name: str) -> Callable:
-    def register(function: Callable[[Path], None]) -> Callable[[Path], None]:
-        CASES[name] = function
-        return function
-
-    return register
 
 
 class Victim:
@@ -51,7 +42,6 @@ VICTIM = b"ctests.stress.attacks\nVictim\n"
 BASE = "dassl.data.datasets.base_dataset"
 ATTACKS = {  # from Python code that makes the marker, and a shell's command that does
     "reduce": lambda code, shell: b"cposix\nsystem\n" + text(shell) + b"\x85R",
-    "eval": lambda code, shell: EVAL + text(code) + b"\x85R",
     "stack global": lambda code, shell: text("builtins") + text("eval") + b"\x93" + text(code) + b"\x85R",
     "inst": lambda code, shell: b"(" + text(code) + b"ibuiltins\neval\n",
     "obj": lambda code, shell: b"(" + EVAL + text(code) + b"o",
@@ -65,6 +55,16 @@ ATTACKS = {  # from Python code that makes the marker, and a shell's command tha
         b"ctorch._tensor\n_rebuild_from_type_v2\n(" + EVAL + b"cbuiltins\nobject\n" + text(code) + b"\x85NtR"
     ),
 }
+MEMORY = {
+    "a bytearray of 1 TB": b"cbuiltins\nbytearray\n" + number(1 << 40) + b"\x85R",
+    "a tensor without a place": (
+        b"ctorch._utils\n_rebuild_meta_tensor_no_storage\n(ctorch\nfloat32\n("
+        + number(1 << 40)
+        + b"t("
+        + number(1)
+        + b"t\x89tR"
+    ),
+}
 
 
 def payload(attack: str, folder: Path) -> bytes:
@@ -72,18 +72,14 @@ def payload(attack: str, folder: Path) -> bytes:
     return ATTACKS[attack](f"__import__('pathlib').Path({str(marker)!r}).touch()", f"touch '{marker}'")
 
 
-def few_shots_of(folder: Path) -> FewShotSplit:
-    """The split of a data set of one image."""
-    return FewShotSplit(folder, 1, 1, [Datum(folder / "a.jpg", 0, classname="a")], None)
-
-
-def as_few_shots(folder: Path, pickled: bytes, size: int = 0) -> dict:
-    """What a data set reads of the pickle, in place of the original's; ``size`` lengthens it."""
-    path = few_shots_of(folder).path.with_suffix(".pkl")
+def few_shots(folder: Path, pickled: bytes, size: int = 0) -> dict:
+    """What a data set of one image reads of the original's pickle; ``size`` lengthens it."""
+    split = FewShotSplit(folder, 1, 1, [Datum(folder / "a.jpg", 0, classname="a")], None)
+    path = split.path.with_suffix(".pkl")
     path.parent.mkdir()
     path.write_bytes(pickled)
     os.truncate(path, max(size, len(pickled)))
-    return few_shots_of(folder).read()
+    return split.read()
 
 
 def torch_zip(path: Path, pickled: bytes, compression: int = zipfile.ZIP_STORED) -> Path:
@@ -100,103 +96,61 @@ def state_dict(value: bytes) -> bytes:
     return b"\x80\x02}" + text("state_dict") + value + b"s."
 
 
-def torch_old(path: Path, pickled: bytes) -> Path:
-    """The same, in the format before the zip files."""
-    torch.save({}, path, _use_new_zipfile_serialization=False)
-    path.write_bytes(path.read_bytes().replace(b"\x80\x02}q\x00.\x80", pickled + b"\x80"))
-    return path
-
-
 READERS = {  # each reads the state dict, or the list of images, that some opcodes push
-    "few-shot split": lambda folder, content: as_few_shots(folder, b"\x80\x02}" + text("train") + content + b"s."),
+    "few-shot split": lambda folder, content: few_shots(folder, b"\x80\x02}" + text("train") + content + b"s."),
     "checkpoint": lambda folder, content: load_checkpoint(torch_zip(folder / "model.pth.tar-1", state_dict(content))),
     "weights": lambda folder, content: read_state_dict(torch_zip(folder / "weights.pt", state_dict(content))),
-    "old checkpoint": lambda folder, content: load_checkpoint(torch_old(folder / "old", state_dict(content))),
 }
 
 
-def attacked(attack: str, reader: str, folder: Path) -> None:
+def attacked(reader: str, attack: str, folder: Path) -> None:
     READERS[reader](folder, payload(attack, folder))
 
 
-for _attack in ATTACKS:
-    for _reader in READERS:
-        CASES[f"{_reader}: {_attack}"] = partial(attacked, _attack, _reader)
-
-MEMORY = {
-    "a bytearray of 1 TB": b"cbuiltins\nbytearray\n" + number(1 << 40) + b"\x85R",
-    "a tensor without a place": (
-        b"ctorch._utils\n_rebuild_meta_tensor_no_storage\n(ctorch\nfloat32\n("
-        + number(1 << 40)
-        + b"t("
-        + number(1)
-        + b"t\x89tR"
-    ),
-}
-
-
-def learned(context: str, reader: str, folder: Path) -> None:
+def learned(reader: str, context: str, folder: Path) -> None:
     READERS[reader](folder, b"}" + text("ctx") + MEMORY[context] + b"s")
 
 
-def numbered(path: Path) -> None:
-    torch.save({1: torch.ones(1)}, path)
-    read_state_dict(path)
-
-
-CASES |= {f"{reader}: {name}": partial(learned, name, reader) for reader in list(READERS)[1:] for name in MEMORY}
-CASES["weights: a name that is a number"] = lambda folder: numbered(folder / "weights.pt")
-CASES["few-shot split: a memo of 16 GB"] = lambda folder: as_few_shots(folder, b"\x80\x02]r\xff\xff\xff\x7f.")
-CASES["few-shot split: far too long"] = lambda folder: as_few_shots(folder, b"\x80\x02}.", size=1 << 30)
-
-
-@case("checkpoint: a tensor of 256 GB made of one number")
-def _(folder: Path) -> None:
+def expanded(folder: Path) -> None:
     torch.save({"state_dict": {"ctx": torch.ones(1).expand(1 << 36)}}, folder / "model.pth.tar-1")
     load_checkpoint(folder / "model.pth.tar-1")
 
 
-@case("checkpoint: a zip bomb")
-def _(folder: Path) -> None:
-    content = state_dict(text(" " * (1 << 26)))
+def zip_bomb(folder: Path) -> None:
+    content = state_dict(text(" " * (1 << 24)))
     load_checkpoint(torch_zip(folder / "model.pth.tar-1", content, zipfile.ZIP_DEFLATED))
 
 
-@case("weights: TorchScript of somebody")
-def _(folder: Path) -> None:
-    with zipfile.ZipFile(folder / "weights.pt", "w") as archive:
-        archive.writestr("weights/constants.pkl", b"\x80\x02).")
-        archive.writestr("weights/code/__torch__.py", "import os\n")
+def numbered(folder: Path) -> None:
+    torch.save({1: torch.ones(1)}, folder / "weights.pt")
     read_state_dict(folder / "weights.pt")
 
 
-def safetensors(folder: Path, header: bytes, length: int | None = None) -> None:
+def safetensors(shape: list[int], end: int, length: int, folder: Path) -> None:
+    """A file whose header tells these things of its one tensor, which has eight bytes, and ``length`` of itself."""
     path = folder / "weights.safetensors"
-    path.write_bytes(struct.pack("<Q", len(header) if length is None else length) + header + bytes(8))
+    header = json.dumps({"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}}).encode()
+    path.write_bytes(struct.pack("<Q", length or len(header)) + header + bytes(8))
     read_state_dict(path)
 
 
-def _lying(shape: list[int], end: int) -> bytes:
-    return json.dumps({"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}}).encode()
-
-
-CASES |= {
-    "safetensors: a header of 2 EB": lambda folder: safetensors(folder, b"{}", length=1 << 61),
-    "safetensors: a shape of 4 TB": lambda folder: safetensors(folder, _lying([1 << 40], 8)),
-    "safetensors: data behind the end": lambda folder: safetensors(folder, _lying([1 << 40], 1 << 42)),
-}
-
-
-@case("feature cache: a pickle in place of features")
-def _(folder: Path) -> None:
+def shard(folder: Path) -> None:
     path = folder / "0.safetensors"
     path.write_bytes(b"\x80\x04" + payload("reduce", folder) + b".")
     assert read_shard(path, "encoder") is None
     assert not path.exists()
 
 
-@case("few-shot split: an image from elsewhere")
-def _(folder: Path) -> None:
-    split = few_shots_of(folder / "data")
-    split.write({"train": [Datum(folder / "secret.jpg", 0, classname="a")]})
-    assert split.read() == {}
+# What a file is -> a function that makes it in a folder and has it read.
+CASES: dict[str, Callable[[Path], object]] = {
+    **{f"{reader}: {name}": partial(attacked, reader, name) for reader in READERS for name in ATTACKS},
+    **{f"{reader}: {name}": partial(learned, reader, name) for reader in ("checkpoint", "weights") for name in MEMORY},
+    "few-shot split: a memo of 16 GB": partial(few_shots, pickled=b"\x80\x02]r\xff\xff\xff\x7f."),
+    "few-shot split: far too long": partial(few_shots, pickled=b"\x80\x02}.", size=1 << 30),
+    "checkpoint: a tensor of 256 GB made of one number": expanded,
+    "checkpoint: a zip bomb": zip_bomb,
+    "weights: a name that is a number": numbered,
+    "safetensors: a header of 2 EB": partial(safetensors, [2], 8, 1 << 61),
+    "safetensors: data behind the end": partial(safetensors, [1 << 40], 1 << 42, 0),
+    "feature cache: a pickle in place of features": shard,
+}

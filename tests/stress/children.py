@@ -7,24 +7,22 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from multiprocessing import get_context, set_start_method
 from pathlib import Path
+from typing import NamedTuple
 
 CONTEXT = get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.stress.imports"])
+IMPORTS = "train trainers datasets tools.sweep torch.utils.tensorboard sklearn.datasets sklearn.metrics"
+CONTEXT.set_forkserver_preload([*IMPORTS.split(), "tests.stress.full_disk"])
 WRITES = ("fsync", "replace", "rename")  # of the module os: where a kill finds a file half done
 PATIENCE = 300  # seconds
 
 
-@dataclass(frozen=True)
-class Ended:
-    """How a process ended: its exit code (minus the signal's number), and what it wrote to standard error."""
-
-    code: int
-    errors: str
+class Ended(NamedTuple):
+    code: int  # minus the signal's number
+    errors: str  # what the process wrote to standard error
 
 
 class Child:
@@ -60,7 +58,10 @@ def program(module: str, arguments: Sequence[object]) -> Callable[[], int]:
 def _main(module: str, arguments: list[str]) -> int:
     import torch
 
+    import vlm.images.encoder
+
     torch.set_num_threads(1)
+    vlm.images.encoder._has_openvino = lambda: False  # to compile the encoder would take longer than the runs
     return import_module(module).main(arguments) or 0
 
 

@@ -1,4 +1,4 @@
-"""Disks that fill, limits on file sizes, folders that cannot be written: one message, and nothing is lost."""
+"""Disks that fill, limits on file sizes: one message, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -17,17 +17,13 @@ from tests.stress.children import Child, Ended
 from tests.stress.kills import Scenario, check, training
 
 EPOCHS, FULL_AFTER = 6, 3
-RUN = Scenario(
-    "train.py CoOp",
-    "train",
-    training("CoOp", "DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", EPOCHS, "TRAIN.CHECKPOINT_FREQ", 1),
-)
+WORDS = training("CoOp", "DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", EPOCHS, "TRAIN.CHECKPOINT_FREQ", 1)
+RUN = Scenario("train.py CoOp", "train", WORDS)
 # What fails -> the limit on file sizes that comes in the middle of training, in bytes. By then, a log has some 10 kB, a
 # checkpoint more than 30.
 LIMITS = {"model.pth.tar-4": 30_000, "log.txt": 4_000}
-TMPFS = 3 << 20  # bytes
 NEW_MOUNTS, NEW_USERS = 0x00020000, 0x10000000  # CLONE_NEWNS, CLONE_NEWUSER
-PRIVATE, RECURSIVE, READ_ONLY = 1 << 18, 1 << 14, 1  # MS_PRIVATE, MS_REC, MS_RDONLY
+PRIVATE, RECURSIVE = 1 << 18, 1 << 14  # MS_PRIVATE, MS_REC
 
 
 def after_epoch(number: int, act: Callable[[], None], command: Callable[[], int]) -> int:
@@ -46,10 +42,6 @@ def after_epoch(number: int, act: Callable[[], None], command: Callable[[], int]
         SimpleTrainer.after_epoch = real
 
 
-def limit(size: int) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-
 def file_too_large(folder: Path, what: str) -> Ended:
     """A run whose file ``what`` grows over the limit, then again without one; returns how the first one ended.
 
@@ -57,7 +49,8 @@ def file_too_large(folder: Path, what: str) -> Ended:
         AssertionError: the last checkpoint was harmed, or the run did not go on from it to what it would have been.
     """
     command = RUN.command(folder)
-    ended = Child(partial(after_epoch, FULL_AFTER, partial(limit, LIMITS[what]), command), folder / "limited").end()
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (LIMITS[what],) * 2)
+    ended = Child(partial(after_epoch, FULL_AFTER, limit, command), folder / "limited").end()
     assert load_checkpoint(newest(folder / "output/prompt_learner"))["epoch"] == FULL_AFTER
     check(Child(command, folder / "errors").end(), alone(folder.parent), folder, what)
     assert f"epoch [{FULL_AFTER}/" not in (folder / "output/log.txt").read_text(), "it began anew"
@@ -65,7 +58,7 @@ def file_too_large(folder: Path, what: str) -> Ended:
 
 
 def alone(folder: Path) -> Path:
-    """The folder of an undisturbed run, which is made below ``folder`` once."""
+    """The folder of an undisturbed run, made below ``folder`` once."""
     place = folder / "undisturbed"
     if not place.is_dir():
         ended = Child(RUN.command(place), place / "errors").end()
@@ -73,30 +66,21 @@ def alone(folder: Path) -> Path:
     return place
 
 
-def mount(kind: str, place: Path, flags: int = 0, options: str = "") -> None:
-    """Mount a file system that this process and its children alone see; ``OSError`` where that is not allowed."""
+def mount(place: Path) -> None:
+    """Mount a tmpfs of 3 MiB that this process and its children alone see; ``OSError`` where that is not allowed."""
     libc = ctypes.CDLL(None, use_errno=True)
-
-    def call(function: str, *arguments) -> None:
+    place.mkdir(parents=True, exist_ok=True)
+    for function, *arguments in (
+        ("unshare", NEW_MOUNTS if os.getuid() == 0 else NEW_MOUNTS | NEW_USERS),
+        ("mount", b"none", b"/", None, PRIVATE | RECURSIVE, None),
+        ("mount", b"tmpfs", bytes(place), b"tmpfs", 0, b"size=3m"),
+    ):
         if getattr(libc, function)(*arguments):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), function)
 
-    call("unshare", NEW_MOUNTS if os.getuid() == 0 else NEW_MOUNTS | NEW_USERS)
-    call("mount", b"none", b"/", None, PRIVATE | RECURSIVE, None)
-    place.mkdir(parents=True, exist_ok=True)
-    call("mount", kind.encode(), bytes(place), kind.encode(), flags, options.encode())
-
 
 def can_mount(folder: Path) -> bool:
-    return Child(partial(_try_mount, folder), folder / "mount").end().code == 0
-
-
-def _try_mount(folder: Path) -> int:
-    try:
-        mount("tmpfs", folder / "tmpfs", options="size=1m")
-    except OSError:
-        return 1
-    return 0
+    return Child(partial(mount, folder / "mounted"), folder / "mount").end().code == 0
 
 
 def disk_full(folder: Path) -> Ended:
@@ -109,10 +93,9 @@ def disk_full(folder: Path) -> Ended:
 
 def _on_tmpfs(folder: Path) -> int:
     output = folder / "output"
-    mount("tmpfs", output, options=f"size={TMPFS}")
+    mount(output)
     command = RUN.command(folder)
-    code = after_epoch(FULL_AFTER, partial(_fill, output / "ballast"), command)
-    (folder / "code").write_text(str(code))
+    (folder / "code").write_text(str(after_epoch(FULL_AFTER, partial(_fill, output / "ballast"), command)))
     assert load_checkpoint(newest(output / "prompt_learner"))["epoch"] == FULL_AFTER
     (output / "ballast").unlink()
     code = command()
@@ -129,13 +112,3 @@ def _fill(path: Path) -> None:
                     pass
             except OSError:
                 continue
-
-
-def read_only(folder: Path) -> Ended:
-    """A run into a folder on a disk that cannot be written; needs :func:`can_mount`."""
-    return Child(partial(_on_read_only, folder), folder / "errors").end()
-
-
-def _on_read_only(folder: Path) -> int:
-    mount("tmpfs", folder / "output", READ_ONLY)
-    return RUN.command(folder)()

@@ -12,9 +12,9 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import yaml
@@ -29,8 +29,7 @@ TINY += ("--config-file", REPOSITORY / "configs/trainers/CoOp/tiny.yaml", "--see
 AUGMENTED = ("INPUT.TRANSFORMS", '["random_resized_crop","random_flip","normalize"]')
 
 
-@dataclass(frozen=True)
-class Scenario:
+class Scenario(NamedTuple):
     """A command below a folder of its own: ``{folder}`` stands for it in the arguments."""
 
     name: str
@@ -41,27 +40,28 @@ class Scenario:
         return program(self.module, [str(word).replace("{folder}", str(folder)) for word in self.arguments])
 
 
-def training(trainer: str, *overrides: object, flags: tuple[str, ...] = ()) -> tuple[object, ...]:
-    """Arguments of train.py, with data and feature cache of its own."""
-    own = ("--root", "{folder}/data", "--output-dir", "{folder}/output")
-    return (*TINY, *own, "--trainer", trainer, *flags, "FEATURES.CACHE_DIR", "{folder}/cache", *overrides)
+def training(trainer: str, *overrides: object, place: str = "{folder}/..") -> tuple[object, ...]:
+    """Arguments of train.py, with data and feature cache below ``place``: those of all runs in folders side by side."""
+    flags = ("--root", f"{place}/data", "--output-dir", "{folder}/output", "--trainer", trainer)
+    return (*TINY, *flags, "FEATURES.CACHE_DIR", f"{place}/cache", *overrides)
 
 
+SWEEP = ("{folder}/../sweep.yaml", "--root", "{folder}/../data", "--output-dir", "{folder}/output")
 SCENARIOS = (
     Scenario(
         "train.py CoOp, a checkpoint every second epoch, best_val",
         "train",
         training(
-            *("CoOp", *AUGMENTED, "DATASET.NUM_SHOTS", 4, "OPTIM.MAX_EPOCH", 8, "DATALOADER.TRAIN_X.BATCH_SIZE", 8),
+            *("CoOp", *AUGMENTED, "DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 6, "DATALOADER.TRAIN_X.BATCH_SIZE", 8),
             *("TRAIN.CHECKPOINT_FREQ", 2, "TRAIN.KEEP_CHECKPOINTS", 2, "TEST.FINAL_MODEL", "best_val"),
         ),
     ),
     Scenario(
         "train.py CoOp, one checkpoint that is written over",
         "train",
-        training("CoOp", "DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 12, "TRAIN.CHECKPOINT_MINUTES", 1e-9),
+        training("CoOp", "DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 6, "TRAIN.CHECKPOINT_MINUTES", 1e-9),
     ),
-    Scenario("train.py ZeroshotCLIP: the data written, features extracted", "train", training("ZeroshotCLIP")),
+    Scenario("train.py ZeroshotCLIP, from the data on", "train", training("ZeroshotCLIP", place="{folder}")),
     Scenario(
         "train.py CLIPFineTune, loading in processes of its own",
         "train",
@@ -71,29 +71,22 @@ SCENARIOS = (
             *("TEST.SPLIT", "val"),
         ),
     ),
-    Scenario("tools/sweep.py and its table", "tests.stress.study", ("{folder}", 1)),
-    Scenario("tools/sweep.py, two runs at a time", "tests.stress.study", ("{folder}", 2)),
+    Scenario("tools/sweep.py", "tools.sweep", (*SWEEP, "--jobs", 1, "FEATURES.CACHE_DIR", "{folder}/../cache")),
+    Scenario("two at a time", "tools.sweep", (*SWEEP, "--jobs", 2, "FEATURES.CACHE_DIR", "{folder}/../cache")),
 )
 
 
-@dataclass(frozen=True)
 class Undisturbed:
-    """A run of a scenario that nobody killed."""
+    """A run of a scenario that nobody kills."""
 
-    scenario: Scenario
-    folder: Path
-    seconds: float
-    writes: int
-
-
-def undisturbed(scenario: Scenario, folder: Path) -> Undisturbed:
-    count = folder / "writes"
-    folder.mkdir(parents=True)
-    Child(bool, folder / "errors").end()  # from here on, the server has its imports behind it
-    start = time.monotonic()
-    ended = Child(partial(counting, count, scenario.command(folder)), folder / "errors").end()
-    assert ended.code == 0, f"{scenario.name}: {ended}"
-    return Undisturbed(scenario, folder, time.monotonic() - start, int(count.read_text()))
+    def __init__(self, scenario: Scenario, folder: Path):
+        self.scenario, self.folder = scenario, folder
+        folder.mkdir()
+        start = time.monotonic()
+        command = partial(counting, folder / "writes", scenario.command(folder))
+        ended = Child(command, folder / "errors").end()
+        assert ended.code == 0, f"{scenario.name}: {ended}"
+        self.seconds, self.writes = time.monotonic() - start, int((folder / "writes").read_text())
 
 
 def kill_once(whole: Undisturbed, folder: Path, rng: random.Random) -> str:
@@ -126,7 +119,7 @@ def check(ended: Ended, expected: Path, folder: Path, what: str) -> None:
 
 
 def results(folder: Path) -> dict[str, object]:
-    """What a run or a sweep left below ``folder``: checkpoints, results, tables."""
+    """What a run or a sweep left below ``folder``: checkpoints and results."""
     output = folder / "output"
     found: dict[str, object] = {}
     for path in sorted(p for p in output.rglob("*") if p.is_file()):
@@ -139,8 +132,6 @@ def results(folder: Path) -> dict[str, object]:
             found[name] = {key: record[key] for key in ("accuracy", "macro_f1")}
             log = (path.parent / "log.txt").read_text()
             found[f"{name}, log.txt"] = [line for line in log.splitlines() if line.startswith("* ")][-5:]
-        elif path.suffix in (".md", ".csv"):
-            found[name] = path.read_text().replace(str(folder), "")
     return found
 
 
@@ -162,7 +153,10 @@ def run(folder: Path, kills: int, seed: int, jobs: int = 2) -> Iterator[tuple[st
     """
     *quick, slow = range(len(SCENARIOS))  # the last one starts processes of its own, which import everything
     turns = [*quick * 4, slow]
-    wholes = {i: undisturbed(SCENARIOS[i], folder / f"whole{i}") for i in dict.fromkeys(turns[:kills])}
+    first = Scenario("first", "train", training("ZeroshotCLIP"))
+    Child(first.command(folder / "first"), folder / "first/errors").end()  # from here on, imports and data are there
+    write_sweep(folder / "sweep.yaml")
+    wholes = {i: Undisturbed(SCENARIOS[i], folder / f"whole{i}") for i in dict.fromkeys(turns[:kills])}
 
     def trial(number: int) -> tuple[str, str]:
         whole, place = wholes[turns[number % len(turns)]], folder / f"kill{number}"
@@ -175,12 +169,11 @@ def run(folder: Path, kills: int, seed: int, jobs: int = 2) -> Iterator[tuple[st
 
 
 def write_sweep(path: Path) -> None:
-    """A small study: zero-shot, and CoOp with two numbers of context tokens."""
-    words = " ".join(map(str, TINY[:4]))
-    zero_shot = {"folder": "ZeroshotCLIP", "arguments": f"{words} --trainer ZeroshotCLIP --seed 1 --eval-only"}
+    words = " ".join(map(str, TINY))
+    zero_shot = {"folder": "ZeroshotCLIP", "arguments": f"{words} --trainer ZeroshotCLIP --eval-only"}
     coop = {
-        "folder": "CoOp/tiny_1shots/nctx{TRAINER.COOP.N_CTX}_cscFalse_ctpend/seed{seed}",
-        "arguments": f"{words} --trainer CoOp --seed {{seed}} DATASET.NUM_SHOTS 1 OPTIM.MAX_EPOCH 3",
-        "grid": {"TRAINER.COOP.N_CTX": [16, 4], "seed": [1]},
+        "folder": "CoOp{TRAINER.COOP.N_CTX}",
+        "arguments": f"{words} --trainer CoOp DATASET.NUM_SHOTS 1 OPTIM.MAX_EPOCH 3",
+        "grid": {"TRAINER.COOP.N_CTX": [16, 4]},
     }
     path.write_text(yaml.safe_dump({"output": "output", "threads": 1, "runs": [zero_shot, coop]}))
