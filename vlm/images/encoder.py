@@ -69,14 +69,11 @@ class ImageEncoder:
             yield from features[:count].cpu()
 
     def _blocks(self, images: Iterator[torch.Tensor]) -> Iterator[tuple[torch.Tensor, int]]:
-        """Blocks (block, 3, height, width), and how many images of each are not there to fill it up."""
+        """Yield blocks (block, 3, height, width), and how many images are in each; the last one is filled up."""
         while part := list(islice(images, self.block)):
             block = torch.zeros(self.block, *part[0].shape)
             torch.stack(part, out=block[: len(part)])
             yield block, len(part)
-
-    def _encode(self, blocks: Iterator[tuple[torch.Tensor, int]]) -> Iterator[tuple[torch.Tensor, int]]:
-        raise NotImplementedError
 
 
 class TorchEncoder(ImageEncoder):
@@ -106,10 +103,7 @@ class OpenVINOEncoder(ImageEncoder):
     def __init__(self, visual: nn.Module, weights: str, precision: str):
         super().__init__(visual, weights, precision)
         if precision == "bf16" and "BF16" not in _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise UserError(
-                "FEATURES.PREC is bf16, but this processor has no bfloat16 arithmetic and would take ten times as "
-                "long as for fp32; leave FEATURES.PREC empty"
-            )
+            raise UserError("FEATURES.PREC is bf16, but this processor has no bfloat16 arithmetic; leave it empty")
 
     def _encode(self, blocks: Iterator[tuple[torch.Tensor, int]]) -> Iterator[tuple[torch.Tensor, int]]:
         if self._requests is None:

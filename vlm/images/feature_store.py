@@ -52,10 +52,8 @@ class FeatureStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / ".lock").touch()
         except OSError as error:
-            raise UserError(
-                f"features cannot be kept in {self.folder}: {error.strerror}. Name another folder with "
-                "FEATURES.CACHE_DIR, or keep none: FEATURES.ENABLED False"
-            ) from error
+            mend = "Name another folder with FEATURES.CACHE_DIR, or keep none: FEATURES.ENABLED False"
+            raise UserError(f"features cannot be kept in {self.folder}: {error.strerror}. {mend}") from error
         self._where: dict[bytes, Path] = {}
         self._seen: set[Path] = set()
 

@@ -24,7 +24,7 @@ def describe_classes(
         store: keeps the sentences' features; it must be of this ``encoder``.
 
     Raises:
-        UserError: a name is empty, or a sentence too long; the class is named.
+        UserError: a name is empty, or a sentence too long.
     """
     names = class_names(encoder, classnames)
     device = encoder.token_embedding.weight.device
