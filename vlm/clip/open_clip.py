@@ -80,8 +80,8 @@ def _check_names(package, architecture: str, tag: str, weights: str) -> None:
         raise UserError("OpenAI's weights go by OpenAI's names, such as RN50 or ViT-B/32, without open_clip:")
     tags = package.list_pretrained_tags_by_model(architecture)
     if not weights and tag not in tags:
-        known = f"{nearest(tag, tags)}. MODEL.BACKBONE.WEIGHTS FILE names your own"
-        raise UserError(f'open_clip has no weights "{tag}" (open_clip:{architecture}/<weights>); {known}')
+        mend = f"{nearest(tag, tags)}. MODEL.BACKBONE.WEIGHTS FILE names your own"
+        raise UserError(f'open_clip has no weights "{tag}" (open_clip:{architecture}/<weights>); {mend}')
 
 
 def _matrix(projection: nn.Parameter | nn.Linear | None, width: int) -> nn.Parameter:
