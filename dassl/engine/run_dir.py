@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from yacs.config import CfgNode
@@ -41,9 +40,6 @@ from . import checkpoint
 from .build import default_cfg
 from .lock import exclusive_lock
 from .record import RECORD, code_version
-
-if TYPE_CHECKING:
-    from .trainer import SimpleTrainer
 
 FINAL_MODELS = ("last_step", "best_val")  # the model that is evaluated after training
 
@@ -133,7 +129,7 @@ def claim_folder(cfg: CfgNode) -> list[str]:
     return objections
 
 
-def check_training(trainer: SimpleTrainer) -> None:
+def check_training(trainer) -> None:
     """Raise :class:`UserError` for settings that would only fail after hours of training."""
     c = trainer.cfg
     check_at_least(trainer.max_epoch, 1, "OPTIM.MAX_EPOCH")
@@ -146,7 +142,7 @@ def check_training(trainer: SimpleTrainer) -> None:
             trainer.loader_of("val")
 
 
-def check_evaluation(trainer: SimpleTrainer, model_dir: str) -> None:
+def check_evaluation(trainer, model_dir: str) -> None:
     """Raise :class:`UserError` where there is no trained model to evaluate."""
     has_model = model_dir or trainer.cfg.MODEL.INIT_WEIGHTS or trainer.usable_untrained
     if trainer.get_model_names() and not has_model:
@@ -158,7 +154,7 @@ def check_evaluation(trainer: SimpleTrainer, model_dir: str) -> None:
 
 @contextmanager
 def recorded(
-    trainer: SimpleTrainer, args: argparse.Namespace, command: list[str], code: Sequence[str], start: float
+    trainer, args: argparse.Namespace, command: list[str], code: Sequence[str], start: float
 ) -> Iterator[None]:
     """Write ``result.json`` after the body of a ``with``: what the run gave and what it was, enough to do it again.
 
@@ -180,7 +176,7 @@ def recorded(
     write_record(trainer, round(time.time() - start, 2), command, version, inputs)
 
 
-def inputs_of(trainer: SimpleTrainer, model_dir: str = "", epoch: int | None = None) -> dict:
+def inputs_of(trainer, model_dir: str = "", epoch: int | None = None) -> dict:
     """Return what a run is made from, before it trains: its splits, and checkpoints that it starts from."""
     cfg, names = trainer.cfg, trainer.get_model_names()
     files = [Path(cfg.MODEL.INIT_WEIGHTS)] if cfg.MODEL.INIT_WEIGHTS else []
@@ -196,7 +192,7 @@ def inputs_of(trainer: SimpleTrainer, model_dir: str = "", epoch: int | None = N
     }
 
 
-def describe(trainer: SimpleTrainer) -> dict:
+def describe(trainer) -> dict:
     """Return the trainer's provenance, with the number of all parameters for that of the frozen ones."""
     provenance = dict(trainer.provenance)
     if "frozen_parameters" in provenance:
@@ -204,7 +200,7 @@ def describe(trainer: SimpleTrainer) -> dict:
     return provenance
 
 
-def write_record(trainer: SimpleTrainer, seconds: float, command: list[str], code: dict, inputs: dict) -> None:
+def write_record(trainer, seconds: float, command: list[str], code: dict, inputs: dict) -> None:
     cfg = trainer.cfg
     splits = {name: {**entry, **_content(trainer, name)} for name, entry in inputs["splits"].items()}
     bad_images = getattr(trainer.dm, "bad_images", {})
@@ -233,7 +229,7 @@ def write_record(trainer: SimpleTrainer, seconds: float, command: list[str], cod
         write_json(record, Path(cfg.OUTPUT_DIR, RECORD))
 
 
-def _counts(trainer: SimpleTrainer) -> dict[str, int]:
+def _counts(trainer) -> dict[str, int]:
     """Return how many of how many images were right, where the result is an accuracy."""
     names = ("correct", "total") if "accuracy" in (trainer.results or {}) else ()
     return {name: getattr(trainer.evaluator, f"_{name}") for name in names if hasattr(trainer.evaluator, f"_{name}")}
@@ -244,12 +240,13 @@ def _processes(numbers: list[int]) -> dict[str, int | list[int]]:
     return {} if numbers == [1] else {"processes": numbers if len(numbers) > 1 else numbers[0]}
 
 
-def _content(trainer: SimpleTrainer, split: str) -> dict[str, str]:
+def _content(trainer, split: str) -> dict[str, str]:
     """Return a checksum over those of a split's image files, in their order, if the run knows all of these."""
     loader = getattr(trainer, checkpoint.LOADERS[split], None)
     checksums = {}
     for known in all_gather_objects(getattr(getattr(loader, "dataset", None), "contents", {})):
         checksums |= known
-    if not checksums or len(checksums) < len(loader.dataset):
+    if not checksums:
         return {}
-    return {"content": hashlib.sha256("".join(checksums[i] for i in range(len(checksums))).encode()).hexdigest()}
+    contents = [checksums.get(item.impath) for item in loader.dataset.data_source]
+    return {} if None in contents else {"content": hashlib.sha256("".join(contents).encode()).hexdigest()}
