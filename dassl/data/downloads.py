@@ -10,7 +10,6 @@ from pathlib import Path
 
 from dassl.utils import UserError, file_digest, mkdir_if_missing
 
-CHUNK = 1 << 20  # bytes
 MOST = 8 << 30  # bytes; no file that is fetched here has as many
 
 
@@ -54,7 +53,7 @@ def _fetch(url: str, part: Path) -> None:
             open(part, "ab" if have else "wb") as file,
             tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=part.stem) as bar,
         ):
-            while file.tell() <= MOST and (chunk := response.read(CHUNK)):
+            while file.tell() <= MOST and (chunk := response.read(1 << 20)):
                 file.write(chunk)
                 bar.update(len(chunk))
             file.flush()

@@ -14,7 +14,6 @@ from typing import Protocol
 import torch
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
-from dassl.distributed import get_rank, get_world_size
 from dassl.utils import BadImage, file_digest, reason_of
 
 from .data_manager import DatasetWrapper
@@ -144,21 +143,14 @@ class FeatureDataset(Dataset):
         draws = [draw for draw in draws if self.is_random or (None, paths[draw[1]]) not in self._features]
         keys = {draw: self._key(*draw, bad) for draw in draws}
         requests = {key: partial(self._image, *draw, bad) for draw, key in keys.items()}
-        features: dict[bytes, torch.Tensor] = {}
-        for part in self._parts(list(requests.items())):
-            given = self.source(part, self.threads, f"{self.name} images")
-            features.update(zip((key for key, _ in part), given, strict=False))
+        given = self.source(list(requests.items()), self.threads, f"{self.name} images")
+        features = dict(zip(requests, given, strict=False))
         if bad:
             whole = [item.impath for item in self.dataset.data_source]
             raise error_of(unreadable(whole, f"{self.name} images") or bad, f"{len(whole):,} {self.name} images")
         if self.is_random:
             self._features = {}
         self._features.update(((epoch, paths[index]), features[key]) for (epoch, index), key in keys.items())
-
-    def _parts(self, requests: list[Request]) -> list[list[Request]]:
-        """Return requests as they are; where each of several processes needs all, let each begin with another part."""
-        size = 1 if self.is_random or getattr(self.batch_sampler, "by", "") else get_world_size()
-        return [requests[(get_rank() + turn) % size :: size] for turn in range(size)]
 
     def _coming(self, indices: list[int]) -> Iterator[tuple[int | None, int]]:
         """Yield the draws to compute, as (epoch, index): a batch's, then what follows as far as it is known."""

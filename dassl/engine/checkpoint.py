@@ -31,17 +31,13 @@ class NonFiniteLoss(NotANumber):
 
 def divergence(trainer, what: str) -> NonFiniteLoss:
     """Return the error that says when training diverged, which checkpoint is good, and what may help."""
-    when = f"epoch {trainer.epoch + 1}"
+    at = f"epoch {trainer.epoch + 1}"
     if trainer.batch_lr is not None:
-        when += (
-            f", batch {trainer.batch_idx + 1} of {trainer.num_batches}, at a learning rate of {trainer.batch_lr:.4g}"
-        )
+        at += f", batch {trainer.batch_idx + 1} of {trainer.num_batches}, at a learning rate of {trainer.batch_lr:.4g}"
     saved = (newest(Path(getattr(trainer, "output_dir", ""), name)) for name in trainer.get_model_names())
     good = ", ".join(str(path) for path in saved if path and path.is_file())
-    first = good and trainer.saved_epoch == trainer.epoch and not getattr(trainer, "batch_idx", 0)
-    suspect = " (no loss has been computed with it: its last step may be what diverged)" if first else ""
     return NonFiniteLoss(
-        f"{what} It happened in {when}. The last good checkpoint: {good or 'none was saved yet'}{suspect}. A "
+        f"{what} It happened in {at}. The last good checkpoint: {good or 'none was saved yet'}. A "
         "smaller OPTIM.LR, a longer warm-up (OPTIM.WARMUP_EPOCH) or fp32 may help, in another output directory"
         f"{', or from that checkpoint on with --force-resume' if good else ''}"
     )
@@ -66,10 +62,8 @@ def latest_common(folder: str | Path, names: Iterable[str]) -> list[Path]:
     paths = {name: newest(Path(folder, name)) for name in names}
     if None in paths.values():
         return []
-    if len(paths) < 2:
-        return list(paths.values())
-    epochs = {name: load_checkpoint(path).get("epoch") for name, path in paths.items()}
-    if len(set(epochs.values())) == 1 or None in epochs.values():
+    epochs = {name: load_checkpoint(path).get("epoch") for name, path in paths.items() if len(paths) > 1}
+    if len(set(epochs.values())) < 2 or None in epochs.values():
         return list(paths.values())
     folders = {name: Path(folder, name) for name in paths}
     have = [{**by_epoch(f, LATEST), **by_epoch(f, EPOCH), epochs[name]: paths[name]} for name, f in folders.items()]
@@ -223,11 +217,8 @@ def splits(trainer) -> dict[str, dict]:
 
 def changed_origin(then: dict[str, str], now: dict[str, str]) -> list[str]:
     """Return what differs between two origins, as far as both tell."""
-    changed = [
-        f"{name} {then[name][:12]} -> {now[name][:12]}"
-        for name in now
-        if name != "settings" and name in then and then[name] != now[name]
-    ]
+    others = [name for name in now if name != "settings" and then.get(name, now[name]) != now[name]]
+    changed = [f"{name} {then[name][:12]} -> {now[name][:12]}" for name in others]
     settings = changed_settings(then["settings"], now["settings"], default_cfg()) if "settings" in then else []
     return ([f"settings: {'; '.join(settings)}"] if settings else []) + changed
 

@@ -56,7 +56,8 @@ def _acquired(path: Path, owner: Path):
     try:
         lock.acquire(timeout=PATIENCE)
     except Timeout as error:
-        raise InUse(f"{path.parent} is in use by {_told_by(owner)}. Wait, stop it, or take another folder") from error
+        message = f"{path.parent} is in use by {_told_by(owner)}. Wait for it, stop it, or take another folder"
+        raise InUse(message) from error
     except OSError as error:
         raise cannot_write(path, error) from error
     return lock

@@ -19,29 +19,16 @@ from dassl.config.defaults import UNREAD
 from dassl.config.merge import leaves
 from dassl.config.saved import FILE, objections_to_resume, seed_of_run
 from dassl.distributed import all_gather_objects, get_device, get_world_size, is_main_process, run_on_main
-from dassl.utils import (
-    UserError,
-    atomic_write,
-    check_at_least,
-    check_availability,
-    collect_env_info,
-    file_digest,
-    keep_memory,
-    package_versions,
-    set_random_seed,
-    stopped,
-    write_json,
-)
+from dassl.utils import atomic_write, check_at_least, check_availability, file_digest, set_random_seed, write_json
 from dassl.utils.checkpoint import find_checkpoint
-from dassl.utils.env import machine
+from dassl.utils.env import collect_env_info, keep_memory, machine, package_versions
+from dassl.utils.errors import UserError, stopped
 from dassl.utils.logger import log_to, set_aside
 
 from . import checkpoint
 from .build import default_cfg
 from .lock import exclusive_lock
 from .record import RECORD, code_version
-
-FINAL_MODELS = ("last_step", "best_val")  # the model that is evaluated after training
 
 
 def choose_seed(cfg: CfgNode) -> int:
@@ -135,7 +122,7 @@ def check_training(trainer) -> None:
     check_at_least(trainer.max_epoch, 1, "OPTIM.MAX_EPOCH")
     check_at_least(c.TRAIN.PRINT_FREQ, 1, "TRAIN.PRINT_FREQ")
     check_at_least(c.TRAIN.KEEP_CHECKPOINTS, 0, "TRAIN.KEEP_CHECKPOINTS")
-    check_availability(c.TEST.FINAL_MODEL, FINAL_MODELS, "TEST.FINAL_MODEL")
+    check_availability(c.TEST.FINAL_MODEL, ("last_step", "best_val"), "TEST.FINAL_MODEL")
     if not c.TEST.NO_TEST:
         trainer.loader_of(c.TEST.SPLIT)
         if c.TEST.FINAL_MODEL == "best_val":
@@ -204,6 +191,7 @@ def write_record(trainer, seconds: float, command: list[str], code: dict, inputs
     cfg = trainer.cfg
     splits = {name: {**entry, **_content(trainer, name)} for name, entry in inputs["splits"].items()}
     bad_images = getattr(trainer.dm, "bad_images", {})
+    processes = checkpoint.process_counts(trainer)  # a list of several for a run that went on with another number
     record = {
         **(trainer.results or {"accuracy": None}),
         **_counts(trainer),
@@ -221,7 +209,7 @@ def write_record(trainer, seconds: float, command: list[str], code: dict, inputs
         "code": code,
         "versions": {"dassl": __version__, **package_versions()},
         "machine": {"device": str(trainer.device), **machine()},
-        **_processes(checkpoint.process_counts(trainer)),
+        **({} if processes == [1] else {"processes": processes if len(processes) > 1 else processes[0]}),
         "command": command,
         "config": to_dict(cfg),
     }
@@ -233,11 +221,6 @@ def _counts(trainer) -> dict[str, int]:
     """Return how many of how many images were right, where the result is an accuracy."""
     names = ("correct", "total") if "accuracy" in (trainer.results or {}) else ()
     return {name: getattr(trainer.evaluator, f"_{name}") for name in names if hasattr(trainer.evaluator, f"_{name}")}
-
-
-def _processes(numbers: list[int]) -> dict[str, int | list[int]]:
-    """Return how many processes there were, if several: a number, or a list for a run that went on with another."""
-    return {} if numbers == [1] else {"processes": numbers if len(numbers) > 1 else numbers[0]}
 
 
 def _content(trainer, split: str) -> dict[str, str]:

@@ -34,10 +34,7 @@ class Retrieval(EvaluatorBase):
         self.reset()
 
     def reset(self) -> None:
-        self._images: list[torch.Tensor] = []
-        self._texts: list[torch.Tensor] = []
-        self._numbers: list[torch.Tensor] = []
-        self._owners: list[torch.Tensor] = []
+        self._images, self._texts, self._numbers, self._owners = [], [], [], []  # tensors, one a batch
 
     def process(self, mo: tuple[torch.Tensor, torch.Tensor], gt: tuple[torch.Tensor, torch.Tensor]) -> None:
         """

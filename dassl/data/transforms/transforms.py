@@ -13,7 +13,6 @@ from yacs.config import CfgNode
 from dassl.utils import UserError, check_availability
 
 INTERPOLATION_MODES = {name: InterpolationMode(name) for name in ("bilinear", "bicubic", "nearest")}
-RESIZES = ("crop", "squash")
 
 
 @dataclass
@@ -72,7 +71,8 @@ class Pipeline(T.Compose):
 def _on_pictures(c: CfgNode) -> dict[str, Step]:
     """Transforms of PIL images, in the order in which they are applied, whatever their order in INPUT.TRANSFORMS."""
     size, mode = tuple(c.SIZE), interpolation(c)
-    jitter = {name: c[f"COLORJITTER_{name[0].upper()}"] for name in ("brightness", "contrast", "saturation", "hue")}
+    jitter = {"brightness": c.COLORJITTER_B, "contrast": c.COLORJITTER_C, "saturation": c.COLORJITTER_S}
+    jitter["hue"] = c.COLORJITTER_H
     blur = T.RandomApply([T.GaussianBlur(c.GB_K)], p=c.GB_P)
     return {
         "random_crop": (f"random crop (padding={c.CROP_PADDING})", T.RandomCrop(size, padding=c.CROP_PADDING)),
@@ -155,7 +155,7 @@ def build_transform(cfg: CfgNode, is_train: bool = True, choices: tuple[str, ...
 
 def _centre(c: CfgNode) -> list[Step]:
     """CLIP's test preprocessing: the smaller edge to the input size, then the centre; or what INPUT.RESIZE says."""
-    check_availability(c.RESIZE, RESIZES, "INPUT.RESIZE")
+    check_availability(c.RESIZE, ("crop", "squash"), "INPUT.RESIZE")
     if c.RESIZE == "squash":
         return [_whole(c)]
     (height, width), edge = c.SIZE, max(c.SIZE)
