@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import ast
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 
-def attach(package: str, names: dict[str, str]) -> tuple[Callable[[str], Any], list[str]]:
-    """Return ``__getattr__`` and ``__all__`` of a package.
+def attach(package: str) -> tuple[Callable[[str], Any], list[str]]:
+    """Return ``__getattr__`` and ``__all__`` of a package: the names that its file imports from its modules.
 
-    Args:
-        names: module of the package -> what it has, separated by spaces. The package imports the same names under
-            ``TYPE_CHECKING``, which editors and type checkers follow.
+    Those under ``TYPE_CHECKING``, where editors follow them, are imported on first use.
     """
-    modules = {name: module for module, listed in names.items() for name in listed.split()}
+    tree = ast.parse(sys.modules[package].__spec__.loader.get_source(package))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
+    modules = {alias.name: node.module for node in imports for alias in node.names}
 
     def __getattr__(name: str) -> Any:
         if name not in modules:

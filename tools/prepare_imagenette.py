@@ -43,7 +43,7 @@ def fetch(root: Path, size: str) -> Path:
     return download(ADDRESS + name, path, md5, "md5")
 
 
-def image_members(archive: Tar, folder: Path) -> list[tuple[tarfile.TarInfo, PurePosixPath]]:
+def image_members(archive: Tar) -> list[tuple[tarfile.TarInfo, PurePosixPath]]:
     """The images in the archive, each with its place: ``{train,val}/<wnid>/<file>``.
 
     Raises:
@@ -51,7 +51,7 @@ def image_members(archive: Tar, folder: Path) -> list[tuple[tarfile.TarInfo, Pur
         tarfile.ReadError: the archive is cut off or damaged.
     """
     images = []
-    for member in members(archive, folder):
+    for member in members(archive):
         path = PurePosixPath(member.name)
         if member.isfile() and len(path.parts) == 4 and path.parts[1] in ("train", "val"):
             images.append((member, PurePosixPath(*path.parts[1:])))
@@ -70,7 +70,7 @@ def unpack(archive_path: Path, images: Path) -> None:
             Tar.open(archive_path) as archive,
             tempfile.TemporaryDirectory(dir=images.parent, prefix=".images.") as temporary,
         ):
-            found = image_members(archive, Path(temporary))
+            found = image_members(archive)
             for member, place in tqdm(found, desc="unpacking", unit="image", disable=None):
                 target = Path(temporary, "images", *place.parts)
                 target.parent.mkdir(parents=True, exist_ok=True)

@@ -2,13 +2,3 @@
 
 from .defaults import get_cfg_default, with_defaults
 from .merge import clean_cfg, merge_file, merge_flag, merge_options, to_dict
-
-__all__ = [
-    "clean_cfg",
-    "get_cfg_default",
-    "merge_file",
-    "merge_flag",
-    "merge_options",
-    "to_dict",
-    "with_defaults",
-]

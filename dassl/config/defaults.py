@@ -22,6 +22,8 @@ def get_cfg_default() -> CN:
     cfg.INPUT = _input()
     cfg.DATASET = _dataset()
     cfg.DATALOADER = _dataloader()
+    cfg.FEATURES = _features()
+    cfg.OPTIM = _optim()
 
     cfg.MODEL = CN()
     cfg.MODEL.INIT_WEIGHTS = ""  # a checkpoint to start the trained parameters from
@@ -30,16 +32,7 @@ def get_cfg_default() -> CN:
     cfg.MODEL.BACKBONE.WEIGHTS = ""  # a local file; empty: the weights that belong to NAME
     cfg.MODEL.BACKBONE.PRETRAINED = True
     cfg.MODEL.BACKBONE.ACTIVATIONS_GB = 1.2  # kept of a step for its backward pass; more is computed a second time
-    cfg.MODEL.HEAD = CN()
-    cfg.MODEL.HEAD.NAME = ""
-    cfg.MODEL.HEAD.HIDDEN_LAYERS = ()
-    cfg.MODEL.HEAD.ACTIVATION = "relu"
-    cfg.MODEL.HEAD.BN = True
-    cfg.MODEL.HEAD.DROPOUT = 0.0
-
-    cfg.FEATURES = _features()
-
-    cfg.OPTIM = _optim()
+    cfg.MODEL.HEAD = CN({"NAME": "", "HIDDEN_LAYERS": (), "ACTIVATION": "relu", "BN": True, "DROPOUT": 0.0})
 
     cfg.TRAIN = CN()
     cfg.TRAIN.CHECKPOINT_FREQ = 0  # epochs; 0: after the last epoch only
@@ -64,25 +57,21 @@ def get_cfg_default() -> CN:
 
 
 def with_defaults(cfg: CN) -> CN:
-    """Return ``cfg``; where it lacks keys, a copy that has them, frozen if ``cfg`` is."""
-    complete = cfg.clone()
-    complete.defrost()
-    if not _fill(complete, get_cfg_default()):
-        return cfg
-    if cfg.is_frozen():
-        complete.freeze()
-    return complete
+    """Add the keys that ``cfg`` lacks, and return it."""
+    was_frozen = cfg.is_frozen()
+    cfg.defrost()
+    _fill(cfg, get_cfg_default())
+    if was_frozen:
+        cfg.freeze()
+    return cfg
 
 
-def _fill(cfg: CN, defaults: CN) -> bool:
-    """Add the keys that ``cfg`` lacks; return whether there were any."""
-    lacked = False
+def _fill(cfg: CN, defaults: CN) -> None:
     for key, value in defaults.items():
         if key not in cfg:
-            cfg[key], lacked = value, True
+            cfg[key] = value
         elif isinstance(value, CN):
-            lacked = _fill(cfg[key], value) or lacked
-    return lacked
+            _fill(cfg[key], value)
 
 
 def _input() -> CN:
@@ -151,12 +140,8 @@ def _dataloader() -> CN:
     node.TRAIN_X.BATCH_SIZE = 32
     node.TRAIN_X.N_DOMAIN = 0  # RandomDomainSampler: domains a batch
     node.TRAIN_X.N_INS = 16  # RandomClassSampler: images a class
-    node.TRAIN_U = CN()
+    node.TRAIN_U = node.TRAIN_X.clone()
     node.TRAIN_U.SAME_AS_X = True
-    node.TRAIN_U.SAMPLER = "RandomSampler"
-    node.TRAIN_U.BATCH_SIZE = 32
-    node.TRAIN_U.N_DOMAIN = 0
-    node.TRAIN_U.N_INS = 16
     node.TEST = CN()
     node.TEST.SAMPLER = "SequentialSampler"
     node.TEST.BATCH_SIZE = 32

@@ -14,27 +14,10 @@ from .merge import leaves, read_yaml
 
 FILE = "config.yaml"
 # These may change between the parts of one run: they do not touch what is learned.
-FREE = (
-    "DATALOADER.NUM_WORKERS",
-    "DATALOADER.TEST.",
-    "DATASET.FOLLOW_LINKS",
-    "DATASET.ROOT",
-    "DATASET.SKIP_BAD_IMAGES",
-    "FEATURES.CACHE_DIR",
-    "FEATURES.ENABLED",
-    "FEATURES.MAX_GB",
-    "FORCE_RESUME",
-    "MODEL.BACKBONE.ACTIVATIONS_GB",
-    "OUTPUT_DIR",
-    "RESUME",
-    "TEST.",
-    "TRAIN.CHECKPOINT_FREQ",
-    "TRAIN.CHECKPOINT_MINUTES",
-    "TRAIN.CUDA_GRAPH",
-    "TRAIN.KEEP_CHECKPOINTS",
-    "TRAIN.PRINT_FREQ",
-    "VERBOSE",
-)
+FREE = ("OUTPUT_DIR", "RESUME", "FORCE_RESUME", "VERBOSE", "TEST.", "DATALOADER.NUM_WORKERS", "DATALOADER.TEST.")
+FREE += ("DATASET.ROOT", "DATASET.FOLLOW_LINKS", "DATASET.SKIP_BAD_IMAGES", "MODEL.BACKBONE.ACTIVATIONS_GB")
+FREE += ("FEATURES.CACHE_DIR", "FEATURES.ENABLED", "FEATURES.MAX_GB", "TRAIN.CHECKPOINT_FREQ", "TRAIN.KEEP_CHECKPOINTS")
+FREE += ("TRAIN.CHECKPOINT_MINUTES", "TRAIN.CUDA_GRAPH", "TRAIN.PRINT_FREQ")
 
 
 def objections_to_resume(cfg: CN, defaults: CN) -> tuple[list[str], bool]:
@@ -47,57 +30,42 @@ def objections_to_resume(cfg: CN, defaults: CN) -> tuple[list[str], bool]:
         UserError: RESUME names a folder without checkpoints.
     """
     folder, source = Path(cfg.OUTPUT_DIR), Path(cfg.RESUME or cfg.OUTPUT_DIR)
+    has_own, is_own = _has_checkpoints(folder), source.resolve() == folder.resolve()
     if cfg.RESUME and not _has_checkpoints(source):
         raise UserError(f"there is no checkpoint to resume from in {cfg.RESUME}")
-    if _has_checkpoints(folder):
-        return _objections(folder, cfg, defaults), True
-    if cfg.RESUME and (source / FILE).is_file():  # runs of the original have none
-        return _other_settings(source, cfg, defaults), False
-    return [], False
+    if not has_own and not cfg.RESUME:
+        return [], False
+    settings = Path(folder if has_own else source, FILE)
+    if not settings.is_file():  # runs of the original have none
+        problem = f"{folder} holds checkpoints, but no {FILE} that tells their settings"
+        return [problem] if has_own and not (cfg.RESUME and is_own) else [], has_own
+    then = _read(settings)
+    if has_own and not is_own and source.resolve() != Path(then.get("RESUME") or folder).resolve():
+        return [f"{folder} holds the checkpoints of a run that did not go on from {cfg.RESUME}"], True
+    changed = _differences(then, yaml.safe_load(cfg.dump()), defaults)
+    problem = f"{settings.parent} holds the checkpoints of a run with other settings: {'; '.join(changed)}"
+    return [problem] if changed else [], has_own
 
 
 def changed_settings(then: str, now: str, defaults: CN) -> list[str]:
-    """What differs between two dumped configs, but for what does not touch what is learned.
+    """Return what differs between two dumped configs, but for what does not touch what is learned.
 
     ``defaults``: as for :func:`objections_to_resume`.
-
-    Raises:
-        ValueError: one of them is damaged.
     """
-    try:
-        return _differences(yaml.safe_load(then), yaml.safe_load(now), defaults)
-    except (yaml.YAMLError, AttributeError) as error:
-        raise ValueError(f"no settings: {error}") from error
+    return _differences(yaml.safe_load(then), yaml.safe_load(now), defaults)
 
 
 def seed_of_run(*folders: str) -> int | None:
     """The seed of the first run in ``folders``, which the same command without a seed goes on with; None if there is
     none."""
-    runs = (Path(folder) for folder in folders if folder)
-    return next(
-        (_read(run / FILE).get("SEED") for run in runs if _has_checkpoints(run) and (run / FILE).is_file()), None
-    )
+    for run in (Path(folder) for folder in folders if folder):
+        if _has_checkpoints(run) and (run / FILE).is_file():
+            return _read(run / FILE).get("SEED")
+    return None
 
 
 def _has_checkpoints(folder: Path) -> bool:
     return any(folder.glob("*/checkpoint"))
-
-
-def _objections(folder: Path, cfg: CN, defaults: CN) -> list[str]:
-    """Why the run may not go on from the checkpoints in its own output directory."""
-    source = Path(cfg.RESUME or folder).resolve()
-    if not (folder / FILE).is_file():
-        asked_for = cfg.RESUME and source == folder.resolve()
-        return [] if asked_for else [f"{folder} holds checkpoints, but no {FILE} that tells their settings"]
-    begun_from = Path(_read(folder / FILE).get("RESUME") or folder).resolve()
-    if source not in (folder.resolve(), begun_from):
-        return [f"{folder} holds the checkpoints of a run that did not go on from {cfg.RESUME}"]
-    return _other_settings(folder, cfg, defaults)
-
-
-def _other_settings(folder: Path, cfg: CN, defaults: CN) -> list[str]:
-    changed = _differences(_read(folder / FILE), yaml.safe_load(cfg.dump()), defaults)
-    return [f"{folder} holds the checkpoints of a run with other settings: {'; '.join(changed)}"] if changed else []
 
 
 def _read(path: Path) -> dict:

@@ -10,12 +10,4 @@ if TYPE_CHECKING:
     from .datasets.fingerprint import SPLITS
     from .images import unreadable
 
-__getattr__, __all__ = attach(
-    __name__,
-    {
-        "data_manager": "DataManager DatasetWrapper",
-        "datasets.build": "build_dataset",
-        "datasets.fingerprint": "SPLITS",
-        "images": "unreadable",
-    },
-)
+__getattr__, __all__ = attach(__name__)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from yacs.config import CfgNode
 
 from dassl.distributed import get_local_world_size, get_world_size
-from dassl.utils import UserError, check_at_least, derive_seed, read_image, seeded
+from dassl.utils import UserError, check_at_least, derive_seed, read_image, seeded, tolist_if_not
 
 from .datasets import Datum, build_dataset
 from .images import leave_out_unreadable
@@ -95,11 +95,8 @@ class DatasetWrapper(Dataset):
     def _transform(self, img0) -> dict:
         if self.transform is None:
             return {"img": img0}
-        several = isinstance(self.transform, (list, tuple))
-        images = {}
-        for i, transform in enumerate(self.transform if several else [self.transform], start=1):
-            images["img" if i == 1 else f"img{i}"] = self._transform_image(transform, img0)
-        return images
+        transforms = enumerate(tolist_if_not(self.transform), start=1)
+        return {"img" if i == 1 else f"img{i}": self._transform_image(tfm, img0) for i, tfm in transforms}
 
     def _transform_image(self, tfm: Callable, img0: Image.Image):
         """One view, or a list of K_TRANSFORMS views; wrappers of the field call it, too."""
@@ -175,30 +172,15 @@ class DataManager:
         tfm_train = custom_tfm_train if custom_tfm_train is not None else build_transform(cfg, is_train=True)
         tfm_test = custom_tfm_test if custom_tfm_test is not None else build_transform(cfg, is_train=False)
 
+        def build(data_source, node, **settings):
+            settings["dataset_wrapper"] = dataset_wrapper
+            return build_data_loader(cfg, node.SAMPLER, data_source, node.BATCH_SIZE, **settings)
+
         def train_loader(data_source, node):
-            return build_data_loader(
-                cfg,
-                node.SAMPLER,
-                data_source,
-                node.BATCH_SIZE,
-                node.N_DOMAIN,
-                node.N_INS,
-                tfm_train,
-                is_train=True,
-                dataset_wrapper=dataset_wrapper,
-            )
+            return build(data_source, node, n_domain=node.N_DOMAIN, n_ins=node.N_INS, tfm=tfm_train)
 
         def test_loader(data_source):
-            node = cfg.DATALOADER.TEST
-            return build_data_loader(
-                cfg,
-                node.SAMPLER,
-                data_source,
-                node.BATCH_SIZE,
-                tfm=tfm_test,
-                is_train=False,
-                dataset_wrapper=dataset_wrapper,
-            )
+            return build(data_source, cfg.DATALOADER.TEST, tfm=tfm_test, is_train=False)
 
         loaders = cfg.DATALOADER
         self.train_loader_x = train_loader(self.dataset.train_x, loaders.TRAIN_X)

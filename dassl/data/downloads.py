@@ -10,7 +10,6 @@ from pathlib import Path
 
 from dassl.utils import UserError, file_digest, mkdir_if_missing
 
-CHUNK = 1 << 20  # bytes
 MOST = 8 << 30  # bytes; no file that is fetched here has as many
 
 
@@ -25,14 +24,9 @@ def download(url: str, path: str | os.PathLike, checksum: str, algorithm: str = 
     mkdir_if_missing(path.parent)
     try:
         _fetch(url, part)
-    except TooLong as error:
-        part.unlink()
-        raise UserError(f"{url} sends more than {MOST:,} bytes, which no file from there has") from error
     except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
         reason = getattr(error, "reason", error)
-        raise UserError(
-            f"cannot download {url} ({reason}). Run the command again to go on, or fetch it elsewhere"
-        ) from error
+        raise UserError(f"cannot download {url} ({reason}). Run it again to go on, or fetch it elsewhere") from error
     if (found := file_digest(part, algorithm)) != checksum:
         part.unlink()
         raise UserError(f"{url} arrived damaged: {algorithm} {found}, expected {checksum}. Run the command again")
@@ -40,12 +34,8 @@ def download(url: str, path: str | os.PathLike, checksum: str, algorithm: str = 
     return path
 
 
-class TooLong(Exception):
-    pass
-
-
 def _fetch(url: str, part: Path) -> None:
-    """Append to ``part`` what it lacks of ``url``."""
+    """Append to ``part`` what it lacks of ``url``, up to ``MOST`` bytes."""
     from tqdm import tqdm
 
     have = part.stat().st_size if part.exists() else 0
@@ -57,17 +47,15 @@ def _fetch(url: str, part: Path) -> None:
             return
         raise
     with response:
-        resumed = response.status == 206
-        size = int(response.headers.get("Content-Length") or 0) + (have if resumed else 0)
+        have = have if response.status == 206 else 0  # else it sends the whole file
+        size = int(response.headers.get("Content-Length") or 0) + have
         with (
-            open(part, "ab" if resumed else "wb") as file,
-            tqdm(total=size, initial=have if resumed else 0, unit="B", unit_scale=True, desc=part.stem) as bar,
+            open(part, "ab" if have else "wb") as file,
+            tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=part.stem) as bar,
         ):
-            while chunk := response.read(CHUNK):
+            while file.tell() <= MOST and (chunk := response.read(1 << 20)):
                 file.write(chunk)
                 bar.update(len(chunk))
-                if file.tell() > MOST:
-                    raise TooLong
             file.flush()
             os.fsync(file.fileno())
     if part.stat().st_size < size:

@@ -14,7 +14,6 @@ from typing import Protocol
 import torch
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
-from dassl.distributed import get_rank, get_world_size
 from dassl.utils import BadImage, file_digest, reason_of
 
 from .data_manager import DatasetWrapper
@@ -43,8 +42,8 @@ class FeatureDataset(Dataset):
     """The items of a :class:`DatasetWrapper`, with features (dim,) for images.
 
     It computes features about a thousand draws ahead of the batches, across epochs, in this process: a loader of it
-    needs no workers. A feature that was computed before comes from the source's store; then no image is read. A deep
-    copy shares the source. A pickled one has none, and gives the features that it holds.
+    needs no workers. A feature that was computed before comes from the source's store; then no image is read. Copies
+    share the source.
     """
 
     epoch: int | None = None  # set by TrainLoader
@@ -59,10 +58,10 @@ class FeatureDataset(Dataset):
             threads: how many read images.
         """
         self.dataset, self.source, self.name, self.threads = dataset, source, name, threads
-        self.contents: dict[int, str] = {}  # checksums of the image files
-        self._look_at_images()
+        self.contents: dict[str, str] = {}  # checksums of the image files, by path
+        self._look_at_transform()
 
-    def _look_at_images(self) -> None:
+    def _look_at_transform(self) -> None:
         self._features: dict[tuple[int | None, str], torch.Tensor] = {}  # by epoch (None: any) and path
         dataset, transform = self.dataset, getattr(self.dataset, "transform", None)
         self._seen_transform = transform
@@ -74,13 +73,8 @@ class FeatureDataset(Dataset):
             self._transform += f" {dict(dataset.cfg.INPUT)}"  # torchvision's reprs round some settings
 
     def __setattr__(self, name: str, value) -> None:
-        """Hand another ``transform`` or ``data_source`` on to the data set of images, and forget its features."""
-        if name not in ("transform", "data_source"):
-            super().__setattr__(name, value)
-        else:
-            setattr(self.dataset, name, value)
-            self.contents = {}
-            self._look_at_images()
+        """Hand another ``transform`` or ``data_source`` on to the data set of images."""
+        object.__setattr__(self.dataset if name in ("transform", "data_source") else self, name, value)
 
     def __getattr__(self, name: str):
         """Return an attribute of the data set of images, such as ``transform``."""
@@ -91,20 +85,15 @@ class FeatureDataset(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getstate__(self) -> dict:
-        # A feature is a row of many, and pickle would save all of them with each.
-        features = {draw: feature.clone() for draw, feature in self._features.items()}
-        return {**self.__dict__, "source": None, "_features": features}
-
     def __copy__(self) -> FeatureDataset:
         new = object.__new__(type(self))
         new.__dict__.update({**self.__dict__, "dataset": copy.copy(self.dataset)})
         return new
 
     def __deepcopy__(self, memo: dict) -> FeatureDataset:
+        memo[id(self.source)] = self.source
         memo[id(self)] = new = object.__new__(type(self))
-        new.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__getstate__().items()})
-        new.source, new._seen_transform = self.source, new.dataset.transform
+        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return new
 
     def __getitem__(self, index: int) -> dict:
@@ -113,7 +102,7 @@ class FeatureDataset(Dataset):
     def __getitems__(self, indices: list[int]) -> list[dict]:
         """Return the items of a batch."""
         if getattr(self.dataset, "transform", None) is not self._seen_transform:
-            self._look_at_images()
+            self._look_at_transform()
         if not self.has_keys or (self.is_random and self.epoch is None):
             return self._encoded(indices)
         epoch = self.epoch if self.is_random else None
@@ -132,21 +121,15 @@ class FeatureDataset(Dataset):
             self.dataset.epoch = self.epoch
         items = [self.dataset[index] for index in indices]
         for name in [name for name in items[0] if IMAGE.fullmatch(name)]:
-            if isinstance(items[0][name], list):  # several views
-                views = [
-                    self._source().encode(torch.stack(view)) for view in zip(*(i[name] for i in items), strict=True)
-                ]
-                features = list(zip(*views, strict=True))
+            images = [item[name] for item in items]
+            if isinstance(images[0], list):  # several views
+                views = [self.source.encode(torch.stack(view)) for view in zip(*images, strict=True)]
+                features = map(list, zip(*views, strict=True))
             else:
-                features = self._source().encode(torch.stack([item[name] for item in items]))
+                features = self.source.encode(torch.stack(images))
             for item, feature in zip(items, features, strict=True):
-                item[name] = list(feature) if isinstance(feature, tuple) else feature
+                item[name] = feature
         return items
-
-    def _source(self) -> FeatureSource:
-        if self.source is None:
-            raise RuntimeError("this data set was pickled without its image encoder; take the loader with 0 workers")
-        return self.source
 
     def _compute(self, indices: list[int]) -> None:
         """Get the features of a batch and of the draws that follow it.
@@ -160,10 +143,8 @@ class FeatureDataset(Dataset):
         draws = [draw for draw in draws if self.is_random or (None, paths[draw[1]]) not in self._features]
         keys = {draw: self._key(*draw, bad) for draw in draws}
         requests = {key: partial(self._image, *draw, bad) for draw, key in keys.items()}
-        features: dict[bytes, torch.Tensor] = {}
-        for part in self._parts(list(requests.items())):
-            given = self._source()(part, self.threads, f"{self.name} images")
-            features.update(zip((key for key, _ in part), given, strict=False))
+        given = self.source(list(requests.items()), self.threads, f"{self.name} images")
+        features = dict(zip(requests, given, strict=False))
         if bad:
             whole = [item.impath for item in self.dataset.data_source]
             raise error_of(unreadable(whole, f"{self.name} images") or bad, f"{len(whole):,} {self.name} images")
@@ -171,16 +152,10 @@ class FeatureDataset(Dataset):
             self._features = {}
         self._features.update(((epoch, paths[index]), features[key]) for (epoch, index), key in keys.items())
 
-    def _parts(self, requests: list[Request]) -> list[list[Request]]:
-        """Return requests as they are; where each of several processes needs all, let each begin with another part."""
-        size = 1 if self.is_random or getattr(self.batch_sampler, "by", "") else get_world_size()
-        return [requests[(get_rank() + turn) % size :: size] for turn in range(size)]
-
     def _coming(self, indices: list[int]) -> Iterator[tuple[int | None, int]]:
         """Yield the draws to compute, as (epoch, index): a batch's, then what follows as far as it is known."""
         if not self.is_random:
-            yield from ((None, index) for index in indices)
-            yield from ((None, index) for index in self._rest_of_split())
+            yield from ((None, index) for index in (*indices, *self._rest_of_split()))
             return
         yield from ((self.epoch, index) for index in indices)
         batches = self._batches(self.epoch)
@@ -218,7 +193,8 @@ class FeatureDataset(Dataset):
         path = self.dataset.data_source[index].impath
         draw = self.dataset.draw(index, epoch) if self.is_random else ""
         try:
-            content = self.contents[index] = _content(path)
+            stat = os.stat(path)
+            content = self.contents[path] = _digest(path, stat.st_mtime_ns, stat.st_size)
         except OSError as error:
             bad[path] = content = error.strerror or reason_of(error)
         return hashlib.blake2b(f"{content} {self._transform} {draw}".encode(), digest_size=16).digest()
@@ -244,12 +220,7 @@ def feature_loader(loader: DataLoader, source: FeatureSource, name: str) -> Data
     return features
 
 
-def _content(path: str) -> str:
-    """Return the checksum of a file, which is read again if it has changed."""
-    stat = os.stat(path)
-    return _digest(path, stat.st_mtime_ns, stat.st_size)
-
-
 @lru_cache(maxsize=1 << 20)
-def _digest(path: str, *_: int) -> str:
+def _digest(path: str, time: int, size: int) -> str:
+    """Return the checksum of a file, which is read again if its time or size is another."""
     return file_digest(path, "blake2b")

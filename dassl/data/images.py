@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 
 from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from dassl.utils import BadImage, UserError, read_image
 
@@ -14,7 +14,7 @@ from .datasets import DatasetBase
 from .datasets.fingerprint import SPLITS
 
 
-def reason_unreadable(path: str) -> str:
+def _reason_unreadable(path: str) -> str:
     """Return why a picture cannot be read; an empty string if it can."""
     try:
         read_image(path)
@@ -30,16 +30,9 @@ def unreadable(paths: Iterable[str], name: str = "images") -> dict[str, str]:
         name: of the pictures, for the progress bar.
     """
     paths = list(dict.fromkeys(paths))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        reasons = tqdm(
-            pool.map(reason_unreadable, paths),
-            total=len(paths),
-            disable=None,
-            leave=False,
-            desc=f"reading {name}",
-            unit="image",
-        )
-        return {path: reason for path, reason in zip(paths, reasons, strict=True) if reason}
+    bar = {"tqdm_class": tqdm, "disable": None, "leave": False, "desc": f"reading {name}", "unit": "image"}
+    reasons = thread_map(_reason_unreadable, paths, max_workers=os.cpu_count(), **bar)
+    return {path: reason for path, reason in zip(paths, reasons, strict=True) if reason}
 
 
 def error_of(bad: Mapping[str, str], name: str) -> UserError:

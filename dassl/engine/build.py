@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from yacs.config import CfgNode
 
 from dassl.config import get_cfg_default, with_defaults
 from dassl.utils import Registry
-
-if TYPE_CHECKING:
-    from .trainer import TrainerBase
 
 TRAINER_REGISTRY = Registry("TRAINER")
 
@@ -33,7 +28,7 @@ def nodes_of(trainer: type) -> set[str]:
     return set(cfg.TRAINER)
 
 
-def build_trainer(cfg: CfgNode) -> TrainerBase:
+def build_trainer(cfg: CfgNode):
     """Build the trainer that TRAINER.NAME names, with its data and model.
 
     Keys that ``cfg`` lacks, such as one that was made by another repository's copy of Dassl's defaults, get theirs.

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -22,9 +22,6 @@ from dassl.utils.checkpoint import BEST, EPOCH, LATEST, by_epoch, newest, resume
 
 from .build import default_cfg
 
-if TYPE_CHECKING:
-    from .trainer import SimpleTrainer, TrainerBase
-
 LOADERS = {"train_x": "train_loader_x", "train_u": "train_loader_u", "val": "val_loader", "test": "test_loader"}
 
 
@@ -32,26 +29,22 @@ class NonFiniteLoss(NotANumber):
     """Training has diverged."""
 
 
-def divergence(trainer: TrainerBase, what: str) -> NonFiniteLoss:
+def divergence(trainer, what: str) -> NonFiniteLoss:
     """Return the error that says when training diverged, which checkpoint is good, and what may help."""
-    when = f"epoch {trainer.epoch + 1}"
+    at = f"epoch {trainer.epoch + 1}"
     if trainer.batch_lr is not None:
-        when += (
-            f", batch {trainer.batch_idx + 1} of {trainer.num_batches}, at a learning rate of {trainer.batch_lr:.4g}"
-        )
+        at += f", batch {trainer.batch_idx + 1} of {trainer.num_batches}, at a learning rate of {trainer.batch_lr:.4g}"
     saved = (newest(Path(getattr(trainer, "output_dir", ""), name)) for name in trainer.get_model_names())
     good = ", ".join(str(path) for path in saved if path and path.is_file())
-    first = good and trainer.saved_epoch == trainer.epoch and not getattr(trainer, "batch_idx", 0)
-    suspect = " (no loss has been computed with it: its last step may be what diverged)" if first else ""
     return NonFiniteLoss(
-        f"{what} It happened in {when}. The last good checkpoint: {good or 'none was saved yet'}{suspect}. A "
+        f"{what} It happened in {at}. The last good checkpoint: {good or 'none was saved yet'}. A "
         "smaller OPTIM.LR, a longer warm-up (OPTIM.WARMUP_EPOCH) or fp32 may help, in another output directory"
         f"{', or from that checkpoint on with --force-resume' if good else ''}"
     )
 
 
 @contextmanager
-def divergence_of(trainer: TrainerBase) -> Iterator[None]:
+def divergence_of(trainer) -> Iterator[None]:
     """Say when it happened, where outputs are no numbers after training began."""
     try:
         yield
@@ -69,10 +62,8 @@ def latest_common(folder: str | Path, names: Iterable[str]) -> list[Path]:
     paths = {name: newest(Path(folder, name)) for name in names}
     if None in paths.values():
         return []
-    if len(paths) < 2:
-        return list(paths.values())
-    epochs = {name: load_checkpoint(path).get("epoch") for name, path in paths.items()}
-    if len(set(epochs.values())) == 1 or None in epochs.values():
+    epochs = {name: load_checkpoint(path).get("epoch") for name, path in paths.items() if len(paths) > 1}
+    if len(set(epochs.values())) < 2 or None in epochs.values():
         return list(paths.values())
     folders = {name: Path(folder, name) for name in paths}
     have = [{**by_epoch(f, LATEST), **by_epoch(f, EPOCH), epochs[name]: paths[name]} for name, f in folders.items()]
@@ -80,7 +71,7 @@ def latest_common(folder: str | Path, names: Iterable[str]) -> list[Path]:
     return [files[max(common)] for files in have] if common else []
 
 
-def model_states(trainer: TrainerBase, epoch: int, val_result: float | None) -> dict[str, dict[str, Any]]:
+def model_states(trainer, epoch: int, val_result: float | None) -> dict[str, dict[str, Any]]:
     """Return the checkpoint of each model after ``epoch`` (counted from 0).
 
     Raises:
@@ -104,7 +95,7 @@ def model_states(trainer: TrainerBase, epoch: int, val_result: float | None) -> 
     return states
 
 
-def run_state(trainer: TrainerBase) -> dict[str, Any]:
+def run_state(trainer) -> dict[str, Any]:
     """Return what a checkpoint holds beside a model, so that a resumed run goes on as if it had never stopped."""
     state = {"random": random_states(), **trainer.extra_state.state_dict(trainer)}
     if hasattr(trainer, "cfg"):
@@ -118,7 +109,7 @@ def run_state(trainer: TrainerBase) -> dict[str, Any]:
     return state
 
 
-def load_models(trainer: TrainerBase, directory: str) -> dict[str, Any] | None:
+def load_models(trainer, directory: str) -> dict[str, Any] | None:
     """Load each model, optimizer and schedule from ``directory``; return the run's state, None if there is none.
 
     Raises:
@@ -138,7 +129,7 @@ def load_models(trainer: TrainerBase, directory: str) -> dict[str, Any] | None:
     return checkpoint
 
 
-def restore_run_state(trainer: TrainerBase, checkpoint: dict[str, Any]) -> None:
+def restore_run_state(trainer, checkpoint: dict[str, Any]) -> None:
     """Take over what :func:`run_state` saved; checkpoints of others do not have it.
 
     Raises:
@@ -164,7 +155,7 @@ def restore_run_state(trainer: TrainerBase, checkpoint: dict[str, Any]) -> None:
     trainer.extra_state.load_state_dict(checkpoint)
 
 
-def resume(trainer: SimpleTrainer) -> int:
+def resume(trainer) -> int:
     """Resume the run in the output directory, or the one that RESUME names; return the epoch to start at.
 
     Raises:
@@ -187,7 +178,7 @@ def resume(trainer: SimpleTrainer) -> int:
     return epoch
 
 
-def take_over_best(trainer: SimpleTrainer, directory: str) -> None:
+def take_over_best(trainer, directory: str) -> None:
     """Take over the best model so far: its result, if the checkpoint has none; from another run's folder, its file."""
     require_best(trainer, directory)
     other = Path(directory).resolve() != Path(trainer.output_dir).resolve()
@@ -199,14 +190,14 @@ def take_over_best(trainer: SimpleTrainer, directory: str) -> None:
             save_checkpoint(best, Path(trainer.output_dir, name), model_name=BEST)
 
 
-def require_best(trainer: SimpleTrainer, directory: str) -> None:
+def require_best(trainer, directory: str) -> None:
     """Raise :class:`UserError` unless the best model so far is in ``directory``."""
     for name in trainer.get_model_names():
         if not (path := Path(directory, name, BEST)).is_file():
             raise UserError(f"TEST.FINAL_MODEL is best_val, but the run kept no {path}: it was trained without")
 
 
-def origin(trainer: SimpleTrainer) -> dict[str, str]:
+def origin(trainer) -> dict[str, str]:
     """Return what training follows from, computed once: settings, fingerprints of images and initial weights."""
     if not hasattr(trainer, "_origin"):
         images = {f"{name} images": entry["sha256"] for name, entry in splits(trainer).items() if name != "test"}
@@ -215,7 +206,7 @@ def origin(trainer: SimpleTrainer) -> dict[str, str]:
     return trainer._origin
 
 
-def splits(trainer: SimpleTrainer) -> dict[str, dict]:
+def splits(trainer) -> dict[str, dict]:
     """Return the number of images and the fingerprint of each split; computed once."""
     if not hasattr(trainer, "_splits"):
         node = trainer.cfg.DATASET
@@ -226,16 +217,13 @@ def splits(trainer: SimpleTrainer) -> dict[str, dict]:
 
 def changed_origin(then: dict[str, str], now: dict[str, str]) -> list[str]:
     """Return what differs between two origins, as far as both tell."""
-    changed = [
-        f"{name} {then[name][:12]} -> {now[name][:12]}"
-        for name in now
-        if name != "settings" and name in then and then[name] != now[name]
-    ]
+    others = [name for name in now if name != "settings" and then.get(name, now[name]) != now[name]]
+    changed = [f"{name} {then[name][:12]} -> {now[name][:12]}" for name in others]
     settings = changed_settings(then["settings"], now["settings"], default_cfg()) if "settings" in then else []
     return ([f"settings: {'; '.join(settings)}"] if settings else []) + changed
 
 
-def process_counts(trainer: TrainerBase) -> list[int]:
+def process_counts(trainer) -> list[int]:
     """Return how many processes the run has, after those of its earlier parts, if another number."""
     earlier = list(trainer.earlier_processes)
     return earlier if earlier[-1:] == [get_world_size()] else [*earlier, get_world_size()]

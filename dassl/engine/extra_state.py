@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from enum import Enum
 from io import IOBase
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,9 +33,6 @@ from tqdm import tqdm
 
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.utils import AverageMeter, MetricMeter, UserError, reason_of
-
-if TYPE_CHECKING:
-    from .trainer import TrainerBase
 
 STATE, LOST = "trainer", "trainer_lost"  # entries of a checkpoint
 ENGINE = frozenset(  # attributes that the engine sets
@@ -85,13 +82,13 @@ class ExtraState:
         self._loaded: dict[str, Any] = {}
         self._resumes = True
 
-    def begin(self, trainer: TrainerBase) -> None:
+    def begin(self, trainer) -> None:
         """Remember the attributes, the first time; in a resumed run, put those of the checkpoint in their place."""
         if self._before is None:
             self._before = {name: digest(value) for name, value in attributes(trainer).items()}
         self.restore(trainer)
 
-    def restore(self, trainer: TrainerBase) -> None:
+    def restore(self, trainer) -> None:
         """Put what was loaded in place of the attributes, once.
 
         Raises:
@@ -113,7 +110,7 @@ class ExtraState:
                     raise UserError(f"{message}. Begin anew in another --output-dir") from error
                 print(f"Note: {message}")
 
-    def state_dict(self, trainer: TrainerBase) -> dict[str, Any]:
+    def state_dict(self, trainer) -> dict[str, Any]:
         """Return the entries of a checkpoint."""
         kept, lost = {}, []
         for name, value in attributes(trainer).items() if self._before is not None else ():
@@ -141,7 +138,7 @@ class ExtraState:
         self._loaded, self._resumes = dict(checkpoint.get(STATE, {})), resume
 
 
-def attributes(trainer: TrainerBase) -> dict[str, Any]:
+def attributes(trainer) -> dict[str, Any]:
     """Return what a checkpoint would hold of each attribute that a method may have set."""
     values, memo = {}, dict.fromkeys(registered_in(trainer), AS_IS)
     for name, value in vars(trainer).items():
@@ -153,7 +150,7 @@ def attributes(trainer: TrainerBase) -> dict[str, Any]:
     return values
 
 
-def registered_in(trainer: TrainerBase) -> set[int]:
+def registered_in(trainer) -> set[int]:
     """Return the ids of what is registered or frozen, and the addresses of its tensors."""
     models = [*trainer._models.values(), *trainer.extra_state.frozen]
     parts = [trainer, *models, *trainer._optims.values(), *trainer._scheds.values()]
@@ -223,7 +220,7 @@ def unsaved_in(value: Any) -> set[str]:
 
 
 @torch.no_grad()
-def restored(current: Any, value: Any, trainer: TrainerBase) -> Any:
+def restored(current: Any, value: Any, trainer) -> Any:
     """Return a saved value for the ``current`` one, of its type; a module or an object takes it in."""
     if isinstance(value, torch.Tensor):
         # An optimizer of the method's own may have the parameter; whatever else has the memory keeps it.

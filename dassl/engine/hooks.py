@@ -6,31 +6,27 @@ from __future__ import annotations
 import datetime
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from dassl.distributed import is_main_process, run_on_main
 from dassl.utils.checkpoint import LATEST, remove_superseded
 
-if TYPE_CHECKING:
-    from .trainer import SimpleTrainer
-
 
 class HookBase:
     """The engine calls each method with the trainer; ``trainer._losses`` holds what the steps of the epoch returned."""
 
-    def after_step(self, trainer: SimpleTrainer) -> None:
+    def after_step(self, trainer) -> None:
         """Called after each ``forward_backward``."""
 
-    def after_epoch(self, trainer: SimpleTrainer) -> None:
+    def after_epoch(self, trainer) -> None:
         """Called after the trainer's own ``after_epoch``."""
 
 
 class FiniteLoss(HookBase):
     """Stops at a loss that is not finite, as not every method calls ``detect_anomaly``."""
 
-    def after_step(self, trainer: SimpleTrainer) -> None:
+    def after_step(self, trainer) -> None:
         meters = trainer._losses.meters
         # Where there is a "loss", others are parts of it, and may be means over no sample.
         for name in ["loss"] if "loss" in meters else [name for name in meters if "loss" in name]:
@@ -40,7 +36,7 @@ class FiniteLoss(HookBase):
 class ProgressLine(HookBase):
     """Prints Dassl's line every TRAIN.PRINT_FREQ batches, or every batch where an epoch has fewer."""
 
-    def after_step(self, trainer: SimpleTrainer) -> None:
+    def after_step(self, trainer) -> None:
         every, done = trainer.cfg.TRAIN.PRINT_FREQ, trainer.batch_idx + 1
         if done % every and trainer.num_batches >= every:
             return
@@ -56,7 +52,7 @@ class ProgressLine(HookBase):
 class TensorBoard(HookBase):
     """Writes the means of the epoch so far, and the learning rate."""
 
-    def after_step(self, trainer: SimpleTrainer) -> None:
+    def after_step(self, trainer) -> None:
         step = trainer.epoch * trainer.num_batches + trainer.batch_idx
         for name, meter in trainer._losses.meters.items():
             trainer.write_scalar(f"train/{name}", meter.avg, step)
@@ -73,7 +69,7 @@ class Checkpoints(HookBase):
     def __init__(self):
         self.since = time.time()
 
-    def after_epoch(self, trainer: SimpleTrainer) -> None:
+    def after_epoch(self, trainer) -> None:
         minutes, done = trainer.cfg.TRAIN.CHECKPOINT_MINUTES, trainer.epoch + 1
         is_due = trainer.saved_epoch != done and minutes > 0
         if is_due and run_on_main(lambda: time.time() - self.since >= 60 * minutes):

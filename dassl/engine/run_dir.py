@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from yacs.config import CfgNode
@@ -20,32 +19,16 @@ from dassl.config.defaults import UNREAD
 from dassl.config.merge import leaves
 from dassl.config.saved import FILE, objections_to_resume, seed_of_run
 from dassl.distributed import all_gather_objects, get_device, get_world_size, is_main_process, run_on_main
-from dassl.utils import (
-    UserError,
-    atomic_write,
-    check_at_least,
-    check_availability,
-    collect_env_info,
-    file_digest,
-    keep_memory,
-    package_versions,
-    set_random_seed,
-    stopped,
-    write_json,
-)
+from dassl.utils import atomic_write, check_at_least, check_availability, file_digest, set_random_seed, write_json
 from dassl.utils.checkpoint import find_checkpoint
-from dassl.utils.env import machine
+from dassl.utils.env import collect_env_info, keep_memory, machine, package_versions
+from dassl.utils.errors import UserError, stopped
 from dassl.utils.logger import log_to, set_aside
 
 from . import checkpoint
 from .build import default_cfg
 from .lock import exclusive_lock
 from .record import RECORD, code_version
-
-if TYPE_CHECKING:
-    from .trainer import SimpleTrainer
-
-FINAL_MODELS = ("last_step", "best_val")  # the model that is evaluated after training
 
 
 def choose_seed(cfg: CfgNode) -> int:
@@ -133,20 +116,20 @@ def claim_folder(cfg: CfgNode) -> list[str]:
     return objections
 
 
-def check_training(trainer: SimpleTrainer) -> None:
+def check_training(trainer) -> None:
     """Raise :class:`UserError` for settings that would only fail after hours of training."""
     c = trainer.cfg
     check_at_least(trainer.max_epoch, 1, "OPTIM.MAX_EPOCH")
     check_at_least(c.TRAIN.PRINT_FREQ, 1, "TRAIN.PRINT_FREQ")
     check_at_least(c.TRAIN.KEEP_CHECKPOINTS, 0, "TRAIN.KEEP_CHECKPOINTS")
-    check_availability(c.TEST.FINAL_MODEL, FINAL_MODELS, "TEST.FINAL_MODEL")
+    check_availability(c.TEST.FINAL_MODEL, ("last_step", "best_val"), "TEST.FINAL_MODEL")
     if not c.TEST.NO_TEST:
         trainer.loader_of(c.TEST.SPLIT)
         if c.TEST.FINAL_MODEL == "best_val":
             trainer.loader_of("val")
 
 
-def check_evaluation(trainer: SimpleTrainer, model_dir: str) -> None:
+def check_evaluation(trainer, model_dir: str) -> None:
     """Raise :class:`UserError` where there is no trained model to evaluate."""
     has_model = model_dir or trainer.cfg.MODEL.INIT_WEIGHTS or trainer.usable_untrained
     if trainer.get_model_names() and not has_model:
@@ -158,7 +141,7 @@ def check_evaluation(trainer: SimpleTrainer, model_dir: str) -> None:
 
 @contextmanager
 def recorded(
-    trainer: SimpleTrainer, args: argparse.Namespace, command: list[str], code: Sequence[str], start: float
+    trainer, args: argparse.Namespace, command: list[str], code: Sequence[str], start: float
 ) -> Iterator[None]:
     """Write ``result.json`` after the body of a ``with``: what the run gave and what it was, enough to do it again.
 
@@ -180,7 +163,7 @@ def recorded(
     write_record(trainer, round(time.time() - start, 2), command, version, inputs)
 
 
-def inputs_of(trainer: SimpleTrainer, model_dir: str = "", epoch: int | None = None) -> dict:
+def inputs_of(trainer, model_dir: str = "", epoch: int | None = None) -> dict:
     """Return what a run is made from, before it trains: its splits, and checkpoints that it starts from."""
     cfg, names = trainer.cfg, trainer.get_model_names()
     files = [Path(cfg.MODEL.INIT_WEIGHTS)] if cfg.MODEL.INIT_WEIGHTS else []
@@ -196,7 +179,7 @@ def inputs_of(trainer: SimpleTrainer, model_dir: str = "", epoch: int | None = N
     }
 
 
-def describe(trainer: SimpleTrainer) -> dict:
+def describe(trainer) -> dict:
     """Return the trainer's provenance, with the number of all parameters for that of the frozen ones."""
     provenance = dict(trainer.provenance)
     if "frozen_parameters" in provenance:
@@ -204,10 +187,11 @@ def describe(trainer: SimpleTrainer) -> dict:
     return provenance
 
 
-def write_record(trainer: SimpleTrainer, seconds: float, command: list[str], code: dict, inputs: dict) -> None:
+def write_record(trainer, seconds: float, command: list[str], code: dict, inputs: dict) -> None:
     cfg = trainer.cfg
     splits = {name: {**entry, **_content(trainer, name)} for name, entry in inputs["splits"].items()}
     bad_images = getattr(trainer.dm, "bad_images", {})
+    processes = checkpoint.process_counts(trainer)  # a list of several for a run that went on with another number
     record = {
         **(trainer.results or {"accuracy": None}),
         **_counts(trainer),
@@ -225,7 +209,7 @@ def write_record(trainer: SimpleTrainer, seconds: float, command: list[str], cod
         "code": code,
         "versions": {"dassl": __version__, **package_versions()},
         "machine": {"device": str(trainer.device), **machine()},
-        **_processes(checkpoint.process_counts(trainer)),
+        **({} if processes == [1] else {"processes": processes if len(processes) > 1 else processes[0]}),
         "command": command,
         "config": to_dict(cfg),
     }
@@ -233,23 +217,19 @@ def write_record(trainer: SimpleTrainer, seconds: float, command: list[str], cod
         write_json(record, Path(cfg.OUTPUT_DIR, RECORD))
 
 
-def _counts(trainer: SimpleTrainer) -> dict[str, int]:
+def _counts(trainer) -> dict[str, int]:
     """Return how many of how many images were right, where the result is an accuracy."""
     names = ("correct", "total") if "accuracy" in (trainer.results or {}) else ()
     return {name: getattr(trainer.evaluator, f"_{name}") for name in names if hasattr(trainer.evaluator, f"_{name}")}
 
 
-def _processes(numbers: list[int]) -> dict[str, int | list[int]]:
-    """Return how many processes there were, if several: a number, or a list for a run that went on with another."""
-    return {} if numbers == [1] else {"processes": numbers if len(numbers) > 1 else numbers[0]}
-
-
-def _content(trainer: SimpleTrainer, split: str) -> dict[str, str]:
+def _content(trainer, split: str) -> dict[str, str]:
     """Return a checksum over those of a split's image files, in their order, if the run knows all of these."""
     loader = getattr(trainer, checkpoint.LOADERS[split], None)
     checksums = {}
     for known in all_gather_objects(getattr(getattr(loader, "dataset", None), "contents", {})):
         checksums |= known
-    if not checksums or len(checksums) < len(loader.dataset):
+    if not checksums:
         return {}
-    return {"content": hashlib.sha256("".join(checksums[i] for i in range(len(checksums))).encode()).hexdigest()}
+    contents = [checksums.get(item.impath) for item in loader.dataset.data_source]
+    return {} if None in contents else {"content": hashlib.sha256("".join(contents).encode()).hexdigest()}

@@ -76,9 +76,8 @@ class Classification(EvaluatorBase):
         total, correct = self._total, self._correct
         macro_f1 = 100 * f1_score(self._y_true, self._y_pred, average="macro", labels=sorted(set(self._y_true)))
         print(result_lines(total, correct, macro_f1))
-        results = OrderedDict(
-            accuracy=100.0 * correct / total, error_rate=100.0 - 100.0 * correct / total, macro_f1=float(macro_f1)
-        )
+        accuracy = 100.0 * correct / total
+        results = OrderedDict(accuracy=accuracy, error_rate=100.0 - accuracy, macro_f1=float(macro_f1))
         if self.cfg.TEST.PER_CLASS_RESULT:
             results["perclass_accuracy"] = self._per_class()
         if self.cfg.TEST.COMPUTE_CMAT:

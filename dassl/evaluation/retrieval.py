@@ -16,7 +16,7 @@ from .evaluator import EvaluatorBase
 BLOCK = 1 << 24  # scores that are in memory at a time, in rows of whole queries
 RECALL_AT = (1, 5, 10)
 MAP_AT = 10
-NEVER = 2**62  # the rank of a candidate that is not there
+DEPTH = max(*RECALL_AT, MAP_AT)  # best candidates of a query that count
 
 
 @EVALUATOR_REGISTRY.register()
@@ -34,10 +34,7 @@ class Retrieval(EvaluatorBase):
         self.reset()
 
     def reset(self) -> None:
-        self._images: list[torch.Tensor] = []
-        self._texts: list[torch.Tensor] = []
-        self._numbers: list[torch.Tensor] = []
-        self._owners: list[torch.Tensor] = []
+        self._images, self._texts, self._numbers, self._owners = [], [], [], []  # tensors, one a batch
 
     def process(self, mo: tuple[torch.Tensor, torch.Tensor], gt: tuple[torch.Tensor, torch.Tensor]) -> None:
         """
@@ -58,72 +55,58 @@ class Retrieval(EvaluatorBase):
         images, texts = torch.cat(self._images).float(), torch.cat(self._texts).float()
         if not (images.isfinite().all() and texts.isfinite().all()):
             raise NotANumber("some features are infinite or not a number: the model has diverged")
-        place = {number: row for row, number in enumerate(torch.cat(self._numbers).tolist())}
-        image_of = torch.tensor([place[owner] for owner in torch.cat(self._owners).tolist()])
-        own_texts: list[list[int]] = [[] for _ in place]
-        for text, image in enumerate(image_of.tolist()):
-            own_texts[image].append(text)
-        directions = {
-            "i2t": (ranks_of_own(images, texts, own_texts), [len(own) for own in own_texts]),
-            "t2i": (ranks_of_own(texts, images, image_of[:, None].tolist()), [1] * len(texts)),
-        }
+        numbers, owners = torch.cat(self._numbers).to(images.device), torch.cat(self._owners).to(images.device)
+        directions = {"i2t": (images, texts, numbers, owners), "t2i": (texts, images, owners, numbers)}
         results = OrderedDict({"recall@1": 0.0})
-        for name, (ranks, counts) in directions.items():
-            results |= {f"{name}_recall@{k}": recall(ranks, k) for k in RECALL_AT}
-            results[f"{name}_map@{MAP_AT}"] = mean_average_precision(ranks, torch.tensor(counts), MAP_AT)
+        for name, (queries, candidates, query_images, candidate_images) in directions.items():
+            hits, counts = first_hits(queries, candidates, query_images, candidate_images)
+            results |= {f"{name}_recall@{k}": recall(hits, k) for k in RECALL_AT}
+            results[f"{name}_map@{MAP_AT}"] = mean_average_precision(hits, counts, MAP_AT)
         results["recall@1"] = (results["i2t_recall@1"] + results["t2i_recall@1"]) / 2
         lines = (f"* {name}: {value:.2f}%" for name, value in results.items())
         print("\n".join((RESULT, f"* images: {len(images):,}", f"* texts: {len(texts):,}", *lines)))
         return results
 
 
-def recall(ranks: torch.Tensor, k: int) -> float:
-    """Percent of the queries one of whose own candidates is among the first ``k``, by :func:`ranks_of_own`."""
-    return 100 * (ranks[:, 0] <= k).double().mean().item()
+def recall(hits: torch.Tensor, k: int) -> float:
+    """Return the percentage of queries with a right answer among the first ``k``; ``hits`` as of :func:`first_hits`."""
+    return 100 * hits[:, :k].any(1).double().mean().item()
 
 
-def mean_average_precision(ranks: torch.Tensor, counts: torch.Tensor, k: int) -> float:
-    """mAP@k in percent.
-
-    Args:
-        ranks: of :func:`ranks_of_own`, with at least ``k`` columns, or one for each of a query's own candidates.
-        counts: (queries,), how many own candidates there are.
-    """
-    precision = torch.arange(1, ranks.shape[1] + 1) / ranks.double()  # at the rank of each own candidate
-    found = (precision * (ranks <= k)).sum(1) / counts.clamp(max=k)
-    return 100 * found.mean().item()
+def mean_average_precision(hits: torch.Tensor, counts: torch.Tensor, k: int) -> float:
+    """Return mAP@k in percent; the arguments are what :func:`first_hits` returns."""
+    hits = hits[:, :k].double()
+    precision = hits.cumsum(1) / torch.arange(1, hits.shape[1] + 1)
+    return 100 * ((precision * hits).sum(1) / counts.clamp(max=k)).mean().item()
 
 
-def ranks_of_own(
-    queries: torch.Tensor, candidates: torch.Tensor, own: list[list[int]], block: int = BLOCK
-) -> torch.Tensor:
-    """At which ranks, counted from 1, each query's own candidates stand among all candidates, the best first.
+def first_hits(
+    queries: torch.Tensor,
+    candidates: torch.Tensor,
+    query_images: torch.Tensor,
+    candidate_images: torch.Tensor,
+    block: int = BLOCK,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return which of the best candidates of each query are right, and how many right ones there are.
 
     Computed in blocks of ``block`` scores, so the matrix of all scores is never there.
 
     Args:
         queries: features (n, dim).
         candidates: features (m, dim).
-        own: for each query the numbers of its own candidates, at least one.
+        query_images: the number of each query's image (n,); a candidate of the same image is right.
+        candidate_images: the number of each candidate's image (m,).
 
     Returns:
-        int64 (n, columns), on the CPU: of the best own candidates of each query, up to as many as the deepest rank that
-        is asked for; a query with fewer has ``NEVER`` in the other columns.
+        bool (n, DEPTH), the best first, and int64 (n,), both on the CPU.
     """
-    columns = min(max(map(len, own)), max(*RECALL_AT, MAP_AT))
-    ranks = torch.full((len(queries), columns), NEVER)
+    hits, counts = [], []
     rows = max(1, block // len(candidates))
-    for start in range(0, len(queries), rows):
-        scores = queries[start : start + rows] @ candidates.t()
-        mine = own[start : start + rows]
-        row = torch.repeat_interleave(torch.arange(len(mine)), torch.tensor([len(numbers) for numbers in mine]))
-        column = torch.tensor([number for numbers in mine for number in numbers])
-        place = torch.tensor([at for numbers in mine for at in range(len(numbers))])
-        best = scores.new_full((len(mine), max(map(len, mine))), -torch.inf)
-        best[row, place] = scores[row, column]
-        best = best.sort(dim=1, descending=True).values[:, :columns]
-        scores[row, column] = -torch.inf
-        for at, score in enumerate(best.t()):
-            others = torch.count_nonzero(scores >= score[:, None], dim=1)
-            ranks[start : start + rows, at] = torch.where(score.isfinite(), others + at + 1, NEVER).cpu()
-    return ranks
+    for part, images in zip(queries.split(rows), query_images.split(rows), strict=True):
+        right = images[:, None] == candidate_images
+        scores = (part @ candidates.t()).double()
+        scores[right] = scores[right].nextafter(scores.new_tensor(-torch.inf))  # after wrong ones of the same score
+        best = scores.topk(min(DEPTH, len(candidates)), dim=1).indices
+        hits.append(right.gather(1, best).cpu())
+        counts.append(right.sum(1).cpu())
+    return torch.cat(hits), torch.cat(counts)

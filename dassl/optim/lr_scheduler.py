@@ -11,10 +11,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from yacs.config import CfgNode
 
-from dassl.utils import UserError, check_availability
-
-SCHEDULES = ("cosine", "single_step", "multi_step")
-WARMUPS = ("constant", "linear")
+from dassl.utils import UserError, check_availability, tolist_if_not
 
 
 def build_lr_scheduler(optimizer: torch.optim.Optimizer, optim_cfg: CfgNode, per_epoch: int = 1) -> LambdaLR:
@@ -25,9 +22,9 @@ def build_lr_scheduler(optimizer: torch.optim.Optimizer, optim_cfg: CfgNode, per
     Raises:
         UserError: unknown schedule or warm-up, or steps that are no epochs.
     """
-    check_availability(optim_cfg.LR_SCHEDULER, SCHEDULES, "schedule OPTIM.LR_SCHEDULER")
-    check_availability(optim_cfg.WARMUP_TYPE, WARMUPS, "OPTIM.WARMUP_TYPE")
-    if not (steps := _steps(optim_cfg)) or not all(isinstance(step, int) for step in steps):
+    check_availability(optim_cfg.LR_SCHEDULER, ("cosine", "single_step", "multi_step"), "schedule OPTIM.LR_SCHEDULER")
+    check_availability(optim_cfg.WARMUP_TYPE, ("constant", "linear"), "OPTIM.WARMUP_TYPE")
+    if not (steps := tolist_if_not(optim_cfg.STEPSIZE)) or not all(isinstance(step, int) for step in steps):
         raise UserError(f"OPTIM.STEPSIZE is {optim_cfg.STEPSIZE}; it must be epochs, such as (10,)")
     return LambdaLR(optimizer, [partial(_rate, optim_cfg, group["lr"], per_epoch) for group in optimizer.param_groups])
 
@@ -55,24 +52,18 @@ def _decay(c: CfgNode) -> Callable[[float], float]:
     """The schedule without its warm-up: epoch -> share of the base rate."""
     if c.LR_SCHEDULER == "cosine":
         return lambda epoch: (1 + math.cos(math.pi * epoch / c.MAX_EPOCH)) / 2
-    steps = _steps(c)
+    steps = tolist_if_not(c.STEPSIZE)
     if c.LR_SCHEDULER == "single_step":
         step = steps[-1] if steps[-1] > 0 else c.MAX_EPOCH
         return lambda epoch: c.GAMMA ** (epoch // step)
     return lambda epoch: c.GAMMA ** sum(epoch >= step for step in steps)
 
 
-def _steps(c: CfgNode) -> list[int]:
-    return [c.STEPSIZE] if isinstance(c.STEPSIZE, int) else list(c.STEPSIZE)
-
-
 class _WarmupScheduler(LRScheduler):
     """A warm-up before another schedule, for code of the field that builds one by hand: ``successor`` begins at its
     first rate after ``warmup_epoch`` epochs. Both states are saved, so a resumed run follows the same curve."""
 
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, successor: LRScheduler, warmup_epoch: int, last_epoch: int = -1
-    ):
+    def __init__(self, optimizer, successor: LRScheduler, warmup_epoch: int, last_epoch: int = -1):
         self.successor = successor
         self.warmup_epoch = max(warmup_epoch, 0)
         super().__init__(optimizer, last_epoch)

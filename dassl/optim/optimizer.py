@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from dassl.utils import UserError, check_availability
+from dassl.utils import UserError, check_availability, tolist_if_not
 
 
 def build_optimizer(
@@ -36,20 +36,17 @@ def build_optimizer(
     }
     check_availability(c.NAME, optimizers, "optimizer OPTIM.NAME")
     if param_groups is None:
-        param_groups = _staged_groups(model, c) if c.STAGED_LR else _parameters(model)
+        param_groups = _staged_groups(model, c) if c.STAGED_LR else model
+        param_groups = param_groups.parameters() if isinstance(param_groups, nn.Module) else param_groups
     try:
         return optimizers[c.NAME](param_groups, lr=c.LR, weight_decay=c.WEIGHT_DECAY)
     except ValueError as error:
         raise UserError(f"the OPTIM keys do not suit {c.NAME}: {error}") from error
 
 
-def _parameters(model: nn.Module | Iterable) -> Iterable:
-    return model.parameters() if isinstance(model, nn.Module) else model
-
-
 def _staged_groups(model: nn.Module, c: CfgNode) -> list[dict]:
     """New layers learn at LR, all others at LR * BASE_LR_MULT."""
-    new_layers = [c.NEW_LAYERS] if isinstance(c.NEW_LAYERS, str) else list(c.NEW_LAYERS)
+    new_layers = tolist_if_not(c.NEW_LAYERS)
     children = dict(model.named_children())
     if not new_layers or not set(new_layers) <= set(children):
         raise UserError(f"OPTIM.STAGED_LR needs OPTIM.NEW_LAYERS to name some of {[*children]}; got {new_layers}")

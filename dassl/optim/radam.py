@@ -1,5 +1,3 @@
 """Where repositories of the field import RAdam from; PyTorch has it."""
 
-from torch.optim import RAdam
-
-__all__ = ["RAdam"]
+from torch.optim import RAdam  # noqa: F401

@@ -31,14 +31,4 @@ if TYPE_CHECKING:
     from .meters import AverageMeter, MetricMeter
     from .seed import derive_seed, random_states, restore_random_states, seeded, set_random_seed
 
-__getattr__, _on_first_use = attach(
-    __name__,
-    {
-        "checkpoint": "count_num_param load_checkpoint load_pretrained_weights resume_from_checkpoint save_checkpoint",
-        "env": "collect_env_info keep_memory package_versions release_memory",
-        "logger": "setup_logger",
-        "meters": "AverageMeter MetricMeter",
-        "seed": "derive_seed random_states restore_random_states seeded set_random_seed",
-    },
-)
-__all__ = sorted({*_on_first_use, *(name for name in globals() if name[0] != "_")} - {"TYPE_CHECKING", "attach"})
+__getattr__, __all__ = attach(__name__)

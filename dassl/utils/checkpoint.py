@@ -59,9 +59,7 @@ def load_checkpoint(fpath: str | os.PathLike) -> dict[str, Any]:
     except UserError:
         raise
     except Exception as error:  # torch.load has no error class of its own for a damaged file
-        raise UserError(
-            f"{fpath} cannot be read as a checkpoint (truncated or damaged?): {reason_of(error)}"
-        ) from error
+        raise UserError(f"{fpath} cannot be read as a checkpoint (damaged?): {reason_of(error)}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f'{fpath} is not a checkpoint of this framework: it has no "state_dict"')
     return checkpoint
@@ -109,16 +107,14 @@ def find_checkpoint(save_dir: str | os.PathLike, epoch: int | None = None) -> Pa
     Raises:
         UserError: it is not there; the message lists the epochs that are.
     """
-    candidates = (
-        [Path(save_dir, EPOCH.format(epoch))] if epoch is not None else [Path(save_dir, BEST), newest(save_dir)]
-    )
+    wanted, candidates = "checkpoint", [Path(save_dir, BEST), newest(save_dir)]
+    if epoch is not None:
+        wanted, candidates = f"checkpoint of epoch {epoch}", [Path(save_dir, EPOCH.format(epoch))]
     for path in candidates:
         if path is not None and path.is_file():
             return path
-    epochs = by_epoch(save_dir)
-    have = f"epochs there: {', '.join(map(str, epochs))}" if epochs else "there is none"
-    wanted = f"checkpoint of epoch {epoch}" if epoch is not None else "checkpoint"
-    raise UserError(f"no {wanted} in {save_dir} ({have})")
+    epochs = ", ".join(map(str, by_epoch(save_dir)))
+    raise UserError(f"no {wanted} in {save_dir} ({f'epochs there: {epochs}' if epochs else 'there is none'})")
 
 
 def resume_from_checkpoint(

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-import tempfile
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,36 +28,21 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     """
     path = Path(path)
     mkdir_if_missing(path.parent)
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
         text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-        names = {"dir": path.parent, "prefix": f".{path.name}.", "suffix": TEMPORARY}
-        with tempfile.NamedTemporaryFile(mode, delete=False, **names, **text) as file:
-            temporary = file.name
+        with open(temporary, mode, **text) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         reason = error if isinstance(error, OSError) else error.__context__  # torch.save hides it behind its own
         if not isinstance(reason, OSError):
             raise
         raise cannot_write(path, reason) from error
     finally:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have the system write down what the folder holds, so that a rename outlasts a power cut."""
-    with contextlib.suppress(OSError):  # not every system opens folders
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        temporary.unlink(missing_ok=True)
 
 
 def remove_temporaries(folder: str | os.PathLike, older_than: float = 0) -> None:
@@ -67,12 +52,6 @@ def remove_temporaries(folder: str | os.PathLike, older_than: float = 0) -> None
         with contextlib.suppress(OSError):
             if not older_than or time.time() - path.stat().st_mtime > older_than:
                 path.unlink()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def mkdir_if_missing(dirname: str | os.PathLike) -> None:
@@ -91,8 +70,7 @@ def listdir_nohidden(path: str | os.PathLike, sort: bool = False) -> list[str]:
 
 def check_isfile(fpath: str | os.PathLike) -> bool:
     """Whether the file is there; says so if it is not."""
-    found = os.path.isfile(fpath)
-    if not found:
+    if not (found := os.path.isfile(fpath)):
         print(f'No file found at "{fpath}"')
     return found
 
@@ -151,8 +129,6 @@ def _why_unreadable(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):  # PIL's message names the file
         return "it is in no format that PIL knows, or damaged"
     if isinstance(error, Image.DecompressionBombError):
-        pixels = re.search(r"\d+", str(error))
-        has = f"{int(pixels[0]):,} pixels" if pixels else "too many pixels"
-        most = f"{2 * Image.MAX_IMAGE_PIXELS:,}"
-        return f"it has {has}, and PIL decodes {most} at most, lest it fill the memory; scale it down"
+        pixels, most = int(re.search(r"\d+", str(error))[0]), 2 * Image.MAX_IMAGE_PIXELS
+        return f"it has {pixels:,} pixels, and PIL decodes {most:,} at most, lest it fill the memory; scale it down"
     return getattr(error, "strerror", None) or reason_of(error)

@@ -30,14 +30,13 @@ class Inert:
         pass
 
 
-class _DType:
+class _DType(Inert):
     """Stands for NumPy's data types."""
+
+    __slots__ = ("name",)
 
     def __init__(self, name: str, *_):
         self.name = str(name)
-
-    def __setstate__(self, state) -> None:
-        pass
 
 
 def _number(dtype: _DType, data: bytes) -> float | int | bool:
@@ -76,12 +75,9 @@ def _check_records(path: str | os.PathLike) -> None:
     size = os.path.getsize(path)
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            records = archive.infolist()
-            total = sum(record.file_size for record in records)
-            if total > size or any(record.compress_type != zipfile.ZIP_STORED for record in records):
+            if (total := sum(record.file_size for record in archive.infolist())) > size:
                 raise UserError(f"{path} unpacks from {size:,} to {total:,} bytes; torch.save compresses nothing")
-            pickles = [archive.read(record) for record in records if record.filename.endswith(".pkl")]
-        found = any(BYTES in content for content in pickles)
+            found = any(BYTES in archive.read(name) for name in archive.namelist() if name.endswith(".pkl"))
     else:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             found = content.find(BYTES) >= 0

@@ -34,10 +34,8 @@ class Logger:
             raise cannot_write(self.path, error) from error
 
     def close(self, last_words: str = "") -> None:
-        with contextlib.suppress(OSError):  # the error has been raised before
+        with contextlib.suppress(OSError), self.file:  # the error has been raised before
             self.file.write(last_words)
-        with contextlib.suppress(OSError):
-            self.file.close()
 
     def flush(self) -> None:
         self.console.flush()

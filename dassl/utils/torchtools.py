@@ -1,5 +1,5 @@
-"""What repositories of the field import from ``dassl.utils.torchtools``, Dassl's module of that name; our own code
-imports from ``dassl.utils``."""
+"""What repositories of the field import from ``dassl.utils.torchtools``, Dassl's module of that name."""
+# ruff: noqa: F401
 
 from .checkpoint import (
     count_num_param,
@@ -8,11 +8,3 @@ from .checkpoint import (
     resume_from_checkpoint,
     save_checkpoint,
 )
-
-__all__ = [
-    "count_num_param",
-    "load_checkpoint",
-    "load_pretrained_weights",
-    "resume_from_checkpoint",
-    "save_checkpoint",
-]

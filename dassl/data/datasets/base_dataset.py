@@ -19,21 +19,10 @@ class Datum:
         self._domain = int(domain)
         self._classname = classname
 
-    @property
-    def impath(self) -> str:
-        return self._impath
-
-    @property
-    def label(self) -> int:
-        return self._label
-
-    @property
-    def domain(self) -> int:
-        return self._domain
-
-    @property
-    def classname(self) -> str:
-        return self._classname
+    impath = property(lambda self: self._impath)
+    label = property(lambda self: self._label)
+    domain = property(lambda self: self._domain)
+    classname = property(lambda self: self._classname)
 
     def __repr__(self) -> str:
         return f"Datum({self.impath!r}, label={self.label}, domain={self.domain}, classname={self.classname!r})"
@@ -113,13 +102,14 @@ class DatasetBase:
         return dataset
 
     def split_dataset_by_label(self, data_source: list[Datum]) -> dict[int, list[Datum]]:
-        groups = defaultdict(list)
-        for item in data_source:
-            groups[item.label].append(item)
-        return groups
+        return _grouped(data_source, "label")
 
     def split_dataset_by_domain(self, data_source: list[Datum]) -> dict[int, list[Datum]]:
-        groups = defaultdict(list)
-        for item in data_source:
-            groups[item.domain].append(item)
-        return groups
+        return _grouped(data_source, "domain")
+
+
+def _grouped(data_source: list[Datum], key: str) -> dict[int, list[Datum]]:
+    groups = defaultdict(list)
+    for item in data_source:
+        groups[getattr(item, key)].append(item)
+    return groups

@@ -1,5 +1,3 @@
 """From a picture to a tensor."""
 
 from .transforms import INTERPOLATION_MODES, Pipeline, build_plain_transform, build_transform, interpolation
-
-__all__ = ["INTERPOLATION_MODES", "Pipeline", "build_plain_transform", "build_transform", "interpolation"]

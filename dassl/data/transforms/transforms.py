@@ -12,14 +12,7 @@ from yacs.config import CfgNode
 
 from dassl.utils import UserError, check_availability
 
-INTERPOLATION_MODES = {
-    "bilinear": InterpolationMode.BILINEAR,
-    "bicubic": InterpolationMode.BICUBIC,
-    "nearest": InterpolationMode.NEAREST,
-}
-
-
-RESIZES = ("crop", "squash")
+INTERPOLATION_MODES = {name: InterpolationMode(name) for name in ("bilinear", "bicubic", "nearest")}
 
 
 @dataclass
@@ -80,6 +73,7 @@ def _on_pictures(c: CfgNode) -> dict[str, Step]:
     size, mode = tuple(c.SIZE), interpolation(c)
     jitter = {"brightness": c.COLORJITTER_B, "contrast": c.COLORJITTER_C, "saturation": c.COLORJITTER_S}
     jitter["hue"] = c.COLORJITTER_H
+    blur = T.RandomApply([T.GaussianBlur(c.GB_K)], p=c.GB_P)
     return {
         "random_crop": (f"random crop (padding={c.CROP_PADDING})", T.RandomCrop(size, padding=c.CROP_PADDING)),
         "random_resized_crop": (
@@ -94,10 +88,7 @@ def _on_pictures(c: CfgNode) -> dict[str, Step]:
         ),
         "colorjitter": (f"color jitter ({jitter})", T.ColorJitter(**jitter)),
         "randomgrayscale": (f"random gray scale (p={c.RGS_P})", T.RandomGrayscale(c.RGS_P)),
-        "gaussian_blur": (
-            f"gaussian blur (kernel={c.GB_K}, p={c.GB_P})",
-            T.RandomApply([T.GaussianBlur(c.GB_K)], p=c.GB_P),
-        ),
+        "gaussian_blur": (f"gaussian blur (kernel={c.GB_K}, p={c.GB_P})", blur),
     }
 
 
@@ -117,9 +108,6 @@ def _normalize(c: CfgNode) -> T.Normalize:
     if not numbers or min(std) <= 0:
         raise UserError(f"INPUT.PIXEL_MEAN {mean} and PIXEL_STD {std} must have three numbers each, the latter above 0")
     return T.Normalize(mean=mean, std=std)
-
-
-_TO_TENSOR = ("to torch tensor of range [0, 1]", T.ToTensor())
 
 
 def interpolation(c: CfgNode) -> InterpolationMode:
@@ -157,7 +145,8 @@ def build_transform(cfg: CfgNode, is_train: bool = True, choices: tuple[str, ...
     else:
         steps = _centre(c)
         after = {name: on_tensors[name] for name in ("normalize", "instance_norm")}
-    steps += [_TO_TENSOR, *(step for name, step in after.items() if name in choices)]
+    steps.append(("to torch tensor of range [0, 1]", T.ToTensor()))
+    steps += [step for name, step in after.items() if name in choices]
     print(f"Building transform_{'train' if is_train else 'test'}")
     for says, _ in steps:
         print(f"+ {says}")
@@ -166,14 +155,12 @@ def build_transform(cfg: CfgNode, is_train: bool = True, choices: tuple[str, ...
 
 def _centre(c: CfgNode) -> list[Step]:
     """CLIP's test preprocessing: the smaller edge to the input size, then the centre; or what INPUT.RESIZE says."""
-    size = tuple(c.SIZE)
-    check_availability(c.RESIZE, RESIZES, "INPUT.RESIZE")
+    check_availability(c.RESIZE, ("crop", "squash"), "INPUT.RESIZE")
     if c.RESIZE == "squash":
         return [_whole(c)]
-    return [
-        (f"resize the smaller edge to {max(size)}", T.Resize(max(size), interpolation=interpolation(c))),
-        (f"{size[0]}x{size[1]} center crop", T.CenterCrop(size)),
-    ]
+    (height, width), edge = c.SIZE, max(c.SIZE)
+    resize = (f"resize the smaller edge to {edge}", T.Resize(edge, interpolation=interpolation(c)))
+    return [resize, (f"{height}x{width} center crop", T.CenterCrop((height, width)))]
 
 
 def _whole(c: CfgNode) -> Step:
