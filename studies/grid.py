@@ -101,8 +101,9 @@ def trials_of(sweep: dict, output: str, root: str, seeds: list[str], overrides: 
             point = dict(zip(grid, map(str, values), strict=True))
             folder = _below(output, _fill(run["folder"], point))
             if folder in trials:
-                raise UserError(f"two runs have the folder {folder}; {_mend(run['folder'], grid)}")
-            keys = [word for axis, value in point.items() if _is_key(axis) for word in (axis, value)]
+                several = " and ".join(f"{{{axis}}}" for axis, values in grid.items() if len(values) > 1) or "an axis"
+                raise UserError(f'two runs have the folder {folder}; put {several} into "{run["folder"]}"')
+            keys = [word for axis, value in point.items() if "." in axis or axis.isupper() for word in (axis, value)]
             arguments = ["--output-dir", str(folder), *(["--root", root] if root else [])]
             arguments += [_fill(word, {**point, OUTPUT: output}) for word in words]
             trials[folder] = Trial(folder, tuple(arguments), (*keys, *overrides))
@@ -114,11 +115,6 @@ def _below(output: str, name: str) -> Path:
     if ".." in Path(name).parts or Path(name).is_absolute() or not is_plain(name):
         raise UserError(f"a run's folder is a path below {output}; {shown(name)} is none")
     return Path(output, name)
-
-
-def _is_key(axis: str) -> bool:
-    """Return whether an axis is named as config keys are."""
-    return "." in axis or axis.isupper()
 
 
 def _fill(text: str, point: dict[str, str]) -> str:
@@ -133,15 +129,6 @@ def _fill(text: str, point: dict[str, str]) -> str:
         return point[match[1]]
 
     return BRACES.sub(value, text)
-
-
-def _mend(folder: str, grid: dict[str, list]) -> str:
-    """Return what to do where a ``folder`` does not tell the runs of its ``grid`` apart."""
-    named = {match[1] for match in BRACES.finditer(folder)}
-    absent = [f"{{{axis}}}" for axis, values in grid.items() if len(values) > 1 and axis not in named]
-    if absent:
-        return f'put {" and ".join(absent)} into "{folder}"'
-    return f'"{folder}" is there twice, or a value of its grid is'
 
 
 def _words(text: str) -> list[str]:

@@ -116,8 +116,7 @@ def test_values_reach_the_config(write, digits_root, tmp_path):
     ("folder", "grid", "parts"),
     [
         ("x", {"OPTIM.LR": [1, 2], "n": [1], "seed": [1, 2]}, ["folder out/x;", 'put {OPTIM.LR} and {seed} into "x"']),
-        ("x{seed}", {"OPTIM.LR": [1, 2], "seed": [1, 2]}, ["out/x1;", 'put {OPTIM.LR} into "x{seed}"']),
-        ("x{seed}", {"seed": [1, "1"]}, ["out/x1;", '"x{seed}" is there twice, or a value of its grid is']),
+        ("x{seed}", {"OPTIM.LR": [1, 2], "seed": [1, 2]}, ["out/x1;", 'put {OPTIM.LR} and {seed} into "x{seed}"']),
         ("x{OPTIM.LR.a}", {"OPTIM.LR": [1]}, ["x{OPTIM.LR.a}", "(OPTIM.LR)"]),
         ("x{}", {"seed": [1]}, ["x{}", "(seed)"]),
         ("x{seed", {"seed": [1]}, ["x{seed", "(seed)"]),
