@@ -61,9 +61,9 @@ def trained(model: nn.Module, **values):
     return optimizer, schedule
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam", "rmsprop"])
 @pytest.mark.parametrize(
-    ("successor", "settings"), [(CosineAnnealingLR, (50,)), (StepLR, (10,)), (MultiStepLR, ([2, 5],))]
+    ("name", "successor", "settings"),
+    [("sgd", CosineAnnealingLR, (50,)), ("adam", StepLR, (10,)), ("rmsprop", MultiStepLR, ([2, 5],))],
 )
 def test_an_originals_checkpoint_is_read_without_its_live_scheduler(tmp_path, name, successor, settings):
     model = nn.Linear(2, 2)
@@ -147,10 +147,17 @@ def test_a_schedule_of_steps_goes_on_at_its_step_with_the_rate_of_now(tmp_path):
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.15)
 
 
-def test_coop_goes_on_from_a_run_of_the_original(run, tmp_path):
-    settings = ("DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 4, "TRAIN.CHECKPOINT_FREQ", 2)
-    settings += ("INPUT.TRANSFORMS", '["random_resized_crop","normalize"]', "DATALOADER.TRAIN_X.BATCH_SIZE", 8)
+def test_coop_goes_on_from_a_run_of_the_original_which_could_go_on_from_ours(run, tmp_path):
+    settings = ("DATASET.NUM_SHOTS", 2, "DATASET.SUBSAMPLE_CLASSES", "base", "DATALOADER.TRAIN_X.BATCH_SIZE", 4)
+    settings += ("OPTIM.MAX_EPOCH", 4, "TRAIN.CHECKPOINT_FREQ", 2)
+    settings += ("INPUT.TRANSFORMS", '["random_resized_crop","normalize"]')
     whole = run(*settings, out="whole")
+    assert torch.serialization.get_unsafe_globals_in_checkpoint(whole.checkpoint(4)) == []
+    assert (whole.folder / "prompt_learner/checkpoint").read_text().strip() == "model.pth.tar-4"
+    found = tensors(whole.checkpoint(2))
+    width = found["ctx"].shape[1]
+    shapes = {"ctx": (16, width), "token_prefix": (5, 1, width), "token_suffix": (5, 77 - 1 - 16, width)}
+    assert {name: tuple(tensor.shape) for name, tensor in found.items()} == shapes
 
     def as_the_original(epoch: int) -> Path:
         """A run's folder with the checkpoint of ``epoch`` as the original would have written it."""
@@ -174,30 +181,14 @@ def test_coop_goes_on_from_a_run_of_the_original(run, tmp_path):
     assert evaluated.accuracy == whole.accuracy
 
 
-def test_our_checkpoints_are_what_the_original_expects(run):
-    result = run("DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 2, "TRAINER.COOP.N_CTX", 4, "TRAIN.CHECKPOINT_FREQ", 1)
-    assert torch.serialization.get_unsafe_globals_in_checkpoint(result.checkpoint(2)) == []
-    assert (result.folder / "prompt_learner/checkpoint").read_text().strip() == "model.pth.tar-2"
-    found = tensors(result.checkpoint(1))
-    width = found["ctx"].shape[1]
-    shapes = {"ctx": (4, width), "token_prefix": (10, 1, width), "token_suffix": (10, 77 - 1 - 4, width)}
-    assert {name: tuple(tensor.shape) for name, tensor in found.items()} == shapes
-
-
-TOUCH = "__import__('pathlib').Path({!r}).touch()"
-REBUILD = b"ctorch._tensor\n_rebuild_from_type_v2\n(c__builtin__\neval\nc__builtin__\nobject\n"
-ATTACKS = {  # how a pickle may call eval, or get at a method
-    "reduce": lambda code, _: b"c__builtin__\neval\n" + text(code) + b"\x85R",
-    "stack global": lambda code, _: text("builtins") + text("eval") + b"\x93" + text(code) + b"\x85R",
-    "inst": lambda code, _: b"(" + text(code) + b"i__builtin__\neval\n",
-    "obj": lambda code, _: b"(c__builtin__\neval\n" + text(code) + b"o",
-    "shell": lambda _, path: b"cposix\nsystem\n" + text(f"touch {path}") + b"\x85R",
-    "getattr": lambda _, path: (
+ATTACKS = {  # ways to a method or to eval beside those of tests/stress/attacks.py
+    "getattr": lambda path: (
         b"c__builtin__\ngetattr\ncpathlib\nPath\n" + text(str(path)) + b"\x85R" + text("touch") + b"\x86R)R"
     ),
-    "inside a tensor": lambda code, _: REBUILD + text(code) + b"\x85NtR",
-    "partial": lambda code, _: (
-        b"cfunctools\npartial\nc__builtin__\neval\n\x85R(c__builtin__\neval\n" + text(code) + b"\x85}Ntb)R"
+    "partial": lambda path: (
+        b"cfunctools\npartial\nc__builtin__\neval\n\x85R(c__builtin__\neval\n"
+        + text(f"__import__('pathlib').Path({str(path)!r}).touch()")
+        + b"\x85}Ntb)R"
     ),
 }
 
@@ -205,7 +196,7 @@ ATTACKS = {  # how a pickle may call eval, or get at a method
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_nothing_in_a_checkpoint_is_run(tmp_path, attack):
     sentinel, path = tmp_path / "executed", tmp_path / "model.pth.tar-1"
-    payload = ATTACKS[attack](TOUCH.format(str(sentinel)), sentinel)
+    payload = ATTACKS[attack](sentinel)
     with contextlib.suppress(Exception):
         pickle.loads(b"\x80\x02" + payload + b".")
     assert sentinel.exists()  # the attack is one
@@ -238,7 +229,7 @@ def test_nothing_that_a_checkpoint_names_is_imported(tmp_path, monkeypatch):
     assert "this" not in sys.modules
 
 
-@pytest.mark.parametrize("value", [np.float64(61.5), np.float32(61.5), np.int64(61), np.bool_(True)])
+@pytest.mark.parametrize("value", [np.float32(61.5), np.bool_(True)])
 def test_numbers_of_numpy_become_pythons(tmp_path, value):
     model = nn.Linear(2, 2)
     optimizer, _ = trained(model)

@@ -37,14 +37,6 @@ class Plain(DatasetBase):
     pass
 
 
-def test_few_shots_are_one_sample_a_class_in_label_order():
-    source = items({"a": 10, "b": 10})
-    with seeded(3):
-        chosen = Plain(train_x=source).generate_fewshot_dataset(source, num_shots=2)
-    random.seed(3)
-    assert [d.impath for d in chosen] == [d.impath for k in (0, 10) for d in random.sample(source[k : k + 10], 2)]
-
-
 def test_few_shots_of_a_small_class(capsys):
     source = items({"a": 10, "rare": 1})
     dataset = Plain(train_x=source)
@@ -55,7 +47,7 @@ def test_few_shots_of_a_small_class(capsys):
 
 
 def test_a_class_of_just_as_many_images_is_drawn_from_like_all_others():
-    """Else the classes behind it would get other images than in the original."""
+    """Each class is one sample, in the order of labels; else those behind it would get others than in the original."""
     source = items({"a": 3, "b": 10})
     random.seed(3)
     expected = [*random.sample(source[:3], 3), *random.sample(source[3:], 3)]
@@ -86,12 +78,6 @@ def batches(pictures, workers=0, epoch=0, **values):
     loader = build_data_loader(cfg, "RandomSampler", pictures, 2, tfm=build_transform(cfg))
     loader.epoch = epoch
     return list(loader)
-
-
-def test_a_batch_has_dassls_keys(pictures):
-    batch = batches(pictures, DATALOADER__RETURN_IMG0=True)[0]
-    assert set(batch) == {"img", "label", "domain", "impath", "index", "img0"}
-    assert batch["img"].shape == batch["img0"].shape == (2, 3, 8, 8)
 
 
 def test_several_views(pictures):
@@ -167,16 +153,10 @@ def test_no_transform_gives_the_picture(pictures):
         DatasetWrapper(cfg, pictures, None, is_train=True)
 
 
-def test_class_and_domain_samplers_balance_their_batches(pictures):
-    cfg = config(SEED=1)
-    order = list(build_sampler("RandomClassSampler", cfg=cfg, data_source=pictures, batch_size=4, n_ins=2))
-    assert sorted(pictures[i].label for i in order[:4]) == [0, 0, 1, 1]
-    order = list(build_sampler("RandomDomainSampler", cfg=cfg, data_source=pictures, batch_size=6))
-    assert sorted(pictures[i].domain for i in order) == [0, 0, 1, 1, 2, 2]
-    assert len(set(order)) == 6
+def test_groups_that_fill_no_batch_are_refused(pictures):
     for name, values in (("RandomClassSampler", {"n_ins": 3}), ("RandomDomainSampler", {"n_domain": 4})):
         with pytest.raises(UserError, match=name):
-            build_sampler(name, cfg=cfg, data_source=pictures, batch_size=4, **values)
+            build_sampler(name, cfg=config(SEED=1), data_source=pictures, batch_size=4, **values)
 
 
 def test_a_loader_that_counts_no_epochs_draws_anew_each_time(pictures):

@@ -49,10 +49,9 @@ def test_it_says_when_at_which_rate_and_what_may_help(run):
     assert list(result.folder.glob("prompt_learner/model*")) == []
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_method_that_checks_nothing_itself_is_stopped_too(run, monkeypatch, value):
+def test_a_method_that_checks_nothing_itself_is_stopped_too(run, monkeypatch):
     def loss_of(trainer, loss):
-        return loss * value if (trainer.epoch, trainer.batch_idx) == (2, 1) else loss
+        return loss * float("nan") if (trainer.epoch, trainer.batch_idx) == (2, 1) else loss
 
     monkeypatch.setattr(CoOp, "forward_backward", lambda self, batch: step(self, batch, loss_of))
     result = run(*SHORT, "TRAIN.CHECKPOINT_FREQ", 1)
