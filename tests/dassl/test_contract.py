@@ -26,7 +26,6 @@ from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY, TrainerX, TrainerXU, build_trainer
 from dassl.evaluation import build_evaluator
 from dassl.modeling.ops.utils import create_onehot, ema_model_update, linear_rampup, sharpen_prob, sigmoid_rampup
-from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, check_isfile, collect_env_info, mkdir_if_missing, set_random_seed
 
 IMPORTS = {
@@ -99,40 +98,10 @@ SIGNATURES = {  # of methods that trainers of the field call or override
     "input": "model_inference",
     "split is_final": "test",  # some copies of Dassl tell the evaluation after training that it is the final one
 }
-HOOKS = ("before_train", "before_epoch", "run_epoch", "after_epoch", "after_train")
 
 
 @TRAINER_REGISTRY.register()
-class ContractTrainer(TrainerX):
-    """Writes down which hooks are called."""
-
-    def check_cfg(self, cfg):
-        self.calls = ["check_cfg"]
-
-    def build_model(self):
-        self.model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, self.num_classes)).to(self.device)
-        self.optim = build_optimizer(self.model, self.cfg.OPTIM)
-        self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM)
-        self.register_model("linear", self.model, self.optim, self.sched)
-
-    def forward_backward(self, batch):
-        images, labels, _ = self.parse_batch_train(batch)
-        loss = F.cross_entropy(self.model(images), labels)
-        self.model_backward_and_update(loss, names="linear")
-        return {"loss": loss.item()}
-
-
-for hook in HOOKS:
-
-    def recorded(self, hook=hook):
-        self.calls.append(hook)
-        getattr(TrainerX, hook)(self)
-
-    setattr(ContractTrainer, hook, recorded)
-
-
-@TRAINER_REGISTRY.register()
-class ContractTrainerXU(TrainerXU):
+class BothKinds(TrainerXU):
     """Learns from labelled images, and looks at unlabelled ones."""
 
     def build_model(self):
@@ -197,7 +166,7 @@ def test_flags_of_train_py(tmp_path):
     assert (cfg.DATASET.NAME, cfg.OPTIM.MAX_EPOCH, cfg.OPTIM.LR) == ("Digits", 7, 0.5)
 
 
-# ---- trainers ----
+# ---- trainers and their batches ----
 
 
 def test_methods_of_a_trainer_take_what_the_field_hands_them():
@@ -207,38 +176,13 @@ def test_methods_of_a_trainer_take_what_the_field_hands_them():
             assert parameters[: 1 + len(expected.split())] == ["self", *expected.split()], method
 
 
-def test_what_a_trainer_reads_on_itself(config_of, tmp_path):
-    cfg = config_of("ContractTrainer")
-    trainer = build_trainer(cfg)
-    assert trainer.cfg is cfg
-    assert trainer.dm.dataset.classnames == ["dark", "bright"]
-    assert trainer.lab2cname == {0: "dark", 1: "bright"}
-    assert (trainer.num_classes, trainer.num_source_domains) == (2, 0)
-    assert trainer.device.type in ("cpu", "cuda")
-    assert (trainer.output_dir, trainer.best_result) == (str(tmp_path / "run"), -float("inf"))
-    assert trainer.scaler is None
-    assert callable(trainer.evaluator.evaluate)
-    lengths = {name: len(getattr(trainer, name).dataset) for name in vars(trainer) if "_loader" in name}
-    assert lengths == {"train_loader_x": 12, "train_loader_u": 20, "val_loader": 4, "test_loader": 8}
-    for name, registered in (("_models", "model"), ("_optims", "optim"), ("_scheds", "sched")):
-        assert getattr(trainer, name) == {"linear": getattr(trainer, registered)}
-
-
-def test_hooks_are_called_in_order_and_counters_count(config_of):
-    trainer = build_trainer(config_of("ContractTrainer", OPTIM__MAX_EPOCH=2))
-    trainer.train()
-    assert trainer.calls == ["check_cfg", HOOKS[0], *2 * HOOKS[1:4], HOOKS[4]]
-    assert (trainer.epoch, trainer.max_epoch, trainer.batch_idx, trainer.num_batches) == (1, 2, 2, 3)
-    assert trainer.test(split="val") == trainer.results["accuracy"]
-
-
 def test_custom_transforms_and_wrapper_reach_the_batches(config_of):
     class Halved(DatasetWrapper):
         def __getitem__(self, idx):
             item = super().__getitem__(idx)
             return {**item, "img": item["img"] / 2}
 
-    cfg = config_of("ContractTrainer", DATALOADER__RETURN_IMG0=True)
+    cfg = config_of("BothKinds", DATALOADER__RETURN_IMG0=True)
     plain = build_transform(cfg, is_train=False)
     dm = DataManager(cfg, custom_tfm_train=[plain, plain], custom_tfm_test=plain, dataset_wrapper=Halved)
     batch = next(iter(dm.train_loader_x))
@@ -250,7 +194,7 @@ def test_custom_transforms_and_wrapper_reach_the_batches(config_of):
 
 @pytest.mark.parametrize(("count", "number"), [("train_x", 3), ("train_u", 5), ("smaller_one", 3)])
 def test_pairs_of_batches(config_of, count, number, capsys):
-    trainer = build_trainer(config_of("ContractTrainerXU", TRAIN__COUNT_ITER=count, OPTIM__MAX_EPOCH=2))
+    trainer = build_trainer(config_of("BothKinds", TRAIN__COUNT_ITER=count, OPTIM__MAX_EPOCH=2))
     trainer.train()
     assert [epoch for epoch, _, _ in trainer.seen] == [epoch for epoch in range(2) for _ in range(number)]
     last = rf"^epoch \[2/2\] batch \[{number}/{number}\] time .* data .* loss .* lr 1.0000e-02 eta 0"
@@ -258,7 +202,7 @@ def test_pairs_of_batches(config_of, count, number, capsys):
 
 
 def test_the_shorter_loader_starts_again_in_another_order_and_a_resumed_run_sees_the_same(config_of, tmp_path):
-    cfg = config_of("ContractTrainerXU", TRAIN__COUNT_ITER="train_u", TRAIN__CHECKPOINT_FREQ=1, OPTIM__MAX_EPOCH=3)
+    cfg = config_of("BothKinds", TRAIN__COUNT_ITER="train_u", TRAIN__CHECKPOINT_FREQ=1, OPTIM__MAX_EPOCH=3)
     whole = build_trainer(cfg)
     whole.train()
     orders = []
@@ -276,8 +220,8 @@ def test_the_shorter_loader_starts_again_in_another_order_and_a_resumed_run_sees
 
 def test_what_cannot_be_paired_is_refused(config_of):
     with pytest.raises(UserError, match="TRAIN.COUNT_ITER"):
-        build_trainer(config_of("ContractTrainerXU", TRAIN__COUNT_ITER="train_z")).train()
-    trainer = build_trainer(config_of("ContractTrainerXU"))
+        build_trainer(config_of("BothKinds", TRAIN__COUNT_ITER="train_z")).train()
+    trainer = build_trainer(config_of("BothKinds"))
     trainer.train_loader_u = None
     with pytest.raises(UserError, match="needs unlabelled images"):
         trainer.train()

@@ -1,5 +1,6 @@
 """The engine as a trainer written for Dassl uses it: every name of the contract, on a model of two layers."""
 
+import math
 import time
 
 import pytest
@@ -22,9 +23,6 @@ class TwoLayers(TrainerX):
         assert cfg.OPTIM.NAME == "sgd"
 
     def build_model(self):
-        assert self.dm.dataset.classnames == ["dark", "bright"]
-        assert (self.num_classes, self.num_source_domains) == (2, 0)
-        assert self.lab2cname == {0: "dark", 1: "bright"}
         self.body = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4)).to(self.device)
         self.head = nn.Linear(4, self.num_classes).to(self.device)
         for name in ("body", "head"):
@@ -54,6 +52,39 @@ def trainer(config_of):
         return build_trainer(config_of("TwoLayers", out, **values))
 
     return make
+
+
+def test_what_a_trainer_reads_on_itself(config_of, tmp_path):
+    cfg = config_of("TwoLayers")
+    trainer = build_trainer(cfg)
+    assert trainer.cfg is cfg
+    assert trainer.dm.dataset.classnames == ["dark", "bright"]
+    assert trainer.lab2cname == {0: "dark", 1: "bright"}
+    assert (trainer.num_classes, trainer.num_source_domains) == (2, 0)
+    assert trainer.device.type in ("cpu", "cuda")
+    assert (trainer.output_dir, trainer.best_result) == (str(tmp_path / "run"), -float("inf"))
+    assert trainer.scaler is None
+    assert callable(trainer.evaluator.evaluate)
+    lengths = {name: len(getattr(trainer, name).dataset) for name in vars(trainer) if "_loader" in name}
+    assert lengths == {"train_loader_x": 12, "train_loader_u": 20, "val_loader": 4, "test_loader": 8}
+    assert trainer._models == {"body": trainer.body, "head": trainer.head}
+    assert trainer._optims.keys() == trainer._scheds.keys() == trainer._models.keys()
+
+
+def test_hooks_are_called_in_order_and_counters_count(trainer, monkeypatch):
+    hooks, calls = ["before_train", "before_epoch", "run_epoch", "after_epoch", "after_train"], []
+    for hook in hooks:
+
+        def recorded(self, hook=hook):
+            calls.append(hook)
+            getattr(TrainerX, hook)(self)
+
+        monkeypatch.setattr(TwoLayers, hook, recorded)
+    learner = trainer(OPTIM__MAX_EPOCH=2)
+    learner.train()
+    assert calls == [hooks[0], *2 * hooks[1:4], hooks[4]]
+    assert (learner.epoch, learner.max_epoch, learner.batch_idx, learner.num_batches) == (1, 2, 2, 3)
+    assert learner.test(split="val") == learner.results["accuracy"]
 
 
 @pytest.mark.parametrize("behind", [("body", "head"), ("head",)])
@@ -165,7 +196,10 @@ def test_modes_and_rates_of_chosen_models(trainer):
     assert (learner.body.training, learner.head.training) == (True, False)
     learner.set_model_mode("train")
     assert learner.head.training
-    assert learner.get_current_lr("head") == 0.05
+    learner.model_update("head")
+    learner.update_lr("head")
+    assert learner.get_current_lr("body") == 0.05
+    assert learner.get_current_lr("head") == pytest.approx(0.025 * (1 + math.cos(math.pi / 4)))
     with pytest.raises(KeyError, match="tail"):
         learner.get_model_names("tail")
     with pytest.raises(ValueError, match="head"):

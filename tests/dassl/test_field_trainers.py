@@ -72,9 +72,8 @@ class FieldOwnAfterEpoch(Field):
         self.lowest = float("inf")
 
     def after_epoch(self):
-        loss = self.last_loss
-        is_best = loss < self.lowest
-        self.lowest = min(loss, self.lowest)
+        is_best = self.last_loss < self.lowest
+        self.lowest = min(self.last_loss, self.lowest)
         self.save_model(self.epoch, self.output_dir, is_best=is_best)
 
     def forward_backward(self, batch):
@@ -112,29 +111,38 @@ class Average:
             self.weights[name].mul_(0.9).add_(value, alpha=0.1)
 
 
+@dataclass(frozen=True)
+class Progress:
+    step: int = 0
+
+
 @TRAINER_REGISTRY.register()
-class FieldAveraged(Field):
-    """Steps its optimizer itself; keeps averaged weights, a second model and a counter on itself."""
+class FieldKeeps(Field):
+    """Steps its optimizer itself; keeps averaged weights, other models, and state in every shape that a checkpoint
+    holds."""
 
     def build_model(self):
         super().build_model()
         self.average = Average(self.model)
         self.teacher = copy.deepcopy(self.model)
         self.second = torch.optim.SGD(self.teacher.parameters(), lr=0.1, momentum=0.9)
-        self.steps, self.trained_on, self.averaged = 0, defaultdict(list), None
-        self.recent, self.labels, self.last = deque(maxlen=3), set(), None
+        self.shadow = self.model[2].weight.detach()  # begins as the registered weight itself
+        self.nets = {"student": self.model, "other": copy.deepcopy(self.model[2]), "steps": 0}
+        self.frozen = nn.Linear(300, 300)
+        self.frozen.register_buffer("calls", torch.zeros(()))
+        self.steps, self.averaged, self.last, self.progress = 0, None, None, Progress()
+        self.trained_on, self.recent, self.labels = defaultdict(list), deque(maxlen=3), set()
+        self.counts, self.memory = np.zeros(2), torch.zeros(1000, 50)
+        self.hooks = [self.model[2].register_forward_hook(lambda *_: None)]
 
     def forward_backward(self, batch):
         loss = self.loss(batch) / (1 + 0.1 * self.steps)
         self.optim.zero_grad()
         loss.backward()
         self.optim.step()
-        self.steps += 1
         self.average.update(self.model)
-        self.trained_on[self.epoch].append(batch["index"].tolist())
-        self.recent.append(loss.item())
-        self.labels.add((self.epoch, self.batch_idx))
-        self.last = (self.epoch, np.float32(loss.item()))
+        self.count(batch, loss.item())
+        self.shadow = 0.9 * self.shadow + 0.1 * self.model[2].weight.detach()
         if self.averaged is None:
             self.averaged = [torch.zeros_like(p) for p in self.model.parameters()]
         for total, p in zip(self.averaged, self.model.parameters(), strict=True):
@@ -143,13 +151,32 @@ class FieldAveraged(Field):
             mine.data.mul_(0.8).add_(theirs.data, alpha=0.2)
             mine.grad = 0.01 * theirs.grad
         self.second.step()
+        with torch.no_grad():
+            self.nets["other"].weight.lerp_(self.model[2].weight, 0.1)
+            self.frozen.calls += 1
         if (self.batch_idx + 1) == self.num_batches:
             self.update_lr()
         return {"loss": loss.item()}
 
+    def count(self, batch, loss):
+        self.steps += 1
+        self.nets["steps"] += 1
+        self.counts += [1, self.batch_idx]
+        self.progress = Progress(self.progress.step + 1)
+        self.trained_on[self.epoch].append(batch["index"].tolist())
+        self.recent.append(loss)
+        self.labels.add((self.epoch, self.batch_idx))
+        self.last, self.view = (self.epoch, np.float32(loss)), self.memory[0]
+        self.criterion, self.started = nn.CrossEntropyLoss(), time.strftime("%Y")
+
+    def state(self) -> tuple[dict, torch.Tensor]:
+        values = {name: getattr(self, name) for name in ("steps", "trained_on", "recent", "labels", "last", "progress")}
+        tensors = [self.average.weights["2.bias"], self.teacher[2].bias, self.averaged[1], torch.tensor(self.counts)]
+        tensors += [self.shadow, self.nets["other"].weight, self.frozen.calls, torch.tensor(self.nets["steps"])]
+        return values, torch.cat([tensor.detach().flatten() for tensor in tensors])
+
     def after_train(self):
-        own = [self.average.weights["2.bias"], self.teacher[2].bias, self.averaged[1], torch.tensor(float(self.steps))]
-        self.state_at_the_end = torch.cat([tensor.detach().flatten() for tensor in own])
+        self.state_at_the_end = self.state()
         super().after_train()
 
 
@@ -201,33 +228,32 @@ def same(one, other) -> None:
         assert torch.equal(mine, theirs)
 
 
-@pytest.mark.parametrize("kind", ["OwnTrain", "OwnAfterEpoch", "DeepCopy"])
+@pytest.mark.parametrize("kind", ["OwnAfterEpoch", "DeepCopy"])
 def test_a_trainer_that_is_killed_ends_as_if_undisturbed(config, monkeypatch, kind, capsys):
     whole = run(config(kind, "whole"))
     run(config(kind, "parts"), monkeypatch, stop_in=2)
     capsys.readouterr()
     again = run(config(kind, "parts"))
-    assert again.start_epoch == (0 if kind == "OwnTrain" else 2)
+    assert again.start_epoch == 2
     assert f"epoch [{again.start_epoch + 1}/{EPOCHS}]" in capsys.readouterr().out
     same(whole, again)
     assert getattr(again, "lowest", None) == getattr(whole, "lowest", None)
 
 
-def same_average(one, other) -> None:
-    assert torch.equal(one.state_at_the_end, other.state_at_the_end)
-    for name in ("steps", "trained_on", "recent", "labels", "last"):
-        assert getattr(one, name) == getattr(other, name), name
-    assert type(one.trained_on) is type(other.trained_on) is defaultdict
-
-
-def test_what_its_trainer_kept_goes_on_after_a_kill_in_training_and_after_it(config, monkeypatch):
-    whole = run(config("Averaged", "whole"))
-    run(config("Averaged", "parts"), monkeypatch, stop_in=3)
+def test_state_of_any_shape_goes_on_after_a_kill_in_training_and_after_it(config, tmp_path, monkeypatch):
+    whole = run(config("Keeps", "whole"))
+    run(config("Keeps", "parts"), monkeypatch, stop_in=3)
     for start in (3, EPOCHS):
-        again = run(config("Averaged", "parts"))
+        again = run(config("Keeps", "parts"))
         assert again.start_epoch == start
         same(whole, again)
-        same_average(whole, again)
+        assert again.state_at_the_end[0] == whole.state_at_the_end[0]
+        assert torch.equal(again.state_at_the_end[1], whole.state_at_the_end[1])
+        assert type(again.trained_on) is defaultdict
+        assert again.nets["student"] is again.model
+    saved = load_checkpoint(tmp_path / f"parts/linear/model.pth.tar-{EPOCHS}")["trainer"]
+    assert set(saved["frozen"]["module"]) == {"calls"}
+    assert saved["view"].untyped_storage().nbytes() == 50 * 4
 
 
 def test_nothing_is_saved_where_the_epoch_is_minus_1(config, tmp_path):
@@ -298,54 +324,6 @@ def test_a_config_from_a_copy_of_dassls_defaults_is_completed(config, frozen):
 
 
 # ---- what a trainer sets on itself ----
-
-
-@dataclass(frozen=True)
-class Progress:
-    step: int = 0
-
-
-@TRAINER_REGISTRY.register()
-class FieldOdd(Field):
-    """State in every shape that a checkpoint holds."""
-
-    def build_model(self):
-        super().build_model()
-        self.shadow = self.model[2].weight.detach()  # begins as the registered weight itself
-        self.counts, self.progress = np.zeros(2), Progress()
-        self.nets = {"student": self.model, "teacher": copy.deepcopy(self.model[2]), "steps": 0}
-        self.memory = torch.zeros(1000, 50)
-        self.hooks, self.losses = [self.model[2].register_forward_hook(lambda *_: None)], []
-        self.frozen = nn.Linear(300, 300)
-        self.frozen.register_buffer("calls", torch.zeros(()))
-
-    def forward_backward(self, batch):
-        self.criterion, self.started = nn.CrossEntropyLoss(), time.strftime("%Y")
-        self.shadow = 0.9 * self.shadow + 0.1 * self.model[2].weight.detach()
-        self.counts += [1, self.batch_idx]
-        self.progress = Progress(self.progress.step + 1)
-        self.nets["steps"] += 1
-        with torch.no_grad():
-            self.nets["teacher"].weight.lerp_(self.model[2].weight, 0.1)
-            self.frozen.calls += 1
-        self.last = self.memory[0]
-        self.losses.append((self.epoch, self.nets["teacher"].weight.sum().item()))
-        return super().forward_backward(batch)
-
-
-def test_state_of_any_shape_goes_on_and_touches_no_registered_model(config, tmp_path, monkeypatch):
-    whole = run(config("Odd", "whole"))
-    run(config("Odd", "parts"), monkeypatch, stop_in=2)
-    again = run(config("Odd", "parts"))
-    same(whole, again)
-    assert torch.equal(again.shadow, whole.shadow)
-    assert again.counts.tolist() == whole.counts.tolist()
-    assert (again.progress, again.losses, again.frozen.calls) == (whole.progress, whole.losses, whole.frozen.calls)
-    assert (again.nets["steps"], again.nets["student"] is again.model) == (whole.nets["steps"], True)
-    assert torch.equal(again.nets["teacher"].weight, whole.nets["teacher"].weight)
-    saved = load_checkpoint(tmp_path / f"parts/linear/model.pth.tar-{EPOCHS}")["trainer"]
-    assert set(saved["frozen"]["module"]) == {"calls"}
-    assert saved["last"].untyped_storage().nbytes() == 50 * 4
 
 
 @TRAINER_REGISTRY.register()

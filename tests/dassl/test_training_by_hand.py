@@ -115,12 +115,6 @@ def test_the_best_epoch_on_validation_images_is_deployed_and_of_equal_ones_the_f
     assert (best["epoch"], best["val_result"]) == (2, ON_VAL[1])
 
 
-def test_by_default_the_last_epoch_is_deployed(trainer):
-    done = trainer()
-    done.train()
-    assert done.results["accuracy"] == ON_TEST[-1]
-
-
 def test_a_finished_run_is_loaded_at_its_best_epoch_or_at_the_one_asked_for(trainer):
     trainer(TEST__FINAL_MODEL="best_val", TRAIN__CHECKPOINT_FREQ=1).train()
     loaded = trainer()
@@ -141,18 +135,6 @@ def test_what_was_best_before_a_stop_stays_best(trainer, monkeypatch):
     assert resumed.results["accuracy"] == ON_TEST[1]
 
 
-def test_what_was_best_since_other_settings_were_forced_stays_best(trainer, monkeypatch):
-    """Before that there was something else, so the second epoch is the first to be compared."""
-    settings = {"TEST__FINAL_MODEL": "best_val", "TRAIN__CHECKPOINT_FREQ": 1}
-    forced = {**settings, "OPTIM__LR": 0.1, "FORCE_RESUME": True}
-    stop_in(monkeypatch, trainer(**settings), 1)
-    stop_in(monkeypatch, trainer(**forced), 2)
-    resumed = trainer(**forced)
-    resumed.train()
-    assert resumed.start_epoch == 2
-    assert resumed.results["accuracy"] == ON_TEST[1]
-
-
 def test_what_was_best_before_other_settings_were_forced_is_nothing_to_beat(trainer, monkeypatch):
     settings = {"TEST__FINAL_MODEL": "best_val", "TRAIN__CHECKPOINT_FREQ": 1}
     stop_in(monkeypatch, trainer(**settings), 2)
@@ -165,21 +147,19 @@ def test_what_was_best_before_other_settings_were_forced_is_nothing_to_beat(trai
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_run_does_not_go_on_over_other_images_to_learn_from_or_to_choose_on(trainer, monkeypatch, split):
     trainer(OPTIM__MAX_EPOCH=2).train()
+    monkeypatch.setitem(GREYS, "test", GREYS["test"][:2])  # those may be others
+    again = trainer(OPTIM__MAX_EPOCH=2)
+    again.train()
+    assert again.start_epoch == 2
     monkeypatch.setitem(GREYS, split, GREYS[split][::-1])  # the same names for other labels
     with pytest.raises(UserError, match=f"the checkpoints were made with other {split}.* images"):
         trainer(OPTIM__MAX_EPOCH=2).train()
 
 
-def test_a_run_goes_on_where_images_for_testing_are_others(trainer, monkeypatch):
-    trainer(OPTIM__MAX_EPOCH=2).train()
-    monkeypatch.setitem(GREYS, "test", GREYS["test"][:2])
-    again = trainer(OPTIM__MAX_EPOCH=2)
-    again.train()
-    assert again.start_epoch == 2
-
-
-def test_checkpoints_are_of_every_nth_epoch_and_of_the_last(trainer, tmp_path):
-    trainer(TRAIN__CHECKPOINT_FREQ=3).train()
+def test_checkpoints_are_of_every_nth_epoch_and_of_the_last_which_is_deployed_by_default(trainer, tmp_path):
+    done = trainer(TRAIN__CHECKPOINT_FREQ=3)
+    done.train()
+    assert done.results["accuracy"] == ON_TEST[-1]
     found = {path.name: load_checkpoint(path) for path in (tmp_path / "run/model").glob("model*")}
     assert set(found) == {"model.pth.tar-3", "model.pth.tar-4"}
     for epoch in (3, 4):
@@ -227,14 +207,6 @@ def test_every_model_follows_its_schedule(trainer, monkeypatch):
     due = [0.025 * (1 + math.cos(math.pi * epoch / 4)) for epoch in range(4) for _ in range(2)]
     assert [one for one, _ in rates] == pytest.approx(due)
     assert [other for _, other in rates] == pytest.approx(due)
-
-
-def test_one_model_alone_follows_its_schedule_if_asked_for(trainer):
-    learner = trainer()
-    learner.model_update("other")
-    learner.update_lr("other")
-    assert learner.get_current_lr("model") == 0.05
-    assert learner.get_current_lr("other") == pytest.approx(0.025 * (1 + math.cos(math.pi / 4)))
 
 
 def test_each_step_goes_by_its_own_gradient(trainer, monkeypatch):

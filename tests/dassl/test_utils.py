@@ -30,7 +30,7 @@ from dassl.utils import (
     tolist_if_not,
     write_json,
 )
-from dassl.utils.logger import log_to, set_aside
+from dassl.utils.logger import log_to
 
 
 def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path):
@@ -104,21 +104,14 @@ def test_meters():
     assert str(metrics) == "loss 1.0000 (0.7500) acc 75.0000 (50.0000)"
 
 
-def test_older_logs_of_the_same_second_are_all_kept(tmp_path):
+def test_older_logs_are_set_aside_even_those_of_the_same_second(tmp_path, capsys):
     for text in ("first", "second", "third", "fourth"):
-        set_aside(tmp_path / "log.txt")
-        (tmp_path / "log.txt").write_text(text)
-        os.utime(tmp_path / "log.txt", (99, 99))
-    assert sorted(path.read_text() for path in tmp_path.iterdir()) == ["first", "fourth", "second", "third"]
-
-
-def test_an_older_log_is_set_aside(tmp_path, capsys):
-    for text in ("first", "second", "third"):
         with log_to(tmp_path):
             print(text)
-    assert (tmp_path / "log.txt").read_text() == "third\n"
-    assert sorted(p.read_text() for p in tmp_path.glob("log.txt-*")) == ["first\n", "second\n"]
-    assert capsys.readouterr().out == "first\nsecond\nthird\n"
+        os.utime(tmp_path / "log.txt", (99, 99))
+    assert (tmp_path / "log.txt").read_text() == "fourth\n"
+    assert sorted(path.read_text() for path in tmp_path.glob("log.txt-*")) == ["first\n", "second\n", "third\n"]
+    assert capsys.readouterr().out == "first\nsecond\nthird\nfourth\n"
 
 
 def test_a_log_says_why_it_ends(tmp_path):
@@ -157,18 +150,6 @@ def test_what_is_no_percentage_is_no_result(tmp_path, text):
     (tmp_path / "log.txt").write_text(f"=> result\n* accuracy: 99.00%\n* accuracy: {text}%\n")
     with pytest.raises(UserError, match=f"line 3: {re.escape(text)}% is no percentage"):
         read_result(tmp_path / "log.txt", test_log=True)
-
-
-def test_results_before_the_end_of_training_do_not_count(tmp_path):
-    log = tmp_path / "log.txt"
-    log.write_text("=> result\n* accuracy: 99.00%\nepoch [1/2]\n")
-    assert read_result(log) is None
-    assert read_result(log, test_log=True) == 99
-    for end in ("Finish training", "Finished training"):
-        log.write_text(f"* accuracy: 99.00%\n{end}\n=> result\n* accuracy: 8.5%\n* error: 9.15e+01%\n")
-        assert read_result(log) == 8.5
-        assert read_result(log, "error") == 91.5
-        assert read_result(log, "macro_f1") is None
 
 
 class Server(http.server.BaseHTTPRequestHandler):
