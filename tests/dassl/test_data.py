@@ -198,11 +198,8 @@ def test_derived_seeds_do_not_collide_or_wander():
 
 # ---- samplers: groups that are used up begin in a new order ----
 
-SAMPLERS = {
-    "RandomSampler": {},
-    "RandomDomainSampler": {"batch_size": 6},
-    "RandomClassSampler": {"batch_size": 6, "n_ins": 3},
-}
+SAMPLERS = {"RandomSampler": {}, "RandomDomainSampler": {"batch_size": 6}}
+SAMPLERS["RandomClassSampler"] = {"batch_size": 6, "n_ins": 3}
 
 
 @pytest.fixture
@@ -252,6 +249,9 @@ def test_the_groups_of_a_batch_are_drawn(name):
     groups = [index % 4 for index in sampler][::4]
     assert set(groups) == {0, 1, 2, 3}
     assert groups != (groups[:4] * 5)
-    for name, values in (("RandomClassSampler", {"n_ins": 3}), ("RandomDomainSampler", {"n_domain": 7})):
+
+
+def test_groups_that_fill_no_batch_are_refused(pictures):
+    for name, values in (("RandomClassSampler", {"n_ins": 3}), ("RandomDomainSampler", {"n_domain": 4})):
         with pytest.raises(UserError, match=name):
-            build_sampler(name, config(SEED=1), source, batch_size=4, **values)
+            build_sampler(name, config(SEED=1), pictures, batch_size=4, **values)
