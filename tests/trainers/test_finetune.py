@@ -50,7 +50,7 @@ def test_the_example_tests_on_other_scans(pairs_root):
 # ---- whole runs ----
 
 
-def test_fine_tuning_raises_recall_on_pairs_it_has_not_seen(tune, pairs_root, tmp_path):
+def test_fine_tuning_raises_recall_on_pairs_it_has_not_seen(tune, tmp_path):
     digit_pairs.main(["--root", str(tmp_path), "--pairs", "300"])
     settings = ("--root", tmp_path, "OPTIM.MAX_EPOCH", 3, "DATALOADER.TRAIN_X.BATCH_SIZE", 20)
     shared = {name: value.clone() for name, value in load_shared("tiny", "", "fp32", "cpu")[0].state_dict().items()}
@@ -65,14 +65,11 @@ def test_fine_tuning_raises_recall_on_pairs_it_has_not_seen(tune, pairs_root, tm
     assert all(torch.equal(value, after[name]) for name, value in shared.items())  # others of this process have it
 
 
-def test_without_a_model_the_pretrained_clip_is_evaluated(tune, run):
+def test_without_a_model_the_pretrained_clip_is_evaluated(tune):
     result = tune("--eval-only")
     assert result.code == 0, result.error
     assert recall(result) < 5
     assert set(listdir_nohidden(result.folder)) == {"log.txt", "result.json"}
-    on_digits = run("--config-file", CONFIGS / "tiny.yaml", "--eval-only", trainer="CLIPFineTune", out="digits")
-    zero_shot = run("--eval-only", trainer="ZeroshotCLIP", out="zero")
-    assert on_digits.accuracy == zero_shot.accuracy
 
 
 def test_a_run_with_lora_evaluates_again_and_on_classes(tune, run):
@@ -82,11 +79,12 @@ def test_a_run_with_lora_evaluates_again_and_on_classes(tune, run):
     assert any("visual" in name for name in learned)
     evaluation = ("--eval-only", "--model-dir", trained.folder, *LORA)
     assert tune(*evaluation, out="again").record["recall@1"] == trained.record["recall@1"]
-    digits = run("--config-file", CONFIGS / "tiny.yaml", *evaluation, trainer="CLIPFineTune", out="digits")
+    config = ("--config-file", CONFIGS / "tiny.yaml")
+    digits = run(*config, *evaluation, trainer="CLIPFineTune", out="digits")
     assert digits.code == 0, digits.error
-    assert "* total: 896" in digits.log
     assert digits.record["classnames"][:2] == ["zero", "one"]
-    assert digits.accuracy != "75.67"  # zero-shot
+    untrained = run(*config, "--eval-only", trainer="CLIPFineTune", out="untrained")
+    assert digits.accuracy != untrained.accuracy == run("--eval-only", trainer="ZeroshotCLIP", out="zero").accuracy
 
 
 def test_projections_alone_learn_by_a_rate_that_warms_up_by_steps(tune):

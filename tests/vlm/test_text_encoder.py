@@ -33,7 +33,7 @@ def features_and_gradient(learner, encode) -> tuple[torch.Tensor, torch.Tensor]:
     return features.detach(), learner.ctx.grad
 
 
-@pytest.mark.parametrize(("names", "n_ctx"), [(MANY_TOKENS, 4), (["cat"], 1)])
+@pytest.mark.parametrize(("names", "n_ctx"), [(MANY_TOKENS, 5), (["cat"], 1)])
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
 @pytest.mark.parametrize("csc", [False, True])
 def test_features_and_gradients_are_the_plain_encoders(wide, names, n_ctx, position, csc):
