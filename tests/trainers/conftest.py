@@ -2,64 +2,76 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
+import torch
 
 import train
 from dassl.engine import build_trainer
-from tests.common import REPOSITORY
+from tests.common import REPOSITORY, SHARED
 from tests.conftest import Run
 from tools import digit_pairs
 
 CONFIGS = REPOSITORY / "configs/trainers/CLIPFineTune"
 
 
-@pytest.fixture
-def digits_trainer(digits_root, tmp_path):
-    """A function that builds a method's trainer on the digits, of one shot."""
+def caltech101(split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features and labels of the reference data."""
+    data = np.load(SHARED / "data/clip-vitb32-caltech101.npz")
+    return torch.from_numpy(data[f"{split}_features"]).float(), torch.from_numpy(data[f"{split}_labels"]).long()
 
-    def build(method: str, *options: object):
-        argv = ["--root", digits_root, "--trainer", method, "--seed", 1, "--output-dir", tmp_path]
-        argv += ["--dataset-config-file", REPOSITORY / "configs/datasets/digits.yaml"]
-        argv += ["--config-file", REPOSITORY / f"configs/trainers/{method}/tiny.yaml", "DATASET.NUM_SHOTS", 1, *options]
+
+@pytest.fixture
+def build(tmp_path):
+    """A function that builds a method's trainer; arguments are added at the end, so they win."""
+
+    def call(method: str, *arguments: object):
+        argv = ["--trainer", method, "--seed", 1, "--output-dir", tmp_path, *arguments]
         return build_trainer(train.setup_cfg(train.parse_args([str(word) for word in argv])))
 
-    return build
+    return call
+
+
+@pytest.fixture
+def digits_trainer(build, digits_root):
+    """A function that builds a method's trainer on the digits, of one shot."""
+
+    def call(method: str, *options: object):
+        flags = ["--root", digits_root, "--dataset-config-file", REPOSITORY / "configs/datasets/digits.yaml"]
+        flags += ["--config-file", REPOSITORY / f"configs/trainers/{method}/tiny.yaml"]
+        return build(method, *flags, "DATASET.NUM_SHOTS", 1, *options)
+
+    return call
 
 
 @pytest.fixture(scope="session")
 def pairs_root(tmp_path_factory):
     root = tmp_path_factory.mktemp("pairs")
     assert digit_pairs.main(["--root", str(root), "--pairs", "64"]) == 0
+    example = (REPOSITORY / "configs/datasets/captions.yaml").read_text()
+    (root / "pairs.yaml").write_text(example.replace('FOLDER: ""', 'FOLDER: "digit_pairs"'))
     return root
 
 
-@pytest.fixture
-def arguments(pairs_root, tmp_path):
-    """The arguments of a run in ``out``; more are added at the end, so they win."""
-
-    def of(*more: object, out: str = "run", config: str = "tiny") -> list[str]:
-        flags = [item for item in more if str(item).startswith("--")]
-        start = max((more.index(flag) + 2 for flag in flags), default=0)
-        argv = ["--root", pairs_root, "--seed", 1, "--trainer", "CLIPFineTune", "--output-dir", tmp_path / out]
-        argv += ["--dataset-config-file", REPOSITORY / "configs/datasets/captions.yaml"]
-        argv += ["--config-file", CONFIGS / f"{config}.yaml", *more[:start], "DATASET.FOLDER", "digit_pairs"]
-        return [str(word) for word in [*argv, *more[start:]]]
-
-    return of
+def pairs(root: Path, config: str) -> list[object]:
+    """The flags of a run of CLIPFineTune on them."""
+    configs = ["--dataset-config-file", root / "pairs.yaml", "--config-file", CONFIGS / f"{config}.yaml"]
+    return ["--root", root, *configs]
 
 
 @pytest.fixture
-def tune(arguments, tmp_path, capsys):
-    def call(*more: object, out: str = "run", config: str = "tiny") -> Run:
-        code = train.main(arguments(*more, out=out, config=config))
-        return Run(code, tmp_path / out, capsys.readouterr().err)
+def tune(run, pairs_root):
+    def call(*arguments: object, out: str = "run", config: str = "tiny") -> Run:
+        return run(*pairs(pairs_root, config), *arguments, trainer="CLIPFineTune", out=out)
 
     return call
 
 
 @pytest.fixture
-def trainer_of(arguments):
-    def build(*more: object, config: str = "tiny"):
-        return build_trainer(train.setup_cfg(train.parse_args(arguments(*more, config=config))))
+def trainer_of(build, pairs_root):
+    def call(*options: object, config: str = "tiny"):
+        return build("CLIPFineTune", *pairs(pairs_root, config), *options)
 
-    return build
+    return call

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 from yacs.config import CfgNode
 
-from tests.common import assert_same_tensors, plain_text_features, tensors
+from tests.common import plain_text_features, tensors
 from trainers.cocoop import ConditionalCLIP
 from vlm.clip.load import load
 from vlm.text.encoder import TextEncoder
@@ -46,17 +46,15 @@ def plain_logits(model: ConditionalCLIP, clip, image_features: torch.Tensor) -> 
 
 
 @pytest.mark.parametrize("memory", [0, 1 << 30])
-@pytest.mark.parametrize("values", [{}, {"N_CTX": 16}, {"CTX_INIT": "a_photo_of_a"}])
+@pytest.mark.parametrize("values", [{}, {"CTX_INIT": "a_photo_of_a"}])
 def test_logits_and_gradients_are_the_plain_ones(clip, image_features, values, memory):
     model = model_of(clip, memory, **values)
     parameters = dict(model.prompt_learner.named_parameters())
-    assert sorted(parameters) == [
-        "ctx",
-        "meta_net.linear1.bias",
-        "meta_net.linear1.weight",
-        "meta_net.linear2.bias",
-        "meta_net.linear2.weight",
-    ]
+    assert {name: [*p.shape] for name, p in parameters.items() if p.ndim > 1} == {
+        "ctx": [4, 128],
+        "meta_net.linear1.weight": [4, 64],  # a sixteenth of the features' width
+        "meta_net.linear2.weight": [128, 4],
+    }
     labels = torch.arange(IMAGES) % len(NAMES)
     results = []
     for logits in (model(image_features), plain_logits(model, clip, image_features)):
@@ -70,47 +68,18 @@ def test_logits_and_gradients_are_the_plain_ones(clip, image_features, values, m
         torch.testing.assert_close(gradients[name], gradient, atol=1e-5 * gradient.abs().max().item(), rtol=0)
 
 
-def test_each_image_has_its_own_prompts(clip, image_features):
-    model = model_of(clip)
-    together = model(image_features)
-    for i in range(IMAGES):
-        torch.testing.assert_close(model(image_features[i : i + 1])[0], together[i])
-    with torch.no_grad():
-        contexts = model.prompt_learner(F.normalize(image_features, dim=-1))
-    assert not torch.equal(contexts[0], contexts[1])
+def test_a_run_and_its_evaluation(run):
+    few = ("DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 1)
+    few = (*few, "TRAINER.COCOOP.N_CTX", 2)
+    trained = run(*few, trainer="CoCoOp")
+    assert trained.code == 0, trained.error
+    names = {"ctx", "token_prefix", "token_suffix", "meta_net.linear1.weight", "meta_net.linear2.bias"}
+    assert names <= set(tensors(trained.checkpoint(1)))
+    evaluated = run("--eval-only", "--model-dir", trained.folder, *few, trainer="CoCoOp", out="evaluated")
+    assert evaluated.accuracy == trained.accuracy
 
 
-def test_the_hidden_layer_has_a_sixteenth_of_the_features_width(clip):
-    hidden = model_of(clip).prompt_learner.meta_net.linear1
-    assert (hidden.in_features, hidden.out_features) == (64, 4)
-
-
-def test_a_run_trains_resumes_and_is_evaluated(run):
-    few = ("DATASET.NUM_SHOTS", 1, "DATALOADER.TRAIN_X.BATCH_SIZE", 5, "TRAIN.CHECKPOINT_FREQ", 1)
-    few = (*few, "TRAINER.COCOOP.N_CTX", 2, "TRAINER.COCOOP.CTX_INIT", "", "OPTIM.MAX_EPOCH", 2)
-    whole = run(*few, trainer="CoCoOp", out="whole")
-    assert whole.code == 0, whole.error
-    assert {"prompt_learner.ctx", "ctx"} & set(tensors(whole.checkpoint(2)))
-    assert {"token_prefix", "token_suffix", "meta_net.linear2.bias"} <= set(tensors(whole.checkpoint(2)))
-
-    stopped = run(*few, trainer="CoCoOp", out="stopped")
-    for path in (stopped.checkpoint(2), stopped.folder / "result.json"):
-        path.unlink()
-    (stopped.checkpoint(1).parent / "checkpoint").write_text("model.pth.tar-1\n")
-    again = run(*few, trainer="CoCoOp", out="stopped")
-    assert "epoch [2/2]" in again.log
-    assert "epoch [1/2]" not in again.log
-    assert_same_tensors(again.checkpoint(2), whole.checkpoint(2))
-
-    evaluated = run("--eval-only", "--model-dir", whole.folder, *few, trainer="CoCoOp", out="evaluated")
-    assert evaluated.accuracy == whole.accuracy
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [("N_CTX", 0, "TRAINER.COCOOP.N_CTX is 0"), ("PREC", "fp8", "TRAINER.COCOOP.PREC"), ("CTX_INIT", "_", "no words")],
-)
-def test_values_that_it_cannot_use(run, key, value, message):
-    result = run(f"TRAINER.COCOOP.{key}", value, trainer="CoCoOp")
+def test_a_context_that_cannot_be_is_refused(run):
+    result = run("TRAINER.COCOOP.N_CTX", 0, trainer="CoCoOp")
     assert result.code == 2
-    assert message in result.error
+    assert "TRAINER.COCOOP.N_CTX is 0" in result.error

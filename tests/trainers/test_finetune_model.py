@@ -8,10 +8,10 @@ import torch
 from dassl.utils import UserError
 from trainers.finetune import FineTunedCLIP, choose_parts, forget
 from vlm import openai
-from vlm.clip.load import load
 from vlm.similarity import normalize
 from vlm.tiny.pretrain import ARCHITECTURE
 
+VIT = (16, 32, 2, 64, 16, 77, 1000, 64, 1, 2)
 PROJECTIONS = ("TRAINER.FINETUNE.PARTS", '["projections"]')
 SHORT = ("OPTIM.MAX_EPOCH", 2, "DATALOADER.TRAIN_X.BATCH_SIZE", 32)
 
@@ -41,18 +41,14 @@ def step(trainer) -> dict[str, float]:
     return trainer.forward_backward(next(iter(trainer.train_loader_x)))
 
 
-def test_matrices_decay_and_nothing_else_does(trainer_of):
-    trainer = trainer_of("OPTIM.WEIGHT_DECAY", 0.2)
+def test_matrices_decay_and_nothing_else_does_and_the_epsilon_is_the_configs(trainer_of):
+    trainer = trainer_of("OPTIM.WEIGHT_DECAY", 0.2, "TRAINER.FINETUNE.ADAM_EPS", 1e-6)
     decayed, others = trainer._optims["clip"].param_groups
+    assert (decayed["eps"], others["eps"]) == (1e-6, 1e-6)
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.2, 0.0)
     assert all(p.ndim > 1 for p in decayed["params"])
     assert any(p is trainer.model.clip.logit_scale for p in others["params"])
     assert len(decayed["params"]) + len(others["params"]) == len(list(trainer.model.parameters()))
-
-
-def test_the_epsilon_of_the_config(trainer_of):
-    groups = trainer_of("TRAINER.FINETUNE.ADAM_EPS", 1e-6)._optims["clip"].param_groups
-    assert [group["eps"] for group in groups] == [1e-6, 1e-6]
 
 
 def test_the_logit_scale_is_clamped(trainer_of):
@@ -62,12 +58,17 @@ def test_the_logit_scale_is_clamped(trainer_of):
     assert trainer.model.clip.logit_scale.exp().item() == pytest.approx(100)
 
 
-def test_bfloat16_is_of_the_computation_alone(trainer_of):
-    full, half = trainer_of(*SHORT), trainer_of("TRAINER.FINETUNE.PREC", "bf16", *SHORT)
-    losses = [step(trainer)["loss"] for trainer in (full, half)]
-    assert losses[0] != losses[1]
-    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+def test_chunks_give_the_step_of_the_whole_batch_and_bfloat16_about_that(trainer_of):
+    chunks, precision = ("TRAINER.FINETUNE.CHUNK", 7), ("TRAINER.FINETUNE.PREC", "bf16")
+    whole, chunked, half = (trainer_of(*SHORT, *options) for options in ((), chunks, precision))
+    losses = [step(trainer)["loss"] for trainer in (whole, chunked, half)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[2] != losses[0]
+    assert losses[2] == pytest.approx(losses[0], rel=0.05)
     assert all(p.dtype == torch.float32 for p in half.model.parameters())
+    gradients = ({name: p.grad for name, p in trainer.model.named_parameters()} for trainer in (whole, chunked))
+    for (name, expected), ours in zip(next(gradients).items(), next(gradients).values(), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-7 + 1e-5 * expected.abs().max().item(), msg=name)
 
 
 def test_captions_are_drawn_by_seed_epoch_and_image(trainer_of):
@@ -101,28 +102,17 @@ def test_each_evaluation_is_of_the_text_tower_as_it_is(digits_trainer):
 # ---- from random weights ----
 
 
-def test_random_weights_are_drawn_as_the_constructor_draws_them(trainer_of):
-    torch.manual_seed(0)
-    fresh = openai.CLIP(**ARCHITECTURE).state_dict()
-    clip = trainer_of(config="tiny_pretrain").model.clip
-    pretrained = load("tiny")[0].state_dict()
-    for name, value in clip.state_dict().items():
-        if value.is_floating_point() and value.numel() > 500:
-            assert value.std().item() == pytest.approx(fresh[name].std().item(), rel=0.25, abs=1e-6), name
-            if fresh[name].std() > 0:
-                assert not torch.equal(value, pretrained[name]), name
-        elif value.numel() < 500:
-            assert torch.isfinite(value.float()).all()
-    assert clip.logit_scale.item() == pytest.approx(fresh["logit_scale"].item())
-
-
-def test_random_weights_of_a_vision_transformer():
-    torch.manual_seed(0)
-    clip = openai.CLIP(16, 32, 2, 64, 16, 77, 1000, 64, 1, 2)
+@pytest.mark.parametrize("architecture", [tuple(ARCHITECTURE.values()), VIT], ids=["tiny", "ViT"])
+def test_random_weights_are_drawn_as_the_constructor_draws_them(architecture):
+    fresh, clip = openai.CLIP(*architecture), openai.CLIP(*architecture)
     for parameter in clip.parameters():
         parameter.data.fill_(7)
     forget(clip)
-    assert all((parameter != 7).all() for parameter in clip.parameters())
+    for (name, own), expected in zip(clip.named_parameters(), fresh.parameters(), strict=True):
+        assert (own != 7).all(), name
+        if own.numel() > 500:
+            assert abs(own.std() - expected.std()) <= 0.25 * expected.std() + 1e-6, name
+    assert clip.logit_scale.item() == pytest.approx(fresh.logit_scale.item())
 
 
 # ---- parts ----
@@ -139,7 +129,7 @@ def test_random_weights_of_a_vision_transformer():
     ],
 )
 def test_parts(parts, learn, still):
-    clip = openai.CLIP(16, 32, 2, 64, 16, 77, 1000, 64, 1, 2).requires_grad_(False)
+    clip = openai.CLIP(*VIT).requires_grad_(False)
     choose_parts(clip, parts, 2, 4.0)
     learning = {name: parameter.requires_grad for name, parameter in clip.named_parameters()}
     assert learning[learn]

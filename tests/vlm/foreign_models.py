@@ -9,6 +9,7 @@ import torch
 
 WORDS = 49_408  # CLIP's
 SIZE = 32  # pixels
+TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
 CHINESE = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "x", ".", *"一张的照片猫狗", "a", "photo", "of", "cat", "dog"]
 
 
@@ -33,24 +34,11 @@ def open_clip_folder(folder: Path, text: dict | None = None, **settings) -> Path
 
 
 def _vision() -> dict:
-    return {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "image_size": SIZE,
-        "patch_size": 8,
-    }
+    return {**TOWER, "num_attention_heads": 2, "image_size": SIZE, "patch_size": 8}
 
 
 def _text(words: int) -> dict:
-    return {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "vocab_size": words,
-    }
+    return {**TOWER, "num_attention_heads": 4, "vocab_size": words}
 
 
 def _save(model, folder: Path, squash: bool = False) -> Path:
@@ -81,10 +69,3 @@ def chinese_clip(folder: Path) -> Path:
     (folder / "vocab.txt").write_text("\n".join(CHINESE), encoding="utf-8")
     BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
     return folder
-
-
-def siglip(folder: Path) -> Path:
-    from transformers import SiglipConfig, SiglipModel
-
-    torch.manual_seed(0)
-    return _save(SiglipModel(SiglipConfig(text_config=_text(64), vision_config=_vision())), folder)

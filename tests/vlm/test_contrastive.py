@@ -51,23 +51,15 @@ def assert_close(one, other, tolerance=1e-5):
         assert (one[name] - other[name]).abs().max() <= tolerance * scale, name
 
 
-def test_the_gradients_of_all_weights_are_those_of_clips_own_forward(clip, images):
+def test_the_gradients_of_all_weights_are_those_of_clips_own_forward_in_chunks_too(clip, images):
     per_image, per_text = clip(images, openai.tokenize(TEXTS))
     target = torch.arange(COUNT)
-    plain = (F.cross_entropy(per_image, target) + F.cross_entropy(per_text, target)) / 2
-    ours = loss_of(clip, images)
-    torch.testing.assert_close(ours, plain)
-    plain = gradients(clip, plain)
-    assert_close(gradients(clip, ours), plain)
+    plain_loss = (F.cross_entropy(per_image, target) + F.cross_entropy(per_text, target)) / 2
+    plain = gradients(clip, plain_loss)
+    for ours in (loss_of(clip, images), loss_of(clip, images, chunk=3)):
+        torch.testing.assert_close(ours, plain_loss)
+        assert_close(gradients(clip, ours), plain)
     assert {"token_embedding.weight", "positional_embedding", "text_projection", "logit_scale"} < plain.keys()
-
-
-@pytest.mark.parametrize("chunk", [1, 3, 8])
-def test_chunks_give_the_gradients_of_the_whole_batch(clip, images, chunk):
-    whole = loss_of(clip, images)
-    chunked = loss_of(clip, images, chunk)
-    torch.testing.assert_close(chunked, whole)
-    assert_close(gradients(clip, chunked), gradients(clip, whole))
 
 
 def test_the_second_pass_draws_what_the_first_drew():
@@ -103,12 +95,10 @@ def test_nothing_but_the_features_waits_for_the_backward_pass():
     assert sorted(seen) == [2, 2, 3, 3, 3, 3]
 
 
-def test_without_equal_captions_it_is_the_mean_of_two_cross_entropies():
-    scores = torch.randn(5, 5)
-    target = torch.arange(5)
+def test_equal_captions_are_positives_of_each_other():
+    scores, target = torch.randn(3, 3), torch.tensor([[0.5, 0.5, 0], [0.5, 0.5, 0], [0, 0, 1]])
     expected = (F.cross_entropy(scores, target) + F.cross_entropy(scores.t(), target)) / 2
-    torch.testing.assert_close(contrastive_loss(scores, target), expected)
-    assert contrastive_loss(scores, torch.tensor([0, 0, 1, 2, 3])) != expected
+    torch.testing.assert_close(contrastive_loss(scores, torch.tensor([0, 0, 1])), expected)
 
 
 def test_the_loss_of_a_batch_says_which_images_find_a_caption_of_theirs():

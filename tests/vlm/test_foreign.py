@@ -1,19 +1,18 @@
 """CLIPs of other libraries: small random ones, built by these libraries, against what these compute themselves."""
 
-import json
 import sys
 
 import pytest
 import torch
+import transformers
 from PIL import Image
 
 from dassl.utils import UserError
 from inference.classifier import zero_shot
-from tests.common import assert_same_tensors
 from tests.vlm import foreign_models as models
 from trainers.coop import PromptLearner
 from vlm.clip.foreign import description
-from vlm.clip.load import load, load_shared
+from vlm.clip.load import load
 from vlm.text.encoder import text_encoder
 from vlm.text.prompts import tokenize
 
@@ -57,7 +56,6 @@ def test_open_clips_features(folders, names):
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["clip", "gelu"])
 def test_transformers_features(kind, folders, names):
-    transformers = pytest.importorskip("transformers", reason="needs the optional package transformers")
     clip, _ = load(names[kind])
     theirs = transformers.CLIPModel.from_pretrained(folders[kind]).eval()
     tokens = tokenize(TEXTS)
@@ -67,7 +65,6 @@ def test_transformers_features(kind, folders, names):
 
 @torch.no_grad()
 def test_chinese_clips_features(folders, names):
-    transformers = pytest.importorskip("transformers", reason="needs the optional package transformers")
     clip, _ = load(names["chinese"])
     encoder, texts = text_encoder(clip), ["一张猫的照片.", "狗", "a photo of cat dog."] * 60
     theirs = transformers.ChineseCLIPModel.from_pretrained(folders["chinese"]).eval()
@@ -98,26 +95,16 @@ def test_gradients_of_a_context_among_chinese_words(memory, names, monkeypatch):
     assert_close(ours / ours.norm(), learner.ctx.grad / learner.ctx.grad.norm())
 
 
-@pytest.mark.parametrize("key", ["open_clip", "clip", "chinese"])
+@pytest.mark.parametrize("key", ["open_clip", "chinese"])
 def test_trainers_do_not_notice(key, names, run):
-    options = ["--backbone", names[key], "DATASET.NUM_SHOTS", 1, "TRAINER.COOP.N_CTX", 4]
-    whole = run(*options, "OPTIM.MAX_EPOCH", 2)
+    options = ["--backbone", names[key], "DATASET.NUM_SHOTS", 1, "TRAINER.COOP.N_CTX", 4, "OPTIM.MAX_EPOCH", 1]
+    whole = run(*options)
     assert whole.code == 0, whole.error
-    again = run(*options, "OPTIM.MAX_EPOCH", 2, "FEATURES.ENABLED", False, out="again")
-    assert_same_tensors(whole.checkpoint(2), again.checkpoint(2))
     assert whole.record["weights"]["backbone"] == names[key]
     assert ("Note: INPUT.PIXEL_MEAN" in whole.log) == (key == "open_clip")
     assert ("Note: INPUT.RESIZE is crop" in whole.log) == (key == "chinese")
     tested = run("--eval-only", "--model-dir", whole.folder, *options, out="tested")
     assert tested.accuracy == whole.accuracy
-
-
-def test_what_the_weights_do_not_tell_is_in_the_fingerprint(folders, names):
-    prints = [load_shared(names[key], "", "fp32", "cpu")[1] for key in ("clip", "gelu", "clip")]
-    assert prints[0] == prints[2]
-    assert prints[0] != prints[1]
-    equal = zip(load(names["clip"])[1].items(), load(names["gelu"])[1].items(), strict=True)
-    assert all(key == other and torch.equal(one, two) for (key, one), (other, two) in equal)
 
 
 def test_the_number_of_heads_is_in_the_fingerprint():
@@ -146,7 +133,6 @@ def test_a_file_of_weights_wins_over_those_of_the_name(tmp_path, monkeypatch):
         ("open_clip:ViT-B-16/laion2b_s34b", 'did you mean "laion2b_s34b_b88k"'),
         ("open_clip:ViT-B-16/openai", "without open_clip:"),
         ("open_clip:local-dir:/nowhere", "there is no folder /nowhere"),
-        ("hf:/nowhere", "there is no folder /nowhere"),
         ("openclip:ViT-B-16", "open_clip:<architecture>/<weights>"),
     ],
 )
@@ -178,13 +164,13 @@ def test_an_open_clip_of_another_kind_is_refused(text, settings, message, tmp_pa
         load(f"open_clip:local-dir:{folder}")
 
 
-def test_siglip_is_refused(tmp_path):
-    pytest.importorskip("transformers", reason="needs the optional package transformers")
+def test_a_model_of_another_kind_is_refused(tmp_path):
+    transformers.SiglipConfig().save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r'kind "siglip" \(its sigmoid loss .*known: clip, chinese_clip'):
-        load(f"hf:{models.siglip(tmp_path / 'siglip')}")
+        load(f"hf:{tmp_path}")
 
 
-def test_damaged_weights_are_named(folders, tmp_path):
+def test_damaged_weights_are_named(tmp_path):
     folder = models.open_clip_folder(tmp_path / "model")
     weights = folder / "open_clip_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -207,19 +193,15 @@ def test_chinese_prompts_of_several_contexts(names):
     assert_close(ours, torch.stack([encoder(learner.table(context), learner.layout) for context in contexts]))
 
 
-@pytest.mark.parametrize(("mode", "resize"), [("squash", "squash"), ("shortest", "crop")])
-def test_how_an_open_clip_model_resizes_pictures(tmp_path, mode, resize):
+def test_an_open_clip_model_that_squashes_pictures(tmp_path):
     folder = models.open_clip_folder(tmp_path / "model")
     config = folder / "open_clip_config.json"
-    whole = json.loads(config.read_text())
-    whole["preprocess_cfg"]["resize_mode"] = mode
-    config.write_text(json.dumps(whole))
-    assert load(f"open_clip:local-dir:{folder}")[0].visual.resize == resize
+    config.write_text(config.read_text().replace('"preprocess_cfg": {', '"preprocess_cfg": {"resize_mode": "squash", '))
+    assert load(f"open_clip:local-dir:{folder}")[0].visual.resize == "squash"
 
 
 @torch.no_grad()
 def test_pictures_are_prepared_as_their_library_does(folders, names):
-    transformers = pytest.importorskip("transformers", reason="needs the optional package transformers")
     picture = Image.effect_noise((80, 40), 80).convert("RGB")
     for key in ("clip", "chinese"):
         ours = zero_shot(["猫", "cat"], ["{}"], names[key]).preprocess(picture)

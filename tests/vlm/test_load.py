@@ -10,11 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 from dassl.utils import UserError
-from tools.random_weights import random_clip
 from vlm import openai
 from vlm.clip import load as load_module
 from vlm.clip.fingerprint import fingerprint
-from vlm.clip.load import load, load_shared, openai_file, read_state_dict
+from vlm.clip.load import load, load_shared, openai_file
 
 
 @pytest.fixture(scope="module")
@@ -47,41 +46,16 @@ def as_torchscript(clip, path):
         torch.jit.save(torch.jit.trace(Archive(), torch.ones(1)), path)
 
 
-@pytest.fixture
-def publish(monkeypatch):
-    """Make a file count as one of OpenAI's."""
-
-    def add(path):
-        checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-        monkeypatch.setitem(openai.URLS, "made", f"https://example.org/{checksum}/made.pt")
-
-    return add
-
-
-def test_torchscript_of_others_is_not_opened(clip, tmp_path, monkeypatch):
-    """Loading it would run its code."""
-    as_torchscript(clip, tmp_path / "w.pt")
-    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("it was opened"))
-    with pytest.raises(UserError, match="TorchScript archive, which can hold any code"):
-        read_state_dict(tmp_path / "w.pt")
-
-
-@pytest.mark.parametrize("content", [[torch.ones(2)], {"a": 1}, torch.ones(2)])
-def test_a_file_that_is_no_state_dict(tmp_path, content):
-    torch.save(content, tmp_path / "w.pt")
-    with pytest.raises(UserError, match="is not a state dict"):
-        read_state_dict(tmp_path / "w.pt")
-
-
 @pytest.mark.parametrize("kind", ["safetensors", "state_dict", "nested", "torchscript"])
-def test_every_format_gives_the_same_clip(clip, tmp_path, kind, publish):
+def test_every_format_gives_the_same_clip(clip, tmp_path, kind, monkeypatch):
     path = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pt")
     state_dict = clip.state_dict()
     if kind == "safetensors":
         save_file(state_dict, path)
     elif kind == "torchscript":
         as_torchscript(clip, path)
-        publish(path)
+        checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+        monkeypatch.setitem(openai.URLS, "made", f"https://example.org/{checksum}/made.pt")  # as if it were OpenAI's
     else:
         torch.save({"state_dict": state_dict} if kind == "nested" else state_dict, path)
     loaded, tensors = load("RN50", str(path))
@@ -90,14 +64,6 @@ def test_every_format_gives_the_same_clip(clip, tmp_path, kind, publish):
     assert not any(p.requires_grad for p in loaded.parameters())
     image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(loaded.encode_image(image), clip.float().encode_image(image))
-
-
-def test_the_fingerprint_belongs_to_the_numbers(clip, tmp_path):
-    state_dict = clip.state_dict()
-    shuffled = dict(reversed([(k, v.clone()) for k, v in state_dict.items()]))
-    assert fingerprint(shuffled) == fingerprint(state_dict)
-    shuffled["logit_scale"] += 1e-3
-    assert fingerprint(shuffled) != fingerprint(state_dict)
 
 
 def test_another_file_of_as_many_bytes_is_loaded(clip, tmp_path):
@@ -124,21 +90,6 @@ def test_half_precision_becomes_single_on_a_cpu(capsys):
     assert half.dtype == single.dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", ["RN50", "ViT-B/32"])
-def test_random_weights_have_the_published_shapes(name):
-    """The shapes are those that OpenAI's own constructor reads back, at the input size of the published model."""
-    state_dict = random_clip(name, seed=0)
-    assert openai.build_model(dict(state_dict)).visual.input_resolution == 224
-    assert state_dict["text_projection"].shape == {"RN50": (512, 1024), "ViT-B/32": (512, 512)}[name]
-    assert state_dict["token_embedding.weight"].shape == (49408, 512)
-
-
-def test_openais_nine_names():
-    assert set(openai.URLS) == {
-        *("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px")
-    }
-
-
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(load_module, "CACHE", tmp_path)
@@ -158,39 +109,26 @@ def test_offline_says_what_to_fetch_and_where_to_put_it(cache):
         assert part in str(error.value)
 
 
-def test_a_damaged_download_is_not_used(cache):
-    (cache / "RN50.pt").write_bytes(b"half a file")
-    with pytest.raises(UserError, match="is damaged"):
-        openai_file("RN50")
-
-
-def test_a_whole_download_is_used(cache, monkeypatch):
-    (cache / "mine.pt").write_bytes(b"content")
-    digest = hashlib.sha256(b"content").hexdigest()
+def test_a_whole_download_is_used_and_a_damaged_one_is_not(cache, monkeypatch):
+    path, digest = cache / "mine.pt", hashlib.sha256(b"content").hexdigest()
     monkeypatch.setitem(openai.URLS, "mine", f"https://example.org/{digest}/mine.pt")
-    assert openai_file("mine") == cache / "mine.pt"
+    path.write_bytes(b"content")
+    assert openai_file("mine") == path
+    path.write_bytes(b"conte")
+    with pytest.raises(UserError, match="is damaged"):
+        openai_file("mine")
 
 
-@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
-def test_a_file_that_holds_no_weights(tmp_path, name):
-    path = tmp_path / name
-    path.write_bytes(b"not weights at all")
-    with pytest.raises(UserError, match="cannot be read as weights"):
-        load("RN50", str(path))
-
-
-def test_weights_of_something_else(tmp_path):
-    torch.save({"fc.weight": torch.ones(2, 2)}, tmp_path / "w.pt")
-    with pytest.raises(UserError, match="does not hold the weights of a CLIP"):
-        load("RN50", str(tmp_path / "w.pt"))
-
-
-def test_code_in_a_file_of_weights_is_not_run(tmp_path):
-    class Hostile:
-        def __reduce__(self):
-            return (tmp_path.joinpath("executed").touch, ())
-
-    torch.save({"state_dict": Hostile()}, tmp_path / "w.pt")
-    with pytest.raises(UserError, match="cannot be read as weights"):
-        load("RN50", str(tmp_path / "w.pt"))
-    assert not (tmp_path / "executed").exists()
+def test_what_is_no_file_of_weights_is_refused(tmp_path):
+    for content, message in (
+        ([torch.ones(2)], "is not a state dict"),
+        ({"a": 1}, "is not a state dict"),
+        ({"fc.weight": torch.ones(2, 2)}, "does not hold the weights of a CLIP"),
+    ):
+        torch.save(content, tmp_path / "w.pt")
+        with pytest.raises(UserError, match=message):
+            load("RN50", str(tmp_path / "w.pt"))
+    for name in ("w.pt", "w.safetensors"):
+        (tmp_path / name).write_bytes(b"not weights at all")
+        with pytest.raises(UserError, match="cannot be read as weights"):
+            load("RN50", str(tmp_path / name))

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from dassl.utils import UserError
-from tools.random_weights import ARCHITECTURES
 from vlm import openai
 from vlm.clip.load import load
 from vlm.clip.lora import add_lora
@@ -32,16 +31,10 @@ def features(clip):
     return clip.encode_image(images), encoder.encode(encoder.tokenize(TEXTS))
 
 
-def test_at_the_start_nothing_changes(clip):
-    before = features(clip)
-    assert add_lora(clip, 4, 8.0)
-    for one, other in zip(before, features(clip), strict=True):
-        assert torch.equal(one, other)
-
-
 def test_both_towers_learn_through_the_updates_alone(clip):
     before = features(clip)
     added = add_lora(clip, 4, 8.0)
+    assert all(torch.equal(one, other) for one, other in zip(before, features(clip), strict=True))  # at the start
     assert {id(p) for p in clip.parameters() if p.requires_grad} == {id(p) for p in added}
     for parameter in added:
         nn.init.normal_(parameter, std=0.1)
@@ -84,14 +77,6 @@ def test_the_first_factor_is_drawn_as_that_of_a_linear_layer():
     down, up = add_lora(nn.ModuleDict({"query": nn.Linear(64, 64)}), 16, 1.0)
     assert 0.12 < down.abs().max().item() <= 1 / 8
     assert not up.any()
-
-
-def test_a_checkpoint_for_vit_b32_is_small():
-    with torch.device("meta"):
-        clip = openai.CLIP(*ARCHITECTURES["ViT-B/32"])
-    count = sum(p.numel() for p in add_lora(clip, 4, 8.0))
-    assert count == 2 * 12 * (2 * 4 * 768 + 2 * 4 * 512)  # queries and values; down and up; both towers
-    assert 3 * 4 * count < 5_000_000  # fp32, with AdamW's two moments
 
 
 def test_a_model_without_attention_is_refused():

@@ -5,14 +5,11 @@ import torch
 
 from tests.common import plain_text_features
 from trainers.coop import PromptLearner
-from vlm.clip.load import load
 from vlm.openai import CLIP
 from vlm.text.encoder import TextEncoder
 from vlm.text.layout import Layout
 from vlm.text.prompts import tokenize
 
-TEXTS = ["seven", "a photo of a seven.", "an extremely long sentence about " + "the number seven " * 15]
-ONE_TOKEN = ["cat", "dog", "ship"]
 MANY_TOKENS = ["cat", "English springer", "container ship", "red-breasted merganser", "cat"]
 
 
@@ -20,7 +17,7 @@ MANY_TOKENS = ["cat", "English springer", "container ship", "red-breasted mergan
 def wide():
     """Random weights, four heads, three layers."""
     torch.manual_seed(0)
-    return CLIP(32, 32, (1, 1, 1, 1), 8, None, 77, 49408, 256, 4, 3).eval().requires_grad_(False)
+    return CLIP(32, 32, (1, 1, 1, 1), 8, None, 77, 49408, 128, 4, 3).eval().requires_grad_(False)
 
 
 def learner_of(clip, names, **values) -> PromptLearner:
@@ -36,49 +33,18 @@ def features_and_gradient(learner, encode) -> tuple[torch.Tensor, torch.Tensor]:
     return features.detach(), learner.ctx.grad
 
 
-@pytest.mark.parametrize("texts", [TEXTS, TEXTS[:1], TEXTS[1:2], [*TEXTS, *TEXTS]])
-def test_features_are_openais(wide, texts):
-    tokens = tokenize(texts)
-    torch.testing.assert_close(TextEncoder(wide).encode(tokens), wide.encode_text(tokens), atol=1e-5, rtol=1e-5)
-
-
-def test_features_of_the_tiny_clip_are_openais():
-    clip, _ = load("tiny")
-    tokens = tokenize(TEXTS)
-    torch.testing.assert_close(TextEncoder(clip).encode(tokens), clip.encode_text(tokens), atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_features_in_half_precision_are_openais(wide, dtype):
-    clip = CLIP(32, 32, (1, 1, 1, 1), 8, None, 77, 49408, 256, 4, 3).eval()
-    clip.requires_grad_(False).load_state_dict(wide.state_dict())
-    clip.to(dtype)
-    for module in clip.modules():
-        if isinstance(module, torch.nn.LayerNorm):
-            module.float()  # as in the weights that OpenAI published
-    tokens = tokenize(TEXTS)
-    with torch.no_grad():
-        ours, theirs = TextEncoder(clip).encode(tokens), wide.encode_text(tokens)
-    assert ours.dtype == dtype
-    assert torch.nn.functional.cosine_similarity(ours.float(), theirs).min() > 0.999
-
-
-@pytest.mark.parametrize("names", [ONE_TOKEN, MANY_TOKENS, ONE_TOKEN[:1]])
-@pytest.mark.parametrize("n_ctx", [1, 4, 16])
+@pytest.mark.parametrize(("names", "n_ctx"), [(MANY_TOKENS, 5), (["cat"], 1)])
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
 @pytest.mark.parametrize("csc", [False, True])
 def test_features_and_gradients_are_the_plain_encoders(wide, names, n_ctx, position, csc):
     learner = learner_of(wide, names, n_ctx=n_ctx, csc=csc, position=position)
     ends = tokenize([" ".join(["X"] * n_ctx + [name]) + "." for name in names]).argmax(-1)
     expected = features_and_gradient(learner, lambda table: plain_text_features(wide, table[learner.index], ends))
-    lengths = ends + 1
     for chunk in (1, 7, 1024):
-        layout = Layout.of(learner.index, lengths, chunk)
-        for memory in (0, 1 << 30):
-            encoder = TextEncoder(wide, memory)
-            ours = features_and_gradient(learner, lambda table: encoder(table, layout))  # noqa: B023
-            torch.testing.assert_close(ours[0], expected[0], atol=1e-5, rtol=1e-5)
-            torch.testing.assert_close(ours[1], expected[1], atol=1e-5 * expected[1].abs().max().item(), rtol=1e-5)
+        layout = Layout.of(learner.index, ends + 1, chunk)
+        ours = features_and_gradient(learner, lambda table: TextEncoder(wide)(table, layout))  # noqa: B023
+        torch.testing.assert_close(ours[0], expected[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours[1], expected[1], atol=1e-5 * expected[1].abs().max().item(), rtol=1e-5)
 
 
 def test_the_memory_budget_changes_no_bit(wide):
@@ -94,22 +60,6 @@ def test_the_memory_budget_changes_no_bit(wide):
     for features, gradient in results[1:]:
         assert torch.equal(features, results[0][0])
         assert torch.equal(gradient, results[0][1])
-
-
-def test_beyond_the_budget_nothing_is_kept(wide):
-    """What the backward pass will need, as autograd tells it."""
-
-    def kept(memory: int) -> int:
-        sizes = []
-        learner = learner_of(wide, MANY_TOKENS * 20, n_ctx=1)
-        layout = Layout.of(
-            learner.index, TextEncoder.lengths(tokenize([f"X {n}." for n in MANY_TOKENS * 20])), chunk=20
-        )
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
-            TextEncoder(wide, memory)(learner(), layout)
-        return sum(sizes)
-
-    assert kept(0) < kept(1 << 30) / 5
 
 
 @pytest.mark.parametrize("names", [MANY_TOKENS, MANY_TOKENS * 20], ids=["together", "one by one"])
@@ -136,17 +86,24 @@ def test_several_contexts_in_bounded_memory(wide, names):
             torch.testing.assert_close(mine, theirs, atol=1e-5 * theirs.abs().max().item(), rtol=0)
 
 
-def test_of_many_contexts_only_the_first_are_kept(wide):
-    learner = learner_of(wide, MANY_TOKENS * 2)
+def kept(compute) -> int:
+    """How many numbers the backward pass will need, as autograd tells it."""
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+        compute()
+    return sum(sizes)
 
-    def kept(memory: int) -> int:
-        sizes = []
-        contexts = learner.ctx.expand(200, -1, -1)
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
-            TextEncoder(wide, memory).encode_each(contexts, learner.fixed, learner.layout)
-        return sum(sizes)
 
-    assert kept(0) < kept(1 << 40) / 5
+def test_beyond_the_budget_nothing_is_kept(wide):
+    names = MANY_TOKENS * 20
+    learner, few = learner_of(wide, names, n_ctx=1), learner_of(wide, MANY_TOKENS * 2)
+    layout = Layout.of(learner.index, TextEncoder.lengths(tokenize([f"X {n}." for n in names])), chunk=20)
+    contexts = few.ctx.expand(200, -1, -1)
+    for encode in (
+        lambda encoder: encoder(learner(), layout),
+        lambda encoder: encoder.encode_each(contexts, few.fixed, few.layout),  # of many contexts, only the first ones
+    ):
+        assert kept(lambda: encode(TextEncoder(wide, 0))) < kept(lambda: encode(TextEncoder(wide, 1 << 40))) / 5  # noqa: B023
 
 
 def layout_of(texts: list[str]) -> Layout:
@@ -154,25 +111,11 @@ def layout_of(texts: list[str]) -> Layout:
     return Layout.of(tokens, TextEncoder.lengths(tokens))
 
 
-def test_the_common_beginning_of_templates_is_found():
+def test_the_common_beginning_of_prompts_is_found(wide):
     layout = layout_of(["a photo of a cat.", "a photo of a container ship.", "a photo of a cat"])
     assert layout.prefix == 5  # start, a, photo, of, a
     assert len(layout_of(["a photo of a cat.", "a photo of a container ship."] * 20).index) == 5 + 20 * (3 + 4)
     assert layout_of(["cat", "dog"]).prefix == 1
-
-
-def test_class_specific_contexts_share_the_start_alone(wide):
-    assert learner_of(wide, ONE_TOKEN, ctx_init="a photo of a", csc=True).layout.prefix == 1
-    assert learner_of(wide, ONE_TOKEN, ctx_init="a photo of a").layout.prefix == 5
-    assert learner_of(wide, ONE_TOKEN, position="middle").layout.prefix == 3
-    assert learner_of(wide, ONE_TOKEN, position="front").layout.prefix == 1
-
-
-def test_nothing_in_common_at_all(wide):
-    tokens = tokenize(["cat", "dog sled", "ship"])
-    tokens[1, 0] = 7
-    layout = Layout.of(tokens, TextEncoder.lengths(tokens))
-    assert layout.prefix == 0
-    table = wide.token_embedding.weight
-    expected = plain_text_features(wide, table[tokens], tokens.argmax(-1))
-    torch.testing.assert_close(TextEncoder(wide)(table, layout), expected, atol=1e-5, rtol=1e-5)
+    words = {"names": ["cat", "dog"], "ctx_init": "a photo of a"}
+    for values, prefix in (({}, 5), ({"csc": True}, 1), ({"position": "middle"}, 3), ({"position": "front"}, 1)):
+        assert learner_of(wide, **words, **values).layout.prefix == prefix
