@@ -240,9 +240,3 @@ def test_the_record_of_a_run_that_went_on_with_another_number_of_processes_tells
     assert not {"processes"} & (checkpoint.keys() | first.record.keys())
     save_checkpoint({**checkpoint, "processes": [3]}, path.parent)
     assert run(*short).record["processes"] == [3, 1]
-
-
-def test_without_torchrun_there_is_one_process():
-    assert (distributed.get_rank(), distributed.get_world_size()) == (0, 1)
-    assert distributed.all_gather_objects("own") == ["own"]
-    assert distributed.shard([1, 2, 3]) == [1, 2, 3]

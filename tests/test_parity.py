@@ -172,7 +172,9 @@ def test_a_run_with_seed_1_starts_from_the_originals_context(figures, run, monke
     built, build_trainer = [], engine.build_trainer
     monkeypatch.setattr(engine, "build_trainer", lambda cfg: built.append(build_trainer(cfg)) or built[0])
     values = "MODEL.BACKBONE.WEIGHTS", figures.weights, "INPUT.SIZE", "(64,64)", "TRAINER.COOP.N_CTX", n_ctx
-    assert run("--no-train", *values).code == 0
+    result = run("--no-train", *values)
+    assert result.code == 0
+    assert not (result.folder / "result.json").exists()
     assert_close(built[0].model.prompt_learner.ctx, figures.tensors[f"fullpath_seed1_ctx{n_ctx}"])
 
 

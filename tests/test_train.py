@@ -70,8 +70,6 @@ def test_a_run_leaves_what_is_promised(run):
     assert record["config"]["DATASET"]["NUM_SHOTS"] == 2
     assert record["weights"]["backbone"] == "tiny"
     assert re.fullmatch("[0-9a-f]{64}", record["weights"]["sha256"])
-    assert record["seconds"] > 0
-    assert record["versions"]["torch"] == torch.__version__.partition("+")[0]
 
 
 def test_the_log_has_the_lines_that_parsers_look_for(run):
@@ -217,10 +215,3 @@ def test_a_context_learned_on_some_classes_serves_others(run):
     assert "# classes  5" in base.log
     assert "# classes  5" in new.log
     assert int(re.search(r"total: (\d+)", base.log)[1]) + int(re.search(r"total: (\d+)", new.log)[1]) == TEST_SCANS
-
-
-def test_no_train_builds_and_stops(run):
-    result = run("--no-train", *SHORT)
-    assert result.code == 0
-    assert "Trainable parameters" in result.log
-    assert not (result.folder / "result.json").exists()
