@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock, Timeout
 from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
@@ -24,7 +23,7 @@ from dassl.engine import TrainerXU
 from dassl.utils import UserError, listdir_nohidden, load_checkpoint, save_checkpoint
 from tests.common import REPOSITORY, tensors
 from tests.conftest import Run
-from vlm.images import feature_store
+from vlm.images import encoder
 
 TUNE = (
     *("--trainer", "CLIPFineTune", "--config-file", REPOSITORY / "configs/trainers/CLIPFineTune/tiny.yaml"),
@@ -49,6 +48,15 @@ def command(digits_root, tmp_path):
         return [str(word) for word in [*argv, *arguments]]
 
     return of
+
+
+@pytest.fixture
+def without_openvino(monkeypatch):
+    """As the processes of tests/several.py are."""
+    monkeypatch.setattr(encoder, "_has_openvino", lambda: False)
+    encoder.image_encoder.cache_clear()
+    yield
+    encoder.image_encoder.cache_clear()
 
 
 def torchrun(*arguments: object) -> subprocess.CompletedProcess:
@@ -83,9 +91,8 @@ def same_results(one: Run, two: Run, model: str) -> None:
     assert set(listdir_nohidden(one.folder)) == set(listdir_nohidden(two.folder))
 
 
-def test_two_processes_do_what_one_does(run, command, tmp_path, monkeypatch):
+def test_two_processes_do_what_one_does(run, command, tmp_path, without_openvino):
     """One test, since processes take longer to start than anything here."""
-    monkeypatch.setattr("vlm.images.encoder._has_openvino", lambda: False)
     zero = ("DATALOADER.TEST.BATCH_SIZE", 128)
     runs = {
         "tune": ("CLIPFineTune", "clip", TUNE),
@@ -214,22 +221,6 @@ def test_processes_that_do_not_find_each_other_say_so(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match="do not find each other: .*RANK"), distributed.process_group():
         pass
-
-
-def test_a_run_of_several_processes_waits_for_another_run_for_a_while(as_rank, tmp_path, monkeypatch):
-    monkeypatch.setattr(feature_store, "PATIENCE", 0.1)
-    store = feature_store.FeatureStore(tmp_path, {"weights": "sha"}, 1)
-    left, written = (store.folder / f".{name}.x1y2.tmp" for name in ("left", "written"))
-    left.touch()
-    os.utime(left, (0, 0))
-    written.touch()
-    as_rank(0, 2)
-    with FileLock(store.folder / ".lock") as other:
-        with store.locked():
-            assert other.is_locked
-        with pytest.raises(Timeout):
-            FileLock(store.folder / ".lock").acquire(timeout=0)
-    assert (left.exists(), written.exists()) == (False, True)
 
 
 def test_the_record_of_a_run_that_went_on_with_another_number_of_processes_tells_all(run):

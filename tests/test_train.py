@@ -80,9 +80,8 @@ def test_the_log_has_the_lines_that_parsers_look_for(run):
     patterns = (rf"\* total: {TEST_SCANS}", r"\* correct: \d+", r"\* accuracy: \d+\.\d\d%", r"\* error: \d+\.\d\d%")
     for line, pattern in zip(lines[start + 1 :], (*patterns, r"\* macro_f1: \d+\.\d\d%"), strict=False):
         assert re.fullmatch(pattern, line)
-    classes = [line for line in lines if line.startswith("* class: ")]
-    assert re.fullmatch(r"\* class: 3 \(three\)\ttotal: \d+\tcorrect: \d+\tacc: \d+\.\d\d%", classes[3])
-    assert re.fullmatch(r"\* average: \d+\.\d\d%", lines[lines.index(classes[-1]) + 1])
+    pattern = r"^\* class: 3 \(three\)\ttotal: \d+\tcorrect: \d+\tacc: \d+\.\d\d%$"
+    assert re.search(pattern, "\n".join(lines), re.MULTILINE)
     progress = [line for line in lines if line.startswith("epoch [")]
     assert len(progress) == 2
     assert re.fullmatch(

@@ -6,7 +6,7 @@ import pytest
 
 from dassl.data.datasets import build_dataset
 from dassl.utils import UserError, derive_seed
-from tests.datasets.shapes import config, config_of, write_images
+from tests.datasets.shapes import config, write_images
 
 NAMES = [f"flickr/{i}_a.jpg" for i in range(10)]
 
@@ -137,7 +137,3 @@ def test_wrong_files(root):
         build(root, entries(split="train"))
     with pytest.raises(UserError, match="NUM_SHOTS"):
         build(root, entries(), NUM_SHOTS=4)
-
-
-def test_the_example_config_asks_for_retrieval(root):
-    assert config_of("captions", root).TEST.EVALUATOR == "Retrieval"

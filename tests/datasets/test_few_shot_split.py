@@ -8,7 +8,6 @@ import shutil
 import pytest
 
 from dassl.data.datasets import Datum, build_dataset
-from dassl.utils import UserError
 from tests.datasets.shapes import config, write_images, write_split_file
 
 STORED = "dtd/split_fewshot/shot_2-seed_1.json"
@@ -68,34 +67,19 @@ def test_it_is_what_the_next_run_takes_even_elsewhere(textures, tmp_path, capsys
     ]
 
 
-def add_image(root) -> None:
-    write_images(root / "dtd/images", ["bee/new.jpg"])
-    path = root / "dtd/split_zhou_DescribableTextures.json"
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "train": [*content["train"], ["bee/new.jpg", 1, "bee"]]}))
-
-
-def rename_class(root) -> None:
-    path = root / "dtd/split_zhou_DescribableTextures.json"
-    path.write_text(path.read_text().replace('"cow"', '"cattle"'))
-
-
-@pytest.mark.parametrize(
-    ("alter", "reason"),
-    [
-        (add_image, 'another listing (changed: "1 bee")'),
-        (rename_class, 'another listing (new: "2 cattle"; gone: "2 cow")'),
-    ],
-)
-def test_it_is_drawn_anew_where_the_listing_has_changed(textures, alter, reason, tmp_path, capsys):
+def test_it_is_drawn_anew_where_the_listing_has_changed(textures, capsys):
+    """By an image more in one class, and another name of another class."""
     root, build = textures
     build()
-    alter(root)
+    write_images(root / "dtd/images", ["bee/new.jpg"])
+    path = root / "dtd/split_zhou_DescribableTextures.json"
+    content = json.loads(path.read_text().replace('"cow"', '"cattle"'))
+    change(path, **{**content, "train": [*content["train"], ["bee/new.jpg", 1, "bee"]]})
     capsys.readouterr()
     found = drawn(build())
     said = capsys.readouterr().out
     assert said.count("Note: ") == 1
-    assert reason in said
+    assert 'another listing (changed: "1 bee"; new: "2 cattle"; gone: "2 cow")' in said
     shutil.rmtree(root / "dtd/split_fewshot")
     assert found == drawn(build())  # what is drawn where there never was a split
 
@@ -229,12 +213,3 @@ def test_a_stale_split_of_the_original_is_not_used(textures, capsys):
         capsys.readouterr()
         assert drawn(build()) == expected
         assert "shot_2-seed_1.pkl is not used: it cannot be read" in capsys.readouterr().out
-
-
-def test_a_hostile_split_is_refused(textures):
-    root, build = textures
-    original(root, build())
-    path = (root / STORED).with_suffix(".pkl")
-    path.write_bytes(b"cposix\nsystem\nX\x04\x00\x00\x00true\x85R.")
-    with pytest.raises(UserError, match=r"shot_2-seed_1.pkl wants to run posix.system"):
-        build()

@@ -105,20 +105,6 @@ def test_a_listing_tells_what_is_for_training_and_what_for_validation(tmp_path):
     assert one.fingerprint != other.fingerprint
 
 
-def test_base_and_new_classes_of_all_splits(aircraft):
-    halves = [
-        build_dataset(config_of("fgvc_aircraft", aircraft, NUM_SHOTS=2, SUBSAMPLE_CLASSES=half))
-        for half in ("base", "new")
-    ]
-    assert [half.classnames for half in halves] == [list(AIRCRAFT[:2]), list(AIRCRAFT[2:])]
-    for half in halves:
-        assert [len(split) for split in (half.train_x, half.val, half.test)] == [4, 4, 4]
-        assert {item.label for split in (half.train_x, half.val, half.test) for item in split} == {0, 1}
-    whole = build_dataset(config_of("fgvc_aircraft", aircraft, NUM_SHOTS=2))
-    drawn = {item.impath for half in halves for item in half.train_x}
-    assert drawn == {item.impath for item in whole.train_x}  # drawn first, then halved
-
-
 ENTRY = ["ant/train_0.jpg", 0, "ant"]
 
 
