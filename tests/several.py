@@ -20,6 +20,7 @@ import train
 from dassl.distributed import all_gather_objects, average_gradients, batch_share, get_rank, process_group, shard
 from dassl.engine import TrainerX
 from vlm.contrastive import batch_loss, contrastive_loss, in_chunks
+from vlm.images import encoder
 from vlm.similarity import logits, normalize
 
 STEPS = TrainerX.run_epoch
@@ -84,6 +85,7 @@ EPOCHS = {"own_loop": own_loop, "unaveraged": unaveraged, "killed": killed}
 
 def main() -> int:
     code = 0
+    encoder._has_openvino = lambda: False  # it takes longer to load than all that follows
     for what, argv in json.loads(Path(sys.argv[1]).read_text()):
         TrainerX.run_epoch = EPOCHS.get(what, STEPS)
         if what == "gradients":

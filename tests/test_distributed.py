@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock, Timeout
 from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
@@ -20,18 +19,17 @@ import train
 from dassl import distributed
 from dassl.data.data_manager import build_data_loader
 from dassl.data.samplers import ShardedBatchSampler
-from dassl.engine import TrainerBase, TrainerXU
-from dassl.engine.checkpoint import process_counts
+from dassl.engine import TrainerXU
 from dassl.utils import UserError, listdir_nohidden, load_checkpoint, save_checkpoint
 from tests.common import REPOSITORY, tensors
 from tests.conftest import Run
-from vlm.images import feature_store
+from vlm.images import encoder
 
 TUNE = (
     *("--trainer", "CLIPFineTune", "--config-file", REPOSITORY / "configs/trainers/CLIPFineTune/tiny.yaml"),
     *("DATASET.NUM_SHOTS", 2, "OPTIM.NAME", "sgd", "OPTIM.LR", 0.0003, "DATALOADER.TRAIN_X.BATCH_SIZE", 9),
     *("DATALOADER.TEST.BATCH_SIZE", 128, "TRAIN.PRINT_FREQ", 1, "TRAIN.CHECKPOINT_FREQ", 1),
-    *("OPTIM.MAX_EPOCH", 3),
+    *("OPTIM.MAX_EPOCH", 2),
 )  # parts of 4 and 5; 896 test images are 7 batches
 COOP = (
     *("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 2, "DATALOADER.TRAIN_X.BATCH_SIZE", 5, "TRAIN.PRINT_FREQ", 1),
@@ -40,7 +38,7 @@ COOP = (
 
 
 @pytest.fixture
-def command(run, digits_root, tmp_path):
+def command(digits_root, tmp_path):
     """The arguments of train.py with which ``run`` would call it."""
 
     def of(*arguments: object, out: str, trainer: str = "CoOp") -> list[str]:
@@ -52,20 +50,21 @@ def command(run, digits_root, tmp_path):
     return of
 
 
+@pytest.fixture
+def without_openvino(monkeypatch):
+    """As the processes of tests/several.py are."""
+    monkeypatch.setattr(encoder, "_has_openvino", lambda: False)
+    encoder.image_encoder.cache_clear()
+    yield
+    encoder.image_encoder.cache_clear()
+
+
 def torchrun(*arguments: object) -> subprocess.CompletedProcess:
     """Two processes of a script."""
-    command = ["--standalone", "--nproc-per-node", "2", *map(str, arguments)]
-    return start([sys.executable, "-m", "torch.distributed.run", *command])
-
-
-def start(command: list[str]) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += map(str, arguments)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
-
-
-def several(tmp_path: Path, *todo: tuple[str, list[str]]) -> subprocess.CompletedProcess:
-    (tmp_path / "commands.json").write_text(json.dumps(todo))
-    return torchrun(REPOSITORY / "tests/several.py", tmp_path / "commands.json")
 
 
 def lines_of(log: str) -> list[str]:
@@ -82,19 +81,17 @@ def same_tensors(one: Path, two: Path) -> None:
 
 
 def same_results(one: Run, two: Run, model: str) -> None:
-    saved = [path.name for path in (one.folder / model).glob("model*")] if model else []
-    for name in saved:
+    for name in [path.name for path in (one.folder / model).glob("model*")] if model else []:
         same_tensors(one.folder / model / name, two.folder / model / name)
     assert set(listdir_nohidden(one.folder / model)) == set(listdir_nohidden(two.folder / model))
     assert lines_of(one.log) == lines_of(two.log)
-    assert two.log.count("=> result") == one.log.count("=> result")
     for key in ("accuracy", "correct", "total", "macro_f1", "splits"):
         assert one.record[key] == two.record[key]
     assert (one.record.get("processes"), two.record["processes"]) == (None, 2)
     assert set(listdir_nohidden(one.folder)) == set(listdir_nohidden(two.folder))
 
 
-def test_two_processes_do_what_one_does(run, command, tmp_path):
+def test_two_processes_do_what_one_does(run, command, tmp_path, without_openvino):
     """One test, since processes take longer to start than anything here."""
     zero = ("DATALOADER.TEST.BATCH_SIZE", 128)
     runs = {
@@ -103,42 +100,38 @@ def test_two_processes_do_what_one_does(run, command, tmp_path):
         "zero": ("ZeroshotCLIP", "", zero),
         "probe": ("LinearProbe", "linear_probe", ("DATASET.NUM_SHOTS", 1, *zero)),
     }
-    ended = several(
-        tmp_path,
+    todo = [
         ("gradients", []),
         *((name, command(*settings, trainer=trainer, out=f"{name}2")) for name, (trainer, _, settings) in runs.items()),
         ("own_loop", command(*COOP, out="own_loop")),
+        ("unaveraged", command(*COOP, out="unaveraged")),
         ("killed", command(*TUNE, out="killed")),
-    )
+    ]
+    (tmp_path / "commands.json").write_text(json.dumps(todo))
+    ended = torchrun(REPOSITORY / "tests/several.py", tmp_path / "commands.json")
     assert ended.returncode == 1
     codes = dict(re.findall(r"^(\w+) ended in (\d+)$", ended.stdout, re.MULTILINE))
-    assert codes == dict.fromkeys(("gradients", *runs, "own_loop"), "0"), ended.stderr
+    assert codes == {**dict.fromkeys(("gradients", *runs, "own_loop"), "0"), "unaveraged": "2"}, ended.stderr
     assert "Signal 9 (SIGKILL)" in ended.stderr  # torchrun's own report
     for name, (trainer, model, settings) in runs.items():
         one = run(*settings, trainer=trainer, out=name)
         assert one.code == 0, one.error
         same_results(one, Run(0, tmp_path / f"{name}2", ""), model)
     assert "Processes: 2, each" in (tmp_path / "tune2/log.txt").read_text()
-    assert load_checkpoint(tmp_path / "tune2/clip/model.pth.tar-3")["processes"] == [2]
+    assert load_checkpoint(tmp_path / "tune2/clip/model.pth.tar-2")["processes"] == [2]
     same_tensors(*(tmp_path / name / "prompt_learner/model.pth.tar-2" for name in ("coop", "own_loop")))
-    assert not (tmp_path / "killed/result.json").exists()
+    mistake = "it steps an optimizer by gradients that model_backward has not averaged"
+    assert re.search(rf"^error: .*{mistake}", ended.stderr, re.MULTILINE)
+    assert mistake in (tmp_path / "unaveraged/log.txt").read_text()
+    for name in ("unaveraged", "killed"):
+        assert not (tmp_path / name / "result.json").exists()
     resumed = torchrun(REPOSITORY / "train.py", *command(*TUNE, out="killed"))
     assert resumed.returncode == 0, resumed.stderr
     whole, parts = (Run(0, tmp_path / name, "") for name in ("tune", "killed"))
-    assert set(re.findall(r"epoch \[(\d)/3\]", parts.log)) == {"2", "3"}
-    same_tensors(*(each.folder / "clip/model.pth.tar-3" for each in (whole, parts)))
+    assert set(re.findall(r"epoch \[(\d)/2\]", parts.log)) == {"2"}
+    same_tensors(*(each.folder / "clip/model.pth.tar-2" for each in (whole, parts)))
     assert whole.record["correct"] == parts.record["correct"]
-
-
-def test_a_mistake_ends_the_run_with_its_message_and_torchruns_report(command, tmp_path):
-    message = "it steps an optimizer by gradients that model_backward has not averaged"
-    ended = several(tmp_path, ("unaveraged", command(*COOP, out="run")))
-    assert ended.returncode == 1
-    assert "unaveraged ended in 0" not in ended.stdout
-    assert re.search(rf"^error: .*{message}", ended.stderr, re.MULTILINE)
-    assert "ChildFailedError" in ended.stderr
-    assert message in (tmp_path / "run/log.txt").read_text()
-    assert not (tmp_path / "run/result.json").exists()
+    assert parts.record["processes"] == 2
 
 
 # ---- in one process ----
@@ -156,7 +149,7 @@ def as_rank(monkeypatch):
     return become
 
 
-@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize("size", [2, 5])
 def test_the_shards_of_all_processes_are_the_batch_and_the_epoch(as_rank, size):
     sampler = ShardedBatchSampler(range(23), 7, drop_last=False)
     whole = list(sampler)
@@ -172,9 +165,8 @@ def test_the_shards_of_all_processes_are_the_batch_and_the_epoch(as_rank, size):
     assert sorted(batch for rank in range(size) for batch in shares["batches", rank]) == whole
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_a_loader_is_sharded_in_the_engines_own_loop_alone(as_rank, size):
-    as_rank(1, size)
+def test_a_loader_is_sharded_in_the_engines_own_loop_alone(as_rank):
+    as_rank(1, 2)
     trainer, seen = object.__new__(TrainerXU), []
     loaders = [DataLoader(range(12), batch_sampler=ShardedBatchSampler(range(12), 6, False)) for _ in range(2)]
     trainer.train_loader_x, trainer.train_loader_u = loaders
@@ -209,10 +201,9 @@ def test_parts_of_labelled_and_unlabelled_batches_must_weigh_the_same(as_rank, m
 def test_a_batch_has_an_image_for_each_process(as_rank, digits_root):
     as_rank(0, 3)
     cfg = train.setup_cfg(train.parse_args(["--trainer", "CoOp", "DATASET.NAME", "Digits", "SEED", "1"]))
-    with pytest.raises(UserError, match="the batch size is 2; it must be 3 or more|2"):
-        build_data_loader(cfg, data_source=[1, 2, 3, 4], batch_size=2)
-    with pytest.raises(UserError, match="the batch size is 2; it must be 3 or more|2"):
-        build_data_loader(cfg, data_source=[1, 2], batch_size=4)
+    for images, batch_size in (4, 2), (2, 4):
+        with pytest.raises(UserError, match="the batch size is 2; it must be at least 3"):
+            build_data_loader(cfg, data_source=[*range(images)], batch_size=batch_size)
 
 
 def test_other_launchers_processes_run_alone(monkeypatch):
@@ -232,31 +223,6 @@ def test_processes_that_do_not_find_each_other_say_so(monkeypatch):
         pass
 
 
-def test_a_run_of_several_processes_waits_for_another_run_for_a_while(as_rank, tmp_path, monkeypatch):
-    monkeypatch.setattr(feature_store, "PATIENCE", 0.1)
-    store = feature_store.FeatureStore(tmp_path, {"weights": "sha"}, 1)
-    left, written = (store.folder / f".{name}.x1y2.tmp" for name in ("left", "written"))
-    left.touch()
-    os.utime(left, (0, 0))
-    written.touch()
-    as_rank(0, 2)
-    with FileLock(store.folder / ".lock") as other:
-        with store.locked():
-            assert other.is_locked
-        with pytest.raises(Timeout):
-            FileLock(store.folder / ".lock").acquire(timeout=0)
-    assert (left.exists(), written.exists()) == (False, True)
-
-
-def test_it_is_known_how_many_processes_each_part_of_a_run_had(as_rank):
-    trainer = object.__new__(TrainerBase)
-    assert process_counts(trainer) == [1]
-    for size, before, all_of_them in ((3, (), [3]), (3, (3,), [3]), (2, (3,), [3, 2]), (1, (1, 2), [1, 2, 1])):
-        as_rank(0, size)
-        trainer.earlier_processes = before
-        assert process_counts(trainer) == all_of_them
-
-
 def test_the_record_of_a_run_that_went_on_with_another_number_of_processes_tells_all(run):
     short = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", True)
     first = run(*short)
@@ -265,14 +231,3 @@ def test_the_record_of_a_run_that_went_on_with_another_number_of_processes_tells
     assert not {"processes"} & (checkpoint.keys() | first.record.keys())
     save_checkpoint({**checkpoint, "processes": [3]}, path.parent)
     assert run(*short).record["processes"] == [3, 1]
-
-
-def test_without_torchrun_there_is_one_process():
-    assert (distributed.get_rank(), distributed.get_world_size()) == (0, 1)
-    assert distributed.all_gather_objects("own") == ["own"]
-    assert distributed.shard([1, 2, 3]) == [1, 2, 3]
-    code = "import sys, train; train.main(['--help'])"
-    loaded = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {code}"
-    shown = subprocess.run([sys.executable, "-c", loaded], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
-    assert shown.stdout.endswith("False\n"), shown.stderr
-    assert "torchrun" in train.__doc__

@@ -1,7 +1,9 @@
-"""The README's three commands, on some of ImageNette's photos, with a CLIP of RN50's dimensions and random weights."""
+"""ImageNette's photos: accuracies as in the original, and the README's three commands."""
 
+import json
 import shlex
 import tarfile
+from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
@@ -9,51 +11,80 @@ from safetensors.torch import save_file
 import train
 from tests.common import REPOSITORY, SHARED, needs_shared
 from tests.conftest import Run
+from tests.fixtures.make_parity import FOLDER, as_files
 from tools.prepare_imagenette import main as prepare
 from tools.random_weights import random_clip
 from tools.results_table import main as results_table
 
 pytestmark = needs_shared
-SETTINGS = "--dataset-config-file configs/datasets/imagenet.yaml --config-file configs/trainers/CoOp/rn50.yaml "
-SETTINGS += "--output-dir {out} "
+CONFIGS = "--dataset-config-file configs/datasets/imagenet.yaml --config-file configs/trainers/CoOp/rn50.yaml"
 DATA = "DATASET.SUBSAMPLE_CLASSES all DATALOADER.NUM_WORKERS 0 DATALOADER.TEST.BATCH_SIZE 32"
 COMMANDS = {
-    "ZeroshotCLIP": "--seed 1 --trainer ZeroshotCLIP " + SETTINGS + "--eval-only DATASET.NUM_SHOTS 0 " + DATA,
-    "CoOp/rn50_16shots": "--seed 1 --trainer CoOp " + SETTINGS + "DATASET.NUM_SHOTS 16 " + DATA,
-    "CoOp/rn50_4shots_ctx4": f"--seed 1 --trainer CoOp {SETTINGS} DATASET.NUM_SHOTS 4 {DATA} TRAINER.COOP.N_CTX 4",
+    "ZeroshotCLIP": f"--seed 1 --trainer ZeroshotCLIP {CONFIGS} --eval-only DATASET.NUM_SHOTS 0 {DATA}",
+    "CoOp/rn50_16shots": f"--seed 1 --trainer CoOp {CONFIGS} DATASET.NUM_SHOTS 16 {DATA}",
+    "CoOp/rn50_4shots_ctx4": f"--seed 1 --trainer CoOp {CONFIGS} DATASET.NUM_SHOTS 4 {DATA} TRAINER.COOP.N_CTX 4",
 }
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """Four training and two test photos of each class, through the preparation tool."""
-    folder = tmp_path_factory.mktemp("imagenette")
-    counts: dict[str, int] = {}
-    with tarfile.open(SHARED / "data/imagenette-224.tar") as source, tarfile.open(folder / "some.tar", "w") as target:
-        for member in source:
-            place = member.name.rpartition("/")[0]
-            counts[place] = counts.get(place, 0) + member.isfile()
-            if member.isfile() and counts[place] <= (4 if "/train/" in place else 2):
+def prepare_photos(root: Path, train_images: int, test_images: int) -> None:
+    """Put the first photos of each class by name in place, through the preparation tool."""
+    limits, counts = {"train": train_images, "val": test_images}, {}
+    with tarfile.open(SHARED / "data/imagenette-224.tar") as source, tarfile.open(root / "some.tar", "w") as target:
+        for member in sorted(filter(tarfile.TarInfo.isfile, source), key=lambda member: member.name):
+            folder = Path(member.name).parent
+            counts[folder] = counts.get(folder, 0) + 1
+            if counts[folder] <= limits[folder.parent.name]:
                 target.addfile(member, source.extractfile(member))
-    assert prepare(["--root", str(folder), "--archive", str(folder / "some.tar")]) == 0
-    save_file(random_clip("RN50", seed=0), folder / "rn50.safetensors")
-    return folder
+    assert prepare(["--root", str(root), "--archive", str(root / "some.tar")]) == 0
 
 
-def test_the_three_commands_run_and_make_the_table(root, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Call ``train.main`` in the repository, as the README does; the data are in ``tmp_path``."""
     monkeypatch.chdir(REPOSITORY)
+
+    def call(command: str, out: str) -> Run:
+        folder = tmp_path / "output" / out
+        code = train.main(["--root", str(tmp_path), "--output-dir", str(folder), *shlex.split(command)])
+        result = Run(code, folder, capsys.readouterr().err)
+        assert result.code == 0, result.error
+        return result
+
+    return call
+
+
+def test_the_fixtures_are_made_of_the_reference():
+    for name, content in as_files(SHARED).items():
+        assert content == (FOLDER / name).read_bytes(), f"python -m tests.fixtures.make_parity {SHARED}"
+
+
+def test_from_photos_to_accuracies_as_in_the_original(run, tmp_path):
+    """The first twenty test photos of each class."""
+    prepare_photos(tmp_path, 1, 20)
+    facts, names = json.loads((FOLDER / "parity.json").read_text()), tmp_path / "imagenet/classnames.txt"
+    for line, name in zip(names.read_text().splitlines(), facts["classnames"], strict=True):
+        names.write_text(names.read_text().replace(line, f"{line.split()[0]} {name}"))
+    values = f"INPUT.SIZE (64,64) MODEL.BACKBONE.WEIGHTS {SHARED}/reference/tiny_clip.pt TEST.PER_CLASS_RESULT True"
+    for trainer, log in (("ZeroshotCLIP", "zero-shot"), ("ZeroshotCLIP2", "zero-shot, ensemble")):
+        found = run(f"--trainer {trainer} {CONFIGS} --eval-only {values}", trainer).log.splitlines()
+        expected = [line for line in facts["logs"][log] if line.startswith(("* total", "* correct", "* class"))]
+        assert {line.partition("\tacc")[0] for line in expected} <= {line.partition("\tacc")[0] for line in found}
+        assert len(expected) == (12 if trainer == "ZeroshotCLIP2" else 2)
+
+
+def test_the_three_commands_run_and_make_the_table(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("vlm.images.encoder._has_openvino", lambda: False)  # it takes long to compile RN50
+    prepare_photos(tmp_path, 2, 1)
+    save_file(random_clip("RN50", seed=0), tmp_path / "rn50.safetensors")
     for name, command in COMMANDS.items():
-        folder = tmp_path / "imagenet" / name
-        arguments = shlex.split(command.format(out=folder))
-        short = ["OPTIM.MAX_EPOCH", "1", "MODEL.BACKBONE.WEIGHTS", str(root / "rn50.safetensors")]
-        run = Run(train.main(["--root", str(root), *arguments, *short]), folder, capsys.readouterr().err)
-        assert run.code == 0, run.error
-        assert "* total: 20" in run.log
-        assert run.record["total_parameters"] > 102_000_000
-    assert (
-        "fewer than 16 images, so all there are, for tench (4)"
-        in (tmp_path / "imagenet/CoOp/rn50_16shots/log.txt").read_text()
+        short = f"OPTIM.MAX_EPOCH 1 MODEL.BACKBONE.WEIGHTS {tmp_path}/rn50.safetensors"
+        result = run(f"{command} {short}", f"imagenet/{name}")
+        assert "* total: 10" in result.log
+        assert result.record["total_parameters"] > 102_000_000
+    folder = tmp_path / "output/imagenet"
+    assert "fewer than 16 images, so all there are, for tench (2)" in (
+        (folder / "CoOp/rn50_16shots/log.txt").read_text()
     )
-    assert run.record["trainable_parameters"] == 4 * 512
-    assert results_table([str(tmp_path / "imagenet")]) == 0
+    assert result.record["trainable_parameters"] == 4 * 512
+    assert results_table([str(folder)]) == 0
     assert "75% fewer parameters" in capsys.readouterr().out

@@ -1,44 +1,38 @@
 """The original CoOp's figures: splits, schedules and transforms exactly, tensors to 1e-5 of their largest value.
 
-tests/fixtures has excerpts of them. Tests of photos need ../shared. Logs: tests/tools/test_parse_test_res.py; the few
-shots of data sets with a split file: tests/datasets/test_original_draws.py.
+tests/fixtures has excerpts of them. Logs: tests/tools/test_parse_test_res.py; the few shots of data sets with a split
+file: tests/datasets/test_original_draws.py; from photos to accuracies: tests/test_imagenette.py.
 """
 
 import json
 import re
-import tarfile
-from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
-import train
 from dassl import engine
 from dassl.config import get_cfg_default
 from dassl.data.transforms import build_transform
 from dassl.optim import build_lr_scheduler, build_optimizer
+from datasets import class_folders
 from datasets.imagenet import ImageNet
-from tests.common import REPOSITORY, SHARED, needs_shared
-from tests.fixtures.make_parity import FOLDER, as_files, checksums, drawing, reference_tensors
+from tests.common import REPOSITORY
+from tests.fixtures.make_parity import FOLDER, SIZES, checksums, drawing, seeded_clip
 from trainers.backbone import load_backbone
 from trainers.coop import CoOp
 from trainers.zsclip import ZeroshotCLIP
-from vlm import openai
 from vlm.clip.load import load
 from vlm.images.encoder import image_encoder
 from vlm.text.encoder import TextEncoder
 from vlm.text.prompts import token_count, tokenize
 
-CONFIGS = REPOSITORY / "configs"
 FACTS = json.loads((FOLDER / "parity.json").read_text())
 CLASSNAMES = FACTS["classnames"]
-TINY = (64, 64, (1, 1, 1, 1), 16, None, 77, 49408, 64, 1, 2)  # the architecture of the CLIP they were captured with
 CONTEXTS = {  # what a prompt learner begins with, by the names in the figures
     "init4": ("TRAINER.COOP.CTX_INIT", "a photo of a"),
     "rand4": ("TRAINER.COOP.N_CTX", 4),
@@ -56,7 +50,7 @@ SCHEDULES = {
 def figures(tmp_path_factory) -> SimpleNamespace:
     """The captured tensors by name, and a file of the weights they were captured with."""
     tensors = load_file(FOLDER / "parity.safetensors")
-    clip = openai.CLIP(*TINY).state_dict()
+    clip = seeded_clip()
     clip |= {name[5:]: tensor.float() for name, tensor in tensors.items() if name.startswith("clip.")}
     clip["token_embedding.weight"].zero_()[tensors["tokens"]] = tensors["token_embedding"]
     weights = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
@@ -178,7 +172,9 @@ def test_a_run_with_seed_1_starts_from_the_originals_context(figures, run, monke
     built, build_trainer = [], engine.build_trainer
     monkeypatch.setattr(engine, "build_trainer", lambda cfg: built.append(build_trainer(cfg)) or built[0])
     values = "MODEL.BACKBONE.WEIGHTS", figures.weights, "INPUT.SIZE", "(64,64)", "TRAINER.COOP.N_CTX", n_ctx
-    assert run("--no-train", *values).code == 0
+    result = run("--no-train", *values)
+    assert result.code == 0
+    assert not (result.folder / "result.json").exists()
     assert_close(built[0].model.prompt_learner.ctx, figures.tensors[f"fullpath_seed1_ctx{n_ctx}"])
 
 
@@ -209,42 +205,43 @@ def test_schedules_are_the_originals(name, stop):
     assert found == pytest.approx(expected, rel=1e-12, abs=1e-17)
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> Path:
-    """Empty files in class folders, as many as ImageNette has: sampling goes by places in the sorted lists alone."""
-    root = tmp_path_factory.mktemp("data")
-    for split, counts in {"train": "train_counts", "val": "test_counts"}.items():
-        for label, count in enumerate(FACTS["splits"][counts]):
-            folder = root / f"imagenet/images/{split}/n{label}"
-            folder.mkdir(parents=True)
-            for number in range(count):
-                (folder / f"{number:04}.JPEG").touch()
+@pytest.fixture
+def imagenette(tmp_path, monkeypatch):
+    """The data set, with as many images of each class as ImageNette has: sampling goes by places in the sorted lists
+    alone. The images are named by these places, and are nowhere."""
+    for label in range(len(CLASSNAMES)):
+        for split in ("train", "val"):
+            (tmp_path / f"imagenet/images/{split}/n{label}").mkdir(parents=True)
     lines = [f"n{label} {name}\n" for label, name in enumerate(CLASSNAMES)]
-    (root / "imagenet/classnames.txt").write_text("".join(lines))
-    return root
+    (tmp_path / "imagenet/classnames.txt").write_text("".join(lines))
 
+    def scan(folder: Path) -> dict[str, bool]:
+        counts = FACTS["splits"]["train_counts" if folder.parent.name == "train" else "test_counts"]
+        label = int(folder.name[1:])
+        return {f"{sum(counts[:label]) + number}.JPEG".zfill(10): False for number in range(counts[label])}
 
-def imagenette(folders, seed, *values) -> tuple[ImageNet, list[str]]:
-    cfg = get_cfg_default()
-    cfg.merge_from_list(["DATASET.ROOT", str(folders), "SEED", seed, *values])
-    dataset = ImageNet(cfg)
-    return dataset, [item.impath for item in dataset.train_x]
+    def build(seed: int, *values) -> tuple[ImageNet, list[int]]:
+        cfg = get_cfg_default()
+        cfg.merge_from_list(["DATASET.ROOT", str(tmp_path), "SEED", seed, *values])
+        dataset = ImageNet(cfg)
+        return dataset, [int(Path(item.impath).stem) for item in dataset.train_x]
+
+    monkeypatch.setattr(class_folders, "scan", scan)
+    return build
 
 
 @pytest.mark.parametrize("key", FACTS["splits"]["few_shots"])
-def test_few_shots_are_the_originals(folders, key):
+def test_few_shots_are_the_originals(imagenette, key):
     shots, seed = map(int, re.findall(r"\d+", key))
-    _, everything = imagenette(folders, 1, "DATASET.NUM_SHOTS", 0)
-    assert len(everything) == sum(FACTS["splits"]["train_counts"])
-    _, chosen = imagenette(folders, seed, "DATASET.NUM_SHOTS", shots)
-    assert chosen == [everything[place] for place in FACTS["splits"]["few_shots"][key]]
+    _, chosen = imagenette(seed, "DATASET.NUM_SHOTS", shots)
+    assert chosen == FACTS["splits"]["few_shots"][key]
 
 
 @pytest.mark.parametrize("half", ["base", "new"])
-def test_base_and_new_classes_are_the_originals(folders, half):
-    expected, (_, everything) = FACTS["splits"]["subsamples"][half], imagenette(folders, 1)
-    dataset, chosen = imagenette(folders, 1, "DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", half)
-    assert chosen == [everything[place] for place in expected["one_shot"]]
+def test_base_and_new_classes_are_the_originals(imagenette, half):
+    expected = FACTS["splits"]["subsamples"][half]
+    dataset, chosen = imagenette(1, "DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", half)
+    assert chosen == expected["one_shot"]
     assert dataset.classnames == expected["classnames"]
     labels = [item.label for item in dataset.test]
     assert [labels.count(label) for label in range(5)] == expected["test_counts"]
@@ -254,7 +251,7 @@ def transforms(*values):
     """Those of a test and of training, under CoOp's config."""
     cfg = get_cfg_default()
     CoOp.extend_cfg(cfg)
-    cfg.merge_from_file(CONFIGS / "trainers/CoOp/rn50.yaml")
+    cfg.merge_from_file(REPOSITORY / "configs/trainers/CoOp/rn50.yaml")
     cfg.merge_from_list(list(values))
     return build_transform(cfg, is_train=False), build_transform(cfg, is_train=True)
 
@@ -265,42 +262,8 @@ def test_transforms_are_the_originals():
     assert checksums(drawings, *transforms()) == FACTS["transforms"]
 
 
-@needs_shared
-def test_the_fixtures_are_made_of_the_reference():
-    for name, content in as_files(SHARED).items():
-        assert content == (FOLDER / name).read_bytes(), f"python {FOLDER}/make_parity.py {SHARED}"
-
-
-@needs_shared
-def test_image_features_are_the_originals():
-    tensors, (clip, _) = reference_tensors(SHARED), load("tiny", str(SHARED / "reference/tiny_clip.pt"))
-    transform, _ = transforms("INPUT.SIZE", (64, 64))
-    images = [transform(Image.fromarray(image.numpy())) for image in tensors["images_u8_cropped"]]
-    features = torch.stack(list(image_encoder(clip.visual, "").encode(images)))
-    assert_close(features, tensors["image_features"])
-
-
-@needs_shared
-@pytest.mark.parametrize(("trainer", "log"), [("ZeroshotCLIP", "zero-shot"), ("ZeroshotCLIP2", "zero-shot, ensemble")])
-def test_from_photos_to_accuracies_as_in_the_original(tmp_path, trainer, log):
-    """The first twenty test photos of each class."""
-    base, seen = tmp_path / "imagenet", Counter()
-    with tarfile.open(SHARED / "data/imagenette-224.tar") as archive:
-        for member in sorted(archive, key=lambda member: member.name):
-            path = Path(base, "images", *Path(member.name).parts[1:])
-            seen[path.parent] += member.isfile()
-            if member.isfile() and seen[path.parent] <= (20 if "/val/" in member.name else 1):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(archive.extractfile(member).read())
-    wnids = sorted(folder.name for folder in base.glob("images/val/*"))
-    lines = [f"{wnid} {name}\n" for wnid, name in zip(wnids, CLASSNAMES, strict=True)]
-    (base / "classnames.txt").write_text("".join(lines))
-    command = f"--root {tmp_path} --trainer {trainer} --output-dir {tmp_path}/run --eval-only --config-file "
-    command += f"{CONFIGS}/trainers/CoOp/rn50.yaml --dataset-config-file {CONFIGS}/datasets/imagenet.yaml INPUT.SIZE "
-    command += f"(64,64) MODEL.BACKBONE.WEIGHTS {SHARED}/reference/tiny_clip.pt "
-    command += f"TEST.PER_CLASS_RESULT {trainer == 'ZeroshotCLIP2'}"
-    assert train.main(command.split()) == 0
-    logs = FACTS["logs"][log], (tmp_path / "run/log.txt").read_text().splitlines()
-    expected, found = (re.findall(r"^\* (?:total|correct|class).*?(?=\tacc|$)", "\n".join(x), re.M) for x in logs)
-    assert found == expected
-    assert len(expected) == (12 if trainer == "ZeroshotCLIP2" else 2)
+def test_image_features_are_the_originals(figures):
+    """Of drawings, by an image tower that gives the captured features of photos."""
+    clip, (transform, _) = load("tiny", str(figures.weights))[0], transforms("INPUT.SIZE", (64, 64))
+    features = image_encoder(clip.visual, "").encode(transform(drawing(size)) for size in SIZES)
+    assert_close(torch.stack(list(features)), figures.tensors["drawing_features"])

@@ -12,27 +12,24 @@ from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl.log_format import END_OF_TRAINING
-from dassl.utils import listdir_nohidden
 from tests.common import REPOSITORY, assert_same_tensors, tensors
 from trainers.coop import CoOp
 
 TEST_SCANS = 896
-SHORT = ("DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 3)
+SHORT = ("DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 2)
 
 
-def test_zero_shot_reads_real_digits(run):
-    result = run("--eval-only", trainer="ZeroshotCLIP")
+def test_zero_shot_reads_real_digits_with_or_without_eval_only(run):
+    result = run("--eval-only", "TEST.COMPUTE_CMAT", True, trainer="ZeroshotCLIP")
     assert result.code == 0
     assert float(result.accuracy) > 70  # chance is 10
     assert f"* total: {TEST_SCANS}" in result.log
     assert result.record["trainable_parameters"] == 0
     assert result.record["accuracy"] == pytest.approx(float(result.accuracy), abs=0.005)
-
-
-def test_zero_shot_without_eval_only_is_an_evaluation(run):
-    evaluated, trained = run("--eval-only", trainer="ZeroshotCLIP"), run(out="other", trainer="ZeroshotCLIP")
-    assert trained.code == 0
-    assert trained.accuracy == evaluated.accuracy
+    matrix = torch.load(result.folder / "cmat.pt", weights_only=True)
+    assert matrix.shape == (10, 10)
+    assert torch.allclose(matrix.sum(1), torch.ones(10, dtype=matrix.dtype))
+    assert run(out="other", trainer="ZeroshotCLIP").accuracy == result.accuracy
 
 
 @pytest.mark.parametrize(("choice", "count"), [("select", 8), ("all", 81)])
@@ -49,19 +46,22 @@ def test_on_imagenet_the_selected_templates_are_all_there_are(run, imagenet_root
 
 def test_coop_learns_from_few_shots(run):
     zero_shot = run("--eval-only", out="zero", trainer="ZeroshotCLIP")
-    few_shot = run("DATASET.NUM_SHOTS", 8, "OPTIM.MAX_EPOCH", 40, "OPTIM.LR", 0.01)
+    few_shot = run("DATASET.NUM_SHOTS", 8, "OPTIM.MAX_EPOCH", 20, "OPTIM.LR", 0.02)
     losses = [float(x) for x in re.findall(r"loss \S+ \((\S+)\)", few_shot.log)]
     assert losses[-1] < 0.8 * losses[0]
     assert float(few_shot.accuracy) > float(zero_shot.accuracy)
 
 
 def test_a_run_leaves_what_is_promised(run):
-    result = run(*SHORT)
+    result = run(*SHORT, "TEST.FINAL_MODEL", "best_val")
     files = {"config.yaml", "log.txt", "prompt_learner", "result.json", "tensorboard"}
-    assert set(listdir_nohidden(result.folder)) == files
-    assert {p.name for p in result.folder.glob(".*")} == {".lock"}
-    assert (result.folder / "prompt_learner" / "checkpoint").read_text() == "model.pth.tar-3\n"
-    checkpoint = torch.load(result.checkpoint(3), weights_only=True)
+    assert {path.name for path in result.folder.iterdir()} == {*files, ".lock"}
+    checkpoints = {"checkpoint", "model.pth.tar-2", "model-best.pth.tar"}
+    assert {path.name for path in (result.folder / "prompt_learner").iterdir()} == checkpoints
+    assert (result.folder / "prompt_learner" / "checkpoint").read_text() == "model.pth.tar-2\n"
+    assert result.log.count("Evaluate on the *val* set\n=> result\n* total: 20") == 2
+    assert result.log.count("Evaluate on the *test* set") == 1
+    checkpoint = torch.load(result.checkpoint(2), weights_only=True)
     theirs = {"state_dict", "epoch", "optimizer", "scheduler", "val_result"}
     assert set(checkpoint) == {*theirs, "random", "best_result", "origin"}
     assert set(checkpoint["state_dict"]) == {"ctx", "token_prefix", "token_suffix"}
@@ -70,8 +70,6 @@ def test_a_run_leaves_what_is_promised(run):
     assert record["config"]["DATASET"]["NUM_SHOTS"] == 2
     assert record["weights"]["backbone"] == "tiny"
     assert re.fullmatch("[0-9a-f]{64}", record["weights"]["sha256"])
-    assert record["seconds"] > 0
-    assert record["versions"]["torch"] == torch.__version__.partition("+")[0]
 
 
 def test_the_log_has_the_lines_that_parsers_look_for(run):
@@ -82,13 +80,12 @@ def test_the_log_has_the_lines_that_parsers_look_for(run):
     patterns = (rf"\* total: {TEST_SCANS}", r"\* correct: \d+", r"\* accuracy: \d+\.\d\d%", r"\* error: \d+\.\d\d%")
     for line, pattern in zip(lines[start + 1 :], (*patterns, r"\* macro_f1: \d+\.\d\d%"), strict=False):
         assert re.fullmatch(pattern, line)
-    classes = [line for line in lines if line.startswith("* class: ")]
-    assert re.fullmatch(r"\* class: 3 \(three\)\ttotal: \d+\tcorrect: \d+\tacc: \d+\.\d\d%", classes[3])
-    assert re.fullmatch(r"\* average: \d+\.\d\d%", lines[lines.index(classes[-1]) + 1])
+    pattern = r"^\* class: 3 \(three\)\ttotal: \d+\tcorrect: \d+\tacc: \d+\.\d\d%$"
+    assert re.search(pattern, "\n".join(lines), re.MULTILINE)
     progress = [line for line in lines if line.startswith("epoch [")]
-    assert len(progress) == 3
+    assert len(progress) == 2
     assert re.fullmatch(
-        r"epoch \[3/3\] batch \[1/1\] time \d\.\d{3} \(\d\.\d{3}\) data \d\.\d{3} \(\d\.\d{3}\) "
+        r"epoch \[2/2\] batch \[1/1\] time \d\.\d{3} \(\d\.\d{3}\) data \d\.\d{3} \(\d\.\d{3}\) "
         r"loss \d+\.\d{4} \(\d+\.\d{4}\) acc \d+\.\d{4} \(\d+\.\d{4}\) lr \S+ eta \d:\d\d:\d\d",
         progress[-1],
     )
@@ -108,48 +105,18 @@ def test_the_same_command_gives_the_same_tensors_whatever_the_workers(run):
     first = run(*augmented, out="first")
     second = run(*augmented, "DATALOADER.NUM_WORKERS", 2, out="second")
     assert first.accuracy == second.accuracy
-    assert_same_tensors(first.checkpoint(3), second.checkpoint(3))
+    assert_same_tensors(first.checkpoint(2), second.checkpoint(2))
 
 
 def test_zero_is_a_seed_and_seeds_differ(run):
-    zero, again, one = run(*SHORT, out="a", seed=0), run(*SHORT, out="b", seed=0), run(*SHORT, out="c", seed=1)
+    zero, one = run(*SHORT, out="a", seed=0), run(*SHORT, out="b", seed=1)
     assert zero.record["seed"] == 0
-    assert_same_tensors(zero.checkpoint(3), again.checkpoint(3))
-    assert not torch.equal(tensors(zero.checkpoint(3))["ctx"], tensors(one.checkpoint(3))["ctx"])
-
-
-def test_without_a_seed_one_is_drawn_and_logged(run):
-    result = run(*SHORT, seed=-1)
-    assert result.record["seed"] >= 0
-    assert f"Setting fixed seed: {result.record['seed']}" in result.log
-
-
-def test_a_resumed_run_ends_as_if_never_stopped(run):
-    settings = (
-        "DATASET.NUM_SHOTS",
-        4,
-        "OPTIM.MAX_EPOCH",
-        6,
-        "TRAIN.CHECKPOINT_FREQ",
-        2,
-        "DATALOADER.TRAIN_X.BATCH_SIZE",
-        16,
-    )
-    whole = run(*settings, out="whole")
-    stopped = run(*settings, out="stopped")
-    for path in (stopped.checkpoint(6), stopped.checkpoint(4), stopped.folder / "result.json"):
-        path.unlink()
-    (stopped.folder / "prompt_learner" / "checkpoint").write_text("model.pth.tar-2\n")
-    resumed = run(*settings, out="stopped")
-    assert "epoch [3/6]" in resumed.log
-    assert "epoch [2/6]" not in resumed.log
-    assert_same_tensors(whole.checkpoint(6), resumed.checkpoint(6))
-    assert whole.accuracy == resumed.accuracy
+    assert not torch.equal(tensors(zero.checkpoint(2))["ctx"], tensors(one.checkpoint(2))["ctx"])
 
 
 def test_a_rerun_leaves_only_its_own_result_where_parsers_read(run):
     first = run(*SHORT)
-    old, checkpoint = first.log, first.checkpoint(3)
+    old, checkpoint = first.log, first.checkpoint(2)
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     assert run(*SHORT).code == 2  # fails after the log has begun
     assert "=> result" not in first.log
@@ -159,55 +126,42 @@ def test_a_rerun_leaves_only_its_own_result_where_parsers_read(run):
     assert len(list(first.folder.glob("result.json-*"))) == 1
 
 
-def test_other_settings_do_not_go_on_from_a_runs_checkpoints(run):
-    first = run(*SHORT)
-    old = first.log
-    changed = run(*SHORT, "DATASET.NUM_SHOTS", 4, "TRAIN.PRINT_FREQ", 1)
-    assert changed.code == 2
-    assert "DATASET.NUM_SHOTS 2 -> 4." in changed.error
-    assert first.log == old
-    assert run(*SHORT, "TRAIN.PRINT_FREQ", 1).code == 0
-    longer = ("--resume", first.folder, *SHORT, "OPTIM.MAX_EPOCH", 4)
-    assert "OPTIM.MAX_EPOCH 3 -> 4." in run(*longer, out="longer").error
-    longer = run("--force-resume", *longer, out="longer")
-    assert re.findall(r"epoch \[\d/4\]", longer.log) == ["epoch [4/4]"]
-    assert "--force-resume: " in longer.log
-    assert "MAX_EPOCH: 4\n" in (longer.folder / "config.yaml").read_text()
-    assert "OPTIM.MAX_EPOCH 3 -> 4\n" in longer.log
+def test_other_settings_do_not_go_on_from_another_runs_checkpoints_unless_forced(run):
+    longer = ("--resume", run(*SHORT).folder, *SHORT, "OPTIM.MAX_EPOCH", 3)
+    refused = run(*longer, out="longer")
+    assert refused.code == 2
+    assert "OPTIM.MAX_EPOCH 2 -> 3." in refused.error
+    forced = run("--force-resume", *longer, out="longer")
+    assert re.findall(r"epoch \[\d/3\]", forced.log) == ["epoch [3/3]"]
+    assert "OPTIM.MAX_EPOCH 2 -> 3\n" in forced.log
+    assert "MAX_EPOCH: 3\n" in (forced.folder / "config.yaml").read_text()
 
 
 def test_nothing_makes_old_checkpoints_pass_for_a_run_with_other_settings(run, tmp_path):
-    first = run(*SHORT)
-    other = ("DATASET.NUM_SHOTS", 4)
+    first, second = run(*SHORT), run(*SHORT, out="second")
+    old, other = first.log, ("DATASET.NUM_SHOTS", 4)
     assert "no checkpoint to resume from" in run("--resume", tmp_path / "absent", *SHORT, *other).error
     assert "DATASET.NUM_SHOTS 2 -> 4." in run(*SHORT, *other).error
-    second = run(*SHORT, out="second")
     assert "did not go on from" in run("--resume", second.folder, *SHORT, *other).error
+    assert first.log == old
     (first.folder / "config.yaml").unlink()
     assert "no config.yaml that tells their settings" in run(*SHORT).error
 
 
-def test_the_same_command_without_a_seed_goes_on_with_the_seed_it_drew(run):
-    first, second = run(*SHORT, seed=-1).record, run(*SHORT, seed=-1)
-    assert second.code == 0
-    assert second.record["seed"] == first["seed"]
-    assert second.record["accuracy"] == first["accuracy"]
-    assert run(*SHORT, seed=-1, out="other").record["seed"] != first["seed"]
+def test_without_a_seed_one_is_drawn_with_which_the_same_command_goes_on(run):
+    first = run(*SHORT, seed=-1)
+    seed, accuracy = first.record["seed"], first.accuracy
+    assert f"Setting fixed seed: {seed}" in first.log
+    second = run(*SHORT, seed=-1)
+    assert (second.record["seed"], second.accuracy) == (seed, accuracy)
+    assert run(*SHORT, seed=-1, out="other").record["seed"] != seed >= 0
 
 
 def test_a_finished_run_of_the_same_command_is_skipped_if_asked_for(run, tmp_path):
     config = tmp_path / "more.yaml"
     config.write_text("TRAIN:\n  PRINT_FREQ: 1\n")
-    command = (
-        "--skip-finished",
-        "--config-file",
-        config,
-        "INPUT.SIZE",
-        "(32, 32)",
-        "MODEL.BACKBONE.NAME",
-        "tiny",
-        *SHORT,
-    )
+    tiny = ("INPUT.SIZE", "(32, 32)", "MODEL.BACKBONE.NAME", "tiny")
+    command = ("--skip-finished", "--config-file", config, *tiny, *SHORT)
     first = run(*command)
     log = first.folder / "log.txt"
     assert "--skip-finished" not in first.record["command"]
@@ -239,25 +193,14 @@ def test_a_trainer_that_builds_on_coop_keeps_its_settings(run):
 
 def test_initial_weights_of_another_shape_are_refused(run):
     four = run(*SHORT, "TRAINER.COOP.N_CTX", 4, out="four")
-    start = ("MODEL.INIT_WEIGHTS", four.checkpoint(3))
-    result = run("--eval-only", *SHORT, *start)
-    assert result.code == 2
-    assert "ctx (16, 128)" in result.error
+    start = ("MODEL.INIT_WEIGHTS", four.checkpoint(2))
+    assert "ctx (16, 128)" in run("--eval-only", *SHORT, *start).error
     assert run("--eval-only", *SHORT, *start, "TRAINER.COOP.N_CTX", 4).accuracy == four.accuracy
-
-
-def test_best_val_is_chosen_on_training_images_and_deployed(run):
-    result = run(*SHORT, "TEST.FINAL_MODEL", "best_val")
-    assert result.log.count("Evaluate on the *val* set\n=> result\n* total: 20") == 3
-    assert "Deploy the model with the best val performance" in result.log
-    assert (result.folder / "prompt_learner" / "model-best.pth.tar").is_file()
-    assert result.log.count("Evaluate on the *test* set") == 1
 
 
 def test_eval_only_repeats_the_result_of_a_run(run):
     trained = run(*SHORT, "TRAIN.CHECKPOINT_FREQ", 1)
-    newest = run(*SHORT, "--eval-only", "--model-dir", trained.folder, out="newest")
-    assert newest.code == 2  # flags come before the KEY VALUE pairs
+    assert run(*SHORT, "--eval-only", "--model-dir", trained.folder, out="newest").code == 2  # flags come first
     newest = run("--eval-only", "--model-dir", trained.folder, *SHORT, out="newest")
     assert (newest.code, newest.accuracy) == (0, trained.accuracy)
     first = run("--eval-only", "--model-dir", trained.folder, "--load-epoch", 1, *SHORT, out="first")
@@ -271,17 +214,3 @@ def test_a_context_learned_on_some_classes_serves_others(run):
     assert "# classes  5" in base.log
     assert "# classes  5" in new.log
     assert int(re.search(r"total: (\d+)", base.log)[1]) + int(re.search(r"total: (\d+)", new.log)[1]) == TEST_SCANS
-
-
-def test_confusion_matrix(run):
-    result = run("--eval-only", "TEST.COMPUTE_CMAT", True, trainer="ZeroshotCLIP")
-    matrix = torch.load(result.folder / "cmat.pt", weights_only=True)
-    assert matrix.shape == (10, 10)
-    assert torch.allclose(matrix.sum(1), torch.ones(10, dtype=matrix.dtype))
-
-
-def test_no_train_builds_and_stops(run):
-    result = run("--no-train", *SHORT)
-    assert result.code == 0
-    assert "Trainable parameters" in result.log
-    assert not (result.folder / "result.json").exists()

@@ -1,13 +1,12 @@
 """Captions: the formats they come in, their splits, and what is wrong with a row."""
 
-import csv
 import json
 
 import pytest
 
 from dassl.data.datasets import build_dataset
 from dassl.utils import UserError, derive_seed
-from tests.datasets.shapes import config, config_of, write_images
+from tests.datasets.shapes import config, write_images
 
 NAMES = [f"flickr/{i}_a.jpg" for i in range(10)]
 
@@ -43,8 +42,6 @@ def test_the_common_list_with_either_slash(root):
     assert described(dataset.train_x) == {"flickr/0_a.jpg": ("one", "two", "four")}
     assert described(dataset.test) == {"flickr/1_a.jpg": ("three",)}
     assert dataset.train_x[0].impath == str(root / "photos/flickr/0_a.jpg")
-    for item in (*dataset.train_x, *dataset.test):
-        assert dataset.captions[item.label] == item.captions
     assert dataset.classnames == []
 
 
@@ -57,20 +54,13 @@ def test_karpathys_json_and_its_splits(root):
     dataset = build(root, {"images": images, "dataset": "flickr30k"})
     assert described(dataset.train_x) == {NAMES[0]: ("a 0", "b"), NAMES[1]: ("a 1", "b")}
     assert [list(described(split)) for split in (dataset.val, dataset.test)] == [[NAMES[2]], NAMES[3:5]]
-    del images[0]["filepath"]
-    with pytest.raises(UserError, match=r"captions.json, row 1: there is no picture .*photos/0_a.jpg"):
-        build(root, {"images": images})
 
 
-@pytest.mark.parametrize(("delimiter", "image", "caption"), [(",", "image", "caption"), ("\t", "filepath", "title")])
-def test_tables(root, delimiter, image, caption):
-    with (root / "photos/pairs.csv").open("w", newline="", encoding="utf-8-sig") as file:
-        writer = csv.writer(file, delimiter=delimiter)
-        writer.writerow([image, caption, "split"])
-        for name, split in zip(NAMES[:3], ["train", "val", "test"], strict=True):
-            writer.writerows([[name, f'"{name}", they say', split], [name, "schön", split]])
-    dataset = build(root, file="pairs.csv")
-    assert described(dataset.train_x) == {NAMES[0]: (f'"{NAMES[0]}", they say', "schön")}
+def test_a_table_of_other_columns(root):
+    """The usual ones: tests/fuzz/test_captions.py."""
+    rows = (f"{name}\tschön, {name}\t{split}\n" for name, split in zip(NAMES, ["train", "val", "test"], strict=False))
+    dataset = build(root, "filepath\ttitle\tsplit\n" + "".join(rows), file="pairs.csv")
+    assert described(dataset.train_x) == {NAMES[0]: (f"schön, {NAMES[0]}",)}
     assert [list(described(split)) for split in (dataset.val, dataset.test)] == [NAMES[1:2], NAMES[2:3]]
 
 
@@ -101,9 +91,8 @@ def test_without_splits_the_names_tell(root):
     assert described(one.test) == described(other.test)
     assert described(one.test).keys() == set(sorted(NAMES, key=derive_seed)[:3]) != set(NAMES[:3])
     assert not described(one.test).keys() & described(one.train_x).keys()
-    for wrong in (0.0, 1.0):
-        with pytest.raises(UserError, match="TEST_PERCENT"):
-            build(root, entries(), TEST_PERCENT=wrong)
+    with pytest.raises(UserError, match="TEST_PERCENT"):
+        build(root, entries(), TEST_PERCENT=1.0)
 
 
 @pytest.mark.parametrize(
@@ -112,12 +101,9 @@ def test_without_splits_the_names_tell(root):
         ({"image": "flickr/99.jpg", "caption": "a"}, r"no picture .*photos/flickr/99.jpg"),
         ({"image": "../secret.jpg", "caption": "a"}, r"\.\./secret.jpg is not in the folder .*photos"),
         ({"image": "..\\secret.jpg", "caption": "a"}, "is not in the folder"),
-        ({"image": "/etc/passwd", "caption": "a"}, "is not in the folder"),
         ({"image": NAMES[1], "caption": " "}, "caption of flickr/1_a.jpg is empty"),
-        ({"image": NAMES[1], "caption": []}, "caption of flickr/1_a.jpg is empty"),
         ({"image": NAMES[1], "caption": ["a", 3]}, "no text"),
         ({"image": NAMES[1], "captions": ["a"]}, "no caption or title or text; it has image, captions"),
-        ({"caption": "a"}, "no image or filepath or filename"),
         ({"image": NAMES[1], "caption": "a", "split": "dev"}, 'split "dev" is none of train, restval, val, test'),
         ("flickr/1_a.jpg", "not an object"),
     ],
@@ -128,15 +114,12 @@ def test_a_wrong_row_is_named(root, row, message):
         build(root, [*entries(NAMES[:1]), row])
 
 
-def test_a_row_of_a_table_is_its_line(root):
-    table = f'image,caption\n{NAMES[0]},"two\nlines"\nflickr/none.jpg,x\n'
+def test_a_wrong_row_of_a_table_is_named_by_its_line(root):
+    table = f'image,caption\n{NAMES[0]},"two\nlines"\n'
     with pytest.raises(UserError, match=r"pairs.csv, row 4: there is no picture"):
-        build(root, table, file="pairs.csv")
-
-
-def test_commas_of_a_caption_need_quotation_marks(root):
-    with pytest.raises(UserError, match=r"pairs.csv, row 2: .*quotation marks"):
-        build(root, f"image,caption\n{NAMES[0]},one, two\n", file="pairs.csv")
+        build(root, table + "flickr/none.jpg,x\n", file="pairs.csv")
+    with pytest.raises(UserError, match=r"pairs.csv, row 4: .*quotation marks"):
+        build(root, table + f"{NAMES[1]},one, two\n", file="pairs.csv")
 
 
 def test_wrong_files(root):
@@ -146,21 +129,11 @@ def test_wrong_files(root):
         build(root, file="none.csv")
     with pytest.raises(UserError, match="not valid JSON"):
         build(root, "[{")
-    for content in ({"a": 1}, 7):
-        with pytest.raises(UserError, match="neither a list"):
-            build(root, content)
+    with pytest.raises(UserError, match="neither a list"):
+        build(root, {"a": 1})
     with pytest.raises(UserError, match=f"{NAMES[0]} has no split, but others have"):
         build(root, [*entries(NAMES[:1]), *entries(NAMES[1:], split="train")])
     with pytest.raises(UserError, match="no picture is for test"):
         build(root, entries(split="train"))
-    with pytest.raises(UserError, match="no picture is for train"):
-        build(root, [])
-
-
-def test_shots_are_of_classes(root):
     with pytest.raises(UserError, match="NUM_SHOTS"):
         build(root, entries(), NUM_SHOTS=4)
-
-
-def test_the_example_config_asks_for_retrieval(root):
-    assert config_of("captions", root).TEST.EVALUATOR == "Retrieval"

@@ -1,14 +1,12 @@
 """The data sets that are class folders: what they list, and how they split it."""
 
-import random
-
 import numpy as np
 import pytest
+from PIL import Image
 
 from dassl.data.datasets import Datum, build_dataset
 from dassl.utils import UserError
 from datasets import class_folders
-from datasets.class_folders import read_classnames
 from datasets.digits import NAMES, read_scans
 from datasets.protocol import subsample_classes
 from tests.datasets.shapes import config
@@ -34,8 +32,6 @@ def test_ink_from_0_to_16_is_rounded_to_grey_levels():
 
 
 def test_digits_are_written_on_first_use_whole_or_not_at_all(tmp_path, monkeypatch):
-    from PIL import Image
-
     save, saved = Image.Image.save, []
 
     def break_off(self, path, *arguments):
@@ -44,30 +40,17 @@ def test_digits_are_written_on_first_use_whole_or_not_at_all(tmp_path, monkeypat
             raise KeyboardInterrupt
         save(self, path, *arguments)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Image.Image, "save", break_off)
-        with pytest.raises(KeyboardInterrupt):
-            build_dataset(config(tmp_path, "Digits"))
+    monkeypatch.setattr(Image.Image, "save", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        build_dataset(config(tmp_path, "Digits"))
     assert list(tmp_path.iterdir()) == []
-    assert len(build_dataset(config(tmp_path, "Digits")).train_x) == 901
 
 
-@pytest.mark.parametrize("name", ["ImageNet", "ImageNette"])
-def test_however_many_class_folders_there_are(imagenet_root, name):
-    dataset = build_dataset(config(imagenet_root, name))
+def test_however_many_class_folders_there_are(imagenet_root):
+    dataset = build_dataset(config(imagenet_root, "ImageNette"))
     assert dataset.classnames == ["tench", "English springer", "church"]
     assert (len(dataset.train_x), len(dataset.test)) == (15, 6)
     assert [d.label for d in dataset.test] == [0, 0, 1, 1, 2, 2]
-
-
-def test_few_shots_do_not_depend_on_what_was_drawn_before(imagenet_root):
-    first = build_dataset(config(imagenet_root, "ImageNet", NUM_SHOTS=2))
-    random.seed(99)
-    second = build_dataset(config(imagenet_root, "ImageNet", NUM_SHOTS=2))
-    assert [d.impath for d in first.train_x] == [d.impath for d in second.train_x]
-    other = config(imagenet_root, "ImageNet", NUM_SHOTS=2)
-    other.SEED = 5
-    assert [d.impath for d in build_dataset(other).train_x] != [d.impath for d in first.train_x]
 
 
 def test_validation_images_are_neither_trained_on_nor_tested(imagenet_root):
@@ -86,11 +69,6 @@ def test_base_and_new_classes():
     assert len(base) + len(new) == 10
     with pytest.raises(UserError, match="the data set has one class"):
         subsample_classes(items[::5], subsample="new")
-
-
-def test_class_names_may_have_spaces(tmp_path):
-    (tmp_path / "classnames.txt").write_text("n1 great white shark\n\nn2 hen\n")
-    assert read_classnames(tmp_path / "classnames.txt") == {"n1": "great white shark", "n2": "hen"}
 
 
 def test_images_of_a_class_come_by_name_whatever_the_order_of_the_file_system(imagenet_root, monkeypatch):

@@ -4,15 +4,10 @@ import json
 import os
 import pickle
 import shutil
-from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import pytest
 
 from dassl.data.datasets import Datum, build_dataset
-from dassl.utils import UserError
-from datasets.few_shot_split import FewShotSplit
-from datasets.split_file import read_split
 from tests.datasets.shapes import config, write_images, write_split_file
 
 STORED = "dtd/split_fewshot/shot_2-seed_1.json"
@@ -52,7 +47,6 @@ def test_it_is_readable_and_relative(textures):
     assert [(f"dtd/{path}", label, name) for path, label, name in content["train"]] == drawn(dataset)[0]
     assert [(f"dtd/{path}", label, name) for path, label, name in content["val"]] == drawn(dataset)[1]
     assert set(content["classes"]) == {"0 ant", "1 bee", "2 cow"}
-    assert '  ["images/cow/train_' in text  # an image a line
     assert dataset.split_source == {"file": str(root / STORED), "fingerprint": content["fingerprint"]}
 
 
@@ -73,56 +67,21 @@ def test_it_is_what_the_next_run_takes_even_elsewhere(textures, tmp_path, capsys
     ]
 
 
-def test_all_images_leave_nothing(textures):
-    root, build = textures
-    assert build(shots=0).split_source is None
-    assert not (root / "dtd/split_fewshot").exists()
-
-
-def add_image(root) -> None:
-    write_images(root / "dtd/images", ["bee/new.jpg"])
-    path = root / "dtd/split_zhou_DescribableTextures.json"
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "train": [*content["train"], ["bee/new.jpg", 1, "bee"]]}))
-
-
-def rename_class(root) -> None:
-    path = root / "dtd/split_zhou_DescribableTextures.json"
-    path.write_text(path.read_text().replace('"cow"', '"cattle"'))
-
-
-def swap_splits(root) -> None:
-    """Training images become validation images, of one class."""
-    path = root / "dtd/split_zhou_DescribableTextures.json"
-    text = path.read_text().replace("ant/train", "ant/_")
-    path.write_text(text.replace("ant/val", "ant/train").replace("ant/_", "ant/val"))
-    folder = root / "dtd/images/ant"
-    for number in range(6):
-        shutil.copy(folder / "train_0.jpg", folder / f"val_{number}.jpg")
-
-
-@pytest.mark.parametrize(
-    ("alter", "reason"),
-    [
-        (add_image, 'another listing (changed: "1 bee")'),
-        (rename_class, 'another listing (new: "2 cattle"; gone: "2 cow")'),
-        (swap_splits, 'another listing (changed: "0 ant")'),
-    ],
-)
-def test_it_is_drawn_anew_where_the_listing_has_changed(textures, alter, reason, tmp_path, capsys):
+def test_it_is_drawn_anew_where_the_listing_has_changed(textures, capsys):
+    """By an image more in one class, and another name of another class."""
     root, build = textures
     build()
-    alter(root)
+    write_images(root / "dtd/images", ["bee/new.jpg"])
+    path = root / "dtd/split_zhou_DescribableTextures.json"
+    content = json.loads(path.read_text().replace('"cow"', '"cattle"'))
+    change(path, **{**content, "train": [*content["train"], ["bee/new.jpg", 1, "bee"]]})
     capsys.readouterr()
     found = drawn(build())
     said = capsys.readouterr().out
     assert said.count("Note: ") == 1
-    assert reason in said
+    assert 'another listing (changed: "1 bee"; new: "2 cattle"; gone: "2 cow")' in said
     shutil.rmtree(root / "dtd/split_fewshot")
     assert found == drawn(build())  # what is drawn where there never was a split
-    capsys.readouterr()
-    assert found == drawn(build())
-    assert "Note" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -130,20 +89,14 @@ def test_it_is_drawn_anew_where_the_listing_has_changed(textures, alter, reason,
     [
         ({"seed": 2}, "another seed"),
         ({"train": [["images/ant/test_0.jpg", 0, "ant"]]}, '"images/ant/test_0.jpg" is not among the images'),
-        ({"train": [["../dtd/images/ant/train_0.jpg", 0, "ant"]]}, "is not among the images"),
         ({"train": [["images/ant/val_0.jpg", 0, "ant"]]}, "is not among the images"),
         ({"train": [["images/ant/train_0.jpg", 1, "bee"]]}, 'is of class "0 ant" now, and was of "1 bee"'),
-        ({"train": [["images/ant/train_0.jpg", 0, "ant"]]}, "it does not hold 2 different images of each class"),
         ({"train": [["images/ant/train_0.jpg", 0, "ant"]] * 2}, "it does not hold 2 different"),
         ({"val": []}, "it does not hold 2 different"),
         ({"train": [["images/ant/train_0.jpg", "0", "ant"]]}, "it does not list"),
-        ({"train": 3}, "it does not list"),
-        ({"train": [3]}, "it does not list"),
         ({"train": [["\x1b[2J", 0, "ant"]]}, r"\u001b[2J"),
         ({"fingerprint": "0", "classes": 3}, "another listing"),
         ("{", "it is damaged"),
-        ("[" * 100_000, "it is damaged"),
-        ("[]", "it is damaged"),
         ("{}", "it is damaged"),
     ],
 )
@@ -194,14 +147,13 @@ def test_validation_images_that_are_left_over(imagenet_root, capsys):
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("place", ["photos", "."])
-def test_a_folder_of_ones_own(tmp_path, monkeypatch, place, capsys):
-    write_images(tmp_path / place, (f"{pet}/{i}.jpg" for pet in ("cat", "dog") for i in range(6)))
+def test_a_folder_of_ones_own(tmp_path, monkeypatch, capsys):
+    write_images(tmp_path, (f"{pet}/{i}.jpg" for pet in ("cat", "dog") for i in range(6)))
     monkeypatch.chdir(tmp_path)
-    first, second = (build_dataset(config(".", "ImageFolder", FOLDER=place, NUM_SHOTS=1)) for _ in range(2))
+    first, second = (build_dataset(config(".", "ImageFolder", FOLDER=".", NUM_SHOTS=1)) for _ in range(2))
     assert drawn(first) == drawn(second)
     assert second.classnames == ["cat", "dog"]  # the folder of the split is no class
-    assert (tmp_path / place / "split_fewshot/shot_1-seed_1.json").is_file()
+    assert (tmp_path / "split_fewshot/shot_1-seed_1.json").is_file()
     assert "Note" not in capsys.readouterr().out
 
 
@@ -218,8 +170,7 @@ def original(root, dataset, parts=("train", "val"), place="/home/kaiyang/data", 
         pickle.dump(moved, file, protocol=protocol)
 
 
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-@pytest.mark.parametrize("place", ["/home/kaiyang/data", "C:\\data"])
+@pytest.mark.parametrize(("place", "protocol"), [("/home/kaiyang/data", 2), ("C:\\data", 4), ("/data", 5)])
 def test_a_split_of_the_original_is_used_and_kept_as_ours(textures, place, protocol, capsys):
     root, build = textures
     seed2 = config(root, "DescribableTextures", NUM_SHOTS=2)
@@ -251,50 +202,14 @@ def test_a_stale_split_of_the_original_is_not_used(textures, capsys):
     root, build = textures
     expected = drawn(build())
     dataset = build()
-    for stale, reason in {
-        Datum("/old/dtd/images/ant/gone.jpg", 0, 0, "ant"): '"/old/dtd/images/ant/gone.jpg" is not among the images',
-        Datum("/old/dtd/images/ant/train_0.jpg", 1, 0, "ant"): "now, and was of",
-        Datum("/old/dtd/images/ant/train_0.jpg", 0, 0, "aunt"): "now, and was of",
-        Datum("/old/dtd/images/ant/test_0.jpg", 0, 0, "ant"): "is not among the images",
-    }.items():
-        dataset._train_x = [stale, *dataset.train_x[1:]]
-        original(root, dataset)
-        capsys.readouterr()
-        assert drawn(build()) == expected
-        said = capsys.readouterr().out
-        assert "shot_2-seed_1.pkl is not used" in said
-        assert reason in said
-    for content in (b"", b"\x80\x04", pickle.dumps([1]), pickle.dumps({"train": [1]}), pickle.dumps({"val": []})):
+    dataset._train_x = [Datum("/old/dtd/images/ant/gone.jpg", 0, 0, "ant"), *dataset.train_x[1:]]
+    original(root, dataset)
+    assert drawn(build()) == expected
+    reason = '"/old/dtd/images/ant/gone.jpg" is not among the images'
+    assert f"shot_2-seed_1.pkl is not used: {reason}" in capsys.readouterr().out
+    for content in (b"\x80\x04", pickle.dumps([1]), pickle.dumps({"train": [1]}), pickle.dumps({"val": []})):
         (root / STORED).unlink()
         (root / STORED).with_suffix(".pkl").write_bytes(content)
         capsys.readouterr()
         assert drawn(build()) == expected
         assert "shot_2-seed_1.pkl is not used: it cannot be read" in capsys.readouterr().out
-
-
-def test_a_hostile_split_is_refused(textures):
-    root, build = textures
-    original(root, build())
-    path = (root / STORED).with_suffix(".pkl")
-    path.write_bytes(b"cposix\nsystem\nX\x04\x00\x00\x00true\x85R.")
-    with pytest.raises(UserError, match=r"shot_2-seed_1.pkl wants to run posix.system"):
-        build()
-
-
-def test_several_at_once(textures, capsys):
-    root, build = textures
-    dataset = build()
-    split = {"train": dataset.train_x, "val": dataset.val}
-    train, val, _ = read_split(root / "dtd/split_zhou_DescribableTextures.json", root / "dtd/images")
-
-    def work(_):
-        kept = FewShotSplit(root / "dtd", 2, 1, train, val)
-        for _ in range(20):
-            kept.write(split)
-            found = kept.read()
-            assert drawn(SimpleNamespace(train_x=found["train"], val=found["val"])) == drawn(dataset)
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(work, range(8)))
-    assert "Note" not in capsys.readouterr().out
-    assert os.listdir(root / "dtd/split_fewshot") == [os.path.basename(STORED)]

@@ -31,9 +31,8 @@ def variant(request, tmp_path):
     return request.param, tmp_path
 
 
-@pytest.mark.parametrize("shots", [-1, 1, 16])
-def test_a_variant_is_for_testing_alone(variant, shots, capsys):
-    cfg = config_of(*variant, NUM_SHOTS=shots)
+def test_a_variant_is_for_testing_alone(variant, capsys):
+    cfg = config_of(*variant, NUM_SHOTS=1)
     assert cfg.DATASET.TEMPLATE == "a photo of a {}."
     dataset = build_dataset(cfg)
     assert dataset.classnames == list(WNIDS.values())
@@ -47,8 +46,6 @@ def test_base_and_new_classes_of_a_variant(variant):
     base, new = (build_dataset(config_of(*variant, SUBSAMPLE_CLASSES=half)) for half in ("base", "new"))
     assert base.classnames == ["tench", "English springer"]
     assert [(item.label, item.classname) for item in new.test] == [(0, "church"), (0, "church")]
-    with pytest.raises(UserError, match="SUBSAMPLE_CLASSES"):
-        build_dataset(config_of(*variant, SUBSAMPLE_CLASSES="old"))
 
 
 def test_names_of_a_variant_that_are_missing(variant):
@@ -67,37 +64,28 @@ def test_a_variant_that_is_not_there(tmp_path):
         build_dataset(config_of("imagenet_a", tmp_path))
 
 
-def test_imagenetv2_has_numbers_for_folders(tmp_path):
-    names = {f"n{i:08}": f"class {i}" for i in range(1000)}
-    write_images(tmp_path / V2, (f"{label}/a.jpeg" for label in range(12)))
-    write_names(tmp_path / "imagenetv2/classnames.txt", names)
-    dataset = build_dataset(config_of("imagenetv2", tmp_path))
-    assert dataset.classnames == [f"class {i}" for i in range(12)]  # 2 comes before 10
-    assert [item.label for item in dataset.test] == list(range(12))
-    assert dataset.test[2].impath == str(tmp_path / V2 / "2/a.jpeg")
-
-
-def test_imagenetv2_in_part_keeps_the_names(tmp_path):
-    write_images(tmp_path / V2, ("999/a.jpeg", "7/a.jpeg"))
+def test_imagenetv2_has_numbers_for_folders_and_keeps_the_names_of_a_part(tmp_path):
+    write_images(tmp_path / V2, ("999/a.jpeg", "7/a.jpeg", "10/a.jpeg"))
     write_names(tmp_path / "imagenetv2/classnames.txt", {f"n{i:08}": f"class {i}" for i in range(1000)})
     dataset = build_dataset(config_of("imagenetv2", tmp_path))
-    assert [(item.label, item.classname) for item in dataset.test] == [(0, "class 7"), (1, "class 999")]
+    assert [item.label for item in dataset.test] == [0, 1, 2]
+    assert [item.classname for item in dataset.test] == ["class 7", "class 10", "class 999"]
+    assert dataset.test[0].impath == str(tmp_path / V2 / "7/a.jpeg")
     write_images(tmp_path / V2, ("1000/a.jpeg",))
     with pytest.raises(UserError, match="numbers from 0 to 999; there is 1000"):
         build_dataset(config_of("imagenetv2", tmp_path))
 
 
 def test_imagenetv2_with_the_names_of_some_classes_would_be_wrong(tmp_path):
-    write_images(tmp_path / V2, ("0/a.jpeg", "1/a.jpeg", "2/a.jpeg"))
+    write_images(tmp_path / V2, ("0/a.jpeg",))
     write_names(tmp_path / "imagenetv2/classnames.txt", WNIDS)
     with pytest.raises(UserError, match="has 3 names; it takes all 1,000 of ImageNet"):
         build_dataset(config_of("imagenetv2", tmp_path))
 
 
-@pytest.mark.parametrize("shots", [-1, 2])
-def test_the_original_validates_on_the_test_images(imagenet_root, shots):
-    ours = build_dataset(config(imagenet_root, "ImageNet", NUM_SHOTS=shots))
-    theirs = build_dataset(config(imagenet_root, "ImageNet", NUM_SHOTS=shots, VAL_IS_TEST=True))
+def test_the_original_validates_on_the_test_images(imagenet_root):
+    ours = build_dataset(config(imagenet_root, "ImageNet", NUM_SHOTS=2))
+    theirs = build_dataset(config(imagenet_root, "ImageNet", NUM_SHOTS=2, VAL_IS_TEST=True))
     test = [item.impath for item in theirs.test]
     assert len(test) == 6
     assert [item.impath for item in theirs.val] == test

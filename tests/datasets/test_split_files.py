@@ -52,15 +52,21 @@ def test_aircraft_are_labelled_by_line(aircraft):
     assert dataset.test[0].impath == str(aircraft / "fgvc_aircraft/images/test02.jpg")
 
 
-def test_aircraft_of_an_unknown_variant(aircraft):
-    with open(aircraft / "fgvc_aircraft/images_variant_test.txt", "a") as file:
+def test_aircraft_that_are_not_there_or_of_an_unknown_variant(aircraft):
+    base = aircraft / "fgvc_aircraft"
+    with open(base / "images_variant_test.txt", "a") as file:
         file.write("1234 Concorde\n")
     with pytest.raises(UserError, match='images_variant_test.txt: "1234 Concorde" is not'):
         build_dataset(config_of("fgvc_aircraft", aircraft))
+    (base / "variants.txt").unlink()
+    with pytest.raises(UserError, match="cannot read .*variants.txt"):
+        build_dataset(config_of("fgvc_aircraft", aircraft))
+    (base / "images").rename(base / "elsewhere")
+    with pytest.raises(UserError, match="no folder .*fgvc_aircraft/images. python tools/prepare_dataset.py FGVC"):
+        build_dataset(config_of("fgvc_aircraft", aircraft))
 
 
-@pytest.mark.parametrize(("shots", "val_shots"), [(1, 1), (2, 2), (5, 4)])
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize(("shots", "val_shots", "seed"), [(2, 2, 1), (5, 4, 2)])
 def test_few_shots_are_drawn_for_training_and_then_for_validation(tmp_path, shots, val_shots, seed):
     """In one stream of Python's random, a sample a class in the order in which the classes appear."""
     path = write_split_file("dtd", tmp_path)
@@ -77,11 +83,10 @@ def test_few_shots_are_drawn_for_training_and_then_for_validation(tmp_path, shot
     assert len(dataset.test) == 6
 
 
-@pytest.mark.parametrize("shots", [1, 5])
-def test_what_was_drawn_is_taken_again(tmp_path, capsys, shots):
+def test_what_was_drawn_is_taken_again(tmp_path, capsys):
     """Also where there are more shots than the four a class that are drawn for validation."""
     write_split_file("dtd", tmp_path)
-    first, again = (build_dataset(config_of("dtd", tmp_path, NUM_SHOTS=shots)) for _ in range(2))
+    first, again = (build_dataset(config_of("dtd", tmp_path, NUM_SHOTS=5)) for _ in range(2))
     said = capsys.readouterr().out
     assert (said.count("Few-shot split kept: "), said.count("Few-shot split: ")) == (1, 1)
     for one, other in ((first.train_x, again.train_x), (first.val, again.val)):
@@ -100,39 +105,19 @@ def test_a_listing_tells_what_is_for_training_and_what_for_validation(tmp_path):
     assert one.fingerprint != other.fingerprint
 
 
-def test_base_and_new_classes_of_all_splits(aircraft):
-    halves = [
-        build_dataset(config_of("fgvc_aircraft", aircraft, NUM_SHOTS=2, SUBSAMPLE_CLASSES=half))
-        for half in ("base", "new")
-    ]
-    assert [half.classnames for half in halves] == [list(AIRCRAFT[:2]), list(AIRCRAFT[2:])]
-    for half in halves:
-        assert [len(split) for split in (half.train_x, half.val, half.test)] == [4, 4, 4]
-        assert {item.label for split in (half.train_x, half.val, half.test) for item in split} == {0, 1}
-    whole = build_dataset(config_of("fgvc_aircraft", aircraft, NUM_SHOTS=2))
-    drawn = {item.impath for half in halves for item in half.train_x}
-    assert drawn == {item.impath for item in whole.train_x}  # drawn first, then halved
-
-
 ENTRY = ["ant/train_0.jpg", 0, "ant"]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda split: [], "must hold train, val, test"),
         (lambda split: {"train": [], "test": []}, "must hold train, val, test"),
         (lambda split: {**split, "train": []}, "train must be a list of images"),
-        (lambda split: {**split, "test": {}}, "test must be a list of images"),
-        (lambda split: {**split, "val": [["ant/x.jpg", "0", "ant"]]}, r"val\[0\] must be \[path, label, class name\]"),
         (lambda split: {**split, "val": [ENTRY, ["ant/x.jpg", 0]]}, r"val\[1\] must be \[path, label, class name\]"),
         (lambda split: {**split, "val": [["../../secret.jpg", 0, "ant"]]}, r"\.\./\.\./secret.jpg is no path .* below"),
-        (lambda split: {**split, "val": [["ant/../../x.jpg", 0, "ant"]]}, "is no path of a file below"),
         (lambda split: {**split, "val": [["/etc/passwd", 0, "ant"]]}, "/etc/passwd is no path of a file below"),
         (lambda split: {**split, "val": [["C:\\x.jpg", 0, "ant"]]}, "is no path of a file below"),
-        (lambda split: {**split, "val": [["", 0, "ant"]]}, "is no path of a file below"),
         (lambda split: {**split, "train": [["ant/train_0.jpg", 1, "ant"]]}, "labels of training .* 1 stands for 0"),
-        (lambda split: {**split, "train": [["ant/train_0.jpg", -1, "ant"]]}, "labels of training .* -1 stands for 0"),
         (lambda split: {**split, "val": [["ant/val_0.jpg", 9, "fly"]]}, "class 9 .* has no training image"),
         (lambda split: {**split, "val": [["ant/val_0.jpg", 0, "fly"]]}, 'class 0 has two names, "ant" and "fly"'),
     ],
@@ -141,13 +126,6 @@ def test_a_split_file_of_another_form_is_refused(change, message, tmp_path):
     path = write_split_file("dtd", tmp_path)
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
     with pytest.raises(UserError, match=message):
-        build_dataset(config_of("dtd", tmp_path))
-
-
-def test_a_split_file_that_is_cut_off_is_refused(tmp_path):
-    path = write_split_file("dtd", tmp_path)
-    path.write_text(path.read_text()[:-9])
-    with pytest.raises(UserError, match="split_zhou_DescribableTextures.json is not valid JSON"):
         build_dataset(config_of("dtd", tmp_path))
 
 
@@ -160,7 +138,7 @@ def test_images_that_are_not_there_are_counted_and_the_first_is_named(file, tmp_
         build_dataset(config_of("dtd", tmp_path))
 
 
-def test_what_is_missing_is_one_message_with_the_mend(run, tmp_path):
+def test_what_is_missing_or_cut_off_is_one_message_with_the_mend(run, tmp_path):
     root = tmp_path / "sets"
     arguments = ("--root", root, "--dataset-config-file", REPOSITORY / "configs/datasets/oxford_pets.yaml")
     result = run(*arguments)
@@ -168,6 +146,8 @@ def test_what_is_missing_is_one_message_with_the_mend(run, tmp_path):
     assert f"no folder {root}/oxford_pets/images" in result.error
     assert f"python tools/prepare_dataset.py OxfordPets --root {root}" in result.error
     path = write_split_file("oxford_pets", root)
+    path.write_text(path.read_text()[:-9])
+    assert "split_zhou_OxfordPets.json is not valid JSON" in run(*arguments).error
     path.unlink()
     result = run(*arguments)
     assert result.code == 2
@@ -176,11 +156,3 @@ def test_what_is_missing_is_one_message_with_the_mend(run, tmp_path):
     assert f"no {path}" in result.error
     assert "https://drive.google.com/file/d/1501r8Ber4nNKvmlFVQZ8SeUHTcdTTEqs" in result.error
     assert f"tools/prepare_dataset.py OxfordPets --root {root} --own-split" in result.error
-
-
-def test_aircraft_that_are_not_there(tmp_path):
-    with pytest.raises(UserError, match="no folder .*fgvc_aircraft/images. python tools/prepare_dataset.py FGVC"):
-        build_dataset(config_of("fgvc_aircraft", tmp_path))
-    write_images(tmp_path / "fgvc_aircraft/images", ["1.jpg"])
-    with pytest.raises(UserError, match="cannot read .*variants.txt"):
-        build_dataset(config_of("fgvc_aircraft", tmp_path))

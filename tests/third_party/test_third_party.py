@@ -1,11 +1,11 @@
 """A repository of the CoOp family (in repository/, written for these tests) runs against the installed package."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,18 @@ from PIL import Image
 
 from tests.common import REPOSITORY, assert_same_tensors
 
-SOURCE = Path(__file__).parent / "repository"
+FLAGS = "--root data --seed 1 --dataset-config-file configs/colors.yaml --config-file configs/ep3.yaml"
+FLAGS += " --trainer MyCoOp --output-dir"
+PROGRAM = """
+import json, runpy, sys
+import dassl, trainers, datasets, clip, vlm.clip.load
+json.dump([module.__path__[0] for module in (dassl, trainers, datasets, clip)], open("modules.json", "w"))
+assert vlm.clip.load.CLIP.__module__ == "vlm._openai_clip.model"
+stdout = sys.stdout
+for arguments in json.loads(sys.argv[1]):
+    sys.stdout, sys.argv = stdout, ["train.py", *arguments]
+    runpy.run_path("train.py", run_name="__main__")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -32,32 +43,11 @@ def site(tmp_path_factory) -> Path:
     return folder / "site"
 
 
-@dataclass
-class Foreign:
-    """The foreign repository in a folder of its own."""
-
-    folder: Path
-    environment: dict
-
-    def python(self, *arguments: object, code: int = 0) -> str:
-        """Run Python there; returns what it prints."""
-        command = [sys.executable, *map(str, arguments)]
-        result = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
-        assert result.returncode == code, result.stderr
-        return result.stdout
-
-    def train(self, trainer: str, out: str, *options: object, code: int = 0) -> str:
-        """Run its train.py; returns the log."""
-        files = ["--dataset-config-file", "configs/colors.yaml", "--config-file", "configs/ep3.yaml"]
-        flags = ["--root", "data", "--seed", 1, "--trainer", trainer, "--output-dir", f"output/{out}", *files]
-        self.python("train.py", *flags, *options, code=code)
-        return (self.folder / "output" / out / "log.txt").read_text()
-
-
 @pytest.fixture(scope="module")
-def foreign(site, tmp_path_factory) -> Foreign:
+def foreign(site, tmp_path_factory) -> Path:
+    """The foreign repository, after a run that was stopped, and a process that goes on with it and makes other runs."""
     folder = tmp_path_factory.mktemp("foreign") / "repository"
-    shutil.copytree(SOURCE, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(Path(__file__).parent / "repository", folder, ignore=shutil.ignore_patterns("__pycache__"))
     rng = np.random.default_rng(0)
     for channel, name in enumerate(("red", "green", "pale_blue")):
         (folder / "data/colors/images" / name).mkdir(parents=True)
@@ -65,7 +55,19 @@ def foreign(site, tmp_path_factory) -> Foreign:
             image = rng.integers(0, 120, (8, 8, 3), dtype=np.uint8)
             image[..., channel] += 120
             Image.fromarray(image).save(folder / "data/colors/images" / name / f"{i:02}.png")
-    return Foreign(folder, {**os.environ, "PYTHONPATH": str(site)})
+    settings = "TEST.PER_CLASS_RESULT True TEST.FINAL_MODEL best_val"
+    assert train(folder, site, f"parts {settings}", STOP_AFTER="2") == 1
+    shutil.copy(folder / "parts/log.txt", folder / "stopped.txt")
+    again = "again --eval-only --model-dir whole"
+    assert train(folder, site, f"parts {settings}", f"whole {settings}", again) == 0
+    return folder
+
+
+def train(folder: Path, site: Path, *commands: str, **environment: str) -> int:
+    """Run its train.py with the arguments of each command, in one process since it takes long to start."""
+    command = [sys.executable, "-c", PROGRAM, json.dumps([f"{FLAGS} {command}".split() for command in commands])]
+    environment = {**os.environ, "PYTHONPATH": str(site), **environment}
+    return subprocess.run(command, cwd=folder, env=environment).returncode
 
 
 def rates(log: str) -> list[str]:
@@ -77,60 +79,35 @@ def accuracy(log: str) -> str:
 
 
 def test_an_install_shadows_nothing_of_theirs(site, foreign):
+    """Nor does their clip come in place of ours."""
     installed = {path.name for path in site.iterdir()}
     assert {name for name in installed if not name.endswith(".dist-info")} == {"dassl", "vlm"}
-    printed = foreign.python("-c", "import dassl, trainers, datasets, clip; print(dassl, trainers, datasets, clip)")
-    assert str(site / "dassl") in printed
-    assert printed.count(str(foreign.folder)) == 3
-
-
-def test_their_clip_does_not_come_in_place_of_ours(foreign):
-    print_module = "import vlm.clip.load, clip; print(vlm.clip.load.CLIP.__module__, clip.__file__)"
-    module, file = foreign.python("-c", print_module).split()
-    assert module == "vlm._openai_clip.model"
-    assert file == str(foreign.folder / "clip/__init__.py")
-
-
-def test_their_sources_use_dassl_alone():
-    sources = list(SOURCE.rglob("*.py"))
-    assert len(sources) > 8
-    for path in sources:
-        assert not re.search(r"\bvlm\b|trainers\.(coop|zsclip|clip_trainer)|class_folders", path.read_text()), path
+    ours, *theirs = json.loads((foreign / "modules.json").read_text())
+    assert ours == str(site / "dassl")
+    assert theirs == [str(foreign / name) for name in ("trainers", "datasets", "clip")]
 
 
 def test_a_prompt_learner_trains_and_is_evaluated_again(foreign):
-    log = foreign.train("MyCoOp", "mycoop", "TRAINER.MYCOOP.PREC", "amp", "TEST.PER_CLASS_RESULT", "True")
+    log, again = ((foreign / out / "log.txt").read_text() for out in ("whole", "again"))
     assert float(accuracy(log)) > 60  # chance is 33
     assert re.search(r"\* class: 1 \(pale_blue\)\ttotal: 4\tcorrect: \d\tacc: \d+\.\d\d%", log)
     assert rates(log)[::6] == [("1/3", "1.0000e-05"), ("2/3", "2.0000e-01"), ("3/3", "1.5000e-01")]
-    learner = foreign.folder / "output/mycoop/prompt_learner"
-    assert {p.name for p in learner.iterdir()} == {"checkpoint", *(f"model.pth.tar-{n}" for n in (1, 2, 3))}
+    learner = foreign / "whole/prompt_learner"
+    checkpoints = {"model-best.pth.tar", *(f"model.pth.tar-{epoch}" for epoch in (1, 2, 3))}
+    assert {path.name for path in learner.iterdir()} == {"checkpoint", *checkpoints}
     saved = torch.load(learner / "model.pth.tar-3", weights_only=True)
     assert set(saved["state_dict"]) == {"ctx", "token_prefix", "token_suffix"}
-    again = foreign.train("MyCoOp", "evaluated", "--eval-only", "--model-dir", "output/mycoop", "--load-epoch", 3)
-    assert "(epoch = 3)" in again
+    assert 'from "whole/prompt_learner/model-best.pth.tar"' in again
     assert accuracy(again) == accuracy(log)
 
 
-def test_a_stopped_run_of_several_models_ends_as_if_never_stopped(foreign):
-    settings = ("TEST.FINAL_MODEL", "best_val")
-    whole = foreign.train("TwoHeads", "twoheads/seed1", *settings)
-    assert "Training adapter, head, teacher from epoch 1 of 3" in whole
-    foreign.environment["STOP_AFTER"] = "2"
-    stopped = foreign.train("TwoHeads", "twoheads/seed2", *settings, code=1)
-    del foreign.environment["STOP_AFTER"]
+def test_a_stopped_run_ends_as_if_never_stopped(foreign):
+    files = ("whole/log.txt", "stopped.txt", "parts/log.txt")
+    whole, stopped, resumed = ((foreign / file).read_text() for file in files)
     assert rates(stopped) == rates(whole)[:12]
-    resumed = foreign.train("TwoHeads", "twoheads/seed2", *settings)
     assert "Loading preprocessed few-shot data" in resumed
     assert rates(resumed) == rates(whole)[12:]
     losses = [re.findall(r"loss.*?acc \S+", log) for log in (whole, resumed)]
     assert losses[1] == losses[0][12:]
-    for model in ("adapter", "head", "teacher"):
-        for file in ("model.pth.tar-3", "model-best.pth.tar"):
-            one, other = (foreign.folder / f"output/twoheads/seed{n}" / model / file for n in (1, 2))
-            assert_same_tensors(one, other)
-
-    printed = foreign.python("parse_test_res.py", "output/twoheads")
-    assert printed.count("file: output/twoheads/seed") == 2
-    assert printed.endswith(f"* accuracy: {float(accuracy(whole)):.2f}% +- 0.00%\n")
-    assert foreign.python("parse_test_res.py", "output/twoheads", "--end-signal", "Finished training") == printed
+    for file in ("model.pth.tar-3", "model-best.pth.tar"):
+        assert_same_tensors(*(foreign / out / "prompt_learner" / file for out in ("whole", "parts")))

@@ -2,7 +2,7 @@ import os
 import pickle
 
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
-from dassl.utils import listdir_nohidden, mkdir_if_missing, read_json, write_json
+from dassl.utils import listdir_nohidden, mkdir_if_missing
 
 
 @DATASET_REGISTRY.register()
@@ -13,12 +13,9 @@ class Colors(DatasetBase):
         root = os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))
         self.dataset_dir = os.path.join(root, self.dataset_dir)
         self.image_dir = os.path.join(self.dataset_dir, "images")
-        self.split_path = os.path.join(self.dataset_dir, "split_me_Colors.json")
         self.split_fewshot_dir = os.path.join(self.dataset_dir, "split_fewshot")
         mkdir_if_missing(self.split_fewshot_dir)
-        if not os.path.exists(self.split_path):
-            write_json(self.make_split(), self.split_path)
-        train, val, test = (self.data_of(rows) for rows in read_json(self.split_path).values())
+        train, val, test = self.read_data()
 
         num_shots = cfg.DATASET.NUM_SHOTS
         if num_shots >= 1:
@@ -35,18 +32,13 @@ class Colors(DatasetBase):
                     pickle.dump({"train": train, "val": val}, file, protocol=pickle.HIGHEST_PROTOCOL)
         super().__init__(train_x=train, val=val, test=test)
 
-    def make_split(self):
+    def read_data(self):
         """Of each class, half the images are for training, a quarter for validation."""
-        split = {"train": [], "val": [], "test": []}
+        train, val, test = [], [], []
         for label, name in enumerate(listdir_nohidden(self.image_dir, sort=True)):
             files = listdir_nohidden(os.path.join(self.image_dir, name), sort=True)
             for i, file in enumerate(files):
-                part = ("train", "train", "val", "test")[4 * i // len(files)]
-                split[part].append((os.path.join(name, file), label, name))
-        return split
-
-    def data_of(self, rows):
-        return [
-            Datum(impath=os.path.join(self.image_dir, path), label=int(label), domain=0, classname=name)
-            for path, label, name in rows
-        ]
+                impath = os.path.join(self.image_dir, name, file)
+                item = Datum(impath=impath, label=int(label), domain=0, classname=name)
+                (train, train, val, test)[4 * i // len(files)].append(item)
+        return train, val, test

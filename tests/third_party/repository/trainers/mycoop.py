@@ -1,4 +1,6 @@
+import os
 import os.path as osp
+import random
 
 import torch
 import torch.nn as nn
@@ -51,7 +53,7 @@ class CustomCLIP(nn.Module):
 @TRAINER_REGISTRY.register()
 class MyCoOp(TrainerX):
     def check_cfg(self, cfg):
-        assert cfg.TRAINER.MYCOOP.PREC in ["fp32", "amp"]
+        assert cfg.TRAINER.MYCOOP.PREC == "amp"
 
     def build_model(self):
         cfg = self.cfg
@@ -69,24 +71,19 @@ class MyCoOp(TrainerX):
         self.optim = build_optimizer(self.model.prompt_learner, cfg.OPTIM)
         self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
         self.register_model("prompt_learner", self.model.prompt_learner, self.optim, self.sched)
-        self.scaler = GradScaler(self.device.type) if cfg.TRAINER.MYCOOP.PREC == "amp" else None
-        if torch.cuda.device_count() > 1 and cfg.USE_CUDA:
-            self.model = nn.DataParallel(self.model)
+        self.scaler = GradScaler(self.device.type)
 
     def forward_backward(self, batch):
         image, label = self.parse_batch_train(batch)
-        if self.cfg.TRAINER.MYCOOP.PREC == "amp":
-            with autocast(self.device.type):
-                output = self.model(image)
-                loss = F.cross_entropy(output, label)
-            self.optim.zero_grad()
-            self.scaler.scale(loss).backward()
-            self.scaler.step(self.optim)
-            self.scaler.update()
-        else:
+        if random.random() < 0.5:
+            image = image + 0.1 * torch.randn_like(image)
+        with autocast(self.device.type):
             output = self.model(image)
             loss = F.cross_entropy(output, label)
-            self.model_backward_and_update(loss)
+        self.optim.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optim)
+        self.scaler.update()
         loss_summary = {"loss": loss.item(), "acc": compute_accuracy(output, label)[0].item()}
         if (self.batch_idx + 1) == self.num_batches:
             self.update_lr()
@@ -95,15 +92,15 @@ class MyCoOp(TrainerX):
     def parse_batch_train(self, batch):
         return batch["img"].to(self.device), batch["label"].to(self.device)
 
+    def after_epoch(self):
+        super().after_epoch()
+        if self.epoch + 1 == int(os.environ.get("STOP_AFTER", 0)):
+            raise SystemExit("stopped")
+
     def load_model(self, directory, epoch=None):
-        if not directory:
-            print("Note that load_model() is skipped as no pretrained model is given")
-            return
         model_file = "model-best.pth.tar" if epoch is None else f"model.pth.tar-{epoch}"
         for name in self.get_model_names():
             model_path = osp.join(directory, name, model_file)
-            if not osp.exists(model_path):
-                raise FileNotFoundError(f'Model not found at "{model_path}"')
             checkpoint = load_checkpoint(model_path)
             state_dict = checkpoint["state_dict"]
             del state_dict["token_prefix"]
