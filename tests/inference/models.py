@@ -55,13 +55,9 @@ def blip(folder: Path, model_class: str) -> Path:
     from transformers import BlipConfig, BlipImageProcessor, BlipProcessor
 
     tokenizer = bert_tokenizer()
-    text = {
-        **TOWER,
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": 64,
-        "bos_token_id": VOCABULARY.index("[DEC]"),
-    }
-    text |= {"eos_token_id": VOCABULARY.index("[SEP]"), "sep_token_id": VOCABULARY.index("[SEP]"), "pad_token_id": 0}
+    text = {**TOWER, "vocab_size": len(tokenizer), "max_position_embeddings": 64, "pad_token_id": 0}
+    text |= {"bos_token_id": VOCABULARY.index("[DEC]"), "eos_token_id": VOCABULARY.index("[SEP]")}
+    text |= {"sep_token_id": VOCABULARY.index("[SEP]")}
     config = BlipConfig(text_config=text, vision_config=VISION, projection_dim=16, image_text_hidden_size=16)
     processor = BlipProcessor(BlipImageProcessor(size=SIZE), tokenizer)
     return save(folder, getattr(transformers, model_class), config, processor)
@@ -74,18 +70,14 @@ def blip2(folder: Path, model_class: str) -> Path:
     texts = model_class == "Blip2ForImageTextRetrieval"  # the Q-Former reads them, no language model
     tokenizer = bert_tokenizer()
     processor = Blip2Processor(BlipImageProcessor(size=SIZE), tokenizer)
-    special = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
-    text = {"model_type": "opt", "vocab_size": len(tokenizer), "hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 2}
-    text |= {"num_attention_heads": 2, "max_position_embeddings": 64, "word_embed_proj_dim": 16, **special}
+    known = {"vocab_size": len(tokenizer), "max_position_embeddings": 64}
+    text = {**known, "model_type": "opt", "hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 2}
+    text |= {"num_attention_heads": 2, "word_embed_proj_dim": 16}
+    text |= {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
     config = Blip2Config(
         text_config=text,
         vision_config=VISION,
-        qformer_config={
-            **TOWER,
-            "vocab_size": len(tokenizer),
-            "max_position_embeddings": 64,
-            "use_qformer_text_input": texts,
-        },
+        qformer_config={**TOWER, **known, "use_qformer_text_input": texts},
         num_query_tokens=QUERIES,
         image_text_hidden_size=16,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),

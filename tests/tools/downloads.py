@@ -18,10 +18,7 @@ def picture() -> bytes:
 
 
 def content_of(name: str) -> bytes:
-    if name.endswith(".jpg"):
-        return picture()
-    found = FILES[name]
-    return found if isinstance(found, bytes) else found.encode()
+    return picture() if name.endswith(".jpg") else FILES[name]
 
 
 def tar(*names: str) -> bytes:
@@ -52,38 +49,39 @@ def numbered(pattern: str, count: int = 10) -> list[str]:
     return [pattern.format(i) for i in range(1, count + 1)]
 
 
+def lines(*texts: str) -> bytes:
+    return "".join(f"{text}\n" for text in texts).encode()
+
+
 PETS = [*numbered("Abyssinian_{}"), *numbered("american_bulldog_{}")]
 FOOD = {split: {"apple_pie": numbered("apple_pie/" + split + "{}", 5)} for split in ("train", "test")}
 TEXTURES = [*numbered("banded/banded_{}.jpg"), *numbered("woven/woven_{}.jpg")]
 AIRCRAFT = {split: numbered("{}" + f"{i}", 3) for i, split in enumerate(("train", "val", "trainval", "test"))}
 
 # What the archives hold, and what is downloaded as it is.
-FILES: dict[str, str | bytes] = {
-    "annotations/trainval.txt": "".join(f"{pet} 1 1 1\n" for pet in PETS if not pet.endswith(("1", "2"))),
-    "annotations/test.txt": "".join(f"{pet} 1 1 1\n" for pet in PETS if pet.endswith(("1", "2"))),
+FILES: dict[str, bytes] = {
+    "annotations/trainval.txt": lines(*(f"{pet} 1 1 1" for pet in PETS if not pet.endswith(("1", "2")))),
+    "annotations/test.txt": lines(*(f"{pet} 1 1 1" for pet in PETS if pet.endswith(("1", "2")))),
     "imagelabels.mat": matlab(labels=[1] * 10 + [2] * 10),
-    "setid.mat": matlab(
-        trnid=[1, 2, 11, 12],
-        valid=[3, 4, 13, 14],
-        tstid=[i for i in range(1, 21) if i not in (1, 2, 3, 4, 11, 12, 13, 14)],
-    ),
-    "food-101/meta/train.json": json.dumps(FOOD["train"]),
-    "food-101/meta/test.json": json.dumps(FOOD["test"]),
-    "dtd/labels/train1.txt": "".join(f"{path}\n" for path in TEXTURES[::3]),
-    "dtd/labels/val1.txt": "".join(f"{path}\n" for path in TEXTURES[1::3]),
-    "dtd/labels/test1.txt": "".join(f"{path}\n" for path in TEXTURES[2::3]),
-    "SUN397/ClassName.txt": "/a/abbey\n/a/apse/indoor\n",
-    "fgvc-aircraft-2013b/data/variants.txt": "Yak-42\n",
-    "fgvc-aircraft-2013b/README": "",
+    "setid.mat": matlab(trnid=[1, 2, 11, 12], valid=[3, 4, 13, 14], tstid=[*range(5, 11), *range(15, 21)]),
+    "food-101/meta/train.json": json.dumps(FOOD["train"]).encode(),
+    "food-101/meta/test.json": json.dumps(FOOD["test"]).encode(),
+    "dtd/labels/train1.txt": lines(*TEXTURES[::3]),
+    "dtd/labels/val1.txt": lines(*TEXTURES[1::3]),
+    "dtd/labels/test1.txt": lines(*TEXTURES[2::3]),
+    "SUN397/ClassName.txt": lines("/a/abbey", "/a/apse/indoor"),
+    "fgvc-aircraft-2013b/data/variants.txt": lines("Yak-42"),
     **{
-        f"fgvc-aircraft-2013b/data/images_variant_{split}.txt": "".join(f"{i} Yak-42\n" for i in ids)
+        f"fgvc-aircraft-2013b/data/images_variant_{split}.txt": lines(*(f"{i} Yak-42" for i in ids))
         for split, ids in AIRCRAFT.items()
     },
 }
 FILES["caltech-101/101_ObjectCategories.tar.gz"] = tar(
-    *numbered("101_ObjectCategories/airplanes/image_{:04}.jpg"),
-    *numbered("101_ObjectCategories/crab/image_{:04}.jpg"),
-    *numbered("101_ObjectCategories/BACKGROUND_Google/image_{:04}.jpg"),
+    *(
+        name
+        for folder in ("airplanes", "crab", "BACKGROUND_Google")
+        for name in numbered(f"101_ObjectCategories/{folder}/image_{{:04}}.jpg")
+    )
 )
 # Config name -> what is downloaded, what lies in the data set's folder, class names, sizes of its own split.
 DOWNLOADS = {
@@ -156,7 +154,6 @@ DOWNLOADS = {
     "fgvc_aircraft": (
         {
             "fgvc-aircraft-2013b.tar.gz": tar(
-                "fgvc-aircraft-2013b/README",
                 "fgvc-aircraft-2013b/data/variants.txt",
                 *(f"fgvc-aircraft-2013b/data/images_variant_{split}.txt" for split in AIRCRAFT),
                 *(f"fgvc-aircraft-2013b/data/images/{i}.jpg" for ids in AIRCRAFT.values() for i in ids),
