@@ -22,15 +22,9 @@ def clipseg(folder: Path) -> Path:
     from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPSegProcessor, ViTImageProcessor
 
     tokenizer = clip_tokenizer()
-    config = CLIPSegConfig(
-        text_config=clip_text(tokenizer),
-        vision_config=VISION,
-        projection_dim=16,
-        extract_layers=[0, 1],
-        reduce_dim=16,
-        decoder_num_attention_heads=2,
-        decoder_intermediate_size=32,
-    )
+    decoder = {"extract_layers": [0, 1], "reduce_dim": 16}
+    decoder |= {"decoder_num_attention_heads": 2, "decoder_intermediate_size": 32}
+    config = CLIPSegConfig(text_config=clip_text(tokenizer), vision_config=VISION, projection_dim=16, **decoder)
     return save(folder, CLIPSegForImageSegmentation, config, CLIPSegProcessor(ViTImageProcessor(size=SIZE), tokenizer))
 
 
@@ -39,13 +33,9 @@ def xclip(folder: Path) -> Path:
 
     tokenizer = clip_tokenizer()
     mit = {"mit_hidden_size": 16, "mit_intermediate_size": 32, "mit_num_hidden_layers": 1, "mit_num_attention_heads": 2}
-    config = XCLIPConfig(
-        text_config=clip_text(tokenizer),
-        vision_config={**VISION, **mit, "num_frames": FRAMES},
-        projection_dim=16,
-        prompt_num_attention_heads=2,
-        prompt_alpha=0.1,
-    )
+    prompt = {"prompt_num_attention_heads": 2, "prompt_alpha": 0.1}
+    vision = {**VISION, **mit, "num_frames": FRAMES}
+    config = XCLIPConfig(text_config=clip_text(tokenizer), vision_config=vision, projection_dim=16, **prompt)
     processor = XCLIPProcessor(VideoMAEImageProcessor(size={"shortest_edge": EDGE}, crop_size=SIZE), tokenizer)
     return save(folder, XCLIPModel, config, processor)
 
@@ -114,22 +104,16 @@ def clip_tokenizer():
 
 
 def clip_text(tokenizer) -> dict:
-    return {
-        **TOWER,
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": 40,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    return {**TOWER, **special, "vocab_size": len(tokenizer), "max_position_embeddings": 40}
 
 
-def picture(path: Path, seed: int) -> str:
-    """Write a picture of coloured squares, wider than it is high; returns its path."""
+def picture(path: Path, seed: int, size: tuple[int, int] = (72, 48)) -> str:
+    """Write a picture of coloured squares; returns its path."""
     import numpy as np
     from PIL import Image
 
     squares = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(squares).resize((72, 48), Image.Resampling.NEAREST).save(path)
+    Image.fromarray(squares).resize(size, Image.Resampling.NEAREST).save(path)
     return str(path)

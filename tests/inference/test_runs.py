@@ -59,19 +59,18 @@ def test_new_classes_for_a_learned_context(run, call, three):
     assert set(other.probabilities()) == {"red_envelope", "cup"}
 
 
-def test_contexts_of_other_classes(run, call, three, refused):
-    trained = run(*SHORT, "TRAINER.COOP.CSC", "True")
-    assert call(three, "--model-dir", trained.folder).code == 0
-    for classes in (["cup", "cat"], list(NAMES[1:] + NAMES[:1])):
-        parts = ["--classes names other classes", ", ".join(NAMES)]
-        refused(three, "--model-dir", trained.folder, "--classes", *classes, parts=parts)
-
-
-@pytest.mark.parametrize("trainer", ["LinearProbe", "TipAdapter"])
-def test_what_goes_with_its_classes_alone(run, three, refused, trainer):
-    folder = run("DATASET.NUM_SHOTS", 1, "TEST.NO_TEST", True, trainer=trainer).folder
-    others = ["one", "zero", *(str(digit) for digit in range(2, 10))]
-    refused(three, "--model-dir", folder, "--classes", *others, parts=["in another order", "--classes"])
+@pytest.mark.parametrize(
+    ("trainer", "options", "message"),
+    [
+        ("CoOp", ("TRAINER.COOP.CSC", True), "--classes names other classes than the run's own (zero, one"),
+        ("LinearProbe", (), "in another order"),
+        ("TipAdapter", (), "in another order"),
+    ],
+)
+def test_what_goes_with_its_classes_alone(run, call, three, refused, trainer, options, message):
+    command = (three, "--model-dir", run(*SHORT, *options, trainer=trainer).folder)
+    assert call(*command).code == 0
+    refused(*command, "--classes", *NAMES[1:], NAMES[0], parts=[message, "--classes"])
 
 
 def test_an_epoch_other_weights_a_folder_of_runs_and_a_lost_record(run, call, three, refused, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -17,15 +18,12 @@ import predict
 import tools.export_classifier as tool
 from datasets.digits import NAMES
 from tests.common import plain_text_features, tensors
+from tests.inference import models
 from vlm import openai
 from vlm.clip.load import load_shared
 
 SHORT = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", "True")
 ARRAYS = {"class_weights.safetensors", "class_weights.npz"}
-
-
-def names_in(folder) -> set[str]:
-    return {path.name for path in folder.iterdir()}
 
 
 def predicted(capsys, image, run) -> dict[str, float]:
@@ -54,11 +52,8 @@ def logits_by(arrays, clip, image: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture
-def photo(tmp_path):
-    rng = np.random.default_rng(0)
-    ramp = np.linspace(0, 200, 128)[None, :, None] * np.linspace(0.2, 1, 64)[:, None, None] * [1, 0.5, 0.8]
-    Image.fromarray(np.uint8(ramp + rng.integers(0, 56, (64, 128, 3)))).save(tmp_path / "photo.png")
-    return tmp_path / "photo.png"
+def photo(tmp_path) -> str:
+    return models.picture(tmp_path / "photo.png", 0)
 
 
 def test_the_files_give_the_probabilities_of_the_run(run, call, capsys, photo, tmp_path, monkeypatch):
@@ -69,7 +64,7 @@ def test_the_files_give_the_probabilities_of_the_run(run, call, capsys, photo, t
     code, output, _ = call(trained.folder)
     assert code == 0
     folder = trained.folder / "classifier"
-    assert names_in(folder) == {*ARRAYS, "classifier.onnx"}
+    assert set(os.listdir(folder)) == {*ARRAYS, "classifier.onnx"}
     assert output.count("largest difference") == 3
     expected = predicted(capsys, photo, trained.folder)
 
@@ -101,7 +96,7 @@ def test_the_files_give_the_probabilities_of_the_run(run, call, capsys, photo, t
     code, _, error = call(trained.folder, "--classes", *reversed(NAMES))
     assert code == 2
     assert "the logits of classifier.onnx" in error
-    assert names_in(folder) == ARRAYS
+    assert set(os.listdir(folder)) == ARRAYS
 
 
 def test_a_vision_transformer_that_was_fine_tuned_and_new_classes(run, call, tmp_path):
@@ -112,7 +107,7 @@ def test_a_vision_transformer_that_was_fine_tuned_and_new_classes(run, call, tmp
     trained = run(*SHORT, *weights, "OPTIM.NAME", "adamw", "OPTIM.WARMUP_EPOCH", 0, trainer="CLIPFineTune")
     code, _, error = call(trained.folder, "--out", tmp_path / "out", "--classes", "cup", "cat")
     assert code == 0, error
-    assert names_in(tmp_path / "out") == {*ARRAYS, "classifier.onnx"}
+    assert set(os.listdir(tmp_path / "out")) == {*ARRAYS, "classifier.onnx"}
     arrays = np.load(tmp_path / "out/class_weights.npz")
     learned = tensors(trained.folder / "clip/model.pth.tar-1")["clip.logit_scale"].exp().item()
     assert json.loads(arrays["metadata"].item())["logit_scale"] == pytest.approx(learned, abs=1e-5)
@@ -168,7 +163,7 @@ def test_without_the_packages_for_onnx_the_weights_are_there(run, call):
     code, _, error = call(folder)
     assert code == 2
     assert "pip install onnx onnxscript onnxruntime" in error
-    assert names_in(folder / "classifier") == ARRAYS
+    assert set(os.listdir(folder / "classifier")) == ARRAYS
 
 
 @pytest.mark.parametrize(

@@ -77,9 +77,7 @@ def test_class_specific_contexts_by_their_names(run, call):
     assert len(words_in(output)) == 20
     assert [line for line in output.splitlines() if line in NAMES] == list(NAMES)
     (trained.folder / "result.json").unlink()
-    _, output, _ = call(trained.folder, "--topk", 2)
-    assert "class 0" in output
-    assert "class 9" in output
+    assert "class 9" in call(trained.folder, "--topk", 2)[1]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from dassl.log_format import END_OF_TRAINING
 from tests.fixtures.make_parity import FOLDER
 from tools.parse_test_res import main
 
@@ -82,16 +81,3 @@ def test_our_log_has_the_originals_lines(run):
         shapes = map(shape, log.splitlines())
         for line in lines:
             assert shape(line) in shapes, line
-
-
-def as_the_field(log: str, end: str) -> float:
-    """As parsers of the field read a log: the last accuracy after a line that is exactly ``end``."""
-    lines = [line.strip() for line in log.splitlines()]
-    return float(re.findall(r"\* accuracy: ([\.\deE+-]+)%", "\n".join(lines[lines.index(end) :]))[-1])
-
-
-def test_parsers_of_the_field_read_our_log_as_the_originals(run):
-    assert as_the_field("\n".join(FACTS["logs"]["out/bvp/seed1"]), "Finish training") == 8.5
-    result = run("OPTIM.MAX_EPOCH", 2, "DATASET.NUM_SHOTS", 1, "TEST.FINAL_MODEL", "best_val")
-    for end in END_OF_TRAINING:
-        assert as_the_field(result.log, end) == round(result.record["accuracy"], 2)
