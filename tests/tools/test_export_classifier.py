@@ -22,7 +22,7 @@ from tests.inference import models
 from vlm import openai
 from vlm.clip.load import load_shared
 
-SHORT = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", "True")
+SHORT = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", True)
 ARRAYS = {"class_weights.safetensors", "class_weights.npz"}
 
 
@@ -124,8 +124,8 @@ def weights_alone(monkeypatch):
 @pytest.mark.usefixtures("weights_alone")
 def test_the_epoch_that_is_asked_for(run, call, tmp_path):
     """The class weights of each, from its checkpoint by OpenAI's text encoder."""
-    settings = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 2, "TRAIN.CHECKPOINT_FREQ", 1, "OPTIM.WARMUP_EPOCH", 0)
-    trained = run(*settings, "TEST.NO_TEST", True, "OPTIM.LR", 0.1)
+    settings = ("OPTIM.MAX_EPOCH", 2, "TRAIN.CHECKPOINT_FREQ", 1, "OPTIM.WARMUP_EPOCH", 0, "OPTIM.LR", 0.1)
+    trained = run(*SHORT, *settings)
     clip, _ = load_shared("tiny", "", "fp32", "cpu")
     ends = openai.tokenize([" ".join([*["X"] * 16, name]) + "." for name in NAMES]).argmax(1)
     found = {}

@@ -115,8 +115,8 @@ def test_what_cannot_be_exported(lora, run, call, tmp_path):
     refused(call(tmp_path / "absent"), "no run in", tmp_path)
     refused(call(lora, "--load-epoch", 7, "--out", tmp_path / "a.safetensors"), "no checkpoint of epoch 7", tmp_path)
     refused(call(lora, "--out", tmp_path / "clip.pt"), "must end in .safetensors", tmp_path)
-    shutil.copytree(lora, tmp_path / "run", ignore=shutil.ignore_patterns("model.pth*"))
-    refused(call(tmp_path / "run"), "checkpoint", tmp_path)
+    shutil.copytree(lora, tmp_path / "bare", ignore=shutil.ignore_patterns("model.pth*"))
+    refused(call(tmp_path / "bare"), "checkpoint", tmp_path)
 
 
 def test_a_clip_of_another_library(tune, call, tmp_path):
