@@ -89,7 +89,7 @@ def test_the_files_give_the_probabilities_of_the_run(run, call, capsys, photo, t
         assert np.array_equal(file.get_tensor("weight"), arrays["weight"])
         assert np.array_equal(file.get_tensor("bias"), arrays["bias"])
 
-    # A file that disagrees, as that of the classes in their order does with those in another, is not left.
+    # A file that disagrees is not left: here, that of the same classes in another order.
     old = shutil.copy(folder / "classifier.onnx", tmp_path)
     program = SimpleNamespace(save=lambda path, **_: shutil.copy(old, path), model=SimpleNamespace(metadata_props={}))
     monkeypatch.setattr("torch.onnx.export", lambda *_, **__: program)
