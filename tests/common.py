@@ -25,13 +25,6 @@ def assert_same_tensors(one: Path, other: Path) -> None:
         assert torch.equal(one[key], other[key]), key
 
 
-def plain_text_features(clip, prompts: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """CoOp's TextEncoder: embeddings (n, 77, width), all of them through openai-clip's transformer; ``ends`` (n,) are
-    the positions of the end-of-text tokens."""
-    x = clip.transformer((prompts + clip.positional_embedding).permute(1, 0, 2)).permute(1, 0, 2)
-    return clip.ln_final(x)[torch.arange(len(x)), ends] @ clip.text_projection
-
-
 def damage(*paths: str | Path) -> None:
     """Put the same few bytes, which are no whole picture, in place of pictures."""
     for path in paths:

@@ -102,3 +102,15 @@ def imagenet_root(tmp_path) -> Path:
                 Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(folder / f"{wnid}_{i}.JPEG")
     (base / "classnames.txt").write_text("".join(f"{wnid} {name}\n" for wnid, name in WNIDS.items()))
     return root
+
+
+@pytest.fixture
+def call(request, capsys):
+    """Call ``main`` of what the tests' file imports as ``tool``; returns its exit code, output and errors."""
+
+    def run_it(*arguments):
+        capsys.readouterr()
+        code = request.module.tool.main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run_it

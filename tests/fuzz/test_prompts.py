@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import predict
-from tests.common import plain_text_features
 from tests.fuzz.cases import COUNTS, Refusal, outcome, texts
 from trainers.coop import PromptLearner
 from vlm import openai
 from vlm.clip.load import load
 from vlm.text.encoder import TextEncoder
+from vlm.text.plain import encode_prompts
 from vlm.text.prompts import LONGEST, token_count, tokenize
 
 END = 49407
@@ -82,7 +82,7 @@ def test_learned_prompts_are_the_plain_encoders(clip, classnames, n_ctx, csc, po
     assert torch.equal(learner.index.sort().values, learner.rows.sort().values)
     assert torch.equal(learner.index[range(len(ends)), ends], learner.rows[range(len(ends)), ends])  # the end stays
     table = learner()
-    expected = plain_text_features(clip, table[learner.index], ends)
+    expected = encode_prompts(clip, table[learner.index], ends)
     torch.testing.assert_close(encoder(table, learner.layout), expected, atol=1e-5, rtol=1e-5)
     alike = len({tuple(words(name)) for name in classnames}) < len(classnames)
     assert ("the same name" in printed.getvalue()) == alike

@@ -1,19 +1,5 @@
-"""Calling the tool that a file of tests is about."""
+"""Ray's workers, beside other tests."""
 
 import os
 
-import pytest
-
-os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  Else other tests, which run beside, go first.
-
-
-@pytest.fixture
-def call(request, capsys):
-    """Call ``main`` of what the tests' file imports as ``tool``; returns its exit code, output and errors."""
-
-    def run_it(*arguments):
-        capsys.readouterr()
-        code = request.module.tool.main([str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return run_it
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  else the other tests go first

@@ -17,10 +17,11 @@ from safetensors.torch import save_file
 import predict
 import tools.export_classifier as tool
 from datasets.digits import NAMES
-from tests.common import plain_text_features, tensors
+from tests.common import tensors
 from tests.inference import models
 from vlm import openai
 from vlm.clip.load import load_shared
+from vlm.text.plain import encode_prompts
 
 SHORT = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", True)
 ARRAYS = {"class_weights.safetensors", "class_weights.npz"}
@@ -135,7 +136,7 @@ def test_the_epoch_that_is_asked_for(run, call, tmp_path):
         state = tensors(trained.checkpoint(epoch))
         context = state["ctx"].expand(len(NAMES), -1, -1)
         prompts = torch.cat([state["token_prefix"], context, state["token_suffix"]], dim=1)
-        features = plain_text_features(clip, prompts, ends)
+        features = encode_prompts(clip, prompts, ends)
         expected = clip.logit_scale.exp() * features / features.norm(dim=1, keepdim=True)
         torch.testing.assert_close(found[epoch], expected, atol=1e-4, rtol=1e-5)
     assert (found[1] - found[2]).abs().max() > 0.01

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from dassl.data.datasets import build_dataset
+from datasets.sources import draw_split, find
 from tests.datasets.shapes import SPLIT_FILES, config_of, write_images
 from tests.tools.downloads import DOWNLOADS, SPLITS, matlab, numbered
-from tools.prepare_dataset import draw_split, find
 from tools.prepare_dataset import main as prepare
 
 VARIANTS = " ".join(f"images_variant_{split}.txt" for split in SPLITS)

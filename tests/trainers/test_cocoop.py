@@ -5,10 +5,11 @@ import torch
 from torch.nn import functional as F
 from yacs.config import CfgNode
 
-from tests.common import plain_text_features, tensors
+from tests.common import tensors
 from trainers.cocoop import ConditionalCLIP
 from vlm.clip.load import load
 from vlm.text.encoder import TextEncoder
+from vlm.text.plain import encode_prompts
 
 NAMES = ["cat", "English springer", "container_ship"]
 IMAGES = 5
@@ -40,7 +41,7 @@ def plain_logits(model: ConditionalCLIP, clip, image_features: torch.Tensor) -> 
         prompts = torch.cat(
             [prefix, context.expand(len(NAMES), -1, -1), suffix], dim=1
         )  # start, context, class name and the rest
-        texts = plain_text_features(clip, prompts, ends)
+        texts = encode_prompts(clip, prompts, ends)
         rows.append(clip.logit_scale.exp() * feature @ F.normalize(texts, dim=-1).t())
     return torch.stack(rows)
 

@@ -10,7 +10,7 @@ from vlm import openai
 from vlm.clip.load import load
 from vlm.text.encoder import TextEncoder
 from vlm.text.prompts import END, token_count, tokenize
-from vlm.tiny import load_tiny
+from vlm.tiny.weights import load_tiny
 
 NAMES = ["cat", "English springer", "container_ship"]
 

@@ -1,19 +1,13 @@
 """Many classes: their features in blocks and on disk, the best of them in blocks, samples of them, and checkpoints."""
 
-import math
-
 import pytest
 import torch
 
-from dassl.evaluation.evaluator import Classification
-from dassl.utils import NotANumber
 from trainers import class_tokens, coop
 from trainers.coop import PromptLearner
 from trainers.sampled_softmax import Sample
-from vlm import similarity
 from vlm.clip.load import load
 from vlm.images.feature_store import FeatureStore
-from vlm.similarity import Best, logits, logits_or_best
 from vlm.text import class_features as module
 from vlm.text.class_features import ClassFeatures, description, keys_of
 from vlm.text.encoder import TextEncoder
@@ -149,43 +143,6 @@ def test_checkpoints_of_very_many_classes_have_a_checksum_of_their_words(encoder
         PromptLearner([*NAMES[1:], "owl"], encoder, 4, csc=True).load_state_dict(state)
     generic = PromptLearner(NAMES, encoder, 4).state_dict()
     PromptLearner(["owl"], encoder, 4).load_state_dict(generic)  # goes with any classes
-
-
-# ---- logits in blocks ----
-
-
-@pytest.fixture
-def numbers():
-    """Image and class features whose logits are whole numbers, so that many are equal, and the scale 1."""
-    images = torch.eye(7)
-    classes = torch.randint(-2, 3, (50, 7), generator=torch.Generator().manual_seed(0)).float()
-    return images, classes, torch.zeros(())
-
-
-@pytest.mark.parametrize("columns", [1, 3, 49])
-def test_the_best_in_blocks_is_the_best_of_all(numbers, columns, monkeypatch):
-    sizes = []
-    monkeypatch.setattr(similarity, "logits", lambda *given: sizes.append(logits(*given)) or sizes[-1])
-    most = 4 * len(numbers[0]) * columns
-    found = logits_or_best(*numbers, most=most)
-    assert isinstance(found, Best)
-    assert max(part.nbytes for part in sizes) == most
-    whole = logits(*numbers)
-    assert torch.equal(found.labels, whole.argmax(1))
-    assert torch.equal(found.scores, whole.amax(1))
-    assert (whole == whole.amax(1, keepdim=True)).sum() > len(whole)  # several are best
-    assert torch.equal(logits_or_best(*numbers, most=4 * whole.numel()), whole)
-    assert len(logits_or_best(*numbers, most=0).labels) == len(whole)  # one class at a time is the least
-
-
-@pytest.mark.parametrize("place", [0, 20, 49])
-def test_what_is_no_number_is_seen_in_every_block(numbers, place):
-    images, classes, scale = numbers
-    classes[place, 3] = math.nan
-    found = logits_or_best(images, classes, scale, most=4 * 7 * 5)
-    assert found.scores.isnan().any()
-    with pytest.raises(NotANumber):
-        Classification(None).process(found, torch.zeros(7))
 
 
 # ---- sampled softmax ----

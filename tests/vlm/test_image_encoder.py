@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vlm.clip.load import load
-from vlm.images.encoder import CUDAEncoder, OpenVINOEncoder, TorchEncoder, _has_openvino, image_encoder
+from vlm.images.encoder import OpenVINOEncoder, TorchEncoder, _has_openvino, image_encoder
 
 needs_openvino = pytest.mark.skipif(not _has_openvino(), reason="OpenVINO is not installed")
 ENCODERS = [pytest.param(OpenVINOEncoder, marks=needs_openvino), TorchEncoder]
@@ -114,31 +114,3 @@ def test_bf16_is_refused_on_a_processor_without_openvino(run, fresh, monkeypatch
         result = run("--eval-only", "USE_CUDA", False, "FEATURES.PREC", precision, trainer="ZeroshotCLIP")
         assert result.code == 2
         assert message in result.error
-
-
-class Event:
-    """Stands for CUDA's: a block is finished when somebody has waited for it."""
-
-    def __init__(self, features):
-        self.features = features
-
-    def synchronize(self):
-        self.features += 1000
-
-
-@pytest.mark.parametrize("count", [0, 3, 8, 21])
-def test_on_cuda_two_blocks_are_under_way_and_none_is_read_before_it_is_there(clip, images, monkeypatch, count):
-    events, given = [], []
-
-    def start(self, block):
-        features = block[:, 0, 0, :1].clone() - 1000
-        events.append(Event(features))
-        assert len(events) - len(given) // self.block <= 2
-        return features, events[-1]
-
-    monkeypatch.setattr(CUDAEncoder, "_start", start)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
-    for feature in CUDAEncoder(clip.visual, "", "").encode(iter(images[:count])):
-        given.append(feature)
-    assert len(given) == count
-    torch.testing.assert_close(torch.tensor(given), images[:count, 0, 0, 0], rtol=0, atol=1e-4)

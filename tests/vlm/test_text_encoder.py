@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from tests.common import plain_text_features
 from trainers.coop import PromptLearner
 from vlm.openai import CLIP
 from vlm.text.encoder import TextEncoder
 from vlm.text.layout import Layout
+from vlm.text.plain import encode_prompts
 from vlm.text.prompts import tokenize
 
 MANY_TOKENS = ["cat", "English springer", "container ship", "red-breasted merganser", "cat"]
@@ -39,7 +39,7 @@ def features_and_gradient(learner, encode) -> tuple[torch.Tensor, torch.Tensor]:
 def test_features_and_gradients_are_the_plain_encoders(wide, names, n_ctx, position, csc):
     learner = learner_of(wide, names, n_ctx=n_ctx, csc=csc, position=position)
     ends = tokenize([" ".join(["X"] * n_ctx + [name]) + "." for name in names]).argmax(-1)
-    expected = features_and_gradient(learner, lambda table: plain_text_features(wide, table[learner.index], ends))
+    expected = features_and_gradient(learner, lambda table: encode_prompts(wide, table[learner.index], ends))
     for chunk in (1, 7, 1024):
         layout = Layout.of(learner.index, ends + 1, chunk)
         ours = features_and_gradient(learner, lambda table: TextEncoder(wide)(table, layout))  # noqa: B023
