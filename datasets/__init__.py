@@ -3,9 +3,7 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-from dassl.data.datasets import DATASET_REGISTRY
-
-__all__ = ["DATASET_REGISTRY"]
+from dassl.data.datasets import DATASET_REGISTRY  # noqa: F401
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import csv
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from yacs.config import CfgNode
 
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl.utils import UserError, derive_seed, is_utf8, read_json
+
+from .protocol import for_testing
 
 IMAGE, CAPTION = ("image", "filepath", "filename"), ("caption", "title", "text")  # the names that keys and columns have
 SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
@@ -51,38 +52,24 @@ class Captions(DatasetBase):
         files = {"train": node.CAPTIONS, "val": node.CAPTIONS_VAL, "test": node.CAPTIONS_TEST}
         if node.CAPTIONS_VAL and not node.CAPTIONS_TEST:
             raise UserError("DATASET.CAPTIONS_VAL goes with CAPTIONS_TEST: without, one file holds all splits")
-        images: dict[str, _Image] = {}
+        captions, own = defaultdict(list), {}
         for split, file in files.items():
             if file:
-                _collect(images, root / Path(file).expanduser(), root, split if node.CAPTIONS_TEST else None)
-        splits = _split(images, node.TEST_PERCENT, root / node.CAPTIONS)
-        numbered = iter(range(len(images)))
-        items = {
-            split: [
-                CaptionedImage(str(root / name), next(numbered), tuple(images[name].captions), name) for name in names
-            ]
-            for split, names in splits.items()
-        }
-        self.captions = [item.captions for split in items.values() for item in split]
+                _collect(captions, own, root / Path(file).expanduser(), root, split if node.CAPTIONS_TEST else None)
+        self.captions, items = [], defaultdict(list)
+        for split, names in _split(own, node.TEST_PERCENT, root / node.CAPTIONS).items():
+            for name in names:
+                image = CaptionedImage(str(root / name), len(self.captions), tuple(captions[name]), name)
+                items[split].append(image)
+                self.captions.append(image.captions)
         super().__init__(train_x=items["train"], val=items["val"], test=items["test"])
 
-    @staticmethod
-    def get_num_classes(data_source: list[Datum]) -> int:
-        return 0
-
-    @staticmethod
-    def get_lab2cname(data_source: list[Datum]) -> tuple[dict[int, str], list[str]]:
-        return {}, []
+    get_num_classes = staticmethod(lambda data_source: 0)
+    get_lab2cname = staticmethod(lambda data_source: ({}, []))
 
 
-@dataclass
-class _Image:
-    split: str | None
-    captions: list[str] = field(default_factory=list)
-
-
-def _collect(images: dict[str, _Image], file: Path, root: Path, split: str | None) -> None:
-    """Add the rows of a file to ``images``, by their names, which are paths below ``root`` with forward slashes.
+def _collect(captions: dict[str, list], splits: dict, file: Path, root: Path, split: str | None) -> None:
+    """Add what a file says to the captions and the split of each image, by its path below ``root``.
 
     Args:
         split: to which all rows belong; None: the rows tell, or nobody does.
@@ -90,33 +77,28 @@ def _collect(images: dict[str, _Image], file: Path, root: Path, split: str | Non
     for number, row in _rows(file):
         where = f"{file}, row {number}"
         name = _name(_value(row, IMAGE, where), root, where)
-        captions = _value(row, CAPTION, where)
-        captions = captions if isinstance(captions, list) else [captions]
-        if not captions or not all(isinstance(text, str) and text.strip() for text in captions):
+        texts = _value(row, CAPTION, where)
+        texts = texts if isinstance(texts, list) else [texts]
+        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
             raise UserError(f"{where}: a caption of {name} is empty, or no text")
         own = split or row.get("split")
-        if own in (None, ""):
-            own = None
-        elif isinstance(own, str) and own in SPLITS:
-            own = SPLITS[own]
-        else:
+        if own not in (None, "", *SPLITS):
             raise UserError(f'{where}: the split "{own}" is none of {", ".join(SPLITS)}')
-        if name not in images:
-            if not os.path.isfile(root / name):  # which takes any text for a name
-                raise UserError(f"{where}: there is no picture {root / name}")
-            images[name] = _Image(own)
-        elif images[name].split != own:
-            raise UserError(f"{where}: {name} is in two splits, {images[name].split} and {own}")
-        images[name].captions += captions
+        own = SPLITS.get(own)
+        if name not in splits and not os.path.isfile(root / name):
+            raise UserError(f"{where}: there is no picture {root / name}")
+        if splits.setdefault(name, own) != own:
+            raise UserError(f"{where}: {name} is in two splits, {splits[name]} and {own}")
+        captions[name] += texts
 
 
 def _rows(file: Path) -> Iterator[tuple[int, dict]]:
-    """The rows of a file with their numbers: places in a list, counted from 1, or lines of a table."""
+    """Yield the rows of a file with their numbers: places in a list, counted from 1, or lines of a table."""
+    if not os.path.isfile(file):  # which takes any text for a name
+        raise UserError(f"there is no file {file}; DATASET.CAPTIONS names it, below FOLDER")
     if file.suffix.lower() != ".json":
         yield from _table(file)
         return
-    if not file.is_file():
-        raise UserError(f"there is no file {file}; DATASET.CAPTIONS names it, below FOLDER")
     content = read_json(file)
     karpathy = isinstance(content, dict) and isinstance(content.get("images"), list)
     rows = content["images"] if karpathy else content
@@ -138,15 +120,11 @@ def _table(file: Path) -> Iterator[tuple[int, dict]]:
                 raise UserError(f'{file}: there are two columns "{twice[0]}"')
             for row in reader:
                 if None in row:
-                    raise UserError(
-                        f"{file}, row {reader.line_num}: it has more columns than the header; a caption with commas "
-                        "goes in quotation marks"
-                    )
+                    mend = "a caption with commas goes in quotation marks"
+                    raise UserError(f"{file}, row {reader.line_num}: it has more columns than the header; {mend}")
                 yield reader.line_num, row
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}. DATASET.CAPTIONS names it, below FOLDER") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file} is not a table in UTF-8: {error}") from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file} cannot be read as a table in UTF-8: {error}") from error
 
 
 def _from_karpathy(row: dict) -> dict:
@@ -167,7 +145,7 @@ def _value(row: dict, keys: tuple[str, ...], where: str) -> object:
 
 
 def _name(path: object, root: Path, where: str) -> str:
-    """The path below ``root``, with forward slashes."""
+    """Return the path below ``root``, with forward slashes."""
     if not isinstance(path, str) or not is_utf8(path):
         raise UserError(f"{where}: the name of its picture is no text in UTF-8")
     whole = os.path.normpath(root / path.replace("\\", "/"))
@@ -177,22 +155,18 @@ def _name(path: object, root: Path, where: str) -> str:
     return name.replace(os.sep, "/")
 
 
-def _split(images: dict[str, _Image], test_percent: float, file: Path) -> dict[str, list[str]]:
-    """The names of each split's images, in their order in the files."""
-    told = {image.split for image in images.values()}
+def _split(own: dict[str, str | None], test_percent: float, file: Path) -> dict[str, list[str]]:
+    """Return the names of each split's images, in their order in the files; ``own`` has the splits that these tell."""
+    told = set(own.values())
     if told == {None}:
-        if not 0 < test_percent < 1:
-            raise UserError(f"DATASET.TEST_PERCENT is {test_percent}; it must be between 0 and 1")
-        count = min(max(round(len(images) * test_percent), 1), len(images) - 1)
-        for name in sorted(images, key=derive_seed)[:count]:
-            images[name].split = "test"
+        own = {**own, **dict.fromkeys(for_testing(own, test_percent, derive_seed), "test")}
     elif None in told:
-        lacking = next(name for name, image in images.items() if image.split is None)
+        lacking = next(name for name, split in own.items() if split is None)
         raise UserError(f"{file}: {lacking} has no split, but others have")
-    splits = {split: [n for n, i in images.items() if (i.split or "train") == split] for split in SPLITS.values()}
+    splits = {part: [name for name, split in own.items() if (split or "train") == part] for part in SPLITS.values()}
     if splits["val"] and not splits["test"]:
         splits["val"], splits["test"] = [], splits["val"]
     for split in ("train", "test"):
         if not splits[split]:
-            raise UserError(f"{file}: no picture is for {split}; there are {len(images)} pictures")
+            raise UserError(f"{file}: no picture is for {split}; there are {len(own)} pictures")
     return splits

@@ -35,40 +35,43 @@ class ClassFolders(FewShotDataset):
     def __init__(self, cfg: CfgNode):
         base = self.folder(cfg)
         layout = f"{self.dataset_dir}/images/train and …/val with one folder a class"
-        splits, mend = ("train", "val"), f"DATASET.ROOT (--root) must hold {layout}{self.how_to_get}"
-        folders = common_folders(base / "images", splits, mend)
+        roots = [base / "images" / split for split in ("train", "val")]
+        folders = class_folders(roots, f"DATASET.ROOT (--root) must hold {layout}{self.how_to_get}")
         writer = f"tools/fix_imagenet.py --root {base.parent} writes it for ImageNet's folders"
         names = names_in(base / CLASSNAMES, folders, writer)
         links = Links(cfg, base)
-        train, test = (read_images(base / "images" / split, names, links) for split in splits)
+        train, test = (read_images(root, names, links) for root in roots)
         super().__init__(cfg, train, test)
 
 
-def common_folders(root: Path, splits: Sequence[str], mend: str) -> list[str]:
-    """The class folders, sorted; all ``splits`` below ``root`` must have the same ones."""
-    folders = {split: class_folders(root / split, mend) for split in splits}
-    for split, other in permutations(splits, 2):
-        if missing := sorted(set(folders[other]) - set(folders[split])):
-            raise UserError(f"{root / split} lacks class folders that {other} has: {', '.join(missing)}")
-    return folders[splits[0]]
+def class_folders(roots: Sequence[Path], mend: str) -> list[str]:
+    """Return the names of the folders in each of ``roots``, which must have the same ones, sorted.
 
-
-def class_folders(root: Path, mend: str) -> list[str]:
-    """The names of the folders in ``root``, sorted; ``mend`` says what to do where there is no ``root``."""
-    if not root.is_dir():
-        raise UserError(f"no folder {root}. {mend}")
-    entries = [e for e in root.iterdir() if not e.name.startswith(".") and e.name != few_shot_split.FOLDER]
-    for entry in entries:
-        check_not_dangling(entry)
-    folders = sorted(entry.name for entry in entries if entry.is_dir())
-    if not folders:
-        raise UserError(f"{root} has no class folders")
-    return folders
+    Raises:
+        UserError: so it is not; or there is no such root, and ``mend`` says what to do.
+    """
+    folders = {}
+    for root in roots:
+        if not root.is_dir():
+            raise UserError(f"no folder {root}. {mend}")
+        entries = [e for e in root.iterdir() if not e.name.startswith(".") and e.name != few_shot_split.FOLDER]
+        for entry in entries:
+            check_not_dangling(entry)
+        folders[root] = sorted(entry.name for entry in entries if entry.is_dir())
+        if not folders[root]:
+            raise UserError(f"{root} has no class folders")
+    for root, other in permutations(roots, 2):
+        if missing := sorted(set(folders[other]) - set(folders[root])):
+            raise UserError(f"{root} lacks class folders that {other.name} has: {', '.join(missing)}")
+    return folders[roots[0]]
 
 
 def read_images(root: Path, names: dict[str, str], links: Links) -> list[Datum]:
-    """The images of each class folder below ``root``; labels count the folders in the order of ``names``, which maps
-    them to class names. ``links`` decides which links among them are followed."""
+    """Return the images of each class folder below ``root``.
+
+    Labels count the folders in the order of ``names``, which maps them to class names. ``links`` decides which links
+    among them are followed.
+    """
     items = []
     links.check((root / folder for folder in names if (root / folder).is_symlink()), root)
     for label, (folder, classname) in enumerate(names.items()):
@@ -88,13 +91,11 @@ def read_images(root: Path, names: dict[str, str], links: Links) -> list[Datum]:
 
 
 def names_in(path: Path, folders: Iterable[str], mend: str) -> dict[str, str]:
-    """The ``folders`` with the names that the file ``path`` gives them."""
+    """Return the ``folders`` with the names that the file ``path`` gives them."""
     names = read_classnames(path, mend)
     if nameless := [folder for folder in folders if _composed(folder) not in names]:
-        raise UserError(
-            f"{path} has no name for the folders {', '.join(nameless)}; its lines are <folder> <class name>, with a "
-            "tab between the two where the folder's name has spaces"
-        )
+        form = "<folder> <class name>, with a tab between the two where the folder's name has spaces"
+        raise UserError(f"{path} has no name for the folders {', '.join(nameless)}; its lines are {form}")
     return {folder: names[_composed(folder)] for folder in folders}
 
 
@@ -104,7 +105,8 @@ def _composed(name: str) -> str:
 
 
 def read_classnames(path: Path, mend: str = "") -> dict[str, str]:
-    """Folder name -> class name, from lines such as ``n01440764 tench``; a tab ends a folder name that has spaces.
+    """Return folder name -> class name, from lines such as ``n01440764 tench``; a tab ends a name that has spaces.
+
     Accents of a folder's name are parts of their letters (NFC).
 
     Raises:
@@ -115,10 +117,8 @@ def read_classnames(path: Path, mend: str = "") -> dict[str, str]:
         raise UserError(f"no {path}: it names the class folders, one a line (n01440764 tench). {mend}")
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # Notepad puts a mark before the first line
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read, or is not UTF-8 text: {error}") from error
     names, lines_of = {}, {}
     for number, line in enumerate(map(str.strip, lines), start=1):
         if not line:

@@ -31,7 +31,7 @@ class Digits(ClassFolders):
 
 
 def read_scans() -> tuple[np.ndarray, np.ndarray]:
-    """The scans, uint8 of shape (1797, 8, 8), and the digits that they show."""
+    """Return the scans, uint8 of shape (1797, 8, 8), and the digits that they show."""
     from sklearn.datasets import load_digits
 
     scans, digits = load_digits(return_X_y=True)
@@ -49,23 +49,17 @@ def write_digits(folder: Path) -> None:
     try:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".digits.") as temporary:
             whole = Path(temporary, "digits")
-            seen = [0] * len(NAMES)
-            for index, (image, digit) in enumerate(zip(pixels, digits, strict=True)):
-                split = ("train", "val")[seen[digit] % 2]
-                seen[digit] += 1
-                path = whole / "images" / split / str(digit) / f"{index:04}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(image).save(path)
+            for digit in range(len(NAMES)):
+                for place, index in enumerate(np.flatnonzero(digits == digit)):
+                    path = whole / "images" / ("train", "val")[place % 2] / str(digit) / f"{index:04}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(pixels[index]).save(path)
             lines = (f"{digit} {name}\n" for digit, name in enumerate(NAMES))
             (whole / CLASSNAMES).write_text("".join(lines), encoding="utf-8")
-            _move(whole, folder)
+            try:
+                whole.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another process wrote the same scans meanwhile
+                    raise
     except OSError as error:
         raise UserError(f"cannot write the digits to {folder}: {error.strerror}") from error
-
-
-def _move(whole: Path, folder: Path) -> None:
-    try:
-        whole.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # else another process wrote the same scans meanwhile
-            raise

@@ -1,9 +1,8 @@
 """The few shots that were drawn, kept in the data set's folder: ``split_fewshot/shot_<n>-seed_<s>.json``.
 
-The file is for people and for programs; its paths are relative to the data set's folder. It holds the fingerprint of
-the listing that it was drawn from, and is used as long as that is the listing of today: a draw follows from listing and
-seed anyway. What the original left, a pickle of absolute paths, is read in its place if it fits (:mod:`.old_split`). A
-file that gives way to another content is set aside beside it.
+The file is for people and for programs; its paths are relative to the data set's folder. It is used as long as the
+listing of today has the fingerprint that it holds; else it is set aside, and drawn anew. What the original left, a
+pickle of absolute paths, is read in its place if it fits (:mod:`.old_split`).
 """
 
 from __future__ import annotations
@@ -20,11 +19,10 @@ from dassl.data.datasets import Datum
 from dassl.utils import UserError, atomic_write, read_json
 from dassl.utils.logger import set_aside
 
-from .old_split import read_pickle
+from .old_split import PARTS, is_entry, read_pickle
 
 FOLDER = "split_fewshot"
 MAX_VAL_SHOTS = 4  # CoOp's rule: at most 4 validation images a class
-PARTS = ("train", "val")
 DEPTH = 32  # folders above an image that are compared
 
 Split = dict[str, list[Datum]]  # train and, where it is drawn, val
@@ -48,25 +46,29 @@ class FewShotSplit:
         self.shots, self.train, self.val = shots, train, val
         self.fingerprint = self._fingerprint()
         self.about = {"shots": shots, "seed": seed, "fingerprint": self.fingerprint}
-        self._is_stale = False
 
     def read(self) -> Split:
-        """What is stored, by us or else by the original, if it is of this listing; notes say what is not, and why.
+        """Return what is stored, by us or else by the original, if it is of this listing.
+
+        Notes say what is not, and why; a file of ours that is not is set aside.
 
         Raises:
             UserError: the original's pickle holds something else than a split.
         """
-        old = self.path.with_suffix(".pkl")
-        there = [path for path in (self.path, old) if path.exists()]
+        readers = {self.path: self._from_json, self.path.with_suffix(".pkl"): self._from_pickle}
+        there = [path for path in readers if path.exists()]
         for path in there:
             try:
-                split = self._from_pickle(old) if path == old else self._from_json()
+                split = self._checked(readers[path](path))
             except Unfit as error:
                 print(f"Note: {path} is not used: {error}")
-                self._is_stale = self._is_stale or path == self.path
+                if path == self.path:
+                    with contextlib.suppress(OSError):  # nothing can be written there, which the end of a draw tells
+                        set_aside(path)
+                        print(f"The former {path} is kept beside it, under its date")
                 continue
-            if path == old:
-                print(f"The original's few-shot split {old} fits these images")
+            if path != self.path:
+                print(f"The original's few-shot split {path} fits these images")
                 self.write(split)
             return split
         if there:
@@ -74,20 +76,15 @@ class FewShotSplit:
         return {}
 
     def write(self, split: Split) -> None:
-        """Keep a split, and set aside a file that holds another. Where the data cannot be written, a note says so: the
-        same one is drawn next time."""
-        blocks = [
-            *(f"{_text(key)}: {_text(value)}" for key, value in self.about.items()),
-            *(f"{_text(part)}: [\n" + ",\n".join(map(self._line, items)) + "]" for part, items in split.items()),
-        ]
+        """Keep a split. Where the data cannot be written, a note says so: the same one is drawn next time."""
+        blocks = [f'"{key}": {_text(value)}' for key, value in self.about.items()]
+        for part, items in split.items():
+            lines = (f"  {_text([self._name(item), item.label, item.classname])}" for item in items)
+            blocks.append(f'"{part}": [\n' + ",\n".join(lines) + "]")
         try:
-            if self._is_stale:
-                with contextlib.suppress(FileNotFoundError):  # another run did it
-                    set_aside(self.path)
-                print(f"The former {self.path} is kept beside it, under its date")
             with atomic_write(self.path) as file:
                 file.write("{\n" + ",\n".join(blocks) + "\n}\n")
-        except (UserError, OSError) as error:
+        except UserError as error:
             print(f"Note: the few-shot split is not kept: {error}")
         else:
             print(f"Few-shot split kept: {self.path}")
@@ -97,89 +94,73 @@ class FewShotSplit:
         digests = defaultdict(hashlib.sha256)
         for part, items in (("train", self.train), ("val", self.val or [])):
             for item in items:
-                digests[item.label, item.classname].update(
-                    f"{part} {self._name(item)}\0".encode("utf-8", "surrogatepass")
-                )
+                image = f"{part} {self._name(item)}\0"
+                digests[item.label, item.classname].update(image.encode("utf-8", "surrogatepass"))
         classes = [(f"{label} {name}", digest.hexdigest()[:16]) for (label, name), digest in digests.items()]
-        what = [list(dict(classes).items()), "left over" if self.val is None else "own"]
+        what = [classes, "left over" if self.val is None else "own"]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
     def _name(self, item: Datum) -> str:
-        """An image's path below the data set's folder, with forward slashes."""
+        """Return an image's path below the data set's folder, with forward slashes."""
         return item.impath.removeprefix(self.prefix).replace(os.sep, "/")
 
-    def _line(self, item: Datum) -> str:
-        return f"  {_text([self._name(item), item.label, item.classname])}"
-
-    def _from_json(self) -> Split:
+    def _from_json(self, path: Path) -> dict[str, list]:
         try:
-            if self.path.stat().st_size > self._most_bytes():
-                raise Unfit("it is larger than all images' names")
-            content = read_json(self.path)
+            content = read_json(path)
             found = {key: content[key] for key in self.about}
             entries = {part: content[part] for part in PARTS if part == "train" or part in content}
-        except (UserError, OSError, KeyError, TypeError) as error:
+        except (UserError, KeyError, TypeError) as error:
             raise Unfit(f"it is damaged ({str(error) or type(error).__name__})") from error
-        if found["fingerprint"] != self.fingerprint:
-            raise Unfit("it was drawn from other images or classes, or in another order")
         if found != self.about:
-            raise Unfit("it is of other shots or of another seed")
-        if not all(map(_is_listing, entries.values())):
+            raise Unfit("it was drawn from other images or classes, in another order, or with another seed")
+        if not all(isinstance(items, list) and all(map(is_entry, items)) for items in entries.values()):
             raise Unfit("it does not list [path, label, class name]")
-        return self._checked(entries)
+        return entries
 
-    def _from_pickle(self, path: Path) -> Split:
+    def _from_pickle(self, path: Path) -> dict[str, list]:
+        listed = {self._name(item) for item in [*self.train, *(self.val or [])]}
         try:
-            entries = read_pickle(path, self._most_bytes())
+            entries = read_pickle(path, most_bytes=(1 << 20) + 4096 * len(listed))
         except (OSError, ValueError) as error:
             raise Unfit(f"it cannot be read ({error})") from error
-        listed = {item.impath for item in [*self.train, *(self.val or [])]}
 
         def here(path: str) -> str:
-            """The longest tail of an absolute path that is an image of today."""
+            """Return the longest tail of an absolute path that is an image of today."""
             folders = path.replace("\\", "/").split("/")[-DEPTH:]
             tails = ("/".join(folders[start:]) for start in range(len(folders)))
-            return next((tail for tail in tails if self._path(tail) in listed), path)
+            return next((tail for tail in tails if tail in listed), path)
 
-        return self._checked({part: [(here(p), *rest) for p, *rest in items] for part, items in entries.items()})
-
-    def _path(self, name: str) -> str:
-        return self.prefix + name.replace("/", os.sep)
-
-    def _most_bytes(self) -> int:
-        """More than the file can take for this listing."""
-        return (1 << 20) + 4096 * (len(self.train) + len(self.val or []))
+        return {part: [(here(name), *rest) for name, *rest in items] for part, items in entries.items()}
 
     def _checked(self, entries: dict[str, Sequence[Sequence]]) -> Split:
-        """The images of today that the entries name.
-
-        Raises:
-            Unfit: one of them is not in the listing, or is another one there, or a class has too many or too few.
-        """
-        split = {"train": _checked(self._found(entries["train"], self.train), self.train, self.shots)}
+        """Return the images of today that the entries name; :class:`Unfit` as :meth:`_found`."""
+        split = {"train": self._found(entries["train"], self.train, self.shots)}
         if "val" in entries:
             pool = left_over(self.train, split["train"]) if self.val is None else self.val
-            split["val"] = _checked(self._found(entries["val"], pool), pool, min(self.shots, MAX_VAL_SHOTS))
+            split["val"] = self._found(entries["val"], pool, min(self.shots, MAX_VAL_SHOTS))
         return split
 
-    def _found(self, entries: Sequence[Sequence], pool: list[Datum]) -> list[Datum]:
-        listed = {item.impath: item for item in pool}
+    def _found(self, entries: Sequence[Sequence], pool: list[Datum], shots: int) -> list[Datum]:
+        """Return the images of ``pool`` that the entries name.
+
+        Raises:
+            Unfit: one of them is not there, or is of another class, or of a class there are not ``shots`` (or all).
+        """
+        listed = {self._name(item): item for item in pool}
         found = []
         for name, label, classname in entries:
-            item = listed.get(self._path(name))
+            item = listed.get(name)
             if item is None:
-                raise Unfit(f"{_short(name)} is not among the images")
+                raise Unfit(f"{_text(name)} is not among the images")
             if (item.label, item.classname) != (label, classname):
-                was, now = _short(f"{label} {classname}"), _short(f"{item.label} {item.classname}")
-                raise Unfit(f"{_short(name)} is of class {now} now, and was of {was}")
+                was, now = _text(f"{label} {classname}"), _text(f"{item.label} {item.classname}")
+                raise Unfit(f"{_text(name)} is of class {now} now, and was of {was}")
             found.append(item)
+        have = Counter(item.label for item in set(found))
+        due = {label: min(shots, count) for label, count in Counter(item.label for item in pool).items()}
+        if len(found) != have.total() or have != due:
+            raise Unfit(f"it does not hold {shots} different images of each class")
         return found
-
-
-def _is_listing(items: object) -> bool:
-    return isinstance(items, list) and all(
-        isinstance(entry, list) and [type(value) for value in entry] == [str, int, str] for entry in items
-    )
 
 
 def left_over(items: list[Datum], chosen: list[Datum]) -> list[Datum]:
@@ -187,20 +168,7 @@ def left_over(items: list[Datum], chosen: list[Datum]) -> list[Datum]:
     return [item for item in items if item.impath not in taken]
 
 
-def _checked(items: list[Datum], pool: list[Datum], shots: int) -> list[Datum]:
-    """``items``, if they are ``shots`` different ones of each class of ``pool``, or all there are."""
-    have = Counter(item.label for item in {item.impath: item for item in items}.values())
-    due = {label: min(shots, count) for label, count in Counter(item.label for item in pool).items()}
-    if len(items) != have.total() or have != due:
-        raise Unfit(f"it does not hold {shots} different images of each class")
-    return items
-
-
 def _text(value: object) -> str:
-    """JSON, with whatever a screen cannot show, such as a name that is no Unicode, as numbers."""
+    """Return JSON, with whatever a screen cannot show, such as a name that is no Unicode, as numbers."""
     text = json.dumps(value, ensure_ascii=False)
     return text if text.isprintable() else json.dumps(value)
-
-
-def _short(name: str) -> str:
-    return _text(name if len(name) <= 200 else f"…{name[-200:]}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from yacs.config import CfgNode
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
@@ -27,10 +25,9 @@ class FGVCAircraft(FewShotDataset):
     images = "images"
 
     def __init__(self, cfg: CfgNode):
-        root = Path(cfg.DATASET.ROOT).expanduser()
         self.base = self.folder(cfg)
         if not (self.base / self.images).is_dir():
-            prepare = f"python tools/prepare_dataset.py {type(self).__name__} --root {root}"
+            prepare = f"python tools/prepare_dataset.py FGVCAircraft --root {self.base.parent}"
             raise UserError(f"no folder {self.base / self.images}. {prepare} downloads it")
         labels = {name: label for label, name in enumerate(self._lines("variants.txt"))}
         train, val, test = (self._read(f"images_variant_{split}.txt", labels) for split in SPLITS)

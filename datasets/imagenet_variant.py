@@ -26,15 +26,14 @@ class ImageNetVariant(DatasetBase):
     images = ""
 
     def __init__(self, cfg: CfgNode):
-        root = Path(cfg.DATASET.ROOT).expanduser()
-        base = root / self.dataset_dir
-        prepare = f"tools/prepare_dataset.py {type(self).__name__} --root {root}"
-        folders = class_folders(base / self.images, f"{prepare} says where to get it")
+        base = Path(cfg.DATASET.ROOT).expanduser() / self.dataset_dir
+        prepare = f"tools/prepare_dataset.py {type(self).__name__} --root {base.parent}"
+        folders = class_folders([base / self.images], f"{prepare} says where to get it")
         names = self.class_names(base / CLASSNAMES, folders, f"Copy it from imagenet/; {prepare} writes it, too")
         test = read_images(base / self.images, names, Links(cfg, base))
         (test,) = subsample_classes(test, subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
         super().__init__(train_x=test, test=test)
 
     def class_names(self, path: Path, folders: list[str], mend: str) -> dict[str, str]:
-        """The names of the folders, in the order of their labels."""
+        """Return the names of the folders, in the order of their labels."""
         return names_in(path, folders, mend)

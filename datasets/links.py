@@ -13,7 +13,7 @@ from dassl.utils import UserError
 
 
 def scan(folder: str | os.PathLike) -> dict[str, bool]:
-    """The names in a folder, and whether each is a link. The files themselves are not looked at."""
+    """Return the names in a folder, and whether each is a link. The files themselves are not looked at."""
     with os.scandir(folder) as entries:
         return {entry.name: entry.is_symlink() for entry in entries}
 
@@ -32,18 +32,14 @@ class Links:
         self.inside = {os.path.realpath(place) for place in (Path(cfg.DATASET.ROOT).expanduser(), folder)}
 
     def check(self, paths: Iterable[str | os.PathLike], split: str | os.PathLike) -> None:
-        """Raise :class:`UserError` where one of ``paths`` leads out of the data and of the folder ``split``. An image
-        that leads to nothing passes: who reads it says so, as of any image that cannot be read."""
+        """Raise :class:`UserError` where one of ``paths`` leads out of the data and of the folder ``split``.
+
+        An image that leads to nothing passes: who reads it says so, as of any image that cannot be read.
+        """
         inside = {*self.inside, os.path.realpath(split)}
         for path in paths:
             target = os.path.realpath(path)
-            allowed = self.follow_all or any(_is_below(target, folder) for folder in inside)
+            allowed = self.follow_all or any(Path(target).is_relative_to(folder) for folder in inside)
             if not allowed and os.path.exists(target):
-                raise UserError(
-                    f"{path} leads by a link to {target}, outside {' and '.join(sorted(inside))}. If that is "
-                    "meant, say DATASET.FOLLOW_LINKS True"
-                )
-
-
-def _is_below(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(os.path.join(folder, ""))
+                where = f"{target}, outside {' and '.join(sorted(inside))}"
+                raise UserError(f"{path} leads by a link to {where}. If that is meant, say DATASET.FOLLOW_LINKS True")

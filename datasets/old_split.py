@@ -14,10 +14,7 @@ PARTS = ("train", "val")
 
 
 def read_pickle(path: Path, most_bytes: int) -> dict[str, list[tuple[str, int, str]]]:
-    """The path, label and class name of each image, as the file has them.
-
-    Args:
-        most_bytes: that the file may have.
+    """Return the path, label and class name of each image, as the file of at most ``most_bytes`` has them.
 
     Raises:
         UserError: the file names something that is not the original's ``Datum``, or would take much memory.
@@ -26,8 +23,11 @@ def read_pickle(path: Path, most_bytes: int) -> dict[str, list[tuple[str, int, s
     if (size := path.stat().st_size) > most_bytes:
         raise UserError(f"{path} has {size:,} bytes, far more than a split of these images takes. Remove it")
     data = path.read_bytes()
-    _check_memory(path, data)
     try:
+        # A few bytes can make Python's reader allocate any amount: the place in its memo is one of its sizes.
+        for opcode, argument, _ in pickletools.genops(data):
+            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(data):
+                raise UserError(f"{path} asks for memory for {argument:,} objects, with {len(data):,} bytes. Remove it")
         content = _Reader(path, data).load()
     except UserError:
         raise
@@ -36,16 +36,6 @@ def read_pickle(path: Path, most_bytes: int) -> dict[str, list[tuple[str, int, s
     if type(content) is not dict or "train" not in content:
         raise ValueError('no dict with the key "train"')
     return {part: [_entry(item) for item in content[part]] for part in PARTS if type(content.get(part)) is list}
-
-
-def _check_memory(path: Path, data: bytes) -> None:
-    """A few bytes can make Python's reader allocate any amount: the place in its memo is one of its sizes."""
-    try:
-        for opcode, argument, _ in pickletools.genops(data):
-            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(data):
-                raise UserError(f"{path} asks for memory for {argument:,} objects, with {len(data):,} bytes. Remove it")
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f"no whole pickle: {error}") from error
 
 
 class _Reader(pickle.Unpickler):
@@ -57,16 +47,19 @@ class _Reader(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> type:
         if (module, name) not in DATUM:
-            raise UserError(
-                f"{self.path} wants to run {module}.{name}, which has no place in a few-shot split. Remove it, and "
-                "distrust what came with it"
-            )
+            code = f"{module}.{name}, which has no place in a few-shot split"
+            raise UserError(f"{self.path} wants to run {code}. Remove it, and distrust what came with it")
         return self.datum
 
 
 def _entry(item: object) -> tuple[str, int, str]:
     stored = getattr(item, "__dict__", {})
     entry = tuple(stored.get(key) for key in ("_impath", "_label", "_classname"))
-    if [type(value) for value in entry] != [str, int, str]:
+    if not is_entry(entry):
         raise ValueError("an entry is no Datum with path, label and class name")
     return entry
+
+
+def is_entry(entry: object) -> bool:
+    """Tell whether that is a path, a label and a class name, as an image is listed."""
+    return isinstance(entry, (list, tuple)) and [type(value) for value in entry] == [str, int, str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from yacs.config import CfgNode
@@ -10,9 +11,7 @@ from yacs.config import CfgNode
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.utils import UserError, check_availability, seeded
 
-from .few_shot_split import MAX_VAL_SHOTS, FewShotSplit, Split, left_over
-
-SUBSAMPLES = ("all", "base", "new")
+from .few_shot_split import MAX_VAL_SHOTS, FewShotSplit, left_over
 
 
 class FewShotDataset(DatasetBase):
@@ -37,8 +36,12 @@ class FewShotDataset(DatasetBase):
         if (shots := cfg.DATASET.NUM_SHOTS) >= 1:
             kept = FewShotSplit(self.folder(cfg), shots, cfg.SEED, train, val)
             stored = kept.read()
-            with seeded(cfg.SEED):
-                split = self._few_shots(train, val, shots, stored, with_val=not val_is_test)
+            with seeded(cfg.SEED):  # one stream of draws, in which also what is stored has its place
+                split = {"train": self.generate_fewshot_dataset(train, num_shots=shots), **stored}
+                if not val_is_test:
+                    val = left_over(train, split["train"]) if val is None else val
+                    drawn = self.generate_fewshot_dataset(val, num_shots=min(shots, MAX_VAL_SHOTS))
+                    split.setdefault("val", drawn)
             if split.keys() <= stored.keys():
                 print(f"Few-shot split: {kept.path}")
             else:
@@ -51,19 +54,8 @@ class FewShotDataset(DatasetBase):
 
     @classmethod
     def folder(cls, cfg: CfgNode) -> Path:
-        """Where the data set lies."""
+        """Return the folder of the data set."""
         return Path(cfg.DATASET.ROOT).expanduser() / cls.dataset_dir
-
-    def _few_shots(
-        self, train: list[Datum], val: list[Datum] | None, shots: int, stored: Split, with_val: bool
-    ) -> Split:
-        """What is stored, and what is not from the stream of draws, in which each has its place."""
-        split = {"train": self.generate_fewshot_dataset(train, num_shots=shots), **stored}
-        if with_val:
-            val = left_over(train, split["train"]) if val is None else val
-            drawn = self.generate_fewshot_dataset(val, num_shots=min(shots, MAX_VAL_SHOTS))
-            split.setdefault("val", drawn)
-        return split
 
 
 def check_labels(train: list[Datum], *others: list[Datum]) -> None:
@@ -88,7 +80,7 @@ def subsample_classes(*splits: list[Datum], subsample: str) -> list[list[Datum]]
     Raises:
         UserError: ``subsample``, which is DATASET.SUBSAMPLE_CLASSES, is none of these.
     """
-    check_availability(subsample, SUBSAMPLES, "DATASET.SUBSAMPLE_CLASSES")
+    check_availability(subsample, ("all", "base", "new"), "DATASET.SUBSAMPLE_CLASSES")
     if subsample == "all":
         return list(splits)
     labels = sorted({item.label for item in splits[0]})
@@ -97,11 +89,13 @@ def subsample_classes(*splits: list[Datum], subsample: str) -> list[list[Datum]]
         raise UserError("DATASET.SUBSAMPLE_CLASSES is new, but the data set has one class, which is its base half")
     print(f"SUBSAMPLE {subsample.upper()} CLASSES!")
     new_label = {label: i for i, label in enumerate(labels[:half] if subsample == "base" else labels[half:])}
-    return [
-        [
-            Datum(item.impath, new_label[item.label], item.domain, item.classname)
-            for item in split
-            if item.label in new_label
-        ]
-        for split in splits
-    ]
+    kept = ([item for item in split if item.label in new_label] for split in splits)
+    return [[Datum(i.impath, new_label[i.label], i.domain, i.classname) for i in split] for split in kept]
+
+
+def for_testing(items: Collection, percent: float, key: Callable[..., int]) -> set:
+    """Draw the part of the items that is for testing, at least one and not all, by ``key``, so always the same ones."""
+    if not 0 < percent < 1:
+        raise UserError(f"DATASET.TEST_PERCENT is {percent}; it must be between 0 and 1")
+    count = min(max(round(len(items) * percent), 1), len(items) - 1)
+    return set(sorted(items, key=key)[:count])

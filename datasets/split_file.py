@@ -11,7 +11,6 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from yacs.config import CfgNode
 
@@ -19,6 +18,7 @@ from dassl.data.datasets import Datum
 from dassl.utils import UserError, read_json
 
 from .links import Links, scan
+from .old_split import is_entry
 from .protocol import FewShotDataset
 
 SPLITS = ("train", "val", "test")
@@ -41,10 +41,8 @@ class SplitFile(FewShotDataset):
         if not images.is_dir():
             raise UserError(f"no folder {images}. {prepare} downloads it, or says where to get it")
         if not path.is_file():
-            raise UserError(
-                f"no {path}. CoOp's split comes from {self.split_url()}; {prepare} --own-split draws one "
-                "of your own, on which accuracies do not compare with published ones"
-            )
+            own = f"{prepare} --own-split draws one of your own, on which accuracies do not compare with published ones"
+            raise UserError(f"no {path}. CoOp's split comes from {self.split_url()}; {own}")
         train, val, test = read_split(path, images)
         check_present(images, [*train, *val, *test], Links(cfg, self.folder(cfg)))
         super().__init__(cfg, train, test, val)
@@ -59,7 +57,7 @@ class SplitFile(FewShotDataset):
 
 
 def read_split(path: Path, images: Path) -> list[list[Datum]]:
-    """The train, val and test images of a split file, below the folder ``images``."""
+    """Return the train, val and test images of a split file, below the folder ``images``."""
     content = read_json(path)
     if not isinstance(content, dict) or set(content) != set(SPLITS):
         raise UserError(f"{path} must hold {', '.join(SPLITS)}, as split files do")
@@ -67,16 +65,15 @@ def read_split(path: Path, images: Path) -> list[list[Datum]]:
     for split in SPLITS:
         if not isinstance(content[split], list) or not (content[split] or split == "val"):
             raise UserError(f"{path}: {split} must be a list of images")
-        splits.append([_item(entry, f"{path}, {split}[{i}]", images) for i, entry in enumerate(content[split])])
+        splits.append([])
+        for number, entry in enumerate(content[split]):
+            place = f"{path}, {split}[{number}]"
+            if not is_entry(entry):
+                raise UserError(f"{place} must be [path, label, class name]; got {entry!r}")
+            name, label, classname = entry
+            check_name(name, place, images)
+            splits[-1].append(Datum(os.path.join(images, name), label, classname=classname))
     return splits
-
-
-def _item(entry: Any, place: str, images: Path) -> Datum:
-    if not (isinstance(entry, list) and [type(value) for value in entry] == [str, int, str]):
-        raise UserError(f"{place} must be [path, label, class name]; got {entry!r}")
-    name, label, classname = entry
-    check_name(name, place, images)
-    return Datum(os.path.join(images, name), label, classname=classname)
 
 
 def check_name(name: str, place: str, images: Path) -> None:
@@ -86,24 +83,19 @@ def check_name(name: str, place: str, images: Path) -> None:
 
 
 def check_present(images: Path, items: Iterable[Datum], links: Links) -> None:
-    """Raise :class:`UserError` where images are missing, or lead elsewhere by a link that ``links`` refuses. To list
-    folders is quicker than to look at each file."""
+    """Raise :class:`UserError` where images are missing, or lead elsewhere by a link that ``links`` refuses."""
     names = defaultdict(set)
     for item in items:
         folder, name = os.path.split(item.impath)
         names[folder].add(name)
     links.check(filter(os.path.isdir, names), images)
     absent = []
-    for folder in names:
-        found = _listing(folder)
+    for folder in names:  # to list folders is quicker than to look at each file
+        try:
+            found = scan(folder)
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # the last: no name that a file can have
+            found = {}
         absent += [os.path.join(folder, name) for name in sorted(names[folder] - found.keys())]
         links.check((os.path.join(folder, name) for name in names[folder] if found.get(name)), images)
     if absent:
         raise UserError(f"{len(absent):,} images that the split lists are not in {images}; the first is {absent[0]}")
-
-
-def _listing(folder: str) -> dict[str, bool]:
-    try:
-        return scan(folder)
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last: no name that a file can have
-        return {}

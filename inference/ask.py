@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import argparse
 
-from dassl.utils import check_at_least, read_image
+from dassl.utils import check_at_least
 
-from .blip import generate, kinds, reads_at_most
+from .blip import generate
 from .images import check_words, find_images, read_each
 from .neighbours import add_model_argument, check_texts, load, table
 from .output import write_result
 
 MODEL = "Salesforce/blip-vqa-base"
-KINDS = kinds("BlipForQuestionAnswering", "Blip2ForConditionalGeneration")
+KINDS = {"blip": "BlipForQuestionAnswering", "blip-2": "Blip2ForConditionalGeneration"}
 PROMPT = "Question: {} Answer:"  # how BLIP-2 is asked, by its paper's section 4.3
 
 
@@ -31,17 +31,12 @@ def run(args: argparse.Namespace, name: str) -> None:
     check_at_least(args.max_tokens, 1, "--max-tokens")
     paths = find_images(args.images)
     model, processor = load(args.model, KINDS, name)
-    check_texts(args.question, "--question", processor, reads_at_most(model))
-    for path, picture in read_each(paths, read_image):
-        answers = [
-            {"question": question, "answer": answer(model, processor, picture, question, args.max_tokens)}
-            for question in args.question
-        ]
-        rows = [tuple(entry.values()) for entry in answers]
+    check_texts(args.question, "--question", model, processor)
+    template = PROMPT if model.config.model_type == "blip-2" else "{}"
+    for path, picture in read_each(paths):
+        prompts = [template.format(question) for question in args.question]
+        answers = [generate(model, processor, picture, prompt, args.max_tokens, with_text=False) for prompt in prompts]
+        rows = list(zip(args.question, answers, strict=True))
         text = table(rows, ("question", "answer"), path, len(paths) == 1, align="left")
-        write_result({"image": path, "answers": answers}, text, args.json)
-
-
-def answer(model, processor, picture, question: str, max_tokens: int) -> str:
-    prompt = PROMPT.format(question) if model.config.model_type == "blip-2" else question
-    return generate(model, processor, picture, prompt, max_tokens, with_text=False)
+        record = {"image": path, "answers": [{"question": question, "answer": answer} for question, answer in rows]}
+        write_result(record, text, args.json)

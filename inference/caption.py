@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import argparse
 
-from dassl.utils import check_at_least, read_image
+from dassl.utils import check_at_least
 
-from .blip import generate, kinds, reads_at_most
+from .blip import generate
 from .images import find_images, read_each
 from .neighbours import add_model_argument, check_texts, load
 from .output import write_result
 
 MODEL = "Salesforce/blip-image-captioning-base"
-KINDS = kinds("BlipForConditionalGeneration", "Blip2ForConditionalGeneration")
+KINDS = {"blip": "BlipForConditionalGeneration", "blip-2": "Blip2ForConditionalGeneration"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,10 +29,8 @@ def run(args: argparse.Namespace, name: str) -> None:
     check_at_least(args.max_tokens, 1, "--max-tokens")
     paths = find_images(args.images)
     model, processor = load(args.model, KINDS, name)
-    if args.prompt is not None:
-        check_texts([args.prompt], "--prompt", processor, reads_at_most(model))
-    for path, picture in read_each(paths, read_image):
+    check_texts([] if args.prompt is None else [args.prompt], "--prompt", model, processor)
+    for path, picture in read_each(paths):
         caption = generate(model, processor, picture, args.prompt, args.max_tokens, with_text=True)
-        write_result(
-            {"image": path, "caption": caption}, caption if len(paths) == 1 else f"{path}  {caption}", args.json
-        )
+        text = caption if len(paths) == 1 else f"{path}  {caption}"
+        write_result({"image": path, "caption": caption}, text, args.json)

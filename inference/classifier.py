@@ -30,18 +30,18 @@ class Classifier:
     """Classes, and a function from images (n, 3, height, width), which ``preprocess`` makes of pictures, to logits
     (n, classes)."""
 
-    classnames: list[str]
+    classnames: Sequence[str]
     preprocess: Pipeline
     logits: Callable[[torch.Tensor], torch.Tensor]
 
     @torch.no_grad()
     def probabilities(self, images: torch.Tensor) -> torch.Tensor:
-        """Of each class (n, classes), on the CPU; those of an image add up to 1."""
+        """Return the probability of each class (n, classes), on the CPU; those of an image add up to 1."""
         return self.logits(images).float().softmax(-1).cpu()
 
 
 def zero_shot(classnames: Sequence[str], templates: Sequence[str], backbone: str, weights: str = "") -> Classifier:
-    """CLIP itself: classes are described by ``templates``, sentences with ``{}``, once for all images.
+    """Return CLIP itself: classes are described by ``templates``, sentences with ``{}``, once for all images.
 
     Raises:
         UserError: as :func:`vlm.clip.load.load`; a name is empty, two are the same to CLIP, or a sentence is too long.
@@ -51,13 +51,9 @@ def zero_shot(classnames: Sequence[str], templates: Sequence[str], backbone: str
         clip, _ = load_shared(backbone, weights, "fp32", device)
     encoder = text_encoder(clip)
     _check_distinct(encoder, classnames)
-    class_features = describe_classes(encoder, classnames, templates)
-    encode = encoder_of(clip.visual)
-    return Classifier(
-        list(classnames),
-        preprocessing(clip.visual),
-        lambda images: logits(encode(images), class_features, clip.logit_scale),
-    )
+    features = describe_classes(encoder, classnames, templates)
+    encode, preprocess = _encoder_of(clip.visual), preprocessing(clip.visual)
+    return Classifier(classnames, preprocess, lambda images: logits(encode(images), features, clip.logit_scale))
 
 
 def preprocessing(visual: nn.Module) -> Pipeline:
@@ -69,49 +65,40 @@ def preprocessing(visual: nn.Module) -> Pipeline:
     cfg.INPUT.PIXEL_MEAN = list(visual.mean)
     cfg.INPUT.PIXEL_STD = list(visual.std)
     cfg.INPUT.RESIZE = visual.resize
-    return _transform_of(cfg)
+    with quiet():
+        return build_transform(cfg, is_train=False)
 
 
 def from_run(folder: Path, classes: Sequence[str] = (), epoch: int | None = None, weights: str = "") -> Classifier:
-    """What the run in ``folder`` learned (see :func:`inference.runs.trainer_of`).
+    """Return what the run in ``folder`` learned (see :func:`inference.runs.trainer_of`).
 
     Raises:
         UserError: as that; or two of the ``classes`` are the same to CLIP.
     """
     trainer = trainer_of(folder, classes, epoch, weights)
-    if hasattr(trainer, "backbone"):
+    if classes and hasattr(trainer, "backbone"):
         _check_distinct(trainer.backbone.text_encoder(), classes)
-    return of_trainer(trainer)
+    visual = visual_of(trainer)
+    encode = _encoder_of(visual) if visual else lambda images: images.to(trainer.device)
+    with quiet():
+        preprocess = build_transform(trainer.cfg, is_train=False)
+    names = trainer.dm.dataset.classnames
+    return Classifier(names, preprocess, lambda images: trainer.model_inference(encode(images)))
 
 
 def _check_distinct(encoder: TextEncoder, classes: Sequence[str]) -> None:
     """Raise :class:`UserError` where somebody asks for classes that nothing tells apart."""
-    names = [readable(name) for name in classes]
-    for group in alike(encoder, names) if classes else ():
+    for group in alike(encoder, [readable(name) for name in classes]):
         told = " and ".join(f'"{classes[number]}"' for number in group)
         raise UserError(f"the classes {told} are the same words to CLIP; it cannot tell them apart")
 
 
-def of_trainer(trainer) -> Classifier:
-    """The classifier that a trainer without data is."""
-    visual = visual_of(trainer)
-    encode = encoder_of(visual) if visual else lambda images: images.to(trainer.device)
-    classnames, preprocess = list(trainer.dm.dataset.classnames), _transform_of(trainer.cfg)
-    return Classifier(classnames, preprocess, lambda images: trainer.model_inference(encode(images)))
-
-
 def visual_of(trainer) -> nn.Module | None:
-    """The frozen image encoder, whose features ``model_inference`` takes; None where that takes images."""
-    source = trainer.feature_source
-    return source and source.encoder.visual
+    """Return the frozen image encoder, whose features ``model_inference`` takes; None where that takes images."""
+    return trainer.feature_source and trainer.feature_source.encoder.visual
 
 
-def encoder_of(visual: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    """From images on any device to features on that of the encoder."""
+def _encoder_of(visual: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a function from images on any device to features on that of the encoder."""
     device, dtype = next(visual.parameters()).device, input_dtype(visual)
     return lambda images: visual(images.to(device, dtype))
-
-
-def _transform_of(cfg) -> Pipeline:
-    with quiet():
-        return build_transform(cfg, is_train=False)

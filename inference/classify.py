@@ -13,8 +13,8 @@ from vlm.text.templates import TEMPLATES, check_template
 
 from . import video
 from .images import check_words, find_images, read_ahead, succeeded
-from .output import Rows, write_result
-from .sheet import PICTURES, thumbnail, write_sheet
+from .output import Rows
+from .sheet import EDGE, PICTURES, write_sheet
 
 TEMPLATE = "a photo of a {}."  # of CLIP's paper, section 3.1.4
 BACKBONE = "ViT-B/32"
@@ -25,18 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--classes", nargs="+", default=[], metavar="NAME", help='what to tell apart: cup "red envelope" cat')
     sentence = parser.add_mutually_exclusive_group()
     sentence.add_argument("--template", help=f'describes a class; {{}} is its name ("{TEMPLATE}")')
-    sentence.add_argument(
-        "--ensemble",
-        nargs="?",
-        const="all",
-        choices=("all", "select"),
-        help="the mean of CLIP's 80 ImageNet templates, or of the 7 that do best there (select)",
-    )
+    ensemble = "the mean of CLIP's 80 ImageNet templates, or of the 7 that do best there (select)"
+    sentence.add_argument("--ensemble", nargs="?", const="all", choices=("all", "select"), help=ensemble)
     add("--backbone", help=f"CLIP, such as RN50 or ViT-L/14 ({BACKBONE}); tiny needs no download")
     add("--weights", default="", metavar="FILE", help="CLIP weights to take instead of the backbone's own")
-    add(
-        "--model-dir", metavar="RUN", help="folder of a run of train.py: what it learned, with its classes and backbone"
-    )
+    add("--model-dir", metavar="RUN", help="folder of a run of train.py: what it learned, its classes and backbone")
     add("--load-epoch", type=int, metavar="N", help="of the run; without it the best, else the newest")
     add("--top-k", type=int, default=5, metavar="K", help="classes shown of each image (5)")
     add("--batch-size", type=int, default=32, metavar="N", help="images computed at once (32)")
@@ -54,21 +47,20 @@ def run(args: argparse.Namespace, name: str) -> None:
     if args.show:
         _check_sheet(args.show, paths)
     classifier = _classifier(args)
-    rows = Rows(paths, classifier.classnames, args.top_k)
-    if len(paths) > 1 and not args.json:
-        print(rows.head)
+    rows = Rows(paths, classifier.classnames, args)
     sheet, done = [], 0
     try:
         results = _classified(classifier, paths, args.batch_size, bool(args.show))
         for path, (probabilities, picture) in succeeded(results, len(paths)):
-            predictions = rows.best(probabilities.tolist())
-            write_result({"image": path, "predictions": predictions}, rows.text(path, predictions), args.json)
+            predictions = rows.write(path, probabilities.tolist())
             done += 1
             if picture and len(sheet) < PICTURES:
                 sheet.append((path, picture, predictions))
     finally:  # of those that were done, if it was stopped
         if sheet:
-            _write_sheet(args.show, sheet, done)
+            write_sheet(args.show, sheet)
+            which = "" if len(sheet) == done else f", the first of {done:,}"
+            print(f"{args.show} written: {len(sheet):,} pictures{which}", file=sys.stderr)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -88,10 +80,8 @@ def _check(args: argparse.Namespace) -> None:
     elif not args.classes:
         raise UserError('no classes: name them, --classes cup "red envelope" cat, or give a run, --model-dir RUN')
     if len(args.classes) == 1:
-        raise UserError(
-            f"one class alone is certain; what else may it be? A question of yes or no is "
-            f'--classes "{args.classes[0]}" "not {args.classes[0]}"'
-        )
+        only = args.classes[0]
+        raise UserError(f'one class alone is certain; a question of yes or no is --classes "{only}" "not {only}"')
     if twice := sorted({name for name in args.classes if args.classes.count(name) > 1}):
         raise UserError(f'the class "{twice[0]}" is named twice')
 
@@ -115,12 +105,15 @@ def _classifier(args: argparse.Namespace):
 
 
 def _classified(classifier, paths: list[str], batch_size: int, show: bool) -> Iterator[tuple]:
-    """Of each image in order its path, and its probabilities (classes,) with a thumbnail or None, or its error."""
+    """Yield each image's path, and its probabilities (classes,) with a thumbnail or None, or its error."""
     import torch
 
     def read(path: str) -> tuple:
         picture = read_image(path)
-        return classifier.preprocess(picture), thumbnail(picture) if path in shown else None
+        pixels = classifier.preprocess(picture)
+        if path in shown:
+            picture.thumbnail((EDGE, EDGE))
+        return pixels, picture if path in shown else None
 
     shown = set(paths[:PICTURES]) if show else ()
     images = read_ahead(paths, read)
@@ -129,9 +122,3 @@ def _classified(classifier, paths: list[str], batch_size: int, show: bool) -> It
         probabilities = iter(classifier.probabilities(torch.stack(read_well)) if read_well else ())
         for path, result in block:
             yield path, result if isinstance(result, UserError) else (next(probabilities), result[1])
-
-
-def _write_sheet(path: str, sheet: list, images: int) -> None:
-    write_sheet(path, sheet)
-    which = "" if len(sheet) == images else f", the first of {images:,}"
-    print(f"{path} written: {len(sheet):,} pictures{which}", file=sys.stderr)

@@ -54,9 +54,6 @@ def random_images(size: int) -> torch.Tensor:
     return torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
-# ---- the classifier ----
-
-
 class ImageClassifier(nn.Module):
     """Images (n, 3, size, size) -> logits, probabilities (n, classes)."""
 
@@ -81,13 +78,11 @@ def export_classifier(run: Path, out: Path, epoch: int | None, classes: Sequence
     trainer = trainer_of(run, classes, epoch, cuda=False)
     description = _describe(trainer)
     if not hasattr(trainer, "linear_head"):
-        name = trainer.cfg.TRAINER.NAME
-        raise UserError(f"{name} has no class weights: its logits are not linear in the image's feature")
+        raise UserError(f"{trainer.cfg.TRAINER.NAME} has no class weights: its logits are not linear in image features")
     weight, bias = (tensor.detach().float().contiguous() for tensor in trainer.linear_head())
     frozen = visual_of(trainer)
-    module = ImageClassifier(
-        frozen or trainer.model.clip.visual, weight, bias
-    ).eval()  # one that was trained takes images
+    visual = frozen or trainer.model.clip.visual  # a method that trains the encoder takes images
+    module = ImageClassifier(visual, weight, bias).eval()
     images = random_images(description["size"])
     with torch.no_grad():
         expected = trainer.model_inference(frozen(images) if frozen else images).float()
@@ -111,9 +106,7 @@ def _describe(trainer) -> dict:
     """Return what goes with the weights: class names, CLIP, preprocessing."""
     node = trainer.cfg.INPUT
     if "instance_norm" in node.TRANSFORMS:
-        raise UserError(
-            "the run has instance_norm in INPUT.TRANSFORMS, which a mean and a standard deviation do not tell"
-        )
+        raise UserError("INPUT.TRANSFORMS of the run has instance_norm, which no mean and standard deviation tell")
     normalized, weights = "normalize" in node.TRANSFORMS, trainer.provenance["weights"]
     clip = getattr(getattr(trainer, "model", None), "clip", trainer.backbone.clip)  # the former was fine-tuned
     return {
@@ -138,8 +131,7 @@ def _write_onnx(out: Path, module: nn.Module, images: torch.Tensor, expected: to
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        shapes = ({0: "batch"},)
-        program = torch.onnx.export(module, (images,), dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
+        program = torch.onnx.export(module, (images,), dynamo=True, dynamic_shapes=({0: "batch"},), **names)
     program.model.metadata_props.update(metadata)
     with tempfile.TemporaryDirectory(dir=out, prefix=f".{ONNX}.") as temporary:
         path = Path(temporary, ONNX)
@@ -156,9 +148,6 @@ def _write_onnx(out: Path, module: nn.Module, images: torch.Tensor, expected: to
 
 def _report(path: Path, told: str) -> None:
     print(f"{path} written: {path.stat().st_size:,} bytes, {told}")
-
-
-# ---- a fine-tuned CLIP ----
 
 
 def export_clip(run: Path, out: Path, epoch: int | None) -> None:
@@ -194,9 +183,8 @@ def export_clip(run: Path, out: Path, epoch: int | None) -> None:
             os.replace(path, out)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error
-    print(
-        f"{out} written: {len(content):,} bytes, fingerprint of its weights {fingerprint(weights)}\n{exact}\n{rounded}"
-    )
+    print(f"{out} written: {len(content):,} bytes, fingerprint of its weights {fingerprint(weights)}")
+    print(f"{exact}\n{rounded}")
 
 
 @torch.no_grad()

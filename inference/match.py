@@ -12,9 +12,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dassl.utils import read_image
-
-from .blip import kinds, prepare, reads_at_most
+from .blip import prepare
 from .images import check_words, find_images, read_each
 from .neighbours import add_model_argument, check_texts, in_parts, load, table
 from .output import write_result
@@ -23,7 +21,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MODEL = "Salesforce/blip-itm-base-coco"
-KINDS = kinds("BlipForImageTextRetrieval", "Blip2ForImageTextRetrieval")
+KINDS = {"blip": "BlipForImageTextRetrieval", "blip-2": "Blip2ForImageTextRetrieval"}
+# A model's kind -> the option that asks for matches in place of cosines, and the output that has either.
+HEADS = {"blip": ("use_itm_head", "itm_score"), "blip-2": ("use_image_text_matching_head", "logits_per_image")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,27 +35,20 @@ def run(args: argparse.Namespace, name: str) -> None:
     check_words(args.text, "--text", args.images)
     paths = find_images(args.images)
     model, processor = load(args.model, KINDS, name)
-    check_texts(args.text, "--text", processor, reads_at_most(model))
-    for path, picture in read_each(paths, read_image):
-        matches = [
-            {"text": text, "match": match, "cosine": cosine}
-            for text, (match, cosine) in zip(args.text, scores(model, processor, picture, args.text), strict=True)
-        ]
-        rows = [(entry["text"], f"{entry['match']:.2%}", f"{entry['cosine']:.4f}") for entry in matches]
+    check_texts(args.text, "--text", model, processor)
+    for path, picture in read_each(paths):
+        found = scores(model, processor, picture, args.text)
+        matches = [{"text": text, "match": match, "cosine": cosine} for text, match, cosine in found]
+        rows = [(text, f"{match:.2%}", f"{cosine:.4f}") for text, match, cosine in found]
         text = table(rows, ("text", "match", "cosine"), path, len(paths) == 1)
         write_result({"image": path, "matches": matches}, text, args.json)
 
 
-def scores(model, processor, picture: Image.Image, texts: Sequence[str]) -> list[tuple[float, float]]:
-    """The probability of a match and the cosine of each text with the picture."""
+def scores(model, processor, picture: Image.Image, texts: Sequence[str]) -> list[tuple[str, float, float]]:
+    """Return each text with the probability of its match and its cosine with the picture."""
     import torch
 
-    # The same two outputs, under other names.
-    option, output = (
-        ("use_itm_head", "itm_score")
-        if model.config.model_type == "blip"
-        else ("use_image_text_matching_head", "logits_per_image")
-    )
+    option, output = HEADS[model.config.model_type]
     found = []
     with torch.no_grad():
         for part in in_parts(texts):
@@ -63,5 +56,5 @@ def scores(model, processor, picture: Image.Image, texts: Sequence[str]) -> list
             cosines = model(**inputs, **{option: False})[output][0]
             inputs["pixel_values"] = inputs["pixel_values"].expand(len(part), -1, -1, -1)
             matches = model(**inputs, **{option: True})[output].softmax(-1)[:, 1]
-            found += zip(matches.tolist(), cosines.tolist(), strict=True)
+            found += zip(part, matches.tolist(), cosines.tolist(), strict=True)
     return found

@@ -6,32 +6,28 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pickle import UnpicklingError
-from typing import TypeVar
 
 from dassl.utils import UserError, reason_of
 from vlm.clip.hub import FETCH, hub, optional
 
 TEXTS_AT_ONCE = 16  # computed with one image
-
-T = TypeVar("T")
-
-
-def add_model_argument(parser: argparse.ArgumentParser, default: str, what: str = "the model") -> None:
-    parser.add_argument(
-        "--model",
-        default=default,
-        metavar="NAME",
-        help=f"{what}: its name on the Hugging Face Hub, or a folder ({default})",
-    )
+# A model's kind, as its configuration has it -> how the names of its classes begin.
+PREFIXES = {"blip": "Blip", "blip-2": "Blip2", "clipseg": "CLIPSeg", "xclip": "XCLIP"}
+LONGEST = 512  # tokens; language models that know no longest text (T5) were trained with so many
 
 
-def load(name: str, kinds: Mapping[str, tuple[str, str]], user: str):
-    """The model of that name on the Hub, or in that local folder, in evaluation mode, and its processor.
+def add_model_argument(parser: argparse.ArgumentParser, default: str) -> None:
+    meaning = f"the model: its name on the Hugging Face Hub, or a folder ({default})"
+    parser.add_argument("--model", default=default, metavar="NAME", help=meaning)
+
+
+def load(name: str, kinds: Mapping[str, str], user: str):
+    """Return the model of that name on the Hub, or in that local folder, in evaluation mode, and its processor.
 
     Args:
-        kinds: what its configuration may say that it is -> names of the model's class and of the processor's.
+        kinds: of the model, as in PREFIXES -> name of its class.
         user: the command that needs it, for messages.
 
     Raises:
@@ -40,33 +36,22 @@ def load(name: str, kinds: Mapping[str, tuple[str, str]], user: str):
     package = optional("transformers", "transformers", user)
     package.utils.logging.set_verbosity_error()
     package.utils.logging.disable_progress_bar()
-    name = os.path.expanduser(name)
-    mend = _mend(name)
+    name, mend = os.path.expanduser(name), FETCH.format(name, "--model ")
+    if os.path.isdir(name):
+        mend = "In a folder must be what the library saves: config.json, the weights, and the processor's files"
+    elif os.path.isabs(name) or name.startswith(".") or name.count("/") > 1:
+        raise UserError(f"no folder {name}; --model takes a name on the Hugging Face Hub, or a folder")
     with hub(name, mend), contextlib.redirect_stdout(sys.stderr):  # standard output is for results
         kind = package.AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
         if kind not in kinds:
             raise UserError(f'{name} is a model of the kind "{kind}"; {user} takes {" or ".join(kinds)}')
-        model_class, processor_class = (getattr(package, part) for part in kinds[kind])
-        processor = processor_class.from_pretrained(name)
-        model = _with_all_weights(model_class, name, user)
+        processor = getattr(package, f"{PREFIXES[kind]}Processor").from_pretrained(name)
+        model = _with_all_weights(getattr(package, kinds[kind]), name, user)
     return model, processor
 
 
-def _mend(name: str) -> str:
-    """What to do when the model cannot be loaded.
-
-    Raises:
-        UserError: the name is the path of a folder that is not there.
-    """
-    if os.path.isdir(name):
-        return "In a folder must be what the library saves: config.json, the weights, and the processor's files"
-    if os.path.isabs(name) or name.startswith(".") or name.count("/") > 1:
-        raise UserError(f"no folder {name}; --model takes a name on the Hugging Face Hub, or a folder")
-    return FETCH.format(name, "--model ")
-
-
 def _with_all_weights(model_class: type, name: str, user: str):
-    """The model with its weights, on a GPU if there is one. What the file lacks, the library would draw at random."""
+    """Load the model, to a GPU if there is one; refuse a file that lacks weights, which the library would draw."""
     import torch
     from safetensors import SafetensorError
 
@@ -83,14 +68,15 @@ def _with_all_weights(model_class: type, name: str, user: str):
     return model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def in_parts(texts: Sequence[T]) -> Iterator[Sequence[T]]:
-    """As many at a time as one computation takes."""
-    for start in range(0, len(texts), TEXTS_AT_ONCE):
-        yield texts[start : start + TEXTS_AT_ONCE]
+def in_parts(texts: Sequence[str]) -> list[list[str]]:
+    """Split texts into as many at a time as one computation takes."""
+    return [list(texts[start : start + TEXTS_AT_ONCE]) for start in range(0, len(texts), TEXTS_AT_ONCE)]
 
 
-def check_texts(texts: Sequence[str], option: str, processor, limit: int) -> None:
-    """Raise :class:`UserError` if a text is empty or longer than ``limit``, the tokens that the model reads."""
+def check_texts(texts: Sequence[str], option: str, model, processor) -> None:
+    """Raise :class:`UserError` if a text is empty, or of more tokens than the model reads."""
+    parts = (getattr(model.config, part, None) for part in ("text_config", "qformer_config"))
+    limit = min(getattr(part, "max_position_embeddings", LONGEST) for part in parts if part is not None)
     for text in texts:
         if not text.strip():
             raise UserError(f"{option}: a text is empty")
@@ -99,8 +85,10 @@ def check_texts(texts: Sequence[str], option: str, processor, limit: int) -> Non
 
 
 def table(rows: Sequence[Sequence[str]], headers: Sequence[str], path: str, alone: bool, align: str = "right") -> str:
-    """The result for one image, for people: a table, below the image's path unless it is ``alone``; ``align`` says how
-    the columns behind the first stand."""
+    """Return the result for one image, for people: a table, below the image's path unless it is ``alone``.
+
+    ``align`` says how the columns behind the first stand.
+    """
     from tabulate import tabulate
 
     text = tabulate(rows, headers, disable_numparse=True, colalign=["left", *[align] * (len(headers) - 1)])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
+from collections.abc import Sequence
 
 PATH_WIDTH, NAME_WIDTH = 60, 30  # longest that rows are aligned for
 
@@ -15,21 +17,24 @@ def write_result(record: dict, text: str, as_json: bool) -> None:
 
 
 class Rows:
-    """Results for people: a table of its classes for the only image (or video), a row each for several."""
+    """The most probable classes: for people a table for the only image (or video), a row each for several."""
 
-    def __init__(self, paths: list[str], classnames: list[str], top_k: int, what: str = "image"):
-        self.classnames, self.top_k, self.alone = classnames, top_k, len(paths) == 1
+    def __init__(self, paths: list[str], classnames: Sequence[str], args: argparse.Namespace, what: str = "image"):
+        self.classnames, self.args, self.what, self.alone = classnames, args, what, len(paths) == 1
         # The rows are aligned, though they are written as they come.
         self.path_width = max(min(max(map(len, paths)), PATH_WIDTH), len(what))
         self.name_width = max(min(max(map(len, classnames)), NAME_WIDTH), len("class"))
-        self.head = self._row(what, "probability", "class", "then" if min(top_k, len(classnames)) > 1 else "")
+        if not self.alone and not args.json:
+            print(self._row(what, "probability", "class", "then" if min(args.top_k, len(classnames)) > 1 else ""))
 
-    def best(self, probabilities: list[float]) -> list[dict]:
-        """The most probable classes of an image, sorted."""
+    def write(self, path: str, probabilities: list[float]) -> list[dict]:
+        """Write the result for one image; return its most probable classes, sorted."""
         ranked = sorted(zip(self.classnames, probabilities, strict=True), key=lambda pair: -pair[1])
-        return [{"class": name, "probability": share} for name, share in ranked[: self.top_k]]
+        predictions = [{"class": name, "probability": share} for name, share in ranked[: self.args.top_k]]
+        write_result({self.what: path, "predictions": predictions}, self._text(path, predictions), self.args.json)
+        return predictions
 
-    def text(self, path: str, predictions: list[dict]) -> str:
+    def _text(self, path: str, predictions: list[dict]) -> str:
         shares = [(entry["class"], f"{entry['probability']:.2%}") for entry in predictions]
         if self.alone:
             from tabulate import tabulate

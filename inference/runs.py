@@ -17,16 +17,14 @@ from dassl.config.saved import FILE as CONFIG  # runs that only evaluate have no
 from dassl.engine.record import RECORD, read_record
 from dassl.utils import UserError
 
-SHOWN = 5  # runs that a message lists
-
 
 def quiet() -> contextlib.AbstractContextManager:
-    """For a ``with`` in which the framework talks as if to a log: standard output is for results."""
+    """Return a context in which nothing is printed: the framework talks as if to a log, but output is for results."""
     return contextlib.redirect_stdout(io.StringIO())
 
 
 def config_of(folder: Path) -> CfgNode:
-    """The settings of the run in ``folder``, not frozen.
+    """Return the settings of the run in ``folder``, not frozen.
 
     Raises:
         UserError: there is no run; or its settings are damaged, or not of this version.
@@ -42,14 +40,10 @@ def config_of(folder: Path) -> CfgNode:
         except UserError as error:
             raise UserError(f"the settings in {folder / RECORD}: {error}") from error
     else:
-        raise UserError(f"no run in {folder}: it has no {CONFIG}{_runs_below(folder)}")
+        runs = sorted({str(path.parent) for name in (CONFIG, RECORD) for path in folder.rglob(name)})
+        below = f"; below it there are {', '.join(runs[:5])}" if runs else ""
+        raise UserError(f"no run in {folder}: it has no {CONFIG}{below}")
     return cfg
-
-
-def _runs_below(folder: Path) -> str:
-    runs = sorted({str(path.parent) for name in (CONFIG, RECORD) for path in folder.rglob(name)})
-    more = f" and {len(runs) - SHOWN} more" if len(runs) > SHOWN else ""
-    return f"; below it there are {', '.join(runs[:SHOWN])}{more}" if runs else ""
 
 
 def _record(folder: Path) -> dict:
@@ -57,14 +51,15 @@ def _record(folder: Path) -> dict:
 
 
 def classnames_of(folder: Path) -> list[str]:
-    """The class names of the run in ``folder``; none if its record does not tell them."""
+    """Return the class names of the run in ``folder``; none if its record does not tell them."""
     return [str(name) for name in _record(folder).get("classnames", ())]
 
 
 def trainer_of(
     folder: Path, classes: Sequence[str] = (), epoch: int | None = None, weights: str = "", cuda: bool = True
 ):
-    """The trainer of the run in ``folder``, built without data, its model loaded, ready for ``model_inference``.
+    """Return the trainer of the run in ``folder``, built without data, its model loaded, ready for ``model_inference``.
+
     Nothing is logged, and nothing is written.
 
     Args:
@@ -74,19 +69,17 @@ def trainer_of(
         cuda: may be used where there is one.
 
     Raises:
-        UserError: there is no run, or no checkpoint of it; no class names are known; or the CLIP or the classes are not
-            those that the model was trained with, and it depends on them.
+        UserError: there is no run, or no checkpoint of it, or no class names; or the CLIP or the classes are others
+            than those that the model was trained with, and it depends on them.
     """
     import torch
 
-    cfg, own, record = config_of(folder), classnames_of(folder), _record(folder)
+    cfg, own = config_of(folder), classnames_of(folder)
     names = list(classes or own)
-    if not names and "classnames" in record:
-        raise UserError(f"the run in {folder} learned from captions, without classes: name some with --classes")
     if not names:
         raise UserError(
-            f"{folder} has no {RECORD} with class names (an unfinished run, or an older one): name them with "
-            "--classes, in the order of the run's data set"
+            f"{folder} has no {RECORD} with class names (a run on captions, an unfinished or an older one): "
+            "name them with --classes, in the order of the run's data set"
         )
     cfg.MODEL.INIT_WEIGHTS = ""  # where training started from; the checkpoint takes its place
     cfg.FEATURES.ENABLED, cfg.FEATURES.PREC = False, ""
@@ -96,40 +89,34 @@ def trainer_of(
     # The constructor draws an initial context, which the checkpoint overwrites: the caller's generator stays as it was.
     with quiet(), torch.random.fork_rng(devices=[]):
         trainer = _without_data(cfg.TRAINER.NAME, names)(cfg)
-        _check_weights(trainer, record, folder)
+        _check_weights(trainer, folder)
         try:
             trainer.load_model(str(folder), epoch)
         except UserError as error:
             if names == own or not own:
                 raise
-            raise UserError(
-                f"{str(error).rstrip('.')}. --classes names other classes than the run's own ({', '.join(own)}); "
-                "what it learned may go with those alone"
-            ) from error
+            hint = f"--classes names other classes than the run's own ({', '.join(own)}), which it may go with alone"
+            raise UserError(f"{str(error).rstrip('.')}. {hint}") from error
         trainer.set_model_mode("eval")
     return trainer
 
 
 def _without_data(name: str, classnames: list[str]) -> type:
-    """The trainer of that name, with class names in place of a data set."""
+    """Return the trainer of that name, with class names in place of a data set."""
     base = engine.TRAINER_REGISTRY.get(name)
 
     def build_data_loader(self) -> None:
-        self.num_classes, self.num_source_domains = len(classnames), 1
-        self.lab2cname = dict(enumerate(classnames))
-        self.dm = SimpleNamespace(
-            dataset=SimpleNamespace(classnames=classnames, lab2cname=self.lab2cname, num_classes=self.num_classes),
-            num_classes=self.num_classes,
-            lab2cname=self.lab2cname,
-        )
+        self.num_classes, self.lab2cname, self.num_source_domains = len(classnames), dict(enumerate(classnames)), 1
+        self.dm = SimpleNamespace(num_classes=self.num_classes, lab2cname=self.lab2cname)
+        self.dm.dataset = SimpleNamespace(classnames=classnames, **vars(self.dm))
         self.train_loader_x = self.train_loader_u = self.val_loader = self.test_loader = None
 
     return type(name, (base,), {"build_data_loader": build_data_loader})
 
 
-def _check_weights(trainer, record: dict, folder: Path) -> None:
+def _check_weights(trainer, folder: Path) -> None:
     """Raise :class:`UserError` if the run began with other weights of CLIP: what it learned means nothing to these."""
-    before, now = (entry.get("weights", {}) for entry in (record, trainer.provenance))
+    before, now = (record.get("weights", {}) for record in (_record(folder), trainer.provenance))
     if before.get("sha256") and before["sha256"] != now.get("sha256"):
         raise UserError(
             f"the run in {folder} began with other weights than {now.get('file') or now.get('backbone')}: their "

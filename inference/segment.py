@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dassl.utils import UserError, atomic_write, read_image
+from dassl.utils import UserError, atomic_write
 
 from .images import check_words, find_images, read_each
 from .neighbours import add_model_argument, check_texts, in_parts, load, table
@@ -25,16 +26,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MODEL = "CIDAS/clipseg-rd64-refined"
-KINDS = {"clipseg": ("CLIPSegForImageSegmentation", "CLIPSegProcessor")}
-COLOURS = (
-    (230, 57, 70),
-    (46, 134, 222),
-    (46, 174, 96),
-    (244, 162, 33),
-    (142, 68, 173),
-    (22, 188, 188),
-    (236, 112, 176),
-)
+KINDS = {"clipseg": "CLIPSegForImageSegmentation"}
+COLOURS = ("#e63946", "#2e86de", "#2eae60", "#f4a221", "#8e44ad", "#16bcbc", "#ec70b0")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,17 +39,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, name: str) -> None:
+    import numpy as np
+
     check_words(args.text, "--text", args.images)
     if not 0 < args.threshold < 1:
         raise UserError(f"--threshold is {args.threshold}; it must be between 0 and 1")
     paths = find_images(args.images)
     files = _files(paths, Path(args.out))
     model, processor = load(args.model, KINDS, name)
-    check_texts(args.text, "--text", processor, model.config.text_config.max_position_embeddings)
-    for path, picture in read_each(paths, read_image):
+    check_texts(args.text, "--text", model, processor)
+    for path, picture in read_each(paths):
         masks = probabilities(model, processor, picture, args.text)
         overlay, arrays = files[path]
-        _write_arrays(arrays, masks, args.text)
+        with atomic_write(arrays, "wb") as file:
+            np.savez_compressed(file, masks=masks.astype(np.float16), texts=np.array(args.text))
         with atomic_write(overlay, "wb") as file:
             draw(picture, masks, args.text, args.threshold).save(file, format="PNG")
         found = [
@@ -70,28 +66,27 @@ def run(args: argparse.Namespace, name: str) -> None:
 
 
 def _files(paths: Sequence[str], folder: Path) -> dict[str, tuple[Path, Path]]:
-    """The two files of each image. Images of one name in several folders get numbers: cat, cat-2, …
+    """Return the two files of each image. Images of one name in several folders get numbers: cat, cat-2, …
 
     Raises:
         UserError: one of the images would be overwritten.
     """
-    files, taken = {}, set()
+    files, taken, images = {}, set(), {Path(path).resolve() for path in paths}
     for path in dict.fromkeys(paths):
-        stem, number = Path(path).stem, 1
-        while (name := stem if number == 1 else f"{stem}-{number}").lower() in taken:  # some systems fold the case
+        name, number = Path(path).stem, 1
+        while name.lower() in taken:  # some systems fold the case
             number += 1
+            name = f"{Path(path).stem}-{number}"
         taken.add(name.lower())
-        files[path] = folder / f"{name}.overlay.png", folder / f"{name}.masks.npz"
-    images = {Path(path).resolve() for path in paths}
-    for overlay, _ in files.values():
+        overlay = folder / f"{name}.overlay.png"
+        files[path] = overlay, folder / f"{name}.masks.npz"
         if overlay.resolve() in images:
             raise UserError(f"{overlay} is one of the images and would be overwritten: name another folder with --out")
     return files
 
 
 def probabilities(model, processor, picture: Image.Image, texts: Sequence[str]) -> np.ndarray:
-    """Of each pixel of the picture to show what each text says: (texts, height, width)."""
-    import numpy as np
+    """Return the probability of each pixel to show what each text says: (texts, height, width)."""
     import torch
     from torch.nn import functional as F
 
@@ -99,51 +94,34 @@ def probabilities(model, processor, picture: Image.Image, texts: Sequence[str]) 
     masks = []
     with torch.no_grad():
         for part in in_parts(texts):
-            tokens = processor(text=list(part), padding=True, return_tensors="pt").to(model.device)
+            tokens = processor(text=part, padding=True, return_tensors="pt").to(model.device)
             logits = model(pixel_values=pixels.expand(len(part), -1, -1, -1), **tokens).logits
             logits = logits.reshape(len(part), 1, *logits.shape[-2:])  # of one text the library drops the first axis
             size = picture.height, picture.width
-            masks.append(F.interpolate(logits, size, mode="bilinear").sigmoid()[:, 0].cpu().numpy())
-    return np.concatenate(masks)
-
-
-def _write_arrays(path: Path, masks: np.ndarray, texts: Sequence[str]) -> None:
-    import numpy as np
-
-    with atomic_write(path, "wb") as file:
-        np.savez_compressed(file, masks=masks.astype(np.float16), texts=np.array(texts))
+            masks.append(F.interpolate(logits, size, mode="bilinear").sigmoid()[:, 0].cpu())
+    return torch.cat(masks).numpy()
 
 
 def draw(picture: Image.Image, masks: np.ndarray, texts: Sequence[str], threshold: float) -> Image.Image:
-    """The picture in which the pixels from the threshold on have their text's colour, above a line for each text."""
+    """Colour the pixels of the picture from the threshold on, and add a line for each text and its colour below."""
     import numpy as np
-    from PIL import Image, ImageDraw
+    from matplotlib import font_manager
+    from PIL import Image, ImageColor, ImageDraw, ImageFont
 
     pixels = np.asarray(picture, dtype=np.float32).copy()
-    for mask, colour in zip(masks, _colours(len(texts)), strict=True):
+    for mask, colour in zip(masks, cycle(COLOURS), strict=False):
         seen = mask >= threshold
-        pixels[seen] = (pixels[seen] + colour) / 2
-    font = _font(size := min(32, max(12, picture.height // 24)))
+        pixels[seen] = (pixels[seen] + ImageColor.getrgb(colour)) / 2
+    wanted = font_manager.FontProperties(family=[*FONTS, "DejaVu Sans"])  # texts may be Chinese
+    size = min(32, max(12, picture.height // 24))
+    font = ImageFont.truetype(font_manager.findfont(wanted), size)
     line = size * 3 // 2
     width = max(picture.width, line + max(int(font.getlength(text)) for text in texts) + size // 2)
     sheet = Image.new("RGB", (width, picture.height + line * len(texts)), "white")
     sheet.paste(Image.fromarray(pixels.astype(np.uint8)))
     pen = ImageDraw.Draw(sheet)
-    for number, (text, colour) in enumerate(zip(texts, _colours(len(texts)), strict=True)):
+    for number, (text, colour) in enumerate(zip(texts, cycle(COLOURS), strict=False)):
         top = picture.height + number * line + size // 4
         pen.rectangle((size // 4, top, size, top + size * 3 // 4), fill=colour)
         pen.text((line, top - size // 8), text, fill="black", font=font)
     return sheet
-
-
-def _colours(count: int) -> list[tuple[int, int, int]]:
-    return [COLOURS[number % len(COLOURS)] for number in range(count)]
-
-
-def _font(size: int):
-    """The font of picture sheets, in which texts may be Chinese."""
-    from matplotlib import font_manager
-    from PIL import ImageFont
-
-    wanted = font_manager.FontProperties(family=[*FONTS, "DejaVu Sans"])
-    return ImageFont.truetype(font_manager.findfont(wanted), size)

@@ -13,18 +13,11 @@ if TYPE_CHECKING:
 
 PICTURES = 60  # on a sheet; more could not be looked at
 COLUMNS = 6
-EDGE = 240  # pixels of a thumbnail
+EDGE = 240  # pixels of a picture on it
 CELL, LINE = 2.2, 0.16  # inches: the width of a column, and a line of text
 LETTERS = 30  # that go into a line
 # Class names may be Chinese, Japanese or Korean: the first of these that is installed has their letters.
 FONTS = ("Noto Sans CJK SC", "Noto Sans SC", "Microsoft YaHei", "PingFang SC", "SimHei", "WenQuanYi Zen Hei")
-
-
-def thumbnail(picture: Image.Image) -> Image.Image:
-    """The whole picture, small."""
-    small = picture.copy()
-    small.thumbnail((EDGE, EDGE))
-    return small
 
 
 def write_sheet(path: str, sheet: Sequence[tuple[str, Image.Image, list[dict]]]) -> None:
@@ -38,23 +31,19 @@ def write_sheet(path: str, sheet: Sequence[tuple[str, Image.Image, list[dict]]])
     installed = {font.name for font in font_manager.fontManager.ttflist}
     columns = min(COLUMNS, len(sheet))
     rows = -(-len(sheet) // columns)
-    lines = max(len(predictions) for _, _, predictions in sheet)
-    text = (lines + 1.5) * LINE
+    text = (max(len(predictions) for _, _, predictions in sheet) + 1.5) * LINE
+    height = rows * (CELL + text)
     with plt.rc_context({"font.family": ["DejaVu Sans", *[name for name in FONTS if name in installed][:1]]}):
-        figure = plt.figure(figsize=(columns * CELL, rows * (CELL + text)))
-        for number, (name, picture, predictions) in enumerate(sheet):
-            left, top = number % columns / columns, 1 - number // columns / rows
-            height = 1 / rows
-            share = (CELL - LINE) / (CELL + text)  # of a cell's height, for the picture and its name
-            axes = figure.add_axes((left + 0.03 / columns, top - share * height, 0.94 / columns, 0.9 * share * height))
-            axes.imshow(picture)
-            axes.axis("off")
-            axes.set_anchor("SW")  # its text is below, at the left
-            axes.set_title(_short(Path(name).name), fontsize=7, pad=3)
+        figure, cells = plt.subplots(rows, columns, squeeze=False, figsize=(columns * CELL, height))
+        figure.subplots_adjust(0.01, text / height, 0.99, 1 - LINE / height, 0.06, (text + LINE) / (CELL - LINE))
+        for cell in cells.flat:
+            cell.axis("off")
+            cell.set_anchor("SW")  # its text is below, at the left
+        for cell, (name, picture, predictions) in zip(cells.flat, sheet, strict=False):
+            cell.imshow(picture)
+            cell.set_title(_short(Path(name).name), loc="left", fontsize=7, pad=3)
             words = "\n".join(f"{entry['probability']:.1%}  {_short(entry['class'])}" for entry in predictions)
-            figure.text(
-                left + 0.03 / columns, top - (share + 0.01) * height, words, fontsize=7, va="top", linespacing=1.4
-            )
+            cell.annotate(words, (0, -0.03), xycoords="axes fraction", fontsize=7, va="top", linespacing=1.4)
         try:
             with atomic_write(path, "wb") as file:
                 figure.savefig(file, format="png", dpi=110)
