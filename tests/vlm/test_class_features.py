@@ -9,7 +9,7 @@ from trainers.sampled_softmax import Sample
 from vlm.clip.load import load
 from vlm.images.feature_store import FeatureStore
 from vlm.text import class_features as module
-from vlm.text.class_features import ClassFeatures, description, keys_of
+from vlm.text.class_features import description, keys_of
 from vlm.text.encoder import TextEncoder
 from vlm.text.zeroshot import describe_classes
 
@@ -113,7 +113,7 @@ def test_some_classes_alone_are_as_among_all(encoder, position, csc):
 @pytest.mark.parametrize("csc", [False, True])
 def test_learned_prompts_are_kept_by_their_values(clip, store, csc):
     node = coop.CfgNode({"N_CTX": 2, "CTX_INIT": "", "CSC": csc, "CLASS_TOKEN_POSITION": "end"})
-    model, kept = coop.CustomCLIP(NAMES, clip, node), ClassFeatures(store)
+    model, kept = coop.CustomCLIP(NAMES, clip, node), store
     with torch.no_grad():
         plain = model.class_features()
         assert torch.equal(model.class_features(kept), plain)
