@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 import re
 import statistics
@@ -93,10 +92,8 @@ def _peak(function: Callable, *arguments: object) -> float:
 
 def machine() -> str:
     """One line about the machine and the versions."""
-    name = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as file:
-            name = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), name)
-    versions = package_versions()
+    info = Path("/proc/cpuinfo")
+    models = re.findall(r"^model name\s*: (.*)$", info.read_text(), re.MULTILINE) if info.exists() else []
+    name, versions = models[0] if models else platform.machine(), package_versions()
     told = ", ".join(f"{package} {versions[package]}" for package in ("python", "torch", "openvino"))
     return f"{name}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}; {told}"

@@ -99,16 +99,11 @@ def cars(base: Path, images: Path) -> tuple[Images, Images]:
 
     def listed(file: Path, folder: str) -> Images:
         rows = loadmat(file, squeeze_me=True)["annotations"]
-        return {f"{folder}/{row['fname']}": year_first(names[int(row["class"]) - 1]) for row in rows}
+        models = {f"{folder}/{row['fname']}": names[int(row["class"]) - 1].rpartition(" ") for row in rows}
+        return {path: f"{year} {model}" for path, (model, _, year) in models.items()}  # 2012 Audi TT RS Coupe
 
     train = listed(base / "devkit" / "cars_train_annos.mat", "cars_train")
     return train, listed(base / "cars_test_annos_withlabels.mat", "cars_test")
-
-
-def year_first(name: str) -> str:
-    """2012 Audi TT RS Coupe, of Audi TT RS Coupe 2012."""
-    model, _, year = name.rpartition(" ")
-    return f"{year} {model}"
 
 
 def in_folders(images: Path, name: Callable[[str], str] = str) -> Images:
@@ -145,19 +140,14 @@ SOURCES = {
 
 
 def find(name: str) -> type:
-    """The data set of that name, as in the registry or as its config is called."""
-
-    def plain(spelling: str) -> str:
-        return spelling.lower().replace("_", "").replace("-", "")
-
-    known = {}
+    """Return the data set of that name, as in the registry or as its config is called."""
+    plain = name.lower().replace("_", "").replace("-", "")
     for cls in map(DATASET_REGISTRY.get, SOURCES):
-        known[plain(cls.__name__)] = known[plain(cls.__module__.rpartition(".")[2])] = cls
-    if plain(name) not in known:
-        raise UserError(
-            f'unknown data set "{name}"; {nearest(name, SOURCES)}. tools/prepare_imagenette.py prepares ImageNette'
-        )
-    return known[plain(name)]
+        if plain in (cls.__name__.lower(), cls.__module__.rpartition(".")[2].replace("_", "")):
+            return cls
+    raise UserError(
+        f'unknown data set "{name}"; {nearest(name, SOURCES)}. tools/prepare_imagenette.py prepares ImageNette'
+    )
 
 
 def download(name: str, base: Path, last: str) -> None:

@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -190,22 +191,16 @@ def run_tasks(
 
 @contextmanager
 def here_or_connected(address: str | None, resources: Resources) -> Iterator[Callable]:
-    """Yield ``run(function, items, *arguments)``, which calls the function for each item and yields what it returns.
+    """Yield ``run(function, items, *arguments)``, which yields what the function returns for each item.
 
-    Args:
-        address: None: the calls are made in this process; else in tasks of the Ray there (:func:`connected`). A task
-            that fails yields its traceback.
+    It is called in this process (``address`` None) or in tasks of a Ray; one that fails there yields its traceback.
     """
     if address is None:
         yield lambda function, items, *arguments: (function(item, *arguments) for item in items)
         return
-
-    def run(function: Callable, items: Iterable, *arguments: object) -> Iterator:
-        for _, result, error in run_tasks(function, items, resources, arguments=arguments):
-            yield error or result
-
     with connected(address, resources["CPU"]):
-        yield run
+        tasks = partial(run_tasks, resources=resources)
+        yield lambda function, items, *rest: (e or r for _, r, e in tasks(function, items, arguments=rest))
 
 
 def _outcome(reference) -> tuple[Any, str | None]:

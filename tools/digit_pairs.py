@@ -27,7 +27,6 @@ TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eight
 SIZE = 32  # pixels of an image: the tiny CLIP's
 DIGIT, TOP = (16, 28), 2  # pixels of a digit in it, width and height; and above it
 SPLITS = ("train", "test")  # of each digit's scans, every second one is for testing, as in datasets/digits.py
-RENDERED_TESTS = 500
 
 Record = tuple[Any, list[str], str]  # pixels, uint8 (SIZE, SIZE); captions; split
 
@@ -76,7 +75,7 @@ def pairs(count: int, seed: int) -> Iterator[Record]:
 
 def renders(count: int, seed: int) -> Iterator[Record]:
     """The pretraining data of the tiny CLIP, a caption an image, and some more for testing."""
-    for split, size, own_seed in (("train", count, seed), ("test", RENDERED_TESTS, seed + 1)):
+    for split, size, own_seed in (("train", count, seed), ("test", 500, seed + 1)):
         for pixels, caption in zip(*dataset(size, own_seed), strict=True):
             yield pixels, [caption], split
 

@@ -37,14 +37,8 @@ def parse_directory(directory: Path, keyword: str, test_log: bool, ci95: bool) -
             values.append(value)
             print(f"file: {log}. {keyword}: {value:.2f}%. ")
         elif log.parent.is_dir():
-            reason = (
-                "no log.txt"
-                if not log.is_file()
-                else f"the log has no {keyword}"
-                if test_log
-                else (f"training has not ended, or no {keyword} follows its end (for --eval-only runs: --test-log)")
-            )
-            missing.append(f"{log.parent}: {reason}")
+            ended = "" if test_log else " after the end of training (for --eval-only runs: --test-log)"
+            missing.append(f"{log.parent}: {f'the log has no {keyword}{ended}' if log.is_file() else 'no log.txt'}")
     if not values:
         reasons = "\n  ".join(missing or ["it has no sub-folders; give the folder that holds seed1, seed2, …"])
         raise UserError(f"no results in {directory}\n  {reasons}")

@@ -10,16 +10,14 @@ A download that was cut off goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
-import tarfile
 import tempfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dassl.data.archives import DAMAGE, Tar, members
+from dassl.data import archives
 from dassl.data.downloads import download
 from dassl.utils import UserError, command_line, file_digest, mkdir_if_missing, reason_of
 from tools.fix_imagenet import fix_imagenet
@@ -43,45 +41,24 @@ def fetch(root: Path, size: str) -> Path:
     return download(ADDRESS + name, path, md5, "md5")
 
 
-def image_members(archive: Tar) -> list[tuple[tarfile.TarInfo, PurePosixPath]]:
-    """The images in the archive, each with its place: ``{train,val}/<wnid>/<file>``.
-
-    Raises:
-        UserError: an entry is refused (:func:`members`), or there are no images.
-        tarfile.ReadError: the archive is cut off or damaged.
-    """
-    images = []
-    for member in members(archive):
-        path = PurePosixPath(member.name)
-        if member.isfile() and len(path.parts) == 4 and path.parts[1] in ("train", "val"):
-            images.append((member, PurePosixPath(*path.parts[1:])))
-    if not images:
-        raise UserError(f"{archive.name} holds no <folder>/{{train,val}}/<wnid>/<image>: is it ImageNette?")
-    return images
-
-
-def unpack(archive_path: Path, images: Path) -> None:
-    """Unpack the images to the folder ``images``, all of them or nothing."""
-    from tqdm import tqdm
-
+def unpack(archive: Path, images: Path) -> None:
+    """Unpack ``<folder>/{train,val}/<wnid>/<image>`` to ``images/{train,val}/…``, all of it or nothing."""
     mkdir_if_missing(images.parent)
+    print(f"Unpacking {archive}", flush=True)
     try:
-        with (
-            Tar.open(archive_path) as archive,
-            tempfile.TemporaryDirectory(dir=images.parent, prefix=".images.") as temporary,
-        ):
-            found = image_members(archive)
-            for member, place in tqdm(found, desc="unpacking", unit="image", disable=None):
-                target = Path(temporary, "images", *place.parts)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with archive.extractfile(member) as source, target.open("wb") as file:
-                    shutil.copyfileobj(source, file)
-            os.rename(Path(temporary, "images"), images)
-    except DAMAGE as error:
-        raise UserError(f"{archive_path} is not a whole tar archive: {reason_of(error)}") from error
+        with tempfile.TemporaryDirectory(dir=images.parent, prefix=".images.") as temporary:
+            archives.unpack(archive, Path(temporary))
+            found = [path.parent for path in Path(temporary).glob("*/train") if (path.parent / "val").is_dir()]
+            if len(found) != 1:
+                raise UserError(f"{archive} holds no <folder>/{{train,val}}/<wnid>/<image>: is it ImageNette?")
+            for other in set(found[0].iterdir()) - {found[0] / "train", found[0] / "val"}:
+                shutil.rmtree(other) if other.is_dir() else other.unlink()
+            found[0].rename(images)
+    except archives.DAMAGE as error:
+        raise UserError(f"{archive} is not a whole tar archive: {reason_of(error)}") from error
     except OSError as error:
-        raise UserError(f"cannot unpack {archive_path} to {images}: {error.strerror or error}") from error
-    print(f"{images} written: {len(found):,} images")
+        raise UserError(f"cannot unpack {archive} to {images}: {error.strerror or error}") from error
+    print(f"{images} written: {sum(1 for _ in images.glob('*/*/*')):,} images")
 
 
 @command_line()

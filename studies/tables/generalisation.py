@@ -92,18 +92,14 @@ def transfer(folder: Path, found: list[re.Match]):
             cells[data, method] = read_cell(runs, {"DATASET.SUBSAMPLE_CLASSES": "all"}, trained=False)
             cells[data, method].shortcuts |= cells[SOURCE, method].shortcuts  # taken in the training
         columns |= {data: [cells[data, method] for method in methods] for data in group}
-        columns[_average_of(name)] = [_combine(mean, [cells[data, method] for data in group]) for method in methods]
+        columns[f"average of {name}"] = [_combine(mean, [cells[data, method] for data in group]) for method in methods]
     frame = pd.DataFrame(columns, pd.Index(map(_label, methods), name="accuracy (%)")).astype(str)
     tables = {}
     for name, group in groups.items():
         rows = [method in tested[name] for method in methods]
-        tables[f"From {SOURCE} to {name}: accuracy (%)"] = frame.loc[rows, [SOURCE, *group, _average_of(name)]]
+        tables[f"From {SOURCE} to {name}: accuracy (%)"] = frame.loc[rows, [SOURCE, *group, f"average of {name}"]]
     named = {f"{data}, {_label(method)}": cell for (data, method), cell in cells.items()}
     return "transfer", _page(folder, tables, named, left=1), frame
-
-
-def _average_of(group: str) -> str:
-    return f"average of {group}"
 
 
 def _source(folder: Path, method: str) -> Cell:
