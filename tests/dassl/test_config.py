@@ -3,14 +3,12 @@
 from functools import reduce
 from operator import getitem
 
-import pytest
 import yaml
 
 import train
-from dassl.config import clean_cfg, get_cfg_default, merge_file, merge_options, to_dict
+from dassl.config import get_cfg_default, merge_file, merge_options
 from dassl.config.merge import leaves
 from dassl.config.saved import changed_settings
-from dassl.utils import UserError
 
 
 def test_text_that_yaml_does_not_take_for_numbers_becomes_what_the_key_holds(tmp_path):
@@ -25,12 +23,6 @@ def test_text_that_yaml_does_not_take_for_numbers_becomes_what_the_key_holds(tmp
     assert tuple(cfg.INPUT.TRANSFORMS) == ("a", "b")
 
 
-@pytest.mark.parametrize("value", ["True", "abc", "(1, 2)"])
-def test_a_number_is_asked_for(value):
-    with pytest.raises(UserError, match=r"OPTIM\.LR in the command line takes a number, like 0\.0003; got "):
-        merge_options(get_cfg_default(), ["OPTIM.LR", value])
-
-
 def test_text_may_look_like_a_number(tmp_path):
     cfg = get_cfg_default()
     merge_options(cfg, ["DATASET.FOLDER", "2020", "MODEL.BACKBONE.NAME", "True"])
@@ -41,16 +33,6 @@ def test_text_may_look_like_a_number(tmp_path):
     (tmp_path / "c.yaml").write_text("DATASET:\n  FOLDER: 2021\n")
     merge_file(cfg, tmp_path / "c.yaml")
     assert cfg.DATASET.FOLDER == "2021"
-
-
-def test_a_refused_file_names_itself(tmp_path):
-    path = tmp_path / "c.yaml"
-    path.write_text("OPTIM: 3\n")
-    with pytest.raises(UserError, match="c.yaml"):
-        merge_file(get_cfg_default(), path)
-    path.write_text("- a list\n")
-    with pytest.raises(UserError, match="c.yaml is not a YAML mapping"):
-        merge_file(get_cfg_default(), path)
 
 
 def test_a_method_wins_over_a_data_set_a_flag_over_both_and_a_pair_over_all(tmp_path):
@@ -65,29 +47,17 @@ def test_a_method_wins_over_a_data_set_a_flag_over_both_and_a_pair_over_all(tmp_
 
 def test_the_settings_that_may_change_between_the_parts_of_a_run():
     """All others touch what is learned."""
-    whole, free = get_cfg_default().dump(), set()
-    for key, _ in leaves(yaml.safe_load(whole)):
+    whole = get_cfg_default().dump()
+    changed = yaml.safe_load(whole)
+    keys = [key for key, _ in leaves(changed)]
+    for key in keys:
         *nodes, name = key.split(".")
-        changed = yaml.safe_load(whole)
         reduce(getitem, nodes, changed)[name] = "another"
-        if not changed_settings(whole, yaml.safe_dump(changed), get_cfg_default()):
-            free.add(key)
+    told = changed_settings(whole, yaml.safe_dump(changed), get_cfg_default())
+    free = set(keys) - {change.split()[0] for change in told}
     expected = """DATALOADER.NUM_WORKERS DATALOADER.TEST.SAMPLER DATALOADER.TEST.BATCH_SIZE DATASET.FOLLOW_LINKS
         DATASET.ROOT DATASET.SKIP_BAD_IMAGES FEATURES.CACHE_DIR FEATURES.ENABLED FEATURES.MAX_GB FORCE_RESUME
         MODEL.BACKBONE.ACTIVATIONS_GB OUTPUT_DIR RESUME TEST.EVALUATOR TEST.PER_CLASS_RESULT TEST.COMPUTE_CMAT
         TEST.NO_TEST TEST.SPLIT TEST.FINAL_MODEL TEST.LOGITS_GB TRAIN.CHECKPOINT_FREQ TRAIN.CHECKPOINT_MINUTES
         TRAIN.CUDA_GRAPH TRAIN.KEEP_CHECKPOINTS TRAIN.PRINT_FREQ VERBOSE"""
     assert free == set(expected.split())
-
-
-def test_clean_cfg_keeps_the_node_of_the_trainer():
-    cfg = get_cfg_default()
-    cfg.TRAINER.COOP, cfg.TRAINER.OTHER = cfg.MODEL.clone(), cfg.MODEL.clone()
-    clean_cfg(cfg, "CoOp")
-    assert set(cfg.TRAINER) == {"NAME", "COOP"}
-
-
-def test_to_dict_is_plain():
-    plain = to_dict(get_cfg_default())
-    assert type(plain["OPTIM"]) is dict
-    assert plain["INPUT"]["SIZE"] == [224, 224]

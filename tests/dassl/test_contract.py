@@ -2,9 +2,10 @@
 tested beside them (test_engine.py, test_data.py, test_utils.py, test_train.py, …); tests/third_party runs a repository.
 """
 
+import copy
 import importlib
 import inspect
-import pickle
+import math
 import random
 import re
 
@@ -12,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from yacs.config import CfgNode
@@ -21,27 +21,34 @@ import train
 from dassl.config import clean_cfg, get_cfg_default, to_dict
 from dassl.config.merge import leaves
 from dassl.data import DataManager, DatasetWrapper
-from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum, build_dataset
+from dassl.data.datasets import build_dataset
 from dassl.data.transforms import build_transform
-from dassl.engine import TRAINER_REGISTRY, TrainerX, build_trainer
-from dassl.evaluation import EVALUATOR_REGISTRY, build_evaluator
-from dassl.metrics import compute_accuracy
-from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils import check_isfile, collect_env_info, mkdir_if_missing, set_random_seed
+from dassl.engine import TRAINER_REGISTRY, TrainerX, TrainerXU, build_trainer
+from dassl.evaluation import build_evaluator
+from dassl.modeling.ops.utils import create_onehot, ema_model_update, linear_rampup, sharpen_prob, sigmoid_rampup
+from dassl.utils import UserError, check_isfile, collect_env_info, mkdir_if_missing, set_random_seed
 
 IMPORTS = {
-    "dassl.engine": "TRAINER_REGISTRY TrainerX build_trainer TrainerBase SimpleTrainer",
+    "dassl.engine": "TRAINER_REGISTRY TrainerX TrainerXU build_trainer TrainerBase SimpleTrainer",
+    "dassl.engine.trainer": "AverageMeter MetricMeter SummaryWriter",
     "dassl.data": "DataManager DatasetWrapper",
     "dassl.data.data_manager": "DataManager",
     "dassl.data.transforms": "build_transform",
+    "dassl.data.transforms.transforms": "build_transform",
     "dassl.data.datasets": "DATASET_REGISTRY Datum DatasetBase build_dataset",
     "dassl.data.datasets.base_dataset": "Datum DatasetBase",
     "dassl.utils": """setup_logger set_random_seed collect_env_info load_checkpoint save_checkpoint
         resume_from_checkpoint load_pretrained_weights mkdir_if_missing read_json write_json listdir_nohidden
         check_isfile read_image count_num_param MetricMeter AverageMeter Registry tolist_if_not check_availability""",
+    "dassl.utils.tools": """mkdir_if_missing check_isfile read_json write_json set_random_seed read_image
+        collect_env_info listdir_nohidden check_availability tolist_if_not""",
+    "dassl.utils.torchtools": """save_checkpoint load_checkpoint resume_from_checkpoint load_pretrained_weights
+        count_num_param""",
     "dassl.optim": "build_optimizer build_lr_scheduler",
+    "dassl.optim.radam": "RAdam",
     "dassl.metrics": "compute_accuracy",
-    "dassl.evaluation": "build_evaluator EVALUATOR_REGISTRY",
+    "dassl.evaluation": "build_evaluator EVALUATOR_REGISTRY Classification",
+    "dassl.evaluation.build": "build_evaluator EVALUATOR_REGISTRY",
     "dassl.config": "get_cfg_default clean_cfg",
 }
 DEFAULTS = """
@@ -75,94 +82,50 @@ TEST: {EVALUATOR: Classification, PER_CLASS_RESULT: false, COMPUTE_CMAT: false, 
 TRAINER: {NAME: ""}
 """
 SIGNATURES = {  # of methods that trainers of the field call or override
-    "register_model": "name model optim sched",
-    "get_model_names": "names",
-    "set_model_mode": "mode names",
-    "update_lr": "names",
-    "get_current_lr": "names",
-    "detect_anomaly": "loss",
-    "init_writer": "log_dir",
-    "write_scalar": "tag scalar_value global_step",
-    "model_zero_grad": "names",
-    "model_backward": "loss",
-    "model_update": "names",
-    "model_backward_and_update": "loss names",
-    "save_model": "epoch directory is_best val_result model_name",
-    "load_model": "directory epoch",
-    "resume_model_if_exist": "directory",
-    "train": "",
-    "test": "split",
-    "check_cfg": "cfg",
-    "build_model": "",
-    "build_data_loader": "",
-    "forward_backward": "batch",
-    "parse_batch_train": "batch",
-    "parse_batch_test": "batch",
-    "model_inference": "input",
-    "before_train": "",
-    "after_train": "",
-    "before_epoch": "",
-    "after_epoch": "",
-    "run_epoch": "",
+    "": "train build_model build_data_loader before_train after_train before_epoch after_epoch run_epoch",
+    "names": "get_model_names update_lr get_current_lr model_zero_grad model_update",
+    "mode names": "set_model_mode",
+    "name model optim sched": "register_model",
+    "loss": "detect_anomaly model_backward",
+    "loss names": "model_backward_and_update",
+    "log_dir": "init_writer",
+    "tag scalar_value global_step": "write_scalar",
+    "epoch directory is_best val_result model_name": "save_model",
+    "directory epoch": "load_model",
+    "directory": "resume_model_if_exist",
+    "cfg": "check_cfg",
+    "batch": "forward_backward parse_batch_train parse_batch_test",
+    "input": "model_inference",
+    "split is_final": "test",  # some copies of Dassl tell the evaluation after training that it is the final one
 }
-HOOKS = ("before_train", "before_epoch", "run_epoch", "after_epoch", "after_train")
-
-
-@DATASET_REGISTRY.register()
-class ContractNoise(DatasetBase):
-    def __init__(self, cfg):
-        rng, items = np.random.default_rng(0), []
-        for i in range(12):
-            path = f"{cfg.DATASET.ROOT}/{i}.png"
-            Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
-            items.append(Datum(impath=path, label=i % 2, domain=0, classname=("odd name", "other_name")[i % 2]))
-        super().__init__(train_x=items[:6], train_u=items[:4], val=items[6:8], test=items[8:])
 
 
 @TRAINER_REGISTRY.register()
-class ContractTrainer(TrainerX):
-    """Writes down which hooks are called."""
-
-    def check_cfg(self, cfg):
-        self.calls = ["check_cfg"]
+class BothKinds(TrainerXU):
+    """Learns from labelled images, and looks at unlabelled ones."""
 
     def build_model(self):
         self.model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, self.num_classes)).to(self.device)
-        self.optim = build_optimizer(self.model, self.cfg.OPTIM)
-        self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM)
-        self.register_model("linear", self.model, self.optim, self.sched)
+        self.register_model("linear", self.model, torch.optim.SGD(self.model.parameters(), lr=0.01))
+        self.seen = []
 
-    def forward_backward(self, batch):
-        images, labels, _ = self.parse_batch_train(batch)
-        loss = F.cross_entropy(self.model(images), labels)
-        self.model_backward_and_update(loss, names="linear")
+    def forward_backward(self, batch_x, batch_u):
+        input_x, label_x, input_u = self.parse_batch_train(batch_x, batch_u)
+        assert torch.equal(input_x.cpu(), batch_x["img"])
+        assert torch.equal(input_u.cpu(), batch_u["img"])
+        self.seen.append((self.epoch, batch_x["index"].tolist(), batch_u["index"].tolist()))
+        loss = F.cross_entropy(self.model(input_x), label_x) + 0 * self.model(input_u).sum()
+        self.model_backward_and_update(loss)
         return {"loss": loss.item()}
 
 
-for hook in HOOKS:
-
-    def recorded(self, hook=hook):
-        self.calls.append(hook)
-        getattr(TrainerX, hook)(self)
-
-    setattr(ContractTrainer, hook, recorded)
+# ---- names, settings, flags ----
 
 
-@pytest.fixture
-def cfg(tmp_path):
-    cfg = get_cfg_default()
-    cfg.TRAINER.NAME, cfg.DATASET.NAME = "ContractTrainer", "ContractNoise"
-    cfg.DATASET.ROOT, cfg.OUTPUT_DIR, cfg.SEED = str(tmp_path), str(tmp_path / "run"), 1
-    cfg.INPUT.SIZE, cfg.DATALOADER.NUM_WORKERS = (8, 8), 0
-    cfg.DATALOADER.TRAIN_X.BATCH_SIZE = 3
-    cfg.OPTIM.MAX_EPOCH = 2
-    return cfg
-
-
-@pytest.mark.parametrize("module", IMPORTS)
-def test_imports(module):
-    for name in IMPORTS[module].split():
-        assert hasattr(importlib.import_module(module), name), name
+def test_every_name_is_there():
+    for module, names in IMPORTS.items():
+        for name in names.split():
+            assert hasattr(importlib.import_module(module), name), (module, name)
 
 
 def test_config_defaults():
@@ -203,61 +166,72 @@ def test_flags_of_train_py(tmp_path):
     assert (cfg.DATASET.NAME, cfg.OPTIM.MAX_EPOCH, cfg.OPTIM.LR) == ("Digits", 7, 0.5)
 
 
-@pytest.mark.parametrize("method", SIGNATURES)
-def test_methods_of_a_trainer_take_what_the_field_hands_them(method):
-    parameters = list(inspect.signature(getattr(TrainerX, method)).parameters)
-    assert parameters[: 1 + len(SIGNATURES[method].split())] == ["self", *SIGNATURES[method].split()]
+# ---- trainers and their batches ----
 
 
-def test_what_a_trainer_reads_on_itself(cfg, tmp_path):
-    trainer = build_trainer(cfg)
-    assert trainer.cfg is cfg
-    assert trainer.dm.dataset.classnames == ["odd name", "other_name"]
-    assert trainer.lab2cname == {0: "odd name", 1: "other_name"}
-    assert (trainer.num_classes, trainer.num_source_domains) == (2, 0)
-    assert trainer.device.type in ("cpu", "cuda")
-    assert (trainer.output_dir, trainer.best_result) == (str(tmp_path / "run"), -float("inf"))
-    assert trainer.scaler is None
-    assert callable(trainer.evaluator.evaluate)
-    lengths = {name: len(getattr(trainer, name).dataset) for name in vars(trainer) if "_loader" in name}
-    assert lengths == {"train_loader_x": 6, "train_loader_u": 4, "val_loader": 2, "test_loader": 4}
-    for name, registered in (("_models", "model"), ("_optims", "optim"), ("_scheds", "sched")):
-        assert getattr(trainer, name) == {"linear": getattr(trainer, registered)}
+def test_methods_of_a_trainer_take_what_the_field_hands_them():
+    for expected, methods in SIGNATURES.items():
+        for method in methods.split():
+            parameters = list(inspect.signature(getattr(TrainerX, method)).parameters)
+            assert parameters[: 1 + len(expected.split())] == ["self", *expected.split()], method
 
 
-def test_hooks_are_called_in_order_and_counters_count(cfg):
-    trainer = build_trainer(cfg)
-    trainer.train()
-    assert trainer.calls == ["check_cfg", HOOKS[0], *2 * HOOKS[1:4], HOOKS[4]]
-    assert (trainer.epoch, trainer.max_epoch, trainer.batch_idx, trainer.num_batches) == (1, 2, 1, 2)
-    assert trainer.test(split="val") == trainer.results["accuracy"]
-
-
-def test_custom_transforms_and_wrapper_reach_the_batches(cfg):
+def test_custom_transforms_and_wrapper_reach_the_batches(config_of):
     class Halved(DatasetWrapper):
         def __getitem__(self, idx):
             item = super().__getitem__(idx)
             return {**item, "img": item["img"] / 2}
 
-    cfg.DATALOADER.RETURN_IMG0 = True
+    cfg = config_of("BothKinds", DATALOADER__RETURN_IMG0=True)
     plain = build_transform(cfg, is_train=False)
     dm = DataManager(cfg, custom_tfm_train=[plain, plain], custom_tfm_test=plain, dataset_wrapper=Halved)
     batch = next(iter(dm.train_loader_x))
     assert set(batch) == {"img", "img2", "img0", "label", "domain", "impath", "index"}
     assert torch.equal(batch["img"] * 2, batch["img2"])
-    assert len(next(iter(dm.test_loader))["img"]) == 4
+    assert len(next(iter(dm.test_loader))["img"]) == 8
     assert type(dm.dataset) is type(build_dataset(cfg))
 
 
-def test_old_few_shot_pickles_are_read():
-    fields = {"_impath": "/a/b.jpg", "_label": 3, "_domain": 1, "_classname": "tench"}
-    old = b"\x80\x02cdassl.data.datasets.base_dataset\nDatum\n)\x81" + pickle.dumps(fields, 2)[2:-1] + b"b."
-    item = pickle.loads(old)
-    assert (item.impath, item.label, item.domain, item.classname) == ("/a/b.jpg", 3, 1, "tench")
-    assert vars(Datum(impath="/a/b.jpg", label=3, domain=1, classname="tench")) == fields
+@pytest.mark.parametrize(("count", "number"), [("train_x", 3), ("train_u", 5), ("smaller_one", 3)])
+def test_pairs_of_batches(config_of, count, number, capsys):
+    trainer = build_trainer(config_of("BothKinds", TRAIN__COUNT_ITER=count, OPTIM__MAX_EPOCH=2))
+    trainer.train()
+    assert [epoch for epoch, _, _ in trainer.seen] == [epoch for epoch in range(2) for _ in range(number)]
+    last = rf"^epoch \[2/2\] batch \[{number}/{number}\] time .* data .* loss .* lr 1.0000e-02 eta 0"
+    assert re.search(last, capsys.readouterr().out, re.MULTILINE)
 
 
-def test_results_are_written_as_parsers_read_them(cfg, capsys):
+def test_the_shorter_loader_starts_again_in_another_order_and_a_resumed_run_sees_the_same(config_of, tmp_path):
+    cfg = config_of("BothKinds", TRAIN__COUNT_ITER="train_u", TRAIN__CHECKPOINT_FREQ=1, OPTIM__MAX_EPOCH=3)
+    whole = build_trainer(cfg)
+    whole.train()
+    orders = []
+    for epoch in range(3):
+        batches = [x for e, x, _ in whole.seen if e == epoch]
+        assert sorted(i for x in batches[:3] for i in x) == list(range(12))
+        orders += [batches[0] + batches[1], batches[3] + batches[4]]  # of the first pass, and of the second
+        assert sorted(i for e, _, u in whole.seen if e == epoch for i in u) == list(range(20))
+    assert len(set(map(tuple, orders))) == 6
+    (tmp_path / "run/linear/checkpoint").write_text("model.pth.tar-2\n")
+    resumed = build_trainer(cfg)
+    resumed.train()
+    assert resumed.seen == whole.seen  # what it has seen before is in its checkpoints
+
+
+def test_what_cannot_be_paired_is_refused(config_of):
+    with pytest.raises(UserError, match="TRAIN.COUNT_ITER"):
+        build_trainer(config_of("BothKinds", TRAIN__COUNT_ITER="train_z")).train()
+    trainer = build_trainer(config_of("BothKinds"))
+    trainer.train_loader_u = None
+    with pytest.raises(UserError, match="needs unlabelled images"):
+        trainer.train()
+
+
+# ---- results, services, operations ----
+
+
+def test_results_are_written_as_parsers_read_them(capsys):
+    cfg = get_cfg_default()
     cfg.TEST.PER_CLASS_RESULT = True
     evaluator = build_evaluator(cfg, lab2cname={0: "cassette player", 3: "tench"})
     for label, total, correct in ((3, 387, 380), (0, 3538, 3486)):
@@ -273,21 +247,6 @@ def test_results_are_written_as_parsers_read_them(cfg, capsys):
     assert re.findall(r"\* accuracy: ([\.\deE+-]+)%", "\n".join(lines)) == ["98.50"]
 
 
-def test_an_evaluator_of_the_field(cfg):
-    @EVALUATOR_REGISTRY.register(force=True)
-    class Count:
-        def __init__(self, cfg, lab2cname=None, **kwargs):
-            self.names = lab2cname
-
-    cfg.TEST.EVALUATOR = "Count"
-    assert build_evaluator(cfg, lab2cname={0: "a"}).names == {0: "a"}
-
-
-def test_accuracy_is_a_list_of_tensors():
-    output, target = torch.eye(4), torch.tensor([0, 1, 3, 3])
-    assert [value.item() for value in compute_accuracy((output, None), target, topk=(1, 4))] == [75, 100]
-
-
 def test_small_services(tmp_path, capsys):
     set_random_seed(0)
     draws = random.random(), np.random.rand(), torch.rand(1)
@@ -297,3 +256,28 @@ def test_small_services(tmp_path, capsys):
     assert not check_isfile(str(tmp_path / "a/b"))
     assert "No file found" in capsys.readouterr().out
     assert torch.__version__.partition("+")[0] in collect_env_info()
+
+
+def test_labels_and_probabilities():
+    assert torch.equal(create_onehot(torch.tensor([2, 0]), 3), torch.tensor([[0.0, 0, 1], [1, 0, 0]]))
+    p = torch.tensor([[0.8, 0.2], [0.5, 0.5]])
+    torch.testing.assert_close(sharpen_prob(p), torch.tensor([[0.64 / 0.68, 0.04 / 0.68], [0.5, 0.5]]))
+    torch.testing.assert_close(sharpen_prob(p, 1), p)
+
+
+def test_rampups():
+    assert [linear_rampup(t, 10) for t in (-1, 0, 5, 10, 20)] == [0, 0, 0.5, 1, 1]
+    expected = [math.exp(-5), math.exp(-5), math.exp(-1.25), 1, 1]
+    assert [sigmoid_rampup(t, 10) for t in (-1, 0, 5, 10, 20)] == pytest.approx(expected)
+    with pytest.raises(ValueError, match="above 0"):
+        linear_rampup(1, 0)
+
+
+def test_a_moving_average_of_a_model():
+    model = nn.Linear(2, 2)
+    average = copy.deepcopy(model)
+    before = average.weight.detach().clone()
+    nn.init.ones_(model.weight)
+    ema_model_update(model, average, 0.75)
+    torch.testing.assert_close(average.weight.detach(), 0.75 * before + 0.25)
+    assert torch.equal(model.weight, torch.ones(2, 2))

@@ -37,14 +37,6 @@ class Plain(DatasetBase):
     pass
 
 
-def test_few_shots_are_one_sample_a_class_in_label_order():
-    source = items({"a": 10, "b": 10})
-    with seeded(3):
-        chosen = Plain(train_x=source).generate_fewshot_dataset(source, num_shots=2)
-    random.seed(3)
-    assert [d.impath for d in chosen] == [d.impath for k in (0, 10) for d in random.sample(source[k : k + 10], 2)]
-
-
 def test_few_shots_of_a_small_class(capsys):
     source = items({"a": 10, "rare": 1})
     dataset = Plain(train_x=source)
@@ -55,7 +47,7 @@ def test_few_shots_of_a_small_class(capsys):
 
 
 def test_a_class_of_just_as_many_images_is_drawn_from_like_all_others():
-    """Else the classes behind it would get other images than in the original."""
+    """Each class is one sample, in the order of labels; else those behind it would get others than in the original."""
     source = items({"a": 3, "b": 10})
     random.seed(3)
     expected = [*random.sample(source[:3], 3), *random.sample(source[3:], 3)]
@@ -86,18 +78,6 @@ def batches(pictures, workers=0, epoch=0, **values):
     loader = build_data_loader(cfg, "RandomSampler", pictures, 2, tfm=build_transform(cfg))
     loader.epoch = epoch
     return list(loader)
-
-
-def test_a_batch_has_dassls_keys(pictures):
-    batch = batches(pictures, DATALOADER__RETURN_IMG0=True)[0]
-    assert set(batch) == {"img", "label", "domain", "impath", "index", "img0"}
-    assert batch["img"].shape == batch["img0"].shape == (2, 3, 8, 8)
-
-
-def test_several_views(pictures):
-    views = batches(pictures, DATALOADER__K_TRANSFORMS=2)[0]["img"]
-    assert len(views) == 2
-    assert not torch.equal(*views)
 
 
 def test_draws_depend_on_seed_epoch_and_image_alone(pictures):
@@ -167,18 +147,6 @@ def test_no_transform_gives_the_picture(pictures):
         DatasetWrapper(cfg, pictures, None, is_train=True)
 
 
-def test_class_and_domain_samplers_balance_their_batches(pictures):
-    cfg = config(SEED=1)
-    order = list(build_sampler("RandomClassSampler", cfg=cfg, data_source=pictures, batch_size=4, n_ins=2))
-    assert sorted(pictures[i].label for i in order[:4]) == [0, 0, 1, 1]
-    order = list(build_sampler("RandomDomainSampler", cfg=cfg, data_source=pictures, batch_size=6))
-    assert sorted(pictures[i].domain for i in order) == [0, 0, 1, 1, 2, 2]
-    assert len(set(order)) == 6
-    for name, values in (("RandomClassSampler", {"n_ins": 3}), ("RandomDomainSampler", {"n_domain": 4})):
-        with pytest.raises(UserError, match=name):
-            build_sampler(name, cfg=cfg, data_source=pictures, batch_size=4, **values)
-
-
 def test_a_loader_that_counts_no_epochs_draws_anew_each_time(pictures):
     """Trainers of the field put PyTorch's own loader around our wrapper and sampler."""
     cfg = config(SEED=1, INPUT__SIZE=(8, 8), INPUT__TRANSFORMS=("random_resized_crop",))
@@ -204,15 +172,6 @@ def test_a_wrapper_of_the_field_transforms_by_itself(pictures):
     assert item["img"].shape == item["img0"].shape == (3, 8, 8)
 
 
-def test_a_manager_of_the_field_says_what_its_properties_are():
-    class Manager(DataManager):
-        def __init__(self):
-            self._num_classes, self._num_source_domains, self._lab2cname = 7, 2, {0: "a"}
-
-    manager = Manager()
-    assert (manager.num_classes, manager.num_source_domains, manager.lab2cname) == (7, 2, {0: "a"})
-
-
 def test_moved_data_gives_the_same_draws(pictures, tmp_path):
     def draw(root: Path, **values) -> int:
         cfg = config(SEED=1, DATASET__ROOT=str(root), **values)
@@ -235,3 +194,64 @@ def test_derived_seeds_do_not_collide_or_wander():
     assert derive_seed(1, 2, "a") == 3395173595534000988  # on every machine, in every process
     assert len({derive_seed(s, e, i) for s in range(9) for e in range(9) for i in range(9)}) == 9**3
     assert derive_seed(1, 23) != derive_seed(12, 3)
+
+
+# ---- samplers: groups that are used up begin in a new order ----
+
+SAMPLERS = {"RandomSampler": {}, "RandomDomainSampler": {"batch_size": 6}}
+SAMPLERS["RandomClassSampler"] = {"batch_size": 6, "n_ins": 3}
+
+
+@pytest.fixture
+def order():
+    """The order of an epoch: of 63 images, three are of class 0 and of domain 0, the others of class 1 and domain 1."""
+    source = [Datum(str(number), int(number > 2), domain=int(number > 2)) for number in range(63)]
+
+    def call(name: str, seed: int = 1, epoch: int = 0) -> list[int]:
+        sampler = build_sampler(name, config(SEED=seed), source, **SAMPLERS[name])
+        sampler.epoch = epoch
+        return list(sampler)
+
+    return call
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_an_order_follows_from_the_seed_and_the_epoch(order, name):
+    assert order(name) == order(name)
+    assert len({tuple(order(name, seed, epoch)) for seed in (1, 2, 3) for epoch in (0, 1, 2)}) == 9
+
+
+def test_the_order_of_all_images_is_one_shuffle(order):
+    expected = list(range(63))
+    random.Random(derive_seed(7, 2, "RandomSampler")).shuffle(expected)
+    assert order("RandomSampler", seed=7, epoch=2) == expected
+
+
+@pytest.mark.parametrize("name", ["RandomDomainSampler", "RandomClassSampler"])
+def test_a_small_group_comes_again_and_again_each_time_in_another_order(order, name):
+    """Each of the ten batches takes all three of its images."""
+    found = order(name)
+    assert len(found) == 60
+    passes = [tuple(index for index in found[start : start + 6] if index < 3) for start in range(0, 60, 6)]
+    assert all(sorted(one) == [0, 1, 2] for one in passes)
+    assert len(set(passes)) > 3
+    large = [index for index in found if index > 2]
+    assert len(set(large)) == 30  # none twice before all have come
+
+
+@pytest.mark.parametrize("name", ["RandomDomainSampler", "RandomClassSampler"])
+def test_the_groups_of_a_batch_are_drawn(name):
+    """One of four groups a batch: not always the same, and not in turn."""
+    source = [Datum(str(number), number % 4, domain=number % 4) for number in range(80)]
+    values = {"n_domain": 1} if name == "RandomDomainSampler" else {"n_ins": 4}
+    sampler = build_sampler(name, config(SEED=1), source, batch_size=4, **values)
+    sampler.epoch = 0
+    groups = [index % 4 for index in sampler][::4]
+    assert set(groups) == {0, 1, 2, 3}
+    assert groups != (groups[:4] * 5)
+
+
+def test_groups_that_fill_no_batch_are_refused(pictures):
+    for name, values in (("RandomClassSampler", {"n_ins": 3}), ("RandomDomainSampler", {"n_domain": 4})):
+        with pytest.raises(UserError, match=name):
+            build_sampler(name, config(SEED=1), pictures, batch_size=4, **values)

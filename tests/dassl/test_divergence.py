@@ -7,11 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dassl.config import get_cfg_default
 from dassl.engine import TrainerBase
 from dassl.engine.checkpoint import NonFiniteLoss
-from dassl.evaluation import build_evaluator
-from dassl.utils import UserError
 from tests.common import tensors
 from trainers.coop import CoOp
 
@@ -49,10 +46,9 @@ def test_it_says_when_at_which_rate_and_what_may_help(run):
     assert list(result.folder.glob("prompt_learner/model*")) == []
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_method_that_checks_nothing_itself_is_stopped_too(run, monkeypatch, value):
+def test_a_method_that_checks_nothing_itself_is_stopped_too(run, monkeypatch):
     def loss_of(trainer, loss):
-        return loss * value if (trainer.epoch, trainer.batch_idx) == (2, 1) else loss
+        return loss * float("nan") if (trainer.epoch, trainer.batch_idx) == (2, 1) else loss
 
     monkeypatch.setattr(CoOp, "forward_backward", lambda self, batch: step(self, batch, loss_of))
     result = run(*SHORT, "TRAIN.CHECKPOINT_FREQ", 1)
@@ -85,31 +81,17 @@ def test_a_checkpoint_of_broken_parameters_is_never_written(run, monkeypatch):
     assert resumed.accuracy == whole.accuracy
 
 
-class Masked(nn.Linear):
-    def __init__(self):
-        super().__init__(2, 2)
-        self.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
-
-
-def base_of(model: nn.Module) -> TrainerBase:
-    trainer = TrainerBase()
-    trainer.register_model("model", model)
-    return trainer
-
-
-def test_infinite_masks_are_no_parameters(tmp_path):
-    base_of(Masked()).save_model(0, str(tmp_path))
-    assert (tmp_path / "model/model.pth.tar-1").is_file()
-
-
 def test_none_of_several_models_is_saved_if_one_is_broken(tmp_path):
-    trainer = base_of(nn.Linear(2, 2))
-    broken = nn.Linear(2, 2)
+    trainer, model, broken = TrainerBase(), nn.Linear(2, 2), nn.Linear(2, 2)
+    model.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))  # which is no parameter
+    trainer.register_model("model", model)
+    trainer.save_model(0, str(tmp_path / "good"))
+    assert (tmp_path / "good/model/model.pth.tar-1").is_file()
     broken.bias.data[0] = torch.inf
     trainer.register_model("other", broken)
     with pytest.raises(NonFiniteLoss, match="bias in other is infinite or NaN"):
-        trainer.save_model(0, str(tmp_path))
-    assert list(tmp_path.iterdir()) == []
+        trainer.save_model(0, str(tmp_path / "bad"))
+    assert not (tmp_path / "bad").exists()
 
 
 def test_the_contract_of_detect_anomaly():
@@ -118,13 +100,6 @@ def test_the_contract_of_detect_anomaly():
     for value in (torch.nan, torch.inf, -torch.inf):
         with pytest.raises(FloatingPointError, match="Loss is infinite or NaN! It happened in epoch 1"):
             trainer.detect_anomaly(torch.tensor([1.0, value]))
-
-
-def test_an_accuracy_is_not_made_of_what_is_not_a_number():
-    evaluator = build_evaluator(get_cfg_default())
-    evaluator.process(torch.tensor([[0.0, -torch.inf]]), torch.tensor([0]))
-    with pytest.raises(UserError, match="not numbers"):
-        evaluator.process(torch.tensor([[0.0, torch.nan]]), torch.tensor([0]))
 
 
 def test_outputs_in_validation_that_are_no_numbers_say_it_too(run, monkeypatch):

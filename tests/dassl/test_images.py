@@ -93,21 +93,18 @@ def test_test_pictures_are_met_when_they_are_tested(short, root):
     refused(stopped, "2 of 6 test images cannot be read:", *bad)
     assert stopped.checkpoint(2).is_file()
     refused(short(flags_=["--eval-only"], trainer="ZeroshotCLIP", out="zero"), "2 of 6 test images", *bad)
-    assert short("TEST.NO_TEST", True, out="none").code == 0
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_loader_of_images_raises_at_the_first(run, imagenet_root, root, workers):
+def test_a_loader_of_images_raises_at_the_first(run, imagenet_root, root):
     path = pictures(root / "train", 3)[0]
     damage(path)
     flags = ("--root", imagenet_root, "--dataset-config-file", IMAGENET, "--trainer", "CLIPFineTune")
     flags += ("--config-file", REPOSITORY / "configs/trainers/CLIPFineTune/tiny.yaml")
-    settings = ("OPTIM.MAX_EPOCH", 1, "DATALOADER.TRAIN_X.BATCH_SIZE", 15, "DATALOADER.NUM_WORKERS", workers)
+    settings = ("OPTIM.MAX_EPOCH", 1, "DATALOADER.TRAIN_X.BATCH_SIZE", 15, "DATALOADER.NUM_WORKERS", 2)
     refused(run(*flags, *settings), f"cannot read {path} as an image: ")
 
 
-@pytest.mark.parametrize("enabled", [True, False])
-def test_a_run_goes_without_them_and_says_so(short, root, enabled):
+def test_a_run_goes_without_them_and_says_so(short, root):
     bad = [*pictures(root / "train", 2, 9), *pictures(root / "val", 1)]
     damage(*bad)
     first = short(*RANDOM, *SKIP, out="first")
@@ -119,7 +116,7 @@ def test_a_run_goes_without_them_and_says_so(short, root, enabled):
     assert "* total: 5\n" in first.log
     assert first.record["bad_images"] == {"train_x": [str(p) for p in bad[:2]], "test": [str(bad[2])]}
     assert (first.record["splits"]["train_x"]["images"], first.record["total"]) == (13, 5)
-    other = short(*RANDOM, *SKIP, "FEATURES.ENABLED", enabled, "DATALOADER.NUM_WORKERS", 2, out="other")
+    other = short(*RANDOM, *SKIP, "FEATURES.ENABLED", False, "DATALOADER.NUM_WORKERS", 2, out="other")
     assert other.accuracy == first.accuracy
     assert_same_tensors(other.checkpoint(2), first.checkpoint(2))
 

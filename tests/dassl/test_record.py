@@ -1,10 +1,10 @@
-"""What a run's record tells: code, machine, data, checkpoints; and that the fingerprints see what they should see."""
+"""What a run's record tells: code, machine, data, checkpoints, whether it is finished; and what fingerprints see."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
+import os
 import shutil
 import subprocess
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ import torch
 import train
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.data.datasets.fingerprint import fingerprint, fingerprints
-from dassl.engine.record import code_version
+from dassl.engine.record import code_version, is_finished
 from tests.common import REPOSITORY
 
 SHORT = ("DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 2)
@@ -93,7 +93,11 @@ def test_of_a_checkout_the_commit_is_told_and_whether_the_code_has_changed_since
     assert set(code_version(code, ("part", "main.py"))) == {"sha256"}
 
 
-def test_the_record_of_a_run(run):
+def test_the_record_of_a_run(run, monkeypatch):
+    """It names the code that began the run: who edits a file while it goes on does not change what the run was."""
+    code = {"sha256": "before"}
+    monkeypatch.setattr("dassl.engine.run_dir.code_version", lambda *_: dict(code))
+    monkeypatch.setattr("trainers.coop.CoOp.before_epoch", lambda _: code.update(sha256="after"))
     record = run(*SHORT).record
     assert record["splits"]["train_x"]["images"] == 20
     assert record["splits"]["test"]["images"] == record["total"] == 896
@@ -102,24 +106,14 @@ def test_the_record_of_a_run(run):
     assert record["machine"]["device"] in ("cpu", "cuda")
     assert record["started_from"] == []
     assert {"torch", "scipy", "openvino", "transformers"} <= set(record["versions"])
-    assert re.fullmatch("[0-9a-f]{64}", record["code"]["sha256"])
+    assert (record["code"], code) == ({"sha256": "before"}, {"sha256": "after"})
     assert all((REPOSITORY / part).exists() for part in train.CODE)
 
 
-def test_the_record_names_the_code_that_began_the_run(run, monkeypatch):
-    """Who edits a file while a run goes on does not change what the run was."""
-    code = {"sha256": "before"}
-    monkeypatch.setattr("dassl.engine.run_dir.code_version", lambda *_: dict(code))
-    monkeypatch.setattr("trainers.coop.CoOp.before_epoch", lambda _: code.update(sha256="after"))
-    assert run(*SHORT).record["code"] == {"sha256": "before"}
-    assert code == {"sha256": "after"}
-
-
 def test_the_record_tells_which_images_features_came_from(run, digits_root, tmp_path):
-    root = tmp_path / "moved"
+    root = tmp_path / "copy"
     shutil.copytree(digits_root / "digits", root / "digits")
-    first, moved = run(*SHORT).record["splits"], run("--root", root, *SHORT, out="moved").record["splits"]
-    assert first == moved
+    first = run("--root", root, *SHORT).record["splits"]
     drawn = json.loads((root / "digits/split_fewshot/shot_2-seed_1.json").read_text())["train"]
     files = [(root / "digits" / path).read_bytes() for path, *_ in drawn]
     contents = "".join(hashlib.blake2b(content).hexdigest() for content in files)
@@ -150,3 +144,43 @@ def test_the_record_names_the_checkpoints_it_started_from(run):
     longer = ("--resume", one.folder, *SHORT, "OPTIM.MAX_EPOCH", 3)
     assert started_from("--force-resume", *longer, out="longer") == [last]
     assert run(*SHORT, "TRAIN.CHECKPOINT_FREQ", 1).record["started_from"] == []  # it went on from its own
+
+
+# ---- when a run counts as finished, so that the same command passes over it ----
+
+
+@pytest.fixture
+def evaluation(tmp_path):
+    """The folder of an evaluation that ended at the time 100, its command, and the files, of before, that it is of."""
+    files = [tmp_path / "data.yaml", tmp_path / "method.yaml"]
+    model = tmp_path / "model/prompt_learner"
+    model.mkdir(parents=True)
+    files += [model / f"model{name}" for name in ("-best.pth.tar", ".pth.tar-3", "-latest.pth.tar-4")]
+    for file in files:
+        file.write_text("")
+        os.utime(file, (50, 50))
+    command = ["--config-file", str(files[1]), "--dataset-config-file", str(files[0])]
+    command += ["--model-dir", str(tmp_path / "model"), "--eval-only"]
+    (tmp_path / "result.json").write_text(json.dumps({"command": command}))
+    os.utime(tmp_path / "result.json", (100, 100))
+    return tmp_path, command, files
+
+
+def test_a_finished_run_of_the_same_command(evaluation):
+    folder, command, _ = evaluation
+    assert is_finished(folder, command)
+    assert not is_finished(folder, [*command, "OPTIM.LR", "1"])
+    assert not is_finished(folder / "elsewhere", command)
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_a_file_that_has_changed_since_makes_it_another_run(evaluation, number):
+    folder, command, files = evaluation
+    os.utime(files[number], (150, 150))
+    assert not is_finished(folder, command)
+
+
+def test_a_config_file_that_is_gone(evaluation):
+    folder, command, files = evaluation
+    files[0].unlink()
+    assert not is_finished(folder, command)

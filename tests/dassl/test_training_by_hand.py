@@ -2,14 +2,15 @@
 is drawn at random, what is logged."""
 
 import math
+import random
 import re
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
-from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl.engine import TRAINER_REGISTRY, TrainerX, build_trainer
 from dassl.optim import build_lr_scheduler, build_optimizer
@@ -71,17 +72,11 @@ class Scripted(TrainerX):
 
 
 @pytest.fixture
-def trainer(tmp_path):
+def trainer(config_of):
     def make(out="run", **values):
-        cfg = get_cfg_default()
-        cfg.TRAINER.NAME, cfg.DATASET.NAME = "Scripted", "Greys"
-        cfg.DATASET.ROOT, cfg.OUTPUT_DIR, cfg.SEED = str(tmp_path), str(tmp_path / out), 1
-        cfg.INPUT.SIZE, cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.TRAIN_X.BATCH_SIZE = (8, 8), 0, 2
-        cfg.OPTIM.NAME, cfg.OPTIM.LR, cfg.OPTIM.MAX_EPOCH, cfg.OPTIM.LR_SCHEDULER = "sgd", 0.05, 4, "cosine"
-        for key, value in values.items():
-            cfg.merge_from_list([key.replace("__", "."), value])
+        values = {"DATASET__NAME": "Greys", "DATALOADER__TRAIN_X__BATCH_SIZE": 2, **values}
         set_random_seed(1)
-        return build_trainer(cfg)
+        return build_trainer(config_of("Scripted", out, **values))
 
     return make
 
@@ -120,12 +115,6 @@ def test_the_best_epoch_on_validation_images_is_deployed_and_of_equal_ones_the_f
     assert (best["epoch"], best["val_result"]) == (2, ON_VAL[1])
 
 
-def test_by_default_the_last_epoch_is_deployed(trainer):
-    done = trainer()
-    done.train()
-    assert done.results["accuracy"] == ON_TEST[-1]
-
-
 def test_a_finished_run_is_loaded_at_its_best_epoch_or_at_the_one_asked_for(trainer):
     trainer(TEST__FINAL_MODEL="best_val", TRAIN__CHECKPOINT_FREQ=1).train()
     loaded = trainer()
@@ -136,24 +125,11 @@ def test_a_finished_run_is_loaded_at_its_best_epoch_or_at_the_one_asked_for(trai
     assert loaded.test("val") == ON_VAL[3]
 
 
-@pytest.mark.parametrize("epoch", [2, 3])
-def test_what_was_best_before_a_stop_stays_best(trainer, monkeypatch, epoch):
+def test_what_was_best_before_a_stop_stays_best(trainer, monkeypatch):
     """The epochs that follow reach at most as much."""
     settings = {"TEST__FINAL_MODEL": "best_val", "TRAIN__CHECKPOINT_FREQ": 1}
-    stop_in(monkeypatch, trainer(**settings), epoch)
+    stop_in(monkeypatch, trainer(**settings), 2)
     resumed = trainer(**settings)
-    resumed.train()
-    assert resumed.start_epoch == epoch
-    assert resumed.results["accuracy"] == ON_TEST[1]
-
-
-def test_what_was_best_since_other_settings_were_forced_stays_best(trainer, monkeypatch):
-    """Before that there was something else, so the second epoch is the first to be compared."""
-    settings = {"TEST__FINAL_MODEL": "best_val", "TRAIN__CHECKPOINT_FREQ": 1}
-    forced = {**settings, "OPTIM__LR": 0.1, "FORCE_RESUME": True}
-    stop_in(monkeypatch, trainer(**settings), 1)
-    stop_in(monkeypatch, trainer(**forced), 2)
-    resumed = trainer(**forced)
     resumed.train()
     assert resumed.start_epoch == 2
     assert resumed.results["accuracy"] == ON_TEST[1]
@@ -171,21 +147,19 @@ def test_what_was_best_before_other_settings_were_forced_is_nothing_to_beat(trai
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_run_does_not_go_on_over_other_images_to_learn_from_or_to_choose_on(trainer, monkeypatch, split):
     trainer(OPTIM__MAX_EPOCH=2).train()
+    monkeypatch.setitem(GREYS, "test", GREYS["test"][:2])  # those may be others
+    again = trainer(OPTIM__MAX_EPOCH=2)
+    again.train()
+    assert again.start_epoch == 2
     monkeypatch.setitem(GREYS, split, GREYS[split][::-1])  # the same names for other labels
     with pytest.raises(UserError, match=f"the checkpoints were made with other {split}.* images"):
         trainer(OPTIM__MAX_EPOCH=2).train()
 
 
-def test_a_run_goes_on_where_images_for_testing_are_others(trainer, monkeypatch):
-    trainer(OPTIM__MAX_EPOCH=2).train()
-    monkeypatch.setitem(GREYS, "test", GREYS["test"][:2])
-    again = trainer(OPTIM__MAX_EPOCH=2)
-    again.train()
-    assert again.start_epoch == 2
-
-
-def test_checkpoints_are_of_every_nth_epoch_and_of_the_last(trainer, tmp_path):
-    trainer(TRAIN__CHECKPOINT_FREQ=3).train()
+def test_checkpoints_are_of_every_nth_epoch_and_of_the_last_which_is_deployed_by_default(trainer, tmp_path):
+    done = trainer(TRAIN__CHECKPOINT_FREQ=3)
+    done.train()
+    assert done.results["accuracy"] == ON_TEST[-1]
     found = {path.name: load_checkpoint(path) for path in (tmp_path / "run/model").glob("model*")}
     assert set(found) == {"model.pth.tar-3", "model.pth.tar-4"}
     for epoch in (3, 4):
@@ -235,14 +209,6 @@ def test_every_model_follows_its_schedule(trainer, monkeypatch):
     assert [other for _, other in rates] == pytest.approx(due)
 
 
-def test_one_model_alone_follows_its_schedule_if_asked_for(trainer):
-    learner = trainer()
-    learner.model_update("other")
-    learner.update_lr("other")
-    assert learner.get_current_lr("model") == 0.05
-    assert learner.get_current_lr("other") == pytest.approx(0.025 * (1 + math.cos(math.pi / 4)))
-
-
 def test_each_step_goes_by_its_own_gradient(trainer, monkeypatch):
     """SGD without momentum and decay: each step takes the rate times the gradient, which is 1, from the threshold."""
 
@@ -256,9 +222,13 @@ def test_each_step_goes_by_its_own_gradient(trainer, monkeypatch):
     assert reached == pytest.approx([-1.05, -1.10, -1.15, -1.20])
 
 
+def drawn(self) -> tuple[float, ...]:
+    return random.random(), np.random.rand(), torch.rand(1).item()
+
+
 def test_random_numbers_follow_from_the_seed_and_the_epoch(trainer, monkeypatch):
     """As those of a dropout mask do."""
-    monkeypatch.setattr(Scripted, "note", lambda self: tuple(torch.rand(4).tolist()))
+    monkeypatch.setattr(Scripted, "note", drawn)
     first = run(trainer("first"))
     assert len(set(first)) == 8
     assert run(trainer("again")) == first
@@ -266,11 +236,11 @@ def test_random_numbers_follow_from_the_seed_and_the_epoch(trainer, monkeypatch)
 
 
 def test_without_a_seed_a_resumed_run_goes_on_drawing_where_it_stopped(trainer, monkeypatch):
-    monkeypatch.setattr(Scripted, "note", lambda self: tuple(torch.rand(4).tolist()))
+    monkeypatch.setattr(Scripted, "note", drawn)
     whole = run(trainer("whole", SEED=-1))
     stop_in(monkeypatch, trainer("stopped", SEED=-1, TRAIN__CHECKPOINT_FREQ=2), 2)
     resumed = trainer("stopped", SEED=-1, TRAIN__CHECKPOINT_FREQ=2)
-    torch.rand(99)
+    drawn(None)
     assert run(resumed) == whole
 
 
