@@ -57,13 +57,13 @@ def get_cfg_default() -> CN:
 
 
 def with_defaults(cfg: CN) -> CN:
-    """Add the keys that ``cfg`` lacks, and return it."""
-    was_frozen = cfg.is_frozen()
-    cfg.defrost()
-    _fill(cfg, get_cfg_default())
-    if was_frozen:
-        cfg.freeze()
-    return cfg
+    """Return ``cfg``; where it lacks keys, a copy that has them, frozen if ``cfg`` is."""
+    complete = cfg.clone()
+    complete.defrost()
+    _fill(complete, get_cfg_default())
+    if cfg.is_frozen():
+        complete.freeze()
+    return cfg if complete == cfg else complete
 
 
 def _fill(cfg: CN, defaults: CN) -> None:

@@ -109,11 +109,10 @@ class FeatureDataset(Dataset):
         entries = [ENTRIES(self.dataset.data_source[index]) for index in indices]
         if any((epoch, impath) not in self._features for *_, impath in entries):
             self._compute(indices)
-        items = []
-        for index, (label, domain, impath) in zip(indices, entries, strict=True):
-            feature = self._features[epoch, impath]
-            items.append({"label": label, "domain": domain, "impath": impath, "index": index, "img": feature})
-        return items
+        return [
+            {"label": label, "domain": domain, "impath": impath, "index": index, "img": self._features[epoch, impath]}
+            for index, (label, domain, impath) in zip(indices, entries, strict=True)
+        ]
 
     def _encoded(self, indices: list[int]) -> list[dict]:
         """Return items whose features are computed now and not kept."""

@@ -62,8 +62,10 @@ def latest_common(folder: str | Path, names: Iterable[str]) -> list[Path]:
     paths = {name: newest(Path(folder, name)) for name in names}
     if None in paths.values():
         return []
-    epochs = {name: load_checkpoint(path).get("epoch") for name, path in paths.items() if len(paths) > 1}
-    if len(set(epochs.values())) < 2 or None in epochs.values():
+    if len(paths) < 2:
+        return list(paths.values())
+    epochs = {name: load_checkpoint(path).get("epoch") for name, path in paths.items()}
+    if len(set(epochs.values())) == 1 or None in epochs.values():
         return list(paths.values())
     folders = {name: Path(folder, name) for name in paths}
     have = [{**by_epoch(f, LATEST), **by_epoch(f, EPOCH), epochs[name]: paths[name]} for name, f in folders.items()]

@@ -59,9 +59,9 @@ def load_tensors(path: str | os.PathLike) -> Any:
         UserError: the file would take far more memory than it has bytes. torch.save compresses nothing, and keeps of
             each tensor what the tensor takes.
     """
-    _check_records(path)
-    content = torch.load(path, map_location="cpu", weights_only=True)
     size = os.path.getsize(path)
+    _check_records(path, size)
+    content = torch.load(path, map_location="cpu", weights_only=True)
     for tensor in _tensors(content):
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.nbytes > size:
             raise UserError(
@@ -71,13 +71,13 @@ def load_tensors(path: str | os.PathLike) -> Any:
     return content
 
 
-def _check_records(path: str | os.PathLike) -> None:
-    size = os.path.getsize(path)
+def _check_records(path: str | os.PathLike, size: int) -> None:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            if (total := sum(record.file_size for record in archive.infolist())) > size:
+            records = archive.infolist()
+            if (total := sum(record.file_size for record in records)) > size:
                 raise UserError(f"{path} unpacks from {size:,} to {total:,} bytes; torch.save compresses nothing")
-            found = any(BYTES in archive.read(name) for name in archive.namelist() if name.endswith(".pkl"))
+            found = any(BYTES in archive.read(record) for record in records if record.filename.endswith(".pkl"))
     else:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             found = content.find(BYTES) >= 0

@@ -1,7 +1,5 @@
 """Data sets by name."""
 
-from __future__ import annotations
-
 from yacs.config import CfgNode
 
 from dassl.utils import Registry
