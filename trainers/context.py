@@ -38,6 +38,8 @@ def initial_context(text_encoder: TextEncoder, n_ctx: int, words: str, classes: 
     dtype = torch.float32 if dtype == torch.bfloat16 else dtype  # of whose 8 bits, a small step would change none
     words = readable(words) if words else ""
     n_ctx = text_encoder.token_count(words) if words else n_ctx
+    if n_ctx > 512:  # tokens that Chinese-CLIP's text encoder takes, which takes the longest prompts
+        raise UserError(f"there are {n_ctx:,} context tokens (N_CTX); no prompt has more than 512")
     several = [] if classes is None else [classes]
     if words:
         tokens = text_encoder.tokenize([words]).to(table.device)

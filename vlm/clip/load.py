@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch.types import Device
 
 from dassl.data.downloads import download
 from dassl.utils import UserError, check_availability, file_digest, reason_of
@@ -30,9 +31,7 @@ FOREIGN = ("open_clip:<architecture>/<weights>", "hf:<name on the Hub, or folder
 PRECISIONS = ("fp32", "fp16", "bf16", "amp")
 
 
-def load(
-    name: str, weights: str = "", precision: str = "fp32", device: str | torch.device = "cpu"
-) -> tuple[CLIP, dict]:
+def load(name: str, weights: str = "", precision: str = "fp32", device: Device = "cpu") -> tuple[CLIP, dict]:
     """A CLIP in evaluation mode with frozen parameters, and its state dict as it was in the file.
 
     Args:
@@ -49,7 +48,7 @@ def load(
     return _load(name, weights, precision, device, lambda state_dict, _="": state_dict)
 
 
-def _load(name: str, weights: str, precision: str, device: str | torch.device, look: Callable) -> tuple[CLIP, Any]:
+def _load(name: str, weights: str, precision: str, device: Device, look: Callable) -> tuple[CLIP, Any]:
     """Return the CLIP, and what ``look`` gives for its state dict and what its weights do not tell (architecture)."""
     check_availability(precision, PRECISIONS, "precision")
     device = torch.device(device)
@@ -105,7 +104,7 @@ class Loaded:
 _shared: Loaded | None = None
 
 
-def load_shared(name: str, weights: str, precision: str, device: str | torch.device) -> tuple[CLIP, str]:
+def load_shared(name: str, weights: str, precision: str, device: Device) -> tuple[CLIP, str]:
     """As :func:`load`, with the fingerprint of the weights in place of the state dict.
 
     The latest one is kept: the next call of this process gets the same model, so nobody may change it. A file that has

@@ -11,7 +11,7 @@ import platform
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import cycle, islice
@@ -98,7 +98,6 @@ class OpenVINOEncoder(ImageEncoder):
     """Compiled on first use: a run that finds all its features in the cache never needs it."""
 
     package = "openvino"
-    _requests = None
 
     def __init__(self, visual: nn.Module, weights: str, precision: str):
         super().__init__(visual, weights, precision)
@@ -106,9 +105,7 @@ class OpenVINOEncoder(ImageEncoder):
             raise UserError("FEATURES.PREC is bf16, but this processor has no bfloat16 arithmetic; leave it empty")
 
     def _encode(self, blocks: Iterator[tuple[torch.Tensor, int]]) -> Iterator[tuple[torch.Tensor, int]]:
-        if self._requests is None:
-            self._requests = self._compile()
-        busy = deque()
+        requests, busy = self._requests, deque()
 
         def finished() -> tuple[torch.Tensor, int]:
             request, count = busy.popleft()
@@ -116,8 +113,8 @@ class OpenVINOEncoder(ImageEncoder):
             return torch.from_numpy(request.get_output_tensor(0).data.copy()), count
 
         try:
-            for (block, count), request in zip(blocks, cycle(self._requests)):
-                if len(busy) == len(self._requests):  # this one, too
+            for (block, count), request in zip(blocks, cycle(requests)):
+                if len(busy) == len(requests):  # this one, too
                     yield finished()
                 request.start_async({0: block.numpy()})
                 busy.append((request, count))
@@ -127,7 +124,8 @@ class OpenVINOEncoder(ImageEncoder):
             for request, _ in busy:
                 request.wait()
 
-    def _compile(self) -> list:
+    @cached_property
+    def _requests(self) -> list:
         """One inference request a core, each on a thread of its own."""
         ov = _openvino()
         example = torch.zeros(2, 3, self.size, self.size)
@@ -159,10 +157,6 @@ def _has_openvino() -> bool:
 
 @lru_cache(maxsize=1)
 def image_encoder(visual: nn.Module, weights: str, precision: str = "") -> ImageEncoder:
-    """The fastest encoder for ``visual`` (of fingerprint ``weights``), which must not change; the latest one is kept.
-
-    Raises:
-        UserError: the processor does not have the precision.
-    """
+    """Return the fastest encoder for a frozen ``visual``, of fingerprint ``weights``; the latest one is kept."""
     on_cpu = next(visual.parameters()).device.type == "cpu"
     return (OpenVINOEncoder if on_cpu and _has_openvino() else TorchEncoder)(visual, weights, precision)

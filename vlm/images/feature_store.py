@@ -26,7 +26,6 @@ from dassl.utils.files import remove_temporaries
 
 DESCRIPTION = "encoder.json"  # what the folder's features were made with; for people
 FOLDER = re.compile("[0-9a-f]{32}")  # the name of an encoder's folder
-KEY_BYTES = 16
 PATIENCE = 60.0  # seconds in which one of several processes of a run waits for another run
 ABANDONED = 3600.0  # seconds after which nobody is writing to a file any more; processes without the lock may be
 DAMAGE = (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError)
@@ -110,7 +109,7 @@ class FeatureStore:
         """
         joined = b"".join(keys)
         tensors = {
-            "keys": torch.frombuffer(bytearray(joined), dtype=torch.uint8).view(-1, KEY_BYTES),
+            "keys": torch.frombuffer(bytearray(joined), dtype=torch.uint8).view(-1, 16),
             "features": features.contiguous(),
         }
         path = self.folder / f"{_digest(joined).hex()}.safetensors"

@@ -44,4 +44,13 @@ def alike(encoder: TextEncoder, names: Sequence[str]) -> list[list[int]]:
 
 def class_tokens(encoder: TextEncoder, names: Sequence[str], sentence: str = "{}") -> torch.Tensor:
     """Return token ids (classes, length) of a sentence with the name of each class in its ``{}``."""
-    return encoder.tokenize([sentence.replace("{}", name) for name in names])
+    texts = [sentence.replace("{}", name) for name in names]
+    try:
+        return encoder.tokenize(texts)
+    except UserError:
+        for number, text in enumerate(texts):
+            try:
+                encoder.tokenize([text])
+            except UserError as error:
+                raise UserError(f"class {number}: {error}") from error
+        raise
