@@ -37,7 +37,7 @@ def simulate(folder: str, rows: int, dim: int) -> None:
             columns = [np.char.mod("%d.jpg", numbers), label, pa.FixedSizeListArray.from_arrays(features, dim)]
             yield pa.RecordBatch.from_arrays([*map(pa.array, columns[:2]), columns[2]], schema=schema)
 
-    lance().write_dataset(pa.RecordBatchReader.from_batches(schema, batches()), folder, max_rows_per_file=size)
+    lance.write_dataset(pa.RecordBatchReader.from_batches(schema, batches()), folder, max_rows_per_file=size)
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Extracting a feature set (:mod:`vlm.images.feature_set`) block by block: here, as tasks of Ray, or in shards.
 
-The images are listed once, class by class. Each block of the list becomes a fragment of the Lance data set, and a small
-file tells that it is there. So a killed extraction loses one block, and who finds all blocks there commits the set.
+Each block of the list of images becomes a fragment of the Lance data set, and a small file tells that it is there. So a
+killed extraction loses one block, and who finds all blocks there commits the set.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from inference.classifier import preprocessing
 from vlm.clip.load import load_shared
 from vlm.images.encoder import PRECISIONS, image_encoder
 from vlm.images.feature_set import DESCRIPTION, lance, open_set
+from vlm.images.feature_set import pyarrow as pa
 from vlm.images.features import ImageFeatures
 
 from . import ray
@@ -77,11 +78,8 @@ def work_on(block: tuple[Path, range] | None, job: Job) -> str | None:
 
 def _begin(job: Job, settings: dict) -> None:
     """List the images; or compare the settings with those of the set that is there."""
-    import pyarrow as pa
-
     if job.is_complete or (job.folder / LISTING).exists():
-        there = open_set(job.folder if job.is_complete else job.folder / LISTING)[1]["settings"]
-        then = dict(leaves(there))
+        then = dict(leaves(open_set(job.folder if job.is_complete else job.folder / LISTING)[1]["settings"]))
         if other := [f"{key} {then.get(key)}, not {now}" for key, now in leaves(settings) if now != then.get(key)]:
             raise UserError(f"{job.folder} was made with {'; '.join(other)}. Take another --output")
         return
@@ -95,13 +93,11 @@ def _begin(job: Job, settings: dict) -> None:
     label, path = zip(*rows, strict=True)
     table = pa.table({"path": [name.replace(os.sep, "/") for name in path], "label": pa.array(label, pa.int32())})
     description = json.dumps({"classnames": names or [""], "settings": settings})
-    lance().write_dataset(table.replace_schema_metadata({DESCRIPTION: description}), str(job.folder / LISTING))
+    lance.write_dataset(table.replace_schema_metadata({DESCRIPTION: description}), str(job.folder / LISTING))
 
 
 def _extract(done: Path, rows: range, job: Job, encoder, transform) -> None:
     """Write the fragment of a block, without pictures that cannot be read, if these may be left out."""
-    import pyarrow as pa
-
     table, root = open_set(job.folder / LISTING)[0].take([*rows]), Path(job.cfg.DATASET.ROOT).expanduser()
     bad: dict[str, str] = {}
 
@@ -122,23 +118,21 @@ def _extract(done: Path, rows: range, job: Job, encoder, transform) -> None:
         print(f"Left out (DATASET.SKIP_BAD_IMAGES): {path}: {reason}")
     column = pa.FixedSizeListArray.from_arrays(pa.array(features.flatten().numpy()), features.shape[1])
     table = table.filter(pa.array([path not in bad for path in paths])).append_column("feature", column)
-    (fragment,) = lance().fragment.write_fragments(table, str(job.folder))
+    (fragment,) = lance.fragment.write_fragments(table, str(job.folder))
     labels, counts = (array.tolist() for array in np.unique(table["label"], return_counts=True))
     write_json({"fragment": fragment.to_json(), "dim": features.shape[1], "labels": labels, "counts": counts}, done)
 
 
 def _commit(job: Job, blocks: list[Path]) -> None:
     """Make one data set of all fragments, in the order of the list."""
-    import pyarrow as pa
-
     listing, description = open_set(job.folder / LISTING)
     entries, counts = [*map(read_json, blocks)], np.zeros(len(description["classnames"]), np.int64)
     for entry in entries:
         counts[entry["labels"]] += entry["counts"]
     schema = listing.schema.append(pa.field("feature", pa.list_(pa.float16(), entries[0]["dim"])))
     schema = schema.with_metadata({DESCRIPTION: json.dumps({**description, "counts": counts.tolist()})})
-    fragments = [lance().FragmentMetadata.from_json(json.dumps(entry["fragment"])) for entry in entries]
-    lance().LanceDataset.commit(str(job.folder), lance().LanceOperation.Overwrite(schema, fragments))
+    fragments = [lance.FragmentMetadata.from_json(json.dumps(entry["fragment"])) for entry in entries]
+    lance.LanceDataset.commit(str(job.folder), lance.LanceOperation.Overwrite(schema, fragments))
     for leftover in (job.folder / LISTING, blocks[0].parent):
         shutil.rmtree(leftover, ignore_errors=True)
 

@@ -3,17 +3,13 @@
 import os
 import pickle
 import re
-import tarfile
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from dassl.data.archives import unpack
 from dassl.data.datasets import build_dataset
 from dassl.utils import BadImage, UserError, read_image
-from tests.common import REPOSITORY
 from tests.datasets.shapes import CLASSES, config, write_images, write_split_file
 from tests.stress.attacks import ATTACKS, BASE, MARKER, READERS, Victim, payload, text
 from tests.stress.hostile import CASES, refuse
@@ -97,11 +93,3 @@ def test_what_torchvision_downloads_is_checked_too(tmp_path, monkeypatch, capsys
     assert prepare(["eurosat", "--root", str(tmp_path / "data")]) == 2
     assert "has an entry that does not belong in an archive of images: ../../evil.jpg" in capsys.readouterr().err
     assert list((tmp_path / "data").iterdir()) == []
-
-
-def test_an_archive_needs_room(tmp_path, monkeypatch):
-    with tarfile.open(tmp_path / "a.tar", "w") as archive:
-        archive.add(REPOSITORY / "README.md", "a.jpg")
-    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10))
-    with pytest.raises(UserError, match=r"a.tar unpacks to .* but .* has room for 10 bytes"):
-        unpack(tmp_path / "a.tar", tmp_path)

@@ -8,14 +8,10 @@
 ``--cache-dir`` names the folder if a run was given FEATURES.CACHE_DIR. All this is safe while runs go on: they compute
 anew what they do not find.
 
-And the features of very many images as a Lance data set (vlm/images/feature_set.py), extracted block by block:
+``extract`` writes the features of very many images as a Lance data set (vlm/images/feature_set.py), block by block, and
+goes on where it was stopped. ``--shards 100 --shard 3`` makes this call's share; ``--ray`` spreads the blocks:
 
-    python tools/features.py extract --dataset configs/datasets/imagenet.yaml --root ./data --backbone RN50 \\
-        --split train --output sets/imagenet
-    python tools/features.py extract … --shards 100 --shard 3            # this call's share, such as of a Slurm array
-    python tools/features.py extract … --ray [ADDRESS]                   # the blocks as tasks of Ray
-
-An extraction that was stopped goes on with the same command.
+    python tools/features.py extract --dataset configs/datasets/imagenet.yaml --backbone RN50 --output sets/imagenet
 """
 
 from __future__ import annotations
@@ -26,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dassl.config import get_cfg_default, merge_file, merge_flag, merge_options
+from dassl.config import get_cfg_default, merge_file, merge_options
 from dassl.utils import UserError, command_line, stopped
 from studies.ray import resources, with_address
 
@@ -39,10 +35,9 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         command.add_argument("--cache-dir", type=Path, help="FEATURES.CACHE_DIR; by default, the user's cache folder")
     command.add_argument("encoder", nargs="*", help="the beginning of its folder's name; none: all")
     add = commands.add_parser("extract", help="the features of very many images").add_argument
-    add("--dataset", required=True, metavar="YAML", help="of configs/datasets/, or the name of a data set")
+    add("--dataset", required=True, metavar="YAML", help="of configs/datasets/")
     add("--root", default="./data", help="folder of the data sets (./data)")
     add("--backbone", required=True, help="CLIP, such as RN50 or ViT-B/16 (MODEL.BACKBONE.NAME)")
-    add("--weights", default="", metavar="FILE", help="CLIP weights to take instead of the backbone's own")
     add("--split", default="all", help="train, val or test; all, which is the default: each image once")
     add("--output", type=Path, required=True, metavar="FOLDER", help="the set")
     add("--shards", type=int, default=1, metavar="N", help="of how many calls, each with a --shard of its own (1)")
@@ -50,22 +45,20 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add("--ray", nargs="?", const="", metavar="ADDRESS", help="on Ray: auto, HOST:PORT, ray://HOST:PORT; or here")
     add("--cpus", type=float, default=1, help="with --ray: of a task (1)")
     add("--gpus", type=float, default=0, help="with --ray: of a task (0)")
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, such as FEATURES.PREC bf16")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides, such as MODEL.BACKBONE.WEIGHTS FILE")
     return parser.parse_args(with_address(argv))
 
 
 def extract(args: argparse.Namespace, argv: list[str]) -> None:
     cfg = get_cfg_default()
-    is_file = args.dataset.endswith((".yaml", ".yml"))
-    merge_file(cfg, args.dataset) if is_file else merge_flag(cfg, "DATASET.NAME", args.dataset)
-    flags = ["DATASET.ROOT", args.root, "MODEL.BACKBONE.NAME", args.backbone, "MODEL.BACKBONE.WEIGHTS", args.weights]
-    merge_options(cfg, [*flags, *args.opts])
+    merge_file(cfg, args.dataset)
+    merge_options(cfg, ["DATASET.ROOT", args.root, "MODEL.BACKBONE.NAME", args.backbone, *args.opts])
     if cfg.DATASET.NUM_SHOTS >= 1 or any(key.startswith("INPUT.") for key in args.opts[::2]):
         raise UserError("a feature set is of all images, prepared as the backbone learned them: no NUM_SHOTS, no INPUT")
     from studies.extract import Job, extract
 
+    job = Job(cfg, args.split, args.output.expanduser())
     try:
-        job = Job(cfg, args.split, args.output.expanduser())
         extract(job, args.shard, args.shards, args.ray, resources(args.cpus, args.gpus))
     except KeyboardInterrupt as stop:
         raise stopped("in the extraction", "from the images that are done", __file__, argv) from stop

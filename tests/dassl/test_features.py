@@ -2,7 +2,6 @@
 
 import copy
 import os
-import pickle
 from pathlib import Path
 
 import pytest
@@ -168,19 +167,6 @@ def test_samplers_of_others_are_not_drawn_from_ahead(images):
     plain.generator.manual_seed(0)
     loader = feature_loader(plain, Pixels(), "train")
     assert [batch["index"].tolist() for batch in loader] == expected
-
-
-def test_a_pickled_data_set_gives_what_it_holds(images):
-    data = feature_loader(loader_of(config(), images, is_train=False), Pixels(), "test").dataset
-    whole = [data[index] for index in range(len(images))]
-    other = pickle.loads(pickle.dumps(data))
-    assert other.source is None
-    for index, item in enumerate(whole):
-        assert torch.equal(other[index]["img"], item["img"])
-        assert other[index]["img"].untyped_storage().nbytes() == item["img"].nbytes  # not those of all
-    fresh = pickle.loads(pickle.dumps(feature_loader(loader_of(config(), images), Pixels(), "train").dataset))
-    with pytest.raises(RuntimeError, match="without its image encoder"):
-        fresh[0]
 
 
 class Own(DatasetWrapper):

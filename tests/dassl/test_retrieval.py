@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dassl.config import get_cfg_default
-from dassl.evaluation import build_evaluator
+from dassl.evaluation import build_evaluator, retrieval
 from dassl.evaluation.retrieval import first_hits, mean_average_precision, recall
 from dassl.utils import UserError
 from tools import parse_test_res
@@ -50,14 +50,22 @@ def test_all_figures_are_those_of_the_whole_matrix(evaluator):
     assert results["recall@1"] == pytest.approx((results["i2t_recall@1"] + results["t2i_recall@1"]) / 2)
 
 
+def test_an_image_is_found_by_its_best_text_and_each_text_is_a_query(evaluator):
+    images = torch.eye(2)
+    texts = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.1, 0.7]])  # the second is the first image's, but looks otherwise
+    evaluator.process((images, texts), (torch.tensor([5, 3]), torch.tensor([5, 5, 3])))
+    results = evaluator.evaluate()
+    assert results["i2t_recall@1"] == 50  # the first image by its first text; before the second's own is a foreign one
+    assert results["t2i_recall@1"] == pytest.approx(100 * 2 / 3)
+    # Of the first image's texts, ranks 1 and 2: (1/1 + 2/2) / 2. Of the second's, rank 2: 1/2.
+    assert results["i2t_map@10"] == pytest.approx(100 * (1 + 1 / 2) / 2)
+
+
 def test_of_equal_scores_the_right_ones_come_last():
-    """Of three queries, the second has two right answers among four."""
-    numbers = torch.tensor([0, 1, 2, 1])
-    hits, counts = first_hits(torch.ones(3, 2), torch.ones(4, 2), torch.arange(3), numbers)
+    hits, counts = first_hits(torch.ones(3, 2), torch.ones(4, 2), torch.tensor([0, 1, 2]), torch.tensor([0, 1, 2, 1]))
     assert hits.int().tolist() == [[0, 0, 0, 1], [0, 0, 1, 1], [0, 0, 0, 1]]
-    assert counts.tolist() == [1, 2, 1]
     assert recall(hits, 3) == pytest.approx(100 / 3)
-    assert mean_average_precision(hits, counts, 10) == pytest.approx(100 * (1 / 4 + (1 / 3 + 2 / 4) / 2 + 1 / 4) / 3)
+    assert mean_average_precision(hits, counts, 10) == pytest.approx(100 * ((1 / 4) + (1 / 3 + 2 / 4) / 2 + 1 / 4) / 3)
 
 
 def test_more_right_answers_than_places(evaluator):
@@ -93,6 +101,12 @@ def test_blocks_change_nothing_and_bound_the_memory(block):
         blocks = first_hits(images, texts, numbers, owners, block=block)
     assert all(map(torch.equal, blocks, whole))
     assert largest.elements <= max(block, len(texts) * 6, blocks[0].numel())
+
+
+def test_the_blocks_of_100_000_pairs_are_small():
+    rows = retrieval.BLOCK // 100_000
+    assert rows >= 1
+    assert rows * 100_000 * 4 < 100e6  # bytes
 
 
 def test_the_parser_reads_the_log(evaluator, tmp_path, capsys):

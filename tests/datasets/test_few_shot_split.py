@@ -46,7 +46,6 @@ def test_it_is_readable_and_relative(textures):
     assert str(root) not in text
     assert [(f"dtd/{path}", label, name) for path, label, name in content["train"]] == drawn(dataset)[0]
     assert [(f"dtd/{path}", label, name) for path, label, name in content["val"]] == drawn(dataset)[1]
-    assert set(content["classes"]) == {"0 ant", "1 bee", "2 cow"}
     assert dataset.split_source == {"file": str(root / STORED), "fingerprint": content["fingerprint"]}
 
 
@@ -79,7 +78,7 @@ def test_it_is_drawn_anew_where_the_listing_has_changed(textures, capsys):
     found = drawn(build())
     said = capsys.readouterr().out
     assert said.count("Note: ") == 1
-    assert 'another listing (changed: "1 bee"; new: "2 cattle"; gone: "2 cow")' in said
+    assert "it was drawn from other images or classes, in another order, or with another seed" in said
     shutil.rmtree(root / "dtd/split_fewshot")
     assert found == drawn(build())  # what is drawn where there never was a split
 
@@ -87,7 +86,7 @@ def test_it_is_drawn_anew_where_the_listing_has_changed(textures, capsys):
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ({"seed": 2}, "another seed"),
+        ({"seed": 2}, "with another seed"),
         ({"train": [["images/ant/test_0.jpg", 0, "ant"]]}, '"images/ant/test_0.jpg" is not among the images'),
         ({"train": [["images/ant/val_0.jpg", 0, "ant"]]}, "is not among the images"),
         ({"train": [["images/ant/train_0.jpg", 1, "bee"]]}, 'is of class "0 ant" now, and was of "1 bee"'),
@@ -95,7 +94,7 @@ def test_it_is_drawn_anew_where_the_listing_has_changed(textures, capsys):
         ({"val": []}, "it does not hold 2 different"),
         ({"train": [["images/ant/train_0.jpg", "0", "ant"]]}, "it does not list"),
         ({"train": [["\x1b[2J", 0, "ant"]]}, r"\u001b[2J"),
-        ({"fingerprint": "0", "classes": 3}, "another listing"),
+        ({"fingerprint": "0"}, "it was drawn from other images"),
         ("{", "it is damaged"),
         ("{}", "it is damaged"),
     ],

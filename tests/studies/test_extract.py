@@ -39,7 +39,7 @@ def test_shares_make_one_set_of_what_the_encoder_gives(make, tmp_path, imagenet_
     code, text, error = make("--shards", 2, "--shard", 2)
     assert (code, error) == (0, "")
     assert "2 of 4 blocks are missing, those of other shards" in text
-    with pytest.raises(feature_set.UserError, match="no feature set"):
+    with pytest.raises(feature_set.UserError, match="no set of"):
         FeatureSet(tmp_path / "set")
     assert make("--shards", 2)[1].endswith("set: complete, 15 images\n")
     features = FeatureSet(tmp_path / "set")

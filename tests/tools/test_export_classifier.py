@@ -15,7 +15,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import predict
-import tools.export_classifier as tool
 from datasets.digits import NAMES
 from tests.common import tensors
 from tests.inference import models
@@ -96,7 +95,7 @@ def test_the_files_give_the_probabilities_of_the_run(run, call, capsys, photo, t
     monkeypatch.setattr("torch.onnx.export", lambda *_, **__: program)
     code, _, error = call(trained.folder, "--classes", *reversed(NAMES))
     assert code == 2
-    assert "the logits of classifier.onnx" in error
+    assert "logits of classifier.onnx" in error
     assert set(os.listdir(folder)) == ARRAYS
 
 
@@ -119,7 +118,7 @@ def test_a_vision_transformer_that_was_fine_tuned_and_new_classes(run, call, tmp
 @pytest.fixture
 def weights_alone(monkeypatch):
     """As where the packages for ONNX are not installed: seconds less, and exit code 2."""
-    monkeypatch.setattr(tool, "find_spec", lambda name: None)
+    monkeypatch.setattr("inference.export.find_spec", lambda name: None)
 
 
 @pytest.mark.usefixtures("weights_alone")

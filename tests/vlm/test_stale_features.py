@@ -1,5 +1,6 @@
 """What has changed since features were computed is encoded anew, and nothing else."""
 
+from PIL import Image
 from safetensors.torch import save_file
 
 from tests.common import REPOSITORY, assert_same_tensors
@@ -25,10 +26,14 @@ def test_what_has_changed_is_encoded_anew_and_nothing_else(run, imagenet_root, t
     def move() -> None:  # where it is resized as test images are
         images["train"][0].rename(images["val"][0].with_name("moved.JPEG"))
 
+    def repaint() -> None:
+        Image.new("RGB", (40, 30), "red").save(images["train"][1])
+
     changes = {  # -> settings, images encoded: at first 15 for training and 6 for testing
         "nothing": (lambda: None, (), 21),
         "class name": (lambda: names.write_text(names.read_text().replace("tench", "trench")), (), 0),
         "split": (move, (), 1),
+        "picture": (repaint, (), 1),
         "preprocessing": (lambda: None, ("INPUT.INTERPOLATION", "nearest"), 21),
         "weights": (lambda: None, ("MODEL.BACKBONE.WEIGHTS", tmp_path / "other.safetensors"), 21),
     }

@@ -2,8 +2,6 @@
 
 Its columns are ``feature`` (fp16, as the encoder gave it, not brought to length 1), ``label`` and ``path``. Rows lie
 class by class and the schema's metadata counts them, so few shots are drawn without reading a label.
-``tools/features.py extract`` writes a set. It is not the cache of :mod:`vlm.images.feature_store`, which is keyed by
-content.
 """
 
 from __future__ import annotations
@@ -20,28 +18,23 @@ import torch
 
 from dassl.utils import UserError, check_at_least, derive_seed, reason_of
 
+os.environ.setdefault("LANCE_LOG", "error")  # else Lance warns of each data set that is new
+try:
+    import lance
+    import pyarrow  # noqa: F401
+except ImportError as lacks:
+    raise UserError('feature sets need Lance: pip install "coop-dassl[scale]", or pip install pylance') from lacks
+
 DESCRIPTION = "coop_dassl"  # in the schema's metadata: classnames, counts and settings, as JSON
-
-
-def lance():
-    """Import Lance; :class:`UserError` where it is not installed."""
-    os.environ.setdefault("LANCE_LOG", "error")  # else it warns of each data set that is new
-    try:
-        import lance
-    except ImportError as error:
-        raise UserError('feature sets need Lance: pip install "coop-dassl[scale]", or pip install pylance') from error
-    return lance
 
 
 def open_set(folder: Path):
     """Return the Lance data set in ``folder`` and its description; :class:`UserError` where there is none."""
     try:
-        data = lance().dataset(str(folder))
+        data = lance.dataset(str(folder))
         return data, json.loads(data.schema.metadata[DESCRIPTION.encode()])
     except (ValueError, OSError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder} is no feature set: {reason_of(error)}. tools/features.py extract makes one"
-        ) from error
+        raise UserError(f"{folder}: no set of tools/features.py extract: {reason_of(error)}") from error
 
 
 class FeatureSet:
