@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 import predict
+from tests.inference import models
 
 
 @dataclass
@@ -44,3 +45,8 @@ def refused(call):
             assert str(part) in result.error
 
     return check
+
+
+@pytest.fixture
+def pictures(tmp_path) -> list[str]:
+    return [models.picture(tmp_path / f"pictures/{number}.png", number) for number in range(2)]

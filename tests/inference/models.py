@@ -22,15 +22,9 @@ def clipseg(folder: Path) -> Path:
     from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPSegProcessor, ViTImageProcessor
 
     tokenizer = clip_tokenizer()
-    config = CLIPSegConfig(
-        text_config=clip_text(tokenizer),
-        vision_config=VISION,
-        projection_dim=16,
-        extract_layers=[0, 1],
-        reduce_dim=16,
-        decoder_num_attention_heads=2,
-        decoder_intermediate_size=32,
-    )
+    decoder = {"extract_layers": [0, 1], "reduce_dim": 16}
+    decoder |= {"decoder_num_attention_heads": 2, "decoder_intermediate_size": 32}
+    config = CLIPSegConfig(text_config=clip_text(tokenizer), vision_config=VISION, projection_dim=16, **decoder)
     return save(folder, CLIPSegForImageSegmentation, config, CLIPSegProcessor(ViTImageProcessor(size=SIZE), tokenizer))
 
 
@@ -39,13 +33,9 @@ def xclip(folder: Path) -> Path:
 
     tokenizer = clip_tokenizer()
     mit = {"mit_hidden_size": 16, "mit_intermediate_size": 32, "mit_num_hidden_layers": 1, "mit_num_attention_heads": 2}
-    config = XCLIPConfig(
-        text_config=clip_text(tokenizer),
-        vision_config={**VISION, **mit, "num_frames": FRAMES},
-        projection_dim=16,
-        prompt_num_attention_heads=2,
-        prompt_alpha=0.1,
-    )
+    prompt = {"prompt_num_attention_heads": 2, "prompt_alpha": 0.1}
+    vision = {**VISION, **mit, "num_frames": FRAMES}
+    config = XCLIPConfig(text_config=clip_text(tokenizer), vision_config=vision, projection_dim=16, **prompt)
     processor = XCLIPProcessor(VideoMAEImageProcessor(size={"shortest_edge": EDGE}, crop_size=SIZE), tokenizer)
     return save(folder, XCLIPModel, config, processor)
 
@@ -55,13 +45,9 @@ def blip(folder: Path, model_class: str) -> Path:
     from transformers import BlipConfig, BlipImageProcessor, BlipProcessor
 
     tokenizer = bert_tokenizer()
-    text = {
-        **TOWER,
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": 64,
-        "bos_token_id": VOCABULARY.index("[DEC]"),
-    }
-    text |= {"eos_token_id": VOCABULARY.index("[SEP]"), "sep_token_id": VOCABULARY.index("[SEP]"), "pad_token_id": 0}
+    text = {**TOWER, "vocab_size": len(tokenizer), "max_position_embeddings": 64, "pad_token_id": 0}
+    text |= {"bos_token_id": VOCABULARY.index("[DEC]"), "eos_token_id": VOCABULARY.index("[SEP]")}
+    text |= {"sep_token_id": VOCABULARY.index("[SEP]")}
     config = BlipConfig(text_config=text, vision_config=VISION, projection_dim=16, image_text_hidden_size=16)
     processor = BlipProcessor(BlipImageProcessor(size=SIZE), tokenizer)
     return save(folder, getattr(transformers, model_class), config, processor)
@@ -74,18 +60,14 @@ def blip2(folder: Path, model_class: str) -> Path:
     texts = model_class == "Blip2ForImageTextRetrieval"  # the Q-Former reads them, no language model
     tokenizer = bert_tokenizer()
     processor = Blip2Processor(BlipImageProcessor(size=SIZE), tokenizer)
-    special = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
-    text = {"model_type": "opt", "vocab_size": len(tokenizer), "hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 2}
-    text |= {"num_attention_heads": 2, "max_position_embeddings": 64, "word_embed_proj_dim": 16, **special}
+    known = {"vocab_size": len(tokenizer), "max_position_embeddings": 64}
+    text = {**known, "model_type": "opt", "hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 2}
+    text |= {"num_attention_heads": 2, "word_embed_proj_dim": 16}
+    text |= {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
     config = Blip2Config(
         text_config=text,
         vision_config=VISION,
-        qformer_config={
-            **TOWER,
-            "vocab_size": len(tokenizer),
-            "max_position_embeddings": 64,
-            "use_qformer_text_input": texts,
-        },
+        qformer_config={**TOWER, **known, "use_qformer_text_input": texts},
         num_query_tokens=QUERIES,
         image_text_hidden_size=16,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
@@ -122,22 +104,16 @@ def clip_tokenizer():
 
 
 def clip_text(tokenizer) -> dict:
-    return {
-        **TOWER,
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": 40,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    return {**TOWER, **special, "vocab_size": len(tokenizer), "max_position_embeddings": 40}
 
 
-def picture(path: Path, seed: int) -> str:
-    """Write a picture of coloured squares, wider than it is high; returns its path."""
+def picture(path: Path, seed: int, size: tuple[int, int] = (72, 48)) -> str:
+    """Write a picture of coloured squares; returns its path."""
     import numpy as np
     from PIL import Image
 
     squares = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(squares).resize((72, 48), Image.Resampling.NEAREST).save(path)
+    Image.fromarray(squares).resize(size, Image.Resampling.NEAREST).save(path)
     return str(path)

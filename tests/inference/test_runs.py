@@ -59,55 +59,38 @@ def test_new_classes_for_a_learned_context(run, call, three):
     assert set(other.probabilities()) == {"red_envelope", "cup"}
 
 
-def test_the_epoch_of_a_run(run, call, three, refused):
-    trained = run(*SHORT, "OPTIM.MAX_EPOCH", 3, "TRAIN.CHECKPOINT_FREQ", 1)
-    first, last, newest = (
-        call(three, "--model-dir", trained.folder, "--json", *epoch).probabilities()
-        for epoch in (["--load-epoch", 1], ["--load-epoch", 3], [])
-    )
-    assert last == newest != first
-    refused(three, "--model-dir", trained.folder, "--load-epoch", 7, parts=["epoch 7", "epochs there: 1, 2, 3"])
+@pytest.mark.parametrize(
+    ("trainer", "options", "message"),
+    [
+        ("CoOp", ("TRAINER.COOP.CSC", True), "--classes names other classes than the run's own (zero, one"),
+        ("LinearProbe", (), "in another order"),
+        ("TipAdapter", (), "in another order"),
+    ],
+)
+def test_what_goes_with_its_classes_alone(run, call, three, refused, trainer, options, message):
+    command = (three, "--model-dir", run(*SHORT, *options, trainer=trainer).folder)
+    assert call(*command).code == 0
+    refused(*command, "--classes", *NAMES[1:], NAMES[0], parts=[message, "--classes"])
 
 
-def test_contexts_of_other_classes(run, call, three, refused):
-    trained = run(*SHORT, "TRAINER.COOP.CSC", "True")
-    assert call(three, "--model-dir", trained.folder).code == 0
-    for classes in (["cup", "cat"], list(NAMES[1:] + NAMES[:1])):
-        parts = ["--classes names other classes", ", ".join(NAMES)]
-        refused(three, "--model-dir", trained.folder, "--classes", *classes, parts=parts)
+def test_an_epoch_other_weights_a_folder_of_runs_and_a_lost_record(run, call, three, refused, tmp_path):
+    folder = run(*SHORT, "OPTIM.MAX_EPOCH", 2, "TRAIN.CHECKPOINT_FREQ", 1, out="CoOp/seed1").folder
+    command = (three, "--model-dir", folder, "--json")
+    first, last, newest = (call(*command, *epoch) for epoch in (["--load-epoch", 1], ["--load-epoch", 2], []))
+    assert last.probabilities() == newest.probabilities() != first.probabilities()
+    refused(*command, "--load-epoch", 7, parts=["epoch 7", "epochs there: 1, 2"])
+    weights, other = load_tiny(), tmp_path / "other.safetensors"
+    save_file({**weights, "logit_scale": weights["logit_scale"] + 1}, other)
+    refused(*command, "--weights", other, parts=["began with other weights", other])
+    refused(three, "--model-dir", folder.parent, parts=["no run in", f"below it there are {folder}"])
+    (folder / "result.json").unlink()
+    refused(*command, parts=[folder, "no result.json", "--classes"])
+    assert call(*command, "--classes", *NAMES).output == newest.output
 
 
-def test_a_run_without_its_record(run, call, three, refused):
-    trained = run(*SHORT)
-    before = call(three, "--model-dir", trained.folder, "--json")
-    (trained.folder / "result.json").unlink()
-    refused(three, "--model-dir", trained.folder, parts=[trained.folder, "no result.json", "--classes"])
-    assert call(three, "--model-dir", trained.folder, "--json", "--classes", *NAMES).output == before.output
-
-
-def test_a_run_that_only_evaluated(run, call, three):
-    trained = run("--eval-only", trainer="ZeroshotCLIP")
+def test_a_run_that_only_evaluated(run, call, few_digits, three):
+    trained = run("--root", few_digits, "--eval-only", trainer="ZeroshotCLIP")
     assert not (trained.folder / "config.yaml").exists()
     zero_shot = call(three, "--json", "--classes", *NAMES, *TINY, "--template", "a photo of the number {}.")
     found = call(three, "--json", "--model-dir", trained.folder)
     assert found.probabilities() == pytest.approx(zero_shot.probabilities(), abs=1e-5)
-
-
-def test_other_weights_than_the_runs(run, three, refused, tmp_path):
-    weights = load_tiny()
-    save_file({**weights, "logit_scale": weights["logit_scale"] + 1}, tmp_path / "other.safetensors")
-    trained = run(*SHORT)
-    arguments = (three, "--model-dir", trained.folder, "--weights", tmp_path / "other.safetensors")
-    refused(*arguments, parts=["began with other weights", tmp_path / "other.safetensors"])
-
-
-def test_a_folder_of_runs_is_no_run(run, refused, three, tmp_path):
-    trained = run(*SHORT, out="CoOp/seed1")
-    refused(three, "--model-dir", tmp_path / "CoOp", parts=["no run in", f"below it there are {trained.folder}"])
-
-
-@pytest.mark.parametrize("trainer", ["LinearProbe", "TipAdapter"])
-def test_what_goes_with_its_classes_alone(run, three, refused, trainer):
-    folder = run("DATASET.NUM_SHOTS", 1, trainer=trainer).folder
-    others = ["one", "zero", *(str(digit) for digit in range(2, 10))]
-    refused(three, "--model-dir", folder, "--classes", *others, parts=["in another order", "--classes"])

@@ -1,6 +1,5 @@
 """predict.py classify on videos: files, and folders of frames."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -9,8 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-import predict
-from inference.video import read_frames, spread
+from inference.video import read_frames
 from tests.inference import models
 
 pytest.importorskip("transformers", reason="needs the optional package transformers")
@@ -32,16 +30,11 @@ def frames(tmp_path) -> Path:
 
 
 @pytest.fixture
-def classify(model, capsys):
-    """Call the command; returns the exit code, the lines of its output, and its messages."""
+def classify(model, call):
+    def run_it(*arguments: object, classes=CLASSES):
+        return call(*arguments, "--classes", *classes, "--model", model)
 
-    def call(*arguments: object, classes=CLASSES, folder: object = model) -> tuple[int, list[str], str]:
-        argv = [*arguments, "--classes", *classes, "--model", folder]
-        code = predict.main([str(argument) for argument in argv])
-        captured = capsys.readouterr()
-        return code, captured.out.splitlines(), captured.err
-
-    return call
+    return run_it
 
 
 def write_video(path: Path, shades: list[int], **options) -> Path:
@@ -67,95 +60,63 @@ def expected(model: Path, pictures: list[Image.Image], texts: list[str]) -> list
         return XCLIPModel.from_pretrained(model).eval()(**inputs).logits_per_video.softmax(-1)[0].tolist()
 
 
-def probabilities(line: str, classes=CLASSES) -> list[float]:
-    found = {entry["class"]: entry["probability"] for entry in json.loads(line)["predictions"]}
-    return [found[name] for name in classes]
-
-
-@pytest.mark.parametrize("template", [None, "a photo of {}"])
-def test_a_folder_of_frames_as_the_library_sees_it(classify, model, frames, template):
-    options = ["--template", template] if template else []
-    code, lines, _ = classify(frames, "--video", "--json", *options)
-    assert code == 0
+def test_a_folder_of_frames_as_the_library_sees_it(classify, model, frames):
+    result = classify(frames, "--video", "--json", "--template", "a photo of {}")
     pictures = [Image.open(frames / f"frame-{number}.png") for number in (1, 4, 7, 10)]
-    texts = [(template or "{}").format(name) for name in CLASSES]
-    record = json.loads(lines[0])
-    assert record["video"] == str(frames)
-    shares = [entry["probability"] for entry in record["predictions"]]
-    assert shares == sorted(shares, reverse=True)
-    assert probabilities(lines[0]) == pytest.approx(expected(model, pictures, texts), abs=1e-5)
+    shares = result.probabilities()
+    assert result.records[0]["video"] == str(frames)
+    assert list(shares.values()) == sorted(shares.values(), reverse=True)
+    texts = [f"a photo of {name}" for name in CLASSES]
+    assert [shares[name] for name in CLASSES] == pytest.approx(expected(model, pictures, texts), abs=1e-5)
 
 
-@pytest.mark.parametrize("count", [12, 3])
-def test_a_video_file_as_the_library_sees_it(classify, model, tmp_path, count):
-    path = write_video(tmp_path / "video.mp4", [20 * number for number in range(count)])
-    code, lines, error = classify("classify", path, "--json")
-    assert code == 0, error
+@pytest.mark.parametrize(
+    ("name", "count", "picked"),
+    [("video.mp4", 12, [1, 4, 7, 10]), ("video.mp4", 3, [0, 1, 1, 2]), ("live.mkv", 12, [1, 4, 7, 10])],
+)
+def test_a_video_file_as_the_library_sees_it(classify, model, tmp_path, name, count, picked):
+    """A live one does not tell its length."""
+    path, options = tmp_path / name, {"live": "1"} if name == "live.mkv" else {}
+    write_video(path, [20 * number for number in range(count)], options=options)
+    shares = classify("classify", path, "--json").probabilities()
     pictures = read_frames(str(path), models.FRAMES)
-    shades = [20 * index for index in spread(count, models.FRAMES)]
+    shades = [20 * index for index in picked]
     assert [np.asarray(picture).mean() for picture in pictures] == pytest.approx(shades, abs=6)
-    assert probabilities(lines[0]) == pytest.approx(expected(model, pictures, CLASSES), abs=1e-5)
-
-
-def test_a_video_that_does_not_tell_its_length(tmp_path):
-    path = write_video(tmp_path / "video.mkv", [20 * number for number in range(12)], options={"live": "1"})
-    shades = [np.asarray(picture).mean() for picture in read_frames(str(path), 4)]
-    assert shades == pytest.approx([20, 80, 140, 200], abs=6)
-
-
-def test_spread():
-    assert spread(8, 8) == list(range(8))
-    assert spread(100, 4) == [12, 37, 62, 87]
-    assert spread(1, 3) == [0, 0, 0]
-
-
-def test_several_videos_for_people(classify, frames, tmp_path):
-    first = write_video(tmp_path / "first.avi", [10, 200, 90])
-    code, lines, _ = classify(first, frames, "--video", "--top-k", 1)
-    assert code == 0
-    assert lines[0].split() == ["video", "probability", "class"]
-    assert [line.split()[0] for line in lines[1:]] == [str(first), str(frames)]
+    assert [shares[name] for name in CLASSES] == pytest.approx(expected(model, pictures, CLASSES), abs=1e-5)
 
 
 def test_a_damaged_video_does_not_stop_the_others(classify, tmp_path):
     good = [write_video(tmp_path / f"{name}.mp4", [10, 200, 90]) for name in "ac"]
     damaged = tmp_path / "b.mp4"
     damaged.write_bytes(good[0].read_bytes()[:200])
-    code, lines, error = classify(tmp_path / "*.mp4", "--json")
-    assert code == 2
-    assert [json.loads(line)["video"] for line in lines] == [str(path) for path in good]
-    assert f"cannot read {damaged} as a video" in error
-    assert "1 of 3 videos could not be read" in error
+    result = classify(tmp_path / "*.mp4", "--json")
+    assert result.code == 2
+    assert [record["video"] for record in result.records] == [str(path) for path in good]
+    assert f"cannot read {damaged} as a video" in result.error
+    assert "1 of 3 videos could not be read" in result.error
 
 
-def test_without_the_packages(classify, frames, tmp_path, monkeypatch):
-    path = tmp_path / "video.mp4"
-    path.write_bytes(b"")
+def test_without_the_package_for_files(classify, frames, tmp_path, monkeypatch):
+    (tmp_path / "video.mp4").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "av", None)
-    code, _, error = classify(path)
-    assert code == 2
-    assert "needs the package av: pip install av" in error
-    assert classify(frames, "--video")[0] == 0
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    code, _, error = classify(frames, "--video")
-    assert code == 2
-    assert "pip install transformers" in error
+    assert "needs the package av: pip install av" in classify(tmp_path / "video.mp4").error
+    assert classify(frames, "--video").code == 0
 
 
-def test_mistakes(classify, frames, tmp_path):
-    image, empty = frames / "frame-0.png", tmp_path / "empty"
-    empty.mkdir()
-    for arguments, message in (
-        (["clip.mp4", image], f"clip.mp4 is a video and {image} is not"),
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["clip.mp4", "{image}"], "clip.mp4 is a video and {image} is not"),
         (["clip.mp4"], "video not found: clip.mp4"),
-        ([image], "--model is for videos"),
-        ([frames, "--video", "--backbone", "RN50"], "--backbone does not go with videos"),
-        ([frames, "--video", "--template", "a photo"], "{}"),
-        ([empty, "--video"], f"no frame in the folder {empty}"),
-    ):
-        code, lines, error = classify(*arguments)
-        assert (code, lines) == (2, []), arguments
-        assert message in error
-    code, _, error = classify(frames, "--video", classes=["cat", "dog " * 20])
-    assert code == 2
-    assert "has 62 tokens; the model reads at most 40" in error
+        (["{image}"], "--model is for videos"),
+        (["{frames}", "--video", "--backbone", "RN50"], "--backbone does not go with videos"),
+        (["{frames}", "--video", "--template", "a photo"], "{{}}"),
+        (["{frames}", "--video", "--template", "{{}}" + " dog" * 15], "reads at most 40"),
+        (["{empty}", "--video"], "no frame in the folder {empty}"),
+    ],
+)
+def test_mistakes(refused, model, frames, tmp_path, arguments, message):
+    places = {"frames": frames, "image": frames / "frame-0.png", "empty": tmp_path / "empty"}
+    places["empty"].mkdir()
+    options = ("--classes", *CLASSES, "--model", model)
+    refused(*[text.format(**places) for text in arguments], *options, parts=[message.format(**places)])

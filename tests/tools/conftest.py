@@ -1,10 +1,6 @@
 """Calling the tool that a file of tests is about."""
 
-import os
-
 import pytest
-
-os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  Else other tests, which run beside, go first.
 
 
 @pytest.fixture

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,14 +18,12 @@ import predict
 import tools.export_classifier as tool
 from datasets.digits import NAMES
 from tests.common import plain_text_features, tensors
+from tests.inference import models
 from vlm import openai
 from vlm.clip.load import load_shared
 
-SHORT = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", "True")
-
-
-def names_in(folder) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+SHORT = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", True)
+ARRAYS = {"class_weights.safetensors", "class_weights.npz"}
 
 
 def predicted(capsys, image, run) -> dict[str, float]:
@@ -44,15 +45,18 @@ def prepare(path, told: dict) -> np.ndarray:
     return np.float32(pixels.transpose(2, 0, 1)[None])
 
 
+@torch.no_grad()
+def logits_by(arrays, clip, image: np.ndarray) -> np.ndarray:
+    feature = clip.visual(torch.from_numpy(image))[0].numpy()
+    return arrays["weight"] @ (feature / np.linalg.norm(feature)) + arrays["bias"]
+
+
 @pytest.fixture
-def photo(tmp_path):
-    rng = np.random.default_rng(0)
-    ramp = np.linspace(0, 200, 128)[None, :, None] * np.linspace(0.2, 1, 64)[:, None, None] * [1, 0.5, 0.8]
-    Image.fromarray(np.uint8(ramp + rng.integers(0, 56, (64, 128, 3)))).save(tmp_path / "photo.png")
-    return tmp_path / "photo.png"
+def photo(tmp_path) -> str:
+    return models.picture(tmp_path / "photo.png", 0)
 
 
-def test_the_files_give_the_probabilities_of_the_run(run, call, capsys, photo):
+def test_the_files_give_the_probabilities_of_the_run(run, call, capsys, photo, tmp_path, monkeypatch):
     import onnx
     import onnxruntime
 
@@ -60,14 +64,15 @@ def test_the_files_give_the_probabilities_of_the_run(run, call, capsys, photo):
     code, output, _ = call(trained.folder)
     assert code == 0
     folder = trained.folder / "classifier"
-    assert names_in(folder) == {"class_weights.safetensors", "class_weights.npz", "classifier.onnx"}
+    assert set(os.listdir(folder)) == {*ARRAYS, "classifier.onnx"}
     assert output.count("largest difference") == 3
     expected = predicted(capsys, photo, trained.folder)
 
     told = {p.key: json.loads(p.value) for p in onnx.load(folder / "classifier.onnx").metadata_props}
     assert told["classnames"] == list(NAMES)
     assert told["weights_sha256"] == trained.record["weights"]["sha256"]
-    assert told["logit_scale"] == pytest.approx(load_shared("tiny", "", "fp32", "cpu")[0].logit_scale.exp().item())
+    clip, _ = load_shared("tiny", "", "fp32", "cpu")
+    assert told["logit_scale"] == pytest.approx(clip.logit_scale.exp().item())
     image = prepare(photo, told)
     session = onnxruntime.InferenceSession(folder / "classifier.onnx", providers=["CPUExecutionProvider"])
     batch = np.concatenate([image, np.zeros_like(image), image])
@@ -78,15 +83,36 @@ def test_the_files_give_the_probabilities_of_the_run(run, call, capsys, photo):
     arrays = np.load(folder / "class_weights.npz", allow_pickle=False)
     assert json.loads(arrays["metadata"].item()) == told
     assert arrays["classnames"].tolist() == list(NAMES)
-    clip, _ = load_shared("tiny", "", "fp32", "cpu")
-    with torch.no_grad():
-        feature = clip.visual(torch.from_numpy(image))[0].numpy()
-    by_weights = arrays["weight"] @ (feature / np.linalg.norm(feature)) + arrays["bias"]
-    assert by_weights == pytest.approx(logits[0], abs=1e-4)
+    assert logits_by(arrays, clip, image) == pytest.approx(logits[0], abs=1e-4)
     with safe_open(folder / "class_weights.safetensors", framework="np") as file:
         assert {key: json.loads(value) for key, value in file.metadata().items()} == told
         assert np.array_equal(file.get_tensor("weight"), arrays["weight"])
         assert np.array_equal(file.get_tensor("bias"), arrays["bias"])
+
+    # A file that disagrees is not left: here, that of the same classes in another order.
+    old = shutil.copy(folder / "classifier.onnx", tmp_path)
+    program = SimpleNamespace(save=lambda path, **_: shutil.copy(old, path), model=SimpleNamespace(metadata_props={}))
+    monkeypatch.setattr("torch.onnx.export", lambda *_, **__: program)
+    code, _, error = call(trained.folder, "--classes", *reversed(NAMES))
+    assert code == 2
+    assert "the logits of classifier.onnx" in error
+    assert set(os.listdir(folder)) == ARRAYS
+
+
+def test_a_vision_transformer_that_was_fine_tuned_and_new_classes(run, call, tmp_path):
+    torch.manual_seed(0)
+    model = openai.CLIP(32, 48, 1, 64, 16, 77, 49408, 64, 1, 2)
+    save_file(model.state_dict(), tmp_path / "vit.safetensors")
+    weights = ("MODEL.BACKBONE.WEIGHTS", tmp_path / "vit.safetensors", "INPUT.SIZE", "(48, 48)")
+    trained = run(*SHORT, *weights, "OPTIM.NAME", "adamw", "OPTIM.WARMUP_EPOCH", 0, trainer="CLIPFineTune")
+    code, _, error = call(trained.folder, "--out", tmp_path / "out", "--classes", "cup", "cat")
+    assert code == 0, error
+    assert set(os.listdir(tmp_path / "out")) == {*ARRAYS, "classifier.onnx"}
+    arrays = np.load(tmp_path / "out/class_weights.npz")
+    learned = tensors(trained.folder / "clip/model.pth.tar-1")["clip.logit_scale"].exp().item()
+    assert json.loads(arrays["metadata"].item())["logit_scale"] == pytest.approx(learned, abs=1e-5)
+    assert np.linalg.norm(arrays["weight"], axis=1) == pytest.approx([learned] * 2, rel=1e-5)
+    assert learned != pytest.approx(model.logit_scale.exp().item(), rel=1e-4)
 
 
 @pytest.fixture
@@ -98,8 +124,8 @@ def weights_alone(monkeypatch):
 @pytest.mark.usefixtures("weights_alone")
 def test_the_epoch_that_is_asked_for(run, call, tmp_path):
     """The class weights of each, from its checkpoint by OpenAI's text encoder."""
-    settings = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 2, "TRAIN.CHECKPOINT_FREQ", 1, "OPTIM.WARMUP_EPOCH", 0)
-    trained = run(*settings, "TEST.NO_TEST", True, "OPTIM.LR", 0.1)
+    settings = ("OPTIM.MAX_EPOCH", 2, "TRAIN.CHECKPOINT_FREQ", 1, "OPTIM.WARMUP_EPOCH", 0, "OPTIM.LR", 0.1)
+    trained = run(*SHORT, *settings)
     clip, _ = load_shared("tiny", "", "fp32", "cpu")
     ends = openai.tokenize([" ".join([*["X"] * 16, name]) + "." for name in NAMES]).argmax(1)
     found = {}
@@ -123,86 +149,31 @@ def test_pictures_that_are_squashed(run, call, capsys, photo):
     arrays = np.load(trained.folder / "classifier/class_weights.npz")
     told = json.loads(arrays["metadata"].item())
     assert told["resize"] == "squash"
-    clip, _ = load_shared("tiny", "", "fp32", "cpu")
-    feature = clip.visual(torch.from_numpy(prepare(photo, told)))[0]
-    logits = arrays["weight"] @ (feature / feature.norm()).numpy() + arrays["bias"]
+    logits = logits_by(arrays, load_shared("tiny", "", "fp32", "cpu")[0], prepare(photo, told))
     probabilities = torch.from_numpy(logits).softmax(0).tolist()
     expected = predicted(capsys, photo, trained.folder)
     assert dict(zip(NAMES, probabilities, strict=True)) == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_vision_transformer_and_new_classes(run, call, tmp_path):
-    torch.manual_seed(0)
-    model = openai.CLIP(32, 48, 2, 64, 16, 77, 49408, 64, 1, 2)
-    save_file(model.state_dict(), tmp_path / "vit.safetensors")
-    weights = ("TEST.NO_TEST", "True", "MODEL.BACKBONE.WEIGHTS", tmp_path / "vit.safetensors", "INPUT.SIZE", "(48, 48)")
-    trained = run(*weights, trainer="ZeroshotCLIP")
-    out = tmp_path / "out"
-    code, _, _ = call(trained.folder, "--out", out, "--classes", "cup", "cat")
-    assert code == 0
-    assert names_in(out) == {"class_weights.safetensors", "class_weights.npz", "classifier.onnx"}
-    assert np.load(out / "class_weights.npz")["weight"].shape == (2, 32)
-
-
 @pytest.mark.usefixtures("weights_alone")
 def test_without_the_packages_for_onnx_the_weights_are_there(run, call):
-    trained = run(*SHORT)
-    folder = trained.folder / "classifier"
-    folder.mkdir()
-    (folder / "classifier.onnx").write_text("of an earlier export")
-    code, _, error = call(trained.folder)
+    folder = run(*SHORT).folder
+    (folder / "classifier").mkdir()
+    (folder / "classifier/classifier.onnx").write_text("of an earlier export")
+    code, _, error = call(folder)
     assert code == 2
     assert "pip install onnx onnxscript onnxruntime" in error
-    assert names_in(folder) == {"class_weights.safetensors", "class_weights.npz"}
+    assert set(os.listdir(folder / "classifier")) == ARRAYS
 
 
-def test_a_method_without_class_weights(run, call):
-    trained = run(*SHORT, "TRAINER.NAME", "CoCoOp")
-    code, _, error = call(trained.folder)
-    assert code == 2
-    assert "CoCoOp has no class weights" in error
-    assert not (trained.folder / "classifier").exists()
-
-
-def test_weights_that_are_not_the_whole_method_are_refused(run, call, monkeypatch):
-    trained = run(*SHORT)
+@pytest.mark.parametrize(
+    ("trainer", "message"),
+    [("CoCoOp", "CoCoOp has no class weights"), ("CoOp", "differ from those of the run by up to 9")],
+)
+def test_a_method_that_is_more_than_class_weights_is_refused(run, call, monkeypatch, trainer, message):
+    folder = run(*SHORT, trainer=trainer).folder
     monkeypatch.setattr("trainers.coop.CoOp.model_inference", lambda self, x: self.model(x) + torch.arange(10.0))
-    code, _, error = call(trained.folder)
+    code, _, error = call(folder)
     assert code == 2
-    assert "differ from those of the run by up to 9" in error
-    assert not (trained.folder / "classifier").exists()
-
-
-def test_a_file_that_disagrees_is_not_left(run, call, monkeypatch):
-    trained = run(*SHORT)
-    module = tool.build_module
-    wrong = lambda visual, weight, bias: module(visual, weight, bias + 0.1)  # noqa: E731
-    monkeypatch.setattr(tool, "build_module", lambda *parts: Twofold(module(*parts), wrong(*parts)))
-    code, _, error = call(trained.folder)
-    assert code == 2
-    assert "the logits of classifier.onnx" in error
-    assert names_in(trained.folder / "classifier") == {"class_weights.safetensors", "class_weights.npz"}
-
-
-class Twofold(torch.nn.Module):
-    """Right when it is run, wrong when it is exported."""
-
-    def __init__(self, right: torch.nn.Module, wrong: torch.nn.Module):
-        super().__init__()
-        self.right, self.wrong = right, wrong
-
-    def forward(self, images):
-        return (self.wrong if torch.compiler.is_exporting() else self.right)(images)
-
-
-def test_a_fine_tuned_clip(run, call, photo, capsys):
-    settings = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1, "OPTIM.NAME", "adamw", "OPTIM.WARMUP_EPOCH", 0)
-    folder = run(*settings, trainer="CLIPFineTune").folder
-    assert call(folder)[0] == 0
-    assert {"class_weights.npz", "classifier.onnx"} <= names_in(folder / "classifier")
-    arrays = np.load(folder / "classifier/class_weights.npz")
-    scale = json.loads(arrays["metadata"].item())["logit_scale"]
-    learned = tensors(folder / "clip/model.pth.tar-1")["clip.logit_scale"].exp().item()
-    assert scale == pytest.approx(learned, abs=1e-5)
-    assert np.linalg.norm(arrays["weight"], axis=1) == pytest.approx([learned] * 10, rel=1e-5)
-    assert learned != pytest.approx(load_shared("tiny", "", "fp32", "cpu")[0].logit_scale.exp().item(), rel=1e-4)
+    assert message in error
+    assert not (folder / "classifier").exists()
