@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int | None:
     from vlm.images import feature_cache
 
     root = (args.cache_dir or feature_cache.cache_folder()).expanduser()
-    if not feature_cache.encoders_in(root):
+    if not feature_cache.encoder_folders(root):
         print(f"no features in {root}")
         return None
     if args.command == "rm":

@@ -53,11 +53,7 @@ class Backbone:
         return logits(image_features, class_features, self.clip.logit_scale)
 
     def report(self, trainer: SimpleTrainer, frozen: int | None = None) -> dict:
-        """Print the number of parameters that are trained; return entries for the run's record.
-
-        Args:
-            frozen: parameters that are not trained; by default those of this CLIP.
-        """
+        """Print how many parameters are trained, beside ``frozen`` ones (those of this CLIP); return record entries."""
         trained = trainer.trainable_parameters()
         total = (count_num_param(self.clip) if frozen is None else frozen) + trained
         print(f"Trainable parameters: {trained:,} of {total:,} ({100 * trained / total:.4f}%)")
@@ -69,10 +65,11 @@ class Backbone:
         }
 
 
-def load_backbone(trainer: SimpleTrainer, precision: str, needs_classes: bool = True) -> Backbone:
+def load_backbone(trainer: SimpleTrainer, precision: str = "fp16", needs_classes: bool = True) -> Backbone:
     """Load the CLIP of MODEL.BACKBONE.
 
     Args:
+        precision: by default that of CoOp, so that methods share image features; what they train may be fp32.
         needs_classes: False for a method that learns from captions, too.
 
     Raises:
@@ -90,15 +87,13 @@ def load_backbone(trainer: SimpleTrainer, precision: str, needs_classes: bool = 
     trainer.extra_state.frozen.append(clip)
     if cfg.INPUT.NO_TRANSFORM:
         raise UserError("INPUT.NO_TRANSFORM is True, but CLIP takes pictures that have been transformed")
-    resolution = clip.visual.input_resolution
-    if tuple(cfg.INPUT.SIZE) != (resolution, resolution):
-        raise UserError(
-            f"INPUT.SIZE is {tuple(cfg.INPUT.SIZE)}, but {node.WEIGHTS or node.NAME} takes images of "
-            f"({resolution}, {resolution})"
-        )
-    learned = {"PIXEL_MEAN": [*clip.visual.mean], "PIXEL_STD": [*clip.visual.std], "RESIZE": clip.visual.resize}
-    for key, value in learned.items():
-        given = cfg.INPUT[key] if key == "RESIZE" else [*cfg.INPUT[key]]
-        if given != value:
-            print(f"Note: INPUT.{key} is {given}, but this CLIP learned with {value}")
+    size = (clip.visual.input_resolution,) * 2
+    if tuple(cfg.INPUT.SIZE) != size:
+        of = node.WEIGHTS or node.NAME
+        raise UserError(f"INPUT.SIZE is {tuple(cfg.INPUT.SIZE)}, but {of} takes images of {size}")
+    given = [*cfg.INPUT.PIXEL_MEAN], [*cfg.INPUT.PIXEL_STD], cfg.INPUT.RESIZE
+    learned = [*clip.visual.mean], [*clip.visual.std], clip.visual.resize
+    for key, one, other in zip(("PIXEL_MEAN", "PIXEL_STD", "RESIZE"), given, learned, strict=True):
+        if one != other:
+            print(f"Note: INPUT.{key} is {one}, but this CLIP learned with {other}")
     return Backbone(clip, sha256, cfg)

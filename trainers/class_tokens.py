@@ -15,7 +15,9 @@ LARGEST = 500_000_000  # bytes of them in a checkpoint; those of ImageNet's 1,00
 
 def keep_class_tokens(learner: PromptTable) -> None:
     """Let the checkpoints of a prompt learner (with a context ``ctx``) hold the words of its classes."""
-    learner.checksum = checksum(learner.tokens[:, 1 + learner.ctx.shape[-2] :])
+    behind = learner.tokens[:, 1 + learner.ctx.shape[-2] :]  # of the context; on the CPU
+    digest = hashlib.blake2b(behind.numpy().tobytes(), digest_size=16).digest()
+    learner.checksum = torch.tensor([*digest], dtype=torch.uint8)
     if too_large(learner):
         print("Checkpoints have a checksum of the class tokens in their place: token_prefix, token_suffix")
     learner.register_state_dict_post_hook(add_class_tokens)
@@ -55,8 +57,3 @@ def drop_class_tokens(module: PromptTable, state_dict: dict, prefix: str, *other
         same = words.shape == own.shape and torch.allclose(words, own, atol=1e-3)
     if not same:
         others[-1].append("its contexts are class-specific (CSC), for other classes than these")
-
-
-def checksum(tokens: torch.Tensor) -> torch.Tensor:
-    """Of the token ids (classes, length) behind the contexts, on the CPU: uint8 (16,)."""
-    return torch.tensor([*hashlib.blake2b(tokens.numpy().tobytes(), digest_size=16).digest()], dtype=torch.uint8)

@@ -10,19 +10,16 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY, TrainerX
-from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, load_pretrained_weights
-from vlm.similarity import logits
 from vlm.text.templates import check_template
 from vlm.text.zeroshot import describe_classes
 
 from .backbone import load_backbone
-from .shots import PRECISION
+from .shots import train_step
 
 
 class Adapter(nn.Module):
@@ -31,9 +28,8 @@ class Adapter(nn.Module):
     def __init__(self, dim: int, reduction: int):
         super().__init__()
         hidden = dim // reduction
-        self.fc = nn.Sequential(
-            nn.Linear(dim, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, dim, bias=False), nn.ReLU()
-        )
+        first, second = nn.Linear(dim, hidden, bias=False), nn.Linear(hidden, dim, bias=False)
+        self.fc = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return self.fc(features)
@@ -61,14 +57,13 @@ class CLIPAdapter(TrainerX):
 
     def build_model(self) -> None:
         cfg, classnames = self.cfg, self.dm.dataset.classnames
-        self.backbone = load_backbone(self, PRECISION)
+        self.backbone = load_backbone(self)
         text = describe_classes(self.backbone.text_encoder(), classnames, [cfg.DATASET.TEMPLATE])
         self.class_features = text.float()
         dim, reduction = text.shape[1], cfg.TRAINER.CLIPADAPTER.REDUCTION
         if not 1 <= reduction <= dim:
-            raise UserError(
-                f"TRAINER.CLIPADAPTER.REDUCTION is {reduction}; it goes from 1 to the features' width, {dim}"
-            )
+            limits = f"from 1 to the features' width, {dim}"
+            raise UserError(f"TRAINER.CLIPADAPTER.REDUCTION is {reduction}; it goes {limits}")
         self.model = Adapter(dim, reduction).to(self.device)
         if cfg.MODEL.INIT_WEIGHTS:
             load_pretrained_weights(self.model, cfg.MODEL.INIT_WEIGHTS)
@@ -78,16 +73,9 @@ class CLIPAdapter(TrainerX):
         self.feature_source = self.backbone.image_features()
         self.provenance = self.backbone.report(self)
 
-    def forward_backward(self, batch: dict) -> dict[str, float]:
-        image_features, label, _ = self.parse_batch_train(batch)
-        output = self.model_inference(image_features)
-        loss = F.cross_entropy(output, label)
-        self.model_backward_and_update(loss)
-        if self.batch_idx + 1 == self.num_batches:
-            self.update_lr()
-        return {"loss": loss.item(), "acc": compute_accuracy(output, label)[0].item()}
+    forward_backward = train_step  # by the cross-entropy of the logits below
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
         features = input.float()
         mixed = mix(features, self.model(features), self.cfg.TRAINER.CLIPADAPTER.RATIO)
-        return logits(mixed, self.class_features, self.backbone.clip.logit_scale)
+        return self.backbone.logits(mixed, self.class_features)

@@ -34,20 +34,12 @@ class ConditionalPromptLearner(PromptLearner):
     def __init__(self, classnames: Sequence[str], text_encoder: TextEncoder, n_ctx: int, ctx_init: str = ""):
         super().__init__(classnames, text_encoder, n_ctx, ctx_init)
         features, width = text_encoder.embed_dim, self.ctx.shape[1]
-        self.meta_net = nn.Sequential(
-            OrderedDict(
-                linear1=nn.Linear(features, features // SHRINK),
-                relu=nn.ReLU(inplace=True),
-                linear2=nn.Linear(features // SHRINK, width),
-            )
-        ).to(self.ctx)
+        first, second = nn.Linear(features, features // SHRINK), nn.Linear(features // SHRINK, width)
+        layers = OrderedDict(linear1=first, relu=nn.ReLU(inplace=True), linear2=second)
+        self.meta_net = nn.Sequential(layers).to(self.ctx)
 
     def forward(self, image_features: torch.Tensor) -> torch.Tensor:
-        """The context of each image, (images, n_ctx, width).
-
-        Args:
-            image_features: (images, embed_dim), of length 1.
-        """
+        """Return the context of each image, (images, n_ctx, width), by its feature (embed_dim,), of length 1."""
         return self.ctx + self.meta_net(image_features.to(self.ctx.dtype))[:, None]
 
 
@@ -101,9 +93,7 @@ class CoCoOp(TrainerX):
         return {"loss": loss.item(), "acc": compute_accuracy(output, label)[0].item()}
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
-        """Return logits, of as many images at a time as their class features fit into TEST.LOGITS_GB, but of one."""
-        if torch.is_grad_enabled():
-            return self.model(input)
+        """Return logits, of as many images at a time as their class features fit into TEST.LOGITS_GB."""
         encoder = self.model.text_encoder
         images = int(1e9 * self.cfg.TEST.LOGITS_GB / (self.num_classes * encoder.embed_dim * encoder.dtype.itemsize))
         return torch.cat([self.model(part) for part in input.split(max(images, 1))])

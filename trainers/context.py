@@ -14,8 +14,6 @@ from vlm.text.encoder import TextEncoder
 from vlm.text.prompts import token_count
 from vlm.text.templates import readable
 
-MOST = 512  # tokens of a prompt in the text encoder that takes the longest ones, Chinese-CLIP's
-
 
 def check_context(node: CfgNode, name: str) -> None:
     """Raise :class:`UserError` for values of N_CTX, CTX_INIT and PREC that cannot be."""
@@ -40,18 +38,17 @@ def initial_context(text_encoder: TextEncoder, n_ctx: int, words: str, classes: 
     dtype = torch.float32 if dtype == torch.bfloat16 else dtype  # of whose 8 bits, a small step would change none
     words = readable(words) if words else ""
     n_ctx = text_encoder.token_count(words) if words else n_ctx
-    if n_ctx > MOST:
-        raise UserError(f"there are {n_ctx:,} context tokens (N_CTX); no prompt has more than {MOST}")
+    if n_ctx > 512:  # tokens that Chinese-CLIP's text encoder takes, which takes the longest prompts
+        raise UserError(f"there are {n_ctx:,} context tokens (N_CTX); no prompt has more than 512")
+    several = [] if classes is None else [classes]
     if words:
         tokens = text_encoder.tokenize([words]).to(table.device)
-        context = text_encoder.embed(tokens)[0, 1 : 1 + n_ctx].to(dtype)
-        context = context if classes is None else context.expand(classes, -1, -1)
+        context = text_encoder.embed(tokens)[0, 1 : 1 + n_ctx].to(dtype).expand(*several, -1, -1)
     else:
-        print("Initializing a generic context" if classes is None else "Initializing class-specific contexts")
+        print("Initializing class-specific contexts" if several else "Initializing a generic context")
         words = " ".join(["X"] * n_ctx)
-        shape = (n_ctx, table.shape[1]) if classes is None else (classes, n_ctx, table.shape[1])
         # Drawn on the CPU, so that a seed means the same context everywhere.
-        context = torch.empty(shape, dtype=dtype).normal_(std=0.02).to(table.device)
+        context = torch.empty(*several, n_ctx, table.shape[1], dtype=dtype).normal_(std=0.02).to(table.device)
     print(f'Initial context: "{words}"')
     print(f"Number of context words (tokens): {n_ctx}")
     return context.clone()

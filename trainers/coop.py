@@ -18,9 +18,10 @@ from yacs.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.metrics import compute_accuracy
 from dassl.utils import check_availability
+from vlm.images.feature_store import FeatureStore
 from vlm.openai import CLIP
 from vlm.similarity import linear_head, logits, normalize
-from vlm.text.class_features import BLOCK, FEW, ClassFeatures
+from vlm.text.class_features import BLOCK, FEW, encode_classes
 from vlm.text.class_names import class_names
 from vlm.text.encoder import TextEncoder
 from vlm.text.prompt_table import POSITIONS, PromptTable
@@ -35,13 +36,7 @@ class PromptLearner(PromptTable):
     """The context ``ctx`` (n_ctx, width), or (classes, n_ctx, width) with class-specific contexts (CSC)."""
 
     def __init__(
-        self,
-        classnames: Sequence[str],
-        text_encoder: TextEncoder,
-        n_ctx: int,
-        ctx_init: str = "",
-        csc: bool = False,
-        position: str = "end",
+        self, classnames: Sequence[str], text_encoder: TextEncoder, n_ctx: int, ctx_init="", csc=False, position="end"
     ):
         """
         Args:
@@ -56,7 +51,7 @@ class PromptLearner(PromptTable):
 
     def forward(self) -> torch.Tensor:
         """Return the table of vectors (rows, width) that the prompts are made of."""
-        return torch.cat([self.ctx.flatten(0, -2), self.fixed])
+        return self.table(self.ctx)
 
 
 class CustomCLIP(nn.Module):
@@ -77,13 +72,13 @@ class CustomCLIP(nn.Module):
         return logits(image_features, normalize(text_features), self.logit_scale)
 
     @torch.no_grad()
-    def class_features(self, kept: ClassFeatures | None = None) -> torch.Tensor:
-        """Return text features (classes, embed_dim) of length 1; of many classes, reuse those that are ``kept``."""
+    def class_features(self, store: FeatureStore | None = None) -> torch.Tensor:
+        """Return text features (classes, embed_dim) of length 1; of many classes, reuse those in ``store``."""
         learner = self.prompt_learner
         if len(learner.lengths) <= BLOCK:
             return normalize(self.text_encoder(learner(), learner.layout))
         prompts = lambda classes: learner.of_classes(learner.ctx, classes)  # noqa: E731
-        return normalize((kept or ClassFeatures())(len(learner.lengths), prompts, self.encode))
+        return normalize(encode_classes(len(learner.lengths), prompts, self.encode, store))
 
     def encode(self, table: torch.Tensor, index: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         return self.text_encoder(table, self.text_encoder.layout(index, lengths))
@@ -120,9 +115,8 @@ class CoOp(TrainerX):
         image_features, label, _ = self.parse_batch_train(batch)
         with torch.autocast(self.device.type, torch.float16, enabled=self.scaler is not None):
             if self.sampled_softmax:  # label: among the sampled classes
-                loss, output, label = self.sampled_softmax(
-                    self.model, image_features, label, self.epoch, self.batch_idx
-                )
+                inputs = self.model, image_features, label, self.epoch, self.batch_idx
+                loss, output, label = self.sampled_softmax(*inputs)
             else:
                 output = self.model(image_features)
                 loss = F.cross_entropy(output, label)
@@ -142,7 +136,7 @@ class CoOp(TrainerX):
             # Those of the epochs on the way are of no use to other runs.
             reusable = self.epoch in (0, self.max_epoch - 1) and len(self.dm.dataset.classnames) > FEW
             store = self.backbone.text_feature_store(self.model.text_encoder) if reusable else None
-            self.model.text_features = self.model.class_features(ClassFeatures(store))
+            self.model.text_features = self.model.class_features(store)
         return self.backbone.logits(input, self.model.text_features)
 
     def linear_head(self) -> tuple[torch.Tensor, torch.Tensor]:

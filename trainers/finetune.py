@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import math
-from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -48,8 +47,7 @@ BATCH_NORM = nn.modules.batchnorm._BatchNorm
 class FineTunedCLIP(nn.Module):
     """A CLIP of which some parameters are trained. Its state is theirs, so a checkpoint holds nothing else.
 
-    ``batch_norm``: batch normalisation is trained as well, and its running means are part of the state. Else it goes by
-    those that it has, in training, too.
+    ``batch_norm``: its running means learn, too, and are part of the state. Else they stay as they are.
     """
 
     text_features: torch.Tensor | None = None  # of the classes, while nothing is trained
@@ -59,31 +57,22 @@ class FineTunedCLIP(nn.Module):
         self.clip, self.batch_norm = clip, batch_norm
         self.kept = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         if batch_norm:
-            self.kept |= {
-                f"{name}.{buffer}"
-                for name, module in self.named_modules()
-                if isinstance(module, BATCH_NORM)
-                for buffer, _ in module.named_buffers()
-            }
+            norms = {name for name, module in self.named_modules() if isinstance(module, BATCH_NORM)}
+            self.kept |= {name for name, _ in self.named_buffers() if name.rpartition(".")[0] in norms}
 
     def train(self, mode: bool = True) -> FineTunedCLIP:
         super().train(mode)
-        if not self.batch_norm:
-            for module in self.modules():
-                if isinstance(module, BATCH_NORM):
-                    module.eval()
+        for module in self.modules():
+            if isinstance(module, BATCH_NORM) and not self.batch_norm:
+                module.eval()
         return self
 
     def state_dict(self, *args, **kwargs) -> dict[str, torch.Tensor]:
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in self.kept}
 
     def load_state_dict(self, state_dict: dict[str, torch.Tensor], *args, **kwargs):
-        differing = sorted(self.kept ^ set(state_dict))
-        if differing:
-            raise RuntimeError(
-                f"the parts do not agree\n{len(differing)} tensors, such as {differing[0]}, are in one of the two "
-                "alone: TRAINER.FINETUNE must be as it was in training"
-            )
+        if differing := self.kept ^ set(state_dict):
+            raise RuntimeError(f"{min(differing)} is in one of the two alone: TRAINER.FINETUNE must be as in training")
         return super().load_state_dict({**super().state_dict(), **state_dict}, *args, **kwargs)
 
 
@@ -94,8 +83,7 @@ def choose_parts(clip: CLIP, parts: tuple[str, ...], rank: int, alpha: float) ->
         projection = "projections" in parts and name.startswith(PROJECTIONS)
         parameter.requires_grad_(name == SCALE or tower in parts or projection)
     if "lora" in parts:
-        for parameter in add_lora(clip, rank, alpha):
-            parameter.requires_grad_(True)
+        add_lora(clip, rank, alpha)  # its updates learn; the weights that they update do not
 
 
 def forget(clip: CLIP) -> None:
@@ -113,22 +101,6 @@ def forget(clip: CLIP) -> None:
         if hasattr(last, name):
             nn.init.normal_(getattr(last, name), std=width**-0.5)
     nn.init.constant_(clip.logit_scale, math.log(1 / 0.07))
-
-
-def sync_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return the model with batch normalisation over the batch of all processes.
-
-    Raises:
-        UserError: the device is a CPU, for which PyTorch has no such layer.
-    """
-    if get_world_size() == 1 or not any(isinstance(m, BATCH_NORM) for m in model.modules()):
-        return model
-    if device.type != "cuda":
-        raise UserError(
-            "batch normalisation cannot learn from the batch of several processes on CPUs: start the run with python, "
-            "or keep its running means (FREEZE_BN True)"
-        )
-    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 @TRAINER_REGISTRY.register()
@@ -158,15 +130,19 @@ class CLIPFineTune(TrainerX):
         check_template(cfg.DATASET.TEMPLATE, "DATASET.TEMPLATE")
         if not node.PARTS:
             raise UserError(f"TRAINER.FINETUNE.PARTS is empty; it names some of {', '.join(PARTS)}")
-        if not cfg.MODEL.BACKBONE.PRETRAINED and not {"image", "text"} <= set(node.PARTS):
-            raise UserError(
-                "MODEL.BACKBONE.PRETRAINED False needs TRAINER.FINETUNE.PARTS image and text: a checkpoint does not "
-                "hold what stays random"
-            )
+        if not cfg.MODEL.BACKBONE.PRETRAINED and not {"image", "text"} <= set(node.PARTS):  # the rest stays random
+            raise UserError("MODEL.BACKBONE.PRETRAINED False needs TRAINER.FINETUNE.PARTS image and text")
         if "lora" in node.PARTS and {"image", "text"} & set(node.PARTS):
             raise UserError("TRAINER.FINETUNE.PARTS: lora takes the place of image and text; it goes with projections")
         if not node.MAX_LOGIT_SCALE > 0:
             raise UserError(f"TRAINER.FINETUNE.MAX_LOGIT_SCALE is {node.MAX_LOGIT_SCALE}; it must be above 0")
+
+    def build_data_loader(self) -> None:
+        super().build_data_loader()
+        evaluator, captions = self.cfg.TEST.EVALUATOR, hasattr(self.dm.dataset, "captions")
+        if (evaluator == "Retrieval") != captions and not self.cfg.TEST.NO_TEST:
+            has = "captions, which TEST.EVALUATOR Retrieval" if captions else "classes, which another TEST.EVALUATOR"
+            raise UserError(f"the data set {self.cfg.DATASET.NAME} has {has} evaluates, not {evaluator}")
 
     def build_model(self) -> None:
         node, backbone = self.cfg.TRAINER.FINETUNE, self.cfg.MODEL.BACKBONE
@@ -176,34 +152,31 @@ class CLIPFineTune(TrainerX):
             print("MODEL.BACKBONE.PRETRAINED is False: starting from random weights")
             forget(clip)
         choose_parts(clip, node.PARTS, node.LORA_RANK, node.LORA_ALPHA)
-        batch_norm = "image" in node.PARTS and not node.FREEZE_BN
-        self.model = FineTunedCLIP(sync_batch_norm(clip, self.device) if batch_norm else clip, batch_norm)
-        if node.CHUNK and self.model.batch_norm and any(isinstance(m, BATCH_NORM) for m in clip.modules()):
-            raise UserError(
-                "TRAINER.FINETUNE.CHUNK does not go with FREEZE_BN False: batch normalisation would see chunks, not "
-                "the batch, and the loss would be another one"
-            )
+        batch_norm = any(isinstance(module, BATCH_NORM) for module in clip.modules())
+        batch_norm = batch_norm and "image" in node.PARTS and not node.FREEZE_BN
+        if batch_norm and node.CHUNK:
+            raise UserError("TRAINER.FINETUNE.CHUNK does not go with FREEZE_BN False, which is of the whole batch")
+        if batch_norm and get_world_size() > 1:
+            if self.device.type != "cuda":  # PyTorch has no such layer for CPUs
+                raise UserError("on CPUs, several processes need TRAINER.FINETUNE.FREEZE_BN True; or start with python")
+            clip = nn.SyncBatchNorm.convert_sync_batchnorm(clip)
+        self.model = FineTunedCLIP(clip, batch_norm)
         if set(node.PARTS) == {"text"}:
             self.feature_source = self.backbone.image_features()  # the image encoder is frozen: batches hold features
         self.encoder = self.backbone.text_encoder(clip)
-        if self.cfg.MODEL.INIT_WEIGHTS:
-            self._start_from(self.cfg.MODEL.INIT_WEIGHTS)
+        if start := self.cfg.MODEL.INIT_WEIGHTS:
+            # Another run's logit scale is among them whatever it trained, so it alone says nothing.
+            if not (self.model.kept - {f"clip.{SCALE}"}) & set(load_checkpoint(start)["state_dict"]):
+                raise UserError(f"{start} has nothing of what TRAINER.FINETUNE.PARTS trains")
+            load_pretrained_weights(self.model, start)
         self.register_model("clip", self.model, *self._optimizer())
-        precision = PRECISIONS[node.PREC]
+        self.precision = PRECISIONS[node.PREC]
         if node.PREC == "amp" and self.device.type != "cuda":
             print("Note: amp becomes fp32, as half precision is slow and inexact on a CPU")
-            precision = None
-        self.precision = precision
-        self.scaler = torch.amp.GradScaler("cuda") if precision == torch.float16 else None
+            self.precision = None
+        self.scaler = torch.amp.GradScaler("cuda") if self.precision == torch.float16 else None
         self.provenance = self.backbone.report(self, count_num_param(self.model) - self.trainable_parameters())
         print(f"They are in {', '.join(node.PARTS)}, and the logit scale")
-
-    def _start_from(self, path: str) -> None:
-        """Load another run's weights. Its logit scale is among them whatever it trained, so it alone says nothing."""
-        if not (self.model.kept - {f"clip.{SCALE}"}) & set(load_checkpoint(path)["state_dict"]):
-            parts = list(self.cfg.TRAINER.FINETUNE.PARTS)
-            raise UserError(f"{path} has nothing of what TRAINER.FINETUNE.PARTS {parts} trains")
-        load_pretrained_weights(self.model, path)
 
     def _optimizer(self):
         """CLIP's rules: matrices decay; gains, biases and the logit scale do not. The rate changes with every step."""
@@ -214,15 +187,10 @@ class CLIPFineTune(TrainerX):
             {"params": [p for p in trained if p.ndim < 2], **settings, "weight_decay": 0.0},
         ]
         optim = build_optimizer(self.model, self.cfg.OPTIM, groups)
-        steps = len(self.train_loader_x) if self.train_loader_x is not None else 1
-        return optim, build_lr_scheduler(optim, self.cfg.OPTIM, max(steps, 1))
+        steps = len(self.train_loader_x or [None])  # none where there is only a checkpoint
+        return optim, build_lr_scheduler(optim, self.cfg.OPTIM, steps)
 
     # ---- training ----
-
-    def before_train(self) -> None:
-        if not self.cfg.TEST.NO_TEST:
-            self._check_evaluator()
-        super().before_train()
 
     def forward_backward(self, batch: dict) -> dict[str, float]:
         images = self.parse_batch_train(batch)[0]
@@ -252,35 +220,22 @@ class CLIPFineTune(TrainerX):
         """Images (n, 3, height, width), or their features where the encoder is frozen, to features (n, embed_dim)."""
         if self.feature_source is not None:
             return images.float()
-        with self._precision():
+        with self._autocast():
             return self.model.clip.visual(images).float()
 
     def encode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
         """Token ids (n, length) to features (n, embed_dim)."""
-        with self._precision():
+        with self._autocast():
             return self.encoder.encode(tokens).float()
 
-    def _precision(self):
-        if self.precision is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, self.precision)
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.precision, enabled=self.precision is not None)
 
     # ---- evaluation ----
 
     def set_model_mode(self, mode: str = "train", names: str | list[str] | None = None) -> None:
         super().set_model_mode(mode, names)
         self.model.text_features = None  # the model may change, or has changed
-
-    def test(self, split: str | None = None, is_final: bool = False) -> float:
-        """As the evaluator asks: Retrieval over the captions of a split, or classification, zero-shot."""
-        self._check_evaluator()
-        return super().test(split)
-
-    def _check_evaluator(self) -> None:
-        retrieval, captions = self.cfg.TEST.EVALUATOR == "Retrieval", hasattr(self.dm.dataset, "captions")
-        if retrieval != captions:
-            has = "captions, which TEST.EVALUATOR Retrieval" if captions else "classes, which another TEST.EVALUATOR"
-            raise UserError(f"the data set {self.cfg.DATASET.NAME} has {has} evaluates, not {self.cfg.TEST.EVALUATOR}")
 
     def parse_batch_test(self, batch: dict) -> tuple:
         """Images and labels; for retrieval, images with the tokens of their captions, and the labels of both."""
@@ -302,9 +257,9 @@ class CLIPFineTune(TrainerX):
     def class_features(self) -> torch.Tensor:
         """Text features (classes, embed_dim) of length 1; computed once, until the mode is set again."""
         if self.model.text_features is None:
-            templates = [self.cfg.DATASET.TEMPLATE]
-            with self._precision():
-                self.model.text_features = describe_classes(self.encoder, self.dm.dataset.classnames, templates).float()
+            with self._autocast():
+                templates, names = [self.cfg.DATASET.TEMPLATE], self.dm.dataset.classnames
+                self.model.text_features = describe_classes(self.encoder, names, templates).float()
         return self.model.text_features
 
     def linear_head(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,6 +12,7 @@ strengths then suits every backbone, and the classifier is a linear head on unit
 from __future__ import annotations
 
 import warnings
+from functools import cache
 
 import torch
 from torch import nn
@@ -22,7 +23,7 @@ from dassl.utils import UserError, check_at_least
 from vlm.similarity import normalize
 
 from .backbone import load_backbone
-from .shots import PRECISION, bind_classes, features_of, refuse_init_weights, scores, shots_loader, validation
+from .shots import bind_classes, features_of, refuse_init_weights, scores, shots_loader, validation
 
 LENGTH = 10.0  # of the features
 ITERATIONS = 1000
@@ -66,25 +67,22 @@ def predict(head: nn.Linear, features: torch.Tensor) -> torch.Tensor:
 def sweep(
     shots: tuple[torch.Tensor, torch.Tensor], validation: tuple[torch.Tensor, torch.Tensor]
 ) -> tuple[float, nn.Linear, float]:
-    """The C that does best on ``validation``, its classifier, and its accuracy there (%).
+    """Return the C that does best on ``validation``, its classifier, and its accuracy there (%).
 
-    Args:
-        shots: features (images, dim) and labels (images,), as ``validation``.
+    Both arguments are features (images, dim) and labels (images,).
     """
     features, labels = validation
-    tried: dict[float, tuple[tuple[float, float], nn.Linear]] = {}
 
-    def worth(power: float) -> tuple[float, float]:
-        if power not in tried:
-            head = fit(*shots, 10**power)
-            tried[power] = scores(predict(head, features)[None], labels)[0], head
-        return tried[power][0]
+    @cache
+    def classifier(power: float) -> tuple[nn.Linear, tuple[float, float]]:
+        head = fit(*shots, 10**power)
+        return head, scores(predict(head, features)[None], labels)[0]
 
-    best, step = max(COARSE, key=worth), 1.0
+    best, step = max(COARSE, key=lambda power: classifier(power)[1]), 1.0
     while step >= FINEST:
         around = (power for power in (best - step, best + step) if COARSE[0] <= power <= COARSE[-1])
-        best, step = max((best, *around), key=worth), step / 2
-    (accuracy, _), head = tried[best]
+        best, step = max((best, *around), key=lambda power: classifier(power)[1]), step / 2
+    head, (accuracy, _) = classifier(best)
     return 10**best, head, accuracy
 
 
@@ -105,7 +103,7 @@ class LinearProbe(TrainerX):
         classnames = self.dm.dataset.classnames
         if len(classnames) < 2:
             raise UserError(f"the linear probe tells classes apart, but {self.cfg.DATASET.NAME} has {len(classnames)}")
-        self.backbone = load_backbone(self, PRECISION)
+        self.backbone = load_backbone(self)
         self.model = nn.Linear(self.backbone.text_encoder().embed_dim, len(classnames)).to(self.device)
         bind_classes(self.model, classnames, self.device)
         self.register_model("linear_probe", self.model)
@@ -122,11 +120,11 @@ class LinearProbe(TrainerX):
         chosen_on = None if c else validation(self)
         if chosen_on:
             c, head, accuracy = sweep(shots, chosen_on)
-            print(f"C {c:.4g}, swept on {len(chosen_on[1]):,} validation images: {accuracy:.2f}% of them")
+            how = f"swept on {len(chosen_on[1]):,} validation images: {accuracy:.2f}% of them"
         else:
-            c = c or WITHOUT_SWEEP
+            c, how = c or WITHOUT_SWEEP, "not swept"
             head = fit(*shots, c)
-            print(f"C {c:.4g}, not swept")
+        print(f"C {c:.4g}, {how}")
         self.model.load_state_dict(head.state_dict())
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:

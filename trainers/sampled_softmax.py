@@ -29,20 +29,14 @@ class SampledSoftmax:
 
     @classmethod
     def of(cls, trainer: TrainerX) -> SampledSoftmax | None:
-        """Return the loss that a trainer's settings ask for; None where it is over all classes.
-
-        Raises:
-            UserError: the labels of a batch could leave no class to draw.
-        """
+        """Return the loss that a trainer's settings ask for; None where it is over all classes."""
         size, batch = trainer.cfg.TRAINER.COOP.SAMPLED_CLASSES, trainer.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
         check_at_least(size, 0, "TRAINER.COOP.SAMPLED_CLASSES")
         if not 0 < size < trainer.num_classes:
             return None
-        if size <= batch:
-            raise UserError(
-                f"TRAINER.COOP.SAMPLED_CLASSES is {size}; with DATALOADER.TRAIN_X.BATCH_SIZE {batch} it must be more "
-                f"than {batch}: the classes of a batch's own labels are always in, and others are drawn beside them"
-            )
+        if size <= batch:  # the classes of a batch's own labels are always in, and others are drawn beside them
+            need = f"with DATALOADER.TRAIN_X.BATCH_SIZE {batch} it must be more than {batch}"
+            raise UserError(f"TRAINER.COOP.SAMPLED_CLASSES is {size}; {need}")
         print(
             f"Sampled softmax: {size:,} of {trainer.num_classes:,} classes a step, an approximation "
             "(TRAINER.COOP.SAMPLED_CLASSES); loss and acc of a step are over these classes"
@@ -75,9 +69,8 @@ class Sample:
     def draw(cls, labels: torch.Tensor, size: int, classes: int, seed: int) -> Sample:
         """``size`` of ``classes`` for ``labels`` (batch,). ``seed`` tells the draw. Of several processes, each of which
         has a part of the batch, all get the same classes; there must be more of them than images of the batch."""
-        own = torch.tensor(
-            sorted({label for part in all_gather_objects(labels.tolist()) for label in part}), device=labels.device
-        )
+        of_batch = {label for part in all_gather_objects(labels.tolist()) for label in part}
+        own = torch.tensor(sorted(of_batch), device=labels.device)
         order = torch.randperm(classes, generator=torch.Generator().manual_seed(seed)).to(labels.device)
         drawn = order[~torch.isin(order, own)][: size - len(own)]
         correction = torch.zeros(len(own) + len(drawn), device=labels.device)
@@ -86,5 +79,4 @@ class Sample:
         return cls(torch.cat([own, drawn]), torch.searchsorted(own, labels), correction)
 
     def loss(self, logits: torch.Tensor) -> torch.Tensor:
-        """Of logits (batch, sampled)."""
         return F.cross_entropy(logits + self.correction, self.labels)

@@ -13,18 +13,15 @@ from yacs.config import CfgNode
 from dassl.data.data_manager import TrainLoader, build_data_loader
 from dassl.data.features import feature_loader
 from dassl.engine import TrainerX
+from dassl.metrics import compute_accuracy
 from dassl.utils import UserError, derive_seed
-
-PRECISION = "fp16"  # of CLIP, as in CoOp, so that they share its image features; what is trained is fp32
 
 
 def refuse_init_weights(cfg: CfgNode) -> None:
     """Raise :class:`UserError` for MODEL.INIT_WEIGHTS, where a method starts from the shots."""
     if cfg.MODEL.INIT_WEIGHTS:
-        raise UserError(
-            f"{cfg.TRAINER.NAME} starts from the training images, not from MODEL.INIT_WEIGHTS; to evaluate a finished "
-            "run, use --eval-only --model-dir"
-        )
+        begins = f"{cfg.TRAINER.NAME} starts from the training images, not from MODEL.INIT_WEIGHTS"
+        raise UserError(f"{begins}; to evaluate a finished run, use --eval-only --model-dir")
 
 
 def features_of(trainer: TrainerX, loader: Iterable[dict]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,10 +39,8 @@ def shots_loader(trainer: TrainerX, augmented: bool) -> DataLoader:
     if augmented:
         loader = TrainLoader(images, batch_size=batch_size, num_workers=threads)
     else:
-        transform = trainer.test_loader.dataset.transform
-        loader = build_data_loader(
-            cfg, data_source=trainer.dm.dataset.train_x, batch_size=batch_size, tfm=transform, is_train=False
-        )
+        source, transform = trainer.dm.dataset.train_x, trainer.test_loader.dataset.transform
+        loader = build_data_loader(cfg, data_source=source, batch_size=batch_size, tfm=transform, is_train=False)
     return feature_loader(loader, trainer.feature_source, "train")
 
 
@@ -59,6 +54,17 @@ def validation(trainer: TrainerX) -> tuple[torch.Tensor, torch.Tensor] | None:
         print("Nothing is chosen on the validation images: they are test images (DATASET.VAL_IS_TEST)")
         return None
     return features_of(trainer, trainer.val_loader)
+
+
+def train_step(trainer: TrainerX, batch: dict) -> dict[str, float]:
+    """Step by the cross-entropy of a trainer's logits: its ``forward_backward``."""
+    image_features, label, _ = trainer.parse_batch_train(batch)
+    output = trainer.model_inference(image_features)
+    loss = F.cross_entropy(output, label)
+    trainer.model_backward_and_update(loss)
+    if trainer.batch_idx + 1 == trainer.num_batches:
+        trainer.update_lr()
+    return {"loss": loss.item(), "acc": compute_accuracy(output, label)[0].item()}
 
 
 def bind_classes(model: nn.Module, classnames: Sequence[str], device: torch.device) -> None:

@@ -11,19 +11,17 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY, TrainerX
-from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import check_at_least
-from vlm.similarity import logits, normalize
+from vlm.similarity import normalize
 from vlm.text.templates import check_template
 from vlm.text.zeroshot import describe_classes
 
 from .backbone import load_backbone
-from .shots import PRECISION, bind_classes, features_of, refuse_init_weights, scores, shots_loader, validation
+from .shots import bind_classes, features_of, refuse_init_weights, scores, shots_loader, train_step, validation
 
 # What is searched, as in the authors' settings for ImageNet.
 ALPHAS = torch.linspace(0.1, 3, 20).tolist()
@@ -44,10 +42,7 @@ def cache_logits(features: torch.Tensor, keys: torch.Tensor, values: torch.Tenso
 
 @torch.no_grad()
 def search(
-    zero_shot: torch.Tensor,
-    cached: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    labels: torch.Tensor,
-    start: tuple[float, float],
+    zero_shot: torch.Tensor, cached: tuple[torch.Tensor, ...], labels: torch.Tensor, start: tuple[float, float]
 ) -> tuple[float, float, float]:
     """The alpha and the beta that do best on validation images, and their accuracy (%).
 
@@ -110,7 +105,7 @@ class TipAdapter(TrainerX):
 
     def build_model(self) -> None:
         data, node = self.dm.dataset, self.cfg.TRAINER.TIPADAPTER
-        self.backbone = load_backbone(self, PRECISION)
+        self.backbone = load_backbone(self)
         text = describe_classes(self.backbone.text_encoder(), data.classnames, [self.cfg.DATASET.TEMPLATE])
         self.class_features = text.float()
         shots = len(getattr(data, "train_x", ()))  # none where there is only a checkpoint, which brings its own
@@ -136,10 +131,9 @@ class TipAdapter(TrainerX):
         is_random = getattr(loader.dataset.transform, "is_random", True)
         views = self.cfg.TRAINER.TIPADAPTER.AUGMENT_EPOCH if is_random else 1
         features, labels = zip(*(features_of(self, loader) for _ in range(views)), strict=True)
-        keys = normalize(torch.stack(features).mean(0))
-        self.model.keys.copy_(keys)
+        keys = self.model.keys.copy_(normalize(torch.stack(features).mean(0)))
         self.model.values.zero_().scatter_(1, labels[0][:, None], 1)
-        shots, dim = self.model.keys.shape
+        shots, dim = keys.shape
         seen = f"{views} views" if views > 1 else "1 view"
         print(f"Cache: {shots:,} keys of {dim:,} numbers, {seen} each{'' if self.trains_keys else '; none is trained'}")
 
@@ -151,19 +145,17 @@ class TipAdapter(TrainerX):
         cache, node = self.model, self.cfg.TRAINER.TIPADAPTER
         if chosen_on := validation(self):
             features, labels = normalize(chosen_on[0]), chosen_on[1]
-            start = float(node.ALPHA), float(node.BETA)
-            found = search(self.zero_shot(features), (features, cache.keys, cache.values), labels, start)
-            cache.alpha.fill_(found[0])
-            cache.beta.fill_(found[1])
-            print(f"Searched on {len(labels):,} validation images: {found[2]:.2f}% of them")
+            zero_shot = self.backbone.logits(features, self.class_features)
+            cached, start = (features, cache.keys, cache.values), (float(node.ALPHA), float(node.BETA))
+            alpha, beta, accuracy = search(zero_shot, cached, labels, start)
+            cache.alpha.fill_(alpha)
+            cache.beta.fill_(beta)
+            print(f"Searched on {len(labels):,} validation images: {accuracy:.2f}% of them")
         print(f"alpha {cache.alpha.item():.4g}, beta {cache.beta.item():.4g}")
-
-    def zero_shot(self, features: torch.Tensor) -> torch.Tensor:
-        return logits(features, self.class_features, self.backbone.clip.logit_scale)
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
         features = normalize(input.float())
-        return self.zero_shot(features) + self.model(features)
+        return self.backbone.logits(features, self.class_features) + self.model(features)
 
 
 @TRAINER_REGISTRY.register()
@@ -189,11 +181,4 @@ class TipAdapterF(TipAdapter):
         if self.epoch + 1 == self.max_epoch or self.cfg.TEST.FINAL_MODEL == "best_val":
             self.search_weights()
 
-    def forward_backward(self, batch: dict) -> dict[str, float]:
-        image_features, label, _ = self.parse_batch_train(batch)
-        output = self.model_inference(image_features)
-        loss = F.cross_entropy(output, label)
-        self.model_backward_and_update(loss)
-        if self.batch_idx + 1 == self.num_batches:
-            self.update_lr()
-        return {"loss": loss.item(), "acc": compute_accuracy(output, label)[0].item()}
+    forward_backward = train_step

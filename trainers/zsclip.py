@@ -23,7 +23,7 @@ class ZeroshotCLIP(TrainerX):
         check_template(cfg.DATASET.TEMPLATE, "DATASET.TEMPLATE")
 
     def build_model(self) -> None:
-        self.backbone = load_backbone(self, precision="fp16")
+        self.backbone = load_backbone(self)
         templates = self.templates()
         print(f"Prompt ensembling (n={len(templates)})" if len(templates) > 1 else f'Prompt: "{templates[0]}"')
         encoder, classnames = self.backbone.text_encoder(), self.dm.dataset.classnames

@@ -17,13 +17,9 @@ MAX_LOGIT_SCALE = math.log(100)  # as in CLIP: beyond that, training becomes uns
 
 
 def contrastive_loss(logits: torch.Tensor, caption_ids: torch.Tensor) -> torch.Tensor:
-    """CLIP's symmetric cross-entropy (Radford et al. 2021, figure 3) with equal captions as positives of each other.
+    """Return CLIP's symmetric cross-entropy (Radford et al. 2021, figure 3), with equal captions no mismatches.
 
-    Two images with the same caption are no mismatch of each other's; without equal captions, this is CLIP's loss.
-
-    Args:
-        logits: (n, n), image against caption.
-        caption_ids: (n,), equal where captions are.
+    Logits are (n, n), image against caption; ``caption_ids`` (n,) are equal where captions are.
     """
     return _symmetric(logits, logits.t(), caption_ids[:, None] == caption_ids)
 
@@ -39,18 +35,14 @@ def batch_loss(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`contrastive_loss` of features, and which images score highest with a caption of theirs.
 
-    In a run of several processes, each has the features of its part of the batch, and gets the mean over its own rows
-    of the whole batch's scores, against all features: gathered with gradients, so that the mean over all rows has the
-    gradients of one process with the whole batch.
+    Of several processes, each gets the mean over its own rows of the whole batch's scores, against all features:
+    gathered with gradients, so that the mean over all rows has the gradients of one process with the whole batch.
 
     Args:
         images: (n, dim), of length 1.
         texts: (n, dim), of length 1: of each image's caption.
         caption_ids: (n,), equal where captions are, in all processes.
         logit_scale: as for :func:`vlm.similarity.logits`.
-
-    Returns:
-        The loss, and (n,) of bool.
     """
     if get_world_size() == 1:
         per_image = logits(images, texts, logit_scale)
@@ -66,15 +58,9 @@ def batch_loss(
 def in_chunks(encode: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, chunk: int) -> torch.Tensor:
     """``encode(inputs)`` with gradients, in the memory of ``chunk`` inputs: cached gradients (Gao et al. 2021).
 
-    The features of all inputs are computed first, and nothing is kept for the backward pass. That gives the loss of the
-    whole batch its gradients with respect to the features; then each chunk is encoded a second time, with the random
-    draws of the first, and its features' gradients go on into the weights. Exact if ``encode`` treats inputs one by
-    one, as batch normalisation in training mode does not.
-
-    Args:
-        encode: from inputs (m, …) to features (m, dim).
-        inputs: (n, …).
-        chunk: inputs that are encoded together; below 1: all, once.
+    Nothing of a chunk but its features is kept for the backward pass, where it is encoded a second time, with the
+    random draws of the first. Exact if ``encode``, from inputs (m, …) to features (m, dim), treats inputs one by one,
+    as batch normalisation in training mode does not. A ``chunk`` below 1: all at once.
     """
     if chunk < 1 or chunk >= len(inputs):
         return encode(inputs)

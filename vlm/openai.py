@@ -27,25 +27,11 @@ with warnings.catch_warnings():
     # openai-clip reads a version through pkg_resources, which announces its own end.
     warnings.simplefilter("ignore")
     _load()
-    from vlm._openai_clip.clip import _MODELS as URLS  # name -> address; the address holds the file's SHA-256
-    from vlm._openai_clip.clip import _tokenizer as tokenizer
-    from vlm._openai_clip.clip import tokenize
-    from vlm._openai_clip.model import CLIP, QuickGELU, Transformer, build_model, convert_weights
+    from vlm._openai_clip.clip import _MODELS as URLS  # noqa: F401  name -> address, with the SHA-256
+    from vlm._openai_clip.clip import _tokenizer as tokenizer  # noqa: F401
+    from vlm._openai_clip.clip import tokenize  # noqa: F401
+    from vlm._openai_clip.model import CLIP, QuickGELU, Transformer, build_model, convert_weights  # noqa: F401
 
 # What OpenAI's archives hold beside the weights: three numbers, which build_model reads off the weights itself.
 NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of the pixels it was trained on
-
-__all__ = [
-    "CLIP",
-    "MEAN",
-    "NO_WEIGHTS",
-    "STD",
-    "URLS",
-    "QuickGELU",
-    "Transformer",
-    "build_model",
-    "convert_weights",
-    "tokenize",
-    "tokenizer",
-]

@@ -29,10 +29,10 @@ def refuse_unless_clip(transformer: nn.Module, token_embedding: nn.Embedding, na
 
 def _is_clips(block: nn.Module) -> bool:
     activation = getattr(block.mlp, "gelu", None)
+    others = [getattr(block.mlp, "ln", None), *(getattr(block, part, None) for part in SAME)]
     return (
         isinstance(block.attn, nn.MultiheadAttention)
         and block.attn.in_proj_bias is not None
         and (isinstance(activation, nn.GELU) or type(activation).__name__ == "QuickGELU")
-        and all(isinstance(getattr(block, part, None), (nn.Identity, type(None))) for part in SAME)
-        and isinstance(getattr(block.mlp, "ln", None), (nn.Identity, type(None)))
+        and all(part is None or isinstance(part, nn.Identity) for part in others)
     )

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from dassl.utils import UserError, reason_of
 
@@ -17,11 +18,7 @@ FETCH = "On a machine with a network, `hf download {0} --local-dir FOLDER` fetch
 
 
 def optional(module: str, package: str, user: str) -> ModuleType:
-    """Import a module of an optional package.
-
-    Raises:
-        UserError: it is not installed; ``user`` is what needs it.
-    """
+    """Import a module of an optional package, or raise :class:`UserError`; ``user`` is what needs it."""
     try:
         return import_module(module)
     except ImportError as error:
@@ -37,6 +34,8 @@ def hub(name: str, mend: str) -> Iterator[None]:
     """
     from huggingface_hub import constants
 
+    if name.startswith(("/", ".", "~")) and not os.path.exists(name):
+        raise UserError(f"there is no folder {name}")
     before, level = constants.HF_HUB_OFFLINE, logging.root.manager.disable
     constants.HF_HUB_OFFLINE = before or not _reachable(constants.ENDPOINT)
     offline = "" if os.path.exists(name) or not constants.HF_HUB_OFFLINE else " (the Hub cannot be reached)"
@@ -52,16 +51,9 @@ def hub(name: str, mend: str) -> Iterator[None]:
         logging.disable(level)
 
 
-def check_folder(identifier: str, name: str) -> None:
-    """Raise :class:`UserError` where ``identifier`` is a path, and no folder is there. It is part of ``name``."""
-    if identifier.startswith(("/", ".", "~")) and not os.path.isdir(identifier):
-        raise UserError(f"{name}: there is no folder {identifier}")
-
-
 def _reachable(endpoint: str) -> bool:
-    """Whether the address of the Hub, or of a proxy on the way to it, has a meaning here: the library itself would try
-    for half a minute."""
-    if any(os.environ.get(name) for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")):
+    """Whether the address of the Hub, or a proxy, is known here: the library itself would try for half a minute."""
+    if {"https", "all"} & {*getproxies()}:
         return True
     try:
         socket.getaddrinfo(urlsplit(endpoint).hostname, None)

@@ -13,14 +13,13 @@ from torch import nn
 
 from dassl.utils import UserError
 from vlm.clip.foreign import description, refuse_unless_clip
-from vlm.clip.hub import FETCH, check_folder, hub, optional
+from vlm.clip.hub import FETCH, hub, optional
 from vlm.openai import QuickGELU, Transformer
 from vlm.text.bert import BertEncoder
 from vlm.text.encoder import TextEncoder
 
 PACKAGE = "transformers"
 ACTIVATIONS = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
-PARTS = ("q_proj", "k_proj", "v_proj")
 
 
 class Visual(nn.Module):
@@ -52,7 +51,7 @@ class HuggingFaceCLIP(nn.Module):
 class CausalCLIP(HuggingFaceCLIP):
     """With CLIP's own text encoder."""
 
-    text_encoder, library_class = TextEncoder, "CLIPModel"
+    text_encoder = TextEncoder
 
     def __init__(self, model: nn.Module, processor, tokenizer, name: str):
         super().__init__(model, processor, name)
@@ -68,7 +67,7 @@ class CausalCLIP(HuggingFaceCLIP):
 class ChineseCLIP(HuggingFaceCLIP):
     """Yang et al., Chinese CLIP, 2022: a RoBERTa reads Chinese."""
 
-    text_encoder, library_class = BertEncoder, "ChineseCLIPModel"
+    text_encoder = BertEncoder
 
     def __init__(self, model: nn.Module, processor, tokenizer, name: str):
         super().__init__(model, processor, name)
@@ -88,17 +87,15 @@ def load(identifier: str, weights: str) -> HuggingFaceCLIP:
     package = optional("transformers", PACKAGE, f"the backbone {name}")
     if weights:
         raise UserError(f"MODEL.BACKBONE.WEIGHTS does not go with {name}: a folder of one's own is hf:FOLDER")
-    check_folder(identifier, name)
     with hub(identifier, FETCH.format(identifier, "hf:")):
         config = package.AutoConfig.from_pretrained(identifier)
         if config.model_type not in CLASSES:
             sigmoid = " (its sigmoid loss and bias are not CLIP's)" if "siglip" in config.model_type else ""
             raise UserError(f'{name} is of the kind "{config.model_type}"{sigmoid}; known: {", ".join(CLASSES)}')
-        kind = CLASSES[config.model_type]
-        model = getattr(package, kind.library_class).from_pretrained(identifier, dtype=torch.float32).eval()
+        model = package.AutoModel.from_pretrained(identifier, dtype=torch.float32).eval()
         processor = package.AutoImageProcessor.from_pretrained(identifier)
         tokenizer = package.AutoTokenizer.from_pretrained(identifier) if config.model_type != "clip" else None
-    return kind(model, processor, tokenizer, name)
+    return CLASSES[config.model_type](model, processor, tokenizer, name)
 
 
 def _transformer(layers: nn.ModuleList, config) -> Transformer:
@@ -110,7 +107,7 @@ def _transformer(layers: nn.ModuleList, config) -> Transformer:
         block.ln_1, block.ln_2 = layer.layer_norm1, layer.layer_norm2
         block.mlp.c_fc, block.mlp.c_proj = layer.mlp.fc1, layer.mlp.fc2
         block.mlp.gelu = ACTIVATIONS[config.hidden_act]()
-        parts = [getattr(layer.self_attn, part) for part in PARTS]
+        parts = [getattr(layer.self_attn, part) for part in ("q_proj", "k_proj", "v_proj")]
         block.attn.in_proj_weight = nn.Parameter(torch.cat([part.weight.detach() for part in parts]))
         block.attn.in_proj_bias = nn.Parameter(torch.cat([part.bias.detach() for part in parts]))
         block.attn.out_proj.weight = layer.self_attn.out_proj.weight

@@ -6,13 +6,16 @@ from __future__ import annotations
 import os
 import warnings
 import zipfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch.types import Device
 
 from dassl.data.downloads import download
 from dassl.utils import UserError, check_availability, file_digest, reason_of
@@ -23,15 +26,12 @@ from vlm.openai import CLIP
 from vlm.tiny.weights import TINY, load_tiny
 
 CACHE = Path(os.path.expanduser("~/.cache/clip"))  # where openai-clip keeps its files too
-BACKBONES = (*openai.URLS, TINY)
 LIBRARIES = {"open_clip": "open_clip", "hf": "hugging_face"}  # what stands before a colon -> module of this package
 FOREIGN = ("open_clip:<architecture>/<weights>", "hf:<name on the Hub, or folder>")
 PRECISIONS = ("fp32", "fp16", "bf16", "amp")
 
 
-def load(
-    name: str, weights: str = "", precision: str = "fp32", device: str | torch.device = "cpu"
-) -> tuple[CLIP, dict]:
+def load(name: str, weights: str = "", precision: str = "fp32", device: Device = "cpu") -> tuple[CLIP, dict]:
     """A CLIP in evaluation mode with frozen parameters, and its state dict as it was in the file.
 
     Args:
@@ -45,23 +45,30 @@ def load(
     Raises:
         UserError: unknown name or precision, or weights that are absent, damaged or not CLIP's.
     """
+    return _load(name, weights, precision, device, lambda state_dict, _="": state_dict)
+
+
+def _load(name: str, weights: str, precision: str, device: Device, look: Callable) -> tuple[CLIP, Any]:
+    """Return the CLIP, and what ``look`` gives for its state dict and what its weights do not tell (architecture)."""
     check_availability(precision, PRECISIONS, "precision")
     device = torch.device(device)
-    if foreign := _foreign(name, weights, precision, device):
-        return foreign, foreign.state_dict()
-    state_dict = read_weights(name, weights)
-    return _build(state_dict, weights or name, precision, device), state_dict
-
-
-def _foreign(name: str, weights: str, precision: str, device: torch.device) -> CLIP | None:
-    """The CLIP of another library if ``name`` is of one; its ``architecture`` says what its weights do not tell."""
     library, colon, identifier = name.partition(":")
-    if not colon or library not in LIBRARIES:
-        return None
-    model = import_module(f".{LIBRARIES[library]}", __package__).load(identifier, weights)
-    if precision in ("fp16", "bf16"):
-        print(f"Note: {precision} becomes fp32, in which CLIPs of other libraries run (amp goes, too)")
-    return model.eval().to(device).requires_grad_(False)
+    if colon and library in LIBRARIES:
+        model = import_module(f".{LIBRARIES[library]}", __package__).load(identifier, weights)
+        if precision in ("fp16", "bf16"):
+            print(f"Note: {precision} becomes fp32, in which CLIPs of other libraries run (amp goes, too)")
+        model = model.eval().to(device).requires_grad_(False)
+        return model, look(model.state_dict(), model.architecture)
+    if weights:
+        state_dict = read_state_dict(Path(weights))
+    elif name == TINY:
+        state_dict = load_tiny()
+    else:
+        check_availability(name, (*openai.URLS, TINY, *FOREIGN), "backbone (MODEL.BACKBONE.NAME)")
+        state_dict = read_state_dict(openai_file(name), published=True)
+    with ThreadPoolExecutor(1) as pool:
+        looked = pool.submit(look, state_dict)  # a fingerprint takes as long as the construction
+        return _build(state_dict, weights or name, precision, device), looked.result()
 
 
 def _build(state_dict: dict[str, torch.Tensor], source: str, precision: str, device: torch.device) -> CLIP:
@@ -97,7 +104,7 @@ class Loaded:
 _shared: Loaded | None = None
 
 
-def load_shared(name: str, weights: str, precision: str, device: str | torch.device) -> tuple[CLIP, str]:
+def load_shared(name: str, weights: str, precision: str, device: Device) -> tuple[CLIP, str]:
     """As :func:`load`, with the fingerprint of the weights in place of the state dict.
 
     The latest one is kept: the next call of this process gets the same model, so nobody may change it. A file that has
@@ -112,37 +119,12 @@ def load_shared(name: str, weights: str, precision: str, device: str | torch.dev
     source = (name, weights, kind, device, stat and (stat.st_mtime_ns, stat.st_size))
     before = torch.get_rng_state().numpy().tobytes()
     if _shared is None or _shared.source != source or before not in _shared.states:
-        model, checksum = _load_with_fingerprint(name, weights, precision, device)
+        model, checksum = _load(name, weights, precision, device, fingerprint)
         if _shared is None or _shared.source != source:
             _shared = Loaded(source, model, checksum, {})
         _shared.states[before] = torch.get_rng_state()
     torch.set_rng_state(_shared.states[before])
     return _shared.model, _shared.fingerprint
-
-
-def _load_with_fingerprint(name: str, weights: str, precision: str, device: torch.device) -> tuple[CLIP, str]:
-    check_availability(precision, PRECISIONS, "precision")
-    if foreign := _foreign(name, weights, precision, device):
-        return foreign, fingerprint(foreign.state_dict(), foreign.architecture)
-    state_dict = read_weights(name, weights)
-    with ThreadPoolExecutor(1) as pool:
-        checksum = pool.submit(fingerprint, state_dict)  # takes as long as the construction
-        return _build(state_dict, weights or name, precision, device), checksum.result()
-
-
-def read_weights(name: str, weights: str = "") -> dict[str, torch.Tensor]:
-    """The state dict behind ``name`` and ``weights`` (see :func:`load`)."""
-    if weights:
-        return read_state_dict(Path(weights))
-    if name == TINY:
-        return load_tiny()
-    check_availability(name, (*BACKBONES, *FOREIGN), "backbone (MODEL.BACKBONE.NAME)")
-    return read_state_dict(openai_file(name), published=True)
-
-
-def checksum_in(url: str) -> str:
-    """The SHA-256 of a file that OpenAI published, which stands in its address."""
-    return url.split("/")[-2]
 
 
 def openai_file(name: str) -> Path:
@@ -152,7 +134,7 @@ def openai_file(name: str) -> Path:
         UserError: it is neither there nor to be had.
     """
     url = openai.URLS[name]
-    checksum = checksum_in(url)
+    checksum = url.split("/")[-2]
     path = CACHE / url.rpartition("/")[2]
     if path.is_file() and file_digest(path) == checksum:
         return path
@@ -176,8 +158,8 @@ def read_state_dict(path: Path, published: bool = False) -> dict[str, torch.Tens
     (``published``: its checksum has been compared already).
 
     Raises:
-        UserError: the file is absent, cannot be read as any of the three formats, or is a TorchScript archive of
-            somebody else, or would take far more memory than it has bytes.
+        UserError: the file is absent, in none of the three formats, somebody else's TorchScript archive, or would take
+            far more memory than it has bytes.
     """
     if not path.is_file():
         raise UserError(f"no weights file {path} (MODEL.BACKBONE.WEIGHTS)")
@@ -185,11 +167,9 @@ def read_state_dict(path: Path, published: bool = False) -> dict[str, torch.Tens
         if path.suffix == ".safetensors":
             state_dict = load_file(path)
         elif _is_torchscript(path):
-            if not published and file_digest(path) not in {checksum_in(url) for url in openai.URLS.values()}:
-                raise UserError(
-                    f"{path} is a TorchScript archive, which can hold any code, and none that OpenAI published. If you "
-                    "trust it, save its weights alone: torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)"
-                )
+            if not published and file_digest(path) not in {url.split("/")[-2] for url in openai.URLS.values()}:
+                mend = "If you trust it, save its weights: torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)"
+                raise UserError(f"{path} is a TorchScript archive, which can hold any code, and not OpenAI's. {mend}")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # torch.jit is to go; OpenAI's files are in its format
                 state_dict = torch.jit.load(path, map_location="cpu").state_dict()
@@ -201,9 +181,8 @@ def read_state_dict(path: Path, published: bool = False) -> dict[str, torch.Tens
         raise UserError(f"{path} cannot be read as weights (truncated or damaged?): {reason_of(error)}") from error
     if isinstance(state_dict, dict):
         state_dict = state_dict.get("state_dict", state_dict)
-    if not isinstance(state_dict, dict) or not all(
-        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state_dict.items()
-    ):
+    entries = state_dict.items() if isinstance(state_dict, dict) else [(None, state_dict)]
+    if not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in entries):
         raise UserError(f"{path} is not a state dict: it holds something else than named tensors")
     return {key: value for key, value in state_dict.items() if key not in openai.NO_WEIGHTS}
 

@@ -21,11 +21,7 @@ class LowRank(nn.Module):
     """Adds ``alpha / rank * up @ down`` to blocks of rows of a weight. ``up`` starts at zero: nothing changes yet."""
 
     def __init__(self, weight: torch.Tensor, blocks: tuple[bool, ...], rank: int, alpha: float):
-        """
-        Args:
-            weight: (rows, inputs).
-            blocks: the rows are as many blocks of one size; True for those that are updated, each on its own.
-        """
+        """The rows of ``weight`` are ``blocks`` of one size; True for those that are updated, each on its own."""
         super().__init__()
         self.blocks, self.scale = blocks, alpha / rank
         count, size = sum(blocks), len(weight) // len(blocks)

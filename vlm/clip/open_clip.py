@@ -13,20 +13,26 @@ from torch import nn
 
 from dassl.utils import UserError, nearest
 from vlm.clip.foreign import description, refuse_unless_clip
-from vlm.clip.hub import check_folder, hub, optional
+from vlm.clip.hub import hub, optional
 
 PACKAGE = "open_clip_torch"
 LOCAL = "local-dir:"
-SCHEMAS = ("hf-hub:", LOCAL)
 MEND = "A file or folder from elsewhere goes by MODEL.BACKBONE.WEIGHTS FILE, or open_clip:local-dir:FOLDER"
 
 
 class OpenCLIP(nn.Module):
-    """A CLIP of open_clip behind the names of OpenAI's."""
+    """A CLIP of open_clip behind the names of OpenAI's; :class:`UserError` where it is none."""
 
     def __init__(self, model: nn.Module, name: str):
         super().__init__()
         text = getattr(model, "text", model)
+        if getattr(model, "logit_bias", None) is not None:
+            raise UserError(f"{name} was trained with a sigmoid loss (SigLIP): its scores have a bias, and CLIP's none")
+        pooling = getattr(text, "pool_type", getattr(text, "text_pool_type", ""))
+        own_words = getattr(text, "cls_emb", None) is not None
+        if pooling != "argmax" or own_words or getattr(text, "attn_mask", None) is None:
+            raise UserError(f"the text encoder of {name} is not CLIP's: it is not causal, or has words of its own")
+        refuse_unless_clip(text.transformer, text.token_embedding, name)
         self.visual = model.visual
         size = self.visual.image_size
         self.visual.input_resolution = size[0] if isinstance(size, (list, tuple)) else size
@@ -51,20 +57,18 @@ def load(identifier: str, weights: str) -> OpenCLIP:
     """
     name = f"open_clip:{identifier}"
     package = optional("open_clip", PACKAGE, f"the backbone {name}")
-    if identifier.startswith(SCHEMAS):
+    place = os.path.expanduser(identifier.removeprefix(LOCAL))
+    if identifier.startswith(LOCAL):
+        architecture, tag = f"{LOCAL}{place}", ""
+    elif identifier.startswith("hf-hub:"):
         architecture, tag = identifier, ""
-        if identifier.startswith(LOCAL):
-            folder = os.path.expanduser(identifier.removeprefix(LOCAL))
-            check_folder(folder, name)
-            architecture = f"{LOCAL}{folder}"
     else:
         architecture, _, tag = identifier.partition("/")
         _check_names(package, architecture, tag, weights)
     if weights and not os.path.isfile(weights):
         raise UserError(f"no weights file {weights} (MODEL.BACKBONE.WEIGHTS)")
-    with hub(weights or identifier.removeprefix(LOCAL), MEND):
+    with hub(weights or place, MEND):
         model = package.create_model(architecture, pretrained=weights or tag or None, require_pretrained=True)
-    _refuse_what_is_no_clip(model, name)
     return OpenCLIP(model, name)
 
 
@@ -76,24 +80,8 @@ def _check_names(package, architecture: str, tag: str, weights: str) -> None:
         raise UserError("OpenAI's weights go by OpenAI's names, such as RN50 or ViT-B/32, without open_clip:")
     tags = package.list_pretrained_tags_by_model(architecture)
     if not weights and tag not in tags:
-        raise UserError(
-            f'open_clip has no weights "{tag}" of {architecture} (open_clip:{architecture}/<weights>); '
-            f"{nearest(tag, tags)}. MODEL.BACKBONE.WEIGHTS FILE names your own"
-        )
-
-
-def _refuse_what_is_no_clip(model: nn.Module, name: str) -> None:
-    text = getattr(model, "text", model)
-    if getattr(model, "logit_bias", None) is not None:
-        raise UserError(
-            f"{name} was trained with a sigmoid loss (SigLIP) and has a bias in its scores; here scores are a softmax "
-            "over cosines, as in CLIP"
-        )
-    pooling = getattr(text, "pool_type", getattr(text, "text_pool_type", ""))
-    appended = getattr(text, "cls_emb", None) is not None
-    if pooling != "argmax" or appended or getattr(text, "attn_mask", None) is None:
-        raise UserError(f"the text encoder of {name} is not CLIP's: it is not causal, or has words of its own")
-    refuse_unless_clip(text.transformer, text.token_embedding, name)
+        mend = f"{nearest(tag, tags)}. MODEL.BACKBONE.WEIGHTS FILE names your own"
+        raise UserError(f'open_clip has no weights "{tag}" (open_clip:{architecture}/<weights>); {mend}')
 
 
 def _matrix(projection: nn.Parameter | nn.Linear | None, width: int) -> nn.Parameter:

@@ -11,10 +11,10 @@ import platform
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.metadata import version
 from importlib.util import find_spec
-from itertools import islice
+from itertools import cycle, islice
 
 import torch
 from torch import nn
@@ -22,7 +22,13 @@ from torch import nn
 from dassl.utils import UserError
 
 PRECISIONS = ("", "bf16")  # empty: that of the model
-BLOCK = {"cpu": 8, "cuda": 64}  # images
+
+
+def processor(device: torch.device) -> str:
+    """Return the name of a GPU, or what a CPU is capable of."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def input_dtype(visual: nn.Module) -> torch.dtype:
@@ -37,17 +43,19 @@ def input_dtype(visual: nn.Module) -> torch.dtype:
 class ImageEncoder:
     """Turns images into features; ``description`` tells everything that a feature depends on, beside the image."""
 
+    package = "torch"  # that runs the encoder
+
     def __init__(self, visual: nn.Module, weights: str, precision: str):
         self.visual, self.device, self.dtype = visual, next(visual.parameters()).device, input_dtype(visual)
         self.size = visual.input_resolution
-        self.block = BLOCK.get(self.device.type, 64)
+        self.block = 8 if self.device.type == "cpu" else 64  # images
         self.precision = precision or str(self.dtype).rpartition(".")[2]
-        self.runtime = self._runtime()
+        self.runtime = f"{self.package} {version(self.package)}"
         self.description = {
             "weights": weights,
             "precision": self.precision,
             "runtime": self.runtime,
-            "processor": self._processor(),
+            "processor": processor(self.device),
             "block": self.block,
             "preprocessing": " ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "pillow")),
         }
@@ -55,28 +63,17 @@ class ImageEncoder:
     def __str__(self) -> str:
         return f"{self.precision}, {self.runtime}"
 
-    def _runtime(self) -> str:
-        return f"torch {version('torch')}"
-
-    def _processor(self) -> str:
-        if self.device.type == "cuda":
-            return torch.cuda.get_device_name(self.device)
-        return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-
     def encode(self, images: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
         """Images (3, height, width) -> features (embed_dim,), in order."""
         for features, count in self._encode(self._blocks(iter(images))):
             yield from features[:count].cpu()
 
     def _blocks(self, images: Iterator[torch.Tensor]) -> Iterator[tuple[torch.Tensor, int]]:
-        """Blocks (block, 3, height, width), and how many images of each are not there to fill it up."""
+        """Yield blocks (block, 3, height, width), and how many images are in each; the last one is filled up."""
         while part := list(islice(images, self.block)):
             block = torch.zeros(self.block, *part[0].shape)
             torch.stack(part, out=block[: len(part)])
             yield block, len(part)
-
-    def _encode(self, blocks: Iterator[tuple[torch.Tensor, int]]) -> Iterator[tuple[torch.Tensor, int]]:
-        raise NotImplementedError
 
 
 class TorchEncoder(ImageEncoder):
@@ -87,7 +84,7 @@ class TorchEncoder(ImageEncoder):
                 raise UserError("FEATURES.PREC bf16 needs OpenVINO on a CPU: pip install openvino")
             self.description["threads"] = torch.get_num_threads()  # the order of summation depends on them
         elif precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-            raise UserError(f"FEATURES.PREC is bf16, which {self._processor()} does not have; leave it empty")
+            raise UserError(f"FEATURES.PREC is bf16, which {processor(self.device)} does not have; leave it empty")
 
     def _encode(self, blocks: Iterator[tuple[torch.Tensor, int]]) -> Iterator[tuple[torch.Tensor, int]]:
         bf16 = self.precision == "bf16" and self.dtype != torch.bfloat16
@@ -100,35 +97,25 @@ class TorchEncoder(ImageEncoder):
 class OpenVINOEncoder(ImageEncoder):
     """Compiled on first use: a run that finds all its features in the cache never needs it."""
 
-    _requests = None
+    package = "openvino"
 
     def __init__(self, visual: nn.Module, weights: str, precision: str):
         super().__init__(visual, weights, precision)
         if precision == "bf16" and "BF16" not in _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise UserError(
-                "FEATURES.PREC is bf16, but this processor has no bfloat16 arithmetic and would take ten times as "
-                "long as for fp32; leave FEATURES.PREC empty"
-            )
-
-    def _runtime(self) -> str:
-        return f"openvino {version('openvino')}"
+            raise UserError("FEATURES.PREC is bf16, but this processor has no bfloat16 arithmetic; leave it empty")
 
     def _encode(self, blocks: Iterator[tuple[torch.Tensor, int]]) -> Iterator[tuple[torch.Tensor, int]]:
-        if self._requests is None:
-            self._requests = self._compile()
-        free, busy = deque(self._requests), deque()
+        requests, busy = self._requests, deque()
 
         def finished() -> tuple[torch.Tensor, int]:
             request, count = busy.popleft()
             request.wait()
-            free.append(request)
             return torch.from_numpy(request.get_output_tensor(0).data.copy()), count
 
         try:
-            for block, count in blocks:
-                if not free:
+            for (block, count), request in zip(blocks, cycle(requests)):
+                if len(busy) == len(requests):  # this one, too
                     yield finished()
-                request = free.popleft()
                 request.start_async({0: block.numpy()})
                 busy.append((request, count))
             while busy:
@@ -137,7 +124,8 @@ class OpenVINOEncoder(ImageEncoder):
             for request, _ in busy:
                 request.wait()
 
-    def _compile(self) -> list:
+    @cached_property
+    def _requests(self) -> list:
         """One inference request a core, each on a thread of its own."""
         ov = _openvino()
         example = torch.zeros(2, 3, self.size, self.size)
@@ -169,10 +157,6 @@ def _has_openvino() -> bool:
 
 @lru_cache(maxsize=1)
 def image_encoder(visual: nn.Module, weights: str, precision: str = "") -> ImageEncoder:
-    """The fastest encoder for ``visual`` (of fingerprint ``weights``), which must not change; the latest one is kept.
-
-    Raises:
-        UserError: the processor does not have the precision.
-    """
+    """Return the fastest encoder for a frozen ``visual``, of fingerprint ``weights``; the latest one is kept."""
     on_cpu = next(visual.parameters()).device.type == "cpu"
     return (OpenVINOEncoder if on_cpu and _has_openvino() else TorchEncoder)(visual, weights, precision)

@@ -14,7 +14,6 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,32 +26,15 @@ from dassl.utils.files import remove_temporaries
 
 DESCRIPTION = "encoder.json"  # what the folder's features were made with; for people
 FOLDER = re.compile("[0-9a-f]{32}")  # the name of an encoder's folder
-KEY_BYTES = 16
 PATIENCE = 60.0  # seconds in which one of several processes of a run waits for another run
 ABANDONED = 3600.0  # seconds after which nobody is writing to a file any more; processes without the lock may be
 DAMAGE = (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError)
 
 
-@dataclass(frozen=True)
-class Shard:
-    """What a file holds: keys (n, 16) as bytes and features (n, embed_dim)."""
-
-    keys: torch.Tensor
-    features: torch.Tensor
-
-    def checksum(self, encoder: str) -> torch.Tensor:
-        digest = hashlib.blake2b(encoder.encode(), digest_size=16)
-        for tensor in (self.keys, self.features):
-            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().view(torch.uint8).numpy())
-        return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
-
-    def rows(self) -> dict[bytes, int]:
-        return _rows(self.keys)
-
-
 class FeatureStore:
     """The features that one encoder gave, by key (16 bytes)."""
+
+    full = False  # whether the disk is: then nothing more is kept
 
     def __init__(self, root: str | os.PathLike, encoder: Mapping[str, object], max_gb: float):
         """``encoder`` describes everything that the features of an image depend on, beside the image.
@@ -61,7 +43,7 @@ class FeatureStore:
             UserError: the folder cannot be written.
         """
         self.root = Path(root).expanduser()
-        self.encoder = encoder_id(encoder)
+        self.encoder = _digest(json.dumps(encoder, sort_keys=True).encode()).hex()
         self.folder = self.root / self.encoder
         self.description = dict(encoder)
         self.max_bytes = int(max_gb * 1e9)
@@ -69,10 +51,8 @@ class FeatureStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / ".lock").touch()
         except OSError as error:
-            raise UserError(
-                f"features cannot be kept in {self.folder}: {error.strerror}. Name another folder with "
-                "FEATURES.CACHE_DIR, or keep none: FEATURES.ENABLED False"
-            ) from error
+            mend = "Name another folder with FEATURES.CACHE_DIR, or keep none: FEATURES.ENABLED False"
+            raise UserError(f"features cannot be kept in {self.folder}: {error.strerror}. {mend}") from error
         self._where: dict[bytes, Path] = {}
         self._seen: set[Path] = set()
 
@@ -83,7 +63,6 @@ class FeatureStore:
         without end: at worst, something is computed twice."""
         from filelock import FileLock, Timeout
 
-        self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / (f".lock-{get_rank()}" if get_rank() else ".lock"))
         try:
             lock.acquire(timeout=0)
@@ -98,64 +77,83 @@ class FeatureStore:
             lock.release()
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, torch.Tensor]:
-        """The features that are there, each (embed_dim,)."""
+        """Return the features that are there, each (embed_dim,)."""
         if not all(key in self._where for key in keys):
             self._look_for_files()
         found: dict[bytes, torch.Tensor] = {}
         for path in {self._where[key]: None for key in keys if key in self._where}:
-            shard = read_shard(path, self.encoder)
-            if shard is None:
-                self._forget(path)
-                continue
-            with contextlib.suppress(OSError):
-                os.utime(path)  # used now
-            found.update((key, shard.features[row]) for key, row in shard.rows().items())
+            features = read_shard(path, self.encoder)
+            if features is None:
+                self._seen.discard(path)
+                self._where = {key: where for key, where in self._where.items() if where != path}
+            else:
+                with contextlib.suppress(OSError):
+                    os.utime(path)  # used now
+                found |= features
         return {key: found[key] for key in keys if key in found}
 
+    def keep(self, keys: Sequence[bytes], features: torch.Tensor) -> None:
+        """Write features (n, embed_dim); a full disk does not stop a run, but nothing is kept from then on."""
+        if keys and not self.full:
+            try:
+                self.put(keys, features)
+            except UserError as error:
+                print(f"Note: features are not kept from here on: {error}")
+                self.full = True
+
     def put(self, keys: Sequence[bytes], features: torch.Tensor) -> None:
-        """Keep ``features`` (n, embed_dim).
+        """Write features (n, embed_dim).
 
         Raises:
             UserError: the folder cannot be written.
         """
-        shard = Shard(torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(-1, KEY_BYTES), features)
-        path = self.folder / f"{keys_digest(keys).hex()}.safetensors"
+        joined = b"".join(keys)
+        tensors = {
+            "keys": torch.frombuffer(bytearray(joined), dtype=torch.uint8).view(-1, 16),
+            "features": features.contiguous(),
+        }
+        path = self.folder / f"{_digest(joined).hex()}.safetensors"
         if not (self.folder / DESCRIPTION).is_file():
             write_json(self.description, self.folder / DESCRIPTION)
         with atomic_write(path, "wb") as file:
-            checksum = shard.checksum(self.encoder)
-            file.write(save({"keys": shard.keys, "features": shard.features.contiguous(), "checksum": checksum}))
+            file.write(save({**tensors, "checksum": _checksum(tensors, self.encoder)}))
         self._seen.add(path)
         self._where.update(dict.fromkeys(keys, path))
         remove_oldest(self.root, self.max_bytes)
 
     def _look_for_files(self) -> None:
-        for path in sorted(self.folder.glob("*.safetensors")):
-            if path not in self._seen:
-                self._seen.add(path)
-                self._where.update(dict.fromkeys(_keys_in(path, self.encoder), path))
-
-    def _forget(self, path: Path) -> None:
-        self._seen.discard(path)
-        self._where = {key: where for key, where in self._where.items() if where != path}
-
-
-def encoder_id(description: Mapping[str, object]) -> str:
-    """The name of an encoder's folder."""
-    return hashlib.blake2b(json.dumps(description, sort_keys=True).encode(), digest_size=16).hexdigest()
+        """Read the keys in new files, unchecked."""
+        for path in sorted({*self.folder.glob("*.safetensors")} - self._seen):
+            self._seen.add(path)
+            try:
+                with safe_open(path, framework="pt") as file:
+                    self._where.update(dict.fromkeys(_keys(file.get_tensor("keys")), path))
+            except DAMAGE:
+                read_shard(path, self.encoder)  # removes it
 
 
-def keys_digest(keys: Sequence[bytes]) -> bytes:
-    return hashlib.blake2b(b"".join(keys), digest_size=16).digest()
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
-def read_shard(path: Path, encoder: str) -> Shard | None:
-    """What a file of features holds; None, and the file is removed, if it is not as it was written."""
+def _checksum(tensors: Mapping[str, torch.Tensor], encoder: str) -> torch.Tensor:
+    digest = hashlib.blake2b(encoder.encode(), digest_size=16)
+    for tensor in (tensors["keys"], tensors["features"]):
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.view(torch.uint8).numpy())
+    return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
+
+
+def _keys(tensor: torch.Tensor) -> list[bytes]:
+    return [row.tobytes() for row in tensor.numpy()]
+
+
+def read_shard(path: Path, encoder: str) -> dict[bytes, torch.Tensor] | None:
+    """Return the features in a file by key; None, and the file is removed, if it is not as it was written."""
     try:
         content = load(path.read_bytes())
-        shard = Shard(content["keys"], content["features"])
-        if torch.equal(content["checksum"], shard.checksum(encoder)):
-            return shard
+        if torch.equal(content["checksum"], _checksum(content, encoder)):
+            return dict(zip(_keys(content["keys"]), content["features"], strict=True))
     except FileNotFoundError:
         return None
     except DAMAGE:
@@ -166,30 +164,15 @@ def read_shard(path: Path, encoder: str) -> Shard | None:
     return None
 
 
-def _keys_in(path: Path, encoder: str) -> list[bytes]:
-    """The keys in a file, unchecked; none, and the file is removed, if it cannot be read."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return list(_rows(file.get_tensor("keys")))
-    except DAMAGE:
-        read_shard(path, encoder)
-        return []
-
-
-def _rows(keys: torch.Tensor) -> dict[bytes, int]:
-    raw = keys.numpy().tobytes()
-    return {raw[i : i + KEY_BYTES]: i // KEY_BYTES for i in range(0, len(raw), KEY_BYTES)}
-
-
 def encoder_folders(root: Path) -> list[Path]:
-    """The folders of encoders in ``root``. Whatever else lies there is not ours."""
+    """Return the folders of encoders in ``root``. Whatever else lies there is not ours."""
     return sorted(p for p in root.glob("*") if FOLDER.fullmatch(p.name) and p.is_dir() and not p.is_symlink())
 
 
-def shards(root: Path) -> list[tuple[Path, os.stat_result]]:
-    """Every file of features below ``root``, the least recently used first."""
+def feature_files(*folders: Path) -> list[tuple[Path, os.stat_result]]:
+    """Return every file of features in the ``folders`` of encoders, the least recently used first."""
     found = []
-    for path in (path for folder in encoder_folders(root) for path in folder.glob("*.safetensors")):
+    for path in (path for folder in folders for path in folder.glob("*.safetensors")):
         with contextlib.suppress(OSError):  # another process may have removed it just now
             found.append((path, path.stat()))
     return sorted(found, key=lambda item: item[1].st_mtime)
@@ -197,7 +180,7 @@ def shards(root: Path) -> list[tuple[Path, os.stat_result]]:
 
 def remove_oldest(root: Path, max_bytes: int) -> None:
     """Remove the least recently used files until the rest takes no more than ``max_bytes``."""
-    files = shards(root)
+    files = feature_files(*encoder_folders(root))
     size = sum(stat.st_size for _, stat in files)
     for path, stat in files:
         if size <= max_bytes:

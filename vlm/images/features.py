@@ -9,7 +9,7 @@ computed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,7 +18,6 @@ import torch
 from platformdirs import user_cache_dir
 from tqdm import tqdm
 
-from dassl.utils import UserError
 from vlm.images.encoder import ImageEncoder
 from vlm.images.feature_store import FeatureStore
 
@@ -29,7 +28,7 @@ Request = tuple[bytes, Callable[[], torch.Tensor | None]]
 
 
 def cache_folder() -> Path:
-    """Where features are kept by default, in the user's cache folder."""
+    """Return where features are kept by default, in the user's cache folder."""
     return Path(user_cache_dir("coop-dassl", appauthor=False), "features")
 
 
@@ -69,7 +68,7 @@ class ImageFeatures:
         bar = tqdm(total=len(requests), disable=None, leave=False, desc=f"encoding {name}", unit="image")
         with bar, ThreadPoolExecutor(threads) as pool:
             try:
-                for feature in self.encoder.encode(_readable(_prepared(pool, requests), read, bar)):
+                for feature in self.encoder.encode(_readable(pool, requests, read, bar)):
                     key = read.popleft()
                     found[key] = feature
                     fresh.append(key)
@@ -83,28 +82,20 @@ class ImageFeatures:
 
     def _keep(self, keys: list[bytes], found: dict[bytes, torch.Tensor]) -> None:
         if keys and self.store:
-            try:
-                self.store.put(keys, torch.stack([found[key] for key in keys]))
-            except UserError as error:  # a full disk does not stop a run
-                print(f"Note: features are not kept from here on: {error}")
-                self.store = None
+            self.store.keep(keys, torch.stack([found[key] for key in keys]))
 
 
-def _readable(images: Iterable[tuple[bytes, torch.Tensor | None]], keys: deque[bytes], bar: tqdm) -> Iterator:
-    """The images that are there; the key of each is put into ``keys`` as it goes out."""
-    for key, image in images:
+def _readable(
+    pool: ThreadPoolExecutor, requests: Sequence[Request], keys: deque[bytes], bar: tqdm
+) -> Iterator[torch.Tensor]:
+    """Yield the images that can be read, made in the pool a few ahead; ``keys`` takes the key of each."""
+    waiting = deque(pool.submit(make) for _, make in requests[:AHEAD])
+    for number, (key, _) in enumerate(requests):
+        image = waiting.popleft().result()
+        if number + AHEAD < len(requests):
+            waiting.append(pool.submit(requests[number + AHEAD][1]))
         if image is None:
             bar.update()
         else:
             keys.append(key)
             yield image
-
-
-def _prepared(pool: ThreadPoolExecutor, requests: Sequence[Request]) -> Iterator[tuple[bytes, torch.Tensor | None]]:
-    """Keys and images, in order, made in the pool a few images ahead."""
-    waiting = [pool.submit(make) for _, make in requests[:AHEAD]]
-    for number, (key, _) in enumerate(requests):
-        image = waiting.pop(0).result()
-        if number + AHEAD < len(requests):
-            waiting.append(pool.submit(requests[number + AHEAD][1]))
-        yield key, image

@@ -31,6 +31,8 @@ class Padded:
 class BertEncoder(nn.Module):
     """As :class:`vlm.text.encoder.TextEncoder`, over ``clip.text_model`` with the words of ``clip.tokenizer``."""
 
+    layout = Padded
+
     def __init__(self, clip: nn.Module, memory: int = MEMORY):
         super().__init__()
         self.text_model, self.text_projection, self.tokenizer = clip.text_model, clip.text_projection, clip.tokenizer
@@ -47,9 +49,7 @@ class BertEncoder(nn.Module):
         limit = self.text_model.config.max_position_embeddings
         longest = max(texts, key=self.token_count)
         if (count := self.token_count(longest) + 2) > limit and not cut:
-            raise UserError(
-                f'the prompt "{longest[:100]}" has {count} tokens with its start and end, of {limit} at most'
-            )
+            raise UserError(f'the prompt "{longest[:100]}" has {count} tokens with start and end, of {limit} at most')
         settings = {"padding": True, "truncation": True, "max_length": limit, "return_tensors": "pt"}
         return self.tokenizer(list(texts), **settings)["input_ids"]
 
@@ -62,18 +62,17 @@ class BertEncoder(nn.Module):
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         return self.token_embedding(tokens).type(self.dtype)
 
-    def layout(self, index: torch.Tensor, lengths: torch.Tensor) -> Padded:
-        return Padded(index, lengths)
-
     def encode(self, tokens: torch.Tensor) -> torch.Tensor:
         return self(self.token_embedding.weight, self.layout(tokens, self.lengths(tokens)))
 
     def forward(self, table: torch.Tensor, layout: Padded) -> torch.Tensor:
         """Features (prompts, embed_dim), not normalised; activations that do not fit into ``memory`` are computed
         again."""
-        outputs, kept = [], 0
+        config, outputs, kept = self.text_model.config, [], 0
+        # Kept for the backward pass, about: 16 vectors a token and layer.
+        bytes_per_token = 16 * config.num_hidden_layers * config.hidden_size * self.dtype.itemsize
         for index, lengths in zip(layout.index.split(PROMPTS), layout.lengths.split(PROMPTS), strict=True):
-            kept += self._activations(index)
+            kept += bytes_per_token * index.numel()
             if outputs and kept > self.memory and torch.is_grad_enabled():
                 outputs.append(checkpoint(self._encode, table, index, lengths, **AGAIN))
             else:
@@ -93,9 +92,3 @@ class BertEncoder(nn.Module):
         seen = torch.arange(index.shape[1], device=index.device) < lengths[:, None]
         states = self.text_model(inputs_embeds=F.embedding(index, table), attention_mask=seen.long())
         return self.text_projection(states.last_hidden_state[:, 0])
-
-    def _activations(self, index: torch.Tensor) -> int:
-        """Bytes kept for the backward pass, about: 16 vectors a token and layer."""
-        config = self.text_model.config
-        vector = config.hidden_size * torch.empty(0, dtype=self.dtype).element_size()
-        return 16 * config.num_hidden_layers * index.numel() * vector

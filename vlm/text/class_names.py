@@ -9,7 +9,7 @@ import torch
 
 from dassl.utils import UserError
 from vlm.text.encoder import TextEncoder
-from vlm.text.prompts import LONGEST, shown
+from vlm.text.prompts import LONGEST
 from vlm.text.templates import readable
 
 SHOWN = 5  # names that a note tells of
@@ -43,11 +43,7 @@ def alike(encoder: TextEncoder, names: Sequence[str]) -> list[list[int]]:
 
 
 def class_tokens(encoder: TextEncoder, names: Sequence[str], sentence: str = "{}") -> torch.Tensor:
-    """Token ids (classes, length) of a sentence with the name of each class in its ``{}``.
-
-    Raises:
-        UserError: as :func:`tokenize`; the class is named.
-    """
+    """Return token ids (classes, length) of a sentence with the name of each class in its ``{}``."""
     texts = [sentence.replace("{}", name) for name in names]
     try:
         return encoder.tokenize(texts)
@@ -56,5 +52,5 @@ def class_tokens(encoder: TextEncoder, names: Sequence[str], sentence: str = "{}
             try:
                 encoder.tokenize([text])
             except UserError as error:
-                raise UserError(f'class {number} ("{shown(names[number])}"): {error}') from error
+                raise UserError(f"class {number}: {error}") from error
         raise

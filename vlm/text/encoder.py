@@ -34,6 +34,7 @@ class TextEncoder(nn.Module):
     """
 
     token_count = staticmethod(token_count)
+    layout = staticmethod(Layout.of)  # what is to be computed of prompts
 
     def __init__(self, clip_model: CLIP, memory: int = MEMORY):
         super().__init__()
@@ -42,7 +43,7 @@ class TextEncoder(nn.Module):
         self.transformer = clip_model.transformer
         self.ln_final = clip_model.ln_final
         self.text_projection = clip_model.text_projection
-        self.dtype = clip_model.dtype
+        self.dtype, self.embed_dim = clip_model.dtype, self.text_projection.shape[1]
         self.memory = memory
         # Kept for the backward pass, about: 11 vectors a token and layer.
         vector = self.positional_embedding.shape[1] * self.dtype.itemsize
@@ -52,11 +53,6 @@ class TextEncoder(nn.Module):
         """Token ids (n, length) -> embeddings (n, length, width)."""
         return self.token_embedding(tokens).type(self.dtype)
 
-    @property
-    def embed_dim(self) -> int:
-        """The width of a feature."""
-        return self.text_projection.shape[1]
-
     def tokenize(self, texts: Sequence[str], cut: bool = False) -> torch.Tensor:
         """See :func:`vlm.text.prompts.tokenize`."""
         return tokenize(texts, len(self.positional_embedding), cut)
@@ -65,10 +61,6 @@ class TextEncoder(nn.Module):
     def lengths(tokens: torch.Tensor) -> torch.Tensor:
         """Tokens of each text up to its end-of-text token, which has the highest id: (n, 77) -> (n,)."""
         return tokens.argmax(dim=-1) + 1
-
-    def layout(self, index: torch.Tensor, lengths: torch.Tensor) -> Layout:
-        """What is to be computed of prompts (see :meth:`Layout.of`)."""
-        return Layout.of(index, lengths)
 
     def encode(self, tokens: torch.Tensor) -> torch.Tensor:
         """Token ids (n, 77) -> features (n, embed_dim), not normalised."""
@@ -85,7 +77,7 @@ class TextEncoder(nn.Module):
         """
         x = F.embedding(layout.index, table).type(self.dtype)
         x = x + self.positional_embedding[layout.position].type(self.dtype)
-        first, *others = x.split(layout.sizes)
+        first, *others = x.split([chunk.rows for chunk in layout.chunks])
         features, shared = self._encode(first, layout.chunks[0], layout.prefix)
         outputs, kept = [features], self.bytes_per_token * len(first)
         for x, chunk in zip(others, layout.chunks[1:], strict=True):

@@ -7,8 +7,7 @@ in common at their beginning has one state for all of them, and what follows the
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 
@@ -83,6 +82,7 @@ class Layout:
     tails: list[int]  # tokens of each prompt behind the prefix, in that order
     chunks: tuple[Chunk, ...]  # the prefix is in the first
     place: torch.Tensor  # (prompts): where each prompt comes in that order
+    _repeats: dict[tuple[int, int], Layout] = field(default_factory=dict)
 
     @classmethod
     def of(cls, index: torch.Tensor, lengths: torch.Tensor, chunk: int = CHUNK) -> Layout:
@@ -119,11 +119,8 @@ class Layout:
         The table has those rows for the first time, for the second, …, then the rows that are the same each time. All
         prompts are in one chunk. Those of one time share their beginning and attend together. It is made once.
         """
-        if (count, own) not in self._repeats:
-            self._repeats[count, own] = self._repeated(count, own)
-        return self._repeats[count, own]
-
-    def _repeated(self, count: int, own: int) -> Layout:
+        if (count, own) in self._repeats:
+            return self._repeats[count, own]
         tokens = self.prefix + sum(self.tails)
         index, device = self.index[:tokens], self.index.device
         step = torch.arange(count, device=device)[:, None]
@@ -137,13 +134,5 @@ class Layout:
             end_groups.append(Group(slice(time * len(ends), (time + 1) * len(ends)), keys, True, mask[ends]))
         chunk = Chunk(len(rows), (ends + tokens * step).flatten(), tuple(groups), tuple(end_groups))
         place = (self.place + len(ends) * step).flatten()
-        return Layout(rows, self.position[:tokens].repeat(count), 0, self.tails * count, (chunk,), place)
-
-    @cached_property
-    def _repeats(self) -> dict[tuple[int, int], Layout]:
-        return {}
-
-    @cached_property
-    def sizes(self) -> list[int]:
-        """Rows of each chunk."""
-        return [chunk.rows for chunk in self.chunks]
+        repeated = Layout(rows, self.position[:tokens].repeat(count), 0, self.tails * count, (chunk,), place)
+        return self._repeats.setdefault((count, own), repeated)

@@ -25,9 +25,8 @@ def nearest_words(vectors: torch.Tensor, encoder: nn.Module, k: int) -> list[lis
 
 def word(encoder: nn.Module, token: int) -> str:
     """A token of the text encoder as text. Of CLIP's own, those that begin a longer word end in a hyphen."""
-    foreign = getattr(encoder, "tokenizer", None)
-    if foreign is not None:
-        return foreign.convert_ids_to_tokens(token)
+    if hasattr(encoder, "tokenizer"):
+        return encoder.tokenizer.convert_ids_to_tokens(token)
     text = openai.tokenizer.decode([token])
     if "\N{REPLACEMENT CHARACTER}" in text:  # a part of a letter
         text = openai.tokenizer.decoder[token].replace("</w>", " ")

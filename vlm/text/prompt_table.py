@@ -29,7 +29,7 @@ class PromptTable(nn.Module):
             position: of the class name among the context tokens.
 
         Raises:
-            UserError: a prompt is too long; the class is named.
+            UserError: a prompt is too long.
         """
         super().__init__()
         n_ctx, device = context.shape[-2], context.device
@@ -41,10 +41,8 @@ class PromptTable(nn.Module):
         rows[:, 1 : 1 + n_ctx] = context_rows
         lengths = text_encoder.lengths(self.tokens)
         # A name that ends in marks may be fewer tokens with the full stop behind it; it never reaches the prompt's end.
-        counts = [
-            min(text_encoder.token_count(name), length - n_ctx - 2)
-            for name, length in zip(names, lengths.tolist(), strict=True)
-        ]
+        named = zip(names, lengths.tolist(), strict=True)
+        counts = [min(text_encoder.token_count(name), length - n_ctx - 2) for name, length in named]
         order = [_order(n_ctx, count, position, self.tokens.shape[1]) for count in counts]
         self.register_buffer("fixed", text_encoder.embed(fixed.to(device)).detach(), persistent=False)
         self.rows = rows.to(device)  # with the class name last, wherever it stands in the prompt
@@ -72,12 +70,6 @@ class PromptTable(nn.Module):
 
 def _order(n_ctx: int, n_name: int, position: str, length: int) -> list[int]:
     """Return which position of ``[start, context, name, rest]`` comes at each place of the prompt."""
-    start, context = [0], list(range(1, 1 + n_ctx))
-    name = list(range(1 + n_ctx, 1 + n_ctx + n_name))
-    rest = list(range(1 + n_ctx + n_name, length))
-    half = n_ctx // 2
-    return {
-        "end": start + context + name + rest,
-        "middle": start + context[:half] + name + context[half:] + rest,
-        "front": start + name + context + rest,
-    }[position]
+    before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]  # context tokens in front of the name
+    name, rest = range(1 + n_ctx, 1 + n_ctx + n_name), range(1 + n_ctx + n_name, length)
+    return [0, *range(1, 1 + before), *name, *range(1 + before, 1 + n_ctx), *rest]

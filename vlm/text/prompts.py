@@ -25,9 +25,8 @@ def tokenize(texts: Sequence[str], length: int = CONTEXT_LENGTH, cut: bool = Fal
     for row, text in zip(tokens, texts, strict=True):
         ids = [START, *_encode(text[:LONGEST] if cut else text), END]
         if len(ids) > length and not cut:
-            raise UserError(
-                f'the prompt "{shown(text)}" has {len(ids)} tokens with its start and end; CLIP takes {length} tokens'
-            )
+            count = f"{len(ids)} tokens with its start and end"
+            raise UserError(f'the prompt "{shown(text)}" has {count}; CLIP takes {length} tokens')
         if END in ids[:-1] and not cut:
             raise UserError(f'the prompt "{shown(text)}" has <|endoftext|> in it, where its text would end for CLIP')
         ids = ids if len(ids) <= length else [*ids[: length - 1], END]

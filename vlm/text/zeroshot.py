@@ -8,7 +8,7 @@ import torch
 
 from vlm.images.feature_store import FeatureStore
 from vlm.similarity import normalize
-from vlm.text.class_features import ClassFeatures
+from vlm.text.class_features import encode_classes
 from vlm.text.class_names import class_names, class_tokens
 from vlm.text.encoder import TextEncoder
 
@@ -24,17 +24,15 @@ def describe_classes(
         store: keeps the sentences' features; it must be of this ``encoder``.
 
     Raises:
-        UserError: a name is empty, or a sentence too long; the class is named.
+        UserError: a name is empty, or a sentence too long.
     """
     names = class_names(encoder, classnames)
     device = encoder.token_embedding.weight.device
-    text_features = ClassFeatures(store)
     features = 0
     for number, template in enumerate(templates, 1):
         tokens = class_tokens(encoder, names, template).to(device)
+        of_classes = lambda classes, tokens=tokens: [tokens[classes]]  # noqa: E731
         of_template = f", template {number} of {len(templates)}"
-        encoded = text_features(
-            len(names), lambda classes, tokens=tokens: [tokens[classes]], encoder.encode, of_template
-        )
+        encoded = encode_classes(len(names), of_classes, encoder.encode, store, of_template)
         features = features + normalize(encoded)
     return normalize(features)

@@ -75,13 +75,8 @@ def render(digit: int, rng: np.random.Generator) -> tuple[np.ndarray, Looks]:
     ink, paper = (1.0, rng.uniform(0, 0.15)) if rng.random() < 0.7 else (rng.uniform(0, 0.15), 1.0)
     values = paper + (ink - paper) * values * rng.uniform(0.7, 1.0)
     values += rng.normal(0, rng.uniform(0, 0.06), values.shape)
-    looks = Looks(
-        blurry=blur > 1.2,
-        pixelated=pixels < 12,
-        coarse=12 <= pixels < SIZE,
-        bold=stroke == 2,
-        paper="black" if paper < 0.5 else "white",
-    )
+    colour, coarse = "black" if paper < 0.5 else "white", 12 <= pixels < SIZE
+    looks = Looks(blurry=blur > 1.2, pixelated=pixels < 12, coarse=coarse, bold=stroke == 2, paper=colour)
     return np.uint8(np.clip(values, 0, 1) * 255), looks
 
 

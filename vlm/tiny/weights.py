@@ -23,9 +23,7 @@ def save_tiny(state_dict: dict[str, torch.Tensor], used: torch.Tensor, path: Pat
     """Write the weights, with only the ``used`` token rows (ids, shape (n,))."""
     compact = {**state_dict, TABLE: state_dict[TABLE][used]}
     compact = {key: value.half() if value.is_floating_point() else value for key, value in compact.items()}
-    compact = {key: value.contiguous() for key, value in compact.items()}
-    compact[IDS] = used
-    save_file(compact, path)
+    save_file({key: value.contiguous() for key, value in compact.items()} | {IDS: used}, path)
 
 
 def load_tiny(path: Path = FILE) -> dict[str, torch.Tensor]:
