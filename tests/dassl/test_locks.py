@@ -38,7 +38,7 @@ def held_by(tmp_path, **owner):
     """A lock that somebody holds, and what the folder tells of him."""
     told = {"pid": os.getpid(), "host": socket.gethostname(), "since": "2026-01-01 00:00:00", **owner}
     (tmp_path / locks.OWNER).write_text(json.dumps(told))
-    return FileLock(tmp_path / locks.LOCK)
+    return FileLock(tmp_path / locks.LOCK, thread_local=False)
 
 
 def test_a_process_on_another_machine_is_believed(tmp_path):

@@ -53,7 +53,7 @@ def test_ls_has_a_row_an_encoder_and_the_total(tool, stores):
     size = sum(path.stat().st_size for path in files_of(stores[1]))
     assert code == 0
     assert row_of(stores[0], text).split()[1:7] == ["a1b2c3d4e5f6", "float32", "openvino", "1.2", "2", "7"]
-    expected = ["f6e5d4c3b2a1", "bf16", "torch", "2.9", "1", "5", str(size), "B", "2024-05-06", "07:08"]
+    expected = ["f6e5d4c3b2a1", "bf16", "torch", "2.9", "1", "5", f"{size / 1e6:.2f}", "2024-05-06", "07:08"]
     assert row_of(stores[1], text).split()[1:] == expected
     assert text.splitlines()[-1].startswith("total: 3 files, 12 features, ")
 
