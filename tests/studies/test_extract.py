@@ -18,7 +18,7 @@ from vlm.images import feature_set
 from vlm.images.encoder import image_encoder
 from vlm.images.feature_set import FeatureSet
 
-DIGITS = REPOSITORY / "configs/datasets/digits.yaml"
+DIGITS, IMAGENET = (REPOSITORY / f"configs/datasets/{name}.yaml" for name in ("digits", "imagenet"))
 PLACE = "imagenet/images/train/n02102040/n02102040_{}.JPEG"
 pytest.importorskip("lance", reason="needs Lance: pip install pylance")
 
@@ -27,7 +27,7 @@ pytest.importorskip("lance", reason="needs Lance: pip install pylance")
 def make(call, tmp_path, imagenet_root, monkeypatch):
     """Extract the noise pictures in ImageNet's layout, 15 for training."""
 
-    def run_it(*more, dataset="ImageNet", root=imagenet_root, split="train", out="set", block=4):
+    def run_it(*more, dataset=IMAGENET, root=imagenet_root, split="train", out="set", block=4):
         monkeypatch.setattr(extract, "LEAST", block)
         flags = {"dataset": dataset, "root": root, "backbone": "tiny", "split": split, "output": tmp_path / out}
         return call("extract", *(word for flag, value in flags.items() for word in (f"--{flag}", value)), *more)
@@ -141,6 +141,8 @@ def test_what_is_asked_for_otherwise_or_makes_no_sense_is_refused(make, tmp_path
 
 def test_without_lance(make, monkeypatch):
     monkeypatch.setitem(sys.modules, "lance", None)
+    for module in ("studies.extract", "vlm.images.feature_set"):
+        monkeypatch.delitem(sys.modules, module)
     code, _, error = make()
     assert code == 2
     assert 'pip install "coop-dassl[scale]"' in error

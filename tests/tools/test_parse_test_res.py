@@ -50,7 +50,7 @@ def test_captured_calls_print_what_they_printed(originals, capsys, number):
         assert printed == call["printed"].replace("+- 3.08%", "+- 8.27%")  # Student's t for three seeds
     else:
         assert (printed, code) == (call["printed"], 0)
-    assert ("out/intr/seed2: training has not ended" in message) == (call["arguments"] == "out/intr")
+    assert ("left out out/intr/seed2: the log has no accuracy" in message) == (call["arguments"] == "out/intr")
 
 
 def test_the_last_result_of_a_log_counts(originals, capsys):
