@@ -1,11 +1,13 @@
-"""ImageNette's photos: accuracies as in the original, and the README's three commands."""
+"""Real images and features, which are no part of the repository: ImageNette's photos, CLIP's features of Caltech101."""
 
 import json
 import shlex
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from safetensors.torch import save_file
 
 import train
@@ -15,6 +17,8 @@ from tests.fixtures.make_parity import FOLDER, as_files
 from tools.prepare_imagenette import main as prepare
 from tools.random_weights import random_clip
 from tools.results_table import main as results_table
+from trainers.linear_probe import fit, predict
+from trainers.tip_adapter import cache_logits
 
 pytestmark = needs_shared
 CONFIGS = "--dataset-config-file configs/datasets/imagenet.yaml --config-file configs/trainers/CoOp/rn50.yaml"
@@ -88,3 +92,17 @@ def test_the_three_commands_run_and_make_the_table(run, tmp_path, capsys, monkey
     assert result.record["trainable_parameters"] == 4 * 512
     assert results_table([str(folder)]) == 0
     assert "75% fewer parameters" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("shots", "cache", "probe"), [(1, 75.78, 78.54), (4, 85.15, 90.67), (16, 89.78, 93.96)])
+def test_features_of_caltech101_give_the_accuracies_of_numpy_and_scikit_learn(shots, cache, probe):
+    data = np.load(SHARED / "data/clip-vitb32-caltech101.npz")
+    keys, features = (torch.from_numpy(data[f"{split}_features"]).float() for split in (f"train{shots}", "test"))
+    classes, labels = (torch.from_numpy(data[f"{split}_labels"]).long() for split in (f"train{shots}", "test"))
+
+    def accuracy(logits: torch.Tensor) -> float:
+        return 100 * (logits.argmax(1) == labels).double().mean().item()
+
+    assert accuracy(cache_logits(features, keys, torch.eye(100)[classes], 5.5)) == pytest.approx(cache, abs=0.01)
+    # The solver stops at a tolerance, so some of the 2,465 images may be told otherwise than in the reference.
+    assert accuracy(predict(fit(keys, classes, 10.0), features)) == pytest.approx(probe, abs=0.25)

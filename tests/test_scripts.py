@@ -54,7 +54,7 @@ def test_imagenette_runs_its_sweep_and_tells_failure(bash, tmp_path, imagenet_ro
     assert failed.returncode == 1
     assert "21 of 21 runs failed" in failed.stdout
     assert f"{tmp_path}/out put/imagenet/CoOp/rn50_16shots_ctx4/seed2: FAILED" in failed.stdout
-    assert "no finished run in" in failed.stderr
+    assert "error: no folder" in failed.stderr
 
 
 def test_main_and_eval_and_zeroshot(bash, tmp_path):

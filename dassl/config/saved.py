@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode as CN
 
-from dassl.utils import UserError
+from dassl.utils import UserError, reason_of
 
 from .merge import leaves, read_yaml
 
@@ -50,9 +50,12 @@ def objections_to_resume(cfg: CN, defaults: CN) -> tuple[list[str], bool]:
 def changed_settings(then: str, now: str, defaults: CN) -> list[str]:
     """Return what differs between two dumped configs, but for what does not touch what is learned.
 
-    ``defaults``: as for :func:`objections_to_resume`.
+    ``defaults``: as for :func:`objections_to_resume`. :class:`UserError` where a dump is damaged.
     """
-    return _differences(yaml.safe_load(then), yaml.safe_load(now), defaults)
+    try:
+        return _differences(yaml.safe_load(then), yaml.safe_load(now), defaults)
+    except (yaml.YAMLError, AttributeError) as error:
+        raise UserError(f"the settings in the checkpoint are damaged: {reason_of(error)}") from error
 
 
 def seed_of_run(*folders: str) -> int | None:

@@ -15,6 +15,12 @@ from dassl.utils import UserError
 SHORT = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1)
 
 
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(locks, "PATIENCE", 0)
+
+
+@pytest.mark.usefixtures("impatient")
 def test_a_second_run_is_refused_with_the_firsts_process_and_host_and_harms_nothing(run):
     first = run(*SHORT)
     log, record = first.log, first.record
@@ -41,6 +47,7 @@ def held_by(tmp_path, **owner):
     return FileLock(tmp_path / locks.LOCK, thread_local=False)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_process_on_another_machine_is_believed(tmp_path):
     with (
         held_by(tmp_path, host="elsewhere"),
@@ -58,8 +65,8 @@ def test_what_a_killed_process_left_is_waited_for(tmp_path):
         assert json.loads((tmp_path / locks.OWNER).read_text())["pid"] == os.getpid()
 
 
-def test_it_is_not_waited_for_without_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, "PATIENCE", 0)
+@pytest.mark.usefixtures("impatient")
+def test_it_is_not_waited_for_without_end(tmp_path):
     (tmp_path / locks.OWNER).write_text("damaged")
     with (
         FileLock(tmp_path / locks.LOCK),

@@ -47,7 +47,7 @@ def test_what_follows_ray_is_an_address_or_not(given, read):
 
 @pytest.mark.parametrize("wrong", ["--ray head", "--ray=head", "--ray 10.0.0.1", "--ray http://head:1"])
 def test_no_address(wrong):
-    with pytest.raises(UserError, match="--ray takes the address"):
+    with pytest.raises(UserError, match="--ray takes nothing or the address"):
         with_address(["c.yaml", *wrong.split()])
 
 

@@ -1,0 +1,124 @@
+"""tools/export_clip.py: the file is the CLIP of the run, for whatever takes a CLIP."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save
+
+import tools.export_clip as tool  # noqa: F401  what the fixture call runs
+import train
+from tests.common import REPOSITORY, tensors
+from tests.vlm import foreign_models
+from tools import digit_pairs
+from vlm.clip.load import load
+from vlm.tiny.weights import load_tiny
+
+CONFIG = ("--config-file", REPOSITORY / "configs/trainers/CLIPFineTune/tiny.yaml")
+SHORT = ("OPTIM.MAX_EPOCH", 1, "OPTIM.WARMUP_EPOCH", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 16, "TEST.NO_TEST", True)
+LORA = ("TRAINER.FINETUNE.PARTS", '["lora"]')
+IMAGE = 100 / 447  # one of the test images of five digits, in percent
+
+
+@pytest.fixture(scope="module")
+def tune(tmp_path_factory):
+    """Run CLIPFineTune on pairs of digits; returns the run's folder."""
+    root = tmp_path_factory.mktemp("pairs")
+    assert digit_pairs.main(["--root", str(root), "--pairs", "64"]) == 0
+
+    def call(name: str, *options: object):
+        argv = ["--root", root, "--seed", 1, "--trainer", "CLIPFineTune", "--output-dir", root / name, *CONFIG]
+        argv += ["--dataset-config-file", REPOSITORY / "configs/datasets/captions.yaml"]
+        argv += ["DATASET.FOLDER", "digit_pairs", *SHORT, *options]
+        assert train.main([str(word) for word in argv]) == 0
+        return root / name
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def lora(tune):
+    return tune("lora", *LORA, "OPTIM.LR", 0.03)
+
+
+def refused(result: tuple, message: str, folder) -> None:
+    code, output, error = result
+    assert code == 2
+    assert output == ""
+    assert message in error
+    assert not list(folder.rglob("*.safetensors*"))
+
+
+def test_zero_shot_with_the_file_classifies_as_the_run_does(lora, run, call, tmp_path):
+    file = tmp_path / "below/own.safetensors"
+    code, output, _ = call(lora, "--load-epoch", 1, "--out", file)
+    assert code == 0
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+    assert f"{file} written: {file.stat().st_size:,} bytes" in output
+    assert output.count("features differ by up to") == 2
+
+    half = ("DATASET.SUBSAMPLE_CLASSES", "new")
+    tuned = run(*CONFIG, "--eval-only", "--model-dir", lora, *LORA, *half, trainer="CLIPFineTune", out="tuned")
+    exported = run("--eval-only", *half, "MODEL.BACKBONE.WEIGHTS", file, trainer="ZeroshotCLIP", out="exported")
+    before = run(*CONFIG, "--eval-only", *half, trainer="CLIPFineTune", out="before")
+    assert float(exported.accuracy) == pytest.approx(float(tuned.accuracy), abs=2 * IMAGE + 0.01)
+    assert abs(float(before.accuracy) - float(tuned.accuracy)) > 10 * IMAGE
+    assert exported.record["weights"]["sha256"] in output
+
+
+def test_the_file_holds_what_was_learned_in_full_precision(tune, call):
+    trained = tune("projections", "TRAINER.FINETUNE.PARTS", '["projections"]')
+    assert call(trained)[0] == 0
+    found, original = load_file(trained / "clip.safetensors"), load_tiny()
+    learned = {key.removeprefix("clip."): value for key, value in tensors(trained / "clip/model.pth.tar-1").items()}
+    assert found.keys() == original.keys()
+    assert len(learned) == 4
+    for key, value in found.items():
+        assert torch.equal(value, learned.get(key, original[key].to(value.dtype))), key
+
+
+def test_a_whole_clip_that_began_with_random_weights(tune, call):
+    assert call(tune("random", "MODEL.BACKBONE.PRETRAINED", False))[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weight: weight + 0.002 * weight.roll(1, 0), "features as in the file differ"),
+        (lambda weight: weight * 1e6, "features as loaded, in half precision differ"),
+    ],
+)
+def test_a_file_that_disagrees_is_not_left(lora, call, monkeypatch, tmp_path, change, message):
+    """As after a loss in the merge, and where weights are too large for half precision."""
+    out = tmp_path / "clip.safetensors"
+    out.write_text("of an earlier export")
+
+    def save_changed(weights):
+        return save({**weights, "text_projection": change(weights["text_projection"])})
+
+    monkeypatch.setattr("inference.export.save", save_changed)
+    code, _, error = call(lora, "--out", out)
+    assert code == 2
+    assert message in error
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+    assert out.read_text() == "of an earlier export"
+
+
+def test_what_cannot_be_exported(lora, run, call, tmp_path):
+    zero_shot = run("TEST.NO_TEST", True, trainer="ZeroshotCLIP").folder
+    refused(call(zero_shot), "ZeroshotCLIP did not change CLIP", zero_shot)
+    refused(call(tmp_path / "absent"), "no run in", tmp_path)
+    refused(call(lora, "--load-epoch", 7, "--out", tmp_path / "a.safetensors"), "no checkpoint of epoch 7", tmp_path)
+    refused(call(lora, "--out", tmp_path / "clip.pt"), "must end in .safetensors", tmp_path)
+    shutil.copytree(lora, tmp_path / "bare", ignore=shutil.ignore_patterns("model.pth*"))
+    refused(call(tmp_path / "bare"), "checkpoint", tmp_path)
+
+
+def test_a_clip_of_another_library(tune, call, tmp_path):
+    pytest.importorskip("open_clip", reason="needs the optional package open_clip_torch")
+    name = f"open_clip:local-dir:{foreign_models.open_clip_folder(tmp_path / 'model')}"
+    size = load(name)[0].visual.input_resolution
+    trained = tune("foreign", "MODEL.BACKBONE.NAME", name, "INPUT.SIZE", f"({size}, {size})")
+    refused(call(trained), "is not of OpenAI's architectures", trained)

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
 import train
 from dassl.engine import build_trainer
-from tests.common import REPOSITORY, SHARED
+from tests.common import REPOSITORY
 from tests.conftest import Run
 from tools import digit_pairs
 
 CONFIGS = REPOSITORY / "configs/trainers/CLIPFineTune"
-
-
-def caltech101(split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features and labels of the reference data."""
-    data = np.load(SHARED / "data/clip-vitb32-caltech101.npz")
-    return torch.from_numpy(data[f"{split}_features"]).float(), torch.from_numpy(data[f"{split}_labels"]).long()
 
 
 @pytest.fixture
