@@ -57,7 +57,7 @@ def test_zero_shot_with_the_file_classifies_as_the_run_does(lora, run, call, tmp
     assert code == 0
     assert [path.name for path in file.parent.iterdir()] == [file.name]
     assert f"{file} written: {file.stat().st_size:,} bytes" in output
-    assert output.count("features differ by up to") == 2
+    assert output.count("largest difference of features") == 2
 
     half = ("DATASET.SUBSAMPLE_CLASSES", "new")
     tuned = run(*CONFIG, "--eval-only", "--model-dir", lora, *LORA, *half, trainer="CLIPFineTune", out="tuned")
