@@ -18,7 +18,7 @@ from dassl.config.saved import changed_settings
 from dassl.data.datasets.fingerprint import fingerprints
 from dassl.distributed import all_gather_objects, get_world_size, is_main_process
 from dassl.utils import NotANumber, UserError, load_checkpoint, random_states, restore_random_states, save_checkpoint
-from dassl.utils.checkpoint import BEST, EPOCH, LATEST, by_epoch, newest, resume_from_file
+from dassl.utils.checkpoint import BEST, EPOCH, LATEST, by_epoch, newest, remove_superseded, resume_from_file
 
 from .build import default_cfg
 
@@ -177,6 +177,9 @@ def resume(trainer) -> int:
         raise UserError(f"{directory} is at epoch {epoch}; OPTIM.MAX_EPOCH is {trainer.max_epoch}")
     if epoch and cfg.TEST.FINAL_MODEL == "best_val" and not cfg.TEST.NO_TEST and not trainer.changed_now:
         take_over_best(trainer, directory)
+    if epoch == trainer.max_epoch and is_main_process():  # the run was killed before it removed them
+        for name in trainer.get_model_names():
+            remove_superseded(Path(own, name), cfg.TRAIN.KEEP_CHECKPOINTS)
     return epoch
 
 

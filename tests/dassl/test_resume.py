@@ -44,6 +44,14 @@ def test_ctrl_c_says_where_it_came_and_the_command_goes_on(run, monkeypatch):
     assert_same_tensors(whole.checkpoint(6), resumed.checkpoint(6))
 
 
+def test_what_was_to_go_goes_where_a_run_was_killed_at_its_end(run):
+    settings = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 2, "TRAIN.CHECKPOINT_FREQ", 1, "TRAIN.KEEP_CHECKPOINTS", 1)
+    last = run(*settings).checkpoint(2)
+    (last.parent / "model.pth.tar-1").write_bytes(last.read_bytes())  # as before its removal
+    assert run(*settings).code == 0
+    assert [path.name for path in sorted(last.parent.glob("model*"))] == [last.name]
+
+
 def test_ctrl_c_before_a_checkpoint(run, monkeypatch):
     stop_after(monkeypatch, 0)
     assert "stopped in epoch 1 of 6; this goes on from the beginning:\n" in run(*SHORT).error
