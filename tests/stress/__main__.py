@@ -1,6 +1,6 @@
 """How much our programs stand: the counts that docs/reliability.md quotes. What fails ends it with a traceback.
 
-python -m tests.stress                                # all of it: some 20 minutes on two cores
+python -m tests.stress                                # all of it: some 7 minutes on two cores
 python -m tests.stress kills --kills 500 --seed 7     # one part, with other numbers
 """
 
