@@ -13,10 +13,9 @@ from __future__ import annotations
 import os
 import re
 import socket
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,9 +30,7 @@ from .schedule import Outcomes
 REPOSITORY = Path(__file__).resolve().parents[1]
 HERE, AUTO, CLIENT = "", "auto", "ray://"
 ADDRESS = re.compile(r"auto|ray://[^/\s]+:\d+|[^/\s]+:\d+")
-NO_ADDRESS = re.compile(
-    r"-.*|.*\.ya?ml|[A-Z][A-Z0-9_.]*"
-)  # what may follow --ray instead: a flag, a file, a config key
+NO_ADDRESS = re.compile(r"-.*|.*\.ya?ml|[A-Z][A-Z0-9_.]*")  # may follow --ray instead: a flag, a file, a config key
 PATIENCE = 10  # seconds for a cluster to answer, and for tasks that are cancelled to end
 LOST_NODE = 180  # seconds in which a lost node, or the file server for it, releases a folder's lock
 RETRIES = 5  # of a task whose worker or node was lost; one that kills its worker every time must come to an end
@@ -45,7 +42,6 @@ SETTINGS = {  # of Ray, which reads them when it is imported
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a task without a GPU must not see one
 }
 PASSED_ON = ("XDG_CACHE_HOME", "HF_HOME", "HF_HUB_OFFLINE")  # of the driver's environment, to the nodes
-
 
 Resources = dict[str, float]  # of a task or a node, as Ray lists them: CPU, GPU, memory in bytes
 
@@ -214,17 +210,6 @@ def _outcome(reference) -> tuple[Any, str | None]:
         return None, f"its worker was lost {RETRIES + 1} times (out of memory?): {reason_of(error)}"
 
 
-def wait_for(folder: Path) -> None:
-    """Wait until no process holds a folder's lock: a worker outlives its node by a moment. Give up after LOST_NODE."""
-    deadline = time.monotonic() + LOST_NODE
-    while time.monotonic() < deadline:
-        try:
-            with exclusive_lock(folder):
-                return
-        except InUse:
-            time.sleep(2)
-
-
 def run_all(trials: list[Trial], resources: Resources, at_once: int, threads: int) -> Outcomes:
     """Run the trials as tasks; yield each as it ends. One that was lost with its node goes on from its checkpoints."""
     for trial, result, error in run_tasks(_run_unless_finished, trials, resources, at_once, (threads,)):
@@ -234,5 +219,7 @@ def run_all(trials: list[Trial], resources: Resources, at_once: int, threads: in
 def _run_unless_finished(trial: Trial, threads: int) -> str | None:
     if trial.finished:  # by the task that was lost
         return None
-    wait_for(trial.folder)
+    # The worker that was lost outlives its node by a moment; if it never ends, the trial says who has the folder.
+    with suppress(InUse), exclusive_lock(trial.folder, LOST_NODE):
+        pass
     return run_trial(trial, threads)

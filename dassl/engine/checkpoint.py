@@ -177,10 +177,15 @@ def resume(trainer) -> int:
         raise UserError(f"{directory} is at epoch {epoch}; OPTIM.MAX_EPOCH is {trainer.max_epoch}")
     if epoch and cfg.TEST.FINAL_MODEL == "best_val" and not cfg.TEST.NO_TEST and not trainer.changed_now:
         take_over_best(trainer, directory)
-    if epoch == trainer.max_epoch and is_main_process():  # the run was killed before it removed them
-        for name in trainer.get_model_names():
-            remove_superseded(Path(own, name), cfg.TRAIN.KEEP_CHECKPOINTS)
+    if epoch == trainer.max_epoch:  # the run may have been killed before it did so
+        remove_old(trainer)
     return epoch
+
+
+def remove_old(trainer) -> None:
+    """Remove the checkpoints that need not stay (TRAIN.KEEP_CHECKPOINTS)."""
+    for name in trainer.get_model_names() if is_main_process() else ():
+        remove_superseded(Path(trainer.output_dir, name), trainer.cfg.TRAIN.KEEP_CHECKPOINTS)
 
 
 def take_over_best(trainer, directory: str) -> None:

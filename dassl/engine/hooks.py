@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import datetime
 import time
-from pathlib import Path
 
 import torch
 
-from dassl.distributed import is_main_process, run_on_main
-from dassl.utils.checkpoint import LATEST, remove_superseded
+from dassl.distributed import run_on_main
+from dassl.utils.checkpoint import LATEST
+
+from .checkpoint import remove_old
 
 
 class HookBase:
@@ -76,8 +77,7 @@ class Checkpoints(HookBase):
             trainer.save_model(trainer.epoch, trainer.output_dir, model_name=LATEST.format(done))
         if trainer.saved_epoch == done:
             self.since = time.time()
-            for name in trainer.get_model_names() if is_main_process() else ():
-                remove_superseded(Path(trainer.output_dir, name), trainer.cfg.TRAIN.KEEP_CHECKPOINTS)
+            remove_old(trainer)
 
 
 def default_hooks() -> list[HookBase]:

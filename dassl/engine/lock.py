@@ -23,9 +23,12 @@ class InUse(UserError):
 
 
 @contextmanager
-def exclusive_lock(folder: str | os.PathLike) -> Iterator[None]:
+def exclusive_lock(folder: str | os.PathLike, patience: float | None = None) -> Iterator[None]:
     """For the body of a ``with``, no other process is in the same body for this folder. The lock ends with the process,
     however that ends.
+
+    Args:
+        patience: seconds to wait for it (PATIENCE).
 
     Raises:
         InUse: another one is; the message tells its process, host and since when.
@@ -33,7 +36,7 @@ def exclusive_lock(folder: str | os.PathLike) -> Iterator[None]:
     """
     mkdir_if_missing(folder)
     owner = Path(folder, OWNER)
-    lock = _acquired(Path(folder, LOCK), owner)
+    lock = _acquired(Path(folder, LOCK), owner, PATIENCE if patience is None else patience)
     try:
         remove_temporaries(folder)
         for place in Path(folder).glob("*/"):
@@ -48,13 +51,13 @@ def exclusive_lock(folder: str | os.PathLike) -> Iterator[None]:
         lock.release()
 
 
-def _acquired(path: Path, owner: Path):
+def _acquired(path: Path, owner: Path, patience: float):
     """Return the lock, acquired."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=PATIENCE)
+        lock.acquire(timeout=patience)
     except Timeout as error:
         message = f"{path.parent} is in use by {_told_by(owner)}. Wait for it, stop it, or take another folder"
         raise InUse(message) from error

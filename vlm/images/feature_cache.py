@@ -20,16 +20,17 @@ SHOWN = 12  # characters of names and checksums
 
 def show(root: Path) -> None:
     """Print a table, one row an encoder."""
-    rows = []
+    rows, everything = [], []
     for folder in encoder_folders(root):
         files = feature_files(folder)
+        everything += files
         features, size = sum(_count(path) for path, _ in files), _megabytes(files)
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(files[-1][1].st_mtime)) if files else "-"
         rows.append([folder.name[:SHOWN], *_description(folder), len(files), features, size, used])
     head = ["encoder", "weights", "precision", "runtime", "files", "features", "MB", "last used"]
     print(tabulate(rows, head, disable_numparse=True, colalign=["left"] * 4 + ["right"] * 3 + ["left"]))
-    files = feature_files(*encoder_folders(root))
-    print(f"total: {len(files):,} files, {sum(row[5] for row in rows):,} features, {_megabytes(files)} MB in {root}")
+    total = f"{len(everything):,} files, {sum(row[5] for row in rows):,} features, {_megabytes(everything)} MB"
+    print(f"total: {total} in {root}")
 
 
 def verify(root: Path) -> int:
