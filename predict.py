@@ -15,14 +15,14 @@ import sys
 from importlib import import_module
 
 from dassl.utils import command_line
-from inference import COMMANDS, DEFAULT
+from inference import COMMANDS, DEFAULT_COMMAND
 
 
 @command_line()
 def main(argv: list[str] | None = None) -> int | None:
     """Run the command line; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    name, rest = (argv[0], argv[1:]) if argv and argv[0] in COMMANDS else (DEFAULT, argv)
+    name, rest = (argv[0], argv[1:]) if argv and argv[0] in COMMANDS else (DEFAULT_COMMAND, argv)
     command = import_module(f"inference.{name}")
     description = __doc__ if rest is argv else command.__doc__
     parser = argparse.ArgumentParser(

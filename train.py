@@ -17,7 +17,7 @@ from dassl.config import clean_cfg, merge_file, merge_flag, merge_options
 from dassl.engine.record import is_finished
 from dassl.utils import command_line
 
-CODE = (__file__, "dassl", "vlm", "datasets", "trainers")  # the program, whose checksum goes into result.json
+CODE_PATHS = (__file__, "dassl", "vlm", "datasets", "trainers")  # the program, whose checksum goes into result.json
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -78,7 +78,7 @@ def setup_cfg(args: argparse.Namespace):
     trainer = engine.TRAINER_REGISTRY.get(cfg.TRAINER.NAME)  # refuses unknown names before anything is written
     datasets.DATASET_REGISTRY.get(cfg.DATASET.NAME)
     cfg.SEED = engine.choose_seed(cfg)  # without one, that of the run in the output directory, or a new one
-    clean_cfg(cfg, cfg.TRAINER.NAME, keep=engine.nodes_of(trainer))  # drops the nodes of other methods
+    clean_cfg(cfg, cfg.TRAINER.NAME, keep=engine.get_trainer_nodes(trainer))  # drops the nodes of other methods
     cfg.freeze()
     return cfg
 
@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
             trainer = engine.build_trainer(cfg)
             if args.no_train:
                 return
-            with engine.recorded(trainer, args, command, CODE, start):
+            with engine.record_run(trainer, args, command, CODE_PATHS, start):
                 if args.eval_only:
                     engine.check_evaluation(trainer, args.model_dir)
                     trainer.load_model(args.model_dir, epoch=args.load_epoch)

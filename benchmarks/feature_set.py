@@ -1,4 +1,4 @@
-"""A feature set of very many images (vlm/images/feature_set.py): how long it takes to open, and to read few shots.
+"""A feature set of very many images (vlm/images/lance_features.py): how long it takes to open, and to read few shots.
 
 python -m benchmarks.feature_set                          # 100 million rows of 16 numbers, 7 GB, in 1,000 fragments
 python -m benchmarks.feature_set --rows 1000000 --dim 1024
@@ -17,7 +17,7 @@ import pyarrow as pa
 from tabulate import tabulate
 
 from benchmarks.measure import machine
-from vlm.images.feature_set import DESCRIPTION, FeatureSet, lance
+from vlm.images.lance_features import METADATA_KEY, LanceFeatures, lance
 
 CLASSES, FRAGMENTS = 21_841, 1_000  # of ImageNet-21k; those of a large set
 
@@ -25,7 +25,7 @@ CLASSES, FRAGMENTS = 21_841, 1_000  # of ImageNet-21k; those of a large set
 def simulate(folder: str, rows: int, dim: int) -> None:
     """Write a set of as many rows, whose features tell their row."""
     counts = np.diff(rows * np.arange(CLASSES + 1) // CLASSES)
-    metadata = {DESCRIPTION: json.dumps({"classnames": [*map(str, range(CLASSES))], "counts": counts.tolist()})}
+    metadata = {METADATA_KEY: json.dumps({"classnames": [*map(str, range(CLASSES))], "counts": counts.tolist()})}
     fields = {"path": pa.string(), "label": pa.int32(), "feature": pa.list_(pa.float16(), dim)}
     schema, size = pa.schema(fields, metadata), -(-rows // FRAGMENTS)
 
@@ -57,7 +57,7 @@ def main() -> None:
         start = time.perf_counter()
         simulate(f"{folder}/set", args.rows, args.dim)
         took(f"writing {args.rows:,} rows of {args.dim} numbers")
-        features = FeatureSet(f"{folder}/set")
+        features = LanceFeatures(f"{folder}/set")
         took("opening it")
         for shots in (1, 16):
             rows = features.few_shot(shots, seed=1)

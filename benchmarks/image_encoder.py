@@ -18,9 +18,9 @@ from tabulate import tabulate
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import default_allocator, in_turns, machine, matmul_rate
-from dassl.utils import UserError, keep_memory
-from tools.random_weights import random_clip
-from vlm.images.encoder import TorchEncoder, image_encoder
+from dassl.utils import UserError, tune_malloc
+from tools.random_weights import build_random_clip
+from vlm.images.encoder import TorchEncoder, build_image_encoder
 from vlm.openai import build_model
 
 BATCH = 32
@@ -28,7 +28,7 @@ BATCH = 32
 
 def visual_of(backbone: str):
     """A frozen image encoder with random weights, as vlm.clip.load gives it on a CPU."""
-    visual = build_model(random_clip(backbone, 0)).float().requires_grad_(False).visual
+    visual = build_model(build_random_clip(backbone, 0)).float().requires_grad_(False).visual
     return visual.to(memory_format=torch.channels_last)
 
 
@@ -39,7 +39,7 @@ def rows_of(backbone: str, turns: int, images: int) -> list[dict]:
     pictures = torch.rand(images, 3, visual.input_resolution, visual.input_resolution)
     with FlopCounterMode(display=False) as counter:
         expected = torch.cat([eager(batch) for batch in pictures.split(BATCH)])
-    encoders = {"PyTorch, channels last": TorchEncoder(visual, "", ""), "ours": image_encoder(visual, backbone)}
+    encoders = {"PyTorch, channels last": TorchEncoder(visual, "", ""), "ours": build_image_encoder(visual, backbone)}
     try:
         encoders["ours, bf16"] = type(encoders["ours"])(visual, backbone, "bf16")
     except UserError as error:
@@ -51,7 +51,7 @@ def rows_of(backbone: str, turns: int, images: int) -> list[dict]:
         features = torch.stack(list(encoder.encode(pictures)))
         print(f"{backbone}, {name}: {encoder}; first call {time.perf_counter() - start:.1f} s")
         differences[name] = ((features - expected).abs().max() / expected.abs().max()).item()
-        computations[name] = (lambda encoder=encoder: list(encoder.encode(pictures)), keep_memory)
+        computations[name] = (lambda encoder=encoder: list(encoder.encode(pictures)), tune_malloc)
     times = in_turns(computations, turns)
     rate, base = matmul_rate(), times["eager, as the original"]
     return [

@@ -17,11 +17,11 @@ from tabulate import tabulate
 from yacs.config import CfgNode
 
 from benchmarks.measure import machine, peak_memory
-from dassl.utils import keep_memory
-from tools.fix_imagenet import imagenet21k_names
-from tools.random_weights import random_clip
+from dassl.utils import tune_malloc
+from tools.fix_imagenet import load_imagenet21k_names
+from tools.random_weights import build_random_clip
 from trainers.coop import CustomCLIP
-from trainers.sampled_softmax import Sample, logits_of_classes
+from trainers.sampled_softmax import ClassSample, class_logits
 from vlm.openai import build_model
 
 BATCH = 32  # images; CoOp's batches of training images
@@ -29,20 +29,20 @@ BATCH = 32  # images; CoOp's batches of training images
 
 def steps(classes: int, n_ctx: int, csc: bool, size: int, turns: int) -> dict[str, float]:
     """Return seconds of set-up and of a step over ``size`` classes, or all (0), without the first of several."""
-    keep_memory()
+    tune_malloc()
     torch.manual_seed(0)
-    clip, times = build_model(random_clip("RN50", 0)).float().requires_grad_(False), []
+    clip, times = build_model(build_random_clip("RN50", 0)).float().requires_grad_(False), []
     start = time.perf_counter()
     node = CfgNode({"N_CTX": n_ctx, "CTX_INIT": "", "CSC": csc, "CLASS_TOKEN_POSITION": "end"})
-    model = CustomCLIP(list(imagenet21k_names().values())[:classes], clip, node)
+    model = CustomCLIP(list(load_imagenet21k_names().values())[:classes], clip, node)
     set_up = time.perf_counter() - start
     optimizer = torch.optim.SGD([model.prompt_learner.ctx], lr=0.002, momentum=0.9, weight_decay=5e-4)
     features, labels = torch.randn(BATCH, 1024), torch.randint(classes, (BATCH,))
     for turn in range(turns):
         start = time.perf_counter()
         if size:
-            sample = Sample.draw(labels, size, classes, turn)
-            loss = sample.loss(logits_of_classes(model, features, sample.classes))
+            sample = ClassSample.draw(labels, size, classes, turn)
+            loss = sample.loss(class_logits(model, features, sample.classes))
         else:
             loss = torch.nn.functional.cross_entropy(model(features), labels)
         optimizer.zero_grad()

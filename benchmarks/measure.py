@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from dassl.utils import keep_memory, package_versions
+from dassl.utils import get_package_versions, tune_malloc
 from dassl.utils.env import M_MMAP_THRESHOLD, M_TOP_PAD, M_TRIM_THRESHOLD
 
 
@@ -54,7 +54,7 @@ def in_turns(computations: dict[str, tuple[Callable[[], object], Callable[[], No
 
 def default_allocator() -> None:
     """What glibc's allocator comes to by itself in a program with large tensors: blocks from 32 MB on go back to the
-    system at once, as :func:`dassl.utils.keep_memory` prevents."""
+    system at once, as :func:`dassl.utils.tune_malloc` prevents."""
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
@@ -66,7 +66,7 @@ def default_allocator() -> None:
 def matmul_rate(turns: int = 15) -> float:
     """Floating-point operations a second of a product of large fp32 matrices, the median of some turns."""
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    times = in_turns({"product": (lambda: a @ b, keep_memory)}, turns)["product"]
+    times = in_turns({"product": (lambda: a @ b, tune_malloc)}, turns)["product"]
     return 2 * 2048**3 / times.median
 
 
@@ -94,6 +94,6 @@ def machine() -> str:
     """One line about the machine and the versions."""
     info = Path("/proc/cpuinfo")
     models = re.findall(r"^model name\s*: (.*)$", info.read_text(), re.MULTILINE) if info.exists() else []
-    name, versions = models[0] if models else platform.machine(), package_versions()
+    name, versions = models[0] if models else platform.machine(), get_package_versions()
     told = ", ".join(f"{package} {versions[package]}" for package in ("python", "torch", "openvino"))
     return f"{name}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}; {told}"

@@ -25,8 +25,8 @@ from benchmarks.measure import default_allocator, in_turns, machine
 from benchmarks.text_encoder import steps
 from dassl.config import get_cfg_default, merge_file
 from dassl.data.transforms import build_transform
-from dassl.utils import keep_memory, read_image
-from vlm.images.encoder import image_encoder
+from dassl.utils import read_image, tune_malloc
+from vlm.images.encoder import build_image_encoder
 
 SHOTS, CLASSES, EPOCHS, BATCH, TEST, TEST_BATCH = (1, 2, 4, 8, 16), 10, 200, 32, 3925, 100
 CONFIG = Path(__file__).resolve().parents[1] / "configs/trainers/CoOp/rn50.yaml"
@@ -67,12 +67,12 @@ def per_image(root: str, turns: int) -> dict[str, float]:
     visual = visual_of("RN50")
     eager = copy.deepcopy(visual).to(memory_format=torch.contiguous_format)
     tensors = torch.stack([centre(image) for image in images])
-    encoder = image_encoder(visual, "random")
+    encoder = build_image_encoder(visual, "random")
     computations = {
-        "crop": (lambda: [crop(image) for image in images], keep_memory),
-        "centre": (lambda: [centre(image) for image in images], keep_memory),
+        "crop": (lambda: [crop(image) for image in images], tune_malloc),
+        "centre": (lambda: [centre(image) for image in images], tune_malloc),
         "eager": (lambda: eager(tensors), default_allocator),
-        "ours": (lambda: list(encoder.encode(tensors)), keep_memory),
+        "ours": (lambda: list(encoder.encode(tensors)), tune_malloc),
     }
     return {name: t.cpu_median / len(images) for name, t in in_turns(computations, turns).items()}
 
@@ -82,7 +82,7 @@ def per_step(turns: int) -> dict[str, float]:
     found = {"ours": 0.0, "plain": 0.0, "plain test": 0.0}
     for n_ctx in (16, 4):
         ours, plain, _ = steps(CLASSES, n_ctx, "imagenette")
-        times = in_turns({"ours": (ours, keep_memory), "plain": (plain, default_allocator)}, turns)
+        times = in_turns({"ours": (ours, tune_malloc), "plain": (plain, default_allocator)}, turns)
         for name, t in times.items():
             found[name] += t.cpu_median / 2
     found["plain test"] = found["plain"] / 2  # forward only

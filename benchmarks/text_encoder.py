@@ -16,9 +16,9 @@ import torch
 from tabulate import tabulate
 
 from benchmarks.measure import default_allocator, in_turns, machine, matmul_rate, peak_memory
-from dassl.utils import keep_memory
-from tools.fix_imagenet import curated_names
-from tools.random_weights import random_clip
+from dassl.utils import tune_malloc
+from tools.fix_imagenet import load_imagenet_names
+from tools.random_weights import build_random_clip
 from trainers.coop import PromptLearner
 from vlm.openai import build_model
 from vlm.text.encoder import TextEncoder
@@ -30,7 +30,7 @@ PLAIN_UP_TO = 100  # classes
 
 def names_of(classes: int, of: str) -> list[str]:
     """The first class names of ImageNet, or of ImageNette, which are shorter; over and over if need be."""
-    names = list(curated_names().values())
+    names = list(load_imagenet_names().values())
     names = [names[i] for i in NETTE] if of == "imagenette" else names
     return [names[i % len(names)] for i in range(classes)]
 
@@ -39,7 +39,7 @@ def steps(classes: int, n_ctx: int, of: str) -> tuple[Callable, Callable, int]:
     """A forward and backward pass of ours and of the plain encoder, which return (features, gradient); and the tokens
     that ours computes."""
     torch.manual_seed(0)
-    clip = build_model(random_clip("RN50", 0)).float().requires_grad_(False)
+    clip = build_model(build_random_clip("RN50", 0)).float().requires_grad_(False)
     encoder = TextEncoder(clip)
     learner = PromptLearner(names_of(classes, of), encoder, n_ctx)
     ends = learner.index.eq(learner.index.max()).int().argmax(1)  # the end-of-text token has the last row
@@ -58,13 +58,13 @@ def steps(classes: int, n_ctx: int, of: str) -> tuple[Callable, Callable, int]:
 
 def one_step(classes: int, n_ctx: int, of: str, plain: bool) -> None:
     """For the peak memory of a process that does nothing else."""
-    keep_memory()
+    tune_malloc()
     steps(classes, n_ctx, of)[1 if plain else 0]()
 
 
 def measure(classes: int, n_ctx: int, of: str, turns: int, plain_of_100: float | None) -> tuple[dict, float]:
     ours, plain, tokens = steps(classes, n_ctx, of)
-    computations = {"ours": (ours, keep_memory)}
+    computations = {"ours": (ours, tune_malloc)}
     if classes <= PLAIN_UP_TO:
         computations["plain"] = (plain, default_allocator)
         for mine, theirs, what in zip(ours(), plain(), ("features", "gradient"), strict=True):

@@ -20,10 +20,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from dassl.utils.errors import UserError, reason_of
+from dassl.utils.errors import UserError, error_reason
 
 T = TypeVar("T")
-AVERAGED = "_averaged"  # marks a parameter whose gradient is the mean over the processes
+IS_AVERAGED = "_averaged"  # marks a parameter whose gradient is the mean over the processes
 
 
 def get_world_size() -> int:  # the number of processes
@@ -79,9 +79,9 @@ def process_group() -> Iterator[None]:
     try:  # the backend follows from where a tensor lies
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"the processes of the run do not find each other: {reason_of(error)}") from error
+        raise UserError(f"the processes of the run do not find each other: {error_reason(error)}") from error
     try:
-        with nullcontext() if is_main_process() else _silent():
+        with nullcontext() if is_main_process() else _suppress_output():
             yield
     except Exception as error:
         get_error_handler().record_exception(error)  # for torchrun's report
@@ -90,7 +90,7 @@ def process_group() -> Iterator[None]:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def _suppress_output() -> Iterator[None]:
     sys.stderr.isatty = lambda: False  # so tqdm shows no bar
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -131,7 +131,7 @@ def all_gather_objects(value: T) -> list[T]:
     return values
 
 
-def all_gather_in_turns(outputs: Iterator[Any], device: torch.device) -> Iterator[Any]:
+def gather_in_order(outputs: Iterator[Any], device: torch.device) -> Iterator[Any]:
     """Yield what each process computes of every n-th batch, tensors or tuples of them, in the order of the batches."""
     while True:
         output = next(outputs, None)
@@ -149,7 +149,7 @@ def move_to(value: Any, device: torch.device | str) -> Any:
     return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
 
 
-class _AllGatherRows(torch.autograd.Function):
+class _AllGatherWithGrad(torch.autograd.Function):
     """A row's gradient is the sum over the losses of all processes."""
 
     @staticmethod
@@ -168,12 +168,12 @@ class _AllGatherRows(torch.autograd.Function):
         return gradient.split(ctx.sizes)[get_rank()], None
 
 
-def all_gather_rows(rows: torch.Tensor) -> torch.Tensor:
+def all_gather_with_grad(rows: torch.Tensor) -> torch.Tensor:
     """Return the rows (n, …) of all processes as (N, …), with gradients; ``n`` may differ."""
-    return rows if get_world_size() == 1 else _AllGatherRows.apply(rows, all_gather_objects(len(rows)))
+    return rows if get_world_size() == 1 else _AllGatherWithGrad.apply(rows, all_gather_objects(len(rows)))
 
 
-def batch_share(*sizes: int) -> float:
+def local_loss_weight(*sizes: int) -> float:
     """Return the weight, 1 on average, of a mean over this process's part of a batch in the mean over all parts.
 
     Raises:
@@ -206,22 +206,22 @@ def average_gradients(parameters: Iterable[nn.Parameter], loss: torch.Tensor) ->
     for parameter, gradient, some, mean in zip(parameters, gradients, has, means, strict=True):
         if some:  # keeps the gradient's memory layout, which fused optimizers rely on
             parameter.grad = gradient.copy_(mean.view_as(gradient))
-        if not hasattr(parameter, AVERAGED):
-            parameter.register_post_accumulate_grad_hook(lambda changed: setattr(changed, AVERAGED, False))
-        setattr(parameter, AVERAGED, True)
+        if not hasattr(parameter, IS_AVERAGED):
+            parameter.register_post_accumulate_grad_hook(lambda changed: setattr(changed, IS_AVERAGED, False))
+        setattr(parameter, IS_AVERAGED, True)
     return loss[0]
 
 
-def prepare(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+def prepare_model(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
     """Make a model the same in all processes, and refuse steps by gradients of one of them."""
-    broadcast_model(model)
+    broadcast_parameters(model)
     if get_world_size() > 1 and optimizer is not None:
         optimizer.register_step_pre_hook(_refuse_local_gradients)
 
 
 def _refuse_local_gradients(optimizer: torch.optim.Optimizer, *_) -> None:
     for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-        if parameter.grad is not None and not getattr(parameter, AVERAGED, False):
+        if parameter.grad is not None and not getattr(parameter, IS_AVERAGED, False):
             raise UserError(
                 "this trainer does not run in several processes: it steps an optimizer by gradients that "
                 "model_backward has not averaged. Start it with python"
@@ -238,7 +238,7 @@ def reduce_dict(metrics: dict[str, Any] | None, share: float) -> dict[str, Any] 
 
 
 @torch.no_grad()
-def broadcast_model(model: nn.Module) -> None:
+def broadcast_parameters(model: nn.Module) -> None:
     """Replace trained parameters and buffers by those of the main process."""
     trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
     for tensor in (*trained, *model.buffers()) if get_world_size() > 1 else ():

@@ -10,11 +10,11 @@ from dassl.utils import UserError
 
 # Both spellings are looked for by parsers in use (CoOp, Dassl, TaskRes, RPO; MaPLe, PromptSRC, KgCoOp, ProGrad).
 END_OF_TRAINING = ("Finish training", "Finished training")
-RESULT = "=> result"
-NUMBER = re.compile(r"[0-9.eE+-]+")  # of Python's floats those that a log has: neither nan nor 1_0
+RESULT_HEADER = "=> result"
+NUMBER_PATTERN = re.compile(r"[0-9.eE+-]+")  # of Python's floats those that a log has: neither nan nor 1_0
 
 
-def result_lines(total: int, correct: int, macro_f1: float) -> str:
+def format_result(total: int, correct: int, macro_f1: float) -> str:
     """The lines of one evaluation. Percentages have two decimals: with one, 3,925 test images would hide four.
 
     Args:
@@ -23,7 +23,7 @@ def result_lines(total: int, correct: int, macro_f1: float) -> str:
     accuracy = 100 * correct / total
     return "\n".join(
         (
-            RESULT,
+            RESULT_HEADER,
             f"* total: {total:,}",
             f"* correct: {correct:,}",
             f"* accuracy: {accuracy:.2f}%",
@@ -33,7 +33,7 @@ def result_lines(total: int, correct: int, macro_f1: float) -> str:
     )
 
 
-def class_line(label: int, name: str, total: int, correct: int) -> str:
+def format_class_result(label: int, name: str, total: int, correct: int) -> str:
     name = " ".join(name.splitlines())  # a line of its own could be taken for a result
     return f"* class: {label} ({name})\ttotal: {total:,}\tcorrect: {correct:,}\tacc: {100 * correct / total:.2f}%"
 
@@ -55,14 +55,14 @@ def read_result(log: Path, keyword: str = "accuracy", test_log: bool = False) ->
         raise UserError(f"cannot read {log}: {error.strerror}") from error
     value, reached = None, False
     for number, line in enumerate(map(str.strip, lines), start=1):
-        reached = reached or (line == RESULT if test_log else line in END_OF_TRAINING)
+        reached = reached or (line == RESULT_HEADER if test_log else line in END_OF_TRAINING)
         if reached and (match := pattern.match(line)):
-            value = _percent(match[1], f"{log}, line {number}")
+            value = _parse_percent(match[1], f"{log}, line {number}")
     return value
 
 
-def _percent(text: str, where: str) -> float:
+def _parse_percent(text: str, where: str) -> float:
     with contextlib.suppress(ValueError):
-        if NUMBER.fullmatch(text) and 0 <= (value := float(text)) <= 100:
+        if NUMBER_PATTERN.fullmatch(text) and 0 <= (value := float(text)) <= 100:
             return value
     raise UserError(f"{where}: {text[:20]}% is no percentage; the log is damaged")

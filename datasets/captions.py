@@ -13,10 +13,13 @@ from yacs.config import CfgNode
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl.utils import UserError, derive_seed, is_utf8, read_json
 
-from .protocol import for_testing
+from .protocol import draw_test_set
 
-IMAGE, CAPTION = ("image", "filepath", "filename"), ("caption", "title", "text")  # the names that keys and columns have
-SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
+IMAGE_KEYS, CAPTION_KEYS = (
+    ("image", "filepath", "filename"),
+    ("caption", "title", "text"),
+)  # the names that keys and columns have
+SPLIT_NAMES = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 
 
 class CaptionedImage(Datum):
@@ -55,9 +58,11 @@ class Captions(DatasetBase):
         captions, own = defaultdict(list), {}
         for split, file in files.items():
             if file:
-                _collect(captions, own, root / Path(file).expanduser(), root, split if node.CAPTIONS_TEST else None)
+                _collect_captions(
+                    captions, own, root / Path(file).expanduser(), root, split if node.CAPTIONS_TEST else None
+                )
         self.captions, items = [], defaultdict(list)
-        for split, names in _split(own, node.TEST_PERCENT, root / node.CAPTIONS).items():
+        for split, names in _split_images(own, node.TEST_PERCENT, root / node.CAPTIONS).items():
             for name in names:
                 image = CaptionedImage(str(root / name), len(self.captions), tuple(captions[name]), name)
                 items[split].append(image)
@@ -68,23 +73,23 @@ class Captions(DatasetBase):
     get_lab2cname = staticmethod(lambda data_source: ({}, []))
 
 
-def _collect(captions: dict[str, list], splits: dict, file: Path, root: Path, split: str | None) -> None:
+def _collect_captions(captions: dict[str, list], splits: dict, file: Path, root: Path, split: str | None) -> None:
     """Add what a file says to the captions and the split of each image, by its path below ``root``.
 
     Args:
         split: to which all rows belong; None: the rows tell, or nobody does.
     """
-    for number, row in _rows(file):
+    for number, row in _read_rows(file):
         where = f"{file}, row {number}"
-        name = _name(_value(row, IMAGE, where), root, where)
-        texts = _value(row, CAPTION, where)
+        name = _relative_path(_get_value(row, IMAGE_KEYS, where), root, where)
+        texts = _get_value(row, CAPTION_KEYS, where)
         texts = texts if isinstance(texts, list) else [texts]
         if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
             raise UserError(f"{where}: a caption of {name} is empty, or no text")
         own = split or row.get("split")
-        if own not in (None, "", *SPLITS):
-            raise UserError(f'{where}: the split "{own}" is none of {", ".join(SPLITS)}')
-        own = SPLITS.get(own)
+        if own not in (None, "", *SPLIT_NAMES):
+            raise UserError(f'{where}: the split "{own}" is none of {", ".join(SPLIT_NAMES)}')
+        own = SPLIT_NAMES.get(own)
         if name not in splits and not os.path.isfile(root / name):
             raise UserError(f"{where}: there is no picture {root / name}")
         if splits.setdefault(name, own) != own:
@@ -92,12 +97,12 @@ def _collect(captions: dict[str, list], splits: dict, file: Path, root: Path, sp
         captions[name] += texts
 
 
-def _rows(file: Path) -> Iterator[tuple[int, dict]]:
+def _read_rows(file: Path) -> Iterator[tuple[int, dict]]:
     """Yield the rows of a file with their numbers: places in a list, counted from 1, or lines of a table."""
     if not os.path.isfile(file):  # which takes any text for a name
         raise UserError(f"there is no file {file}; DATASET.CAPTIONS names it, below FOLDER")
     if file.suffix.lower() != ".json":
-        yield from _table(file)
+        yield from _read_table(file)
         return
     content = read_json(file)
     karpathy = isinstance(content, dict) and isinstance(content.get("images"), list)
@@ -107,10 +112,10 @@ def _rows(file: Path) -> Iterator[tuple[int, dict]]:
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise UserError(f"{file}, row {number}: it is not an object with keys image and caption")
-        yield number, _from_karpathy(row) if karpathy else row
+        yield number, _convert_karpathy(row) if karpathy else row
 
 
-def _table(file: Path) -> Iterator[tuple[int, dict]]:
+def _read_table(file: Path) -> Iterator[tuple[int, dict]]:
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             delimiter = "\t" if "\t" in lines.readline() else ","
@@ -120,14 +125,14 @@ def _table(file: Path) -> Iterator[tuple[int, dict]]:
                 raise UserError(f'{file}: there are two columns "{twice[0]}"')
             for row in reader:
                 if None in row:
-                    mend = "a caption with commas goes in quotation marks"
-                    raise UserError(f"{file}, row {reader.line_num}: it has more columns than the header; {mend}")
+                    hint = "a caption with commas goes in quotation marks"
+                    raise UserError(f"{file}, row {reader.line_num}: it has more columns than the header; {hint}")
                 yield reader.line_num, row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{file} cannot be read as a table in UTF-8: {error}") from error
 
 
-def _from_karpathy(row: dict) -> dict:
+def _convert_karpathy(row: dict) -> dict:
     sentences = row.get("sentences")
     sentences = sentences if isinstance(sentences, list) else [sentences]
     raw = [sentence.get("raw") if isinstance(sentence, dict) else sentence for sentence in sentences]
@@ -137,14 +142,14 @@ def _from_karpathy(row: dict) -> dict:
     return {"image": name, "caption": raw, "split": row.get("split")}
 
 
-def _value(row: dict, keys: tuple[str, ...], where: str) -> object:
+def _get_value(row: dict, keys: tuple[str, ...], where: str) -> object:
     for key in keys:
         if row.get(key) is not None:
             return row[key]
     raise UserError(f"{where}: there is no {' or '.join(keys)}; it has {', '.join(map(str, row)) or 'nothing'}")
 
 
-def _name(path: object, root: Path, where: str) -> str:
+def _relative_path(path: object, root: Path, where: str) -> str:
     """Return the path below ``root``, with forward slashes."""
     if not isinstance(path, str) or not is_utf8(path):
         raise UserError(f"{where}: the name of its picture is no text in UTF-8")
@@ -155,15 +160,17 @@ def _name(path: object, root: Path, where: str) -> str:
     return name.replace(os.sep, "/")
 
 
-def _split(own: dict[str, str | None], test_percent: float, file: Path) -> dict[str, list[str]]:
+def _split_images(own: dict[str, str | None], test_percent: float, file: Path) -> dict[str, list[str]]:
     """Return the names of each split's images, in their order in the files; ``own`` has the splits that these tell."""
     told = set(own.values())
     if told == {None}:
-        own = {**own, **dict.fromkeys(for_testing(own, test_percent, derive_seed), "test")}
+        own = {**own, **dict.fromkeys(draw_test_set(own, test_percent, derive_seed), "test")}
     elif None in told:
         lacking = next(name for name, split in own.items() if split is None)
         raise UserError(f"{file}: {lacking} has no split, but others have")
-    splits = {part: [name for name, split in own.items() if (split or "train") == part] for part in SPLITS.values()}
+    splits = {
+        part: [name for name, split in own.items() if (split or "train") == part] for part in SPLIT_NAMES.values()
+    }
     if splits["val"] and not splits["test"]:
         splits["val"], splits["test"] = [], splits["val"]
     for split in ("train", "test"):

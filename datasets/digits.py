@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import UserError, mkdir_if_missing
 
-from .class_folders import CLASSNAMES, ClassFolders
+from .class_folders import CLASSNAMES_FILE, ClassFolders
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -55,7 +55,7 @@ def write_digits(folder: Path) -> None:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     Image.fromarray(pixels[index]).save(path)
             lines = (f"{digit} {name}\n" for digit, name in enumerate(NAMES))
-            (whole / CLASSNAMES).write_text("".join(lines), encoding="utf-8")
+            (whole / CLASSNAMES_FILE).write_text("".join(lines), encoding="utf-8")
             try:
                 whole.rename(folder)
             except OSError:

@@ -7,9 +7,9 @@ from yacs.config import CfgNode
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from dassl.utils import UserError
 
-from .links import Links
+from .links import LinkPolicy
 from .protocol import FewShotDataset
-from .split_file import SPLITS, check_name, check_present
+from .split_file import SPLITS, check_images_exist, check_relative_path
 
 
 @DATASET_REGISTRY.register()
@@ -31,7 +31,7 @@ class FGVCAircraft(FewShotDataset):
             raise UserError(f"no folder {self.base / self.images}. {prepare} downloads it")
         labels = {name: label for label, name in enumerate(self._lines("variants.txt"))}
         train, val, test = (self._read(f"images_variant_{split}.txt", labels) for split in SPLITS)
-        check_present(self.base / self.images, [*train, *val, *test], Links(cfg, self.base))
+        check_images_exist(self.base / self.images, [*train, *val, *test], LinkPolicy(cfg, self.base))
         super().__init__(cfg, train, test, val)
 
     def _read(self, file: str, labels: dict[str, int]) -> list[Datum]:
@@ -40,7 +40,7 @@ class FGVCAircraft(FewShotDataset):
             image, _, variant = line.partition(" ")
             if variant not in labels:
                 raise UserError(f'{self.base / file}: "{line}" is not "<image> <variant>" with one of variants.txt')
-            check_name(image, str(self.base / file), self.base / self.images)
+            check_relative_path(image, str(self.base / file), self.base / self.images)
             items.append(Datum(self.base / self.images / f"{image}.jpg", labels[variant], classname=variant))
         return items
 

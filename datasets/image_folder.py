@@ -9,9 +9,9 @@ from yacs.config import CfgNode
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from dassl.utils import UserError, derive_seed, is_utf8
 
-from .class_folders import class_folders, names_in, read_images
-from .links import Links, check_not_dangling
-from .protocol import FewShotDataset, for_testing
+from .class_folders import list_class_folders, list_images, match_classnames
+from .links import LinkPolicy, check_link_target
+from .protocol import FewShotDataset, draw_test_set
 
 SPLITS = ("train", "test", "val")
 
@@ -30,15 +30,15 @@ class ImageFolder(FewShotDataset):
 
     def __init__(self, cfg: CfgNode):
         node, root = cfg.DATASET, self.folder(cfg)
-        mend = "DATASET.FOLDER, below DATASET.ROOT (--root), must hold class folders, or train/ and test/ with them"
-        roots = roots_in(root)
-        folders = class_folders(roots, mend)
+        hint = "DATASET.FOLDER, below DATASET.ROOT (--root), must hold class folders, or train/ and test/ with them"
+        roots = find_split_roots(root)
+        folders = list_class_folders(roots, hint)
         if node.CLASSNAMES:
-            names = names_in(root / Path(node.CLASSNAMES).expanduser(), folders, "DATASET.CLASSNAMES names it")
+            names = match_classnames(root / Path(node.CLASSNAMES).expanduser(), folders, "DATASET.CLASSNAMES names it")
         else:
-            names = {folder: class_name(folder) for folder in folders}
-        links = Links(cfg, root)
-        splits = [read_images(folder, names, links) for folder in roots]
+            names = {folder: folder_to_classname(folder) for folder in folders}
+        links = LinkPolicy(cfg, root)
+        splits = [list_images(folder, names, links) for folder in roots]
         train, test, *val = splits if len(splits) > 1 else self._split_in_two(splits[0], node.TEST_PERCENT)
         super().__init__(cfg, train, test, *val)
 
@@ -51,7 +51,7 @@ class ImageFolder(FewShotDataset):
         for alike in self.split_dataset_by_label(items).values():
             if len(alike) == 1:
                 raise UserError(f"{alike[0].impath} is the only image of its class; training and testing take one each")
-            drawn = for_testing(alike, test_percent, lambda item: derive_seed(*Path(item.impath).parts[-2:]))
+            drawn = draw_test_set(alike, test_percent, lambda item: derive_seed(*Path(item.impath).parts[-2:]))
             train += [item for item in alike if item not in drawn]
             test += [item for item in alike if item in drawn]
         return train, test
@@ -61,7 +61,7 @@ class ImageFolder(FewShotDataset):
         return Path(cfg.DATASET.ROOT).expanduser() / Path(cfg.DATASET.FOLDER).expanduser()
 
 
-def class_name(folder: str) -> str:
+def folder_to_classname(folder: str) -> str:
     """Return what a class is called whose images lie in that folder.
 
     Raises:
@@ -73,10 +73,10 @@ def class_name(folder: str) -> str:
     return name
 
 
-def roots_in(root: Path) -> list[Path]:
+def find_split_roots(root: Path) -> list[Path]:
     """Return the folders of training, test and perhaps validation images in ``root``, or that if it has the classes."""
     for split in SPLITS:
-        check_not_dangling(root / split)
+        check_link_target(root / split)
     there = [root / split for split in SPLITS if (root / split).is_dir()]
     train = root / "train"
     if there == [train] and any(entry.is_dir() for entry in train.iterdir()):

@@ -8,4 +8,4 @@ from .class_folders import ClassFolders
 @DATASET_REGISTRY.register()
 class ImageNet(ClassFolders):
     dataset_dir = "imagenet"
-    how_to_get = ". For ImageNette: python tools/prepare_imagenette.py"
+    download_hint = ". For ImageNette: python tools/prepare_imagenette.py"

@@ -8,8 +8,8 @@ from yacs.config import CfgNode
 
 from dassl.data.datasets import DatasetBase
 
-from .class_folders import CLASSNAMES, class_folders, names_in, read_images
-from .links import Links
+from .class_folders import CLASSNAMES_FILE, list_class_folders, list_images, match_classnames
+from .links import LinkPolicy
 from .protocol import subsample_classes
 
 
@@ -28,12 +28,12 @@ class ImageNetVariant(DatasetBase):
     def __init__(self, cfg: CfgNode):
         base = Path(cfg.DATASET.ROOT).expanduser() / self.dataset_dir
         prepare = f"tools/prepare_dataset.py {type(self).__name__} --root {base.parent}"
-        folders = class_folders([base / self.images], f"{prepare} says where to get it")
-        names = self.class_names(base / CLASSNAMES, folders, f"Copy it from imagenet/; {prepare} writes it, too")
-        test = read_images(base / self.images, names, Links(cfg, base))
+        folders = list_class_folders([base / self.images], f"{prepare} says where to get it")
+        names = self.class_names(base / CLASSNAMES_FILE, folders, f"Copy it from imagenet/; {prepare} writes it, too")
+        test = list_images(base / self.images, names, LinkPolicy(cfg, base))
         (test,) = subsample_classes(test, subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
         super().__init__(train_x=test, test=test)
 
-    def class_names(self, path: Path, folders: list[str], mend: str) -> dict[str, str]:
+    def class_names(self, path: Path, folders: list[str], hint: str) -> dict[str, str]:
         """Return the names of the folders, in the order of their labels."""
-        return names_in(path, folders, mend)
+        return match_classnames(path, folders, hint)

@@ -10,7 +10,7 @@ from dassl.utils import UserError
 from .class_folders import read_classnames
 from .imagenet_variant import ImageNetVariant
 
-CLASSES = 1000  # of ImageNet, whose labels are the folders' names
+NUM_CLASSES = 1000  # of ImageNet, whose labels are the folders' names
 
 
 @DATASET_REGISTRY.register()
@@ -18,11 +18,13 @@ class ImageNetV2(ImageNetVariant):
     dataset_dir = "imagenetv2"
     images = "imagenetv2-matched-frequency-format-val"
 
-    def class_names(self, path: Path, folders: list[str], mend: str) -> dict[str, str]:
-        names = list(read_classnames(path, mend).values())
-        if len(names) != CLASSES:
-            raise UserError(f"{path} has {len(names)} names; it takes all {CLASSES:,} of ImageNet. {mend}")
+    def class_names(self, path: Path, folders: list[str], hint: str) -> dict[str, str]:
+        names = list(read_classnames(path, hint).values())
+        if len(names) != NUM_CLASSES:
+            raise UserError(f"{path} has {len(names)} names; it takes all {NUM_CLASSES:,} of ImageNet. {hint}")
         known = {str(label): name for label, name in enumerate(names)}
         if strangers := [folder for folder in folders if folder not in known]:
-            raise UserError(f"class folders must be numbers from 0 to {CLASSES - 1}; there is {', '.join(strangers)}")
+            raise UserError(
+                f"class folders must be numbers from 0 to {NUM_CLASSES - 1}; there is {', '.join(strangers)}"
+            )
         return {folder: known[folder] for folder in sorted(folders, key=int)}

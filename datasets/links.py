@@ -12,19 +12,19 @@ from yacs.config import CfgNode
 from dassl.utils import UserError
 
 
-def scan(folder: str | os.PathLike) -> dict[str, bool]:
+def scan_folder(folder: str | os.PathLike) -> dict[str, bool]:
     """Return the names in a folder, and whether each is a link. The files themselves are not looked at."""
     with os.scandir(folder) as entries:
         return {entry.name: entry.is_symlink() for entry in entries}
 
 
-def check_not_dangling(path: str | os.PathLike) -> None:
+def check_link_target(path: str | os.PathLike) -> None:
     """Raise :class:`UserError` if ``path`` is a link to what is not there."""
     if os.path.islink(path) and not os.path.exists(path):
         raise UserError(f"{path} is a link to {os.readlink(path)}, which is not there")
 
 
-class Links:
+class LinkPolicy:
     """Decides on the links in a data set below ``folder``: whether they stay in it, or at least in DATASET.ROOT."""
 
     def __init__(self, cfg: CfgNode, folder: Path):

@@ -9,9 +9,9 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from dassl.data.datasets import DatasetBase, Datum
-from dassl.utils import UserError, check_availability, seeded
+from dassl.utils import UserError, check_availability, temporary_seed
 
-from .few_shot_split import MAX_VAL_SHOTS, FewShotSplit, left_over
+from .few_shot_split import MAX_VAL_SHOTS, FewShotSplit, exclude_items
 
 
 class FewShotDataset(DatasetBase):
@@ -36,10 +36,10 @@ class FewShotDataset(DatasetBase):
         if (shots := cfg.DATASET.NUM_SHOTS) >= 1:
             kept = FewShotSplit(self.folder(cfg), shots, cfg.SEED, train, val)
             stored = kept.read()
-            with seeded(cfg.SEED):  # one stream of draws, in which also what is stored has its place
+            with temporary_seed(cfg.SEED):  # one stream of draws, in which also what is stored has its place
                 split = {"train": self.generate_fewshot_dataset(train, num_shots=shots), **stored}
                 if not val_is_test:
-                    val = left_over(train, split["train"]) if val is None else val
+                    val = exclude_items(train, split["train"]) if val is None else val
                     drawn = self.generate_fewshot_dataset(val, num_shots=min(shots, MAX_VAL_SHOTS))
                     split.setdefault("val", drawn)
             if split.keys() <= stored.keys():
@@ -93,7 +93,7 @@ def subsample_classes(*splits: list[Datum], subsample: str) -> list[list[Datum]]
     return [[Datum(i.impath, new_label[i.label], i.domain, i.classname) for i in split] for split in kept]
 
 
-def for_testing(items: Collection, percent: float, key: Callable[..., int]) -> set:
+def draw_test_set(items: Collection, percent: float, key: Callable[..., int]) -> set:
     """Draw the part of the items that is for testing, at least one and not all, by ``key``, so always the same ones."""
     if not 0 < percent < 1:
         raise UserError(f"DATASET.TEST_PERCENT is {percent}; it must be between 0 and 1")

@@ -17,9 +17,9 @@ from yacs.config import CfgNode
 from dassl.data.datasets import Datum
 from dassl.utils import UserError, read_json
 
-from .links import Links, scan
-from .old_split import is_entry
+from .links import LinkPolicy, scan_folder
 from .protocol import FewShotDataset
+from .split_pickle import is_split_entry
 
 SPLITS = ("train", "val", "test")
 
@@ -44,7 +44,7 @@ class SplitFile(FewShotDataset):
             own = f"{prepare} --own-split draws one of your own, on which accuracies do not compare with published ones"
             raise UserError(f"no {path}. CoOp's split comes from {self.split_url()}; {own}")
         train, val, test = read_split(path, images)
-        check_present(images, [*train, *val, *test], Links(cfg, self.folder(cfg)))
+        check_images_exist(images, [*train, *val, *test], LinkPolicy(cfg, self.folder(cfg)))
         super().__init__(cfg, train, test, val)
 
     @classmethod
@@ -68,21 +68,21 @@ def read_split(path: Path, images: Path) -> list[list[Datum]]:
         splits.append([])
         for number, entry in enumerate(content[split]):
             place = f"{path}, {split}[{number}]"
-            if not is_entry(entry):
+            if not is_split_entry(entry):
                 raise UserError(f"{place} must be [path, label, class name]; got {entry!r}")
             name, label, classname = entry
-            check_name(name, place, images)
+            check_relative_path(name, place, images)
             splits[-1].append(Datum(os.path.join(images, name), label, classname=classname))
     return splits
 
 
-def check_name(name: str, place: str, images: Path) -> None:
+def check_relative_path(name: str, place: str, images: Path) -> None:
     """Raise :class:`UserError` unless ``name``, found at ``place``, is a path below the folder ``images``."""
     if set(name) & {"\\", ":", "\0"} or {"", ".", ".."} & set(name.split("/")):  # the first two separate on Windows
         raise UserError(f"{place}: {name} is no path of a file below {images}")
 
 
-def check_present(images: Path, items: Iterable[Datum], links: Links) -> None:
+def check_images_exist(images: Path, items: Iterable[Datum], links: LinkPolicy) -> None:
     """Raise :class:`UserError` where images are missing, or lead elsewhere by a link that ``links`` refuses."""
     names = defaultdict(set)
     for item in items:
@@ -92,7 +92,7 @@ def check_present(images: Path, items: Iterable[Datum], links: Links) -> None:
     absent = []
     for folder in names:  # to list folders is quicker than to look at each file
         try:
-            found = scan(folder)
+            found = scan_folder(folder)
         except (FileNotFoundError, NotADirectoryError, ValueError):  # the last: no name that a file can have
             found = {}
         absent += [os.path.join(folder, name) for name in sorted(names[folder] - found.keys())]

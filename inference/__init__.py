@@ -4,5 +4,5 @@
 for programs (``inference/output.py``).
 """
 
-DEFAULT = "classify"
-COMMANDS = (DEFAULT, "segment", "caption", "match", "ask")
+DEFAULT_COMMAND = "classify"
+COMMANDS = (DEFAULT_COMMAND, "segment", "caption", "match", "ask")

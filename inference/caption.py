@@ -9,28 +9,28 @@ import argparse
 
 from dassl.utils import check_at_least
 
-from .blip import generate
+from .blip import generate_text
 from .images import find_images, read_each
-from .neighbours import add_model_argument, check_texts, load
 from .output import write_result
+from .transformers_models import add_model_argument, check_texts, load_model
 
-MODEL = "Salesforce/blip-image-captioning-base"
-KINDS = {"blip": "BlipForConditionalGeneration", "blip-2": "Blip2ForConditionalGeneration"}
+DEFAULT_MODEL = "Salesforce/blip-image-captioning-base"
+MODEL_CLASSES = {"blip": "BlipForConditionalGeneration", "blip-2": "Blip2ForConditionalGeneration"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--prompt", metavar="TEXT", help="what the sentence begins with")
     add("--max-tokens", type=int, default=30, metavar="N", help="longest sentence, in tokens (30)")
-    add_model_argument(parser, MODEL)
+    add_model_argument(parser, DEFAULT_MODEL)
 
 
 def run(args: argparse.Namespace, name: str) -> None:
     check_at_least(args.max_tokens, 1, "--max-tokens")
     paths = find_images(args.images)
-    model, processor = load(args.model, KINDS, name)
+    model, processor = load_model(args.model, MODEL_CLASSES, name)
     check_texts([] if args.prompt is None else [args.prompt], "--prompt", model, processor)
     for path, picture in read_each(paths):
-        caption = generate(model, processor, picture, args.prompt, args.max_tokens, with_text=True)
+        caption = generate_text(model, processor, picture, args.prompt, args.max_tokens, with_text=True)
         text = caption if len(paths) == 1 else f"{path}  {caption}"
         write_result({"image": path, "caption": caption}, text, args.json)

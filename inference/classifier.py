@@ -14,15 +14,15 @@ from torch import nn
 from dassl.config import get_cfg_default
 from dassl.data.transforms import Pipeline, build_transform
 from dassl.utils import UserError
-from vlm.clip.load import load_shared
-from vlm.images.encoder import input_dtype
-from vlm.similarity import logits
-from vlm.text.class_names import alike
-from vlm.text.encoder import TextEncoder, text_encoder
-from vlm.text.templates import readable
-from vlm.text.zeroshot import describe_classes
+from vlm.clip.load import load_cached_clip
+from vlm.images.encoder import get_input_dtype
+from vlm.similarity import compute_logits
+from vlm.text.classnames import find_identical_names
+from vlm.text.encoder import TextEncoder, build_text_encoder
+from vlm.text.templates import clean_classname
+from vlm.text.zero_shot import build_zero_shot_classifier
 
-from .runs import quiet, trainer_of
+from .trained_run import load_trainer, suppress_stdout
 
 
 @dataclass(frozen=True)
@@ -40,24 +40,26 @@ class Classifier:
         return self.logits(images).float().softmax(-1).cpu()
 
 
-def zero_shot(classnames: Sequence[str], templates: Sequence[str], backbone: str, weights: str = "") -> Classifier:
+def build_zero_shot(
+    classnames: Sequence[str], templates: Sequence[str], backbone: str, weights: str = ""
+) -> Classifier:
     """Return CLIP itself: classes are described by ``templates``, sentences with ``{}``, once for all images.
 
     Raises:
-        UserError: as :func:`vlm.clip.load.load`; a name is empty, two are the same to CLIP, or a sentence is too long.
+        UserError: as :func:`vlm.clip.load.load_clip`; a name is empty, two are the same to CLIP, or a sentence is too long.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
-        clip, _ = load_shared(backbone, weights, "fp32", device)
-    encoder = text_encoder(clip)
-    _check_distinct(encoder, classnames)
-    features = describe_classes(encoder, classnames, templates)
-    encode, preprocess = _encoder_of(clip.visual), preprocessing(clip.visual)
-    return Classifier(classnames, preprocess, lambda images: logits(encode(images), features, clip.logit_scale))
+        clip, _ = load_cached_clip(backbone, weights, "fp32", device)
+    encoder = build_text_encoder(clip)
+    _check_distinct_classes(encoder, classnames)
+    features = build_zero_shot_classifier(encoder, classnames, templates)
+    encode, preprocess = _build_encode_function(clip.visual), build_preprocessing(clip.visual)
+    return Classifier(classnames, preprocess, lambda images: compute_logits(encode(images), features, clip.logit_scale))
 
 
-def preprocessing(visual: nn.Module) -> Pipeline:
-    """Return the preprocessing of images that a CLIP of :func:`vlm.clip.load.load` learned with."""
+def build_preprocessing(visual: nn.Module) -> Pipeline:
+    """Return the preprocessing of images that a CLIP of :func:`vlm.clip.load.load_clip` learned with."""
     cfg = get_cfg_default()
     cfg.INPUT.SIZE = (visual.input_resolution,) * 2
     cfg.INPUT.INTERPOLATION = "bicubic"
@@ -65,40 +67,42 @@ def preprocessing(visual: nn.Module) -> Pipeline:
     cfg.INPUT.PIXEL_MEAN = list(visual.mean)
     cfg.INPUT.PIXEL_STD = list(visual.std)
     cfg.INPUT.RESIZE = visual.resize
-    with quiet():
+    with suppress_stdout():
         return build_transform(cfg, is_train=False)
 
 
-def from_run(folder: Path, classes: Sequence[str] = (), epoch: int | None = None, weights: str = "") -> Classifier:
-    """Return what the run in ``folder`` learned (see :func:`inference.runs.trainer_of`).
+def build_from_run(
+    folder: Path, classes: Sequence[str] = (), epoch: int | None = None, weights: str = ""
+) -> Classifier:
+    """Return what the run in ``folder`` learned (see :func:`inference.trained_run.load_trainer`).
 
     Raises:
         UserError: as that; or two of the ``classes`` are the same to CLIP.
     """
-    trainer = trainer_of(folder, classes, epoch, weights)
+    trainer = load_trainer(folder, classes, epoch, weights)
     if classes and hasattr(trainer, "backbone"):
-        _check_distinct(trainer.backbone.text_encoder(), classes)
-    visual = visual_of(trainer)
-    encode = _encoder_of(visual) if visual else lambda images: images.to(trainer.device)
-    with quiet():
+        _check_distinct_classes(trainer.backbone.text_encoder(), classes)
+    visual = get_frozen_image_encoder(trainer)
+    encode = _build_encode_function(visual) if visual else lambda images: images.to(trainer.device)
+    with suppress_stdout():
         preprocess = build_transform(trainer.cfg, is_train=False)
     names = trainer.dm.dataset.classnames
     return Classifier(names, preprocess, lambda images: trainer.model_inference(encode(images)))
 
 
-def _check_distinct(encoder: TextEncoder, classes: Sequence[str]) -> None:
+def _check_distinct_classes(encoder: TextEncoder, classes: Sequence[str]) -> None:
     """Raise :class:`UserError` where somebody asks for classes that nothing tells apart."""
-    for group in alike(encoder, [readable(name) for name in classes]):
+    for group in find_identical_names(encoder, [clean_classname(name) for name in classes]):
         told = " and ".join(f'"{classes[number]}"' for number in group)
         raise UserError(f"the classes {told} are the same words to CLIP; it cannot tell them apart")
 
 
-def visual_of(trainer) -> nn.Module | None:
+def get_frozen_image_encoder(trainer) -> nn.Module | None:
     """Return the frozen image encoder, whose features ``model_inference`` takes; None where that takes images."""
-    return trainer.feature_source and trainer.feature_source.encoder.visual
+    return trainer.feature_extractor and trainer.feature_extractor.encoder.visual
 
 
-def _encoder_of(visual: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+def _build_encode_function(visual: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return a function from images on any device to features on that of the encoder."""
-    device, dtype = next(visual.parameters()).device, input_dtype(visual)
+    device, dtype = next(visual.parameters()).device, get_input_dtype(visual)
     return lambda images: visual(images.to(device, dtype))

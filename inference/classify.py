@@ -12,22 +12,22 @@ from dassl.utils import UserError, check_at_least, read_image
 from vlm.text.templates import TEMPLATES, check_template
 
 from . import video
-from .images import check_words, find_images, read_ahead, succeeded
-from .output import Rows
-from .sheet import EDGE, PICTURES, write_sheet
+from .contact_sheet import MAX_IMAGES, THUMBNAIL_PIXELS, write_contact_sheet
+from .images import check_texts_are_not_images, find_images, iterate_successes, prefetch
+from .output import PredictionWriter
 
-TEMPLATE = "a photo of a {}."  # of CLIP's paper, section 3.1.4
-BACKBONE = "ViT-B/32"
+DEFAULT_TEMPLATE = "a photo of a {}."  # of CLIP's paper, section 3.1.4
+DEFAULT_BACKBONE = "ViT-B/32"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--classes", nargs="+", default=[], metavar="NAME", help='what to tell apart: cup "red envelope" cat')
     sentence = parser.add_mutually_exclusive_group()
-    sentence.add_argument("--template", help=f'describes a class; {{}} is its name ("{TEMPLATE}")')
+    sentence.add_argument("--template", help=f'describes a class; {{}} is its name ("{DEFAULT_TEMPLATE}")')
     ensemble = "the mean of CLIP's 80 ImageNet templates, or of the 7 that do best there (select)"
     sentence.add_argument("--ensemble", nargs="?", const="all", choices=("all", "select"), help=ensemble)
-    add("--backbone", help=f"CLIP, such as RN50 or ViT-L/14 ({BACKBONE}); tiny needs no download")
+    add("--backbone", help=f"CLIP, such as RN50 or ViT-L/14 ({DEFAULT_BACKBONE}); tiny needs no download")
     add("--weights", default="", metavar="FILE", help="CLIP weights to take instead of the backbone's own")
     add("--model-dir", metavar="RUN", help="folder of a run of train.py: what it learned, its classes and backbone")
     add("--load-epoch", type=int, metavar="N", help="of the run; without it the best, else the newest")
@@ -39,35 +39,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, name: str) -> None:
     """Classify the images; those that cannot be read are named, and end it with an error when all others are done."""
-    _check(args)
-    if video.wanted(args):
+    _check_args(args)
+    if video.is_video_request(args):
         video.run_video(args)
         return
     paths = find_images(args.images)
     if args.show:
-        _check_sheet(args.show, paths)
-    classifier = _classifier(args)
-    rows = Rows(paths, classifier.classnames, args)
+        _check_sheet_path(args.show, paths)
+    classifier = _build_classifier(args)
+    rows = PredictionWriter(paths, classifier.classnames, args)
     sheet, done = [], 0
     try:
-        results = _classified(classifier, paths, args.batch_size, bool(args.show))
-        for path, (probabilities, picture) in succeeded(results, len(paths)):
+        results = _classify_images(classifier, paths, args.batch_size, bool(args.show))
+        for path, (probabilities, picture) in iterate_successes(results, len(paths)):
             predictions = rows.write(path, probabilities.tolist())
             done += 1
-            if picture and len(sheet) < PICTURES:
+            if picture and len(sheet) < MAX_IMAGES:
                 sheet.append((path, picture, predictions))
     finally:  # of those that were done, if it was stopped
         if sheet:
-            write_sheet(args.show, sheet)
+            write_contact_sheet(args.show, sheet)
             which = "" if len(sheet) == done else f", the first of {done:,}"
             print(f"{args.show} written: {len(sheet):,} pictures{which}", file=sys.stderr)
 
 
-def _check(args: argparse.Namespace) -> None:
+def _check_args(args: argparse.Namespace) -> None:
     """Raise :class:`UserError` for arguments that do not make sense, before anything is loaded."""
     check_at_least(args.top_k, 1, "--top-k")
     check_at_least(args.batch_size, 1, "--batch-size")
-    check_words(args.classes, "--classes", args.images)
+    check_texts_are_not_images(args.classes, "--classes", args.images)
     for number, name in enumerate(args.classes, start=1):
         if not name.replace("_", " ").strip():
             raise UserError(f'--classes: name {number}, "{name}", is empty')
@@ -86,25 +86,25 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f'the class "{twice[0]}" is named twice')
 
 
-def _check_sheet(sheet: str, paths: list[str]) -> None:
+def _check_sheet_path(sheet: str, paths: list[str]) -> None:
     if Path(sheet).suffix.lower() != ".png":
         raise UserError(f"--show writes a PNG, so give it a name that ends in .png, not {sheet}")
     if Path(sheet).resolve() in {Path(path).resolve() for path in paths}:
         raise UserError(f"--show {sheet} would overwrite one of the images")
 
 
-def _classifier(args: argparse.Namespace):
+def _build_classifier(args: argparse.Namespace):
     from . import classifier
 
     if args.model_dir is not None:
-        return classifier.from_run(Path(args.model_dir), args.classes, args.load_epoch, args.weights)
-    template = TEMPLATE if args.template is None else args.template
+        return classifier.build_from_run(Path(args.model_dir), args.classes, args.load_epoch, args.weights)
+    template = DEFAULT_TEMPLATE if args.template is None else args.template
     check_template(template, "--template")
     templates = TEMPLATES[args.ensemble] if args.ensemble else [template]
-    return classifier.zero_shot(args.classes, templates, args.backbone or BACKBONE, args.weights)
+    return classifier.build_zero_shot(args.classes, templates, args.backbone or DEFAULT_BACKBONE, args.weights)
 
 
-def _classified(classifier, paths: list[str], batch_size: int, show: bool) -> Iterator[tuple]:
+def _classify_images(classifier, paths: list[str], batch_size: int, show: bool) -> Iterator[tuple]:
     """Yield each image's path, and its probabilities (classes,) with a thumbnail or None, or its error."""
     import torch
 
@@ -112,11 +112,11 @@ def _classified(classifier, paths: list[str], batch_size: int, show: bool) -> It
         picture = read_image(path)
         pixels = classifier.preprocess(picture)
         if path in shown:
-            picture.thumbnail((EDGE, EDGE))
+            picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
         return pixels, picture if path in shown else None
 
-    shown = set(paths[:PICTURES]) if show else ()
-    images = read_ahead(paths, read)
+    shown = set(paths[:MAX_IMAGES]) if show else ()
+    images = prefetch(paths, read)
     while block := list(islice(images, batch_size)):
         read_well = [result[0] for _, result in block if not isinstance(result, UserError)]
         probabilities = iter(classifier.probabilities(torch.stack(read_well)) if read_well else ())

@@ -22,24 +22,24 @@ from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from dassl.utils import UserError, atomic_write, mkdir_if_missing
 from vlm.clip.fingerprint import fingerprint
-from vlm.clip.load import load
+from vlm.clip.load import load_clip
 from vlm.openai import CLIP
 from vlm.similarity import normalize
-from vlm.text.encoder import text_encoder
+from vlm.text.encoder import build_text_encoder
 
-from .classifier import visual_of
-from .runs import classnames_of, config_of, trainer_of
+from .classifier import get_frozen_image_encoder
+from .trained_run import load_classnames, load_run_cfg, load_trainer
 
-WEIGHTS, ONNX = "class_weights", "classifier.onnx"
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-TEXTS = ("a photo of a cat.", "3", "an old map of the world", "two dogs that play on a beach in the evening")
-PLACEHOLDERS = ("image", "picture")  # a run on captions has no classes; nothing of its CLIP depends on them
+WEIGHTS_NAME, ONNX_NAME = "class_weights", "classifier.onnx"
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+SAMPLE_TEXTS = ("a photo of a cat.", "3", "an old map of the world", "two dogs that play on a beach in the evening")
+PLACEHOLDER_CLASSES = ("image", "picture")  # a run on captions has no classes; nothing of its CLIP depends on them
 # Shares of the largest number. Fp32 rounds sums to some 1e-6. Weights in half precision change features by 2e-4
 # (measured: a fine-tuned tiny) to 7e-4 (random ViT-B/32, RN50); one that is too large for it becomes infinite.
-EXACT, ROUNDED = 1e-4, 1e-2
+EXACT_TOLERANCE, HALF_TOLERANCE = 1e-4, 1e-2
 
 
-def compare(found: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str) -> str:
+def check_close(found: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str) -> str:
     """Return the largest difference in words; :class:`UserError` where it is more than rounding."""
     difference, largest = (found - expected).abs().max().item(), expected.abs().max().item()
     if not difference <= tolerance * largest:  # nor if not a number
@@ -72,37 +72,37 @@ def export_classifier(run: Path, out: Path, epoch: int | None, classes: Sequence
     """Write the class weights of a run, and its image classifier as ONNX, to the folder ``out``.
 
     Raises:
-        UserError: as :func:`inference.runs.trainer_of`; the method has no class weights; or, once the others are
+        UserError: as :func:`inference.trained_run.load_trainer`; the method has no class weights; or, once the others are
             written, the packages for ONNX are not there.
     """
-    trainer = trainer_of(run, classes, epoch, cuda=False)
-    description = _describe(trainer)
+    trainer = load_trainer(run, classes, epoch, cuda=False)
+    description = _build_metadata(trainer)
     if not hasattr(trainer, "linear_head"):
         raise UserError(f"{trainer.cfg.TRAINER.NAME} has no class weights: its logits are not linear in image features")
     weight, bias = (tensor.detach().float().contiguous() for tensor in trainer.linear_head())
-    frozen = visual_of(trainer)
+    frozen = get_frozen_image_encoder(trainer)
     visual = frozen or trainer.model.clip.visual  # a method that trains the encoder takes images
     module = ImageClassifier(visual, weight, bias).eval()
     images = random_images(description["size"])
     with torch.no_grad():
         expected = trainer.model_inference(frozen(images) if frozen else images).float()
-        told = compare(module(images)[0], expected, EXACT, "logits by the class weights")
+        told = check_close(module(images)[0], expected, EXACT_TOLERANCE, "logits by the class weights")
     mkdir_if_missing(out)
-    (out / ONNX).unlink(missing_ok=True)  # an older one would not belong to these weights
+    (out / ONNX_NAME).unlink(missing_ok=True)  # an older one would not belong to these weights
     metadata = {key: json.dumps(value, ensure_ascii=False) for key, value in description.items()}
-    with atomic_write(out / f"{WEIGHTS}.safetensors", "wb") as file:
+    with atomic_write(out / f"{WEIGHTS_NAME}.safetensors", "wb") as file:
         file.write(save({"weight": weight, "bias": bias}, metadata))
-    with atomic_write(out / f"{WEIGHTS}.npz", "wb") as file:  # text as arrays of characters: no pickles
+    with atomic_write(out / f"{WEIGHTS_NAME}.npz", "wb") as file:  # text as arrays of characters: no pickles
         names = np.array(description["classnames"])
         np.savez(file, weight=weight, bias=bias, classnames=names, metadata=json.dumps(description))
     for suffix in ("safetensors", "npz"):
-        _report(out / f"{WEIGHTS}.{suffix}", told)
-    if missing := [name for name in PACKAGES if find_spec(name) is None]:
-        raise UserError(f"{out / ONNX} is not written: it needs pip install {' '.join(missing)}")
-    _report(out / ONNX, _write_onnx(out, module, images, expected, metadata))
+        _print_written(out / f"{WEIGHTS_NAME}.{suffix}", told)
+    if missing := [name for name in ONNX_PACKAGES if find_spec(name) is None]:
+        raise UserError(f"{out / ONNX_NAME} is not written: it needs pip install {' '.join(missing)}")
+    _print_written(out / ONNX_NAME, _write_onnx(out, module, images, expected, metadata))
 
 
-def _describe(trainer) -> dict:
+def _build_metadata(trainer) -> dict:
     """Return what goes with the weights: class names, CLIP, preprocessing."""
     node = trainer.cfg.INPUT
     if "instance_norm" in node.TRANSFORMS:
@@ -133,20 +133,20 @@ def _write_onnx(out: Path, module: nn.Module, images: torch.Tensor, expected: to
         warnings.simplefilter("ignore")
         program = torch.onnx.export(module, (images,), dynamo=True, dynamic_shapes=({0: "batch"},), **names)
     program.model.metadata_props.update(metadata)
-    with tempfile.TemporaryDirectory(dir=out, prefix=f".{ONNX}.") as temporary:
-        path = Path(temporary, ONNX)
+    with tempfile.TemporaryDirectory(dir=out, prefix=f".{ONNX_NAME}.") as temporary:
+        path = Path(temporary, ONNX_NAME)
         program.save(path, external_data=False)
         session = import_module("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
         logits, probabilities = map(torch.from_numpy, session.run(None, {"images": images.numpy()}))
         alone = torch.from_numpy(session.run(["logits"], {"images": images[:1].numpy()})[0])
-        compare(alone, expected[:1], EXACT, f"logits of {ONNX} for one image")
-        compare(probabilities, expected.softmax(-1), EXACT, f"probabilities of {ONNX}")
-        told = compare(logits, expected, EXACT, f"logits of {ONNX}")
-        os.replace(path, out / ONNX)
+        check_close(alone, expected[:1], EXACT_TOLERANCE, f"logits of {ONNX_NAME} for one image")
+        check_close(probabilities, expected.softmax(-1), EXACT_TOLERANCE, f"probabilities of {ONNX_NAME}")
+        told = check_close(logits, expected, EXACT_TOLERANCE, f"logits of {ONNX_NAME}")
+        os.replace(path, out / ONNX_NAME)
     return told
 
 
-def _report(path: Path, told: str) -> None:
+def _print_written(path: Path, told: str) -> None:
     print(f"{path} written: {path.stat().st_size:,} bytes, {told}")
 
 
@@ -154,19 +154,19 @@ def export_clip(run: Path, out: Path, epoch: int | None) -> None:
     """Write the CLIP of a run of CLIPFineTune as safetensors; if anything is wrong, what was there stays.
 
     Raises:
-        UserError: as :func:`inference.runs.trainer_of`; the run is of another method, or its CLIP not of OpenAI's kind;
+        UserError: as :func:`inference.trained_run.load_trainer`; the run is of another method, or its CLIP not of OpenAI's kind;
             the file, loaded as runs load it, gives other features.
     """
     if out.suffix != ".safetensors":
         raise UserError(f"--out {out}: the name must end in .safetensors, by which the file is known when it is loaded")
-    cfg = config_of(run)
+    cfg = load_run_cfg(run)
     if cfg.TRAINER.NAME != "CLIPFineTune":
         raise UserError(f"{run}: {cfg.TRAINER.NAME} did not change CLIP: its backbone is what MODEL.BACKBONE names")
-    clip = trainer_of(run, classnames_of(run) or PLACEHOLDERS, epoch, cuda=False).model.clip
+    clip = load_trainer(run, load_classnames(run) or PLACEHOLDER_CLASSES, epoch, cuda=False).model.clip
     if type(clip) is not CLIP:
         name = cfg.MODEL.BACKBONE.NAME
         raise UserError(f"{name} is not of OpenAI's architectures; only theirs, and tiny, can be exported")
-    expected = _features(clip)
+    expected = _sample_features(clip)
     for module in [module for module in clip.modules() if is_parametrized(module)]:
         for name in list(module.parametrizations):  # low-rank updates become part of the weights
             remove_parametrizations(module, name, leave_parametrized=True)
@@ -176,10 +176,12 @@ def export_clip(run: Path, out: Path, epoch: int | None) -> None:
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
             path = Path(temporary, out.name)
             path.write_bytes(content)
-            loaded, weights = load("", str(path))
-            rounded = compare(_features(loaded), expected, ROUNDED, "features as loaded, in half precision")
+            loaded, weights = load_clip("", str(path))
+            rounded = check_close(
+                _sample_features(loaded), expected, HALF_TOLERANCE, "features as loaded, in half precision"
+            )
             loaded.load_state_dict(weights)
-            exact = compare(_features(loaded), expected, EXACT, "features as in the file")
+            exact = check_close(_sample_features(loaded), expected, EXACT_TOLERANCE, "features as in the file")
             os.replace(path, out)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error
@@ -188,8 +190,8 @@ def export_clip(run: Path, out: Path, epoch: int | None) -> None:
 
 
 @torch.no_grad()
-def _features(clip: nn.Module) -> torch.Tensor:
+def _sample_features(clip: nn.Module) -> torch.Tensor:
     """Return features (n, embed_dim) of random images and of some texts, of length 1."""
-    encoder = text_encoder(clip)
+    encoder = build_text_encoder(clip)
     images = clip.visual(random_images(clip.visual.input_resolution))
-    return normalize(torch.cat([images, encoder.encode(encoder.tokenize(list(TEXTS)))]))
+    return normalize(torch.cat([images, encoder.encode(encoder.tokenize(list(SAMPLE_TEXTS)))]))

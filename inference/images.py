@@ -11,9 +11,9 @@ from pathlib import Path
 
 from dassl.utils import UserError, read_image
 
-EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}  # looked for in folders
-THREADS = min(8, os.cpu_count() or 1)  # that read images while others are computed
-AHEAD = 32  # images read before they are asked for
+IMAGE_EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}  # looked for in folders
+NUM_THREADS = min(8, os.cpu_count() or 1)  # that read images while others are computed
+PREFETCH_IMAGES = 32  # images read before they are asked for
 
 
 def find_images(arguments: Sequence[str]) -> list[str]:
@@ -24,7 +24,7 @@ def find_images(arguments: Sequence[str]) -> list[str]:
     """
     if not arguments:
         raise UserError("no images: give files, folders, glob patterns, or - for paths on standard input")
-    return [path for entry in find_paths(arguments, "image") for path in _images_in(entry)]
+    return [path for entry in find_paths(arguments, "image") for path in _list_images(entry)]
 
 
 def find_paths(arguments: Sequence[str], what: str) -> list[str]:
@@ -46,21 +46,21 @@ def find_paths(arguments: Sequence[str], what: str) -> list[str]:
     return found
 
 
-def _images_in(path: str) -> list[str]:
+def _list_images(path: str) -> list[str]:
     if not os.path.isdir(path):
         return [path]
     found = sorted(str(file) for file in Path(path).rglob("*") if is_image(file))
     if not found:
-        raise UserError(f"no image in the folder {path} (looked for {', '.join(sorted(EXTENSIONS))})")
+        raise UserError(f"no image in the folder {path} (looked for {', '.join(sorted(IMAGE_EXTENSIONS))})")
     return found
 
 
 def is_image(path: Path) -> bool:
     """Tell whether there is a file of that name that looks like an image; hidden ones do not."""
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
+    return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".") and path.is_file()
 
 
-def check_words(words: Sequence[str], option: str, images: Sequence[str]) -> None:
+def check_texts_are_not_images(words: Sequence[str], option: str, images: Sequence[str]) -> None:
     """Raise :class:`UserError` if one of the option's words is an image, so was meant to be one of the ``images``."""
     for word in words:
         if is_image(Path(word)) or (not images and os.path.exists(word)):
@@ -69,11 +69,11 @@ def check_words(words: Sequence[str], option: str, images: Sequence[str]) -> Non
 
 
 def read_each(paths: Sequence[str], read: Callable = read_image, what: str = "image") -> Iterator[tuple]:
-    """Yield each path with what ``read`` makes of it, one at a time (see :func:`succeeded`)."""
-    return succeeded(((path, _attempt(read, path)) for path in paths), len(paths), what)
+    """Yield each path with what ``read`` makes of it, one at a time (see :func:`iterate_successes`)."""
+    return iterate_successes(((path, _try_read(read, path)) for path in paths), len(paths), what)
 
 
-def succeeded(results: Iterable[tuple], count: int, what: str = "image") -> Iterator[tuple]:
+def iterate_successes(results: Iterable[tuple], count: int, what: str = "image") -> Iterator[tuple]:
     """Yield those of the ``count`` pairs of path and result that are no errors, with a progress bar for several.
 
     Raises:
@@ -95,23 +95,23 @@ def succeeded(results: Iterable[tuple], count: int, what: str = "image") -> Iter
         raise UserError(f"{failed:,} of {count:,} {what}s could not be read; they are named above")
 
 
-def _attempt(read: Callable, path: str):
+def _try_read(read: Callable, path: str):
     try:
         return read(path)
     except UserError as error:
         return error
 
 
-def read_ahead(paths: Iterable[str], read: Callable) -> Iterator[tuple]:
+def prefetch(paths: Iterable[str], read: Callable) -> Iterator[tuple]:
     """Yield each path, in order, with what ``read`` makes of it, or its :class:`UserError`; threads read a few ahead.
 
     So any number of images takes the memory of a few.
     """
     from concurrent.futures import ThreadPoolExecutor
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        jobs = ((path, pool.submit(_attempt, read, path)) for path in paths)
-        waiting = list(islice(jobs, AHEAD))
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        jobs = ((path, pool.submit(_try_read, read, path)) for path in paths)
+        waiting = list(islice(jobs, PREFETCH_IMAGES))
         try:
             while waiting:
                 path, future = waiting.pop(0)

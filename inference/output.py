@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-PATH_WIDTH, NAME_WIDTH = 60, 30  # longest that rows are aligned for
+MAX_PATH_WIDTH, MAX_NAME_WIDTH = 60, 30  # longest that rows are aligned for
 
 
 def write_result(record: dict, text: str, as_json: bool) -> None:
@@ -16,14 +16,14 @@ def write_result(record: dict, text: str, as_json: bool) -> None:
     print(json.dumps(record, ensure_ascii=everywhere) if as_json else text, flush=True)
 
 
-class Rows:
+class PredictionWriter:
     """The most probable classes: for people a table for the only image (or video), a row each for several."""
 
     def __init__(self, paths: list[str], classnames: Sequence[str], args: argparse.Namespace, what: str = "image"):
         self.classnames, self.args, self.what, self.alone = classnames, args, what, len(paths) == 1
         # The rows are aligned, though they are written as they come.
-        self.path_width = max(min(max(map(len, paths)), PATH_WIDTH), len(what))
-        self.name_width = max(min(max(map(len, classnames)), NAME_WIDTH), len("class"))
+        self.path_width = max(min(max(map(len, paths)), MAX_PATH_WIDTH), len(what))
+        self.name_width = max(min(max(map(len, classnames)), MAX_NAME_WIDTH), len("class"))
         if not self.alone and not args.json:
             print(self._row(what, "probability", "class", "then" if min(args.top_k, len(classnames)) > 1 else ""))
 

@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING
 
 from dassl.utils import UserError, atomic_write
 
-from .images import check_words, find_images, read_each
-from .neighbours import add_model_argument, check_texts, in_parts, load, table
+from .contact_sheet import CJK_FONTS
+from .images import check_texts_are_not_images, find_images, read_each
 from .output import write_result
-from .sheet import FONTS
+from .transformers_models import add_model_argument, batch_texts, check_texts, format_table, load_model
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-MODEL = "CIDAS/clipseg-rd64-refined"
-KINDS = {"clipseg": "CLIPSegForImageSegmentation"}
+DEFAULT_MODEL = "CIDAS/clipseg-rd64-refined"
+MODEL_CLASSES = {"clipseg": "CLIPSegForImageSegmentation"}
 COLOURS = ("#e63946", "#2e86de", "#2eae60", "#f4a221", "#8e44ad", "#16bcbc", "#ec70b0")
 
 
@@ -35,37 +35,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--text", nargs="+", required=True, metavar="TEXT", help='what to look for: "a cat" "a remote"')
     add("--out", default="output/segment", metavar="FOLDER", help="where the files go (output/segment)")
     add("--threshold", type=float, default=0.5, metavar="P", help="probability from which on a pixel counts (0.5)")
-    add_model_argument(parser, MODEL)
+    add_model_argument(parser, DEFAULT_MODEL)
 
 
 def run(args: argparse.Namespace, name: str) -> None:
     import numpy as np
 
-    check_words(args.text, "--text", args.images)
+    check_texts_are_not_images(args.text, "--text", args.images)
     if not 0 < args.threshold < 1:
         raise UserError(f"--threshold is {args.threshold}; it must be between 0 and 1")
     paths = find_images(args.images)
-    files = _files(paths, Path(args.out))
-    model, processor = load(args.model, KINDS, name)
+    files = _output_files(paths, Path(args.out))
+    model, processor = load_model(args.model, MODEL_CLASSES, name)
     check_texts(args.text, "--text", model, processor)
     for path, picture in read_each(paths):
-        masks = probabilities(model, processor, picture, args.text)
+        masks = segment_texts(model, processor, picture, args.text)
         overlay, arrays = files[path]
         with atomic_write(arrays, "wb") as file:
             np.savez_compressed(file, masks=masks.astype(np.float16), texts=np.array(args.text))
         with atomic_write(overlay, "wb") as file:
-            draw(picture, masks, args.text, args.threshold).save(file, format="PNG")
+            draw_overlay(picture, masks, args.text, args.threshold).save(file, format="PNG")
         found = [
             {"text": text, "area": float((mask >= args.threshold).mean()), "highest": float(mask.max())}
             for text, mask in zip(args.text, masks, strict=True)
         ]
         record = {"image": path, "segments": found, "overlay": str(overlay), "masks": str(arrays)}
         rows = [(entry["text"], f"{entry['area']:.2%}", f"{entry['highest']:.2%}") for entry in found]
-        text = table(rows, ("text", "area", "highest probability"), path, alone=False)
+        text = format_table(rows, ("text", "area", "highest probability"), path, alone=False)
         write_result(record, f"{text}{overlay}\n{arrays}\n", args.json)
 
 
-def _files(paths: Sequence[str], folder: Path) -> dict[str, tuple[Path, Path]]:
+def _output_files(paths: Sequence[str], folder: Path) -> dict[str, tuple[Path, Path]]:
     """Return the two files of each image. Images of one name in several folders get numbers: cat, cat-2, …
 
     Raises:
@@ -85,7 +85,7 @@ def _files(paths: Sequence[str], folder: Path) -> dict[str, tuple[Path, Path]]:
     return files
 
 
-def probabilities(model, processor, picture: Image.Image, texts: Sequence[str]) -> np.ndarray:
+def segment_texts(model, processor, picture: Image.Image, texts: Sequence[str]) -> np.ndarray:
     """Return the probability of each pixel to show what each text says: (texts, height, width)."""
     import torch
     from torch.nn import functional as F
@@ -93,7 +93,7 @@ def probabilities(model, processor, picture: Image.Image, texts: Sequence[str]) 
     pixels = processor(images=picture, return_tensors="pt").pixel_values.to(model.device)
     masks = []
     with torch.no_grad():
-        for part in in_parts(texts):
+        for part in batch_texts(texts):
             tokens = processor(text=part, padding=True, return_tensors="pt").to(model.device)
             logits = model(pixel_values=pixels.expand(len(part), -1, -1, -1), **tokens).logits
             logits = logits.reshape(len(part), 1, *logits.shape[-2:])  # of one text the library drops the first axis
@@ -102,7 +102,7 @@ def probabilities(model, processor, picture: Image.Image, texts: Sequence[str]) 
     return torch.cat(masks).numpy()
 
 
-def draw(picture: Image.Image, masks: np.ndarray, texts: Sequence[str], threshold: float) -> Image.Image:
+def draw_overlay(picture: Image.Image, masks: np.ndarray, texts: Sequence[str], threshold: float) -> Image.Image:
     """Colour the pixels of the picture from the threshold on, and add a line for each text and its colour below."""
     import numpy as np
     from matplotlib import font_manager
@@ -112,7 +112,7 @@ def draw(picture: Image.Image, masks: np.ndarray, texts: Sequence[str], threshol
     for mask, colour in zip(masks, cycle(COLOURS), strict=False):
         seen = mask >= threshold
         pixels[seen] = (pixels[seen] + ImageColor.getrgb(colour)) / 2
-    wanted = font_manager.FontProperties(family=[*FONTS, "DejaVu Sans"])  # texts may be Chinese
+    wanted = font_manager.FontProperties(family=[*CJK_FONTS, "DejaVu Sans"])  # texts may be Chinese
     size = min(32, max(12, picture.height // 24))
     font = ImageFont.truetype(font_manager.findfont(wanted), size)
     line = size * 3 // 2

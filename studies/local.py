@@ -14,10 +14,10 @@ from multiprocessing import connection, get_context, parent_process
 import train
 
 from .grid import Trial
-from .schedule import Outcomes
+from .schedule import TrialOutcomes
 
 
-def cores() -> int:
+def count_cores() -> int:
     """Return the number of cores that this process may use, where Slurm says so; else of all."""
     return int(os.environ.get("SLURM_CPUS_PER_TASK") or os.cpu_count() or 1)
 
@@ -40,7 +40,7 @@ def run_trial(trial: Trial, threads: int) -> str | None:
     return errors.getvalue().strip() or f"exit code {code}" if code else None
 
 
-def end_with_parent() -> None:
+def exit_with_parent() -> None:
     """End this process as soon as the sweep ends, even if that is killed: its trial would hold the run's folder."""
 
     def watch() -> None:
@@ -50,7 +50,7 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def run_all(trials: list[Trial], jobs: int, threads: int) -> Outcomes:
+def run_trials(trials: list[Trial], jobs: int, threads: int) -> TrialOutcomes:
     """Run the trials, ``jobs`` at a time; yield each as it ends.
 
     None waits in the pool, which would run its queue to the end even if the sweep is stopped.
@@ -58,23 +58,23 @@ def run_all(trials: list[Trial], jobs: int, threads: int) -> Outcomes:
     if jobs == 1:
         yield from ((trial, run_trial(trial, threads)) for trial in trials)
         return
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=end_with_parent)
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=exit_with_parent)
     running: dict[Future, Trial] = {}
     try:
         for trial in trials:
             if len(running) == jobs:
-                yield from next_ended(running)
+                yield from wait_for_trials(running)
             try:
                 running[pool.submit(run_trial, trial, threads)] = trial
             except BrokenProcessPool:
                 yield trial, "not started: the process of another run was killed (out of memory?)"
         while running:
-            yield from next_ended(running)
+            yield from wait_for_trials(running)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def next_ended(running: dict[Future, Trial]) -> Outcomes:
+def wait_for_trials(running: dict[Future, Trial]) -> TrialOutcomes:
     """Wait until a trial ends; remove and yield those that have."""
     for future in wait(running, return_when=FIRST_COMPLETED).done:
         trial = running.pop(future)

@@ -12,13 +12,13 @@ from dassl.utils import UserError
 
 from .grid import Trial
 
-EVERY = 30  # seconds between two tables: more often, nobody could follow the lines
-SEED = re.compile(r"(^|[/_-])seed_?\d+(?=$|[/_-])")
-SHOTS = re.compile(r"(^|[/_-])(\d+_?shots?|shots?_?\d+)(?=$|[/_-])")
+TABLE_SECONDS = 30  # seconds between two tables: more often, nobody could follow the lines
+SEED_PATTERN = re.compile(r"(^|[/_-])seed_?\d+(?=$|[/_-])")
+SHOTS_PATTERN = re.compile(r"(^|[/_-])(\d+_?shots?|shots?_?\d+)(?=$|[/_-])")
 
 
-class Progress:
-    """Prints lines, and the table every ``EVERY`` seconds and at the end.
+class ProgressPrinter:
+    """Prints lines, and the table every ``TABLE_SECONDS`` seconds and at the end.
 
     Args:
         output: the folder of the sweep.
@@ -31,7 +31,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         print(line, flush=True)
-        if time.monotonic() - self.printed >= EVERY:
+        if time.monotonic() - self.printed >= TABLE_SECONDS:
             self.end()
 
     def end(self) -> None:
@@ -57,11 +57,11 @@ class Progress:
         except (UserError, KeyError, TypeError):
             return None
         folder = trial.folder.relative_to(self.output).as_posix()
-        if named := SHOTS.search(folder):
+        if named := SHOTS_PATTERN.search(folder):
             shots = int(re.search(r"\d+", named[0])[0])
-        return None if accuracy is None else (method_of(folder), shots, accuracy)
+        return None if accuracy is None else (get_method_name(folder), shots, accuracy)
 
 
-def method_of(folder: str) -> str:
+def get_method_name(folder: str) -> str:
     """Return a trial's folder without its seed and shots: ``CoOp/rn50_4shots_ctx4/seed1`` -> ``CoOp/rn50_ctx4``."""
-    return SHOTS.sub("", SEED.sub("", folder)).strip("/_-") or folder
+    return SHOTS_PATTERN.sub("", SEED_PATTERN.sub("", folder)).strip("/_-") or folder

@@ -12,13 +12,13 @@ from dassl.engine.record import read_record
 from dassl.utils import UserError
 
 from .grid import Trial
-from .progress import Progress
+from .progress import ProgressPrinter
 
-Outcomes = Iterator[tuple[Trial, str | None]]  # trials that have ended: None, or what went wrong
-Executor = Callable[[list[Trial]], Outcomes]  # runs trials that do not wait for one another
+TrialOutcomes = Iterator[tuple[Trial, str | None]]  # trials that have ended: None, or what went wrong
+Executor = Callable[[list[Trial]], TrialOutcomes]  # runs trials that do not wait for one another
 
 
-def in_stages(trials: list[Trial]) -> list[list[Trial]]:
+def group_into_stages(trials: list[Trial]) -> list[list[Trial]]:
     """Return the trials in their order, each in a later stage than the one whose model it evaluates.
 
     Raises:
@@ -34,7 +34,7 @@ def in_stages(trials: list[Trial]) -> list[list[Trial]]:
     return stages
 
 
-def unfinished(stages: list[list[Trial]]) -> list[list[Trial]]:
+def select_unfinished(stages: list[list[Trial]]) -> list[list[Trial]]:
     """Return the stages without the trials that are finished and whose models stay as they are."""
     todo: set[Path] = set()
     for trial in itertools.chain(*stages):
@@ -43,7 +43,7 @@ def unfinished(stages: list[list[Trial]]) -> list[list[Trial]]:
     return [[trial for trial in stage if trial.folder in todo] for stage in stages]
 
 
-def run_stages(stages: list[list[Trial]], executor: Executor) -> Outcomes:
+def run_stages(stages: list[list[Trial]], executor: Executor) -> TrialOutcomes:
     """Run the trials stage by stage and yield each as it ends; none is started whose model's run failed."""
     failed: set[Path] = set()
     for stage in stages:
@@ -57,7 +57,7 @@ def run_stages(stages: list[list[Trial]], executor: Executor) -> Outcomes:
             yield trial, error
 
 
-def run_sweep(stages: list[list[Trial]], executor: Executor, progress: Progress) -> list[Trial]:
+def run_sweep(stages: list[list[Trial]], executor: Executor, progress: ProgressPrinter) -> list[Trial]:
     """Run the trials, with a line for each; return those that failed."""
     total, start, failed = sum(map(len, stages)), time.time(), []
     with closing(run_stages(stages, executor)) as outcomes:

@@ -8,44 +8,44 @@ import train
 from dassl.utils import UserError, check_at_least
 
 from .grid import Trial
-from .schedule import unfinished
+from .schedule import select_unfinished
 
 
-def listed(stages: list[list[Trial]]) -> list[str]:
+def format_trial_list(stages: list[list[Trial]]) -> list[str]:
     """Return a line for each trial: number, stage, folder. A trial stands behind the one whose model it evaluates."""
     numbers = itertools.count()
     return [f"{next(numbers)}\t{stage}\t{trial.folder}" for stage, trials in enumerate(stages) for trial in trials]
 
 
-def check(trial: Trial) -> None:
+def check_config(trial: Trial) -> None:
     """Raise :class:`UserError` for a wrong config, before many tasks wait for their turn to say so."""
     train.setup_cfg(train.parse_args(list(trial.command)))
 
 
-def arrays_of(stages: list[list[Trial]], size: int) -> list[str]:
+def format_arrays(stages: list[list[Trial]], size: int) -> list[str]:
     """Return a line for each array of unfinished trials: stage, offset, indices as Slurm writes them (0-3,7).
 
     A trial's number is its offset plus its index, which is below ``size``.
     """
     check_at_least(size, 1, "--arrays")
     first, lines = 0, []
-    for stage, (trials, todo) in enumerate(zip(stages, unfinished(stages), strict=True)):
+    for stage, (trials, todo) in enumerate(zip(stages, select_unfinished(stages), strict=True)):
         folders = {trial.folder for trial in todo}
         numbers = [number for number, trial in enumerate(trials, start=first) if trial.folder in folders]
         for offset, part in itertools.groupby(numbers, key=lambda number: number - number % size):
-            lines.append(f"{stage} {offset} {_ranges([number - offset for number in part])}")
+            lines.append(f"{stage} {offset} {_format_ranges([number - offset for number in part])}")
         first += len(trials)
     return lines
 
 
-def _ranges(numbers: list[int]) -> str:
+def _format_ranges(numbers: list[int]) -> str:
     """Write ascending numbers as Slurm does: [0, 1, 2, 7] -> 0-2,7."""
     runs = [list(run) for _, run in itertools.groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])]
     ends = [(run[0][1], run[-1][1]) for run in runs]
     return ",".join(f"{first}-{last}" if last > first else f"{first}" for first, last in ends)
 
 
-def run_one(stages: list[list[Trial]], number: int, threads: int) -> int:
+def run_trial_number(stages: list[list[Trial]], number: int, threads: int) -> int:
     """Run the trial of a number, unless it is finished; return its exit code.
 
     Raises:

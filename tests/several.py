@@ -17,11 +17,11 @@ import torch
 from torch import nn
 
 import train
-from dassl.distributed import all_gather_objects, average_gradients, batch_share, get_rank, process_group, shard
+from dassl.distributed import all_gather_objects, average_gradients, get_rank, local_loss_weight, process_group, shard
 from dassl.engine import TrainerX
-from vlm.contrastive import batch_loss, contrastive_loss, in_chunks
+from vlm.contrastive import contrastive_loss, distributed_contrastive_loss, encode_in_chunks
 from vlm.images import encoder
-from vlm.similarity import logits, normalize
+from vlm.similarity import compute_logits, normalize
 
 STEPS = TrainerX.run_epoch
 
@@ -33,13 +33,13 @@ def check_gradients(pairs: int, chunk: int) -> None:
     scale = nn.Parameter(torch.tensor(2.0))
     parameters = [*image.parameters(), *text.parameters(), scale]
     images, texts, ids = torch.randn(pairs, 5), torch.randn(pairs, 6), torch.arange(pairs) % 4
-    whole = contrastive_loss(logits(normalize(image(images)), normalize(text(texts)), scale), ids)
+    whole = contrastive_loss(compute_logits(normalize(image(images)), normalize(text(texts)), scale), ids)
     expected = torch.autograd.grad(whole, parameters)
 
     images, texts, ids = shard(images), shard(texts), shard(ids)
-    features = normalize(in_chunks(image, images, chunk)), normalize(in_chunks(text, texts, chunk))
+    features = normalize(encode_in_chunks(image, images, chunk)), normalize(encode_in_chunks(text, texts, chunk))
     assert sum(all_gather_objects(len(ids))) == pairs
-    loss = batch_loss(*features, ids, scale)[0] * batch_share(len(ids))
+    loss = distributed_contrastive_loss(*features, ids, scale)[0] * local_loss_weight(len(ids))
     loss.backward()
     torch.testing.assert_close(average_gradients([*parameters, unused], loss), whole.detach())
     for parameter, gradient in zip(parameters, expected, strict=True):

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.common import REPOSITORY, assert_same_tensors
-from tools.random_weights import random_clip
-from vlm.images.encoder import image_encoder
+from tools.random_weights import build_random_clip
+from vlm.images.encoder import build_image_encoder
 from vlm.openai import build_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -50,9 +50,9 @@ def test_a_fine_tuned_clip_in_half_precision(run):
 @pytest.mark.parametrize("name", ["RN50", "ViT-B/32"])
 def test_half_precision_changes_features_by_rounding(name):
     """A hundred images are two blocks, one of them filled up."""
-    model = build_model(random_clip(name, 0)).cuda().requires_grad_(False)
+    model = build_model(build_random_clip(name, 0)).cuda().requires_grad_(False)
     images = torch.rand(100, 3, 224, 224)
-    half = torch.stack(list(image_encoder(model.visual, name).encode(iter(images)))).float()
+    half = torch.stack(list(build_image_encoder(model.visual, name).encode(iter(images)))).float()
     with torch.no_grad():
         whole = model.float().visual(images.cuda()).cpu()
     assert (half - whole).norm() < 0.01 * whole.norm()

@@ -54,9 +54,9 @@ def command(digits_root, tmp_path):
 def without_openvino(monkeypatch):
     """As the processes of tests/several.py are."""
     monkeypatch.setattr(encoder, "_has_openvino", lambda: False)
-    encoder.image_encoder.cache_clear()
+    encoder.build_image_encoder.cache_clear()
     yield
-    encoder.image_encoder.cache_clear()
+    encoder.build_image_encoder.cache_clear()
 
 
 def torchrun(*arguments: object) -> subprocess.CompletedProcess:
@@ -189,7 +189,7 @@ def test_parts_of_labelled_and_unlabelled_batches_must_weigh_the_same(as_rank, m
             as_rank(rank, 3)
             parts = [len(distributed.shard(range(size))) for size in batches]
             monkeypatch.setattr(distributed.dist, "all_reduce", lambda total: total.copy_(torch.tensor(batches)))
-            found.append(distributed.batch_share(*parts))
+            found.append(distributed.local_loss_weight(*parts))
         return found
 
     assert shares(6, 12) == [1, 1, 1]

@@ -1,4 +1,4 @@
-"""A mistake ends in one message that names the thing and the mend, exit code 2, and nothing lost."""
+"""A mistake ends in one message that names the thing and the hint, exit code 2, and nothing lost."""
 
 from __future__ import annotations
 

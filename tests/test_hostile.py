@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dassl.data.datasets import build_dataset
-from dassl.utils import BadImage, UserError, read_image
+from dassl.utils import UnreadableImageError, UserError, read_image
 from tests.datasets.shapes import CLASSES, config, write_images, write_split_file
 from tests.stress.attacks import ATTACKS, BASE, MARKER, READERS, Victim, payload, text
 from tests.stress.hostile import CASES, refuse
@@ -77,7 +77,7 @@ def test_an_image_that_is_a_link_to_nothing_is_one_that_cannot_be_read(tmp_path)
         path.unlink()
         path.symlink_to(target)
         assert str(path) in build(tmp_path, FOLDER="photos")
-        with pytest.raises(BadImage, match=re.escape(str(path))):
+        with pytest.raises(UnreadableImageError, match=re.escape(str(path))):
             read_image(path)
 
 

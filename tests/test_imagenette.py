@@ -15,9 +15,9 @@ from tests.common import REPOSITORY, SHARED, needs_shared
 from tests.conftest import Run
 from tests.fixtures.make_parity import FOLDER, as_files
 from tools.prepare_imagenette import main as prepare
-from tools.random_weights import random_clip
+from tools.random_weights import build_random_clip
 from tools.results_table import main as results_table
-from trainers.linear_probe import fit, predict
+from trainers.linear_probe import fit_linear_probe, predict
 from trainers.tip_adapter import cache_logits
 
 pytestmark = needs_shared
@@ -79,7 +79,7 @@ def test_from_photos_to_accuracies_as_in_the_original(run, tmp_path):
 def test_the_three_commands_run_and_make_the_table(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("vlm.images.encoder._has_openvino", lambda: False)  # it takes long to compile RN50
     prepare_photos(tmp_path, 2, 1)
-    save_file(random_clip("RN50", seed=0), tmp_path / "rn50.safetensors")
+    save_file(build_random_clip("RN50", seed=0), tmp_path / "rn50.safetensors")
     for name, command in COMMANDS.items():
         short = f"OPTIM.MAX_EPOCH 1 MODEL.BACKBONE.WEIGHTS {tmp_path}/rn50.safetensors"
         result = run(f"{command} {short}", f"imagenet/{name}")
@@ -105,4 +105,4 @@ def test_features_of_caltech101_give_the_accuracies_of_numpy_and_scikit_learn(sh
 
     assert accuracy(cache_logits(features, keys, torch.eye(100)[classes], 5.5)) == pytest.approx(cache, abs=0.01)
     # The solver stops at a tolerance, so some of the 2,465 images may be told otherwise than in the reference.
-    assert accuracy(predict(fit(keys, classes, 10.0), features)) == pytest.approx(probe, abs=0.25)
+    assert accuracy(predict(fit_linear_probe(keys, classes, 10.0), features)) == pytest.approx(probe, abs=0.25)

@@ -26,10 +26,10 @@ from tests.fixtures.make_parity import FOLDER, SIZES, checksums, drawing, seeded
 from trainers.backbone import load_backbone
 from trainers.coop import CoOp
 from trainers.zsclip import ZeroshotCLIP
-from vlm.clip.load import load
-from vlm.images.encoder import image_encoder
+from vlm.clip.load import load_clip
+from vlm.images.encoder import build_image_encoder
 from vlm.text.encoder import TextEncoder
-from vlm.text.prompts import token_count, tokenize
+from vlm.text.tokenizer import count_tokens, tokenize
 
 FACTS = json.loads((FOLDER / "parity.json").read_text())
 CLASSNAMES = FACTS["classnames"]
@@ -79,7 +79,7 @@ class OnFeatures:
 
     def build_model(self):
         super().build_model()
-        self.feature_source = None  # what the batch holds is not to be encoded
+        self.feature_extractor = None  # what the batch holds is not to be encoded
 
 
 def seeded_backbone(*args):
@@ -141,7 +141,7 @@ def test_prompts_features_and_logits_are_the_originals(figures, name):
     assert shapes == expected["state_dict_keys"] | copies
     words = {"init4": "a photo of a", "rand4": "X X X X", "rand16": " ".join("X" * 16)}[context]
     tokens = tokenize([f"{words} {name}." for name in CLASSNAMES])
-    assert [token_count(name) for name in CLASSNAMES] == expected["name_lens"]
+    assert [count_tokens(name) for name in CLASSNAMES] == expected["name_lens"]
     assert (TextEncoder.lengths(tokens) - 1).tolist() == expected["eot"]
     if position == "end" and csc == "cscFalse":
         assert words_of(tokens) == expected["tokens"]
@@ -226,7 +226,7 @@ def imagenette(tmp_path, monkeypatch):
         dataset = ImageNet(cfg)
         return dataset, [int(Path(item.impath).stem) for item in dataset.train_x]
 
-    monkeypatch.setattr(class_folders, "scan", scan)
+    monkeypatch.setattr(class_folders, "scan_folder", scan)
     return build
 
 
@@ -264,6 +264,6 @@ def test_transforms_are_the_originals():
 
 def test_image_features_are_the_originals(figures):
     """Of drawings, by an image tower that gives the captured features of photos."""
-    clip, (transform, _) = load("tiny", str(figures.weights))[0], transforms("INPUT.SIZE", (64, 64))
-    features = image_encoder(clip.visual, "").encode(transform(drawing(size)) for size in SIZES)
+    clip, (transform, _) = load_clip("tiny", str(figures.weights))[0], transforms("INPUT.SIZE", (64, 64))
+    features = build_image_encoder(clip.visual, "").encode(transform(drawing(size)) for size in SIZES)
     assert_close(torch.stack(list(features)), figures.tensors["drawing_features"])

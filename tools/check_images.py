@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     merge_options(cfg, [*(("DATASET.ROOT", args.root) if args.root else ()), *args.opts])
     dataset = data.build_dataset(cfg)
     paths = dict.fromkeys(item.impath for split in data.SPLITS for item in getattr(dataset, split) or ())
-    bad = data.unreadable(paths)
+    bad = data.find_unreadable(paths)
     for path, reason in bad.items():
         print(f"{path}: {reason}")
     print(f"{len(bad):,} of {len(paths):,} images cannot be read")

@@ -19,19 +19,19 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dassl.utils import UserError, check_at_least, command_line, mkdir_if_missing, write_json
-from vlm.tiny.render import dataset
+from vlm.tiny.render import render_dataset
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TEENS = ("ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen")
 TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 SIZE = 32  # pixels of an image: the tiny CLIP's
-DIGIT, TOP = (16, 28), 2  # pixels of a digit in it, width and height; and above it
+DIGIT_SIZE, TOP = (16, 28), 2  # pixels of a digit in it, width and height; and above it
 SPLITS = ("train", "test")  # of each digit's scans, every second one is for testing, as in datasets/digits.py
 
 Record = tuple[Any, list[str], str]  # pixels, uint8 (SIZE, SIZE); captions; split
 
 
-def number(tens: int, ones: int) -> str:
+def spell_number(tens: int, ones: int) -> str:
     """How the number is read: "zero seven", "forty seven"."""
     if tens == 0:
         return f"zero {WORDS[ones]}"
@@ -40,11 +40,11 @@ def number(tens: int, ones: int) -> str:
     return f"{TENS[tens]} {WORDS[ones]}" if ones else TENS[tens]
 
 
-def captions(left: int, right: int) -> list[str]:
+def build_captions(left: int, right: int) -> list[str]:
     """What may be said of a picture of two digits; each sentence is true of no other pair."""
     a, b = WORDS[left], WORDS[right]
     return [
-        f"the number {number(left, right)}",
+        f"the number {spell_number(left, right)}",
         f"a photo of the digits {a} and {b}.",
         f"a {a} to the left of a {b}",
         f"first a {a}, then a {b}, written by hand",
@@ -52,7 +52,7 @@ def captions(left: int, right: int) -> list[str]:
     ]
 
 
-def pairs(count: int, seed: int) -> Iterator[Record]:
+def generate_pairs(count: int, seed: int) -> Iterator[Record]:
     """``count`` training images and 100 for testing."""
     import numpy as np
     from PIL import Image
@@ -68,19 +68,19 @@ def pairs(count: int, seed: int) -> Iterator[Record]:
             two = [scans[rng.choice(halves[split][digit])] for digit in (left, right)]
             picture = np.zeros((SIZE, SIZE), np.uint8)
             for place, scan in enumerate(two):
-                wide = Image.fromarray(scan).resize(DIGIT, Image.Resampling.BICUBIC)
-                picture[TOP : TOP + DIGIT[1], place * DIGIT[0] : (place + 1) * DIGIT[0]] = wide
-            yield picture, captions(left, right), split
+                wide = Image.fromarray(scan).resize(DIGIT_SIZE, Image.Resampling.BICUBIC)
+                picture[TOP : TOP + DIGIT_SIZE[1], place * DIGIT_SIZE[0] : (place + 1) * DIGIT_SIZE[0]] = wide
+            yield picture, build_captions(left, right), split
 
 
-def renders(count: int, seed: int) -> Iterator[Record]:
+def generate_renders(count: int, seed: int) -> Iterator[Record]:
     """The pretraining data of the tiny CLIP, a caption an image, and some more for testing."""
     for split, size, own_seed in (("train", count, seed), ("test", 500, seed + 1)):
-        for pixels, caption in zip(*dataset(size, own_seed), strict=True):
+        for pixels, caption in zip(*render_dataset(size, own_seed), strict=True):
             yield pixels, [caption], split
 
 
-def write(folder: Path, records: Iterator[Record]) -> int:
+def write_dataset(folder: Path, records: Iterator[Record]) -> int:
     """Write the images and ``captions.json``, all of it or nothing; returns how many images."""
     from PIL import Image
 
@@ -113,9 +113,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     check_at_least(args.pairs, 1, "--pairs")
     check_at_least(args.renders, 0, "--renders")
-    make: Callable[[int, int], Iterator[Record]] = renders if args.renders else pairs
+    make: Callable[[int, int], Iterator[Record]] = generate_renders if args.renders else generate_pairs
     folder = args.root.expanduser() / ("digit_renders" if args.renders else "digit_pairs")
-    count = write(folder, make(args.renders or args.pairs, args.seed))
+    count = write_dataset(folder, make(args.renders or args.pairs, args.seed))
     print(f"{folder} written: {count:,} images with captions")
 
 

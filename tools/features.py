@@ -8,7 +8,7 @@
 ``--cache-dir`` names the folder if a run was given FEATURES.CACHE_DIR. All this is safe while runs go on: they compute
 anew what they do not find.
 
-``extract`` writes the features of very many images as a Lance data set (vlm/images/feature_set.py), block by block, and
+``extract`` writes the features of very many images as a Lance data set (vlm/images/lance_features.py), block by block, and
 goes on where it was stopped. ``--shards 100 --shard 3`` makes this call's share; ``--ray`` spreads the blocks:
 
     python tools/features.py extract --dataset configs/datasets/imagenet.yaml --backbone RN50 --output sets/imagenet
@@ -23,8 +23,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dassl.config import get_cfg_default, merge_file, merge_options
-from dassl.utils import UserError, command_line, stopped
-from studies.ray import resources, with_address
+from dassl.utils import UserError, command_line, interrupted_error
+from studies.ray import build_resources, join_ray_address
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
@@ -46,7 +46,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add("--cpus", type=float, default=1, help="with --ray: of a task (1)")
     add("--gpus", type=float, default=0, help="with --ray: of a task (0)")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides, such as MODEL.BACKBONE.WEIGHTS FILE")
-    return parser.parse_args(with_address(argv))
+    return parser.parse_args(join_ray_address(argv))
 
 
 def extract(args: argparse.Namespace, argv: list[str]) -> None:
@@ -55,13 +55,13 @@ def extract(args: argparse.Namespace, argv: list[str]) -> None:
     merge_options(cfg, ["DATASET.ROOT", args.root, "MODEL.BACKBONE.NAME", args.backbone, *args.opts])
     if cfg.DATASET.NUM_SHOTS >= 1 or any(key.startswith("INPUT.") for key in args.opts[::2]):
         raise UserError("a feature set is of all images, prepared as the backbone learned them: no NUM_SHOTS, no INPUT")
-    from studies.extract import Job, extract
+    from studies.extract import ExtractionJob, extract_features
 
-    job = Job(cfg, args.split, args.output.expanduser())
+    job = ExtractionJob(cfg, args.split, args.output.expanduser())
     try:
-        extract(job, args.shard, args.shards, args.ray, resources(args.cpus, args.gpus))
+        extract_features(job, args.shard, args.shards, args.ray, build_resources(args.cpus, args.gpus))
     except KeyboardInterrupt as stop:
-        raise stopped("in the extraction", "from the images that are done", __file__, argv) from stop
+        raise interrupted_error("in the extraction", "from the images that are done", __file__, argv) from stop
 
 
 @command_line()
@@ -70,15 +70,15 @@ def main(argv: list[str] | None = None) -> int | None:
     args = parse_args(command)
     if args.command == "extract":
         return extract(args, command)
-    from vlm.images import feature_cache
+    from vlm.images import store_admin
 
-    root = (args.cache_dir or feature_cache.cache_folder()).expanduser()
-    if not feature_cache.encoder_folders(root):
+    root = (args.cache_dir or store_admin.default_cache_dir()).expanduser()
+    if not store_admin.list_encoder_folders(root):
         print(f"no features in {root}")
         return None
     if args.command == "rm":
-        return feature_cache.remove(root, args.encoder)
-    return (feature_cache.show if args.command == "ls" else feature_cache.verify)(root)
+        return store_admin.remove_encoders(root, args.encoder)
+    return (store_admin.print_summary if args.command == "ls" else store_admin.verify_files)(root)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dassl.utils import UserError, atomic_write, command_line
 
 
-def data_file(package: str, path: str) -> Path:
+def locate_package_file(package: str, path: str) -> Path:
     """A file of an installed package; the package itself, seconds of imports, stays unloaded."""
     try:
         return Path(str(distribution(package).locate_file(path)))
@@ -30,23 +30,23 @@ def data_file(package: str, path: str) -> Path:
         raise UserError(f"the package {package} is missing: pip install -r requirements.txt") from error
 
 
-def curated_names() -> dict[str, str]:
+def load_imagenet_names() -> dict[str, str]:
     """ImageNet's 1,000 folder names -> CLIP's class names."""
-    folders = data_file("timm", "timm/data/_info/imagenet_synsets.txt").read_text().split()
-    metadata = runpy.run_path(str(data_file("open_clip_torch", "open_clip/zero_shot_metadata.py")))
+    folders = locate_package_file("timm", "timm/data/_info/imagenet_synsets.txt").read_text().split()
+    metadata = runpy.run_path(str(locate_package_file("open_clip_torch", "open_clip/zero_shot_metadata.py")))
     return dict(zip(folders, metadata["IMAGENET_CLASSNAMES"], strict=True))
 
 
-def imagenet21k_names() -> dict[str, str]:
+def load_imagenet21k_names() -> dict[str, str]:
     """ImageNet-21k's 21,841 folder names -> the first word that WordNet has for each. Some have the same."""
-    information = data_file("timm", "timm/data/_info")
+    information = locate_package_file("timm", "timm/data/_info")
     lines = (information / "imagenet_synset_to_lemma.txt").read_text(encoding="utf-8").splitlines()
     words = dict(line.split("\t", 1) for line in lines)
     folders = (information / "imagenet22k_synsets.txt").read_text().split()
     return {folder: words[folder].partition(",")[0].strip() for folder in folders}
 
 
-def class_folders(images: Path, names: Sequence[str]) -> list[str]:
+def list_class_folders(images: Path, names: Sequence[str]) -> list[str]:
     """The names of the folders in those folders below ``images`` that are there, sorted."""
     splits = [images / split for split in names if (images / split).is_dir()]
     folders = {p.name for split in splits for p in split.iterdir() if p.is_dir() and not p.name.startswith(".")}
@@ -68,10 +68,10 @@ def fix_imagenet(root: Path, force: bool = False, folder: str = "") -> Path:
         print(f"{path} is there already; --force writes it anew")
         return path
     if folder:
-        names, below = imagenet21k_names(), root / folder
-        folders = class_folders(below, ("train", "val", "test") if (below / "train").is_dir() else ("",))
+        names, below = load_imagenet21k_names(), root / folder
+        folders = list_class_folders(below, ("train", "val", "test") if (below / "train").is_dir() else ("",))
     else:
-        names, folders = curated_names(), class_folders(root / "imagenet" / "images", ("train", "val"))
+        names, folders = load_imagenet_names(), list_class_folders(root / "imagenet" / "images", ("train", "val"))
     known = [folder for folder in folders if folder in names]
     unknown = [folder for folder in folders if folder not in names]
     if not known:

@@ -31,9 +31,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     k = next((k for k in (args.topk, args.words) if k is not None), 5)
     check_at_least(k, 1, "--topk")
-    from inference.interpret import interpret
+    from inference.interpret import interpret_context
 
-    interpret(args.source, args.load_epoch, args.backbone, args.weights, k)
+    interpret_context(args.source, args.load_epoch, args.backbone, args.weights, k)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dassl.log_format import read_result
 from dassl.utils import UserError, command_line, listdir_nohidden
-from studies.tables.cells import interval95
+from studies.tables.cells import ci95_half_width
 
 
 def parse_directory(directory: Path, keyword: str, test_log: bool, ci95: bool) -> float:
@@ -44,7 +44,7 @@ def parse_directory(directory: Path, keyword: str, test_log: bool, ci95: bool) -
         raise UserError(f"no results in {directory}\n  {reasons}")
     for line in missing:
         print(f"note: left out {line}", file=sys.stderr)
-    mean, spread = np.mean(values), interval95(values) if ci95 else np.std(values)
+    mean, spread = np.mean(values), ci95_half_width(values) if ci95 else np.std(values)
     print(f"===\nSummary of directory: {directory}\n* {keyword}: {mean:.2f}% +- {spread:.2f}%\n===")
     return float(mean)
 

@@ -16,10 +16,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dassl.utils import atomic_write, command_line
-from tools.fix_imagenet import curated_names
+from tools.fix_imagenet import load_imagenet_names
 
 
-def folder(path: str) -> Path:
+def expand_path(path: str) -> Path:
     return Path(path).expanduser()  # as train.py does; a shell does not after "--root="
 
 
@@ -27,16 +27,16 @@ def folder(path: str) -> Path:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="a data set, as in configs/datasets")
-    parser.add_argument("--root", type=folder, default=Path("./data"), help="folder of the data sets (./data)")
+    parser.add_argument("--root", type=expand_path, default=Path("./data"), help="folder of the data sets (./data)")
     parser.add_argument("--own-split", action="store_true", help="write a split file if there is none")
     args = parser.parse_args(argv)
-    from datasets.sources import prepare
+    from datasets.sources import prepare_dataset
 
-    cls = prepare(args.name, args.root, args.own_split)
+    cls = prepare_dataset(args.name, args.root, args.own_split)
     names = args.root / cls.dataset_dir / "classnames.txt"
     if hasattr(cls, "class_names") and not names.exists():  # a variant of ImageNet
         with atomic_write(names) as file:
-            file.writelines(f"{folder} {name}\n" for folder, name in curated_names().items())
+            file.writelines(f"{folder} {name}\n" for folder, name in load_imagenet_names().items())
         print(f"{names} written: ImageNet's 1,000 names")
 
 

@@ -19,10 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dassl.data import archives
 from dassl.data.downloads import download
-from dassl.utils import UserError, command_line, file_digest, mkdir_if_missing, reason_of
+from dassl.utils import UserError, command_line, error_reason, file_digest, mkdir_if_missing
 from tools.fix_imagenet import fix_imagenet
 
-ADDRESS = "https://s3.amazonaws.com/fast-ai-imageclas/"
+BASE_URL = "https://s3.amazonaws.com/fast-ai-imageclas/"
 # File and MD5, as torchvision.datasets.Imagenette has them. fast.ai publishes no SHA-256. MD5 tells damage and other
 # files; a forged archive of the same MD5 could be made by fast.ai alone, and is checked entry by entry anyway.
 ARCHIVES = {
@@ -32,30 +32,30 @@ ARCHIVES = {
 }
 
 
-def fetch(root: Path, size: str) -> Path:
+def fetch_archive(root: Path, size: str) -> Path:
     """The archive of that size below ``root``, downloaded unless it is there and whole."""
     name, md5 = ARCHIVES[size]
     path = root / name
     if path.is_file() and file_digest(path, "md5") == md5:
         return path
-    return download(ADDRESS + name, path, md5, "md5")
+    return download(BASE_URL + name, path, md5, "md5")
 
 
-def unpack(archive: Path, images: Path) -> None:
+def unpack_imagenette(archive: Path, images: Path) -> None:
     """Unpack ``<folder>/{train,val}/<wnid>/<image>`` to ``images/{train,val}/…``, all of it or nothing."""
     mkdir_if_missing(images.parent)
     print(f"Unpacking {archive}", flush=True)
     try:
         with tempfile.TemporaryDirectory(dir=images.parent, prefix=".images.") as temporary:
-            archives.unpack(archive, Path(temporary))
+            archives.unpack_archive(archive, Path(temporary))
             found = [path.parent for path in Path(temporary).glob("*/train") if (path.parent / "val").is_dir()]
             if len(found) != 1:
                 raise UserError(f"{archive} holds no <folder>/{{train,val}}/<wnid>/<image>: is it ImageNette?")
             for other in set(found[0].iterdir()) - {found[0] / "train", found[0] / "val"}:
                 shutil.rmtree(other) if other.is_dir() else other.unlink()
             found[0].rename(images)
-    except archives.DAMAGE as error:
-        raise UserError(f"{archive} is not a whole tar archive: {reason_of(error)}") from error
+    except archives.ARCHIVE_ERRORS as error:
+        raise UserError(f"{archive} is not a whole tar archive: {error_reason(error)}") from error
     except OSError as error:
         raise UserError(f"cannot unpack {archive} to {images}: {error.strerror or error}") from error
     print(f"{images} written: {sum(1 for _ in images.glob('*/*/*')):,} images")
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
         if args.archive and not args.archive.is_file():
             raise UserError(f"no archive {args.archive}")
-        unpack(args.archive or fetch(args.root, args.size), images)
+        unpack_imagenette(args.archive or fetch_archive(args.root, args.size), images)
     fix_imagenet(args.root)
 
 

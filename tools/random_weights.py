@@ -25,7 +25,7 @@ ARCHITECTURES = {
 }
 
 
-def random_clip(name: str, seed: int):
+def build_random_clip(name: str, seed: int):
     """The state dict of a CLIP as its constructor leaves it, in half precision, as OpenAI publishes weights.
 
     Residual branches that start at zero (``bn3``) are given weights, so that every layer takes part.
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     from safetensors.torch import save
 
     with atomic_write(args.file, "wb") as file:
-        file.write(save(random_clip(args.name, args.seed)))
+        file.write(save(build_random_clip(args.name, args.seed)))
     print(f"{args.file} written: {args.file.stat().st_size:,} bytes, random weights, seed {args.seed}")
 
 

@@ -27,7 +27,7 @@ from dassl.utils import UserError, atomic_write, command_line
 from studies.tables import generalisation, pareto, study
 
 
-def write(folder: Path, name: str, markdown: str, frame, *also: str) -> None:
+def write_table(folder: Path, name: str, markdown: str, frame, *also: str) -> None:
     """Write ``<name>.md`` and ``<name>.csv`` and print the table; ``also`` names files that are written already."""
     with atomic_write(folder / f"{name}.md") as file:
         file.write(markdown)
@@ -39,18 +39,18 @@ def write(folder: Path, name: str, markdown: str, frame, *also: str) -> None:
 
 def write_study(folder: Path, config: str) -> None:
     """Write the study's table and its plots."""
-    table = study.collect(folder, config)
+    table = study.collect_table(folder, config)
     if not any(cell.accuracies for cells in table.values() for cell in cells.values()):
         raise UserError(f"no finished run in {folder}/ZeroshotCLIP or {folder}/CoOp/<config>_<shots>shots")
     title, plots = f"Few-shot accuracy on {folder.resolve().name}", ["results.png"]
     with atomic_write(folder / "results.png", "wb") as file:
         study.plot(table, title, file)
-    shots, points = pareto.points_of(table)
+    shots, points = pareto.collect_points(table)
     if len(points) > 1:
         plots.append("parameters.png")
         with atomic_write(folder / "parameters.png", "wb") as file:
             pareto.plot(shots, points, title, file)
-    write(folder, "results", study.to_markdown(table, title), study.to_frame(table), *plots)
+    write_table(folder, "results", study.to_markdown(table, title), study.to_frame(table), *plots)
 
 
 @command_line()
@@ -62,9 +62,9 @@ def main(argv: list[str] | None = None) -> None:
     if not args.folder.is_dir():
         raise UserError(f"no folder {args.folder}")
     with exclusive_lock(args.folder):
-        table = None if args.config else generalisation.read(args.folder)
+        table = None if args.config else generalisation.read_table(args.folder)
         if table:
-            write(args.folder, *table)
+            write_table(args.folder, *table)
         else:
             write_study(args.folder, study.choose_config(args.folder, args.config))
 

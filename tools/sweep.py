@@ -41,11 +41,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dassl.utils import UserError, check_at_least, command_line, stopped
+from dassl.utils import UserError, check_at_least, command_line, interrupted_error
 from studies import local, ray, slurm
-from studies.grid import read_sweep, trials_of
-from studies.progress import Progress
-from studies.schedule import in_stages, run_sweep, unfinished
+from studies.grid import build_trials, read_sweep
+from studies.progress import ProgressPrinter
+from studies.schedule import group_into_stages, run_sweep, select_unfinished
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
@@ -64,7 +64,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add("--cell", type=int, metavar="NUMBER", help="do this run alone; the exit code is its own")
     add("--arrays", type=int, metavar="SIZE", help="print what is to be done as Slurm arrays below that size")
     add("opts", nargs="*", metavar="KEY VALUE", help="config overrides for every run")
-    args = parser.parse_intermixed_args(ray.with_address(argv))
+    args = parser.parse_intermixed_args(ray.join_ray_address(argv))
     if args.jobs is not None:
         check_at_least(args.jobs, 1, "--jobs")
     if args.ray is None and (args.gpus or args.memory):
@@ -77,35 +77,39 @@ def main(argv: list[str] | None = None) -> int:
     command = sys.argv[1:] if argv is None else argv
     args = parse_args(command)
     sweep = read_sweep(args.sweep)
-    threads = sweep.get("threads") or local.cores()
-    trials = trials_of(sweep, args.output_dir, args.root, args.seeds.replace(",", " ").split(), args.opts)
-    stages = in_stages(trials)
+    threads = sweep.get("threads") or local.count_cores()
+    trials = build_trials(sweep, args.output_dir, args.root, args.seeds.replace(",", " ").split(), args.opts)
+    stages = group_into_stages(trials)
     if args.list:
-        print("\n".join(slurm.listed(stages)))
+        print("\n".join(slurm.format_trial_list(stages)))
         return 0
     if args.arrays is not None:
-        slurm.check(trials[0])
-        print("\n".join(slurm.arrays_of(stages, args.arrays)))
+        slurm.check_config(trials[0])
+        print("\n".join(slurm.format_arrays(stages, args.arrays)))
         return 0
     if args.cell is not None:
-        return slurm.run_one(stages, args.cell, threads)
-    stages = unfinished(stages)
+        return slurm.run_trial_number(stages, args.cell, threads)
+    stages = select_unfinished(stages)
     todo = len([*chain(*stages)])
-    progress = Progress(Path(args.output_dir or sweep["output"]), trials if args.table or args.ray is not None else ())
+    progress = ProgressPrinter(
+        Path(args.output_dir or sweep["output"]), trials if args.table or args.ray is not None else ()
+    )
     if args.ray is not None and todo:
-        place, at_once = ray.connected(args.ray, threads), args.jobs or "as many as the nodes hold"
-        needed = ray.resources(threads, args.gpus, args.memory)
-        executor = partial(ray.run_all, resources=needed, at_once=args.jobs or 0, threads=threads)
+        place, at_once = ray.connect(args.ray, threads), args.jobs or "as many as the nodes hold"
+        needed = ray.build_resources(threads, args.gpus, args.memory)
+        executor = partial(ray.run_trials, resources=needed, at_once=args.jobs or 0, threads=threads)
     else:
-        place, at_once = contextlib.nullcontext(), max(1, min(args.jobs or local.cores() // threads, len(trials)))
-        executor = partial(local.run_all, jobs=at_once, threads=threads)
+        place, at_once = contextlib.nullcontext(), max(1, min(args.jobs or local.count_cores() // threads, len(trials)))
+        executor = partial(local.run_trials, jobs=at_once, threads=threads)
     with place:
         done = f"{len(trials)} runs, {len(trials) - todo} finished already"
         print(f"{done}, {at_once} at a time; transcripts are in log.txt", flush=True)
         try:
             failed = run_sweep(stages, executor, progress)
         except KeyboardInterrupt as stop:
-            raise stopped(f"after {progress.done} of {todo} runs", "with the others", __file__, command) from stop
+            raise interrupted_error(
+                f"after {progress.done} of {todo} runs", "with the others", __file__, command
+            ) from stop
     if failed:
         print(f"{len(failed)} of {len(trials)} runs failed: {', '.join(str(trial.folder) for trial in failed)}")
     return 1 if failed else 0

@@ -9,13 +9,13 @@ from yacs.config import CfgNode
 
 from dassl.engine import SimpleTrainer
 from dassl.utils import UserError, check_at_least, check_availability, count_num_param
-from vlm.clip.load import load_shared
-from vlm.images.encoder import PRECISIONS, image_encoder
-from vlm.images.features import FeatureStore, ImageFeatures, cache_folder
+from vlm.clip.load import load_cached_clip
+from vlm.images.encoder import PRECISIONS, build_image_encoder
+from vlm.images.extractor import CachedFeatureExtractor, FeatureStore, default_cache_dir
 from vlm.openai import CLIP
-from vlm.similarity import logits
-from vlm.text.class_features import description
-from vlm.text.encoder import TextEncoder, text_encoder
+from vlm.similarity import compute_logits
+from vlm.text.class_features import describe_text_encoder
+from vlm.text.encoder import TextEncoder, build_text_encoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,29 +28,29 @@ class Backbone:
 
     def text_encoder(self, clip: CLIP | None = None) -> TextEncoder:
         """Return the text encoder (of a changed ``clip``), within the memory of MODEL.BACKBONE.ACTIVATIONS_GB."""
-        return text_encoder(clip or self.clip, memory=int(self.cfg.MODEL.BACKBONE.ACTIVATIONS_GB * 1e9))
+        return build_text_encoder(clip or self.clip, memory=int(self.cfg.MODEL.BACKBONE.ACTIVATIONS_GB * 1e9))
 
-    def image_features(self) -> ImageFeatures:
-        """Return what computes and keeps features of images, for ``trainer.feature_source``."""
+    def feature_extractor(self) -> CachedFeatureExtractor:
+        """Return what computes and keeps features of images, for ``trainer.feature_extractor``."""
         node = self.cfg.FEATURES
-        encoder = image_encoder(self.clip.visual, self.sha256, node.PREC)
+        encoder = build_image_encoder(self.clip.visual, self.sha256, node.PREC)
         store = self._store(encoder.description)
         print(f"Image features: {encoder}; {f'kept in {store.folder}' if store else 'not kept (FEATURES.ENABLED)'}")
         if node.VIEWS:
             print(f"FEATURES.VIEWS {node.VIEWS}: training images repeat their random draws after {node.VIEWS} epochs")
-        return ImageFeatures(encoder, store)
+        return CachedFeatureExtractor(encoder, store)
 
     def text_feature_store(self, encoder: TextEncoder) -> FeatureStore | None:
         """Return where text features of many classes are kept; None where none are (FEATURES.ENABLED)."""
-        return self._store(description(encoder, self.sha256))
+        return self._store(describe_text_encoder(encoder, self.sha256))
 
     def _store(self, description: dict[str, object]) -> FeatureStore | None:
         node = self.cfg.FEATURES
-        return FeatureStore(node.CACHE_DIR or cache_folder(), description, node.MAX_GB) if node.ENABLED else None
+        return FeatureStore(node.CACHE_DIR or default_cache_dir(), description, node.MAX_GB) if node.ENABLED else None
 
     def logits(self, image_features: torch.Tensor, class_features: torch.Tensor) -> torch.Tensor:
         """Return logits (images, classes)."""
-        return logits(image_features, class_features, self.clip.logit_scale)
+        return compute_logits(image_features, class_features, self.clip.logit_scale)
 
     def report(self, trainer: SimpleTrainer, frozen: int | None = None) -> dict:
         """Print how many parameters are trained, beside ``frozen`` ones (those of this CLIP); return record entries."""
@@ -73,7 +73,7 @@ def load_backbone(trainer: SimpleTrainer, precision: str = "fp16", needs_classes
         needs_classes: False for a method that learns from captions, too.
 
     Raises:
-        UserError: as :func:`vlm.clip.load.load`; there are no classes; or INPUT and FEATURES are not for this CLIP.
+        UserError: as :func:`vlm.clip.load.load_clip`; there are no classes; or INPUT and FEATURES are not for this CLIP.
     """
     cfg, node = trainer.cfg, trainer.cfg.MODEL.BACKBONE
     check_at_least(cfg.FEATURES.VIEWS, 0, "FEATURES.VIEWS")
@@ -83,7 +83,7 @@ def load_backbone(trainer: SimpleTrainer, precision: str = "fp16", needs_classes
     if needs_classes and not trainer.dm.dataset.classnames:
         raise UserError(f"{cfg.TRAINER.NAME} tells classes apart, and the data set {cfg.DATASET.NAME} has none")
     print(f"Loading CLIP (backbone: {node.NAME})")
-    clip, sha256 = load_shared(node.NAME, node.WEIGHTS, precision, trainer.device)
+    clip, sha256 = load_cached_clip(node.NAME, node.WEIGHTS, precision, trainer.device)
     trainer.extra_state.frozen.append(clip)
     if cfg.INPUT.NO_TRANSFORM:
         raise UserError("INPUT.NO_TRANSFORM is True, but CLIP takes pictures that have been transformed")

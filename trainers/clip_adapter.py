@@ -16,10 +16,10 @@ from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, load_pretrained_weights
 from vlm.text.templates import check_template
-from vlm.text.zeroshot import describe_classes
+from vlm.text.zero_shot import build_zero_shot_classifier
 
 from .backbone import load_backbone
-from .shots import train_step
+from .shots import cross_entropy_step
 
 
 class Adapter(nn.Module):
@@ -35,7 +35,7 @@ class Adapter(nn.Module):
         return self.fc(features)
 
 
-def mix(features: torch.Tensor, adapted: torch.Tensor, ratio: float) -> torch.Tensor:
+def mix_features(features: torch.Tensor, adapted: torch.Tensor, ratio: float) -> torch.Tensor:
     """``ratio`` of the adapted features, the rest of the original ones, both (images, dim)."""
     return ratio * adapted + (1 - ratio) * features
 
@@ -58,7 +58,7 @@ class CLIPAdapter(TrainerX):
     def build_model(self) -> None:
         cfg, classnames = self.cfg, self.dm.dataset.classnames
         self.backbone = load_backbone(self)
-        text = describe_classes(self.backbone.text_encoder(), classnames, [cfg.DATASET.TEMPLATE])
+        text = build_zero_shot_classifier(self.backbone.text_encoder(), classnames, [cfg.DATASET.TEMPLATE])
         self.class_features = text.float()
         dim, reduction = text.shape[1], cfg.TRAINER.CLIPADAPTER.REDUCTION
         if not 1 <= reduction <= dim:
@@ -70,12 +70,12 @@ class CLIPAdapter(TrainerX):
         self.optim = build_optimizer(self.model, cfg.OPTIM)
         self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
         self.register_model("clip_adapter", self.model, self.optim, self.sched)
-        self.feature_source = self.backbone.image_features()
+        self.feature_extractor = self.backbone.feature_extractor()
         self.provenance = self.backbone.report(self)
 
-    forward_backward = train_step  # by the cross-entropy of the logits below
+    forward_backward = cross_entropy_step  # by the cross-entropy of the logits below
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
         features = input.float()
-        mixed = mix(features, self.model(features), self.cfg.TRAINER.CLIPADAPTER.RATIO)
+        mixed = mix_features(features, self.model(features), self.cfg.TRAINER.CLIPADAPTER.RATIO)
         return self.backbone.logits(mixed, self.class_features)

@@ -22,10 +22,10 @@ from vlm.similarity import normalize
 from vlm.text.encoder import TextEncoder
 
 from .backbone import load_backbone
-from .context import check_context, register_learner
+from .context import check_context, register_prompt_learner
 from .coop import PromptLearner
 
-SHRINK = 16  # the Meta-Net's hidden layer has one sixteenth of the image feature's width
+META_NET_REDUCTION = 16  # the Meta-Net's hidden layer has one sixteenth of the image feature's width
 
 
 class ConditionalPromptLearner(PromptLearner):
@@ -34,7 +34,10 @@ class ConditionalPromptLearner(PromptLearner):
     def __init__(self, classnames: Sequence[str], text_encoder: TextEncoder, n_ctx: int, ctx_init: str = ""):
         super().__init__(classnames, text_encoder, n_ctx, ctx_init)
         features, width = text_encoder.embed_dim, self.ctx.shape[1]
-        first, second = nn.Linear(features, features // SHRINK), nn.Linear(features // SHRINK, width)
+        first, second = (
+            nn.Linear(features, features // META_NET_REDUCTION),
+            nn.Linear(features // META_NET_REDUCTION, width),
+        )
         layers = OrderedDict(linear1=first, relu=nn.ReLU(inplace=True), linear2=second)
         self.meta_net = nn.Sequential(layers).to(self.ctx)
 
@@ -56,7 +59,7 @@ class ConditionalCLIP(nn.Module):
         """Logits (images, classes) of image features (images, embed_dim)."""
         image_features = normalize(image_features.to(self.text_encoder.dtype))
         learner = self.prompt_learner
-        class_features = self.text_encoder.encode_each(learner(image_features), learner.fixed, learner.layout)
+        class_features = self.text_encoder.encode_contexts(learner(image_features), learner.fixed, learner.layout)
         return self.logit_scale.exp() * torch.einsum("id,icd->ic", image_features, normalize(class_features))
 
 
@@ -78,8 +81,8 @@ class CoCoOp(TrainerX):
         node, classnames = self.cfg.TRAINER.COCOOP, self.dm.dataset.classnames
         self.backbone = load_backbone(self, node.PREC)
         self.model = ConditionalCLIP(classnames, self.backbone.clip, node, self.backbone.text_encoder())
-        register_learner(self, self.model.prompt_learner, node.PREC)
-        self.feature_source = self.backbone.image_features()  # the image encoder is frozen: batches hold features
+        register_prompt_learner(self, self.model.prompt_learner, node.PREC)
+        self.feature_extractor = self.backbone.feature_extractor()  # the image encoder is frozen: batches hold features
         self.provenance = self.backbone.report(self)
 
     def forward_backward(self, batch: dict) -> dict[str, float]:

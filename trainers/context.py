@@ -11,8 +11,8 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, check_availability, load_pretrained_weights
 from vlm.clip.load import PRECISIONS
 from vlm.text.encoder import TextEncoder
-from vlm.text.prompts import token_count
-from vlm.text.templates import readable
+from vlm.text.templates import clean_classname
+from vlm.text.tokenizer import count_tokens
 
 
 def check_context(node: CfgNode, name: str) -> None:
@@ -20,11 +20,13 @@ def check_context(node: CfgNode, name: str) -> None:
     check_availability(node.PREC, PRECISIONS, f"{name}.PREC")
     if not node.CTX_INIT and node.N_CTX < 1:
         raise UserError(f"{name}.N_CTX is {node.N_CTX}; there must be at least 1 context token")
-    if node.CTX_INIT and not token_count(readable(node.CTX_INIT)):
+    if node.CTX_INIT and not count_tokens(clean_classname(node.CTX_INIT)):
         raise UserError(f'{name}.CTX_INIT "{node.CTX_INIT}" has no words to start from')
 
 
-def initial_context(text_encoder: TextEncoder, n_ctx: int, words: str, classes: int | None = None) -> torch.Tensor:
+def build_initial_context(
+    text_encoder: TextEncoder, n_ctx: int, words: str, classes: int | None = None
+) -> torch.Tensor:
     """Return the embeddings of ``words``, or Gaussian noise (standard deviation 0.02).
 
     Args:
@@ -36,8 +38,8 @@ def initial_context(text_encoder: TextEncoder, n_ctx: int, words: str, classes: 
     """
     table, dtype = text_encoder.token_embedding.weight, text_encoder.dtype
     dtype = torch.float32 if dtype == torch.bfloat16 else dtype  # of whose 8 bits, a small step would change none
-    words = readable(words) if words else ""
-    n_ctx = text_encoder.token_count(words) if words else n_ctx
+    words = clean_classname(words) if words else ""
+    n_ctx = text_encoder.count_tokens(words) if words else n_ctx
     if n_ctx > 512:  # tokens that Chinese-CLIP's text encoder takes, which takes the longest prompts
         raise UserError(f"there are {n_ctx:,} context tokens (N_CTX); no prompt has more than 512")
     several = [] if classes is None else [classes]
@@ -54,7 +56,7 @@ def initial_context(text_encoder: TextEncoder, n_ctx: int, words: str, classes: 
     return context.clone()
 
 
-def register_learner(trainer: TrainerX, learner: nn.Module, precision: str) -> None:
+def register_prompt_learner(trainer: TrainerX, learner: nn.Module, precision: str) -> None:
     """Register a prompt learner with its optimizer and schedule; start it from MODEL.INIT_WEIGHTS, if given."""
     cfg = trainer.cfg
     print("Turning off gradients in both the image and the text encoder")

@@ -20,15 +20,15 @@ from dassl.metrics import compute_accuracy
 from dassl.utils import check_availability
 from vlm.images.feature_store import FeatureStore
 from vlm.openai import CLIP
-from vlm.similarity import linear_head, logits, normalize
-from vlm.text.class_features import BLOCK, FEW, encode_classes
-from vlm.text.class_names import class_names
+from vlm.similarity import build_linear_head, compute_logits, normalize
+from vlm.text.class_features import BLOCK_CLASSES, MIN_CACHED_PROMPTS, encode_classes
+from vlm.text.classnames import clean_classnames
 from vlm.text.encoder import TextEncoder
-from vlm.text.prompt_table import POSITIONS, PromptTable
+from vlm.text.prompt_table import CLASS_TOKEN_POSITIONS, PromptTable
 
 from .backbone import load_backbone
-from .class_tokens import keep_class_tokens
-from .context import check_context, initial_context, register_learner
+from .class_tokens import register_class_token_hooks
+from .context import build_initial_context, check_context, register_prompt_learner
 from .sampled_softmax import SampledSoftmax
 
 
@@ -43,11 +43,11 @@ class PromptLearner(PromptTable):
             ctx_init: words to start from; they set ``n_ctx``.
             position: of the class name among the context tokens.
         """
-        names = class_names(text_encoder, classnames)
-        context = initial_context(text_encoder, n_ctx, ctx_init, len(names) if csc else None)
+        names = clean_classnames(text_encoder, classnames)
+        context = build_initial_context(text_encoder, n_ctx, ctx_init, len(names) if csc else None)
         super().__init__(text_encoder, names, context, position)
         self.ctx = nn.Parameter(context)
-        keep_class_tokens(self)  # in its checkpoints, as the original does
+        register_class_token_hooks(self)  # in its checkpoints, as the original does
 
     def forward(self) -> torch.Tensor:
         """Return the table of vectors (rows, width) that the prompts are made of."""
@@ -69,15 +69,15 @@ class CustomCLIP(nn.Module):
     def forward(self, image_features: torch.Tensor) -> torch.Tensor:
         """Return logits (batch, classes) of image features (batch, embed_dim)."""
         text_features = self.text_encoder(self.prompt_learner(), self.prompt_learner.layout)
-        return logits(image_features, normalize(text_features), self.logit_scale)
+        return compute_logits(image_features, normalize(text_features), self.logit_scale)
 
     @torch.no_grad()
     def class_features(self, store: FeatureStore | None = None) -> torch.Tensor:
         """Return text features (classes, embed_dim) of length 1; of many classes, reuse those in ``store``."""
         learner = self.prompt_learner
-        if len(learner.lengths) <= BLOCK:
+        if len(learner.lengths) <= BLOCK_CLASSES:
             return normalize(self.text_encoder(learner(), learner.layout))
-        prompts = lambda classes: learner.of_classes(learner.ctx, classes)  # noqa: E731
+        prompts = lambda classes: learner.select_classes(learner.ctx, classes)  # noqa: E731
         return normalize(encode_classes(len(learner.lengths), prompts, self.encode, store))
 
     def encode(self, table: torch.Tensor, index: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -100,14 +100,16 @@ class CoOp(TrainerX):
 
     def check_cfg(self, cfg: CfgNode) -> None:
         check_context(cfg.TRAINER.COOP, "TRAINER.COOP")
-        check_availability(cfg.TRAINER.COOP.CLASS_TOKEN_POSITION, POSITIONS, "TRAINER.COOP.CLASS_TOKEN_POSITION")
+        check_availability(
+            cfg.TRAINER.COOP.CLASS_TOKEN_POSITION, CLASS_TOKEN_POSITIONS, "TRAINER.COOP.CLASS_TOKEN_POSITION"
+        )
 
     def build_model(self) -> None:
         node, classnames = self.cfg.TRAINER.COOP, self.dm.dataset.classnames
         self.backbone = load_backbone(self, node.PREC)
         self.model = CustomCLIP(classnames, self.backbone.clip, node, self.backbone.text_encoder())
-        register_learner(self, self.model.prompt_learner, node.PREC)  # optimizer, schedule; a scaler for amp
-        self.feature_source = self.backbone.image_features()  # the image encoder is frozen: batches hold features
+        register_prompt_learner(self, self.model.prompt_learner, node.PREC)  # optimizer, schedule; a scaler for amp
+        self.feature_extractor = self.backbone.feature_extractor()  # the image encoder is frozen: batches hold features
         self.provenance = self.backbone.report(self)
         self.sampled_softmax = SampledSoftmax.of(self)
 
@@ -134,10 +136,10 @@ class CoOp(TrainerX):
             return self.model(input)
         if self.model.text_features is None:
             # Those of the epochs on the way are of no use to other runs.
-            reusable = self.epoch in (0, self.max_epoch - 1) and len(self.dm.dataset.classnames) > FEW
+            reusable = self.epoch in (0, self.max_epoch - 1) and len(self.dm.dataset.classnames) > MIN_CACHED_PROMPTS
             store = self.backbone.text_feature_store(self.model.text_encoder) if reusable else None
             self.model.text_features = self.model.class_features(store)
         return self.backbone.logits(input, self.model.text_features)
 
     def linear_head(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return linear_head(self.model.class_features(), self.model.logit_scale)
+        return build_linear_head(self.model.class_features(), self.model.logit_scale)

@@ -28,19 +28,20 @@ from dassl.utils import (
     load_pretrained_weights,
 )
 from vlm.clip.lora import add_lora
-from vlm.contrastive import batch_loss, in_chunks
+from vlm.contrastive import distributed_contrastive_loss, encode_in_chunks
 from vlm.openai import CLIP
-from vlm.similarity import linear_head, logits, normalize
-from vlm.text.templates import check_template, readable
-from vlm.text.zeroshot import describe_classes
+from vlm.similarity import build_linear_head, compute_logits, normalize
+from vlm.text.templates import check_template, clean_classname
+from vlm.text.zero_shot import build_zero_shot_classifier
 
 from .backbone import load_backbone
 
 PARTS = ("image", "text", "projections", "lora")
 PRECISIONS = {"fp32": None, "amp": torch.float16, "bf16": torch.bfloat16}  # of the computation; weights stay fp32
-SCALE = "logit_scale"  # always learned: it is one number, and says how sure a model of other data may be
-# The last linear layer of an image encoder, by its names in OpenAI's two kinds and in other libraries; the text's.
-PROJECTIONS = ("visual.proj", "visual.attnpool.c_proj.", "visual.visual_projection.", "visual.head.", "text_projection")
+LOGIT_SCALE_NAME = "logit_scale"  # always learned: it is one number, and says how sure a model of other data may be
+# Names of the last linear layer of an image encoder (OpenAI's two kinds, other libraries) and of the text encoder.
+PROJECTION_PREFIXES = ("visual.proj", "visual.attnpool.c_proj.", "visual.visual_projection.", "visual.head.")
+PROJECTION_PREFIXES += ("text_projection",)
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
@@ -76,17 +77,17 @@ class FineTunedCLIP(nn.Module):
         return super().load_state_dict({**super().state_dict(), **state_dict}, *args, **kwargs)
 
 
-def choose_parts(clip: CLIP, parts: tuple[str, ...], rank: int, alpha: float) -> None:
+def set_trainable(clip: CLIP, parts: tuple[str, ...], rank: int, alpha: float) -> None:
     """Let ``parts`` of a frozen CLIP, and its logit scale, learn."""
     for name, parameter in clip.named_parameters():
         tower = "image" if name.startswith("visual.") else "text"
-        projection = "projections" in parts and name.startswith(PROJECTIONS)
-        parameter.requires_grad_(name == SCALE or tower in parts or projection)
+        projection = "projections" in parts and name.startswith(PROJECTION_PREFIXES)
+        parameter.requires_grad_(name == LOGIT_SCALE_NAME or tower in parts or projection)
     if "lora" in parts:
         add_lora(clip, rank, alpha)  # its updates learn; the weights that they update do not
 
 
-def forget(clip: CLIP) -> None:
+def reset_weights(clip: CLIP) -> None:
     """Give a CLIP of OpenAI's kind random weights, distributed as its constructor draws them."""
     if type(clip) is not CLIP:
         raise UserError("MODEL.BACKBONE.PRETRAINED False goes with OpenAI's architectures and tiny alone")
@@ -107,7 +108,7 @@ def forget(clip: CLIP) -> None:
 class CLIPFineTune(TrainerX):
     """The symmetric cross-entropy over the pairs of a batch, AdamW, and a rate that follows the steps."""
 
-    usable_untrained = True
+    supports_zero_shot = True
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
@@ -150,8 +151,8 @@ class CLIPFineTune(TrainerX):
         clip = copy.deepcopy(self.backbone.clip)  # that one is shared, and stays as it is
         if not backbone.PRETRAINED:
             print("MODEL.BACKBONE.PRETRAINED is False: starting from random weights")
-            forget(clip)
-        choose_parts(clip, node.PARTS, node.LORA_RANK, node.LORA_ALPHA)
+            reset_weights(clip)
+        set_trainable(clip, node.PARTS, node.LORA_RANK, node.LORA_ALPHA)
         batch_norm = any(isinstance(module, BATCH_NORM) for module in clip.modules())
         batch_norm = batch_norm and "image" in node.PARTS and not node.FREEZE_BN
         if batch_norm and node.CHUNK:
@@ -162,11 +163,13 @@ class CLIPFineTune(TrainerX):
             clip = nn.SyncBatchNorm.convert_sync_batchnorm(clip)
         self.model = FineTunedCLIP(clip, batch_norm)
         if set(node.PARTS) == {"text"}:
-            self.feature_source = self.backbone.image_features()  # the image encoder is frozen: batches hold features
+            self.feature_extractor = (
+                self.backbone.feature_extractor()
+            )  # the image encoder is frozen: batches hold features
         self.encoder = self.backbone.text_encoder(clip)
         if start := self.cfg.MODEL.INIT_WEIGHTS:
             # Another run's logit scale is among them whatever it trained, so it alone says nothing.
-            if not (self.model.kept - {f"clip.{SCALE}"}) & set(load_checkpoint(start)["state_dict"]):
+            if not (self.model.kept - {f"clip.{LOGIT_SCALE_NAME}"}) & set(load_checkpoint(start)["state_dict"]):
                 raise UserError(f"{start} has nothing of what TRAINER.FINETUNE.PARTS trains")
             load_pretrained_weights(self.model, start)
         self.register_model("clip", self.model, *self._optimizer())
@@ -200,9 +203,11 @@ class CLIPFineTune(TrainerX):
         ids = torch.tensor([derive_seed(text) for text in texts], device=self.device)  # the same in all processes
         chunk = self.cfg.TRAINER.FINETUNE.CHUNK
         tokens = self.encoder.tokenize(list(distinct), cut=True).to(self.device)
-        image_features = normalize(in_chunks(self.encode_images, images, chunk))
-        text_features = normalize(in_chunks(self.encode_tokens, tokens, chunk))
-        loss, right = batch_loss(image_features, text_features[of_image], ids, self.model.clip.logit_scale)
+        image_features = normalize(encode_in_chunks(self.encode_images, images, chunk))
+        text_features = normalize(encode_in_chunks(self.encode_tokens, tokens, chunk))
+        loss, right = distributed_contrastive_loss(
+            image_features, text_features[of_image], ids, self.model.clip.logit_scale
+        )
         self.model_backward_and_update(loss)
         self.update_lr()
         with torch.no_grad():
@@ -213,12 +218,12 @@ class CLIPFineTune(TrainerX):
         """The caption of a training image in this epoch, by (seed, epoch, image) alone."""
         item = self.train_loader_x.dataset.data_source[index]
         if not hasattr(item, "captions"):
-            return self.cfg.DATASET.TEMPLATE.replace("{}", readable(item.classname))
+            return self.cfg.DATASET.TEMPLATE.replace("{}", clean_classname(item.classname))
         return item.captions[derive_seed(self.cfg.SEED, self.epoch, "caption", item.name) % len(item.captions)]
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """Images (n, 3, height, width), or their features where the encoder is frozen, to features (n, embed_dim)."""
-        if self.feature_source is not None:
+        if self.feature_extractor is not None:
             return images.float()
         with self._autocast():
             return self.model.clip.visual(images).float()
@@ -252,15 +257,15 @@ class CLIPFineTune(TrainerX):
         if isinstance(input, tuple):
             images, tokens = input
             return normalize(self.encode_images(images)), normalize(self.encode_tokens(tokens))
-        return logits(self.encode_images(input), self.class_features(), self.model.clip.logit_scale)
+        return compute_logits(self.encode_images(input), self.class_features(), self.model.clip.logit_scale)
 
     def class_features(self) -> torch.Tensor:
         """Text features (classes, embed_dim) of length 1; computed once, until the mode is set again."""
         if self.model.text_features is None:
             with self._autocast():
                 templates, names = [self.cfg.DATASET.TEMPLATE], self.dm.dataset.classnames
-                self.model.text_features = describe_classes(self.encoder, names, templates).float()
+                self.model.text_features = build_zero_shot_classifier(self.encoder, names, templates).float()
         return self.model.text_features
 
     def linear_head(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return linear_head(self.class_features(), self.model.clip.logit_scale)
+        return build_linear_head(self.class_features(), self.model.clip.logit_scale)

@@ -23,17 +23,24 @@ from dassl.utils import UserError, check_at_least
 from vlm.similarity import normalize
 
 from .backbone import load_backbone
-from .shots import bind_classes, features_of, refuse_init_weights, scores, shots_loader, validation
+from .shots import (
+    bind_classnames,
+    build_shots_loader,
+    check_no_init_weights,
+    collect_features,
+    collect_validation_features,
+    score_candidates,
+)
 
-LENGTH = 10.0  # of the features
-ITERATIONS = 1000
-COARSE = (-6, -4, -2, 0, 2, 4, 6)  # powers of ten
-FINEST = 1 / 8  # of a decade
-WITHOUT_SWEEP = 0.316  # C in the example of CLIP's README
+FEATURE_NORM = 10.0  # of the features
+MAX_ITERATIONS = 1000
+COARSE_GRID = (-6, -4, -2, 0, 2, 4, 6)  # powers of ten
+FINEST_STEP = 1 / 8  # of a decade
+DEFAULT_C = 0.316  # C in the example of CLIP's README
 
 
-def fit(features: torch.Tensor, labels: torch.Tensor, c: float) -> nn.Linear:
-    """Logistic regression on features (images, dim), brought to ``LENGTH``; its logits are (images, classes).
+def fit_linear_probe(features: torch.Tensor, labels: torch.Tensor, c: float) -> nn.Linear:
+    """Logistic regression on features (images, dim), brought to ``FEATURE_NORM``; its logits are (images, classes).
 
     Args:
         labels: (images,), of all classes.
@@ -43,8 +50,8 @@ def fit(features: torch.Tensor, labels: torch.Tensor, c: float) -> nn.Linear:
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
 
-    inputs = LENGTH * normalize(features.double()).cpu().numpy()
-    regression = LogisticRegression(C=c, max_iter=ITERATIONS)
+    inputs = FEATURE_NORM * normalize(features.double()).cpu().numpy()
+    regression = LogisticRegression(C=c, max_iter=MAX_ITERATIONS)
     # A sweep of runs gives each of them a few cores; scikit-learn would take all.
     with threadpool_limits(torch.get_num_threads()), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # weak regularisation of the sweep
@@ -60,11 +67,11 @@ def fit(features: torch.Tensor, labels: torch.Tensor, c: float) -> nn.Linear:
 
 def predict(head: nn.Linear, features: torch.Tensor) -> torch.Tensor:
     """Logits (images, classes) of features (images, dim) of any length."""
-    return head(LENGTH * normalize(features.float()))
+    return head(FEATURE_NORM * normalize(features.float()))
 
 
 @torch.no_grad()
-def sweep(
+def sweep_regularization(
     shots: tuple[torch.Tensor, torch.Tensor], validation: tuple[torch.Tensor, torch.Tensor]
 ) -> tuple[float, nn.Linear, float]:
     """Return the C that does best on ``validation``, its classifier, and its accuracy there (%).
@@ -75,12 +82,12 @@ def sweep(
 
     @cache
     def classifier(power: float) -> tuple[nn.Linear, tuple[float, float]]:
-        head = fit(*shots, 10**power)
-        return head, scores(predict(head, features)[None], labels)[0]
+        head = fit_linear_probe(*shots, 10**power)
+        return head, score_candidates(predict(head, features)[None], labels)[0]
 
-    best, step = max(COARSE, key=lambda power: classifier(power)[1]), 1.0
-    while step >= FINEST:
-        around = (power for power in (best - step, best + step) if COARSE[0] <= power <= COARSE[-1])
+    best, step = max(COARSE_GRID, key=lambda power: classifier(power)[1]), 1.0
+    while step >= FINEST_STEP:
+        around = (power for power in (best - step, best + step) if COARSE_GRID[0] <= power <= COARSE_GRID[-1])
         best, step = max((best, *around), key=lambda power: classifier(power)[1]), step / 2
     head, (accuracy, _) = classifier(best)
     return 10**best, head, accuracy
@@ -96,7 +103,7 @@ class LinearProbe(TrainerX):
         cfg.TRAINER.LINEARPROBE.C = 0.0  # inverse strength of the L2 regularisation; 0: swept on validation images
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        refuse_init_weights(cfg)
+        check_no_init_weights(cfg)
         check_at_least(cfg.TRAINER.LINEARPROBE.C, 0, "TRAINER.LINEARPROBE.C")
 
     def build_model(self) -> None:
@@ -105,25 +112,25 @@ class LinearProbe(TrainerX):
             raise UserError(f"the linear probe tells classes apart, but {self.cfg.DATASET.NAME} has {len(classnames)}")
         self.backbone = load_backbone(self)
         self.model = nn.Linear(self.backbone.text_encoder().embed_dim, len(classnames)).to(self.device)
-        bind_classes(self.model, classnames, self.device)
+        bind_classnames(self.model, classnames, self.device)
         self.register_model("linear_probe", self.model)
         self.max_epoch = 1  # fitted at once
-        self.feature_source = self.backbone.image_features()
+        self.feature_extractor = self.backbone.feature_extractor()
         self.provenance = self.backbone.report(self)
 
     def run_epoch(self) -> None:
-        shots = features_of(self, shots_loader(self, augmented=False))
+        shots = collect_features(self, build_shots_loader(self, augmented=False))
         if absent := sorted({*self.dm.dataset.lab2cname} - {*shots[1].tolist()}):
             names = ", ".join(self.dm.dataset.lab2cname[label] for label in absent)
             raise UserError(f"the linear probe needs a training image of each class; without: {names}")
         c = self.cfg.TRAINER.LINEARPROBE.C
-        chosen_on = None if c else validation(self)
+        chosen_on = None if c else collect_validation_features(self)
         if chosen_on:
-            c, head, accuracy = sweep(shots, chosen_on)
+            c, head, accuracy = sweep_regularization(shots, chosen_on)
             how = f"swept on {len(chosen_on[1]):,} validation images: {accuracy:.2f}% of them"
         else:
-            c, how = c or WITHOUT_SWEEP, "not swept"
-            head = fit(*shots, c)
+            c, how = c or DEFAULT_C, "not swept"
+            head = fit_linear_probe(*shots, c)
         print(f"C {c:.4g}, {how}")
         self.model.load_state_dict(head.state_dict())
 
@@ -132,4 +139,4 @@ class LinearProbe(TrainerX):
 
     @torch.no_grad()
     def linear_head(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return LENGTH * self.model.weight, self.model.bias
+        return FEATURE_NORM * self.model.weight, self.model.bias

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from dassl.distributed import all_gather_objects
 from dassl.engine import TrainerX
 from dassl.utils import UserError, check_at_least, derive_seed
-from vlm.similarity import logits, normalize
+from vlm.similarity import compute_logits, normalize
 
 
 class SampledSoftmax:
@@ -46,19 +46,19 @@ class SampledSoftmax:
 
     def __call__(self, model, image_features: torch.Tensor, labels: torch.Tensor, epoch: int, batch: int) -> tuple:
         """Return the loss, the logits (batch, sampled) and the labels (batch,) among the sampled classes."""
-        sample = Sample.draw(labels, self.size, self.classes, derive_seed(self.seed, epoch, batch, "classes"))
-        output = logits_of_classes(model, image_features, sample.classes)
+        sample = ClassSample.draw(labels, self.size, self.classes, derive_seed(self.seed, epoch, batch, "classes"))
+        output = class_logits(model, image_features, sample.classes)
         return sample.loss(output), output, sample.labels
 
 
-def logits_of_classes(model, image_features: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+def class_logits(model, image_features: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
     """Return CoOp's logits (batch, classes) for some ``classes`` (int64 numbers) alone."""
-    prompts = model.prompt_learner.of_classes(model.prompt_learner.ctx, classes)
-    return logits(image_features, normalize(model.encode(*prompts)), model.logit_scale)
+    prompts = model.prompt_learner.select_classes(model.prompt_learner.ctx, classes)
+    return compute_logits(image_features, normalize(model.encode(*prompts)), model.logit_scale)
 
 
 @dataclass(frozen=True)
-class Sample:
+class ClassSample:
     """The classes of one step."""
 
     classes: torch.Tensor  # (sampled,): those of the labels, then those drawn
@@ -66,7 +66,7 @@ class Sample:
     correction: torch.Tensor  # (sampled,): what is added to logits
 
     @classmethod
-    def draw(cls, labels: torch.Tensor, size: int, classes: int, seed: int) -> Sample:
+    def draw(cls, labels: torch.Tensor, size: int, classes: int, seed: int) -> ClassSample:
         """``size`` of ``classes`` for ``labels`` (batch,). ``seed`` tells the draw. Of several processes, each of which
         has a part of the batch, all get the same classes; there must be more of them than images of the batch."""
         of_batch = {label for part in all_gather_objects(labels.tolist()) for label in part}

@@ -11,27 +11,27 @@ from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
 from dassl.data.data_manager import TrainLoader, build_data_loader
-from dassl.data.features import feature_loader
+from dassl.data.features import build_feature_loader
 from dassl.engine import TrainerX
 from dassl.metrics import compute_accuracy
 from dassl.utils import UserError, derive_seed
 
 
-def refuse_init_weights(cfg: CfgNode) -> None:
+def check_no_init_weights(cfg: CfgNode) -> None:
     """Raise :class:`UserError` for MODEL.INIT_WEIGHTS, where a method starts from the shots."""
     if cfg.MODEL.INIT_WEIGHTS:
         begins = f"{cfg.TRAINER.NAME} starts from the training images, not from MODEL.INIT_WEIGHTS"
         raise UserError(f"{begins}; to evaluate a finished run, use --eval-only --model-dir")
 
 
-def features_of(trainer: TrainerX, loader: Iterable[dict]) -> tuple[torch.Tensor, torch.Tensor]:
+def collect_features(trainer: TrainerX, loader: Iterable[dict]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return features (images, embed_dim), in fp32, and labels (images,) of a loader's images."""
     batches = [trainer.parse_batch_train(batch)[:2] for batch in loader]
     features, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     return features.float(), labels
 
 
-def shots_loader(trainer: TrainerX, augmented: bool) -> DataLoader:
+def build_shots_loader(trainer: TrainerX, augmented: bool) -> DataLoader:
     """Return a loader of features of the training images, in their order; of new random views in each pass, or as test
     images are."""
     cfg, images = trainer.cfg, trainer.train_loader_x.dataset.dataset
@@ -41,10 +41,10 @@ def shots_loader(trainer: TrainerX, augmented: bool) -> DataLoader:
     else:
         source, transform = trainer.dm.dataset.train_x, trainer.test_loader.dataset.transform
         loader = build_data_loader(cfg, data_source=source, batch_size=batch_size, tfm=transform, is_train=False)
-    return feature_loader(loader, trainer.feature_source, "train")
+    return build_feature_loader(loader, trainer.feature_extractor, "train")
 
 
-def validation(trainer: TrainerX) -> tuple[torch.Tensor, torch.Tensor] | None:
+def collect_validation_features(trainer: TrainerX) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Return features and labels of the validation images; None where there are none to choose on."""
     if trainer.val_loader is None:
         print("There are no validation images to choose on")
@@ -53,10 +53,10 @@ def validation(trainer: TrainerX) -> tuple[torch.Tensor, torch.Tensor] | None:
     if any(item.impath in test for item in trainer.dm.dataset.val):
         print("Nothing is chosen on the validation images: they are test images (DATASET.VAL_IS_TEST)")
         return None
-    return features_of(trainer, trainer.val_loader)
+    return collect_features(trainer, trainer.val_loader)
 
 
-def train_step(trainer: TrainerX, batch: dict) -> dict[str, float]:
+def cross_entropy_step(trainer: TrainerX, batch: dict) -> dict[str, float]:
     """Step by the cross-entropy of a trainer's logits: its ``forward_backward``."""
     image_features, label, _ = trainer.parse_batch_train(batch)
     output = trainer.model_inference(image_features)
@@ -67,18 +67,18 @@ def train_step(trainer: TrainerX, batch: dict) -> dict[str, float]:
     return {"loss": loss.item(), "acc": compute_accuracy(output, label)[0].item()}
 
 
-def bind_classes(model: nn.Module, classnames: Sequence[str], device: torch.device) -> None:
+def bind_classnames(model: nn.Module, classnames: Sequence[str], device: torch.device) -> None:
     """Let checkpoints of ``model`` go with these classes alone, in this order: they hold a number of each name."""
     model.register_buffer("classes", torch.tensor([derive_seed(name) for name in classnames], device=device))
-    model.register_load_state_dict_pre_hook(_check_classes)
+    model.register_load_state_dict_pre_hook(_check_classnames)
 
 
-def _check_classes(model: nn.Module, state_dict: dict, prefix: str, *others) -> None:
+def _check_classnames(model: nn.Module, state_dict: dict, prefix: str, *others) -> None:
     if not torch.equal(state_dict.setdefault(f"{prefix}classes", model.classes).to(model.classes), model.classes):
         others[-1].append("it learned other classes than these, or these in another order")
 
 
-def scores(logits: torch.Tensor, labels: torch.Tensor) -> list[tuple[float, float]]:
+def score_candidates(logits: torch.Tensor, labels: torch.Tensor) -> list[tuple[float, float]]:
     """Return what candidates are compared by: accuracy (%), then minus the cross-entropy.
 
     A few validation images give many candidates the same accuracy.

@@ -18,15 +18,23 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import check_at_least
 from vlm.similarity import normalize
 from vlm.text.templates import check_template
-from vlm.text.zeroshot import describe_classes
+from vlm.text.zero_shot import build_zero_shot_classifier
 
 from .backbone import load_backbone
-from .shots import bind_classes, features_of, refuse_init_weights, scores, shots_loader, train_step, validation
+from .shots import (
+    bind_classnames,
+    build_shots_loader,
+    check_no_init_weights,
+    collect_features,
+    collect_validation_features,
+    cross_entropy_step,
+    score_candidates,
+)
 
 # What is searched, as in the authors' settings for ImageNet.
 ALPHAS = torch.linspace(0.1, 3, 20).tolist()
 BETAS = torch.linspace(0.1, 7, 200).tolist()
-EPSILON = 1e-4  # AdamW's, which the authors raise from 1e-8; OPTIM has no key for it
+ADAM_EPS = 1e-4  # AdamW's, which the authors raise from 1e-8; OPTIM has no key for it
 
 
 def cache_logits(features: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, beta: float) -> torch.Tensor:
@@ -41,7 +49,7 @@ def cache_logits(features: torch.Tensor, keys: torch.Tensor, values: torch.Tenso
 
 
 @torch.no_grad()
-def search(
+def search_hyperparameters(
     zero_shot: torch.Tensor, cached: tuple[torch.Tensor, ...], labels: torch.Tensor, start: tuple[float, float]
 ) -> tuple[float, float, float]:
     """The alpha and the beta that do best on validation images, and their accuracy (%).
@@ -55,13 +63,13 @@ def search(
     found = []
     for beta in [start[1], *BETAS]:
         alphas = torch.tensor(ALPHAS if found else start[:1]).to(zero_shot)
-        worth = scores(zero_shot + alphas[:, None, None] * cache_logits(*cached, beta), labels)
+        worth = score_candidates(zero_shot + alphas[:, None, None] * cache_logits(*cached, beta), labels)
         found += zip(worth, alphas.tolist(), [beta] * len(alphas), strict=True)
     (accuracy, _), alpha, beta = max(found, key=lambda candidate: candidate[0])
     return alpha, beta, accuracy
 
 
-class Cache(nn.Module):
+class CacheModel(nn.Module):
     """Keys and values of the shots, alpha and beta; ``forward`` gives what is added to the logits."""
 
     def __init__(self, shots: int, dim: int, classes: int, node: CfgNode, trained: bool):
@@ -70,14 +78,14 @@ class Cache(nn.Module):
         self.register_buffer("values", torch.zeros(shots, classes))
         self.register_buffer("alpha", torch.tensor(float(node.ALPHA)))
         self.register_buffer("beta", torch.tensor(float(node.BETA)))
-        self.register_load_state_dict_pre_hook(_make_room)
+        self.register_load_state_dict_pre_hook(_resize_cache)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(images, classes) for features (images, dim) of length 1."""
         return self.alpha * cache_logits(features, self.keys, self.values, self.beta)
 
 
-def _make_room(module: Cache, state_dict: dict, prefix: str, *_) -> None:
+def _resize_cache(module: CacheModel, state_dict: dict, prefix: str, *_) -> None:
     """There may be more shots, or fewer, in a checkpoint than in this configuration."""
     shots = len(state_dict.get(f"{prefix}keys", module.keys))
     if shots != len(module.keys):
@@ -99,20 +107,20 @@ class TipAdapter(TrainerX):
         cfg.TRAINER.TIPADAPTER.AUGMENT_EPOCH = 10  # random views of a shot that its key is the mean of
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        refuse_init_weights(cfg)
+        check_no_init_weights(cfg)
         check_template(cfg.DATASET.TEMPLATE, "DATASET.TEMPLATE")
         check_at_least(cfg.TRAINER.TIPADAPTER.AUGMENT_EPOCH, 1, "TRAINER.TIPADAPTER.AUGMENT_EPOCH")
 
     def build_model(self) -> None:
         data, node = self.dm.dataset, self.cfg.TRAINER.TIPADAPTER
         self.backbone = load_backbone(self)
-        text = describe_classes(self.backbone.text_encoder(), data.classnames, [self.cfg.DATASET.TEMPLATE])
+        text = build_zero_shot_classifier(self.backbone.text_encoder(), data.classnames, [self.cfg.DATASET.TEMPLATE])
         self.class_features = text.float()
         shots = len(getattr(data, "train_x", ()))  # none where there is only a checkpoint, which brings its own
-        self.model = Cache(shots, text.shape[1], len(text), node, self.trains_keys).to(self.device)
-        bind_classes(self.model, data.classnames, self.device)
+        self.model = CacheModel(shots, text.shape[1], len(text), node, self.trains_keys).to(self.device)
+        bind_classnames(self.model, data.classnames, self.device)
         self.register()
-        self.feature_source = self.backbone.image_features()
+        self.feature_extractor = self.backbone.feature_extractor()
         self.provenance = self.backbone.report(self)
 
     def register(self) -> None:
@@ -127,10 +135,10 @@ class TipAdapter(TrainerX):
     @torch.no_grad()
     def fill_cache(self) -> None:
         """Keys are the mean features of the shots, brought to length 1; one view where there is nothing random."""
-        loader = shots_loader(self, augmented=True)
+        loader = build_shots_loader(self, augmented=True)
         is_random = getattr(loader.dataset.transform, "is_random", True)
         views = self.cfg.TRAINER.TIPADAPTER.AUGMENT_EPOCH if is_random else 1
-        features, labels = zip(*(features_of(self, loader) for _ in range(views)), strict=True)
+        features, labels = zip(*(collect_features(self, loader) for _ in range(views)), strict=True)
         keys = self.model.keys.copy_(normalize(torch.stack(features).mean(0)))
         self.model.values.zero_().scatter_(1, labels[0][:, None], 1)
         shots, dim = keys.shape
@@ -143,11 +151,11 @@ class TipAdapter(TrainerX):
     def search_weights(self) -> None:
         """Put the best alpha and beta in place of the initial ones."""
         cache, node = self.model, self.cfg.TRAINER.TIPADAPTER
-        if chosen_on := validation(self):
+        if chosen_on := collect_validation_features(self):
             features, labels = normalize(chosen_on[0]), chosen_on[1]
             zero_shot = self.backbone.logits(features, self.class_features)
             cached, start = (features, cache.keys, cache.values), (float(node.ALPHA), float(node.BETA))
-            alpha, beta, accuracy = search(zero_shot, cached, labels, start)
+            alpha, beta, accuracy = search_hyperparameters(zero_shot, cached, labels, start)
             cache.alpha.fill_(alpha)
             cache.beta.fill_(beta)
             print(f"Searched on {len(labels):,} validation images: {accuracy:.2f}% of them")
@@ -169,7 +177,7 @@ class TipAdapterF(TipAdapter):
         self.optim = build_optimizer(self.model, self.cfg.OPTIM)
         for group in self.optim.param_groups:
             if "eps" in group:
-                group["eps"] = EPSILON
+                group["eps"] = ADAM_EPS
         self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM)
         self.register_model("tip_adapter", self.model, self.optim, self.sched)
 
@@ -181,4 +189,4 @@ class TipAdapterF(TipAdapter):
         if self.epoch + 1 == self.max_epoch or self.cfg.TEST.FINAL_MODEL == "best_val":
             self.search_weights()
 
-    forward_backward = train_step
+    forward_backward = cross_entropy_step

@@ -7,10 +7,10 @@ from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.utils import check_availability
-from vlm.similarity import linear_head
-from vlm.text.class_features import FEW
+from vlm.similarity import build_linear_head
+from vlm.text.class_features import MIN_CACHED_PROMPTS
 from vlm.text.templates import TEMPLATES, check_template
-from vlm.text.zeroshot import describe_classes
+from vlm.text.zero_shot import build_zero_shot_classifier
 
 from .backbone import load_backbone
 
@@ -27,9 +27,11 @@ class ZeroshotCLIP(TrainerX):
         templates = self.templates()
         print(f"Prompt ensembling (n={len(templates)})" if len(templates) > 1 else f'Prompt: "{templates[0]}"')
         encoder, classnames = self.backbone.text_encoder(), self.dm.dataset.classnames
-        store = self.backbone.text_feature_store(encoder) if len(classnames) * len(templates) > FEW else None
-        self.class_features = describe_classes(encoder, classnames, templates, store)
-        self.feature_source = self.backbone.image_features()
+        store = (
+            self.backbone.text_feature_store(encoder) if len(classnames) * len(templates) > MIN_CACHED_PROMPTS else None
+        )
+        self.class_features = build_zero_shot_classifier(encoder, classnames, templates, store)
+        self.feature_extractor = self.backbone.feature_extractor()
         self.provenance = self.backbone.report(self)
 
     def templates(self) -> list[str]:
@@ -39,7 +41,7 @@ class ZeroshotCLIP(TrainerX):
         return self.backbone.logits(input, self.class_features)
 
     def linear_head(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return linear_head(self.class_features, self.backbone.clip.logit_scale)
+        return build_linear_head(self.class_features, self.backbone.clip.logit_scale)
 
 
 @TRAINER_REGISTRY.register()

@@ -9,9 +9,9 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from dassl.distributed import all_gather_rows, get_world_size
+from dassl.distributed import all_gather_with_grad, get_world_size
 
-from .similarity import logits
+from .similarity import compute_logits
 
 MAX_LOGIT_SCALE = math.log(100)  # as in CLIP: beyond that, training becomes unstable
 
@@ -21,16 +21,16 @@ def contrastive_loss(logits: torch.Tensor, caption_ids: torch.Tensor) -> torch.T
 
     Logits are (n, n), image against caption; ``caption_ids`` (n,) are equal where captions are.
     """
-    return _symmetric(logits, logits.t(), caption_ids[:, None] == caption_ids)
+    return _symmetric_cross_entropy(logits, logits.t(), caption_ids[:, None] == caption_ids)
 
 
-def _symmetric(per_image: torch.Tensor, per_text: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
+def _symmetric_cross_entropy(per_image: torch.Tensor, per_text: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
     target = positive.float()
     target = target / target.sum(1, keepdim=True)
     return (F.cross_entropy(per_image, target) + F.cross_entropy(per_text, target)) / 2
 
 
-def batch_loss(
+def distributed_contrastive_loss(
     images: torch.Tensor, texts: torch.Tensor, caption_ids: torch.Tensor, logit_scale: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`contrastive_loss` of features, and which images score highest with a caption of theirs.
@@ -42,20 +42,23 @@ def batch_loss(
         images: (n, dim), of length 1.
         texts: (n, dim), of length 1: of each image's caption.
         caption_ids: (n,), equal where captions are, in all processes.
-        logit_scale: as for :func:`vlm.similarity.logits`.
+        logit_scale: as for :func:`vlm.similarity.compute_logits`.
     """
     if get_world_size() == 1:
-        per_image = logits(images, texts, logit_scale)
+        per_image = compute_logits(images, texts, logit_scale)
         loss, every_id = contrastive_loss(per_image, caption_ids), caption_ids
     else:
-        every_image, every_text = all_gather_rows(torch.cat([images, texts], 1)).chunk(2, dim=1)
-        every_id = all_gather_rows(caption_ids)
-        per_image, per_text = logits(images, every_text, logit_scale), logits(texts, every_image, logit_scale)
-        loss = _symmetric(per_image, per_text, caption_ids[:, None] == every_id)
+        every_image, every_text = all_gather_with_grad(torch.cat([images, texts], 1)).chunk(2, dim=1)
+        every_id = all_gather_with_grad(caption_ids)
+        per_image, per_text = (
+            compute_logits(images, every_text, logit_scale),
+            compute_logits(texts, every_image, logit_scale),
+        )
+        loss = _symmetric_cross_entropy(per_image, per_text, caption_ids[:, None] == every_id)
     return loss, every_id[per_image.argmax(1)] == caption_ids
 
 
-def in_chunks(encode: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, chunk: int) -> torch.Tensor:
+def encode_in_chunks(encode: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, chunk: int) -> torch.Tensor:
     """``encode(inputs)`` with gradients, in the memory of ``chunk`` inputs: cached gradients (Gao et al. 2021).
 
     Nothing of a chunk but its features is kept for the backward pass, where it is encoded a second time, with the

@@ -11,7 +11,9 @@ def normalize(features: torch.Tensor) -> torch.Tensor:
     return features / features.norm(dim=-1, keepdim=True)
 
 
-def logits(image_features: torch.Tensor, class_features: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
+def compute_logits(
+    image_features: torch.Tensor, class_features: torch.Tensor, logit_scale: torch.Tensor
+) -> torch.Tensor:
     """Logits (images, classes).
 
     Args:
@@ -22,7 +24,7 @@ def logits(image_features: torch.Tensor, class_features: torch.Tensor, logit_sca
     return logit_scale.exp() * normalize(image_features.to(class_features.dtype)) @ class_features.t()
 
 
-def linear_head(class_features: torch.Tensor, logit_scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def build_linear_head(class_features: torch.Tensor, logit_scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The same as a linear layer on image features of length 1: weight (classes, embed_dim) and bias (classes,)."""
     weight = logit_scale.exp() * class_features
     return weight, weight.new_zeros(len(weight))

@@ -3,9 +3,15 @@
 from yacs.config import CfgNode as CN
 
 # Nothing here reads these. Dassl has them, so code of the field may; TRAIN.CUDA_GRAPH stands in earlier commands.
-UNREAD = ("DATASET.ALL_AS_UNLABELED", "DATASET.CIFAR_C_LEVEL", "DATASET.CIFAR_C_TYPE", "DATASET.NUM_LABELED")
-UNREAD += ("DATASET.STL10_FOLD", "DATASET.VAL_PERCENT", "MODEL.HEAD.ACTIVATION", "MODEL.HEAD.BN", "MODEL.HEAD.DROPOUT")
-UNREAD += ("MODEL.HEAD.HIDDEN_LAYERS", "MODEL.HEAD.NAME", "TRAIN.CUDA_GRAPH")
+UNUSED_KEYS = ("DATASET.ALL_AS_UNLABELED", "DATASET.CIFAR_C_LEVEL", "DATASET.CIFAR_C_TYPE", "DATASET.NUM_LABELED")
+UNUSED_KEYS += (
+    "DATASET.STL10_FOLD",
+    "DATASET.VAL_PERCENT",
+    "MODEL.HEAD.ACTIVATION",
+    "MODEL.HEAD.BN",
+    "MODEL.HEAD.DROPOUT",
+)
+UNUSED_KEYS += ("MODEL.HEAD.HIDDEN_LAYERS", "MODEL.HEAD.NAME", "TRAIN.CUDA_GRAPH")
 
 
 def get_cfg_default() -> CN:
@@ -19,11 +25,11 @@ def get_cfg_default() -> CN:
     cfg.USE_CUDA = True  # where there is one
     cfg.VERBOSE = True
 
-    cfg.INPUT = _input()
-    cfg.DATASET = _dataset()
-    cfg.DATALOADER = _dataloader()
-    cfg.FEATURES = _features()
-    cfg.OPTIM = _optim()
+    cfg.INPUT = _input_node()
+    cfg.DATASET = _dataset_node()
+    cfg.DATALOADER = _dataloader_node()
+    cfg.FEATURES = _features_node()
+    cfg.OPTIM = _optim_node()
 
     cfg.MODEL = CN()
     cfg.MODEL.INIT_WEIGHTS = ""  # a checkpoint to start the trained parameters from
@@ -56,25 +62,25 @@ def get_cfg_default() -> CN:
     return cfg
 
 
-def with_defaults(cfg: CN) -> CN:
+def fill_defaults(cfg: CN) -> CN:
     """Return ``cfg``; where it lacks keys, a copy that has them, frozen if ``cfg`` is."""
     complete = cfg.clone()
     complete.defrost()
-    _fill(complete, get_cfg_default())
+    _fill_node(complete, get_cfg_default())
     if cfg.is_frozen():
         complete.freeze()
     return cfg if complete == cfg else complete
 
 
-def _fill(cfg: CN, defaults: CN) -> None:
+def _fill_node(cfg: CN, defaults: CN) -> None:
     for key, value in defaults.items():
         if key not in cfg:
             cfg[key] = value
         elif isinstance(value, CN):
-            _fill(cfg[key], value)
+            _fill_node(cfg[key], value)
 
 
-def _input() -> CN:
+def _input_node() -> CN:
     node = CN()
     node.SIZE = (224, 224)
     node.INTERPOLATION = "bilinear"  # or bicubic, nearest
@@ -101,7 +107,7 @@ def _input() -> CN:
     return node
 
 
-def _dataset() -> CN:
+def _dataset_node() -> CN:
     node = CN()
     node.ROOT = "./data"
     node.NAME = ""
@@ -130,7 +136,7 @@ def _dataset() -> CN:
     return node
 
 
-def _dataloader() -> CN:
+def _dataloader_node() -> CN:
     node = CN()
     node.NUM_WORKERS = 4
     node.K_TRANSFORMS = 1  # augmented views of each training image
@@ -148,7 +154,7 @@ def _dataloader() -> CN:
     return node
 
 
-def _features() -> CN:
+def _features_node() -> CN:
     """For methods that never change the image encoder: its features are computed once and kept."""
     node = CN()
     node.ENABLED = True  # False: nothing is kept, each image is encoded whenever it is needed; the results are the same
@@ -159,7 +165,7 @@ def _features() -> CN:
     return node
 
 
-def _optim() -> CN:
+def _optim_node() -> CN:
     node = CN()
     node.NAME = "adam"
     node.LR = 0.0003

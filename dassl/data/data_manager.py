@@ -13,14 +13,16 @@ from torch.utils.data import DataLoader, Dataset
 from yacs.config import CfgNode
 
 from dassl.distributed import get_local_world_size, get_world_size
-from dassl.utils import UserError, check_at_least, derive_seed, read_image, seeded, tolist_if_not
+from dassl.utils import UserError, check_at_least, derive_seed, read_image, temporary_seed, tolist_if_not
 
 from .datasets import Datum, build_dataset
-from .images import leave_out_unreadable
+from .images import skip_unreadable
 from .samplers import ShardedBatchSampler, build_sampler
 from .transforms import build_plain_transform, build_transform
 
-KEEP = 256 << 20  # bytes of decoded pictures kept in memory: few-shot training sets are read again in every epoch
+IMAGE_CACHE_BYTES = (
+    256 << 20
+)  # bytes of decoded pictures kept in memory: few-shot training sets are read again in every epoch
 
 
 class DatasetWrapper(Dataset):
@@ -48,7 +50,7 @@ class DatasetWrapper(Dataset):
         self.return_img0 = cfg.DATALOADER.RETURN_IMG0
         self.to_tensor = build_plain_transform(cfg)
         self._kept: dict[str, Image.Image] = {}
-        self._room = KEEP if is_train else 0
+        self._room = IMAGE_CACHE_BYTES if is_train else 0
         check_at_least(self.k_tfm, 1, "DATALOADER.K_TRANSFORMS")
         if self.k_tfm > 1 and transform is None:
             raise UserError("DATALOADER.K_TRANSFORMS above 1 needs transforms, but INPUT.NO_TRANSFORM is True")
@@ -63,7 +65,7 @@ class DatasetWrapper(Dataset):
         """The image ``idx`` as it is in an epoch, with its label and the rest of what a batch holds."""
         item = self.data_source[idx]
         img0 = self._read(item.impath)
-        with seeded(self.draw(idx, epoch)) if self.is_train and epoch is not None else nullcontext():
+        with temporary_seed(self.draw(idx, epoch)) if self.is_train and epoch is not None else nullcontext():
             images = self._transform(img0)
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx, **images}
         if self.return_img0:
@@ -168,7 +170,7 @@ class DataManager:
         dataset_wrapper: type[DatasetWrapper] | None = None,
     ):
         self.dataset = build_dataset(cfg)
-        self.bad_images = leave_out_unreadable(self.dataset) if cfg.DATASET.SKIP_BAD_IMAGES else {}
+        self.bad_images = skip_unreadable(self.dataset) if cfg.DATASET.SKIP_BAD_IMAGES else {}
         tfm_train = custom_tfm_train if custom_tfm_train is not None else build_transform(cfg, is_train=True)
         tfm_test = custom_tfm_test if custom_tfm_test is not None else build_transform(cfg, is_train=False)
 

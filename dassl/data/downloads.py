@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dassl.utils import UserError, file_digest, mkdir_if_missing
 
-MOST = 8 << 30  # bytes; no file that is fetched here has as many
+MAX_BYTES = 8 << 30  # bytes; no file that is fetched here has as many
 
 
 def download(url: str, path: str | os.PathLike, checksum: str, algorithm: str = "sha256") -> Path:
@@ -35,7 +35,7 @@ def download(url: str, path: str | os.PathLike, checksum: str, algorithm: str = 
 
 
 def _fetch(url: str, part: Path) -> None:
-    """Append to ``part`` what it lacks of ``url``, up to ``MOST`` bytes."""
+    """Append to ``part`` what it lacks of ``url``, up to ``MAX_BYTES`` bytes."""
     from tqdm import tqdm
 
     have = part.stat().st_size if part.exists() else 0
@@ -53,7 +53,7 @@ def _fetch(url: str, part: Path) -> None:
             open(part, "ab" if have else "wb") as file,
             tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=part.stem) as bar,
         ):
-            while file.tell() <= MOST and (chunk := response.read(1 << 20)):
+            while file.tell() <= MAX_BYTES and (chunk := response.read(1 << 20)):
                 file.write(chunk)
                 bar.update(len(chunk))
             file.flush()

@@ -14,21 +14,21 @@ from typing import Protocol
 import torch
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
-from dassl.utils import BadImage, file_digest, reason_of
+from dassl.utils import UnreadableImageError, error_reason, file_digest
 
 from .data_manager import DatasetWrapper
-from .images import error_of, unreadable
+from .images import find_unreadable, unreadable_images_error
 from .samplers import EpochSampler
 from .transforms import Pipeline
 
-AHEAD = 1024  # draws computed together: the encoder's blocks are full, and the cache has few files
-ENTRIES = attrgetter("_label", "_domain", "_impath")  # of a Datum, whose pickles have these names, too
-IMAGE = re.compile(r"img([1-9]\d*)?")  # the entries of an item that hold views of an image
+PREFETCH_DRAWS = 1024  # draws computed together: the encoder's blocks are full, and the cache has few files
+get_datum_fields = attrgetter("_label", "_domain", "_impath")  # of a Datum, whose pickles have these names, too
+IMAGE_KEY = re.compile(r"img([1-9]\d*)?")  # the entries of an item that hold views of an image
 
 Request = tuple[bytes, Callable[[], torch.Tensor | None]]
 
 
-class FeatureSource(Protocol):
+class FeatureExtractor(Protocol):
     """Computes features and keeps them."""
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
@@ -49,7 +49,7 @@ class FeatureDataset(Dataset):
     epoch: int | None = None  # set by TrainLoader
     batch_sampler = None  # set by feature_loader: the batches to come
 
-    def __init__(self, dataset: Dataset, source: FeatureSource, name: str, threads: int = 1):
+    def __init__(self, dataset: Dataset, source: FeatureExtractor, name: str, threads: int = 1):
         """
         Args:
             dataset: of images. Others than a plain :class:`DatasetWrapper` make images in ways that no key can tell:
@@ -59,15 +59,17 @@ class FeatureDataset(Dataset):
         """
         self.dataset, self.source, self.name, self.threads = dataset, source, name, threads
         self.contents: dict[str, str] = {}  # checksums of the image files, by path
-        self._look_at_transform()
+        self._inspect_transform()
 
-    def _look_at_transform(self) -> None:
+    def _inspect_transform(self) -> None:
         self._features: dict[tuple[int | None, str], torch.Tensor] = {}  # by epoch (None: any) and path
         dataset, transform = self.dataset, getattr(self.dataset, "transform", None)
-        self._seen_transform = transform
-        self.has_keys = type(dataset) is DatasetWrapper and isinstance(transform, Pipeline) and dataset.k_tfm == 1
-        self.has_keys = self.has_keys and not dataset.return_img0 and (dataset.is_train or not transform.is_random)
-        self.is_random = self.has_keys and dataset.is_train and transform.is_random
+        self._inspected_transform = transform
+        self.is_cacheable = type(dataset) is DatasetWrapper and isinstance(transform, Pipeline) and dataset.k_tfm == 1
+        self.is_cacheable = (
+            self.is_cacheable and not dataset.return_img0 and (dataset.is_train or not transform.is_random)
+        )
+        self.is_random = self.is_cacheable and dataset.is_train and transform.is_random
         self._transform = repr(transform)
         if self.is_random:
             self._transform += f" {dict(dataset.cfg.INPUT)}"  # torchvision's reprs round some settings
@@ -101,12 +103,12 @@ class FeatureDataset(Dataset):
 
     def __getitems__(self, indices: list[int]) -> list[dict]:
         """Return the items of a batch."""
-        if getattr(self.dataset, "transform", None) is not self._seen_transform:
-            self._look_at_transform()
-        if not self.has_keys or (self.is_random and self.epoch is None):
+        if getattr(self.dataset, "transform", None) is not self._inspected_transform:
+            self._inspect_transform()
+        if not self.is_cacheable or (self.is_random and self.epoch is None):
             return self._encoded(indices)
         epoch = self.epoch if self.is_random else None
-        entries = [ENTRIES(self.dataset.data_source[index]) for index in indices]
+        entries = [get_datum_fields(self.dataset.data_source[index]) for index in indices]
         if any((epoch, impath) not in self._features for *_, impath in entries):
             self._compute(indices)
         return [
@@ -119,7 +121,7 @@ class FeatureDataset(Dataset):
         if isinstance(self.dataset, DatasetWrapper):
             self.dataset.epoch = self.epoch
         items = [self.dataset[index] for index in indices]
-        for name in [name for name in items[0] if IMAGE.fullmatch(name)]:
+        for name in [name for name in items[0] if IMAGE_KEY.fullmatch(name)]:
             images = [item[name] for item in items]
             if isinstance(images[0], list):  # several views
                 views = [self.source.encode(torch.stack(view)) for view in zip(*images, strict=True)]
@@ -137,7 +139,7 @@ class FeatureDataset(Dataset):
             UserError: images cannot be read; it names all of the split's.
         """
         bad: dict[str, str] = {}
-        draws = list(self._coming(indices))
+        draws = list(self._prefetch_draws(indices))
         paths = {index: self.dataset.data_source[index].impath for _, index in draws}
         draws = [draw for draw in draws if self.is_random or (None, paths[draw[1]]) not in self._features]
         keys = {draw: self._key(*draw, bad) for draw in draws}
@@ -146,15 +148,17 @@ class FeatureDataset(Dataset):
         features = dict(zip(requests, given, strict=False))
         if bad:
             whole = [item.impath for item in self.dataset.data_source]
-            raise error_of(unreadable(whole, f"{self.name} images") or bad, f"{len(whole):,} {self.name} images")
+            raise unreadable_images_error(
+                find_unreadable(whole, f"{self.name} images") or bad, f"{len(whole):,} {self.name} images"
+            )
         if self.is_random:
             self._features = {}
         self._features.update(((epoch, paths[index]), features[key]) for (epoch, index), key in keys.items())
 
-    def _coming(self, indices: list[int]) -> Iterator[tuple[int | None, int]]:
+    def _prefetch_draws(self, indices: list[int]) -> Iterator[tuple[int | None, int]]:
         """Yield the draws to compute, as (epoch, index): a batch's, then what follows as far as it is known."""
         if not self.is_random:
-            yield from ((None, index) for index in (*indices, *self._rest_of_split()))
+            yield from ((None, index) for index in (*indices, *self._remaining_draws()))
             return
         yield from ((self.epoch, index) for index in indices)
         batches = self._batches(self.epoch)
@@ -164,12 +168,12 @@ class FeatureDataset(Dataset):
             for batch in batches:
                 yield from ((epoch, index) for index in batch)
                 count += len(batch)
-                if count >= AHEAD:
+                if count >= PREFETCH_DRAWS:
                     return
             epoch += 1
             batches = self._batches(epoch) if epoch < self.dataset.cfg.OPTIM.MAX_EPOCH else []
 
-    def _rest_of_split(self) -> Iterator[int]:
+    def _remaining_draws(self) -> Iterator[int]:
         """Yield every image; of several processes that share the batches, those of this one."""
         if getattr(self.batch_sampler, "by", ""):
             yield from (index for batch in self._batches(self.epoch) for index in batch)
@@ -193,20 +197,20 @@ class FeatureDataset(Dataset):
         draw = self.dataset.draw(index, epoch) if self.is_random else ""
         try:
             stat = os.stat(path)
-            content = self.contents[path] = _digest(path, stat.st_mtime_ns, stat.st_size)
+            content = self.contents[path] = _cached_file_digest(path, stat.st_mtime_ns, stat.st_size)
         except OSError as error:
-            bad[path] = content = error.strerror or reason_of(error)
+            bad[path] = content = error.strerror or error_reason(error)
         return hashlib.blake2b(f"{content} {self._transform} {draw}".encode(), digest_size=16).digest()
 
     def _image(self, epoch: int | None, index: int, bad: dict[str, str]) -> torch.Tensor | None:
         try:
             return self.dataset.item(index, epoch)["img"]
-        except BadImage as error:
+        except UnreadableImageError as error:
             bad[error.path] = error.reason
             return None
 
 
-def feature_loader(loader: DataLoader, source: FeatureSource, name: str) -> DataLoader:
+def build_feature_loader(loader: DataLoader, source: FeatureExtractor, name: str) -> DataLoader:
     """Return a loader of the same kind that gives the same batches, with features in place of images."""
     dataset = FeatureDataset(loader.dataset, source, name, max(1, loader.num_workers))
     if loader.batch_size is None:
@@ -220,6 +224,6 @@ def feature_loader(loader: DataLoader, source: FeatureSource, name: str) -> Data
 
 
 @lru_cache(maxsize=1 << 20)
-def _digest(path: str, time: int, size: int) -> str:
+def _cached_file_digest(path: str, time: int, size: int) -> str:
     """Return the checksum of a file, which is read again if its time or size is another."""
     return file_digest(path, "blake2b")

@@ -8,22 +8,22 @@ from collections.abc import Iterable, Mapping
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
-from dassl.utils import BadImage, UserError, read_image
+from dassl.utils import UnreadableImageError, UserError, read_image
 
 from .datasets import DatasetBase
 from .datasets.fingerprint import SPLITS
 
 
-def _reason_unreadable(path: str) -> str:
+def _read_error(path: str) -> str:
     """Return why a picture cannot be read; an empty string if it can."""
     try:
         read_image(path)
-    except BadImage as error:
+    except UnreadableImageError as error:
         return error.reason
     return ""
 
 
-def unreadable(paths: Iterable[str], name: str = "images") -> dict[str, str]:
+def find_unreadable(paths: Iterable[str], name: str = "images") -> dict[str, str]:
     """Read pictures; return those that cannot be read, with the reasons, in the order of ``paths``.
 
     Args:
@@ -31,11 +31,11 @@ def unreadable(paths: Iterable[str], name: str = "images") -> dict[str, str]:
     """
     paths = list(dict.fromkeys(paths))
     bar = {"tqdm_class": tqdm, "disable": None, "leave": False, "desc": f"reading {name}", "unit": "image"}
-    reasons = thread_map(_reason_unreadable, paths, max_workers=os.cpu_count(), **bar)
+    reasons = thread_map(_read_error, paths, max_workers=os.cpu_count(), **bar)
     return {path: reason for path, reason in zip(paths, reasons, strict=True) if reason}
 
 
-def error_of(bad: Mapping[str, str], name: str) -> UserError:
+def unreadable_images_error(bad: Mapping[str, str], name: str) -> UserError:
     """Return the error that lists pictures with the reasons.
 
     Args:
@@ -49,7 +49,7 @@ def error_of(bad: Mapping[str, str], name: str) -> UserError:
     )
 
 
-def leave_out_unreadable(dataset: DatasetBase) -> dict[str, list[str]]:
+def skip_unreadable(dataset: DatasetBase) -> dict[str, list[str]]:
     """Take pictures that cannot be read out of a data set's splits (DATASET.SKIP_BAD_IMAGES).
 
     Returns:
@@ -58,7 +58,7 @@ def leave_out_unreadable(dataset: DatasetBase) -> dict[str, list[str]]:
     taken_out = {}
     for split in SPLITS:
         if items := getattr(dataset, split, None):
-            bad = unreadable((item.impath for item in items), f"{split} images")
+            bad = find_unreadable((item.impath for item in items), f"{split} images")
             for path, reason in bad.items():
                 print(f"Left out of {split} (DATASET.SKIP_BAD_IMAGES): {path}: {reason}")
             if bad:

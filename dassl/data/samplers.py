@@ -46,7 +46,7 @@ class RandomSampler(EpochSampler):
         return iter(order)
 
 
-class _GroupSampler(EpochSampler):
+class _GroupedSampler(EpochSampler):
     """Batches made of ``groups_per_batch`` groups with equally many images of each."""
 
     def __init__(self, data_source: list[Datum], seed: int, key: str, groups_per_batch: int, images_per_group: int):
@@ -69,7 +69,7 @@ class _GroupSampler(EpochSampler):
                     yield left[group].pop()
 
 
-class RandomDomainSampler(_GroupSampler):
+class RandomDomainSampler(_GroupedSampler):
     """Batches of ``n_domain`` domains (0: all) with equally many images of each."""
 
     def __init__(self, data_source: list[Datum], seed: int, batch_size: int, n_domain: int):
@@ -83,7 +83,7 @@ class RandomDomainSampler(_GroupSampler):
         super().__init__(data_source, seed, "domain", n_domain, batch_size // n_domain)
 
 
-class RandomClassSampler(_GroupSampler):
+class RandomClassSampler(_GroupedSampler):
     """Batches of ``n_ins`` images of each of ``batch_size / n_ins`` classes."""
 
     def __init__(self, data_source: list[Datum], seed: int, batch_size: int, n_ins: int):
@@ -119,7 +119,7 @@ def build_sampler(
 class ShardedBatchSampler(BatchSampler):
     """Batches for one of several processes.
 
-    Whoever iterates gets every batch whole. In a ``with`` of :func:`sharded`, each process gets its part of every batch
+    Whoever iterates gets every batch whole. In a ``with`` of :func:`shard_loader`, each process gets its part of every batch
     (``"images"``, as for training), or every n-th batch (``"batches"``, as for evaluation).
     """
 
@@ -137,7 +137,7 @@ class ShardedBatchSampler(BatchSampler):
 
 
 @contextmanager
-def sharded(loader: Any, by: str) -> Iterator[bool]:
+def shard_loader(loader: Any, by: str) -> Iterator[bool]:
     """Shard a loader by ``"images"`` or ``"batches"`` for the body of a ``with``; yield whether it can be.
 
     A loader with another batch sampler cannot: it gives everything to each process.

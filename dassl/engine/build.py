@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from yacs.config import CfgNode
 
-from dassl.config import get_cfg_default, with_defaults
+from dassl.config import fill_defaults, get_cfg_default
 from dassl.utils import Registry
 
 TRAINER_REGISTRY = Registry("TRAINER")
@@ -19,7 +19,7 @@ def default_cfg() -> CfgNode:
     return cfg
 
 
-def nodes_of(trainer: type) -> set[str]:
+def get_trainer_nodes(trainer: type) -> set[str]:
     """Return the nodes below TRAINER that a trainer reads: its own, and those of the trainers it builds on."""
     cfg = get_cfg_default()
     for base in trainer.__mro__:
@@ -36,4 +36,4 @@ def build_trainer(cfg: CfgNode):
     trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
     if cfg.VERBOSE:
         print(f"Loading trainer: {cfg.TRAINER.NAME}")
-    return trainer(with_defaults(cfg))
+    return trainer(fill_defaults(cfg))

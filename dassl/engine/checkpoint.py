@@ -14,29 +14,39 @@ from typing import Any
 
 import torch
 
-from dassl.config.saved import changed_settings
-from dassl.data.datasets.fingerprint import fingerprints
+from dassl.config.run_config import diff_configs
+from dassl.data.datasets.fingerprint import split_fingerprints
 from dassl.distributed import all_gather_objects, get_world_size, is_main_process
-from dassl.utils import NotANumber, UserError, load_checkpoint, random_states, restore_random_states, save_checkpoint
-from dassl.utils.checkpoint import BEST, EPOCH, LATEST, by_epoch, newest, remove_superseded, resume_from_file
+from dassl.utils import NonFiniteError, UserError, get_rng_states, load_checkpoint, save_checkpoint, set_rng_states
+from dassl.utils.checkpoint import (
+    BEST_NAME,
+    EPOCH_NAME,
+    LATEST_NAME,
+    checkpoints_by_epoch,
+    latest_checkpoint,
+    remove_old_checkpoint_files,
+    resume_from_checkpoint_file,
+)
 
 from .build import default_cfg
 
-LOADERS = {"train_x": "train_loader_x", "train_u": "train_loader_u", "val": "val_loader", "test": "test_loader"}
+LOADER_NAMES = {"train_x": "train_loader_x", "train_u": "train_loader_u", "val": "val_loader", "test": "test_loader"}
 
 
-class NonFiniteLoss(NotANumber):
+class DivergenceError(NonFiniteError):
     """Training has diverged."""
 
 
-def divergence(trainer, what: str) -> NonFiniteLoss:
+def divergence_error(trainer, what: str) -> DivergenceError:
     """Return the error that says when training diverged, which checkpoint is good, and what may help."""
     at = f"epoch {trainer.epoch + 1}"
-    if trainer.batch_lr is not None:
-        at += f", batch {trainer.batch_idx + 1} of {trainer.num_batches}, at a learning rate of {trainer.batch_lr:.4g}"
-    saved = (newest(Path(getattr(trainer, "output_dir", ""), name)) for name in trainer.get_model_names())
+    if trainer.current_lr is not None:
+        at += (
+            f", batch {trainer.batch_idx + 1} of {trainer.num_batches}, at a learning rate of {trainer.current_lr:.4g}"
+        )
+    saved = (latest_checkpoint(Path(getattr(trainer, "output_dir", ""), name)) for name in trainer.get_model_names())
     good = ", ".join(str(path) for path in saved if path and path.is_file())
-    return NonFiniteLoss(
+    return DivergenceError(
         f"{what} It happened in {at}. The last good checkpoint: {good or 'none was saved yet'}. A "
         "smaller OPTIM.LR, a longer warm-up (OPTIM.WARMUP_EPOCH) or fp32 may help, in another output directory"
         f"{', or from that checkpoint on with --force-resume' if good else ''}"
@@ -44,22 +54,22 @@ def divergence(trainer, what: str) -> NonFiniteLoss:
 
 
 @contextmanager
-def divergence_of(trainer) -> Iterator[None]:
+def translate_divergence(trainer) -> Iterator[None]:
     """Say when it happened, where outputs are no numbers after training began."""
     try:
         yield
-    except NotANumber as error:
-        if trainer.batch_lr is None:
+    except NonFiniteError as error:
+        if trainer.current_lr is None:
             raise
-        raise divergence(trainer, f"{error}!") from error
+        raise divergence_error(trainer, f"{error}!") from error
 
 
-def latest_common(folder: str | Path, names: Iterable[str]) -> list[Path]:
+def latest_common_checkpoints(folder: str | Path, names: Iterable[str]) -> list[Path]:
     """Return the newest checkpoint of each model; an empty list if a model has none.
 
     A run that was killed between the checkpoints of two models goes on from the last epoch that all of them have.
     """
-    paths = {name: newest(Path(folder, name)) for name in names}
+    paths = {name: latest_checkpoint(Path(folder, name)) for name in names}
     if None in paths.values():
         return []
     if len(paths) < 2:
@@ -68,12 +78,15 @@ def latest_common(folder: str | Path, names: Iterable[str]) -> list[Path]:
     if len(set(epochs.values())) == 1 or None in epochs.values():
         return list(paths.values())
     folders = {name: Path(folder, name) for name in paths}
-    have = [{**by_epoch(f, LATEST), **by_epoch(f, EPOCH), epochs[name]: paths[name]} for name, f in folders.items()]
+    have = [
+        {**checkpoints_by_epoch(f, LATEST_NAME), **checkpoints_by_epoch(f, EPOCH_NAME), epochs[name]: paths[name]}
+        for name, f in folders.items()
+    ]
     common = [epoch for epoch in set.intersection(*map(set, have)) if epoch <= min(epochs.values())]
     return [files[max(common)] for files in have] if common else []
 
 
-def model_states(trainer, epoch: int, val_result: float | None) -> dict[str, dict[str, Any]]:
+def build_checkpoints(trainer, epoch: int, val_result: float | None) -> dict[str, dict[str, Any]]:
     """Return the checkpoint of each model after ``epoch`` (counted from 0).
 
     Raises:
@@ -82,8 +95,8 @@ def model_states(trainer, epoch: int, val_result: float | None) -> dict[str, dic
     for name, model in trainer._models.items():
         for key, parameter in model.named_parameters():
             if not torch.isfinite(parameter).all():
-                raise divergence(trainer, f"{key} in {name} is infinite or NaN after the last update!")
-    state, states = run_state(trainer), {}
+                raise divergence_error(trainer, f"{key} in {name} is infinite or NaN after the last update!")
+    state, states = get_run_state(trainer), {}
     for name, model in trainer._models.items():
         optim, sched = trainer._optims[name], trainer._scheds[name]
         states[name] = {
@@ -97,12 +110,12 @@ def model_states(trainer, epoch: int, val_result: float | None) -> dict[str, dic
     return states
 
 
-def run_state(trainer) -> dict[str, Any]:
+def get_run_state(trainer) -> dict[str, Any]:
     """Return what a checkpoint holds beside a model, so that a resumed run goes on as if it had never stopped."""
-    state = {"random": random_states(), **trainer.extra_state.state_dict(trainer)}
+    state = {"random": get_rng_states(), **trainer.extra_state.state_dict(trainer)}
     if hasattr(trainer, "cfg"):
-        state |= {"best_result": trainer.best_result, "origin": origin(trainer)}
-    if (processes := process_counts(trainer)) != [1]:
+        state |= {"best_result": trainer.best_result, "origin": get_origin(trainer)}
+    if (processes := get_world_sizes(trainer)) != [1]:
         state["processes"] = processes
     if trainer.forced:
         state["forced"] = list(trainer.forced)
@@ -118,29 +131,29 @@ def load_models(trainer, directory: str) -> dict[str, Any] | None:
         UserError: a checkpoint is damaged, or does not fit.
     """
     names = trainer.get_model_names()
-    if not (paths := latest_common(directory, names)):
+    if not (paths := latest_common_checkpoints(directory, names)):
         return None
     print(f"Found checkpoint at {directory} (will resume training)")
     for name, path in zip(names, paths, strict=True):
         parts = trainer._models[name], trainer._optims[name], trainer._scheds[name]
-        checkpoint = resume_from_file(path, *parts, trainer.scaler, trainer.force_resume)
+        checkpoint = resume_from_checkpoint_file(path, *parts, trainer.scaler, trainer.force_resume)
     try:
-        restore_run_state(trainer, checkpoint)
+        load_run_state(trainer, checkpoint)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is damaged: {error!r}") from error
     return checkpoint
 
 
-def restore_run_state(trainer, checkpoint: dict[str, Any]) -> None:
-    """Take over what :func:`run_state` saved; checkpoints of others do not have it.
+def load_run_state(trainer, checkpoint: dict[str, Any]) -> None:
+    """Take over what :func:`get_run_state` saved; checkpoints of others do not have it.
 
     Raises:
         UserError: the checkpoint was made from something else, and FORCE_RESUME is False; or the trainer had an object
             on itself that a checkpoint cannot hold.
     """
     if "random" in checkpoint:
-        restore_random_states(checkpoint["random"])
-    changed = changed_origin(checkpoint.get("origin", {}), origin(trainer)) if hasattr(trainer, "cfg") else []
+        set_rng_states(checkpoint["random"])
+    changed = diff_origins(checkpoint.get("origin", {}), get_origin(trainer)) if hasattr(trainer, "cfg") else []
     if changed and not trainer.force_resume:
         raise UserError(
             f"the checkpoints were made with other {'; '.join(changed)}. Choose another --output-dir, or go on from "
@@ -151,9 +164,9 @@ def restore_run_state(trainer, checkpoint: dict[str, Any]) -> None:
     for change in trainer.forced:
         print(f"--force-resume: {change}")
     # A result under other settings is nothing to compare with.
-    trainer.changed_now = bool(changed)
+    trainer.resumed_with_changes = bool(changed)
     trainer.best_result = -math.inf if changed else checkpoint.get("best_result", trainer.best_result)
-    trainer.earlier_processes = tuple(checkpoint.get("processes", [1]))
+    trainer.earlier_world_sizes = tuple(checkpoint.get("processes", [1]))
     trainer.extra_state.load_state_dict(checkpoint)
 
 
@@ -164,7 +177,7 @@ def resume(trainer) -> int:
         UserError: RESUME has no checkpoint, the run is past OPTIM.MAX_EPOCH, or its best model is missing.
     """
     cfg, own = trainer.cfg, trainer.output_dir
-    directory = own if latest_common(own, trainer.get_model_names()) or not cfg.RESUME else cfg.RESUME
+    directory = own if latest_common_checkpoints(own, trainer.get_model_names()) or not cfg.RESUME else cfg.RESUME
     epoch = trainer.resume_model_if_exist(directory)
     if len(set(epochs := all_gather_objects(epoch))) > 1:
         raise UserError(
@@ -175,65 +188,65 @@ def resume(trainer) -> int:
         raise UserError(f"there is no checkpoint to resume from in {cfg.RESUME}")
     if epoch > trainer.max_epoch:
         raise UserError(f"{directory} is at epoch {epoch}; OPTIM.MAX_EPOCH is {trainer.max_epoch}")
-    if epoch and cfg.TEST.FINAL_MODEL == "best_val" and not cfg.TEST.NO_TEST and not trainer.changed_now:
-        take_over_best(trainer, directory)
+    if epoch and cfg.TEST.FINAL_MODEL == "best_val" and not cfg.TEST.NO_TEST and not trainer.resumed_with_changes:
+        adopt_best(trainer, directory)
     if epoch == trainer.max_epoch:  # the run may have been killed before it did so
-        remove_old(trainer)
+        remove_old_checkpoints(trainer)
     return epoch
 
 
-def remove_old(trainer) -> None:
+def remove_old_checkpoints(trainer) -> None:
     """Remove the checkpoints that need not stay (TRAIN.KEEP_CHECKPOINTS)."""
     for name in trainer.get_model_names() if is_main_process() else ():
-        remove_superseded(Path(trainer.output_dir, name), trainer.cfg.TRAIN.KEEP_CHECKPOINTS)
+        remove_old_checkpoint_files(Path(trainer.output_dir, name), trainer.cfg.TRAIN.KEEP_CHECKPOINTS)
 
 
-def take_over_best(trainer, directory: str) -> None:
+def adopt_best(trainer, directory: str) -> None:
     """Take over the best model so far: its result, if the checkpoint has none; from another run's folder, its file."""
-    require_best(trainer, directory)
+    check_best_exists(trainer, directory)
     other = Path(directory).resolve() != Path(trainer.output_dir).resolve()
     for name in trainer.get_model_names() if other or math.isinf(trainer.best_result) else ():
-        best = load_checkpoint(Path(directory, name, BEST))
+        best = load_checkpoint(Path(directory, name, BEST_NAME))
         if best.get("val_result") is not None:
             trainer.best_result = best["val_result"]
         if other and is_main_process():
-            save_checkpoint(best, Path(trainer.output_dir, name), model_name=BEST)
+            save_checkpoint(best, Path(trainer.output_dir, name), model_name=BEST_NAME)
 
 
-def require_best(trainer, directory: str) -> None:
+def check_best_exists(trainer, directory: str) -> None:
     """Raise :class:`UserError` unless the best model so far is in ``directory``."""
     for name in trainer.get_model_names():
-        if not (path := Path(directory, name, BEST)).is_file():
+        if not (path := Path(directory, name, BEST_NAME)).is_file():
             raise UserError(f"TEST.FINAL_MODEL is best_val, but the run kept no {path}: it was trained without")
 
 
-def origin(trainer) -> dict[str, str]:
+def get_origin(trainer) -> dict[str, str]:
     """Return what training follows from, computed once: settings, fingerprints of images and initial weights."""
     if not hasattr(trainer, "_origin"):
-        images = {f"{name} images": entry["sha256"] for name, entry in splits(trainer).items() if name != "test"}
+        images = {f"{name} images": entry["sha256"] for name, entry in get_splits(trainer).items() if name != "test"}
         weights = (trainer.provenance.get("weights") or {}).get("sha256")
         trainer._origin = {"settings": trainer.cfg.dump(), **images, **({"weights": weights} if weights else {})}
     return trainer._origin
 
 
-def splits(trainer) -> dict[str, dict]:
+def get_splits(trainer) -> dict[str, dict]:
     """Return the number of images and the fingerprint of each split; computed once."""
     if not hasattr(trainer, "_splits"):
         node = trainer.cfg.DATASET
         root = os.path.join(os.path.expanduser(node.ROOT), os.path.expanduser(node.FOLDER))
-        trainer._splits = fingerprints(trainer.dm.dataset, root) if hasattr(trainer, "dm") else {}
+        trainer._splits = split_fingerprints(trainer.dm.dataset, root) if hasattr(trainer, "dm") else {}
     return trainer._splits
 
 
-def changed_origin(then: dict[str, str], now: dict[str, str]) -> list[str]:
+def diff_origins(then: dict[str, str], now: dict[str, str]) -> list[str]:
     """Return what differs between two origins, as far as both tell."""
     others = [name for name in now if name != "settings" and then.get(name, now[name]) != now[name]]
     changed = [f"{name} {then[name][:12]} -> {now[name][:12]}" for name in others]
-    settings = changed_settings(then["settings"], now["settings"], default_cfg()) if "settings" in then else []
+    settings = diff_configs(then["settings"], now["settings"], default_cfg()) if "settings" in then else []
     return ([f"settings: {'; '.join(settings)}"] if settings else []) + changed
 
 
-def process_counts(trainer) -> list[int]:
+def get_world_sizes(trainer) -> list[int]:
     """Return how many processes the run has, after those of its earlier parts, if another number."""
-    earlier = list(trainer.earlier_processes)
+    earlier = list(trainer.earlier_world_sizes)
     return earlier if earlier[-1:] == [get_world_size()] else [*earlier, get_world_size()]

@@ -32,45 +32,69 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 from tqdm import tqdm
 
 from dassl.data.datasets import DatasetBase, Datum
-from dassl.utils import AverageMeter, MetricMeter, UserError, reason_of
+from dassl.utils import AverageMeter, MetricMeter, UserError, error_reason
 
-STATE, LOST = "trainer", "trainer_lost"  # entries of a checkpoint
-ENGINE = frozenset(  # attributes that the engine sets
+EXTRA_STATE, UNSAVED_STATE = "trainer", "trainer_lost"  # entries of a checkpoint
+ENGINE_ATTRIBUTES = frozenset(  # attributes that the engine sets
     (
-        *("_models", "_optims", "_scheds", "_writer", "_epoch", "_begun_epoch", "_splits", "_origin", "_hooks"),
+        *("_models", "_optims", "_scheds", "_writer", "_epoch", "_seeded_epoch", "_splits", "_origin", "_hooks"),
         *("_world_size", "_losses", "_batch_time", "_data_time", "extra_state", "start_epoch", "max_epoch"),
-        *("batch_idx", "num_batches", "batch_lr", "batch_share", "seed", "scaler", "time_start", "saved_epoch"),
-        *("best_result", "results", "provenance", "force_resume", "forced", "changed_now", "earlier_processes"),
-        *("cfg", "dm", "device", "output_dir", "evaluator", "feature_source", "num_classes", "num_source_domains"),
+        *("batch_idx", "num_batches", "current_lr", "loss_weight", "seed", "scaler", "time_start", "last_saved_epoch"),
+        *(
+            "best_result",
+            "results",
+            "provenance",
+            "force_resume",
+            "forced",
+            "resumed_with_changes",
+            "earlier_world_sizes",
+        ),
+        *("cfg", "dm", "device", "output_dir", "evaluator", "feature_extractor", "num_classes", "num_source_domains"),
         *("lab2cname", "train_loader_x", "train_loader_u", "val_loader", "test_loader"),
     )
 )
 # Objects that hold nothing of what was learned; the draws of a loader follow from (SEED, epoch).
-STATELESS = (types.ModuleType, torch.device, torch.dtype, DataLoader, Dataset, Sampler, PurePath, datetime.date, tqdm)
-STATELESS += (datetime.timedelta, torch.distributions.Distribution, torch.autocast, logging.Logger, logging.Handler)
-STATELESS += (re.Pattern, Datum, DatasetBase, AverageMeter, MetricMeter)
-CHANGING = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator, Iterator)
+STATELESS_TYPES = (
+    types.ModuleType,
+    torch.device,
+    torch.dtype,
+    DataLoader,
+    Dataset,
+    Sampler,
+    PurePath,
+    datetime.date,
+    tqdm,
+)
+STATELESS_TYPES += (
+    datetime.timedelta,
+    torch.distributions.Distribution,
+    torch.autocast,
+    logging.Logger,
+    logging.Handler,
+)
+STATELESS_TYPES += (re.Pattern, Datum, DatasetBase, AverageMeter, MetricMeter)
+MUTABLE_TYPES = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator, Iterator)
 CALLABLES = (type, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
-BUILTINS = (list, tuple, set, frozenset, deque, dict, str, bytes, bytearray, int, float, IOBase, Enum)
-PLAIN = (bool, int, float, str, bytes, type(None))
-SEQUENCES = {"tuple": tuple, "set": set, "deque": deque}
-PACKAGES = ("vlm", "torch", "yacs")  # whose objects are not looked into
+BUILTIN_TYPES = (list, tuple, set, frozenset, deque, dict, str, bytes, bytearray, int, float, IOBase, Enum)
+PLAIN_TYPES = (bool, int, float, str, bytes, type(None))
+SEQUENCE_TYPES = {"tuple": tuple, "set": set, "deque": deque}
+OPAQUE_PACKAGES = ("vlm", "torch", "yacs")  # whose objects are not looked into
 AS_IS = {"as is": True}  # of what a checkpoint need not hold
-LARGE, ROW = 1 << 16, 4096  # elements: of a tensor that is compared by sums, and of its rows
+MAX_EXACT_ELEMENTS, ROW_ELEMENTS = 1 << 16, 4096  # elements: of a tensor that is compared by sums, and of its rows
 
 
-class Unsaved:
+class Unsavable:
     """Stands for a value that a checkpoint cannot hold. It has changed if it is another object, or a CHANGING one."""
 
     def __init__(self, value: Any):
         self.kind, self.identity = type(value).__name__, id(value)
         if isinstance(value, CALLABLES):
             self.identity = getattr(value, "__qualname__", None)
-        elif isinstance(value, CHANGING) and not isinstance(value, IOBase):
-            self.identity = f"change {next(changes)}"
+        elif isinstance(value, MUTABLE_TYPES) and not isinstance(value, IOBase):
+            self.identity = f"change {next(change_counter)}"
 
 
-changes = itertools.count()
+change_counter = itertools.count()
 
 
 class ExtraState:
@@ -85,7 +109,7 @@ class ExtraState:
     def begin(self, trainer) -> None:
         """Remember the attributes, the first time; in a resumed run, put those of the checkpoint in their place."""
         if self._before is None:
-            self._before = {name: digest(value) for name, value in attributes(trainer).items()}
+            self._before = {name: digest_state(value) for name, value in collect_attributes(trainer).items()}
         self.restore(trainer)
 
     def restore(self, trainer) -> None:
@@ -103,9 +127,9 @@ class ExtraState:
             ):
                 continue  # it holds nothing, and is made anew
             try:
-                setattr(trainer, name, restored(getattr(trainer, name, None), value, trainer))
+                setattr(trainer, name, from_state(getattr(trainer, name, None), value, trainer))
             except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
-                message = f"what the run's trainer kept as {name} cannot be put back ({reason_of(error)})"
+                message = f"what the run's trainer kept as {name} cannot be put back ({error_reason(error)})"
                 if self._resumes:
                     raise UserError(f"{message}. Begin anew in another --output-dir") from error
                 print(f"Note: {message}")
@@ -113,14 +137,14 @@ class ExtraState:
     def state_dict(self, trainer) -> dict[str, Any]:
         """Return the entries of a checkpoint."""
         kept, lost = {}, []
-        for name, value in attributes(trainer).items() if self._before is not None else ():
-            if digest(value) != self._before.get(name):
-                value = changed(value, self._before.get(name))
-                if kinds := sorted(unsaved_in(value)):
+        for name, value in collect_attributes(trainer).items() if self._before is not None else ():
+            if digest_state(value) != self._before.get(name):
+                value = changed_parts(value, self._before.get(name))
+                if kinds := sorted(find_unsavable(value)):
                     lost.append(f"{name} ({', '.join(kinds)})")
                 else:
                     kept[name] = value
-        return {**({STATE: kept} if kept else {}), **({LOST: lost} if lost else {})}
+        return {**({EXTRA_STATE: kept} if kept else {}), **({UNSAVED_STATE: lost} if lost else {})}
 
     def load_state_dict(self, checkpoint: Mapping[str, Any], resume: bool = True) -> None:
         """Take the entries of a checkpoint, for :meth:`restore`: to ``resume``, or to evaluate without training.
@@ -130,54 +154,56 @@ class ExtraState:
         """
         if not resume and self._before is not None:
             return  # the best model is loaded after training: as in Dassl, the trainer stays as it is
-        if resume and (lost := checkpoint.get(LOST)):
+        if resume and (lost := checkpoint.get(UNSAVED_STATE)):
             raise UserError(
                 f"the run cannot go on from its checkpoints: its trainer kept {', '.join(lost)} on itself, which they "
                 "cannot hold. Begin anew in another --output-dir"
             )
-        self._loaded, self._resumes = dict(checkpoint.get(STATE, {})), resume
+        self._loaded, self._resumes = dict(checkpoint.get(EXTRA_STATE, {})), resume
 
 
-def attributes(trainer) -> dict[str, Any]:
+def collect_attributes(trainer) -> dict[str, Any]:
     """Return what a checkpoint would hold of each attribute that a method may have set."""
-    values, memo = {}, dict.fromkeys(registered_in(trainer), AS_IS)
+    values, memo = {}, dict.fromkeys(registered_ids(trainer), AS_IS)
     for name, value in vars(trainer).items():
-        if name not in ENGINE:
+        if name not in ENGINE_ATTRIBUTES:
             try:
-                values[name] = saved(value, memo)
+                values[name] = to_state(value, memo)
             except Exception:  # whatever a method keeps, it does not stop training
-                values[name] = Unsaved(value)
+                values[name] = Unsavable(value)
     return values
 
 
-def registered_in(trainer) -> set[int]:
+def registered_ids(trainer) -> set[int]:
     """Return the ids of what is registered or frozen, and the addresses of its tensors."""
     models = [*trainer._models.values(), *trainer.extra_state.frozen]
     parts = [trainer, *models, *trainer._optims.values(), *trainer._scheds.values()]
     tensors = (t for model in models for t in (*model.parameters(), *model.buffers()))
-    return {*map(id, filter(None, parts)), *map(address, tensors)}
+    return {*map(id, filter(None, parts)), *map(storage_id, tensors)}
 
 
-def address(tensor: torch.Tensor) -> int:
+def storage_id(tensor: torch.Tensor) -> int:
     strided = tensor.layout == torch.strided and tensor.numel()
     return -tensor.untyped_storage().data_ptr() if strided else id(tensor)  # negative: an id of an object is not
 
 
-def tensors_of(module: nn.Module) -> dict[str, torch.Tensor]:
+def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
-def saved(value: Any, memo: dict[int, Any]) -> Any:
+def to_state(value: Any, memo: dict[int, Any]) -> Any:
     """Return a value as a checkpoint holds it: plain, a list, a tensor, or ``{kind: content}``.
 
     Args:
         memo: what was returned for objects, by id; for registered tensors, by address.
     """
-    if type(value) in PLAIN:
+    if type(value) in PLAIN_TYPES:
         return value
-    if id(value) in memo or (isinstance(value, torch.Tensor) and address(value) in memo):
+    if id(value) in memo or (isinstance(value, torch.Tensor) and storage_id(value) in memo):
         return memo.get(id(value), AS_IS)
-    if isinstance(value, STATELESS) or (isinstance(value, _BaseDataLoaderIter) and value._num_yielded >= len(value)):
+    if isinstance(value, STATELESS_TYPES) or (
+        isinstance(value, _BaseDataLoaderIter) and value._num_yielded >= len(value)
+    ):
         return AS_IS
     if isinstance(value, torch.Tensor) and value.layout == torch.strided:
         tensor = value.detach().resolve_conj().resolve_neg()
@@ -186,46 +212,48 @@ def saved(value: Any, memo: dict[int, Any]) -> Any:
     if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biuf" and not np.ma.isMA(value):
         return {"array" if isinstance(value, np.ndarray) else "scalar": torch.from_numpy(np.array(value))}
     memo[id(value)] = AS_IS  # within itself
-    memo[id(value)] = result = container(value, memo)
+    memo[id(value)] = result = container_to_state(value, memo)
     memo.setdefault(-1, []).append(value)  # alive, so that no other object has its id
     return result
 
 
-def container(value: Any, memo: dict[int, Any]) -> Any:
-    kind = next((kind for kind, sequence in SEQUENCES.items() if type(value) is sequence), None)
+def container_to_state(value: Any, memo: dict[int, Any]) -> Any:
+    kind = next((kind for kind, sequence in SEQUENCE_TYPES.items() if type(value) is sequence), None)
     if type(value) is list:
-        return [saved(item, memo) for item in value]
+        return [to_state(item, memo) for item in value]
     if kind or isinstance(value, torch.Size):
-        return {kind or "tuple": [saved(item, memo) for item in value]}
-    is_foreign = type(value).__module__.split(".")[0] not in PACKAGES
+        return {kind or "tuple": [to_state(item, memo) for item in value]}
+    is_foreign = type(value).__module__.split(".")[0] not in OPAQUE_PACKAGES
     if isinstance(value, dict) and is_foreign:
-        return {"dict": [[saved(key, memo), saved(item, memo)] for key, item in value.items()]}
-    if isinstance(value, (*CALLABLES, *CHANGING, *BUILTINS)):
-        return Unsaved(value)
+        return {"dict": [[to_state(key, memo), to_state(item, memo)] for key, item in value.items()]}
+    if isinstance(value, (*CALLABLES, *MUTABLE_TYPES, *BUILTIN_TYPES)):
+        return Unsavable(value)
     if isinstance(value, nn.Module):
-        return {"module": {name: saved(t, memo) for name, t in tensors_of(value).items() if address(t) not in memo}}
+        return {
+            "module": {name: to_state(t, memo) for name, t in named_tensors(value).items() if storage_id(t) not in memo}
+        }
     if hasattr(value, "state_dict") and hasattr(value, "load_state_dict"):
-        return {"state_dict": saved(value.state_dict(), memo)}
+        return {"state_dict": to_state(value.state_dict(), memo)}
     if hasattr(value, "__dict__") and is_foreign:
-        return {"object": {name: saved(item, memo) for name, item in vars(value).items()}}
-    return Unsaved(value)
+        return {"object": {name: to_state(item, memo) for name, item in vars(value).items()}}
+    return Unsavable(value)
 
 
-def unsaved_in(value: Any) -> set[str]:
+def find_unsavable(value: Any) -> set[str]:
     """Return the types of what a checkpoint cannot hold of a value."""
-    if isinstance(value, Unsaved):
+    if isinstance(value, Unsavable):
         return {value.kind}
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return set().union(*map(unsaved_in, parts))
+    return set().union(*map(find_unsavable, parts))
 
 
 @torch.no_grad()
-def restored(current: Any, value: Any, trainer) -> Any:
+def from_state(current: Any, value: Any, trainer) -> Any:
     """Return a saved value for the ``current`` one, of its type; a module or an object takes it in."""
     if isinstance(value, torch.Tensor):
         # An optimizer of the method's own may have the parameter; whatever else has the memory keeps it.
         leaf = isinstance(current, torch.Tensor) and current.is_leaf and current.requires_grad
-        own = leaf and address(current) not in registered_in(trainer)
+        own = leaf and storage_id(current) not in registered_ids(trainer)
         return current.copy_(value) if own and current.shape == value.shape else value.clone()
     if not isinstance(value, (list, dict)):
         return value
@@ -233,17 +261,19 @@ def restored(current: Any, value: Any, trainer) -> Any:
     if kind == "as is" and current is not None:
         return current
     if kind == "accelerator":
-        return restored(current, content.to(trainer.device), trainer)
+        return from_state(current, content.to(trainer.device), trainer)
     if kind in ("array", "scalar"):
         return content.numpy().copy() if kind == "array" else content.numpy()[()]
-    if kind in ("list", *SEQUENCES):
+    if kind in ("list", *SEQUENCE_TYPES):
         olds = [*current] if isinstance(current, (list, tuple, deque)) else []
-        items = [restored(olds[i] if i < len(olds) else None, item, trainer) for i, item in enumerate(content)]
-        return deque(items, getattr(current, "maxlen", None)) if kind == "deque" else SEQUENCES.get(kind, list)(items)
+        items = [from_state(olds[i] if i < len(olds) else None, item, trainer) for i, item in enumerate(content)]
+        return (
+            deque(items, getattr(current, "maxlen", None)) if kind == "deque" else SEQUENCE_TYPES.get(kind, list)(items)
+        )
     if kind == "dict":
-        keys = [restored(None, key, trainer) for key, _ in content]
+        keys = [from_state(None, key, trainer) for key, _ in content]
         olds = current if isinstance(current, dict) else {}
-        items = {k: restored(olds.get(k), item, trainer) for k, (_, item) in zip(keys, content, strict=True)}
+        items = {k: from_state(olds.get(k), item, trainer) for k, (_, item) in zip(keys, content, strict=True)}
         new = copy.copy(olds)  # of its type, with its default factory
         new.clear()
         new.update(items)
@@ -251,59 +281,62 @@ def restored(current: Any, value: Any, trainer) -> Any:
     if current is None and content:
         raise ValueError(f"it is the state of a {kind} that is made in training")
     if kind == "module":
-        tensors = tensors_of(current) if content else {}
+        tensors = named_tensors(current) if content else {}
         for name, tensor in content.items():
-            tensors[name].copy_(restored(None, tensor, trainer))
+            tensors[name].copy_(from_state(None, tensor, trainer))
     elif kind == "state_dict":
-        current.load_state_dict(restored(current.state_dict(), content, trainer))
+        current.load_state_dict(from_state(current.state_dict(), content, trainer))
     else:
         for name, item in content.items():
-            object.__setattr__(current, name, restored(getattr(current, name, None), item, trainer))
+            object.__setattr__(current, name, from_state(getattr(current, name, None), item, trainer))
     return current
 
 
-def digest(value: Any) -> Any:
-    """Return a digest of what :func:`saved` gave; of a module or an object, one of each part."""
+def digest_state(value: Any) -> Any:
+    """Return a digest of what :func:`to_state` gave; of a module or an object, one of each part."""
     if isinstance(value, dict) and {*value} <= {"module", "object"}:
-        return {kind: {name: digest(item) for name, item in parts.items()} for kind, parts in value.items()}
+        return {kind: {name: digest_state(item) for name, item in parts.items()} for kind, parts in value.items()}
     result = hashlib.blake2b(digest_size=16)
 
     def add(part: Any) -> None:
         if isinstance(part, torch.Tensor):
-            result.update(f"{part.dtype} {tuple(part.shape)} ".encode() + bits(part))
-        elif isinstance(part, list) and all(type(item) in PLAIN for item in part):
+            result.update(f"{part.dtype} {tuple(part.shape)} ".encode() + tensor_bytes(part))
+        elif isinstance(part, list) and all(type(item) in PLAIN_TYPES for item in part):
             result.update(f"{part!r} ".encode())
         elif isinstance(part, (dict, list)):
             result.update(f"{len(part)} {list(part) if isinstance(part, dict) else ''} ".encode())
             for item in part.values() if isinstance(part, dict) else part:
                 add(item)
         else:
-            result.update(f"{part.identity if isinstance(part, Unsaved) else part!r}, ".encode())
+            result.update(f"{part.identity if isinstance(part, Unsavable) else part!r}, ".encode())
 
     add(value)
     return result.hexdigest()
 
 
-def bits(tensor: torch.Tensor) -> bytes:
+def tensor_bytes(tensor: torch.Tensor) -> bytes:
     """Return the bytes of a tensor; of a large one, of the sums over its rows and columns of ROW elements."""
     flat = tensor.detach().contiguous().flatten()
-    if flat.numel() <= LARGE or flat.element_size() not in (2, 4, 8):
+    if flat.numel() <= MAX_EXACT_ELEMENTS or flat.element_size() not in (2, 4, 8):
         return flat.view(torch.uint8).numpy().tobytes()
     whole = flat.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])
-    table, rest = whole[: len(whole) // ROW * ROW].view(-1, ROW), whole[len(whole) // ROW * ROW :]
+    table, rest = (
+        whole[: len(whole) // ROW_ELEMENTS * ROW_ELEMENTS].view(-1, ROW_ELEMENTS),
+        whole[len(whole) // ROW_ELEMENTS * ROW_ELEMENTS :],
+    )
     sums = torch.cat([table.sum(0, dtype=torch.int64), table.sum(1, dtype=torch.int64), rest.long()])
     return sums.numpy().tobytes()
 
 
-def changed(value: Any, before: Any) -> Any:
+def changed_parts(value: Any, before: Any) -> Any:
     """Return a value; of a module or an object, the parts that are not as they were ``before`` (their digests)."""
     if not isinstance(value, dict) or not isinstance(before, dict) or before.keys() != value.keys():
         return value
     ((kind, parts),) = value.items()
     return {
         kind: {
-            name: changed(item, before[kind].get(name))
+            name: changed_parts(item, before[kind].get(name))
             for name, item in parts.items()
-            if digest(item) != before[kind].get(name)
+            if digest_state(item) != before[kind].get(name)
         }
     }

@@ -9,9 +9,9 @@ import time
 import torch
 
 from dassl.distributed import run_on_main
-from dassl.utils.checkpoint import LATEST
+from dassl.utils.checkpoint import LATEST_NAME
 
-from .checkpoint import remove_old
+from .checkpoint import remove_old_checkpoints
 
 
 class HookBase:
@@ -24,7 +24,7 @@ class HookBase:
         """Called after the trainer's own ``after_epoch``."""
 
 
-class FiniteLoss(HookBase):
+class FiniteLossCheck(HookBase):
     """Stops at a loss that is not finite, as not every method calls ``detect_anomaly``."""
 
     def after_step(self, trainer) -> None:
@@ -34,7 +34,7 @@ class FiniteLoss(HookBase):
             trainer.detect_anomaly(torch.as_tensor(meters[name].val))
 
 
-class ProgressLine(HookBase):
+class LogPrinter(HookBase):
     """Prints Dassl's line every TRAIN.PRINT_FREQ batches, or every batch where an epoch has fewer."""
 
     def after_step(self, trainer) -> None:
@@ -46,21 +46,21 @@ class ProgressLine(HookBase):
         print(
             f"epoch [{trainer.epoch + 1}/{trainer.max_epoch}] batch [{done}/{trainer.num_batches}] "
             f"time {seconds.val:.3f} ({seconds.avg:.3f}) data {data.val:.3f} ({data.avg:.3f}) "
-            f"{trainer._losses} lr {trainer.batch_lr:.4e} eta {datetime.timedelta(seconds=int(seconds.avg * left))}"
+            f"{trainer._losses} lr {trainer.current_lr:.4e} eta {datetime.timedelta(seconds=int(seconds.avg * left))}"
         )
 
 
-class TensorBoard(HookBase):
+class TensorBoardWriter(HookBase):
     """Writes the means of the epoch so far, and the learning rate."""
 
     def after_step(self, trainer) -> None:
         step = trainer.epoch * trainer.num_batches + trainer.batch_idx
         for name, meter in trainer._losses.meters.items():
             trainer.write_scalar(f"train/{name}", meter.avg, step)
-        trainer.write_scalar("train/lr", trainer.batch_lr, step)
+        trainer.write_scalar("train/lr", trainer.current_lr, step)
 
 
-class Checkpoints(HookBase):
+class TimedCheckpointer(HookBase):
     """Saves a checkpoint after TRAIN.CHECKPOINT_MINUTES without any, and removes those that need not stay.
 
     The next checkpoint takes the place of one by the clock. Of others, the last TRAIN.KEEP_CHECKPOINTS stay (0: all),
@@ -72,13 +72,13 @@ class Checkpoints(HookBase):
 
     def after_epoch(self, trainer) -> None:
         minutes, done = trainer.cfg.TRAIN.CHECKPOINT_MINUTES, trainer.epoch + 1
-        is_due = trainer.saved_epoch != done and minutes > 0
+        is_due = trainer.last_saved_epoch != done and minutes > 0
         if is_due and run_on_main(lambda: time.time() - self.since >= 60 * minutes):
-            trainer.save_model(trainer.epoch, trainer.output_dir, model_name=LATEST.format(done))
-        if trainer.saved_epoch == done:
+            trainer.save_model(trainer.epoch, trainer.output_dir, model_name=LATEST_NAME.format(done))
+        if trainer.last_saved_epoch == done:
             self.since = time.time()
-            remove_old(trainer)
+            remove_old_checkpoints(trainer)
 
 
 def default_hooks() -> list[HookBase]:
-    return [FiniteLoss(), ProgressLine(), TensorBoard(), Checkpoints()]
+    return [FiniteLossCheck(), LogPrinter(), TensorBoardWriter(), TimedCheckpointer()]

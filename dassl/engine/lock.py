@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dassl.utils import UserError, atomic_write, cannot_write, mkdir_if_missing
-from dassl.utils.files import remove_temporaries
+from dassl.utils import UserError, atomic_write, mkdir_if_missing, write_error
+from dassl.utils.files import remove_temporary_files
 
-LOCK, OWNER = ".lock", ".running.json"  # the lock itself; who holds it, for the message
-PATIENCE = 6  # seconds: a loader's workers hold the lock of a killed process until they miss it, within 5
+LOCK_FILE, OWNER_FILE = ".lock", ".running.json"  # the lock itself; who holds it, for the message
+LOCK_TIMEOUT = 6  # seconds: a loader's workers hold the lock of a killed process until they miss it, within 5
 
 
-class InUse(UserError):
+class FolderLockedError(UserError):
     """Another process is in a folder."""
 
 
@@ -35,13 +35,13 @@ def exclusive_lock(folder: str | os.PathLike, patience: float | None = None) -> 
         UserError: the folder cannot be written.
     """
     mkdir_if_missing(folder)
-    owner = Path(folder, OWNER)
-    lock = _acquired(Path(folder, LOCK), owner, PATIENCE if patience is None else patience)
+    owner = Path(folder, OWNER_FILE)
+    lock = _acquire_lock(Path(folder, LOCK_FILE), owner, LOCK_TIMEOUT if patience is None else patience)
     try:
-        remove_temporaries(folder)
+        remove_temporary_files(folder)
         for place in Path(folder).glob("*/"):
-            if not (place / LOCK).exists():  # others may be in folders of their own
-                remove_temporaries(place)
+            if not (place / LOCK_FILE).exists():  # others may be in folders of their own
+                remove_temporary_files(place)
         with atomic_write(owner) as file:
             json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}, file)
         yield
@@ -51,7 +51,7 @@ def exclusive_lock(folder: str | os.PathLike, patience: float | None = None) -> 
         lock.release()
 
 
-def _acquired(path: Path, owner: Path, patience: float):
+def _acquire_lock(path: Path, owner: Path, patience: float):
     """Return the lock, acquired."""
     from filelock import FileLock, Timeout
 
@@ -59,14 +59,14 @@ def _acquired(path: Path, owner: Path, patience: float):
     try:
         lock.acquire(timeout=patience)
     except Timeout as error:
-        message = f"{path.parent} is in use by {_told_by(owner)}. Wait for it, stop it, or take another folder"
-        raise InUse(message) from error
+        message = f"{path.parent} is in use by {_describe_owner(owner)}. Wait for it, stop it, or take another folder"
+        raise FolderLockedError(message) from error
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise write_error(path, error) from error
     return lock
 
 
-def _told_by(owner: Path) -> str:
+def _describe_owner(owner: Path) -> str:
     """Return which process holds a lock, since when."""
     try:
         told = json.loads(owner.read_text(encoding="utf-8"))

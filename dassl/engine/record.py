@@ -10,19 +10,19 @@ from pathlib import Path
 
 from dassl.utils import UserError, read_json
 
-RECORD = "result.json"  # written last, so its presence is what tells a finished run
-KINDS = {"config": dict, "weights": dict, "classnames": list, "command": list}  # of a record's entries
-GIT_SECONDS = 5  # on a slow disk the record does without
+RECORD_FILE = "result.json"  # written last, so its presence is what tells a finished run
+RECORD_TYPES = {"config": dict, "weights": dict, "classnames": list, "command": list}  # of a record's entries
+GIT_TIMEOUT = 5  # on a slow disk the record does without
 
 
 def read_record(folder: Path) -> dict:
     """The record of the run in ``folder``; :class:`UserError` where there is none, or a damaged one."""
-    record = read_json(folder / RECORD)
+    record = read_json(folder / RECORD_FILE)
     if not isinstance(record, dict):
-        raise UserError(f"{folder / RECORD} is damaged: it is not a record of a run")
-    for key, kind in KINDS.items():
+        raise UserError(f"{folder / RECORD_FILE} is damaged: it is not a record of a run")
+    for key, kind in RECORD_TYPES.items():
         if not isinstance(record.get(key, kind()), kind):
-            raise UserError(f"{folder / RECORD} is damaged: its {key} is not what a run writes")
+            raise UserError(f"{folder / RECORD_FILE} is damaged: its {key} is not what a run writes")
     return record
 
 
@@ -39,7 +39,7 @@ def is_finished(folder: str | Path, command: Sequence[str]) -> bool:
     given = [(flag, Path(path)) for flag, path in pairwise(command)]
     files = [path for flag, path in given if flag in ("--config-file", "--dataset-config-file")]
     files += [file for flag, path in given if flag == "--model-dir" for file in path.glob("*/model*.pth.tar*")]
-    done = Path(folder, RECORD).stat().st_mtime
+    done = Path(folder, RECORD_FILE).stat().st_mtime
     return record.get("command") == list(command) and all(f.is_file() and f.stat().st_mtime <= done for f in files)
 
 
@@ -58,15 +58,15 @@ def code_version(root: Path, parts: Sequence[str]) -> dict:
     for name, path in sorted((path.relative_to(root).as_posix(), path) for path in files if path.is_file()):
         content = path.read_bytes().replace(b"\r\n", b"\n")
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
-    return {**_commit(root, parts), "sha256": digest.hexdigest()}
+    return {**_git_commit(root, parts), "sha256": digest.hexdigest()}
 
 
-def _commit(root: Path, parts: Sequence[str]) -> dict:
+def _git_commit(root: Path, parts: Sequence[str]) -> dict:
     if not (root / ".git").exists():  # a folder above may be a checkout of something else
         return {}
     command = ["git", "--no-optional-locks", "status", "--porcelain=v2", "--branch", "--", *parts]
     try:
-        status = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=GIT_SECONDS, check=True)
+        status = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=GIT_TIMEOUT, check=True)
     except (OSError, subprocess.SubprocessError):  # no git, or it does not trust the folder's owner
         return {}
     lines = status.stdout.splitlines()

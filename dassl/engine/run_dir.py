@@ -15,26 +15,26 @@ from yacs.config import CfgNode
 
 from dassl import __version__
 from dassl.config import to_dict
-from dassl.config.defaults import UNREAD
-from dassl.config.merge import leaves
-from dassl.config.saved import FILE, objections_to_resume, seed_of_run
+from dassl.config.defaults import UNUSED_KEYS
+from dassl.config.merge import flatten
+from dassl.config.run_config import CONFIG_FILE, find_resume_conflicts, read_run_seed
 from dassl.distributed import all_gather_objects, get_device, get_world_size, is_main_process, run_on_main
 from dassl.utils import atomic_write, check_at_least, check_availability, file_digest, set_random_seed, write_json
 from dassl.utils.checkpoint import find_checkpoint
-from dassl.utils.env import collect_env_info, keep_memory, machine, package_versions
-from dassl.utils.errors import UserError, stopped
-from dassl.utils.logger import log_to, set_aside
+from dassl.utils.env import collect_env_info, get_machine_info, get_package_versions, tune_malloc
+from dassl.utils.errors import UserError, interrupted_error
+from dassl.utils.logger import rotate_file, tee_stdout
 
 from . import checkpoint
 from .build import default_cfg
 from .lock import exclusive_lock
-from .record import RECORD, code_version
+from .record import RECORD_FILE, code_version
 
 
 def choose_seed(cfg: CfgNode) -> int:
     """Return SEED; where that is negative, the seed of the run that the output directory holds, or a new one."""
     try:
-        seed = cfg.SEED if cfg.SEED >= 0 else run_on_main(lambda: seed_of_run(cfg.OUTPUT_DIR, cfg.RESUME))
+        seed = cfg.SEED if cfg.SEED >= 0 else run_on_main(lambda: read_run_seed(cfg.OUTPUT_DIR, cfg.RESUME))
     except OSError as error:  # such as a name that is too long
         raise UserError(f"cannot look into {cfg.OUTPUT_DIR} for an earlier run: {error.strerror}") from error
     if type(seed) is not int:
@@ -50,7 +50,7 @@ def setup_environment(args: argparse.Namespace, cfg: CfgNode) -> None:
     Each epoch seeds them anew (``TrainerBase.epoch``). The threads are those that PyTorch takes (OMP_NUM_THREADS), or
     that the caller of ``train.main`` has set.
     """
-    keep_memory()
+    tune_malloc()
     print("***************\n** Arguments **\n***************")
     for key, value in sorted(vars(args).items()):
         print(f"{key}: {value}")
@@ -61,9 +61,9 @@ def setup_environment(args: argparse.Namespace, cfg: CfgNode) -> None:
     print(f"Device: {get_device(cfg.USE_CUDA)}, threads: {torch.get_num_threads()}")
     if args.model_dir and not args.eval_only:
         print("Note: --model-dir is for --eval-only; training starts from --resume or MODEL.INIT_WEIGHTS")
-    default = dict(leaves(default_cfg()))
-    for key, value in leaves(cfg):
-        if key in UNREAD and value != default[key]:
+    default = dict(flatten(default_cfg()))
+    for key, value in flatten(cfg):
+        if key in UNUSED_KEYS and value != default[key]:
             print(f"Note: {key} {value} does nothing, unless code of your own reads it")
     print(f"Setting fixed seed: {cfg.SEED}")
     set_random_seed(cfg.SEED)
@@ -88,35 +88,35 @@ def run_directory(cfg: CfgNode, trains: bool, keep_record: bool = False) -> Iter
         yield
         return
     with exclusive_lock(cfg.OUTPUT_DIR):
-        objections = claim_folder(cfg) if trains else []
+        objections = check_run_dir(cfg) if trains else []
         if not keep_record:
-            set_aside(Path(cfg.OUTPUT_DIR, RECORD))
-        with log_to(cfg.OUTPUT_DIR):
+            rotate_file(Path(cfg.OUTPUT_DIR, RECORD_FILE))
+        with tee_stdout(cfg.OUTPUT_DIR):
             for objection in objections:
                 print(f"--force-resume: {objection}")
             yield
 
 
-def claim_folder(cfg: CfgNode) -> list[str]:
+def check_run_dir(cfg: CfgNode) -> list[str]:
     """Write ``config.yaml``; return how the settings differ from those of the checkpoints that the run goes on from.
 
     Raises:
         UserError: they differ, and FORCE_RESUME is False.
     """
     folder = Path(cfg.OUTPUT_DIR)
-    objections, has_checkpoints = objections_to_resume(cfg, default_cfg())
+    objections, has_checkpoints = find_resume_conflicts(cfg, default_cfg())
     if objections and not cfg.FORCE_RESUME:
         raise UserError(
             f"{' and '.join(objections)}. Choose another --output-dir (or --resume), or go on from what is there with "
             "--force-resume"
         )
-    if not (objections and has_checkpoints and (folder / FILE).is_file()):  # it tells of the checkpoints there
-        with atomic_write(folder / FILE) as file:
+    if not (objections and has_checkpoints and (folder / CONFIG_FILE).is_file()):  # it tells of the checkpoints there
+        with atomic_write(folder / CONFIG_FILE) as file:
             file.write(cfg.dump())
     return objections
 
 
-def check_training(trainer) -> None:
+def check_training_cfg(trainer) -> None:
     """Raise :class:`UserError` for settings that would only fail after hours of training."""
     c = trainer.cfg
     check_at_least(trainer.max_epoch, 1, "OPTIM.MAX_EPOCH")
@@ -124,14 +124,14 @@ def check_training(trainer) -> None:
     check_at_least(c.TRAIN.KEEP_CHECKPOINTS, 0, "TRAIN.KEEP_CHECKPOINTS")
     check_availability(c.TEST.FINAL_MODEL, ("last_step", "best_val"), "TEST.FINAL_MODEL")
     if not c.TEST.NO_TEST:
-        trainer.loader_of(c.TEST.SPLIT)
+        trainer.get_loader(c.TEST.SPLIT)
         if c.TEST.FINAL_MODEL == "best_val":
-            trainer.loader_of("val")
+            trainer.get_loader("val")
 
 
 def check_evaluation(trainer, model_dir: str) -> None:
     """Raise :class:`UserError` where there is no trained model to evaluate."""
-    has_model = model_dir or trainer.cfg.MODEL.INIT_WEIGHTS or trainer.usable_untrained
+    has_model = model_dir or trainer.cfg.MODEL.INIT_WEIGHTS or trainer.supports_zero_shot
     if trainer.get_model_names() and not has_model:
         raise UserError(f"--eval-only with {trainer.cfg.TRAINER.NAME} needs --model-dir, the folder of a finished run")
 
@@ -140,7 +140,7 @@ def check_evaluation(trainer, model_dir: str) -> None:
 
 
 @contextmanager
-def recorded(
+def record_run(
     trainer, args: argparse.Namespace, command: list[str], code: Sequence[str], start: float
 ) -> Iterator[None]:
     """Write ``result.json`` after the body of a ``with``: what the run gave and what it was, enough to do it again.
@@ -154,16 +154,18 @@ def recorded(
         start: when the program was started.
     """
     version = code_version(Path(code[0]).resolve().parent, (*code[1:], Path(code[0]).name))
-    inputs = inputs_of(trainer, args.model_dir if args.eval_only else "", args.load_epoch)
+    inputs = get_inputs(trainer, args.model_dir if args.eval_only else "", args.load_epoch)
     try:
         yield
     except KeyboardInterrupt as stop:
-        done = f"after epoch {trainer.saved_epoch}" if trainer.saved_epoch else "from the beginning"
-        raise stopped(f"in epoch {trainer.epoch + 1} of {trainer.max_epoch}", done, str(code[0]), command) from stop
+        done = f"after epoch {trainer.last_saved_epoch}" if trainer.last_saved_epoch else "from the beginning"
+        raise interrupted_error(
+            f"in epoch {trainer.epoch + 1} of {trainer.max_epoch}", done, str(code[0]), command
+        ) from stop
     write_record(trainer, round(time.time() - start, 2), command, version, inputs)
 
 
-def inputs_of(trainer, model_dir: str = "", epoch: int | None = None) -> dict:
+def get_inputs(trainer, model_dir: str = "", epoch: int | None = None) -> dict:
     """Return what a run is made from, before it trains: its splits, and checkpoints that it starts from."""
     cfg, names = trainer.cfg, trainer.get_model_names()
     files = [Path(cfg.MODEL.INIT_WEIGHTS)] if cfg.MODEL.INIT_WEIGHTS else []
@@ -171,15 +173,15 @@ def inputs_of(trainer, model_dir: str = "", epoch: int | None = None) -> dict:
         with contextlib.suppress(UserError):  # whoever loads it says so, or looks for other files
             files += [find_checkpoint(Path(model_dir, name), epoch) for name in names]
     elif cfg.RESUME and Path(cfg.RESUME).resolve() != Path(cfg.OUTPUT_DIR).resolve():
-        files += checkpoint.latest_common(cfg.RESUME, names)
+        files += checkpoint.latest_common_checkpoints(cfg.RESUME, names)
     return {
-        "splits": checkpoint.splits(trainer),
+        "splits": checkpoint.get_splits(trainer),
         "few_shot_split": getattr(trainer.dm.dataset, "split_source", None),
         "started_from": [{"file": str(file), "sha256": file_digest(file)} for file in files if file.is_file()],
     }
 
 
-def describe(trainer) -> dict:
+def get_provenance(trainer) -> dict:
     """Return the trainer's provenance, with the number of all parameters for that of the frozen ones."""
     provenance = dict(trainer.provenance)
     if "frozen_parameters" in provenance:
@@ -189,12 +191,12 @@ def describe(trainer) -> dict:
 
 def write_record(trainer, seconds: float, command: list[str], code: dict, inputs: dict) -> None:
     cfg = trainer.cfg
-    splits = {name: {**entry, **_content(trainer, name)} for name, entry in inputs["splits"].items()}
+    splits = {name: {**entry, **_content_checksum(trainer, name)} for name, entry in inputs["splits"].items()}
     bad_images = getattr(trainer.dm, "bad_images", {})
-    processes = checkpoint.process_counts(trainer)  # a list of several for a run that went on with another number
+    processes = checkpoint.get_world_sizes(trainer)  # a list of several for a run that went on with another number
     record = {
         **(trainer.results or {"accuracy": None}),
-        **_counts(trainer),
+        **_result_counts(trainer),
         **({"bad_images": bad_images} if bad_images else {}),
         **({"forced": list(trainer.forced)} if trainer.forced else {}),
         "split": cfg.TEST.SPLIT,
@@ -202,30 +204,30 @@ def write_record(trainer, seconds: float, command: list[str], code: dict, inputs
         "dataset": cfg.DATASET.NAME,
         "seed": cfg.SEED,
         "trainable_parameters": trainer.trainable_parameters(),
-        **describe(trainer),
+        **get_provenance(trainer),
         **inputs,
         "splits": splits,
         "seconds": seconds,
         "code": code,
-        "versions": {"dassl": __version__, **package_versions()},
-        "machine": {"device": str(trainer.device), **machine()},
+        "versions": {"dassl": __version__, **get_package_versions()},
+        "machine": {"device": str(trainer.device), **get_machine_info()},
         **({} if processes == [1] else {"processes": processes if len(processes) > 1 else processes[0]}),
         "command": command,
         "config": to_dict(cfg),
     }
     if is_main_process():
-        write_json(record, Path(cfg.OUTPUT_DIR, RECORD))
+        write_json(record, Path(cfg.OUTPUT_DIR, RECORD_FILE))
 
 
-def _counts(trainer) -> dict[str, int]:
+def _result_counts(trainer) -> dict[str, int]:
     """Return how many of how many images were right, where the result is an accuracy."""
     names = ("correct", "total") if "accuracy" in (trainer.results or {}) else ()
     return {name: getattr(trainer.evaluator, f"_{name}") for name in names if hasattr(trainer.evaluator, f"_{name}")}
 
 
-def _content(trainer, split: str) -> dict[str, str]:
+def _content_checksum(trainer, split: str) -> dict[str, str]:
     """Return a checksum over those of a split's image files, in their order, if the run knows all of these."""
-    loader = getattr(trainer, checkpoint.LOADERS[split], None)
+    loader = getattr(trainer, checkpoint.LOADER_NAMES[split], None)
     checksums = {}
     for known in all_gather_objects(getattr(getattr(loader, "dataset", None), "contents", {})):
         checksums |= known

@@ -33,8 +33,8 @@ from yacs.config import CfgNode
 from dassl import distributed
 from dassl.data import DataManager
 from dassl.data.data_manager import TrainLoader
-from dassl.data.features import FeatureSource, feature_loader
-from dassl.data.samplers import sharded
+from dassl.data.features import FeatureExtractor, build_feature_loader
+from dassl.data.samplers import shard_loader
 from dassl.evaluation import build_evaluator
 from dassl.log_format import END_OF_TRAINING
 from dassl.utils import (
@@ -49,7 +49,7 @@ from dassl.utils import (
     set_random_seed,
     tolist_if_not,
 )
-from dassl.utils.checkpoint import BEST, find_checkpoint, load_state
+from dassl.utils.checkpoint import BEST_NAME, find_checkpoint, load_model_state
 
 from . import checkpoint, run_dir
 from .extra_state import ExtraState
@@ -64,18 +64,18 @@ class TrainerBase:
     seed: int | None = None  # each epoch is seeded by (seed, epoch); None: SEED is negative, and none is
     scaler: torch.amp.GradScaler | None = None  # of mixed precision
     _hooks: Sequence[HookBase] = ()
-    batch_lr: float | None = None  # the learning rate of this batch, for the hooks
-    batch_share = 1.0  # of several processes: this one's images * processes / all images of the batch
-    saved_epoch = 0  # epochs done at the latest save_model
+    current_lr: float | None = None  # the learning rate of this batch, for the hooks
+    loss_weight = 1.0  # of several processes: this one's images * processes / all images of the batch
+    last_saved_epoch = 0  # epochs done at the latest save_model
     best_result = -math.inf  # on validation images, of the epochs so far
     force_resume = False  # True: go on from checkpoints of other settings
     forced: tuple[str, ...] = ()  # what differed in earlier parts of the run (set by a resume)
-    changed_now = False  # whether this part went on from other settings (set by a resume)
-    earlier_processes: tuple[int, ...] = ()  # how many there were in earlier parts of the run (set by a resume)
+    resumed_with_changes = False  # whether this part went on from other settings (set by a resume)
+    earlier_world_sizes: tuple[int, ...] = ()  # how many there were in earlier parts of the run (set by a resume)
 
     def __init__(self):
         self._models, self._optims, self._scheds = {}, {}, {}
-        self._writer = self._begun_epoch = None
+        self._writer = self._seeded_epoch = None
         self._epoch = self.start_epoch = self.max_epoch = 0
         self.extra_state = ExtraState()  # tensors, numbers, … that a method sets on itself in training: saved, too
         self._world_size = distributed.get_world_size()
@@ -93,9 +93,9 @@ class TrainerBase:
     @epoch.setter
     def epoch(self, epoch: int) -> None:
         self._epoch = epoch
-        if epoch < 0 or not self._models or epoch == self._begun_epoch:  # the end of training, or nothing is built yet
+        if epoch < 0 or not self._models or epoch == self._seeded_epoch:  # the end of training, or nothing is built yet
             return
-        self._begun_epoch = epoch
+        self._seeded_epoch = epoch
         self.extra_state.begin(self)
         values = (v for value in vars(self).values() for v in (value.values() if isinstance(value, dict) else [value]))
         for loader in (value for value in values if isinstance(value, TrainLoader)):
@@ -142,7 +142,7 @@ class TrainerBase:
         if name in self._models:
             raise ValueError(f"a model is already registered as {name}")
         self._models[name], self._optims[name], self._scheds[name] = model, optim, sched
-        distributed.prepare(model, optim)
+        distributed.prepare_model(model, optim)
 
     def get_model_names(self, names: Names = None) -> list[str]:
         """Return all registered names, or ``names`` as a list once checked."""
@@ -157,7 +157,7 @@ class TrainerBase:
         """Set ``train``, or ``eval`` (also called ``test``)."""
         for name in self.get_model_names(names):
             self._models[name].train(mode == "train")
-            distributed.broadcast_model(self._models[name])  # running means differ from process to process
+            distributed.broadcast_parameters(self._models[name])  # running means differ from process to process
 
     def trainable_parameters(self) -> int:
         """Return the number of parameters that training may change, over all registered models."""
@@ -168,7 +168,7 @@ class TrainerBase:
     def detect_anomaly(self, loss: torch.Tensor) -> None:
         """Raise a ``FloatingPointError`` unless the loss is finite."""
         if not torch.isfinite(loss).all():
-            raise checkpoint.divergence(self, "Loss is infinite or NaN!")
+            raise checkpoint.divergence_error(self, "Loss is infinite or NaN!")
 
     def model_zero_grad(self, names: Names = None) -> None:
         for name in self.get_model_names(names):
@@ -178,7 +178,7 @@ class TrainerBase:
     def model_backward(self, loss: torch.Tensor, retain_graph: bool = False) -> None:
         """Compute the gradients of a loss that is a mean over the batch; of several processes, over all their parts."""
         if self._world_size > 1:
-            loss = self.batch_share * loss
+            loss = self.loss_weight * loss
         else:
             self.detect_anomaly(loss)  # several processes look at the mean of theirs, below, and stop together
         (loss if self.scaler is None else self.scaler.scale(loss)).backward(retain_graph=retain_graph)
@@ -241,14 +241,14 @@ class TrainerBase:
         ``checkpoint`` names the latest of any name; a resume goes on from it. Where a parameter is not finite, nothing
         is saved, but a ``FloatingPointError`` raised.
         """
-        states = checkpoint.model_states(self, epoch, val_result)
+        states = checkpoint.build_checkpoints(self, epoch, val_result)
 
         def save() -> None:
             for name, state in states.items():
                 save_checkpoint(state, Path(directory, name), is_best=is_best, model_name=model_name)
 
         distributed.run_on_main(save)  # others wait, and find the files
-        self.saved_epoch = epoch + 1
+        self.last_saved_epoch = epoch + 1
 
     def resume_model_if_exist(self, directory: str) -> int:
         """Load what the latest checkpoints in ``directory`` hold: models, optimizers, schedules, extra state, and (of
@@ -256,8 +256,8 @@ class TrainerBase:
         state = checkpoint.load_models(self, directory)
         if state is None:
             print("No checkpoint found, train from scratch")
-        self.saved_epoch = state["epoch"] if state else 0
-        return self.saved_epoch
+        self.last_saved_epoch = state["epoch"] if state else 0
+        return self.last_saved_epoch
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Load every model, to evaluate it: that of ``epoch``, else the best on validation, else the latest.
@@ -274,7 +274,7 @@ class TrainerBase:
             path = find_checkpoint(Path(directory, name), epoch)
             loaded = load_checkpoint(path)
             print(f'Loading weights to {name} from "{path}" (epoch = {loaded.get("epoch")})')
-            load_state(self._models[name], loaded["state_dict"], path)
+            load_model_state(self._models[name], loaded["state_dict"], path)
             self.extra_state.load_state_dict(loaded, resume=False)
         self.extra_state.restore(self)
 
@@ -305,8 +305,10 @@ class SimpleTrainer(TrainerBase):
     ``forward_backward``, which steps it (and calls ``update_lr``).
     """
 
-    usable_untrained = False  # True: the model is of use before training, so it may be evaluated as it is
-    feature_source: FeatureSource | None = None  # set in build_model: batches hold its features in place of images
+    supports_zero_shot = False  # True: the model is of use before training, so it may be evaluated as it is
+    feature_extractor: FeatureExtractor | None = (
+        None  # set in build_model: batches hold its features in place of images
+    )
     provenance: Mapping[str, Any] = MappingProxyType({})  # set in build_model: more entries of result.json
     results: OrderedDict[str, float] | None = None  # of the latest evaluation
 
@@ -321,10 +323,10 @@ class SimpleTrainer(TrainerBase):
         self.force_resume = cfg.FORCE_RESUME
         self.build_data_loader()
         self.build_model()
-        if self.feature_source is not None:
-            for split, name in checkpoint.LOADERS.items():
+        if self.feature_extractor is not None:
+            for split, name in checkpoint.LOADER_NAMES.items():
                 if (loader := getattr(self, name)) is not None:
-                    setattr(self, name, feature_loader(loader, self.feature_source, split))
+                    setattr(self, name, build_feature_loader(loader, self.feature_extractor, split))
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
 
     def check_cfg(self, cfg: CfgNode) -> None:
@@ -360,7 +362,7 @@ class SimpleTrainer(TrainerBase):
             self.after_train()
 
     def before_train(self) -> None:
-        run_dir.check_training(self)
+        run_dir.check_training_cfg(self)
         self.start_epoch = checkpoint.resume(self)
         self.init_writer(str(Path(self.output_dir, "tensorboard")))
         self.time_start = time.time()
@@ -371,7 +373,7 @@ class SimpleTrainer(TrainerBase):
             result = self.test(split="val")
             if result > self.best_result:
                 self.best_result = result
-                self.save_model(self.epoch, self.output_dir, val_result=result, model_name=BEST)
+                self.save_model(self.epoch, self.output_dir, val_result=result, model_name=BEST_NAME)
         if done == self.max_epoch or (frequency > 0 and done % frequency == 0):
             self.save_model(self.epoch, self.output_dir)
 
@@ -381,7 +383,7 @@ class SimpleTrainer(TrainerBase):
         if not self.cfg.TEST.NO_TEST:
             if self.cfg.TEST.FINAL_MODEL == "best_val":
                 print("Deploy the model with the best val performance")
-                checkpoint.require_best(self, self.output_dir)
+                checkpoint.check_best_exists(self, self.output_dir)
                 self.load_model(self.output_dir)
             else:
                 print("Deploy the last-epoch model")
@@ -396,22 +398,22 @@ class SimpleTrainer(TrainerBase):
         end = time.time()
         for self.batch_idx, batch in enumerate(batches):
             self._data_time.update(time.time() - end)
-            self.batch_lr = self.get_current_lr()  # on the last batch, forward_backward steps the schedule
+            self.current_lr = self.get_current_lr()  # on the last batch, forward_backward steps the schedule
             if self._world_size > 1:
-                self.batch_share = distributed.batch_share(*(len(part["label"]) for part in batch))
+                self.loss_weight = distributed.local_loss_weight(*(len(part["label"]) for part in batch))
             metrics = self.forward_backward(*batch)
             if self._world_size > 1:
-                metrics = distributed.reduce_dict(metrics, self.batch_share)
+                metrics = distributed.reduce_dict(metrics, self.loss_weight)
             self._losses.update(metrics)
             self._batch_time.update(time.time() - end)
             for hook in self._hooks:
                 hook.after_step(self)
             end = time.time()
-        self.batch_share = 1.0
+        self.loss_weight = 1.0
 
     # ---- evaluation ----
 
-    def loader_of(self, split: str):
+    def get_loader(self, split: str):
         loader = {"val": self.val_loader, "test": self.test_loader}.get(split)
         if loader is None:
             have = "test" if self.val_loader is None else "val, test"
@@ -428,13 +430,13 @@ class SimpleTrainer(TrainerBase):
         self.extra_state.restore(self)  # of a finished run, whose loop sets no epoch
         self.set_model_mode("eval")
         self.evaluator.reset()
-        loader = self.loader_of(split)
+        loader = self.get_loader(split)
         print(f"Evaluate on the *{split}* set")
-        with checkpoint.divergence_of(self), sharded(loader, "batches") as is_sharded:
+        with checkpoint.translate_divergence(self), shard_loader(loader, "batches") as is_sharded:
             batches = tqdm(loader, disable=None, leave=False, desc=f"evaluating {split}", unit="batch")
             outputs = ((self.model_inference(images), labels) for images, labels in map(self.parse_batch_test, batches))
             if is_sharded:
-                outputs = distributed.all_gather_in_turns(outputs, self.device)
+                outputs = distributed.gather_in_order(outputs, self.device)
             for output, labels in outputs:
                 self.evaluator.process(output, labels)
             self.results = distributed.run_on_main(self.evaluator.evaluate)
@@ -454,7 +456,7 @@ class TrainerX(SimpleTrainer):
 
     def run_epoch(self) -> None:
         self.num_batches = len(self.train_loader_x)
-        with sharded(self.train_loader_x, "images"):
+        with shard_loader(self.train_loader_x, "images"):
             self.run_batches(zip(self.train_loader_x))  # forward_backward(batch)
 
     def forward_backward(self, batch: dict) -> dict[str, float]:
@@ -462,7 +464,7 @@ class TrainerX(SimpleTrainer):
         raise NotImplementedError
 
     def parse_batch_train(self, batch: dict) -> tuple[torch.Tensor, ...]:
-        """Return images (or their features: ``feature_source``), labels and domains, on the device."""
+        """Return images (or their features: ``feature_extractor``), labels and domains, on the device."""
         if isinstance(batch["img"], list):
             raise UserError(
                 f"DATALOADER.K_TRANSFORMS is above 1, but {type(self).__name__} trains on one view an image"
@@ -484,7 +486,7 @@ class TrainerXU(SimpleTrainer):
         lengths = {"train_x": len(loader_x), "train_u": len(loader_u), "smaller_one": min(len(loader_x), len(loader_u))}
         check_availability(self.cfg.TRAIN.COUNT_ITER, lengths, "TRAIN.COUNT_ITER")
         self.num_batches = lengths[self.cfg.TRAIN.COUNT_ITER]
-        with sharded(loader_x, "images"), sharded(loader_u, "images"):
+        with shard_loader(loader_x, "images"), shard_loader(loader_u, "images"):
             self.run_batches(zip(self._repeated(loader_x), self._repeated(loader_u), strict=True))  # (batch_x, batch_u)
 
     def _repeated(self, loader: TrainLoader) -> Iterator[dict]:

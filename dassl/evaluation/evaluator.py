@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from yacs.config import CfgNode
 
-from dassl.log_format import class_line, result_lines
-from dassl.utils import NotANumber, UserError, atomic_write
+from dassl.log_format import format_class_result, format_result
+from dassl.utils import NonFiniteError, UserError, atomic_write
 
 from .build import EVALUATOR_REGISTRY
 
@@ -58,7 +58,9 @@ class Classification(EvaluatorBase):
             UserError: logits are not numbers.
         """
         if mo.isnan().any():
-            raise NotANumber("some outputs are not numbers (NaN): the model has diverged, or its precision is too low")
+            raise NonFiniteError(
+                "some outputs are not numbers (NaN): the model has diverged, or its precision is too low"
+            )
         predicted, true = mo.argmax(dim=1).tolist(), gt.tolist()
         for label, guess in zip(true, predicted, strict=True):
             hit = int(label == guess)
@@ -75,7 +77,7 @@ class Classification(EvaluatorBase):
 
         total, correct = self._total, self._correct
         macro_f1 = 100 * f1_score(self._y_true, self._y_pred, average="macro", labels=sorted(set(self._y_true)))
-        print(result_lines(total, correct, macro_f1))
+        print(format_result(total, correct, macro_f1))
         accuracy = 100.0 * correct / total
         results = OrderedDict(accuracy=accuracy, error_rate=100.0 - accuracy, macro_f1=float(macro_f1))
         if self.cfg.TEST.PER_CLASS_RESULT:
@@ -89,7 +91,7 @@ class Classification(EvaluatorBase):
         print("=> per-class result")
         hits = self._per_class_res
         for label, hit in sorted(hits.items()):
-            print(class_line(label, self._lab2cname.get(label, str(label)), len(hit), sum(hit)))
+            print(format_class_result(label, self._lab2cname.get(label, str(label)), len(hit), sum(hit)))
         average = sum(100 * sum(hit) / len(hit) for hit in hits.values()) / len(hits)
         print(f"* average: {average:.2f}%")
         return average

@@ -7,16 +7,16 @@ from collections import OrderedDict
 import torch
 from yacs.config import CfgNode
 
-from dassl.log_format import RESULT
-from dassl.utils import NotANumber, UserError
+from dassl.log_format import RESULT_HEADER
+from dassl.utils import NonFiniteError, UserError
 
 from .build import EVALUATOR_REGISTRY
 from .evaluator import EvaluatorBase
 
-BLOCK = 1 << 24  # scores that are in memory at a time, in rows of whole queries
+BLOCK_SCORES = 1 << 24  # scores that are in memory at a time, in rows of whole queries
 RECALL_AT = (1, 5, 10)
 MAP_AT = 10
-DEPTH = max(*RECALL_AT, MAP_AT)  # best candidates of a query that count
+MAX_RANK = max(*RECALL_AT, MAP_AT)  # best candidates of a query that count
 
 
 @EVALUATOR_REGISTRY.register()
@@ -54,38 +54,38 @@ class Retrieval(EvaluatorBase):
             raise UserError("there is nothing to evaluate: the test set is empty")
         images, texts = torch.cat(self._images).float(), torch.cat(self._texts).float()
         if not (images.isfinite().all() and texts.isfinite().all()):
-            raise NotANumber("some features are infinite or not a number: the model has diverged")
+            raise NonFiniteError("some features are infinite or not a number: the model has diverged")
         numbers, owners = torch.cat(self._numbers).to(images.device), torch.cat(self._owners).to(images.device)
         directions = {"i2t": (images, texts, numbers, owners), "t2i": (texts, images, owners, numbers)}
         results = OrderedDict({"recall@1": 0.0})
         for name, (queries, candidates, query_images, candidate_images) in directions.items():
-            hits, counts = first_hits(queries, candidates, query_images, candidate_images)
+            hits, counts = rank_matches(queries, candidates, query_images, candidate_images)
             results |= {f"{name}_recall@{k}": recall(hits, k) for k in RECALL_AT}
             results[f"{name}_map@{MAP_AT}"] = mean_average_precision(hits, counts, MAP_AT)
         results["recall@1"] = (results["i2t_recall@1"] + results["t2i_recall@1"]) / 2
         lines = (f"* {name}: {value:.2f}%" for name, value in results.items())
-        print("\n".join((RESULT, f"* images: {len(images):,}", f"* texts: {len(texts):,}", *lines)))
+        print("\n".join((RESULT_HEADER, f"* images: {len(images):,}", f"* texts: {len(texts):,}", *lines)))
         return results
 
 
 def recall(hits: torch.Tensor, k: int) -> float:
-    """Return the percentage of queries with a right answer among the first ``k``; ``hits`` as of :func:`first_hits`."""
+    """Return the percentage of queries with a right answer among the first ``k``; ``hits`` as of :func:`rank_matches`."""
     return 100 * hits[:, :k].any(1).double().mean().item()
 
 
 def mean_average_precision(hits: torch.Tensor, counts: torch.Tensor, k: int) -> float:
-    """Return mAP@k in percent; the arguments are what :func:`first_hits` returns."""
+    """Return mAP@k in percent; the arguments are what :func:`rank_matches` returns."""
     hits = hits[:, :k].double()
     precision = hits.cumsum(1) / torch.arange(1, hits.shape[1] + 1)
     return 100 * ((precision * hits).sum(1) / counts.clamp(max=k)).mean().item()
 
 
-def first_hits(
+def rank_matches(
     queries: torch.Tensor,
     candidates: torch.Tensor,
     query_images: torch.Tensor,
     candidate_images: torch.Tensor,
-    block: int = BLOCK,
+    block: int = BLOCK_SCORES,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return which of the best candidates of each query are right, and how many right ones there are.
 
@@ -106,7 +106,7 @@ def first_hits(
         right = images[:, None] == candidate_images
         scores = (part @ candidates.t()).double()
         scores[right] = scores[right].nextafter(scores.new_tensor(-torch.inf))  # after wrong ones of the same score
-        best = scores.topk(min(DEPTH, len(candidates)), dim=1).indices
+        best = scores.topk(min(MAX_RANK, len(candidates)), dim=1).indices
         hits.append(right.gather(1, best).cpu())
         counts.append(right.sum(1).cpu())
     return torch.cat(hits), torch.cat(counts)

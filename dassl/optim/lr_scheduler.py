@@ -26,29 +26,31 @@ def build_lr_scheduler(optimizer: torch.optim.Optimizer, optim_cfg: CfgNode, per
     check_availability(optim_cfg.WARMUP_TYPE, ("constant", "linear"), "OPTIM.WARMUP_TYPE")
     if not (steps := tolist_if_not(optim_cfg.STEPSIZE)) or not all(isinstance(step, int) for step in steps):
         raise UserError(f"OPTIM.STEPSIZE is {optim_cfg.STEPSIZE}; it must be epochs, such as (10,)")
-    return LambdaLR(optimizer, [partial(_rate, optim_cfg, group["lr"], per_epoch) for group in optimizer.param_groups])
+    return LambdaLR(
+        optimizer, [partial(_lr_factor, optim_cfg, group["lr"], per_epoch) for group in optimizer.param_groups]
+    )
 
 
-def _rate(c: CfgNode, base_lr: float, per_epoch: int, step: int) -> float:
+def _lr_factor(c: CfgNode, base_lr: float, per_epoch: int, step: int) -> float:
     """The rate of a step (counted from 0; an epoch has ``per_epoch``) as a share of ``base_lr``."""
     epoch = step / per_epoch
-    decay = _decay(c)
+    decay = _decay_factor(c)
     warmup = max(c.WARMUP_EPOCH, 0)
     if epoch < warmup:
-        return _warmup(c, base_lr, epoch) / base_lr if base_lr else 0.0
+        return _warmup_lr(c, base_lr, epoch) / base_lr if base_lr else 0.0
     if c.WARMUP_RECOUNT:
         return decay(epoch - warmup)
     # Dassl's rule: the rate starts from the base rate after the warm-up and follows the curve's remaining shape.
     return decay(epoch) / (decay(warmup) or 1.0)
 
 
-def _warmup(c: CfgNode, base_lr: float, epoch: float) -> float:
+def _warmup_lr(c: CfgNode, base_lr: float, epoch: float) -> float:
     if c.WARMUP_TYPE == "constant":
         return c.WARMUP_CONS_LR
     return c.WARMUP_MIN_LR if epoch == 0 else base_lr * epoch / c.WARMUP_EPOCH
 
 
-def _decay(c: CfgNode) -> Callable[[float], float]:
+def _decay_factor(c: CfgNode) -> Callable[[float], float]:
     """The schedule without its warm-up: epoch -> share of the base rate."""
     if c.LR_SCHEDULER == "cosine":
         return lambda epoch: (1 + math.cos(math.pi * epoch / c.MAX_EPOCH)) / 2

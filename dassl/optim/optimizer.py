@@ -36,7 +36,7 @@ def build_optimizer(
     }
     check_availability(c.NAME, optimizers, "optimizer OPTIM.NAME")
     if param_groups is None:
-        param_groups = _staged_groups(model, c) if c.STAGED_LR else model
+        param_groups = _staged_param_groups(model, c) if c.STAGED_LR else model
         param_groups = param_groups.parameters() if isinstance(param_groups, nn.Module) else param_groups
     try:
         return optimizers[c.NAME](param_groups, lr=c.LR, weight_decay=c.WEIGHT_DECAY)
@@ -44,7 +44,7 @@ def build_optimizer(
         raise UserError(f"the OPTIM keys do not suit {c.NAME}: {error}") from error
 
 
-def _staged_groups(model: nn.Module, c: CfgNode) -> list[dict]:
+def _staged_param_groups(model: nn.Module, c: CfgNode) -> list[dict]:
     """New layers learn at LR, all others at LR * BASE_LR_MULT."""
     new_layers = tolist_if_not(c.NEW_LAYERS)
     children = dict(model.named_children())

@@ -4,7 +4,16 @@ from typing import TYPE_CHECKING
 
 from dassl.lazy import attach
 
-from .errors import BadImage, NotANumber, UserError, cannot_write, command_line, nearest, reason_of, stopped
+from .errors import (
+    NonFiniteError,
+    UnreadableImageError,
+    UserError,
+    command_line,
+    error_reason,
+    interrupted_error,
+    suggest_name,
+    write_error,
+)
 from .files import (
     atomic_write,
     check_isfile,
@@ -26,9 +35,9 @@ if TYPE_CHECKING:
         resume_from_checkpoint,
         save_checkpoint,
     )
-    from .env import collect_env_info, keep_memory, package_versions, release_memory
+    from .env import collect_env_info, get_package_versions, trim_malloc, tune_malloc
     from .logger import setup_logger
     from .meters import AverageMeter, MetricMeter
-    from .seed import derive_seed, random_states, restore_random_states, seeded, set_random_seed
+    from .seed import derive_seed, get_rng_states, set_random_seed, set_rng_states, temporary_seed
 
 __getattr__, __all__ = attach(__name__)

@@ -13,13 +13,13 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from .errors import UserError, reason_of
+from .errors import UserError, error_reason
 from .files import atomic_write
-from .inert import load_plain
+from .safe_load import safe_torch_load
 
-BEST = "model-best.pth.tar"
-LATEST = "model-latest.pth.tar-{}"  # epoch; between those that are to stay: the next one takes its place
-EPOCH = "model.pth.tar-{}"
+BEST_NAME = "model-best.pth.tar"
+LATEST_NAME = "model-latest.pth.tar-{}"  # epoch; between those that are to stay: the next one takes its place
+EPOCH_NAME = "model.pth.tar-{}"
 
 
 def save_checkpoint(
@@ -37,8 +37,8 @@ def save_checkpoint(
     if remove_module_from_keys:
         state = {**state, "state_dict": {k.removeprefix("module."): v for k, v in state["state_dict"].items()}}
     state = {key: value.item() if isinstance(value, np.generic) else value for key, value in state.items()}
-    name = model_name or EPOCH.format(state["epoch"])
-    for target in [name, BEST] if is_best else [name]:
+    name = model_name or EPOCH_NAME.format(state["epoch"])
+    for target in [name, BEST_NAME] if is_best else [name]:
         with atomic_write(Path(save_dir, target), "wb") as file:
             torch.save(state, file)
     with atomic_write(Path(save_dir, "checkpoint")) as file:
@@ -55,17 +55,17 @@ def load_checkpoint(fpath: str | os.PathLike) -> dict[str, Any]:
     if not os.path.isfile(fpath):
         raise UserError(f"no checkpoint at {fpath}")
     try:
-        checkpoint = load_plain(fpath)
+        checkpoint = safe_torch_load(fpath)
     except UserError:
         raise
     except Exception as error:  # torch.load has no error class of its own for a damaged file
-        raise UserError(f"{fpath} cannot be read as a checkpoint (damaged?): {reason_of(error)}") from error
+        raise UserError(f"{fpath} cannot be read as a checkpoint (damaged?): {error_reason(error)}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f'{fpath} is not a checkpoint of this framework: it has no "state_dict"')
     return checkpoint
 
 
-def load_state(model: nn.Module, state_dict: dict[str, torch.Tensor], source: str | os.PathLike) -> None:
+def load_model_state(model: nn.Module, state_dict: dict[str, torch.Tensor], source: str | os.PathLike) -> None:
     """``model.load_state_dict``, whether one of the two was in ``nn.DataParallel`` or not.
 
     Raises:
@@ -79,24 +79,24 @@ def load_state(model: nn.Module, state_dict: dict[str, torch.Tensor], source: st
         raise UserError(f"{source} does not fit this configuration: {details or error}") from error
 
 
-def newest(save_dir: str | os.PathLike) -> Path | None:
+def latest_checkpoint(save_dir: str | os.PathLike) -> Path | None:
     """The checkpoint that the file ``checkpoint`` in ``save_dir`` names, or None."""
     pointer = Path(save_dir, "checkpoint")
     return Path(save_dir, Path(pointer.read_text(errors="replace").strip()).name) if pointer.is_file() else None
 
 
-def by_epoch(save_dir: str | os.PathLike, names: str = EPOCH) -> dict[int, Path]:
+def checkpoints_by_epoch(save_dir: str | os.PathLike, names: str = EPOCH_NAME) -> dict[int, Path]:
     """The checkpoints of that name, by epoch, the earliest first."""
     found = {path.name.rpartition("-")[2]: path for path in Path(save_dir).glob(names.format("*"))}
     return {int(epoch): found[epoch] for epoch in sorted(filter(str.isdecimal, found), key=int)}
 
 
-def remove_superseded(save_dir: str | os.PathLike, keep: int = 0) -> None:
+def remove_old_checkpoint_files(save_dir: str | os.PathLike, keep: int = 0) -> None:
     """Remove LATEST checkpoints, and all but those of the ``keep`` last epochs (0: all of them stay). The newest and
     the best one stay in any case."""
-    current = newest(save_dir)
-    old = list(by_epoch(save_dir).values())[:-keep] if keep else []
-    for path in (*by_epoch(save_dir, LATEST).values(), *old):
+    current = latest_checkpoint(save_dir)
+    old = list(checkpoints_by_epoch(save_dir).values())[:-keep] if keep else []
+    for path in (*checkpoints_by_epoch(save_dir, LATEST_NAME).values(), *old):
         if path != current:
             path.unlink(missing_ok=True)
 
@@ -107,13 +107,13 @@ def find_checkpoint(save_dir: str | os.PathLike, epoch: int | None = None) -> Pa
     Raises:
         UserError: it is not there; the message lists the epochs that are.
     """
-    wanted, candidates = "checkpoint", [Path(save_dir, BEST), newest(save_dir)]
+    wanted, candidates = "checkpoint", [Path(save_dir, BEST_NAME), latest_checkpoint(save_dir)]
     if epoch is not None:
-        wanted, candidates = f"checkpoint of epoch {epoch}", [Path(save_dir, EPOCH.format(epoch))]
+        wanted, candidates = f"checkpoint of epoch {epoch}", [Path(save_dir, EPOCH_NAME.format(epoch))]
     for path in candidates:
         if path is not None and path.is_file():
             return path
-    epochs = ", ".join(map(str, by_epoch(save_dir)))
+    epochs = ", ".join(map(str, checkpoints_by_epoch(save_dir)))
     raise UserError(f"no {wanted} in {save_dir} ({f'epochs there: {epochs}' if epochs else 'there is none'})")
 
 
@@ -122,13 +122,13 @@ def resume_from_checkpoint(
 ) -> int:
     """Load the checkpoint of ``epoch`` in ``fdir``, without one the newest, into the model, optimizer, scheduler and
     gradient scaler; returns the epoch to start at."""
-    path = newest(fdir) if epoch is None else find_checkpoint(fdir, epoch)
+    path = latest_checkpoint(fdir) if epoch is None else find_checkpoint(fdir, epoch)
     if path is None:
         raise UserError(f"no checkpoint to resume from in {fdir}")
-    return resume_from_file(path, model, optimizer, scheduler, scaler)["epoch"]
+    return resume_from_checkpoint_file(path, model, optimizer, scheduler, scaler)["epoch"]
 
 
-def resume_from_file(
+def resume_from_checkpoint_file(
     path: Path, model: nn.Module, optimizer=None, scheduler=None, scaler=None, force: bool = False
 ) -> dict[str, Any]:
     """:func:`resume_from_checkpoint` for one file; returns what it holds.
@@ -139,7 +139,7 @@ def resume_from_file(
     if not isinstance(checkpoint.get("epoch"), int):
         raise UserError(f"{path} does not say after which epoch it was saved; a run cannot go on from it")
     print(f'Loading checkpoint from "{path}"')
-    load_state(model, checkpoint["state_dict"], path)
+    load_model_state(model, checkpoint["state_dict"], path)
     if optimizer is not None and checkpoint.get("optimizer") is not None:
         _resume_optimizer(optimizer, checkpoint["optimizer"], path, force)
     _resume_schedule(scheduler, checkpoint.get("scheduler"), checkpoint["epoch"], force)

@@ -15,7 +15,7 @@ PACKAGES = (
 )
 
 
-def keep_memory() -> None:
+def tune_malloc() -> None:
     """Keep the pages of freed tensors for the next ones, where the C library is glibc.
 
     By default it gives large blocks back to the system at once, which maps and zeroes them anew for each operation:
@@ -27,14 +27,14 @@ def keep_memory() -> None:
             mallopt(option, value)
 
 
-def release_memory() -> None:
+def trim_malloc() -> None:
     """Give the holes between small blocks back to the system, where the C library is glibc: large tensors that come and
     go beside small ones that stay would otherwise leave more and more of them."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def package_versions() -> dict[str, str]:
+def get_package_versions() -> dict[str, str]:
     """Versions of Python and of the packages whose versions can change a result."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
@@ -45,7 +45,7 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def machine() -> dict:
+def get_machine_info() -> dict:
     """What of a machine, and of how PyTorch uses it, can change the last bits of a result."""
     import torch
 
@@ -67,12 +67,12 @@ def machine() -> dict:
 
 def collect_env_info() -> str:
     """A few lines of text: system, processor, accelerator, versions."""
-    has = machine()
+    has = get_machine_info()
     lines = {
         "system": has["system"],
         "processor": f"{has['processor']}, {has['cores']} cores, {has['threads']} threads in use, "
         f"{has['instructions']}",
         "accelerator": ", ".join(has["accelerators"]) or "none",
-        **package_versions(),
+        **get_package_versions(),
     }
     return "\n".join(f"{name}: {value}" for name, value in lines.items())

@@ -1,4 +1,4 @@
-"""The error for what a user can mend: one message, exit code 2, no traceback. Anything else is a bug."""
+"""The error for what a user can hint: one message, exit code 2, no traceback. Anything else is a bug."""
 
 from __future__ import annotations
 
@@ -20,32 +20,36 @@ class UserError(Exception):
         return super().__str__().rpartition(f"{type(self).__name__}: ")[2].strip()
 
 
-class BadImage(UserError):
+class UnreadableImageError(UserError):
     """A picture that cannot be read: ``path`` and ``reason``."""
 
     path = reason = ""
 
     @classmethod
-    def of(cls, path: str | os.PathLike, reason: str) -> BadImage:
+    def of(cls, path: str | os.PathLike, reason: str) -> UnreadableImageError:
         error = cls(f"cannot read {path} as an image: {reason}")
         error.path, error.reason = str(path), reason
         return error
 
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, the user's quota, the process's limit
+DISK_FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, the user's quota, the process's limit
 
 
-class NotANumber(UserError, FloatingPointError):
+class NonFiniteError(UserError, FloatingPointError):
     """A model has diverged."""
 
 
-def cannot_write(path: str | os.PathLike, error: OSError) -> UserError:
+def write_error(path: str | os.PathLike, error: OSError) -> UserError:
     """The error to raise where ``path`` cannot be written."""
-    mend = ". What was written before is whole: make room, and the same command goes on" if error.errno in FULL else ""
-    return UserError(f"cannot write {path}: {error.strerror or error}{mend}")
+    hint = (
+        ". What was written before is whole: make room, and the same command goes on"
+        if error.errno in DISK_FULL_ERRNOS
+        else ""
+    )
+    return UserError(f"cannot write {path}: {error.strerror or error}{hint}")
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def suggest_name(name: str, known: Iterable[str]) -> str:
     """A hint for a misspelt name: the most similar known one (if any is), then all of them."""
     known = sorted(known)
     folded = {k.lower(): k for k in known}
@@ -54,19 +58,19 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"{hint}Known: {', '.join(known) or 'none'}"
 
 
-def reason_of(error: BaseException) -> str:
+def error_reason(error: BaseException) -> str:
     """The first line of an error's message, for a message of ours; its class where it has none."""
     if isinstance(error, UnpicklingError):  # PyTorch's advice, to load the file without its safeguard, is a bad one
         return "it is no file of torch.save, or holds more than tensors and plain values"
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(":")
 
 
-def _printable(text: str) -> str:
+def _escape_control_characters(text: str) -> str:
     """Without what steers a terminal: names from outside stand in messages."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
-def stopped(where: str, goes_on: str, script: str, argv: list[str]) -> KeyboardInterrupt:
+def interrupted_error(where: str, goes_on: str, script: str, argv: list[str]) -> KeyboardInterrupt:
     """Return a Ctrl-C that says where it came and which command goes on; :func:`command_line` prints it."""
     launcher = ["python"]
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -90,7 +94,7 @@ def command_line(when_stopped: str = "stopped") -> Callable[[Callable], Callable
             try:
                 return main(argv) or 0
             except UserError as error:
-                print(f"error: {_printable(str(error))}", file=sys.stderr)
+                print(f"error: {_escape_control_characters(str(error))}", file=sys.stderr)
                 return 2
             except KeyboardInterrupt as interrupt:
                 print(f"\n{str(interrupt) or when_stopped}", file=sys.stderr)
@@ -99,9 +103,9 @@ def command_line(when_stopped: str = "stopped") -> Callable[[Callable], Callable
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python itself flushes it once more
                 return 141
             except OSError as error:  # from a library that writes files of its own
-                if error.errno not in FULL:
+                if error.errno not in DISK_FULL_ERRNOS:
                     raise
-                print(f"error: {cannot_write(error.filename or 'a file', error)}", file=sys.stderr)
+                print(f"error: {write_error(error.filename or 'a file', error)}", file=sys.stderr)
                 return 2
 
         return guarded

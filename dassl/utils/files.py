@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import BadImage, UserError, cannot_write, reason_of
+from .errors import UnreadableImageError, UserError, error_reason, write_error
 
-TEMPORARY = ".tmp"  # how the names of files end that are being written; they begin with a dot
+TEMPORARY_SUFFIX = ".tmp"  # how the names of files end that are being written; they begin with a dot
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     """
     path = Path(path)
     mkdir_if_missing(path.parent)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     try:
         text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
         with open(temporary, mode, **text) as file:
@@ -40,15 +40,15 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
         reason = error if isinstance(error, OSError) else error.__context__  # torch.save hides it behind its own
         if not isinstance(reason, OSError):
             raise
-        raise cannot_write(path, reason) from error
+        raise write_error(path, reason) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def remove_temporaries(folder: str | os.PathLike, older_than: float = 0) -> None:
+def remove_temporary_files(folder: str | os.PathLike, older_than: float = 0) -> None:
     """Remove what writers that were killed have left in a folder. Nobody may be writing to it now, unless what was
     written to in as many seconds is left alone."""
-    for path in Path(folder).glob(f".*{TEMPORARY}"):
+    for path in Path(folder).glob(f".*{TEMPORARY_SUFFIX}"):
         with contextlib.suppress(OSError):
             if not older_than or time.time() - path.stat().st_mtime > older_than:
                 path.unlink()
@@ -120,10 +120,10 @@ def read_image(path: str | os.PathLike):
                 del image.info["transparency"]
             return image.convert("RGB")
     except Exception as error:  # a damaged file makes PIL's decoders raise almost anything
-        raise BadImage.of(path, _why_unreadable(error)) from error
+        raise UnreadableImageError.of(path, _decode_error_reason(error)) from error
 
 
-def _why_unreadable(error: Exception) -> str:
+def _decode_error_reason(error: Exception) -> str:
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(error, UnidentifiedImageError):  # PIL's message names the file
@@ -131,4 +131,4 @@ def _why_unreadable(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         pixels, most = int(re.search(r"\d+", str(error))[0]), 2 * Image.MAX_IMAGE_PIXELS
         return f"it has {pixels:,} pixels, and PIL decodes {most:,} at most, lest it fill the memory; scale it down"
-    return getattr(error, "strerror", None) or reason_of(error)
+    return getattr(error, "strerror", None) or error_reason(error)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import UserError, cannot_write
+from .errors import UserError, write_error
 from .files import mkdir_if_missing
 
 
@@ -31,7 +31,7 @@ class Logger:
         try:
             self.file.write(text)
         except OSError as error:
-            raise cannot_write(self.path, error) from error
+            raise write_error(self.path, error) from error
 
     def close(self, last_words: str = "") -> None:
         with contextlib.suppress(OSError), self.file:  # the error has been raised before
@@ -45,7 +45,7 @@ class Logger:
         return getattr(self.console, name)
 
 
-def set_aside(path: Path) -> None:
+def rotate_file(path: Path) -> None:
     """Rename a file of an earlier run to ``<name>-<its date>``: nobody may take its result for the new run's."""
     if path.exists():
         stamp = time.strftime("%Y-%m-%d-%H-%M-%S", time.localtime(path.stat().st_mtime))
@@ -70,14 +70,14 @@ def setup_logger(output: str | os.PathLike | None = None) -> None:
     path = path if path.suffix in (".txt", ".log") else path / "log.txt"
     mkdir_if_missing(path.parent)
     try:
-        set_aside(path)
+        rotate_file(path)
         sys.stdout = Logger(path)
     except OSError as error:
         raise UserError(f"cannot write to the output directory {path.parent}: {error.strerror}") from error
 
 
 @contextmanager
-def log_to(output: str | os.PathLike) -> Iterator[None]:
+def tee_stdout(output: str | os.PathLike) -> Iterator[None]:
     """:func:`setup_logger` for the body of a ``with``; a log that ends early says why."""
     before = sys.stdout
     setup_logger(output)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from .errors import UserError, nearest
+from .errors import UserError, suggest_name
 
 
 class Registry:
@@ -49,7 +49,7 @@ def check_availability(requested: str | Iterable[str], available: Iterable[str],
     for name in map(str, tolist_if_not(requested)):
         if name not in available:
             problem = f'unknown {what} "{name}"' if name else f"no {what} is given"
-            raise UserError(f"{problem}; {nearest(name, available)}")
+            raise UserError(f"{problem}; {suggest_name(name, available)}")
 
 
 def check_at_least(value: int, least: int, what: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-_GENERATORS = threading.RLock()
+_RNG_LOCK = threading.RLock()
 
 
 def set_random_seed(seed: int) -> None:
@@ -22,7 +22,7 @@ def set_random_seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def random_states() -> dict[str, Any]:
+def get_rng_states() -> dict[str, Any]:
     """The states of the generators that :func:`set_random_seed` seeds, as plain values and tensors."""
     name, keys, *rest = np.random.get_state()
     return {
@@ -33,8 +33,8 @@ def random_states() -> dict[str, Any]:
     }
 
 
-def restore_random_states(states: dict[str, Any]) -> None:
-    """Go on drawing where :func:`random_states` was called."""
+def set_rng_states(states: dict[str, Any]) -> None:
+    """Go on drawing where :func:`get_rng_states` was called."""
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     np.random.set_state(tuple(states["numpy"]))
@@ -51,13 +51,13 @@ def derive_seed(*parts: object) -> int:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def temporary_seed(seed: int) -> Iterator[None]:
     """Seed Python's and PyTorch's CPU generators for the body of a ``with`` and put them back afterwards.
 
     They are what torchvision's transforms and ``random.sample`` draw from; NumPy's takes ten times as long to put back.
     As all threads share them, one thread at a time is in such a body.
     """
-    with _GENERATORS:
+    with _RNG_LOCK:
         states = random.getstate(), torch.get_rng_state()
         random.seed(seed)
         torch.default_generator.manual_seed(seed)

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dassl.config.merge import leaves
-from dassl.engine.record import RECORD, read_record
+from dassl.config.merge import flatten
+from dassl.engine.record import RECORD_FILE, read_record
 from dassl.log_format import read_result
 
 
@@ -30,7 +30,7 @@ class Cell:
     @property
     def spread(self) -> float:
         """Half of the 95% interval; 0 for a single run."""
-        return interval95(self.accuracies) if len(self.accuracies) > 1 else 0
+        return ci95_half_width(self.accuracies) if len(self.accuracies) > 1 else 0
 
     def __str__(self) -> str:
         if not self.accuracies:
@@ -39,7 +39,7 @@ class Cell:
         return f"{self.mean:.2f}{spread}{'*' if self.shortcuts else ''}"
 
 
-def runs_in(folder: Path) -> list[Path]:
+def list_runs(folder: Path) -> list[Path]:
     """The runs in ``folder``: its seed folders, or the folder itself."""
     return sorted(folder.glob("seed*")) or [folder]
 
@@ -59,39 +59,39 @@ def read_cell(runs: Iterable[Path], expected: dict, trained: bool) -> Cell:
         if accuracy is None:
             cell.missing.append(f"{run}: {'the run has not ended' if trained else 'no result in the log'}")
             continue
-        if (run / RECORD).is_file():
+        if (run / RECORD_FILE).is_file():
             record = read_record(run)
-            if reason := _misplaced(record, {"TEST.SPLIT": "test", **expected}):
+            if reason := _find_config_mismatch(record, {"TEST.SPLIT": "test", **expected}):
                 cell.missing.append(f"{run}: {reason}")
                 continue
-            cell.weights.add(_weights(record))
+            cell.weights.add(_describe_weights(record))
             if type(count := record.get("trainable_parameters")) is int and 0 <= count < 2**63:
                 cell.parameters.add(count)
-            cell.shortcuts.update(_shortcuts(record, trained))
+            cell.shortcuts.update(_find_shortcuts(record, trained))
         cell.accuracies.append(accuracy)
     return cell
 
 
-def _misplaced(record: dict, expected: dict) -> str:
+def _find_config_mismatch(record: dict, expected: dict) -> str:
     """Why a run does not belong in the cell that its folder names; empty if it does."""
-    config = dict(leaves(record.get("config") or {}))
+    config = dict(flatten(record.get("config") or {}))
     if config.get("TRAINER.COOP.CTX_INIT"):  # its words set the number of tokens
         expected = {key: value for key, value in expected.items() if key != "TRAINER.COOP.N_CTX"}
     wrong = [f"{key} {config[key]}" for key, value in expected.items() if config.get(key, value) != value]
     return f"its record says {', '.join(wrong)}" if wrong else ""
 
 
-def _weights(record: dict) -> str:
+def _describe_weights(record: dict) -> str:
     weights = record.get("weights")
     if not isinstance(weights, dict):
         return "not recorded"
     return f"{weights.get('backbone')}, SHA-256 {str(weights.get('sha256'))[:16]}…"
 
 
-def _shortcuts(record: dict, trained: bool) -> list[str]:
+def _find_shortcuts(record: dict, trained: bool) -> list[str]:
     """What a run did otherwise than the original: settings that trade exactness for speed, and images that were left
     out; old records have none."""
-    config = dict(leaves(record.get("config") or {}))
+    config = dict(flatten(record.get("config") or {}))
     found = []
     if trained and (views := config.get("FEATURES.VIEWS")):
         epochs = "every epoch" if views == 1 else f"{views} epochs"
@@ -105,11 +105,11 @@ def _shortcuts(record: dict, trained: bool) -> list[str]:
     return found
 
 
-def shots_text(shots: int) -> str:
+def format_shots(shots: int) -> str:
     return f"{shots} shot" if shots == 1 else f"{shots} shots"
 
 
-def notes(cells: dict[str, Cell]) -> list[str]:
+def format_notes(cells: dict[str, Cell]) -> list[str]:
     """The lines below a table whose cells are called as the keys say: shortcuts, weights, what is missing and why."""
     lines = []
     if any(len(cell.accuracies) > 1 for cell in cells.values()):
@@ -128,7 +128,7 @@ def notes(cells: dict[str, Cell]) -> list[str]:
     return lines
 
 
-def interval95(values: Sequence[float]) -> float:
+def ci95_half_width(values: Sequence[float]) -> float:
     """Half the width of the 95% confidence interval of the mean of a few runs (Student's t); NaN for fewer than two."""
     if len(values) < 2:
         return math.nan

@@ -19,23 +19,26 @@ import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
-from dassl.utils import UserError, nearest
-from studies.tables.cells import Cell, notes, read_cell, runs_in, shots_text
+from dassl.utils import UserError, suggest_name
+from studies.tables.cells import Cell, format_notes, format_shots, list_runs, read_cell
 
 SHOTS = (0, 1, 2, 4, 8, 16)
-ZERO_SHOT = {"Zero-shot CLIP": "ZeroshotCLIP", "Zero-shot ensemble": "ZeroshotCLIP2"}
-STANDARD, EFFICIENT = 16, 4  # context tokens
-COOP = {(STANDARD, False): "CoOp (Standard)", (EFFICIENT, False): "CoOp (Efficient)"}  # (tokens, class-specific)
-ON_FEATURES = {
+ZERO_SHOT_ROWS = {"Zero-shot CLIP": "ZeroshotCLIP", "Zero-shot ensemble": "ZeroshotCLIP2"}
+STANDARD_TOKENS, EFFICIENT_TOKENS = 16, 4  # context tokens
+COOP_ROWS = {
+    (STANDARD_TOKENS, False): "CoOp (Standard)",
+    (EFFICIENT_TOKENS, False): "CoOp (Efficient)",
+}  # (tokens, class-specific)
+FEATURE_METHODS = {
     "CLIP-Adapter": "CLIPAdapter",
     "Tip-Adapter": "TipAdapter",
     "Tip-Adapter-F": "TipAdapterF",
     "Linear probe": "LinearProbe",
 }
-ALWAYS = ("Zero-shot CLIP", *COOP.values())
-PAR = 1.0  # percentage points of mean difference that still count as "on a par"
-RUN = re.compile(r"(?P<config>.+)_(?P<shots>\d+)shots(_ctx(?P<n_ctx>\d+))?(?P<csc>_csc)?")
-VARIANT = re.compile(r"nctx(?P<n_ctx>\d+)_csc(?P<csc>True|False)_ctpend")
+REQUIRED_ROWS = ("Zero-shot CLIP", *COOP_ROWS.values())
+PAR_POINTS = 1.0  # percentage points of mean difference that still count as "on a par"
+RUN_PATTERN = re.compile(r"(?P<config>.+)_(?P<shots>\d+)shots(_ctx(?P<n_ctx>\d+))?(?P<csc>_csc)?")
+VARIANT_PATTERN = re.compile(r"nctx(?P<n_ctx>\d+)_csc(?P<csc>True|False)_ctpend")
 
 Table = dict[str, dict[int, Cell]]  # the cells of a row by shots; where nothing was begun there is none
 
@@ -43,54 +46,56 @@ Table = dict[str, dict[int, Cell]]  # the cells of a row by shots; where nothing
 def choose_config(folder: Path, wanted: str) -> str:
     """The config (``rn50``, ``tiny``) whose runs make the table; without ``wanted`` there must be one only. CoOp's
     folder tells, or the others' if it has no runs."""
-    for trainers in (["CoOp"], ON_FEATURES.values()):
+    for trainers in (["CoOp"], FEATURE_METHODS.values()):
         paths = (path for trainer in trainers for path in (folder / trainer).glob("*shots*"))
-        if configs := sorted({match["config"] for path in paths if (match := RUN.fullmatch(path.name))}):
+        if configs := sorted({match["config"] for path in paths if (match := RUN_PATTERN.fullmatch(path.name))}):
             break
     place = folder / "CoOp" if "CoOp" in trainers else folder
     if wanted and configs and wanted not in configs:
-        raise UserError(f"no runs of config {wanted} in {place}; {nearest(wanted, configs)}")
+        raise UserError(f"no runs of config {wanted} in {place}; {suggest_name(wanted, configs)}")
     if not wanted and len(configs) > 1:
         raise UserError(f"{place} has runs of several configs; choose with --config: {', '.join(configs)}")
     return wanted or (configs[0] if configs else "<config>")
 
 
-def collect(folder: Path, config: str) -> Table:
+def collect_table(folder: Path, config: str) -> Table:
     """Every row of the table."""
     table: Table = {}
-    for row, trainer in ZERO_SHOT.items():
+    for row, trainer in ZERO_SHOT_ROWS.items():
         place = folder / trainer / config if (folder / trainer / config).is_dir() else folder / trainer
-        table[row] = {0: _cell(place, {}, row)}
-    for n_ctx, csc in _contexts(folder / "CoOp", config):
-        row = COOP.get((n_ctx, csc)) or f"CoOp, {n_ctx} token{'s' * (n_ctx > 1)}{', CSC' * csc}"
+        table[row] = {0: _read_optional_cell(place, {}, row)}
+    for n_ctx, csc in _list_contexts(folder / "CoOp", config):
+        row = COOP_ROWS.get((n_ctx, csc)) or f"CoOp, {n_ctx} token{'s' * (n_ctx > 1)}{', CSC' * csc}"
         expected = {"TRAINER.COOP.N_CTX": n_ctx, "TRAINER.COOP.CSC": csc}
         table[row] = {}
         for shots in SHOTS[1:]:
             place = _context_folder(folder / "CoOp" / f"{config}_{shots}shots", n_ctx, csc)
-            table[row][shots] = _cell(place, {"DATASET.NUM_SHOTS": shots, **expected}, row)
-    for row, trainer in ON_FEATURES.items():
+            table[row][shots] = _read_optional_cell(place, {"DATASET.NUM_SHOTS": shots, **expected}, row)
+    for row, trainer in FEATURE_METHODS.items():
         places = {shots: folder / trainer / f"{config}_{shots}shots" for shots in SHOTS[1:]}
-        table[row] = {shots: _cell(place, {"DATASET.NUM_SHOTS": shots}, row) for shots, place in places.items()}
+        table[row] = {
+            shots: _read_optional_cell(place, {"DATASET.NUM_SHOTS": shots}, row) for shots, place in places.items()
+        }
     present = {row: {shots: cell for shots, cell in cells.items() if cell} for row, cells in table.items()}
     return {row: cells for row, cells in present.items() if cells}
 
 
-def _cell(place: Path, expected: dict, row: str) -> Cell | None:
+def _read_optional_cell(place: Path, expected: dict, row: str) -> Cell | None:
     """The cell of the runs in ``place``; None where a row that need not be there was not begun."""
-    if row not in ALWAYS and not place.is_dir():
+    if row not in REQUIRED_ROWS and not place.is_dir():
         return None
-    return read_cell(runs_in(place), expected, trained=row not in ZERO_SHOT)
+    return read_cell(list_runs(place), expected, trained=row not in ZERO_SHOT_ROWS)
 
 
-def _contexts(folder: Path, config: str) -> list[tuple[int, bool]]:
+def _list_contexts(folder: Path, config: str) -> list[tuple[int, bool]]:
     """(tokens, class-specific) of the runs in CoOp's ``folder``; the study's two first, class-specific ones last."""
     found = set()
     for path in folder.glob(f"{glob.escape(config)}_*shots*"):
-        if (match := RUN.fullmatch(path.name)) and match["config"] == config and path.is_dir():
-            found.add((int(match["n_ctx"] or STANDARD), bool(match["csc"])))
-            variants = (VARIANT.fullmatch(inner.name) for inner in path.iterdir())
+        if (match := RUN_PATTERN.fullmatch(path.name)) and match["config"] == config and path.is_dir():
+            found.add((int(match["n_ctx"] or STANDARD_TOKENS), bool(match["csc"])))
+            variants = (VARIANT_PATTERN.fullmatch(inner.name) for inner in path.iterdir())
             found |= {(int(inner["n_ctx"]), inner["csc"] == "True") for inner in variants if inner}
-    return [*COOP, *sorted(found - set(COOP), key=lambda context: (context[1], context[0]))]
+    return [*COOP_ROWS, *sorted(found - set(COOP_ROWS), key=lambda context: (context[1], context[0]))]
 
 
 def _context_folder(run: Path, n_ctx: int, csc: bool) -> Path:
@@ -98,7 +103,7 @@ def _context_folder(run: Path, n_ctx: int, csc: bool) -> Path:
     variant = run / f"nctx{n_ctx}_csc{csc}_ctpend"
     if any(variant.glob("seed*/log.txt")):
         return variant
-    tokens = "" if n_ctx == STANDARD else f"_ctx{n_ctx}"
+    tokens = "" if n_ctx == STANDARD_TOKENS else f"_ctx{n_ctx}"
     return run.with_name(f"{run.name}{tokens}{'_csc' * csc}")
 
 
@@ -106,38 +111,38 @@ def to_frame(table: Table):
     """The table as text: rows of methods, columns of shots and of parameters, ``-`` where there is nothing."""
     import pandas as pd
 
-    texts = [[*(str(c.get(shots, "-")) for shots in SHOTS), parameters_text(c.values())] for c in table.values()]
-    return pd.DataFrame(texts, pd.Index(table, name="accuracy (%)"), [*map(shots_text, SHOTS), "parameters"])
+    texts = [[*(str(c.get(shots, "-")) for shots in SHOTS), format_parameters(c.values())] for c in table.values()]
+    return pd.DataFrame(texts, pd.Index(table, name="accuracy (%)"), [*map(format_shots, SHOTS), "parameters"])
 
 
-def parameters_text(cells: Iterable[Cell]) -> str:
+def format_parameters(cells: Iterable[Cell]) -> str:
     """How many are trained, as the records tell: ``2,048``; ``640 to 10,240`` where it depends on the shots."""
     counts = set().union(*(cell.parameters for cell in cells))
     return " to ".join(f"{count:,}" for count in sorted({min(counts), max(counts)})) if counts else "-"
 
 
-def comparison(table: Table) -> str:
+def format_comparison(table: Table) -> str:
     """What the efficient setting saves, and what it costs in accuracy."""
-    standard, efficient = COOP.values()
-    saving = 100 * (1 - EFFICIENT / STANDARD)
-    text = f"{efficient} learns {EFFICIENT} context tokens instead of {STANDARD}: {saving:.0f}% fewer parameters. "
+    standard, efficient = COOP_ROWS.values()
+    saving = 100 * (1 - EFFICIENT_TOKENS / STANDARD_TOKENS)
+    text = f"{efficient} learns {EFFICIENT_TOKENS} context tokens instead of {STANDARD_TOKENS}: {saving:.0f}% fewer parameters. "
     both = [s for s in SHOTS[1:] if table[standard][s].accuracies and table[efficient][s].accuracies]
     if not both:
         return text + "No number of shots has both, so their accuracies cannot be compared yet."
     gaps = [table[efficient][s].mean - table[standard][s].mean for s in both]
     gap = statistics.mean(gaps)
-    verdict = "on a par with" if abs(gap) <= PAR else "lower than" if gap < 0 else "higher than"
+    verdict = "on a par with" if abs(gap) <= PAR_POINTS else "lower than" if gap < 0 else "higher than"
     shots = ", ".join(f"{s}: {g:+.2f}" for s, g in zip(both, gaps, strict=True))
     text += f"Its accuracy is {verdict} {standard}'s: {gap:+.2f} points on average (shots {shots})"
-    return f"{text}; within {PAR:g} point counts as on a par."
+    return f"{text}; within {PAR_POINTS:g} point counts as on a par."
 
 
 def to_markdown(table: Table, title: str) -> str:
     frame = to_frame(table)
     align = ["left"] + ["right"] * frame.shape[1]
-    lines = [f"# {title}", "", frame.to_markdown(colalign=align, disable_numparse=True), "", comparison(table)]
-    cells = {f"{row}, {shots_text(shots)}": cell for row in table for shots, cell in table[row].items()}
-    return "\n".join([*lines, *notes(cells)]) + "\n"
+    lines = [f"# {title}", "", frame.to_markdown(colalign=align, disable_numparse=True), "", format_comparison(table)]
+    cells = {f"{row}, {format_shots(shots)}": cell for row in table for shots, cell in table[row].items()}
+    return "\n".join([*lines, *format_notes(cells)]) + "\n"
 
 
 def plot(table: Table, title: str, file) -> None:
@@ -148,13 +153,13 @@ def plot(table: Table, title: str, file) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
-    for row, style in zip(ZERO_SHOT, ("--", ":"), strict=True):
+    for row, style in zip(ZERO_SHOT_ROWS, ("--", ":"), strict=True):
         if (zero := table.get(row, {}).get(0)) and zero.accuracies:
             axes.axhline(zero.mean, color="gray", linestyle=style, label=f"{row} ({zero.mean:.2f}%)")
-    tokens = {row: f"{row}, {n_ctx} tokens" for (n_ctx, _), row in COOP.items()}
+    tokens = {row: f"{row}, {n_ctx} tokens" for (n_ctx, _), row in COOP_ROWS.items()}
     for row, cells in table.items():
         done = [(shots, cell.mean, cell.spread) for shots, cell in cells.items() if cell.accuracies]
-        if done and row not in ZERO_SHOT:
+        if done and row not in ZERO_SHOT_ROWS:
             axes.errorbar(*zip(*done, strict=True), marker="o", capsize=3, label=tokens.get(row, row))
     axes.set_xscale("log", base=2)
     axes.set_xticks(SHOTS[1:], [str(s) for s in SHOTS[1:]])

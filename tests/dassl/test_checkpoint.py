@@ -14,7 +14,7 @@ from dassl.config import get_cfg_default
 from dassl.engine import TrainerBase
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, load_checkpoint, resume_from_checkpoint, save_checkpoint
-from dassl.utils.checkpoint import resume_from_file
+from dassl.utils.checkpoint import resume_from_checkpoint_file
 from tests.common import assert_same_tensors, tensors
 from tests.stress.attacks import ATTACKS, MARKER, payload, text, torch_zip
 
@@ -135,7 +135,7 @@ def test_a_schedule_of_steps_goes_on_at_its_step_with_the_rate_of_now(tmp_path):
     states = {"optimizer": optimizer.state_dict(), "scheduler": schedule.state_dict()}
     save_checkpoint({"state_dict": model.state_dict(), "epoch": 2, **states}, tmp_path)
     optimizer, schedule = make(0.3)
-    resume_from_file(tmp_path / "model.pth.tar-2", model, optimizer, schedule, force=True)
+    resume_from_checkpoint_file(tmp_path / "model.pth.tar-2", model, optimizer, schedule, force=True)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.15)
 
 

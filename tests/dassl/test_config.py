@@ -7,8 +7,8 @@ import yaml
 
 import train
 from dassl.config import get_cfg_default, merge_file, merge_options
-from dassl.config.merge import leaves
-from dassl.config.saved import changed_settings
+from dassl.config.merge import flatten
+from dassl.config.run_config import diff_configs
 
 
 def test_text_that_yaml_does_not_take_for_numbers_becomes_what_the_key_holds(tmp_path):
@@ -49,11 +49,11 @@ def test_the_settings_that_may_change_between_the_parts_of_a_run():
     """All others touch what is learned."""
     whole = get_cfg_default().dump()
     changed = yaml.safe_load(whole)
-    keys = [key for key, _ in leaves(changed)]
+    keys = [key for key, _ in flatten(changed)]
     for key in keys:
         *nodes, name = key.split(".")
         reduce(getitem, nodes, changed)[name] = "another"
-    told = changed_settings(whole, yaml.safe_dump(changed), get_cfg_default())
+    told = diff_configs(whole, yaml.safe_dump(changed), get_cfg_default())
     free = set(keys) - {change.split()[0] for change in told}
     expected = """DATALOADER.NUM_WORKERS DATALOADER.TEST.SAMPLER DATALOADER.TEST.BATCH_SIZE DATASET.FOLLOW_LINKS
         DATASET.ROOT DATASET.SKIP_BAD_IMAGES FEATURES.CACHE_DIR FEATURES.ENABLED FEATURES.MAX_GB FORCE_RESUME

@@ -19,7 +19,7 @@ from yacs.config import CfgNode
 
 import train
 from dassl.config import clean_cfg, get_cfg_default, to_dict
-from dassl.config.merge import leaves
+from dassl.config.merge import flatten
 from dassl.data import DataManager, DatasetWrapper
 from dassl.data.datasets import build_dataset
 from dassl.data.transforms import build_transform
@@ -130,9 +130,9 @@ def test_every_name_is_there():
 
 def test_config_defaults():
     assert isinstance(get_cfg_default(), CfgNode)
-    found = dict(leaves(to_dict(get_cfg_default())))
+    found = dict(flatten(to_dict(get_cfg_default())))
     assert "DATASET.ROOT" in found
-    expected = dict(leaves(yaml.safe_load(DEFAULTS)))
+    expected = dict(flatten(yaml.safe_load(DEFAULTS)))
     assert {key: found.get(key) for key in expected} == expected
 
 

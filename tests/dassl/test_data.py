@@ -15,7 +15,7 @@ from dassl.data.data_manager import build_data_loader
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl.data.samplers import build_sampler
 from dassl.data.transforms import build_transform
-from dassl.utils import UserError, derive_seed, read_image, seeded
+from dassl.utils import UserError, derive_seed, read_image, temporary_seed
 
 
 def config(**values):
@@ -51,7 +51,7 @@ def test_a_class_of_just_as_many_images_is_drawn_from_like_all_others():
     source = items({"a": 3, "b": 10})
     random.seed(3)
     expected = [*random.sample(source[:3], 3), *random.sample(source[3:], 3)]
-    with seeded(3):
+    with temporary_seed(3):
         assert Plain(train_x=source).generate_fewshot_dataset(source, num_shots=3) == expected
 
 
@@ -153,7 +153,7 @@ def test_a_loader_that_counts_no_epochs_draws_anew_each_time(pictures):
     wrapper = DatasetWrapper(cfg, pictures, transform=build_transform(cfg), is_train=True)
     loader = DataLoader(wrapper, 6, sampler=build_sampler("RandomSampler", cfg=cfg, data_source=pictures))
     epochs = []
-    with seeded(0):
+    with temporary_seed(0):
         for _ in range(3):
             (batch,) = loader
             epochs.append(dict(zip(batch["index"].tolist(), batch["img"], strict=True)))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dassl.utils import BadImage, UserError, read_image
+from dassl.utils import UnreadableImageError, UserError, read_image
 
 RNG = np.random.default_rng(0)
 COLOURS = Image.fromarray(RNG.integers(0, 256, (12, 10, 3), dtype=np.uint8))
@@ -83,7 +83,7 @@ def test_a_truncated_file_is_refused_by_name_where_pil_refuses_it(tmp_path, suff
     try:
         as_pil_does(path)
     except Exception:
-        with pytest.raises(BadImage, match=f"cannot read {re.escape(str(path))} as an image: .+"):
+        with pytest.raises(UnreadableImageError, match=f"cannot read {re.escape(str(path))} as an image: .+"):
             read_image(path)
     else:
         assert_as_pil_does(path)
@@ -103,7 +103,7 @@ def test_any_damage_is_one_kind_of_error(tmp_path):
                 path.write_bytes(damaged.tobytes())
                 try:
                     read_image(path)
-                except BadImage as error:
+                except UnreadableImageError as error:
                     errors.append(error)
     assert len(errors) > 20
     assert all(str(error).startswith(f"cannot read {path} as an image: ") for error in errors)
@@ -115,7 +115,7 @@ def test_what_is_no_fault_of_the_picture_makes_it_unreadable_too(monkeypatch, er
         raise error
 
     monkeypatch.setattr(Image, "open", fails)
-    with pytest.raises(BadImage) as caught:
+    with pytest.raises(UnreadableImageError) as caught:
         read_image("a.png")
     assert (caught.value.path, caught.value.reason) == ("a.png", "Input/output error")
     assert str(caught.value) == "cannot read a.png as an image: Input/output error"
@@ -124,7 +124,7 @@ def test_what_is_no_fault_of_the_picture_makes_it_unreadable_too(monkeypatch, er
 def test_an_absent_file(tmp_path):
     with pytest.raises(UserError, match=r"absent.png as an image: No such file or directory"):
         read_image(tmp_path / "absent.png")
-    with pytest.raises(BadImage, match="Is a directory"):
+    with pytest.raises(UnreadableImageError, match="Is a directory"):
         read_image(tmp_path)
 
 
@@ -135,7 +135,7 @@ def test_a_bomb_is_refused_with_its_size_and_the_limit_and_the_limit_stays(tmp_p
     header = b"IHDR" + side.to_bytes(4, "big") * 2 + b"\x01\x00\x00\x00\x00"  # a bit a pixel
     chunk = b"\0\0\0\x0d" + header + zlib.crc32(header).to_bytes(4, "big")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + b"\0\0\0\1IDAT")
-    with pytest.raises(BadImage) as caught:
+    with pytest.raises(UnreadableImageError) as caught:
         read_image(path)
     for part in (path, f"{side * side:,} pixels", f"{2 * limit:,} at most", "scale it down"):
         assert str(part) in str(caught.value)

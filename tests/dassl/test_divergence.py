@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dassl.engine import TrainerBase
-from dassl.engine.checkpoint import NonFiniteLoss
+from dassl.engine.checkpoint import DivergenceError
 from tests.common import tensors
 from trainers.coop import CoOp
 
@@ -89,7 +89,7 @@ def test_none_of_several_models_is_saved_if_one_is_broken(tmp_path):
     assert (tmp_path / "good/model/model.pth.tar-1").is_file()
     broken.bias.data[0] = torch.inf
     trainer.register_model("other", broken)
-    with pytest.raises(NonFiniteLoss, match="bias in other is infinite or NaN"):
+    with pytest.raises(DivergenceError, match="bias in other is infinite or NaN"):
         trainer.save_model(0, str(tmp_path / "bad"))
     assert not (tmp_path / "bad").exists()
 

@@ -12,10 +12,10 @@ from dassl.config import get_cfg_default
 from dassl.data import DatasetWrapper
 from dassl.data import features as features_module
 from dassl.data.data_manager import build_data_loader
-from dassl.data.features import feature_loader
+from dassl.data.features import build_feature_loader
 from dassl.data.transforms import build_transform
 from tests.common import REPOSITORY
-from vlm.images.encoder import OpenVINOEncoder, TorchEncoder, image_encoder
+from vlm.images.encoder import OpenVINOEncoder, TorchEncoder, build_image_encoder
 
 RANDOM = ("INPUT.TRANSFORMS", "('random_resized_crop','random_flip','normalize')")
 SHORT = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 2)
@@ -69,7 +69,7 @@ def config(*pairs):
     return cfg
 
 
-def loader_of(cfg, images, is_train=True, **values):
+def get_loader(cfg, images, is_train=True, **values):
     sampler = "RandomSampler" if is_train else "SequentialSampler"
     tfm = build_transform(cfg, is_train=is_train)
     return build_data_loader(cfg, sampler, images, 3, tfm=tfm, is_train=is_train, **values)
@@ -107,8 +107,8 @@ def assert_same_batch(features: dict, images: dict) -> None:
 def test_batches_are_those_of_the_loader_of_images(images, pairs, is_train):
     cfg = config(*pairs, "OPTIM.MAX_EPOCH", 3)
     source = Pixels()
-    loader = feature_loader(loader_of(cfg, images, is_train), source, "train")
-    plain = loader_of(cfg, images, is_train)
+    loader = build_feature_loader(get_loader(cfg, images, is_train), source, "train")
+    plain = get_loader(cfg, images, is_train)
     assert len(loader) == len(plain) == (2 if is_train else 3)
     for _ in range(4):  # one epoch more than was announced
         for one, other in zip(loader, plain, strict=True):
@@ -118,9 +118,9 @@ def test_batches_are_those_of_the_loader_of_images(images, pairs, is_train):
 
 
 def test_draws_are_computed_a_thousand_ahead_across_epochs(images, monkeypatch):
-    monkeypatch.setattr(features_module, "AHEAD", 15)
+    monkeypatch.setattr(features_module, "PREFETCH_DRAWS", 15)
     source = Pixels()
-    loader = feature_loader(loader_of(config(*RANDOM, "OPTIM.MAX_EPOCH", 7), images), source, "train")
+    loader = build_feature_loader(get_loader(config(*RANDOM, "OPTIM.MAX_EPOCH", 7), images), source, "train")
     for _ in range(7):
         assert len(list(loader)) == 2  # batches of 3: 6 draws an epoch
     assert source.blocks == [15, 15, 12]
@@ -129,7 +129,7 @@ def test_draws_are_computed_a_thousand_ahead_across_epochs(images, monkeypatch):
 
 def test_a_copy_of_a_loader_gives_the_same_batches_and_with_another_transform_its_features(images):
     """As the field does with copies of the training loader."""
-    loader = feature_loader(loader_of(config(*RANDOM), images), Pixels(), "train")
+    loader = build_feature_loader(get_loader(config(*RANDOM), images), Pixels(), "train")
     next(iter(loader))
     other = copy.deepcopy(loader)
     assert other.dataset is not loader.dataset
@@ -138,7 +138,7 @@ def test_a_copy_of_a_loader_gives_the_same_batches_and_with_another_transform_it
         assert torch.equal(one["img"], two["img"])
         assert one["impath"] == two["impath"]
     other.dataset.transform = build_transform(config(), is_train=False)
-    plain = loader_of(config(), images, is_train=False).dataset  # with that transform
+    plain = get_loader(config(), images, is_train=False).dataset  # with that transform
     for batch in other:
         for index, feature in zip(batch["index"].tolist(), batch["img"], strict=True):
             assert torch.equal(feature, plain[index]["img"].flatten())
@@ -147,7 +147,7 @@ def test_a_copy_of_a_loader_gives_the_same_batches_and_with_another_transform_it
 
 def test_other_labels_and_other_images_are_served(images):
     """As methods with pseudo-labels do."""
-    loader = feature_loader(loader_of(config(*RANDOM), images), Pixels(), "train")
+    loader = build_feature_loader(get_loader(config(*RANDOM), images), Pixels(), "train")
     next(iter(loader))
     for item in loader.dataset.data_source:
         item._label = 7
@@ -161,11 +161,11 @@ def test_other_labels_and_other_images_are_served(images):
 
 
 def test_samplers_of_others_are_not_drawn_from_ahead(images):
-    data = loader_of(config(*RANDOM), images).dataset
+    data = get_loader(config(*RANDOM), images).dataset
     plain = DataLoader(data, batch_size=3, shuffle=True, generator=torch.Generator().manual_seed(0))
     expected = [batch["index"].tolist() for batch in plain]
     plain.generator.manual_seed(0)
-    loader = feature_loader(plain, Pixels(), "train")
+    loader = build_feature_loader(plain, Pixels(), "train")
     assert [batch["index"].tolist() for batch in loader] == expected
 
 
@@ -182,8 +182,8 @@ class Own(DatasetWrapper):
 def test_what_is_not_our_own_way_of_making_images_goes_without_the_cache(images, wrapper, pairs):
     cfg = config(*RANDOM, *pairs)
     source = Pixels()
-    loader = feature_loader(loader_of(cfg, images, dataset_wrapper=wrapper), source, "train")
-    plain = loader_of(cfg, images, dataset_wrapper=wrapper)
+    loader = build_feature_loader(get_loader(cfg, images, dataset_wrapper=wrapper), source, "train")
+    plain = get_loader(cfg, images, dataset_wrapper=wrapper)
     for _ in range(2):
         for one, other in zip(loader, plain, strict=True):
             images_of_other = other.pop("img")
@@ -199,21 +199,21 @@ def test_what_is_not_our_own_way_of_making_images_goes_without_the_cache(images,
 def test_a_test_transform_that_draws_is_not_taken_for_one_that_does_not(images):
     cfg = config(*RANDOM)
     plain = build_data_loader(cfg, data_source=images, tfm=build_transform(cfg), is_train=False)
-    loader = feature_loader(plain, Pixels(), "test")
+    loader = build_feature_loader(plain, Pixels(), "test")
     assert not torch.equal(next(iter(loader))["img"], next(iter(loader))["img"])
 
 
 def test_settings_that_a_repr_rounds_are_told_apart(images):
     def key(low):
         cfg = config(*RANDOM, "INPUT.RRCROP_SCALE", (low, 1.0))
-        return feature_loader(loader_of(cfg, images), Pixels(), "train").dataset._key(0, 0, {})
+        return build_feature_loader(get_loader(cfg, images), Pixels(), "train").dataset._key(0, 0, {})
 
     assert key(0.08) != key(0.08001)
 
 
 def test_another_picture_of_as_many_bytes_is_another(images):
     def key():
-        return feature_loader(loader_of(config(), images), Pixels(), "train").dataset._key(0, 0, {})
+        return build_feature_loader(get_loader(config(), images), Pixels(), "train").dataset._key(0, 0, {})
 
     path = Path(images[0].impath)
     os.utime(path, (1, 1))
@@ -253,10 +253,10 @@ def test_an_extraction_that_is_stopped_goes_on_where_it_was(run, tmp_path, encod
 def test_features_of_pytorch_are_not_taken_for_openvinos(short, encoded, monkeypatch):
     first = short(out="first")
     encoded()
-    image_encoder.cache_clear()
+    build_image_encoder.cache_clear()
     monkeypatch.setattr("vlm.images.encoder._has_openvino", lambda: False)
     result = short(out="torch")
-    image_encoder.cache_clear()
+    build_image_encoder.cache_clear()
     assert "Image features: float32, torch " in result.log
     assert ("openvino" in first.log) == (encoded() > 0)
 

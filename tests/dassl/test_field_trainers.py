@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY, TrainerX, build_trainer
-from dassl.engine.extra_state import LARGE, digest, saved
+from dassl.engine.extra_state import MAX_EXACT_ELEMENTS, digest_state, to_state
 from dassl.engine.trainer import AverageMeter, MetricMeter
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, listdir_nohidden, load_checkpoint, set_random_seed
@@ -387,7 +387,7 @@ def test_what_a_checkpoint_cannot_hold_refuses_the_resume_by_name(config, monkey
 
 @pytest.mark.parametrize("make", [random.Random, np.random.RandomState, np.random.default_rng, itertools.count])
 def test_what_changes_whenever_it_is_asked_is_never_taken_for_unchanged(make):
-    assert all(digest(saved(value, {})) != digest(saved(value, {})) for value in [make(0)] * 50)
+    assert all(digest_state(to_state(value, {})) != digest_state(to_state(value, {})) for value in [make(0)] * 50)
 
 
 class Odd(dict):
@@ -411,9 +411,9 @@ def test_no_attribute_stops_a_training(config):
 
 
 def test_large_tensors_in_another_order_are_others():
-    order = torch.arange(LARGE + 5)
-    assert digest(order) == digest(order.clone()) != digest(order.flip(0))
-    assert digest(order) != digest(order.roll(1))
+    order = torch.arange(MAX_EXACT_ELEMENTS + 5)
+    assert digest_state(order) == digest_state(order.clone()) != digest_state(order.flip(0))
+    assert digest_state(order) != digest_state(order.roll(1))
 
 
 def test_an_epoch_is_seeded_once_in_a_loop_over_iterations(config):

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from dassl.data.images import unreadable
+from dassl.data.images import find_unreadable
 from dassl.utils import read_json
 from tests.common import REPOSITORY, assert_same_tensors, damage
 from tools import check_images, digit_pairs
-from vlm.images.features import ImageFeatures
+from vlm.images.extractor import CachedFeatureExtractor
 
 RANDOM = ("INPUT.TRANSFORMS", "('random_resized_crop','random_flip','normalize')")
 SKIP = ("DATASET.SKIP_BAD_IMAGES", True)
@@ -57,7 +57,7 @@ def test_pictures_are_read_and_the_reasons_told(tmp_path):
     damage(tmp_path / "cut.png")
     (tmp_path / "text.png").write_text("no picture")
     paths = [str(tmp_path / name) for name in ("cut.png", "text.png", "absent.png", "cut.png")]
-    reasons = unreadable(paths)
+    reasons = find_unreadable(paths)
     assert list(reasons) == paths[:3]
     assert reasons[paths[1]] == "it is in no format that PIL knows, or damaged"
     assert reasons[paths[2]] == "No such file or directory"
@@ -74,13 +74,13 @@ def test_extraction_goes_through_and_one_error_lists_every_bad_file(short, root,
     assert "epoch [" not in stopped.log
     for path, content in zip(bad, contents, strict=True):
         path.write_bytes(content)
-    encoded, extract = {}, ImageFeatures._extract
+    encoded, extract = {}, CachedFeatureExtractor._extract
 
     def counting(self, requests, threads, name):
         encoded[name] = len(requests)
         return extract(self, requests, threads, name)
 
-    monkeypatch.setattr(ImageFeatures, "_extract", counting)
+    monkeypatch.setattr(CachedFeatureExtractor, "_extract", counting)
     assert short(*RANDOM).code == 0
     assert encoded["test images"] == 6
     assert 0 < encoded["train_x images"] <= 2 * 3  # in two epochs; of the others, the features were kept

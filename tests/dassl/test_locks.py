@@ -17,7 +17,7 @@ SHORT = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1)
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(locks, "PATIENCE", 0)
+    monkeypatch.setattr(locks, "LOCK_TIMEOUT", 0)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -35,7 +35,7 @@ def test_a_second_run_is_refused_with_the_firsts_process_and_host_and_harms_noth
 def test_nobody_is_in_the_folder_afterwards(tmp_path):
     with pytest.raises(KeyError), exclusive_lock(tmp_path / "run"):
         raise KeyError
-    assert [path.name for path in (tmp_path / "run").iterdir()] == [locks.LOCK]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [locks.LOCK_FILE]
     with exclusive_lock(tmp_path / "run"):
         pass
 
@@ -43,8 +43,8 @@ def test_nobody_is_in_the_folder_afterwards(tmp_path):
 def held_by(tmp_path, **owner):
     """A lock that somebody holds, and what the folder tells of him."""
     told = {"pid": os.getpid(), "host": socket.gethostname(), "since": "2026-01-01 00:00:00", **owner}
-    (tmp_path / locks.OWNER).write_text(json.dumps(told))
-    return FileLock(tmp_path / locks.LOCK, thread_local=False)
+    (tmp_path / locks.OWNER_FILE).write_text(json.dumps(told))
+    return FileLock(tmp_path / locks.LOCK_FILE, thread_local=False)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -62,14 +62,14 @@ def test_what_a_killed_process_left_is_waited_for(tmp_path):
     lock.acquire()
     Timer(0.3, lock.release).start()
     with exclusive_lock(tmp_path):
-        assert json.loads((tmp_path / locks.OWNER).read_text())["pid"] == os.getpid()
+        assert json.loads((tmp_path / locks.OWNER_FILE).read_text())["pid"] == os.getpid()
 
 
 @pytest.mark.usefixtures("impatient")
 def test_it_is_not_waited_for_without_end(tmp_path):
-    (tmp_path / locks.OWNER).write_text("damaged")
+    (tmp_path / locks.OWNER_FILE).write_text("damaged")
     with (
-        FileLock(tmp_path / locks.LOCK),
+        FileLock(tmp_path / locks.LOCK_FILE),
         pytest.raises(UserError, match="in use by another process"),
         exclusive_lock(tmp_path),
     ):
@@ -82,9 +82,9 @@ def test_what_killed_writers_left_is_removed(tmp_path):
     for name in ("model", "another run"):
         (tmp_path / name).mkdir()
         (tmp_path / name / ".checkpoint.x1y2.tmp").touch()
-    (tmp_path / "another run" / locks.LOCK).touch()
+    (tmp_path / "another run" / locks.LOCK_FILE).touch()
     with exclusive_lock(tmp_path):
-        left = {locks.LOCK, locks.OWNER, "result.tmp", "model", "another run"}
+        left = {locks.LOCK_FILE, locks.OWNER_FILE, "result.tmp", "model", "another run"}
         assert {path.name for path in tmp_path.iterdir()} == left
     assert not list((tmp_path / "model").iterdir())
     assert len(list((tmp_path / "another run").iterdir())) == 2

@@ -64,7 +64,7 @@ def test_steps():
 @pytest.mark.parametrize("after", ["cosine", "multi_step"])
 @pytest.mark.parametrize("warmup", ["constant", "linear"])
 def test_a_warmup_of_dassls_own_follows_our_curve_and_resumes(warmup, after, tmp_path):
-    def by_hand():
+    def manual():
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
         successor = CosineAnnealingLR(optimizer, 9) if after == "cosine" else MultiStepLR(optimizer, [2, 4], 0.5)
         kind = {"constant": ConstantWarmupScheduler, "linear": LinearWarmupScheduler}[warmup]
@@ -74,7 +74,7 @@ def test_a_warmup_of_dassls_own_follows_our_curve_and_resumes(warmup, after, tmp
     expected = rates(12, LR=0.1, MAX_EPOCH=9, WARMUP_EPOCH=3, WARMUP_TYPE=warmup, LR_SCHEDULER=after, **steps)
     assert len(set(expected)) >= 4
     for stop in (2, 3, 6):
-        stopped, resumed = by_hand(), by_hand()
+        stopped, resumed = manual(), manual()
         assert rates_of(*stopped, stop) == pytest.approx(expected[:stop])
         torch.save([part.state_dict() for part in stopped], tmp_path / "state")
         for part, state in zip(resumed, torch.load(tmp_path / "state", weights_only=True), strict=True):

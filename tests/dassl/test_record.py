@@ -14,7 +14,7 @@ import torch
 
 import train
 from dassl.data.datasets import DatasetBase, Datum
-from dassl.data.datasets.fingerprint import fingerprint, fingerprints
+from dassl.data.datasets.fingerprint import fingerprint, split_fingerprints
 from dassl.engine.record import code_version, is_finished
 from tests.common import REPOSITORY
 
@@ -44,7 +44,7 @@ def test_captions_are_part_of_the_fingerprint():
 
 
 def test_a_data_set_without_some_splits_has_fingerprints_of_the_others():
-    found = fingerprints(DatasetBase(train_x=items(), test=items()[:1]), "/data")
+    found = split_fingerprints(DatasetBase(train_x=items(), test=items()[:1]), "/data")
     assert {name: entry["images"] for name, entry in found.items()} == {"train_x": 2, "test": 1}
 
 
@@ -107,7 +107,7 @@ def test_the_record_of_a_run(run, monkeypatch):
     assert record["started_from"] == []
     assert {"torch", "scipy", "openvino", "transformers"} <= set(record["versions"])
     assert (record["code"], code) == ({"sha256": "before"}, {"sha256": "after"})
-    assert all((REPOSITORY / part).exists() for part in train.CODE)
+    assert all((REPOSITORY / part).exists() for part in train.CODE_PATHS)
 
 
 def test_the_record_tells_which_images_features_came_from(run, digits_root, tmp_path):

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dassl.engine.checkpoint import latest_common
+from dassl.engine.checkpoint import latest_common_checkpoints
 from dassl.utils import UserError, load_checkpoint, save_checkpoint
-from dassl.utils.checkpoint import BEST, LATEST, remove_superseded, resume_from_file
+from dassl.utils.checkpoint import BEST_NAME, LATEST_NAME, remove_old_checkpoint_files, resume_from_checkpoint_file
 from tests.common import assert_same_tensors
 from trainers.backbone import Backbone
 from trainers.coop import CoOp
@@ -67,7 +67,7 @@ def test_the_newest_checkpoint_never_goes(tmp_path):
     for epoch in (1, 2, 10):
         save_checkpoint({"state_dict": {}, "epoch": epoch}, tmp_path)
     (tmp_path / "checkpoint").write_text("model.pth.tar-1\n")
-    remove_superseded(tmp_path, keep=1)
+    remove_old_checkpoint_files(tmp_path, keep=1)
     assert {path.name for path in tmp_path.glob("model*")} == {"model.pth.tar-1", "model.pth.tar-10"}
 
 
@@ -77,18 +77,18 @@ def test_models_go_on_from_the_last_epoch_that_all_have(tmp_path):
         return tmp_path / model / (name or f"model.pth.tar-{epoch}")
 
     def common(*names: str) -> list[Path]:
-        return latest_common(tmp_path, names or ("a", "b"))
+        return latest_common_checkpoints(tmp_path, names or ("a", "b"))
 
     assert common() == []
     a2 = save("a", 2)
     assert common() == []
     b2 = save("b", 2)
-    a3 = save("a", 3, LATEST.format(3))
+    a3 = save("a", 3, LATEST_NAME.format(3))
     assert common() == [a2, b2]
-    b3 = save("b", 3, LATEST.format(3))
+    b3 = save("b", 3, LATEST_NAME.format(3))
     assert common() == [a3, b3]
     assert common("a") == [a3]
-    save("a", 4, LATEST.format(4))
+    save("a", 4, LATEST_NAME.format(4))
     assert common() == [a3, b3]
     a3.unlink()
     assert common() == [a2, b2]
@@ -133,7 +133,7 @@ def test_what_was_forced_once_is_not_forgotten(run, monkeypatch):
     whole = run("--force-resume", *each_epoch, "DATASET.NUM_SHOTS", 1)
     assert whole.code == 0, whole.error
     assert any("DATASET.NUM_SHOTS 2 -> 1" in change for change in whole.record["forced"])
-    assert load_checkpoint(whole.folder / "prompt_learner" / BEST)["epoch"] > 3  # none of two shots
+    assert load_checkpoint(whole.folder / "prompt_learner" / BEST_NAME)["epoch"] > 3  # none of two shots
 
 
 def test_a_forced_run_that_fails_spoils_nothing(run, monkeypatch):
@@ -181,4 +181,6 @@ def test_the_state_of_another_optimizer_is_refused(tmp_path):
     state = {"state_dict": one.state_dict(), "epoch": 1, "optimizer": saved.state_dict(), "scheduler": None}
     save_checkpoint(state, tmp_path)
     with pytest.raises(UserError, match="model.pth.tar-1 holds the state of another optimizer"):
-        resume_from_file(tmp_path / "model.pth.tar-1", two, torch.optim.SGD(two.parameters(), 0.1), force=True)
+        resume_from_checkpoint_file(
+            tmp_path / "model.pth.tar-1", two, torch.optim.SGD(two.parameters(), 0.1), force=True
+        )

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dassl.config import get_cfg_default
 from dassl.evaluation import build_evaluator, retrieval
-from dassl.evaluation.retrieval import first_hits, mean_average_precision, recall
+from dassl.evaluation.retrieval import mean_average_precision, rank_matches, recall
 from dassl.utils import UserError
 from tools import parse_test_res
 
@@ -62,7 +62,7 @@ def test_an_image_is_found_by_its_best_text_and_each_text_is_a_query(evaluator):
 
 
 def test_of_equal_scores_the_right_ones_come_last():
-    hits, counts = first_hits(torch.ones(3, 2), torch.ones(4, 2), torch.tensor([0, 1, 2]), torch.tensor([0, 1, 2, 1]))
+    hits, counts = rank_matches(torch.ones(3, 2), torch.ones(4, 2), torch.tensor([0, 1, 2]), torch.tensor([0, 1, 2, 1]))
     assert hits.int().tolist() == [[0, 0, 0, 1], [0, 0, 1, 1], [0, 0, 0, 1]]
     assert recall(hits, 3) == pytest.approx(100 / 3)
     assert mean_average_precision(hits, counts, 10) == pytest.approx(100 * ((1 / 4) + (1 / 3 + 2 / 4) / 2 + 1 / 4) / 3)
@@ -96,15 +96,15 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("block", [1, 500, 7_000])
 def test_blocks_change_nothing_and_bound_the_memory(block):
     images, texts, numbers, owners = random_problem(400, 700)
-    whole = first_hits(images, texts, numbers, owners)
+    whole = rank_matches(images, texts, numbers, owners)
     with Largest() as largest:
-        blocks = first_hits(images, texts, numbers, owners, block=block)
+        blocks = rank_matches(images, texts, numbers, owners, block=block)
     assert all(map(torch.equal, blocks, whole))
     assert largest.elements <= max(block, len(texts) * 6, blocks[0].numel())
 
 
 def test_the_blocks_of_100_000_pairs_are_small():
-    rows = retrieval.BLOCK // 100_000
+    rows = retrieval.BLOCK_SCORES // 100_000
     assert rows >= 1
     assert rows * 100_000 * 4 < 100e6  # bytes
 

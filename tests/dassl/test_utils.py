@@ -24,13 +24,13 @@ from dassl.utils import (
     listdir_nohidden,
     load_checkpoint,
     load_pretrained_weights,
-    nearest,
     read_json,
     save_checkpoint,
+    suggest_name,
     tolist_if_not,
     write_json,
 )
-from dassl.utils.logger import log_to
+from dassl.utils.logger import tee_stdout
 
 
 def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path):
@@ -83,7 +83,7 @@ def test_availability():
         check_availability(["a", "zzz"], ["a", "b"])
     assert tolist_if_not("a") == ["a"]
     assert tolist_if_not(("a", "b")) == ["a", "b"]
-    assert nearest("coop", ["CoOp"]).startswith('did you mean "CoOp"?')
+    assert suggest_name("coop", ["CoOp"]).startswith('did you mean "CoOp"?')
 
 
 def test_a_workers_error_is_its_message_alone():
@@ -106,7 +106,7 @@ def test_meters():
 
 def test_older_logs_are_set_aside_even_those_of_the_same_second(tmp_path, capsys):
     for text in ("first", "second", "third", "fourth"):
-        with log_to(tmp_path):
+        with tee_stdout(tmp_path):
             print(text)
         os.utime(tmp_path / "log.txt", (99, 99))
     assert (tmp_path / "log.txt").read_text() == "fourth\n"
@@ -115,10 +115,10 @@ def test_older_logs_are_set_aside_even_those_of_the_same_second(tmp_path, capsys
 
 
 def test_a_log_says_why_it_ends(tmp_path):
-    with pytest.raises(UserError), log_to(tmp_path):
+    with pytest.raises(UserError), tee_stdout(tmp_path):
         raise UserError("the disk is blue")
     assert (tmp_path / "log.txt").read_text() == "error: the disk is blue\n"
-    with pytest.raises(ZeroDivisionError), log_to(tmp_path):
+    with pytest.raises(ZeroDivisionError), tee_stdout(tmp_path):
         _ = 1 / 0
     assert "Traceback" in (tmp_path / "log.txt").read_text()
 

@@ -73,8 +73,8 @@ def test_base_and_new_classes():
 
 def test_images_of_a_class_come_by_name_whatever_the_order_of_the_file_system(imagenet_root, monkeypatch):
     """The few shots are places in this order."""
-    real = class_folders.scan
-    monkeypatch.setattr(class_folders, "scan", lambda folder: dict(sorted(real(folder).items(), reverse=True)))
+    real = class_folders.scan_folder
+    monkeypatch.setattr(class_folders, "scan_folder", lambda folder: dict(sorted(real(folder).items(), reverse=True)))
     dataset = build_dataset(config(imagenet_root, "ImageNet"))
     for items in (dataset.train_x, dataset.test):
         assert [item.impath for item in items] == sorted(item.impath for item in items)

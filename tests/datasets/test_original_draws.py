@@ -29,7 +29,7 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize(("name", "key"), [(name, key) for name in DRAWS for key in DRAWS[name]["checksums"]])
 def test_they_are_drawn_in_that_order(root, name, key, monkeypatch):
-    monkeypatch.setattr("datasets.split_file.check_present", lambda *_: None)
+    monkeypatch.setattr("datasets.split_file.check_images_exist", lambda *_: None)
     seed, shots = map(int, re.findall(r"\d+", key))
     cfg = config(root, name, NUM_SHOTS=shots)
     cfg.SEED = seed

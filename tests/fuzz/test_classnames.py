@@ -8,8 +8,8 @@ import unicodedata
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from datasets.class_folders import names_in, read_classnames
-from datasets.image_folder import class_name
+from datasets.class_folders import match_classnames, read_classnames
+from datasets.image_folder import folder_to_classname
 from tests.fuzz.cases import Refusal, mutations, outcome, texts
 
 
@@ -35,7 +35,7 @@ def test_each_folder_has_the_name_of_its_line(tmp_path_factory, given_names, end
     path = write(tmp_path_factory, (end.join(lines) + end).encode("utf-8-sig" if mark else "utf-8"))
     assert outcome(read_classnames, path) == {folder: name.strip() for folder, name in given_names.items()}
     decomposed = [unicodedata.normalize("NFD", folder) for folder in given_names]
-    assert list(names_in(path, decomposed, "").values()) == [name.strip() for name in given_names.values()]
+    assert list(match_classnames(path, decomposed, "").values()) == [name.strip() for name in given_names.values()]
 
 
 @given(names, names, names)
@@ -74,7 +74,7 @@ def test_a_damaged_file_names_its_line_or_gives_whole_names(tmp_path_factory, co
 @example("a_\udcff")
 @example("cat\n* accuracy: 99.00%")
 def test_a_folder_names_its_class_or_is_refused(folder):
-    name = outcome(class_name, folder, naming="class folder")
+    name = outcome(folder_to_classname, folder, naming="class folder")
     if isinstance(name, Refusal):
         assert not folder.replace("_", " ").strip() or not folder.isprintable()
     else:

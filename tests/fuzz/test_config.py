@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 import train
 from dassl.config import merge_file, merge_options, to_dict
-from dassl.config.merge import leaves
+from dassl.config.merge import flatten
 from dassl.engine.build import default_cfg
 from tests.common import REPOSITORY
 from tests.fuzz.cases import Refusal, mutations, outcome, texts, valid_text
 
 train.setup_cfg(train.parse_args(["--trainer", "CoOp", "DATASET.NAME", "Digits", "SEED", "1"]))  # fills the registries
-KEYS = dict(leaves(default_cfg()))
+KEYS = dict(flatten(default_cfg()))
 numbers = st.one_of(st.integers(), st.floats(), st.sampled_from([2**63, 10**400, -(10**30), 1e308, -0.0]))
 plain = st.one_of(numbers, st.booleans(), st.none(), valid_text)
 nested = st.recursive(plain, lambda part: st.one_of(st.lists(part, max_size=4), st.tuples(part, part)), max_leaves=6)
@@ -61,14 +61,14 @@ def can_be_kept(cfg) -> None:
 def test_an_override_is_taken_exactly_or_refused(key, value):
     cfg = default_cfg()
     result = outcome(merge_options, cfg, [key, value], naming=key)
-    taken = dict(leaves(cfg))[key]
+    taken = dict(flatten(cfg))[key]
     if isinstance(result, Refusal):
         assert taken == KEYS[key]
     else:
         assert type(taken) is type(KEYS[key])
         assert taken == expected(KEYS[key], value)
         can_be_kept(cfg)
-    assert {**dict(leaves(cfg)), key: None} == {**KEYS, key: None}
+    assert {**dict(flatten(cfg)), key: None} == {**KEYS, key: None}
 
 
 @given(st.one_of(texts, valid_text))
@@ -105,7 +105,7 @@ def test_a_damaged_file_is_refused_by_name_or_understood(tmp_path_factory, data,
     cfg = default_cfg()
     if not isinstance(outcome(merge_file, cfg, path, naming=path), Refusal):
         can_be_kept(cfg)
-    assert {key: type(value) for key, value in leaves(cfg)} == {key: type(value) for key, value in KEYS.items()}
+    assert {key: type(value) for key, value in flatten(cfg)} == {key: type(value) for key, value in KEYS.items()}
 
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(

@@ -11,19 +11,19 @@ from hypothesis import strategies as st
 
 from dassl.config import get_cfg_default, to_dict
 from dassl.engine.record import is_finished, read_record
-from dassl.log_format import class_line, read_result, result_lines
-from inference.runs import classnames_of, config_of
+from dassl.log_format import format_class_result, format_result, read_result
+from inference.trained_run import load_classnames, load_run_cfg
 from studies.tables import pareto
 from studies.tables import study as tables
-from studies.tables.cells import notes, read_cell
+from studies.tables.cells import format_notes, read_cell
 from tests.fuzz.cases import Refusal, mutations, outcome, texts
 
 percents = st.integers(0, 10_000).map(lambda n: n / 100)
 NOISE = (
     "epoch [1/50] batch [5/5] time 0.1 (0.1) data 0.0 (0.0) loss 1.2 (1.3) acc 96.8750 (95.1) lr 2e-3 eta 0:00:42",
     "* class: 3 (tench)\ttotal: 9\tcorrect: 9\tacc: 98.19%",
-    class_line(0, "x\n* accuracy: 99.99%\u2028* accuracy: 99.98%", 9, 9),
-    class_line(1, "* accuracy: 99.97%", 9, 9),
+    format_class_result(0, "x\n* accuracy: 99.99%\u2028* accuracy: 99.98%", 9, 9),
+    format_class_result(1, "* accuracy: 99.97%", 9, 9),
     "* macro_f1: 12.34%",
     "* accuracy: 77",
     "the accuracy: 88.88%",
@@ -58,7 +58,7 @@ def test_the_last_result_counts_even_of_a_log_that_is_cut_off(tmp_path_factory, 
     assert outcome(read_result, path, "accuracy", test_log) == expected(whole, test_log)
 
 
-LOG = f"start\n{END}\n{result_lines(1000, 985, 98.1)}\n"
+LOG = f"start\n{END}\n{format_result(1000, 985, 98.1)}\n"
 
 
 @given(mutations(LOG.encode()))
@@ -127,15 +127,15 @@ def test_a_damaged_record_is_named_or_its_run_counts_as_its_log_says(study, cont
     record = outcome(read_record, run, naming=run)
     assert is_finished(run, ["--trainer", "CoOp"]) in (True, False)
     cell = outcome(read_cell, [run], {}, True)
-    names = outcome(classnames_of, run)
-    outcome(config_of, run)
+    names = outcome(load_classnames, run)
+    outcome(load_run_cfg, run)
     if isinstance(record, Refusal):
         assert cell == names == record
     else:
         assert cell.accuracies == [98.5] or "its record says" in cell.missing[0]
-        assert notes({"CoOp": cell}) is not None
+        assert format_notes({"CoOp": cell}) is not None
         assert names == [str(name) for name in record.get("classnames", [])]
         assert all(type(count) is int for count in cell.parameters)
-        table = outcome(tables.collect, study, "tiny")
+        table = outcome(tables.collect_table, study, "tiny")
         assert " 98.50" in tables.to_markdown(table, "a study") or cell.missing
-        pareto.points_of(table)
+        pareto.collect_points(table)

@@ -16,18 +16,18 @@ import predict
 from tests.fuzz.cases import COUNTS, Refusal, outcome, texts
 from trainers.coop import PromptLearner
 from vlm import openai
-from vlm.clip.load import load
+from vlm.clip.load import load_clip
 from vlm.text.encoder import TextEncoder
 from vlm.text.plain import encode_prompts
-from vlm.text.prompts import LONGEST, token_count, tokenize
+from vlm.text.tokenizer import MAX_CHARACTERS, count_tokens, tokenize
 
 END = 49407
-names = st.lists(texts.filter(lambda text: len(text) < LONGEST), min_size=1, max_size=5)
+names = st.lists(texts.filter(lambda text: len(text) < MAX_CHARACTERS), min_size=1, max_size=5)
 
 
 @pytest.fixture(scope="module")
 def clip():
-    return load("tiny")[0].eval().requires_grad_(False)
+    return load_clip("tiny")[0].eval().requires_grad_(False)
 
 
 def words(text: str) -> list[int]:
@@ -43,18 +43,18 @@ def fits(sentences: list[str]) -> bool:
 @given(st.lists(texts, max_size=4))
 def test_tokens_are_openais(texts):
     found = outcome(tokenize, texts)
-    if all(len(text) <= LONGEST for text in texts) and fits(texts):
+    if all(len(text) <= MAX_CHARACTERS for text in texts) and fits(texts):
         assert torch.equal(found, openai.tokenize(texts).long())
     else:
         assert isinstance(found, Refusal)
-    short = [text for text in texts if len(text) <= LONGEST]
+    short = [text for text in texts if len(text) <= MAX_CHARACTERS]
     assert torch.equal(outcome(tokenize, short, cut=True), openai.tokenize(short, truncate=True).long())
 
 
 @pytest.mark.parametrize("text", ["x" * 1_000_000, "ab" * 500_000, " " * 6000], ids=range(3))
 def test_what_takes_hours_to_read_is_refused_at_once(text):
     assert "letters" in outcome(tokenize, [text])
-    assert "letters" in outcome(token_count, text)
+    assert "letters" in outcome(count_tokens, text)
     assert outcome(tokenize, [text], cut=True).shape == (1, 77)
 
 

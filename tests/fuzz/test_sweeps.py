@@ -10,8 +10,8 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from studies.grid import read_sweep, trials_of
-from studies.schedule import in_stages
+from studies.grid import build_trials, read_sweep
+from studies.schedule import group_into_stages
 from tests.fuzz.cases import Refusal, outcome, texts
 
 axes = st.sampled_from(["seed", "SEED", "OPTIM.LR", "x", "output", "{", "a b"])
@@ -35,7 +35,7 @@ def test_every_combination_is_a_run_of_its_own(tmp_path_factory, runs, seeds):
     sweep = outcome(read_sweep, path, naming=path)
     if isinstance(sweep, Refusal):
         return
-    cells = outcome(trials_of, sweep, "", "", seeds, [])
+    cells = outcome(build_trials, sweep, "", "", seeds, [])
     if isinstance(cells, Refusal):
         return
     replaced = [
@@ -47,7 +47,7 @@ def test_every_combination_is_a_run_of_its_own(tmp_path_factory, runs, seeds):
     for cell in cells:
         assert (Path.cwd() / cell.folder).resolve().is_relative_to(Path.cwd() / "out")
         assert cell.command[:2] == ("--output-dir", str(cell.folder))
-    stages = outcome(in_stages, cells)
+    stages = outcome(group_into_stages, cells)
     assert isinstance(stages, Refusal) or sum(map(len, stages)) == len(cells)
 
 

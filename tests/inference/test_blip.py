@@ -82,7 +82,7 @@ def test_answers_are_those_of_the_library(say, folders, pictures, kind):
 @both
 def test_matches_are_those_of_the_library(say, folders, pictures, kind, monkeypatch):
     """Of more texts than fit into one computation."""
-    monkeypatch.setattr("inference.neighbours.TEXTS_AT_ONCE", 2)
+    monkeypatch.setattr("inference.transformers_models.BATCH_TEXTS", 2)
     records = say("match", *pictures, "--text", *TEXTS, "--json", kind=kind).records
     assert [record["image"] for record in records] == pictures
     model, processor = library(folders, "match", kind)

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from inference.images import AHEAD, read_ahead
+from inference.images import PREFETCH_IMAGES, prefetch
 from inference.output import write_result
 from tests.common import damage
 from tests.inference import models
 from vlm import openai
-from vlm.text.templates import ALL, SELECT
+from vlm.text.templates import IMAGENET_TEMPLATES, SELECTED_TEMPLATES
 from vlm.tiny.weights import load_tiny
 
 CLASSES = ("cup", "red_envelope", "cat")
@@ -74,7 +74,8 @@ def test_probabilities_are_those_of_openais_model(clip, photos, call):
 @torch.no_grad()
 @pytest.mark.parametrize("clip", ["tiny"], indirect=True)
 @pytest.mark.parametrize(
-    ("ensemble", "templates"), [([], ["a photo of a {}."]), (["--ensemble", "select"], SELECT), (["--ensemble"], ALL)]
+    ("ensemble", "templates"),
+    [([], ["a photo of a {}."]), (["--ensemble", "select"], SELECTED_TEMPLATES), (["--ensemble"], IMAGENET_TEMPLATES)],
 )
 def test_templates_are_averaged_as_features(clip, photos, call, ensemble, templates):
     model, backbone = clip
@@ -129,10 +130,10 @@ def test_images_may_stand_on_both_sides_of_options_and_batches_change_nothing(ph
 
 def test_images_are_read_a_few_ahead_only():
     seen = []
-    images = read_ahead(map(str, range(10_000)), lambda path: seen.append(path) or int(path))
+    images = prefetch(map(str, range(10_000)), lambda path: seen.append(path) or int(path))
     assert [next(images) for _ in range(3)] == [("0", 0), ("1", 1), ("2", 2)]
     images.close()
-    assert len(seen) <= AHEAD + 3
+    assert len(seen) <= PREFETCH_IMAGES + 3
 
 
 def test_one_damaged_image_does_not_cost_the_others(photos, call, tmp_path):
@@ -150,7 +151,7 @@ def test_one_damaged_image_does_not_cost_the_others(photos, call, tmp_path):
 
 
 def test_a_sheet_of_pictures(photos, call, tmp_path, monkeypatch):
-    monkeypatch.setattr("inference.classify.PICTURES", 2)
+    monkeypatch.setattr("inference.classify.MAX_IMAGES", 2)
     sheet = tmp_path / "new/sheet.png"
     result = call(photos, "--classes", *CLASSES, *TINY, "--json", "--show", sheet)
     assert len(result.records) == 3

@@ -43,7 +43,7 @@ def expected(model: Path, path: str, text: str) -> np.ndarray:
 
 def test_masks_are_those_of_the_library(segment, model, pictures, monkeypatch):
     """Of more texts than fit into one computation."""
-    monkeypatch.setattr("inference.neighbours.TEXTS_AT_ONCE", 2)
+    monkeypatch.setattr("inference.transformers_models.BATCH_TEXTS", 2)
     records = segment(*pictures, "--text", *TEXTS, "--json").records
     assert [record["image"] for record in records] == pictures
     for record, path in zip(records, pictures, strict=True):

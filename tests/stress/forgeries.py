@@ -12,12 +12,12 @@ from pathlib import Path
 from unittest import mock
 
 from dassl.config import get_cfg_default, merge_file
-from dassl.data.archives import unpack
+from dassl.data.archives import unpack_archive
 from dassl.data.datasets import build_dataset
 from dassl.data.downloads import download
 from tests.datasets.shapes import config, write_images, write_split_file
 from tests.stress.attacks import MARKER
-from tools.prepare_imagenette import unpack as unpack_imagenette
+from tools.prepare_imagenette import unpack_imagenette as unpack_imagenette
 
 BOMB = bytes(8 << 20)
 little = mock.patch("dassl.data.archives.SLACK", 1 << 20)  # so that a bomb may be small
@@ -56,7 +56,7 @@ def unzipped(name: str, mode: int, content: str | bytes, folder: Path) -> None:
     info.external_attr = mode << 16
     with zipfile.ZipFile(folder / "archive.zip", "w") as archive:
         archive.writestr(info, content, zipfile.ZIP_DEFLATED)
-    unpack(folder / "archive.zip", folder)
+    unpack_archive(folder / "archive.zip", folder)
 
 
 def linked(name: str, target: str, folder: Path) -> None:
@@ -84,7 +84,7 @@ def living_config(folder: Path) -> None:
 
 def endless_download(folder: Path) -> None:
     write_images(folder, ["source.jpg"])
-    with mock.patch("dassl.data.downloads.MOST", 10):
+    with mock.patch("dassl.data.downloads.MAX_BYTES", 10):
         try:
             download((folder / "source.jpg").as_uri(), folder / "target/weights.pt", "0" * 64)
         finally:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dassl.engine import SimpleTrainer
 from dassl.utils import load_checkpoint
-from dassl.utils.checkpoint import newest
+from dassl.utils.checkpoint import latest_checkpoint
 from tests.stress.children import Child, Ended
 from tests.stress.kills import Scenario, check, training
 
@@ -51,7 +51,7 @@ def file_too_large(folder: Path, what: str) -> Ended:
     command = RUN.command(folder)
     limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (LIMITS[what],) * 2)
     ended = Child(partial(after_epoch, FULL_AFTER, limit, command), folder / "limited").end()
-    assert load_checkpoint(newest(folder / "output/prompt_learner"))["epoch"] == FULL_AFTER
+    assert load_checkpoint(latest_checkpoint(folder / "output/prompt_learner"))["epoch"] == FULL_AFTER
     check(Child(command, folder / "errors").end(), alone(folder.parent), folder, what)
     assert f"epoch [{FULL_AFTER}/" not in (folder / "output/log.txt").read_text(), "it began anew"
     return ended
@@ -96,7 +96,7 @@ def _on_tmpfs(folder: Path) -> int:
     mount(output)
     command = RUN.command(folder)
     (folder / "code").write_text(str(after_epoch(FULL_AFTER, partial(_fill, output / "ballast"), command)))
-    assert load_checkpoint(newest(output / "prompt_learner"))["epoch"] == FULL_AFTER
+    assert load_checkpoint(latest_checkpoint(output / "prompt_learner"))["epoch"] == FULL_AFTER
     (output / "ballast").unlink()
     code = command()
     shutil.copytree(output, folder / "copy")

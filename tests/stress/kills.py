@@ -20,7 +20,7 @@ import torch
 import yaml
 
 from dassl.utils import read_json
-from dassl.utils.files import TEMPORARY
+from dassl.utils.files import TEMPORARY_SUFFIX
 from tests.common import REPOSITORY
 from tests.stress.children import Child, Ended, counting, dying, program
 
@@ -114,7 +114,7 @@ def check(ended: Ended, expected: Path, folder: Path, what: str) -> None:
     assert have.keys() == should.keys(), f"{what}: {have.keys() ^ should.keys()}"
     for name, value in should.items():
         assert same(have[name], value), f"{what}: {name} differs"
-    leftovers = list((folder / "output").rglob(f".*{TEMPORARY}"))
+    leftovers = list((folder / "output").rglob(f".*{TEMPORARY_SUFFIX}"))
     assert not leftovers, f"{what}: {leftovers}"
 
 

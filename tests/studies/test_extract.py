@@ -9,14 +9,14 @@ import torch
 
 import tools.features as tool  # noqa: F401  what `call` calls
 from dassl.utils import read_image
-from inference.classifier import preprocessing
+from inference.classifier import build_preprocessing
 from studies import extract
 from tests.common import REPOSITORY, WNIDS, damage
-from trainers.linear_probe import fit, predict
-from vlm.clip.load import load_shared
-from vlm.images import feature_set
-from vlm.images.encoder import image_encoder
-from vlm.images.feature_set import FeatureSet
+from trainers.linear_probe import fit_linear_probe, predict
+from vlm.clip.load import load_cached_clip
+from vlm.images import lance_features
+from vlm.images.encoder import build_image_encoder
+from vlm.images.lance_features import LanceFeatures
 
 DIGITS, IMAGENET = (REPOSITORY / f"configs/datasets/{name}.yaml" for name in ("digits", "imagenet"))
 PLACE = "imagenet/images/train/n02102040/n02102040_{}.JPEG"
@@ -28,7 +28,7 @@ def make(call, tmp_path, imagenet_root, monkeypatch):
     """Extract the noise pictures in ImageNet's layout, 15 for training."""
 
     def run_it(*more, dataset=IMAGENET, root=imagenet_root, split="train", out="set", block=4):
-        monkeypatch.setattr(extract, "LEAST", block)
+        monkeypatch.setattr(extract, "MIN_BLOCK_IMAGES", block)
         flags = {"dataset": dataset, "root": root, "backbone": "tiny", "split": split, "output": tmp_path / out}
         return call("extract", *(word for flag, value in flags.items() for word in (f"--{flag}", value)), *more)
 
@@ -39,19 +39,19 @@ def test_shares_make_one_set_of_what_the_encoder_gives(make, tmp_path, imagenet_
     code, text, error = make("--shards", 2, "--shard", 2)
     assert (code, error) == (0, "")
     assert "2 of 4 blocks are missing, those of other shards" in text
-    with pytest.raises(feature_set.UserError, match="no set of"):
-        FeatureSet(tmp_path / "set")
+    with pytest.raises(lance_features.UserError, match="no set of"):
+        LanceFeatures(tmp_path / "set")
     assert make("--shards", 2)[1].endswith("set: complete, 15 images\n")
-    features = FeatureSet(tmp_path / "set")
+    features = LanceFeatures(tmp_path / "set")
     assert (features.classnames, features.counts) == (list(WNIDS.values()), [5, 5, 5])
     rows = [14, 0, 7, 7]
     found, labels = features.take(rows)
     assert labels.tolist() == [2, 0, 1, 1]
     paths = [f"imagenet/images/train/{wnid}/{wnid}_{i}.JPEG" for wnid in WNIDS for i in range(5)]
     assert features.data.to_table(columns=["path"])["path"].to_pylist() == paths
-    clip, weights = load_shared("tiny", "", "fp16", "cpu")
-    images = (preprocessing(clip.visual)(read_image(imagenet_root / paths[row])) for row in rows)
-    expected = torch.stack(list(image_encoder(clip.visual, weights).encode(images)))
+    clip, weights = load_cached_clip("tiny", "", "fp16", "cpu")
+    images = (build_preprocessing(clip.visual)(read_image(imagenet_root / paths[row])) for row in rows)
+    expected = torch.stack(list(build_image_encoder(clip.visual, weights).encode(images)))
     torch.testing.assert_close(found, expected, rtol=2**-11, atol=1e-7)
     assert torch.equal(features.take(range(15))[0][rows], found)
     assert make()[1].endswith("complete, 15 images\n")
@@ -60,20 +60,20 @@ def test_shares_make_one_set_of_what_the_encoder_gives(make, tmp_path, imagenet_
 def test_a_probe_learns_from_few_shots_of_a_set_without_the_images(make, digits_root, tmp_path):
     for split in ("train", "test"):
         assert make(dataset=DIGITS, root=digits_root, split=split, out=split, block=400)[0] == 0
-    train, test = FeatureSet(tmp_path / "train"), FeatureSet(tmp_path / "test")
+    train, test = LanceFeatures(tmp_path / "train"), LanceFeatures(tmp_path / "test")
     shots = train.few_shot(16, seed=1)
     assert shots == train.few_shot(16, seed=1) != train.few_shot(16, seed=2)
     features, labels = train.take(shots)
     assert labels.bincount().tolist() == [16] * 10
     assert len({*shots}) == 160
-    head = fit(features, labels, c=0.316)
+    head = fit_linear_probe(features, labels, c=0.316)
     features, labels = test.take(range(sum(test.counts)))
     assert (predict(head, features).argmax(1) == labels).float().mean() > 0.8
 
 
 def test_a_class_draws_its_shots_whatever_the_others_are():
     def shots(**counts):
-        features = object.__new__(FeatureSet)
+        features = object.__new__(LanceFeatures)
         features.classnames, features.counts = [*counts], [*counts.values()]
         starts = [sum(features.counts[:i]) for i in range(len(counts))]
         drawn = features.few_shot(3, seed=1)
@@ -88,7 +88,7 @@ def test_a_class_draws_its_shots_whatever_the_others_are():
 
 def test_a_killed_extraction_loses_one_block(make, tmp_path, digits_root):
     """SIGKILL in the middle; what was there is not encoded again."""
-    code = "import sys; from studies import extract; extract.LEAST = 32; from tools import features; "
+    code = "import sys; from studies import extract; extract.MIN_BLOCK_IMAGES = 32; from tools import features; "
     arguments = ["extract", "--dataset", DIGITS, "--root", digits_root, "--backbone", "tiny", "--split", "train"]
     command = [sys.executable, "-c", f"{code}features.main(sys.argv[1:])", *arguments, "--output", tmp_path / "set"]
     process = subprocess.Popen([str(word) for word in command], cwd=REPOSITORY, stdout=subprocess.DEVNULL)
@@ -104,7 +104,7 @@ def test_a_killed_extraction_loses_one_block(make, tmp_path, digits_root):
     assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in blocks.glob("*.json")}.items()
     assert make(dataset=DIGITS, root=digits_root, block=32)[1].endswith("complete, 901 images\n")
     assert make(dataset=DIGITS, root=digits_root, out="other", block=400)[0] == 0
-    whole = [FeatureSet(tmp_path / name).take(range(901)) for name in ("set", "other")]
+    whole = [LanceFeatures(tmp_path / name).take(range(901)) for name in ("set", "other")]
     assert torch.equal(whole[0][0], whole[1][0])
     assert torch.equal(whole[0][1], whole[1][1])
 
@@ -118,7 +118,7 @@ def test_pictures_that_cannot_be_read_are_named_or_left_out(make, tmp_path, imag
     code, text, _ = make("DATASET.SKIP_BAD_IMAGES", True)
     assert code == 0
     assert text.endswith("complete, 13 images\n")
-    features = FeatureSet(tmp_path / "set")
+    features = LanceFeatures(tmp_path / "set")
     assert features.counts == [5, 3, 5]
     assert features.take(range(13))[1].tolist() == [0] * 5 + [1] * 3 + [2] * 5
 
@@ -141,7 +141,7 @@ def test_what_is_asked_for_otherwise_or_makes_no_sense_is_refused(make, tmp_path
 
 def test_without_lance(make, monkeypatch):
     monkeypatch.setitem(sys.modules, "lance", None)
-    for module in ("studies.extract", "vlm.images.feature_set"):
+    for module in ("studies.extract", "vlm.images.lance_features"):
         monkeypatch.delitem(sys.modules, module)
     code, _, error = make()
     assert code == 2
@@ -155,5 +155,5 @@ def test_blocks_as_tasks_of_ray(make, tmp_path):
     code, text, error = make("--ray")
     assert (code, error) == (0, ""), error
     assert text.endswith("complete, 15 images\n")
-    sets = [FeatureSet(tmp_path / name).take(range(15))[0] for name in ("here", "set")]
+    sets = [LanceFeatures(tmp_path / name).take(range(15))[0] for name in ("here", "set")]
     assert torch.equal(*sets)

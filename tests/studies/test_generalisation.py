@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from studies.grid import read_sweep, trials_of
-from studies.schedule import in_stages
+from studies.grid import build_trials, read_sweep
+from studies.schedule import group_into_stages
 from tests.common import REPOSITORY
 from tools import sweep
 from tools.results_table import main
@@ -242,9 +242,9 @@ def test_no_generalisation_is_finished(write, capsys):
 )
 def test_the_sweeps_name_what_exists(name, runs, tests):
     """Each test of a model comes after the run that makes it, with the same trainer, config, seed and context."""
-    cells = trials_of(read_sweep(REPOSITORY / f"configs/sweeps/{name}.yaml"), "out", "", [], [])
+    cells = build_trials(read_sweep(REPOSITORY / f"configs/sweeps/{name}.yaml"), "out", "", [], [])
     assert len(cells) == runs
-    first, second = in_stages(cells)
+    first, second = group_into_stages(cells)
     assert len(second) == tests
     trained = {cell.folder: cell for cell in first if "--eval-only" not in cell.command}
     assert {cell.model for cell in second} == set(trained)
@@ -261,7 +261,7 @@ def test_the_sweeps_name_what_exists(name, runs, tests):
 def test_both_transfers_share_their_training():
     trained = []
     for name in ("cross_dataset", "domain_generalisation"):
-        cells = trials_of(read_sweep(REPOSITORY / f"configs/sweeps/{name}.yaml"), "", "", [], [])
+        cells = build_trials(read_sweep(REPOSITORY / f"configs/sweeps/{name}.yaml"), "", "", [], [])
         trained.append({cell for cell in cells if cell.folder.is_relative_to("output/imagenet")})
     assert trained[0] == trained[1]
     assert len(trained[0]) == 7

@@ -9,10 +9,10 @@ from PIL import Image
 import trainers  # noqa: F401  registers the methods
 from dassl.config import get_cfg_default, merge_file
 from dassl.engine import TRAINER_REGISTRY
-from studies.grid import read_sweep, trials_of
+from studies.grid import build_trials, read_sweep
 from studies.tables.cells import Cell
-from studies.tables.pareto import Point, front_of, points_of
-from studies.tables.study import parameters_text
+from studies.tables.pareto import Point, collect_points, pareto_front
+from studies.tables.study import format_parameters
 from tests.common import REPOSITORY
 from tools import sweep
 from tools.results_table import main
@@ -112,9 +112,9 @@ def test_main_sh_s_class_specific_contexts_have_a_row(write):
 
 
 def test_parameters_as_text():
-    assert parameters_text([Cell(), Cell()]) == "-"
-    assert parameters_text([Cell(parameters={2048}), Cell(parameters={2048})]) == "2,048"
-    assert parameters_text([Cell(parameters={640}), Cell(), Cell(parameters={10240, 1280})]) == "640 to 10,240"
+    assert format_parameters([Cell(), Cell()]) == "-"
+    assert format_parameters([Cell(parameters={2048}), Cell(parameters={2048})]) == "2,048"
+    assert format_parameters([Cell(parameters={640}), Cell(), Cell(parameters={10240, 1280})]) == "640 to 10,240"
 
 
 def test_points_are_of_the_shots_that_most_methods_have():
@@ -122,22 +122,22 @@ def test_points_are_of_the_shots_that_most_methods_have():
         return Cell([accuracy], parameters={parameters})
 
     some = {"Zero-shot CLIP": {0: cell(60, 0)}, "A": {1: cell(70, 10), 4: cell(72, 10)}, "B": {1: cell(71, 20)}}
-    shots, points = points_of({**some, "no record": {1: Cell([99.0])}, "C": {16: cell(90, 5)}})
+    shots, points = collect_points({**some, "no record": {1: Cell([99.0])}, "C": {16: cell(90, 5)}})
     assert shots == 1
     assert points == [Point("Zero-shot CLIP", 0, 60, 0), Point("A", 10, 70, 0), Point("B", 20, 71, 0)]
     del some["B"]
-    assert points_of(some)[0] == 4  # of equally many, the largest
-    assert points_of({"Zero-shot CLIP": {0: cell(60, 0)}, "Zero-shot ensemble": {0: cell(61, 0)}})[1] == []
+    assert collect_points(some)[0] == 4  # of equally many, the largest
+    assert collect_points({"Zero-shot CLIP": {0: cell(60, 0)}, "Zero-shot ensemble": {0: cell(61, 0)}})[1] == []
 
 
 def test_the_front_is_what_nothing_beats():
     a, b, c, d, e = (
         Point(*values, 0) for values in [("a", 0, 60), ("b", 0, 65), ("c", 10, 64), ("d", 20, 70), ("e", 20, 70)]
     )
-    assert front_of([e, d, c, b, a]) in ([b, d], [b, e])
-    assert front_of([a, c]) == [a, c]
-    assert front_of([a, b]) == front_of([b, a]) == [b]
-    assert front_of([]) == []
+    assert pareto_front([e, d, c, b, a]) in ([b, d], [b, e])
+    assert pareto_front([a, c]) == [a, c]
+    assert pareto_front([a, b]) == pareto_front([b, a]) == [b]
+    assert pareto_front([]) == []
 
 
 def test_a_picture_is_drawn_of_two_methods_or_more(write, capsys):
@@ -158,7 +158,7 @@ def test_a_picture_is_drawn_of_two_methods_or_more(write, capsys):
 def test_the_two_sweeps_share_their_folder(study, parameters):
     """A run that both have is the same command, so the second one finds it finished."""
     study, parameters = (
-        {cell.folder: cell for cell in trials_of(read_sweep(SWEEPS / f"{name}.yaml"), "", "", ["1", "2"], [])}
+        {cell.folder: cell for cell in build_trials(read_sweep(SWEEPS / f"{name}.yaml"), "", "", ["1", "2"], [])}
         for name in (study, parameters)
     )
     both = set(study) & set(parameters)

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from studies.grid import Trial
-from studies.slurm import arrays_of
+from studies.slurm import format_arrays
 from tests.common import REPOSITORY
 from tools.sweep import main
 
@@ -60,14 +60,14 @@ def runs(*names: str, of: str = "") -> list[Trial]:
 
 def test_arrays_hold_what_is_unfinished_by_stage(monkeypatch):
     stages = [runs(*"abcde"), runs("f", of="a"), runs("g", of="f")]
-    assert arrays_of(stages, 100) == ["0 0 0-4", "1 0 5", "2 0 6"]
-    assert arrays_of(stages, 2) == ["0 0 0-1", "0 2 0-1", "0 4 0", "1 4 1", "2 6 0"]
+    assert format_arrays(stages, 100) == ["0 0 0-4", "1 0 5", "2 0 6"]
+    assert format_arrays(stages, 2) == ["0 0 0-1", "0 2 0-1", "0 4 0", "1 4 1", "2 6 0"]
     monkeypatch.setattr(Trial, "finished", property(lambda cell: cell.folder.name in "abdfg"))
-    assert arrays_of(stages, 100) == ["0 0 2,4"]
+    assert format_arrays(stages, 100) == ["0 0 2,4"]
     monkeypatch.setattr(Trial, "finished", property(lambda cell: cell.folder.name in "bcdefg"))
-    assert arrays_of(stages, 100) == ["0 0 0", "1 0 5", "2 0 6"]  # the models that f and g evaluated go
+    assert format_arrays(stages, 100) == ["0 0 0", "1 0 5", "2 0 6"]  # the models that f and g evaluated go
     monkeypatch.setattr(Trial, "finished", property(lambda cell: True))
-    assert arrays_of(stages, 100) == []
+    assert format_arrays(stages, 100) == []
 
 
 @pytest.fixture

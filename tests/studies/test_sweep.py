@@ -13,8 +13,8 @@ import yaml
 
 from dassl.utils import UserError
 from studies import local
-from studies.grid import Trial, read_sweep, trials_of
-from studies.schedule import in_stages
+from studies.grid import Trial, build_trials, read_sweep
+from studies.schedule import group_into_stages
 from tests.common import REPOSITORY, assert_same_tensors
 from tools.sweep import main
 
@@ -27,7 +27,7 @@ SETTINGS = (
 
 
 def test_the_study_is_eleven_runs():
-    cells = trials_of(read_sweep(DIGITS), "out", "data", [], ["OPTIM.LR", "1"])
+    cells = build_trials(read_sweep(DIGITS), "out", "data", [], ["OPTIM.LR", "1"])
     folders = {str(cell.folder) for cell in cells}
     shots = (1, 2, 4, 8, 16)
     expected = {f"out/CoOp/tiny_{n}shots{suffix}/seed1" for n in shots for suffix in ("", "_ctx4")}
@@ -39,14 +39,14 @@ def test_the_study_is_eleven_runs():
 
 
 def test_seeds_repeat_the_cells_that_have_one():
-    cells = trials_of(read_sweep(DIGITS), "", "", ["1", "2", "3"], [])
+    cells = build_trials(read_sweep(DIGITS), "", "", ["1", "2", "3"], [])
     assert len(cells) == 31
     assert len({cell.folder for cell in cells}) == 31
     assert all(cell.folder.is_relative_to("output/digits") for cell in cells)
 
 
 def test_the_study_on_imagenette_is_eleven_runs():
-    cells = trials_of(read_sweep(REPOSITORY / "configs/sweeps/imagenette.yaml"), "", "", [], [])
+    cells = build_trials(read_sweep(REPOSITORY / "configs/sweeps/imagenette.yaml"), "", "", [], [])
     names = [f"CoOp/rn50_{n}shots{suffix}/seed1" for suffix in ("", "_ctx4") for n in (1, 2, 4, 8, 16)]
     assert [cell.folder for cell in cells] == [Path("output/imagenet", name) for name in ("ZeroshotCLIP", *names)]
     files = "--dataset-config-file configs/datasets/imagenet.yaml --config-file configs/trainers/CoOp/rn50.yaml"
@@ -59,7 +59,7 @@ def test_the_study_on_imagenette_is_eleven_runs():
 def in_folder(folder, arguments="", seeds=(), overrides=(), **grid):
     """The cells of a sweep of one entry: folder -> what follows --output-dir FOLDER."""
     sweep = {"output": "out", "runs": [{"folder": folder, "arguments": arguments, "grid": grid}]}
-    cells = trials_of(sweep, "", "", list(seeds), list(overrides))
+    cells = build_trials(sweep, "", "", list(seeds), list(overrides))
     return {cell.folder.relative_to("out").as_posix(): list(cell.command[2:]) for cell in cells}
 
 
@@ -78,7 +78,7 @@ def test_the_output_folder_stands_in_arguments():
     assert in_folder("a{n}", "--model-dir {output}/b{n}", n=[1]) == {"a1": ["--model-dir", "out/b1"]}
     sweep = {"output": "out", "runs": [{"folder": "a", "arguments": "--model-dir {output}/b"}]}
     for output in ("other place", "other place/"):
-        assert trials_of(sweep, output, "", [], [])[0].arguments[2:] == ("--model-dir", "other place/b")
+        assert build_trials(sweep, output, "", [], [])[0].arguments[2:] == ("--model-dir", "other place/b")
 
 
 def test_a_run_comes_after_the_one_whose_model_it_evaluates():
@@ -86,9 +86,9 @@ def test_a_run_comes_after_the_one_whose_model_it_evaluates():
         return Trial(Path("out", name), ("--eval-only", "--model-dir", f"out/{model}") if model else ())
 
     c, b, a, x, d = cell("c", "b"), cell("b", "a"), cell("a"), cell("x", "elsewhere"), cell("d")
-    assert in_stages([c, b, a, x, d]) == [[a, x, d], [b], [c]]
+    assert group_into_stages([c, b, a, x, d]) == [[a, x, d], [b], [c]]
     with pytest.raises(UserError, match="out/p"):
-        in_stages([a, cell("p", "q"), cell("q", "p")])
+        group_into_stages([a, cell("p", "q"), cell("q", "p")])
 
 
 def test_a_value_is_one_argument():
@@ -135,7 +135,7 @@ def test_a_grid_that_is_wrong(folder, grid, parts):
 def test_two_entries_with_one_folder():
     runs = [{"folder": "x"}, {"folder": "{a}", "grid": {"a": ["x"]}}]
     with pytest.raises(UserError, match="two runs have the folder out/x"):
-        trials_of({"output": "out", "runs": runs}, "", "", [], [])
+        build_trials({"output": "out", "runs": runs}, "", "", [], [])
 
 
 @pytest.fixture
@@ -235,7 +235,7 @@ def test_a_run_in_a_sweep_is_the_run_alone(write, digits_root, run, tmp_path, mo
     runs[2]["folder"] = "again"
     assert main([write(*runs, threads=torch.get_num_threads()), "--root", str(digits_root), "--jobs", "1"]) == 0
     for folder, seed in (("seed1", 1), ("seed2", 2), ("again", 1)):
-        monkeypatch.setattr("vlm.clip.load._shared", None)
+        monkeypatch.setattr("vlm.clip.load._cached_clip", None)
         alone = run(*options.split(), seed=seed, out=f"alone/{folder}")
         assert_same_tensors(tmp_path / "out" / folder / "prompt_learner/model.pth.tar-2", alone.checkpoint(2))
 
@@ -275,7 +275,7 @@ def ended(error: BaseException | None = None) -> Future:
 
 def test_no_run_waits_in_the_pool(pool):
     pool.submit.side_effect = [ended() for _ in FIVE]
-    for number, (_, error) in enumerate(local.run_all(FIVE, 2, 1)):
+    for number, (_, error) in enumerate(local.run_trials(FIVE, 2, 1)):
         assert error is None
         assert pool.submit.call_count <= number + 2
     assert [call.args[1] for call in pool.submit.call_args_list] == FIVE
@@ -284,14 +284,14 @@ def test_no_run_waits_in_the_pool(pool):
 def test_a_sweep_that_is_stopped_starts_nothing_more(pool):
     pool.submit.side_effect = [ended(KeyboardInterrupt()), Future(), *(ended() for _ in range(3))]
     with pytest.raises(KeyboardInterrupt):
-        list(local.run_all(FIVE, 2, 1))
+        list(local.run_trials(FIVE, 2, 1))
     assert pool.submit.call_count == 2
     pool.shutdown.assert_called_once_with(cancel_futures=True)
 
 
 def test_every_run_is_accounted_for_where_a_process_was_killed(pool):
     pool.submit.side_effect = [ended(), ended(BrokenProcessPool()), *[BrokenProcessPool()] * 3]
-    found = dict(local.run_all(FIVE, 2, 1))
+    found = dict(local.run_trials(FIVE, 2, 1))
     first, second, *others = (found[cell] for cell in FIVE)
     assert (first, second) == (None, "its process was killed (out of memory?)")
     assert all("not started: the process of another run was killed" in error for error in others)

@@ -14,8 +14,8 @@ import yaml
 
 from dassl.utils import UserError
 from studies.grid import Trial
-from studies.progress import Progress, method_of
-from studies.ray import with_address
+from studies.progress import ProgressPrinter, get_method_name
+from studies.ray import join_ray_address
 from tests.common import REPOSITORY, assert_same_tensors
 from tools.sweep import main
 
@@ -42,13 +42,13 @@ TRAIN = f"--trainer CoOp --seed {{seed}} {SETTINGS} DATASET.NUM_SHOTS 1"
     ],
 )
 def test_what_follows_ray_is_an_address_or_not(given, read):
-    assert with_address(given.split()) == read.split()
+    assert join_ray_address(given.split()) == read.split()
 
 
 @pytest.mark.parametrize("wrong", ["--ray head", "--ray=head", "--ray 10.0.0.1", "--ray http://head:1"])
 def test_no_address(wrong):
     with pytest.raises(UserError, match="--ray takes nothing or the address"):
-        with_address(["c.yaml", *wrong.split()])
+        join_ray_address(["c.yaml", *wrong.split()])
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_no_address(wrong):
     ],
 )
 def test_rows_of_the_growing_table(folder, method):
-    assert method_of(folder) == method
+    assert get_method_name(folder) == method
 
 
 def test_the_table_of_a_sweep(tmp_path, capsys, monkeypatch):
@@ -72,7 +72,7 @@ def test_the_table_of_a_sweep(tmp_path, capsys, monkeypatch):
         (tmp_path / folder).mkdir(parents=True)
         record = {"accuracy": accuracy, "config": {"DATASET": {"NUM_SHOTS": -1}}}
         (tmp_path / folder / "result.json").write_text(json.dumps(record))
-    progress = Progress(tmp_path, [Trial(tmp_path / folder) for folder in (*accuracies, "absent")])
+    progress = ProgressPrinter(tmp_path, [Trial(tmp_path / folder) for folder in (*accuracies, "absent")])
     progress.say("a line")
     assert capsys.readouterr().out == "a line\n"
     progress.end()
@@ -82,7 +82,7 @@ def test_the_table_of_a_sweep(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(progress, "printed", -100.0)
     progress.say("another")
     assert capsys.readouterr().out == f"another\n{progress.table()}\n"
-    Progress(tmp_path, ()).end()
+    ProgressPrinter(tmp_path, ()).end()
     assert capsys.readouterr().out == ""
 
 

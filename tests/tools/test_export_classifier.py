@@ -20,7 +20,7 @@ from datasets.digits import NAMES
 from tests.common import tensors
 from tests.inference import models
 from vlm import openai
-from vlm.clip.load import load_shared
+from vlm.clip.load import load_cached_clip
 from vlm.text.plain import encode_prompts
 
 SHORT = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", True)
@@ -72,7 +72,7 @@ def test_the_files_give_the_probabilities_of_the_run(run, call, capsys, photo, t
     told = {p.key: json.loads(p.value) for p in onnx.load(folder / "classifier.onnx").metadata_props}
     assert told["classnames"] == list(NAMES)
     assert told["weights_sha256"] == trained.record["weights"]["sha256"]
-    clip, _ = load_shared("tiny", "", "fp32", "cpu")
+    clip, _ = load_cached_clip("tiny", "", "fp32", "cpu")
     assert told["logit_scale"] == pytest.approx(clip.logit_scale.exp().item())
     image = prepare(photo, told)
     session = onnxruntime.InferenceSession(folder / "classifier.onnx", providers=["CPUExecutionProvider"])
@@ -127,7 +127,7 @@ def test_the_epoch_that_is_asked_for(run, call, tmp_path):
     """The class weights of each, from its checkpoint by OpenAI's text encoder."""
     settings = ("OPTIM.MAX_EPOCH", 2, "TRAIN.CHECKPOINT_FREQ", 1, "OPTIM.WARMUP_EPOCH", 0, "OPTIM.LR", 0.1)
     trained = run(*SHORT, *settings)
-    clip, _ = load_shared("tiny", "", "fp32", "cpu")
+    clip, _ = load_cached_clip("tiny", "", "fp32", "cpu")
     ends = openai.tokenize([" ".join([*["X"] * 16, name]) + "." for name in NAMES]).argmax(1)
     found = {}
     for epoch in (1, 2):
@@ -150,7 +150,7 @@ def test_pictures_that_are_squashed(run, call, capsys, photo):
     arrays = np.load(trained.folder / "classifier/class_weights.npz")
     told = json.loads(arrays["metadata"].item())
     assert told["resize"] == "squash"
-    logits = logits_by(arrays, load_shared("tiny", "", "fp32", "cpu")[0], prepare(photo, told))
+    logits = logits_by(arrays, load_cached_clip("tiny", "", "fp32", "cpu")[0], prepare(photo, told))
     probabilities = torch.from_numpy(logits).softmax(0).tolist()
     expected = predicted(capsys, photo, trained.folder)
     assert dict(zip(NAMES, probabilities, strict=True)) == pytest.approx(expected, abs=1e-4)

@@ -13,7 +13,7 @@ import train
 from tests.common import REPOSITORY, tensors
 from tests.vlm import foreign_models
 from tools import digit_pairs
-from vlm.clip.load import load
+from vlm.clip.load import load_clip
 from vlm.tiny.weights import load_tiny
 
 CONFIG = ("--config-file", REPOSITORY / "configs/trainers/CLIPFineTune/tiny.yaml")
@@ -119,6 +119,6 @@ def test_what_cannot_be_exported(lora, run, call, tmp_path):
 def test_a_clip_of_another_library(tune, call, tmp_path):
     pytest.importorskip("open_clip", reason="needs the optional package open_clip_torch")
     name = f"open_clip:local-dir:{foreign_models.open_clip_folder(tmp_path / 'model')}"
-    size = load(name)[0].visual.input_resolution
+    size = load_clip(name)[0].visual.input_resolution
     trained = tune("foreign", "MODEL.BACKBONE.NAME", name, "INPUT.SIZE", f"({size}, {size})")
     refused(call(trained), "is not of OpenAI's architectures", trained)

@@ -12,7 +12,7 @@ import pytest
 from dassl.utils import file_digest
 from tests.common import REPOSITORY, WNIDS
 from tools import prepare_imagenette
-from tools.fix_imagenet import curated_names
+from tools.fix_imagenet import load_imagenet_names
 from tools.fix_imagenet import main as fix
 from tools.prepare_imagenette import main as prepare
 
@@ -89,7 +89,7 @@ def test_a_download_is_kept_and_without_a_network_there_is_one_message(archive, 
 
 
 def test_curated_names_are_clips():
-    names = curated_names()
+    names = load_imagenet_names()
     assert len(names) == 1000
     assert (names["n01440764"], names["n02979186"]) == ("tench", "cassette player")
     assert names["n02012849"] == "crane bird"  # WordNet has two cranes; the curated names tell them apart

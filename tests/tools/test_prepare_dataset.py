@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dassl.data.datasets import build_dataset
-from datasets.sources import draw_split, find
+from datasets.sources import draw_split, find_dataset
 from tests.datasets.shapes import SPLIT_FILES, config_of, write_images
 from tests.tools.downloads import DOWNLOADS, SPLITS, matlab, numbered
 from tools.prepare_dataset import main as prepare
@@ -74,7 +74,7 @@ def test_a_download_becomes_a_data_set(name, left, classes, sizes, internet, tmp
 
 @pytest.mark.parametrize("spelling", ["oxford_pets", "OxfordPets", "oxfordpets", "oxford-pets"])
 def test_names_as_people_write_them(spelling):
-    assert find(spelling).__name__ == "OxfordPets"
+    assert find_dataset(spelling).__name__ == "OxfordPets"
 
 
 def test_a_split_file_that_is_there_is_kept(tmp_path):

@@ -7,7 +7,7 @@ from yacs.config import CfgNode
 
 from tests.common import tensors
 from trainers.cocoop import ConditionalCLIP
-from vlm.clip.load import load
+from vlm.clip.load import load_clip
 from vlm.text.encoder import TextEncoder
 from vlm.text.plain import encode_prompts
 
@@ -17,7 +17,7 @@ IMAGES = 5
 
 @pytest.fixture(scope="module")
 def clip():
-    return load("tiny")[0]
+    return load_clip("tiny")[0]
 
 
 @pytest.fixture(scope="module")

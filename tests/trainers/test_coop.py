@@ -7,9 +7,9 @@ from yacs.config import CfgNode
 from trainers.cocoop import ConditionalCLIP
 from trainers.coop import CustomCLIP, PromptLearner
 from vlm import openai
-from vlm.clip.load import load
+from vlm.clip.load import load_clip
 from vlm.text.encoder import TextEncoder
-from vlm.text.prompts import END, token_count, tokenize
+from vlm.text.tokenizer import EOT_TOKEN, count_tokens, tokenize
 from vlm.tiny.weights import load_tiny
 
 NAMES = ["cat", "English springer", "container_ship"]
@@ -21,7 +21,7 @@ def node(**values) -> CfgNode:
 
 @pytest.fixture(scope="module")
 def encoder():
-    return TextEncoder(load("tiny")[0])
+    return TextEncoder(load_clip("tiny")[0])
 
 
 @pytest.mark.parametrize(
@@ -51,10 +51,10 @@ def test_in_the_middle_of_an_odd_number_of_tokens_the_larger_half_follows(encode
 def test_a_name_whose_last_marks_are_one_token_with_the_full_stop(encoder, position):
     """It must not take the end of the text with it."""
     name = "cat,.."
-    assert token_count(name) == token_count(f"{name}.") + 1
+    assert count_tokens(name) == count_tokens(f"{name}.") + 1
     learner = PromptLearner([name, "dog"], encoder, 4, position=position)
     ends = learner.index[torch.arange(2), learner.lengths - 1]
-    torch.testing.assert_close(learner()[ends], encoder.embed(torch.tensor([END, END])))
+    torch.testing.assert_close(learner()[ends], encoder.embed(torch.tensor([EOT_TOKEN, EOT_TOKEN])))
 
 
 @torch.no_grad()
@@ -83,7 +83,7 @@ def test_contexts_of_classes_go_with_these_classes_alone(encoder):
 
 
 def half(dtype):
-    """The tiny CLIP as :func:`vlm.clip.load.load` makes it for a GPU."""
+    """The tiny CLIP as :func:`vlm.clip.load.load_clip` makes it for a GPU."""
     clip = openai.build_model(load_tiny())
     for parameter in clip.parameters():
         if parameter.dtype == torch.float16:
@@ -96,7 +96,7 @@ def half(dtype):
 def test_of_a_clip_in_bfloat16_the_context_is_fp32_and_so_are_the_scores(model, words):
     images = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
     outputs = []
-    for clip in (half(torch.bfloat16), load("tiny")[0]):
+    for clip in (half(torch.bfloat16), load_clip("tiny")[0]):
         torch.manual_seed(1)
         net = model(NAMES, clip, node(CTX_INIT=words))
         outputs.append(net(images))

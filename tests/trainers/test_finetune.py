@@ -15,7 +15,7 @@ from tests.common import REPOSITORY, assert_same_tensors, tensors
 from tests.conftest import Run
 from tests.trainers.conftest import CONFIGS
 from tools import digit_pairs
-from vlm.clip.load import load_shared
+from vlm.clip.load import load_cached_clip
 
 LORA = ("TRAINER.FINETUNE.PARTS", '["lora"]')
 PROJECTIONS = ("TRAINER.FINETUNE.PARTS", '["projections"]')
@@ -53,7 +53,9 @@ def test_the_example_tests_on_other_scans(pairs_root):
 def test_fine_tuning_raises_recall_on_pairs_it_has_not_seen(tune, tmp_path):
     digit_pairs.main(["--root", str(tmp_path), "--pairs", "300"])
     settings = ("--root", tmp_path, "OPTIM.MAX_EPOCH", 3, "DATALOADER.TRAIN_X.BATCH_SIZE", 20)
-    shared = {name: value.clone() for name, value in load_shared("tiny", "", "fp32", "cpu")[0].state_dict().items()}
+    shared = {
+        name: value.clone() for name, value in load_cached_clip("tiny", "", "fp32", "cpu")[0].state_dict().items()
+    }
     result = tune(*settings)
     assert result.code == 0, result.error
     assert "* images: 100\n* texts: 500\n" in result.log
@@ -61,7 +63,7 @@ def test_fine_tuning_raises_recall_on_pairs_it_has_not_seen(tune, tmp_path):
     assert result.record["recall@1"] == pytest.approx(recall(result), abs=0.005)
     assert result.record["classnames"] == []
     assert result.record["trainable_parameters"] == result.record["total_parameters"]
-    after = load_shared("tiny", "", "fp32", "cpu")[0].state_dict()
+    after = load_cached_clip("tiny", "", "fp32", "cpu")[0].state_dict()
     assert all(torch.equal(value, after[name]) for name, value in shared.items())  # others of this process have it
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dassl.utils import UserError
-from trainers.finetune import FineTunedCLIP, choose_parts, forget
+from trainers.finetune import FineTunedCLIP, reset_weights, set_trainable
 from vlm import openai
 from vlm.similarity import normalize
 from vlm.tiny.pretrain import ARCHITECTURE
@@ -107,7 +107,7 @@ def test_random_weights_are_drawn_as_the_constructor_draws_them(architecture):
     fresh, clip = openai.CLIP(*architecture), openai.CLIP(*architecture)
     for parameter in clip.parameters():
         parameter.data.fill_(7)
-    forget(clip)
+    reset_weights(clip)
     for (name, own), expected in zip(clip.named_parameters(), fresh.parameters(), strict=True):
         assert (own != 7).all(), name
         if own.numel() > 500:
@@ -130,7 +130,7 @@ def test_random_weights_are_drawn_as_the_constructor_draws_them(architecture):
 )
 def test_parts(parts, learn, still):
     clip = openai.CLIP(*VIT).requires_grad_(False)
-    choose_parts(clip, parts, 2, 4.0)
+    set_trainable(clip, parts, 2, 4.0)
     learning = {name: parameter.requires_grad for name, parameter in clip.named_parameters()}
     assert learning[learn]
     assert not learning[still]

@@ -8,8 +8,8 @@ import torch
 
 from tests.common import REPOSITORY, assert_same_tensors
 from trainers import linear_probe
-from trainers.linear_probe import LENGTH, fit, predict, sweep
-from trainers.shots import bind_classes
+from trainers.linear_probe import FEATURE_NORM, fit_linear_probe, predict, sweep_regularization
+from trainers.shots import bind_classnames
 from vlm.similarity import normalize
 
 TINY = ("--config-file", REPOSITORY / "configs/trainers/LinearProbe/tiny.yaml")
@@ -28,9 +28,9 @@ def test_probabilities_are_those_of_scikit_learn(classes):
 
     features, labels = clusters(60, classes)
     new, _ = clusters(20, classes, seed=1)
-    inputs, others = ((LENGTH * normalize(f.double())).numpy() for f in (features, new))
+    inputs, others = ((FEATURE_NORM * normalize(f.double())).numpy() for f in (features, new))
     expected = LogisticRegression(C=0.1, max_iter=1000).fit(inputs, labels.numpy()).predict_proba(others)
-    head = fit(3 * features, labels, 0.1)  # the length of a feature says nothing
+    head = fit_linear_probe(3 * features, labels, 0.1)  # the length of a feature says nothing
     np.testing.assert_allclose(predict(head, new).softmax(1).detach(), expected, atol=1e-5)
 
 
@@ -42,12 +42,12 @@ def test_the_sweep_finds_the_best_of_a_fine_grid(monkeypatch):
         tried.append(c)
         return torch.tensor(c)
 
-    monkeypatch.setattr(linear_probe, "fit", fake_fit)
+    monkeypatch.setattr(linear_probe, "fit_linear_probe", fake_fit)
     monkeypatch.setattr(linear_probe, "predict", lambda head, features: head)
-    monkeypatch.setattr(linear_probe, "scores", lambda c, labels: [(-abs(np.log10(c.item()) - peak), 0.0)])
+    monkeypatch.setattr(linear_probe, "score_candidates", lambda c, labels: [(-abs(np.log10(c.item()) - peak), 0.0)])
     for peak in (-1.375, 3.0, 6.0, -6.0, 5.2):
         tried.clear()
-        c, _, _ = sweep((None, None), (None, None))
+        c, _, _ = sweep_regularization((None, None), (None, None))
         assert abs(np.log10(c) - peak) <= 1 / 16
         assert len(tried) == len(set(tried)) <= 15
         assert min(tried) >= 1e-6
@@ -56,7 +56,7 @@ def test_the_sweep_finds_the_best_of_a_fine_grid(monkeypatch):
 
 def test_of_equally_accurate_ones_the_surer_one_is_taken():
     shots, validation = clusters(40, 4, noise=0.01), clusters(8, 4, seed=1, noise=0.01)
-    c, _, accuracy = sweep(shots, validation)
+    c, _, accuracy = sweep_regularization(shots, validation)
     assert accuracy == 100
     assert c > 1  # the features are separable, so the cross-entropy falls with C
 
@@ -103,7 +103,7 @@ def test_the_linear_head_gives_the_logits(digits_trainer):
 def test_a_checkpoint_is_of_its_classes_in_their_order():
     one, same, other = (torch.nn.Linear(2, 2) for _ in range(3))
     for model, names in ((one, ["cat", "dog"]), (same, ["cat", "dog"]), (other, ["dog", "cat"])):
-        bind_classes(model, names, torch.device("cpu"))
+        bind_classnames(model, names, torch.device("cpu"))
     same.load_state_dict(one.state_dict())
     with pytest.raises(RuntimeError, match="in another order"):
         other.load_state_dict(one.state_dict())

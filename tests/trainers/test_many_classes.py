@@ -5,7 +5,7 @@ import torch
 from dassl.utils import derive_seed
 from studies.tables.cells import read_cell
 from tests.common import assert_same_tensors
-from tools.fix_imagenet import imagenet21k_names
+from tools.fix_imagenet import load_imagenet21k_names
 from tools.fix_imagenet import main as fix
 from trainers import coop, sampled_softmax, zsclip
 from vlm.text import class_features
@@ -34,11 +34,11 @@ def test_each_step_draws_classes_of_its_own(digits_trainer, monkeypatch):
     trainer = digits_trainer("CoOp", *SAMPLED, "TRAINER.COOP.N_CTX", 1)
     drawn = []
 
-    def noting(model, image_features, classes, original=sampled_softmax.logits_of_classes):
+    def noting(model, image_features, classes, original=sampled_softmax.class_logits):
         drawn.append(classes.tolist())
         return original(model, image_features, classes)
 
-    monkeypatch.setattr(sampled_softmax, "logits_of_classes", noting)
+    monkeypatch.setattr(sampled_softmax, "class_logits", noting)
     steps = [(epoch, batch) for epoch in range(3) for batch in range(3)]
     expected = []
     for trainer.epoch, trainer.batch_idx in steps:
@@ -80,14 +80,14 @@ def test_cocoop_in_blocks_gives_the_same(run, monkeypatch):
     few = ("DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "TRAINER.COCOOP.N_CTX", 1)
     few = (*few, "OPTIM.MAX_EPOCH", 1, "TEST.PER_CLASS_RESULT", True)
     trained = run(*few, trainer="CoCoOp")
-    sizes, real = [], TextEncoder.encode_each
+    sizes, real = [], TextEncoder.encode_contexts
 
     def noting(self, *given):
         features = real(self, *given)
         sizes.append(features.nbytes)
         return features
 
-    monkeypatch.setattr(TextEncoder, "encode_each", noting)
+    monkeypatch.setattr(TextEncoder, "encode_contexts", noting)
     eval_only = ("--eval-only", "--model-dir", trained.folder, *few)
     for out, most in (("features", 3e5), ("logits", 1000.0)):
         sizes.clear()
@@ -98,9 +98,9 @@ def test_cocoop_in_blocks_gives_the_same(run, monkeypatch):
 
 def test_class_features_are_kept_between_runs(run, monkeypatch, tmp_path):
     for place in (class_features, coop):
-        monkeypatch.setattr(place, "BLOCK", 4)
+        monkeypatch.setattr(place, "BLOCK_CLASSES", 4)
     for place in (coop, zsclip):
-        monkeypatch.setattr(place, "FEW", 0)
+        monkeypatch.setattr(place, "MIN_CACHED_PROMPTS", 0)
     encodings, real = [], TextEncoder._encode
     monkeypatch.setattr(TextEncoder, "_encode", lambda *given: encodings.append(1) or real(*given))
     cache = (*SHORT, "FEATURES.CACHE_DIR", tmp_path / "cache")
@@ -114,7 +114,7 @@ def test_class_features_are_kept_between_runs(run, monkeypatch, tmp_path):
 
 
 def test_imagenet_21k_folders_get_their_names(tmp_path, capsys):
-    assert len(imagenet21k_names()) == 21841
+    assert len(load_imagenet21k_names()) == 21841
     for folder in ("n00005787", "n00004475", "other"):
         (tmp_path / "all" / "train" / folder).mkdir(parents=True)
     assert fix(["--root", str(tmp_path), "--folder", "all"]) == 0

@@ -8,7 +8,7 @@ import torch
 
 from tests.common import REPOSITORY, assert_same_tensors, tensors
 from trainers import tip_adapter
-from trainers.tip_adapter import ALPHAS, BETAS, TipAdapterF, search
+from trainers.tip_adapter import ALPHAS, BETAS, TipAdapterF, search_hyperparameters
 from vlm.similarity import normalize
 
 
@@ -25,7 +25,7 @@ def test_the_search_finds_what_a_better_answer_needs():
     features = torch.eye(2)
     cached = features, torch.eye(2), torch.eye(2)
     zero_shot = 1.5 * (1 - torch.eye(2))
-    alpha, beta, accuracy = search(zero_shot, cached, torch.tensor([0, 1]), (1.0, 5.5))
+    alpha, beta, accuracy = search_hyperparameters(zero_shot, cached, torch.tensor([0, 1]), (1.0, 5.5))
     assert accuracy == 100
     assert alpha * (1 - np.exp(-beta)) > 1.5
     assert (alpha, beta) == (ALPHAS[-1], BETAS[-1])  # the surest of those that are right
@@ -34,7 +34,7 @@ def test_the_search_finds_what_a_better_answer_needs():
 def test_the_search_keeps_what_nothing_beats():
     """The cache knows nothing: all pairs are equally good, and the initial one comes first."""
     cached = torch.eye(2), torch.eye(2), torch.zeros(2, 2)
-    assert search(torch.eye(2), cached, torch.tensor([0, 1]), (1.25, 5.5)) == (1.25, 5.5, 100)
+    assert search_hyperparameters(torch.eye(2), cached, torch.tensor([0, 1]), (1.25, 5.5)) == (1.25, 5.5, 100)
 
 
 @pytest.mark.parametrize(("method", "epochs", "parameters"), [("TipAdapter", 1, 0), ("TipAdapterF", 2, 20 * 64)])
@@ -63,7 +63,7 @@ def test_a_key_is_the_direction_of_the_mean_of_its_views(digits_trainer, monkeyp
     views, labels = torch.zeros(2, 10, 64), torch.arange(10)
     views[0, :, 0], views[1, :, 1] = 3, 1
     given = iter(views)
-    monkeypatch.setattr(tip_adapter, "features_of", lambda *_: (next(given), labels))
+    monkeypatch.setattr(tip_adapter, "collect_features", lambda *_: (next(given), labels))
     trainer.fill_cache()
     expected = torch.zeros(10, 64)
     expected[:, 0], expected[:, 1] = 3 / 10**0.5, 1 / 10**0.5
@@ -85,8 +85,8 @@ def test_logits_by_hand(digits_trainer):
 def test_alpha_and_beta_are_searched_on_the_directions_of_validation_features(digits_trainer, monkeypatch):
     trainer, asked = digits_trainer("TipAdapter"), []
     features, labels = 7 * torch.randn(6, 64), torch.tensor([0, 1, 2, 3, 4, 5])
-    monkeypatch.setattr(tip_adapter, "validation", lambda _: (features, labels))
-    monkeypatch.setattr(tip_adapter, "search", lambda *given: asked.append(given) or (0.5, 2.0, 90.0))
+    monkeypatch.setattr(tip_adapter, "collect_validation_features", lambda _: (features, labels))
+    monkeypatch.setattr(tip_adapter, "search_hyperparameters", lambda *given: asked.append(given) or (0.5, 2.0, 90.0))
     trainer.search_weights()
     zero_shot, (directions, keys, values), of_images, start = asked[0]
     expected = features / features.norm(dim=1, keepdim=True)
@@ -113,7 +113,7 @@ def test_training_always_goes_by_the_initial_alpha_and_beta(run, monkeypatch, fi
         return original(self, batch)
 
     monkeypatch.setattr(TipAdapterF, "forward_backward", noting)
-    monkeypatch.setattr(tip_adapter, "search", lambda *_: next(searches))
+    monkeypatch.setattr(tip_adapter, "search_hyperparameters", lambda *_: next(searches))
     options = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 3, "TEST.FINAL_MODEL", final)
     done = run(*tiny("TipAdapterF"), *options, trainer="TipAdapterF")
     assert done.code == 0, done.error

@@ -5,13 +5,13 @@ import torch
 
 from trainers import class_tokens, coop
 from trainers.coop import PromptLearner
-from trainers.sampled_softmax import Sample
-from vlm.clip.load import load
+from trainers.sampled_softmax import ClassSample
+from vlm.clip.load import load_clip
 from vlm.images.feature_store import FeatureStore
 from vlm.text import class_features as module
-from vlm.text.class_features import description, keys_of
+from vlm.text.class_features import block_keys, describe_text_encoder
 from vlm.text.encoder import TextEncoder
-from vlm.text.zeroshot import describe_classes
+from vlm.text.zero_shot import build_zero_shot_classifier
 
 NAMES = ["cat", "English springer", "container_ship", "dog", "zero", "grey wolf", "bee", "sea lion", "ox"]
 SENTENCES = ["a photo of a {}.", "a drawing of the {} there."]
@@ -19,7 +19,7 @@ SENTENCES = ["a photo of a {}.", "a drawing of the {} there."]
 
 @pytest.fixture(scope="module")
 def clip():
-    return load("tiny")[0]
+    return load_clip("tiny")[0]
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +30,12 @@ def encoder(clip):
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     for place in (module, coop):
-        monkeypatch.setattr(place, "BLOCK", 4)
+        monkeypatch.setattr(place, "BLOCK_CLASSES", 4)
 
 
 @pytest.fixture
 def store(tmp_path, encoder):
-    return FeatureStore(tmp_path, description(encoder, "abc"), 1)
+    return FeatureStore(tmp_path, describe_text_encoder(encoder, "abc"), 1)
 
 
 @pytest.fixture
@@ -55,38 +55,43 @@ def encoded(monkeypatch):
 
 
 def test_what_is_kept_is_what_would_be_computed(encoder, store, encoded, tmp_path):
-    plain = describe_classes(encoder, NAMES, SENTENCES)
+    plain = build_zero_shot_classifier(encoder, NAMES, SENTENCES)
     assert encoded == [4, 4, 1] * 2
-    first, again = (describe_classes(encoder, NAMES, SENTENCES, store) for _ in range(2))
-    other_run = FeatureStore(tmp_path, description(encoder, "abc"), 1)
+    first, again = (build_zero_shot_classifier(encoder, NAMES, SENTENCES, store) for _ in range(2))
+    other_run = FeatureStore(tmp_path, describe_text_encoder(encoder, "abc"), 1)
     assert encoded == [4, 4, 1] * 4
-    for features in (first, again, describe_classes(encoder, NAMES, SENTENCES, other_run)):
+    for features in (first, again, build_zero_shot_classifier(encoder, NAMES, SENTENCES, other_run)):
         assert torch.equal(features, plain)
     assert encoded == [4, 4, 1] * 4
     # One class more: the last block alone is another one. Another sentence: all are.
-    describe_classes(encoder, [*NAMES, "owl"], SENTENCES[:1], store)
+    build_zero_shot_classifier(encoder, [*NAMES, "owl"], SENTENCES[:1], store)
     assert encoded[12:] == [2]
-    describe_classes(encoder, NAMES, ["the {}"], store)
+    build_zero_shot_classifier(encoder, NAMES, ["the {}"], store)
     assert encoded[13:] == [4, 4, 1]
 
 
 def test_blocks_are_the_whole_to_rounding(encoder, monkeypatch):
-    in_blocks = describe_classes(encoder, NAMES, SENTENCES)
-    monkeypatch.setattr(module, "BLOCK", 100)
-    torch.testing.assert_close(in_blocks, describe_classes(encoder, NAMES, SENTENCES))
+    in_blocks = build_zero_shot_classifier(encoder, NAMES, SENTENCES)
+    monkeypatch.setattr(module, "BLOCK_CLASSES", 100)
+    torch.testing.assert_close(in_blocks, build_zero_shot_classifier(encoder, NAMES, SENTENCES))
 
 
 def test_keys_tell_everything(encoder, monkeypatch):
-    told = description(encoder, "abc")
-    assert description(encoder, "abd") != told
+    told = describe_text_encoder(encoder, "abc")
+    assert describe_text_encoder(encoder, "abd") != told
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
-    assert description(encoder, "abc") != told
+    assert describe_text_encoder(encoder, "abc") != told
     a, b = torch.arange(6).view(2, 3), torch.ones(2)
-    keys = keys_of([a, b], 2)
+    keys = block_keys([a, b], 2)
     assert len({*keys}) == 2
     with torch.autocast("cpu", torch.bfloat16):
-        under_autocast = keys_of([a, b], 2)
-    others = [keys_of([a.view(3, 2), b], 2), keys_of([a, b + 1e-7], 2), keys_of([a.int(), b], 2), under_autocast]
+        under_autocast = block_keys([a, b], 2)
+    others = [
+        block_keys([a.view(3, 2), b], 2),
+        block_keys([a, b + 1e-7], 2),
+        block_keys([a.int(), b], 2),
+        under_autocast,
+    ]
     assert all(not {*keys} & {*other} for other in others)
 
 
@@ -99,7 +104,7 @@ def test_some_classes_alone_are_as_among_all(encoder, position, csc):
     torch.manual_seed(0)
     learner = PromptLearner(NAMES, encoder, 3, csc=csc, position=position)
     classes = torch.tensor([5, 0, 7])
-    table, index, lengths = learner.of_classes(learner.ctx, classes)
+    table, index, lengths = learner.select_classes(learner.ctx, classes)
     assert torch.equal(table[index], learner()[learner.index[classes]])
     weights = torch.linspace(-1, 1, 3 * encoder.embed_dim).view(3, -1)
     some = encoder(table, encoder.layout(index, lengths))
@@ -132,7 +137,7 @@ def test_learned_prompts_are_kept_by_their_values(clip, store, csc):
 
 
 def test_checkpoints_of_very_many_classes_have_a_checksum_of_their_words(encoder, monkeypatch):
-    monkeypatch.setattr(class_tokens, "LARGEST", 0)
+    monkeypatch.setattr(class_tokens, "MAX_BYTES", 0)
     source = PromptLearner(NAMES, encoder, 4, csc=True)
     state = source.state_dict()
     assert set(state) == {"ctx", "class_tokens_blake2b"}
@@ -153,7 +158,7 @@ def test_the_sum_below_the_fraction_is_estimated_without_bias():
     values = torch.randn(3, classes, generator=torch.Generator().manual_seed(0))
     sums = []
     for seed in range(4000):
-        sample = Sample.draw(labels, size, classes, seed)
+        sample = ClassSample.draw(labels, size, classes, seed)
         sums.append((values[:, sample.classes] + sample.correction).exp().sum(1))
     mean, error = torch.stack(sums).mean(0), torch.stack(sums).std(0) / len(sums) ** 0.5
     assert ((mean - values.exp().sum(1)).abs() < 4 * error).all()

@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from vlm import openai
-from vlm.contrastive import batch_loss, contrastive_loss, in_chunks
-from vlm.similarity import logits, normalize
+from vlm.contrastive import contrastive_loss, distributed_contrastive_loss, encode_in_chunks
+from vlm.similarity import compute_logits, normalize
 from vlm.text.encoder import TextEncoder
 
 TEXTS = ["a cat", "two dogs on the grass", "a red envelope", "rain", "the number four", "a cup of tea", "snow", "a map"]
@@ -38,9 +38,9 @@ def gradients(model, loss) -> dict[str, torch.Tensor]:
 
 def loss_of(clip, images, chunk=0):
     encoder = TextEncoder(clip)
-    image_features = normalize(in_chunks(clip.encode_image, images, chunk))
-    text_features = normalize(in_chunks(encoder.encode, encoder.tokenize(TEXTS), chunk))
-    return contrastive_loss(logits(image_features, text_features, clip.logit_scale), torch.arange(COUNT))
+    image_features = normalize(encode_in_chunks(clip.encode_image, images, chunk))
+    text_features = normalize(encode_in_chunks(encoder.encode, encoder.tokenize(TEXTS), chunk))
+    return contrastive_loss(compute_logits(image_features, text_features, clip.logit_scale), torch.arange(COUNT))
 
 
 def assert_close(one, other, tolerance=1e-5):
@@ -67,12 +67,14 @@ def test_the_second_pass_draws_what_the_first_drew():
     inputs = torch.randn(8, 4)
 
     def gradients_of(features):
-        return gradients(encode, logits(normalize(features), normalize(inputs), torch.tensor(1.0)).logsumexp(1).sum())
+        return gradients(
+            encode, compute_logits(normalize(features), normalize(inputs), torch.tensor(1.0)).logsumexp(1).sum()
+        )
 
     torch.manual_seed(3)
     kept = gradients_of(torch.cat([encode(part) for part in inputs.split(3)]))
     torch.manual_seed(3)
-    assert_close(gradients_of(in_chunks(encode, inputs, 3)), kept, 1e-6)
+    assert_close(gradients_of(encode_in_chunks(encode, inputs, 3)), kept, 1e-6)
 
 
 def test_nothing_but_the_features_waits_for_the_backward_pass():
@@ -88,7 +90,7 @@ def test_nothing_but_the_features_waits_for_the_backward_pass():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        features = in_chunks(encode, inputs := torch.randn(8, 64), 3)
+        features = encode_in_chunks(encode, inputs := torch.randn(8, 64), 3)
     assert seen == [3, 3, 2]
     assert sum(tensor.numel() for tensor in kept) <= inputs.numel()
     features.sum().backward()
@@ -105,6 +107,6 @@ def test_the_loss_of_a_batch_says_which_images_find_a_caption_of_theirs():
     texts = normalize(torch.eye(4)[[0, 1, 1, 2]])
     images = normalize(torch.eye(4)[[0, 1, 2, 3]] + 0.1)
     ids = torch.tensor([5, 7, 7, 9])
-    loss, right = batch_loss(images, texts, ids, torch.tensor(1.0))
-    assert torch.equal(loss, contrastive_loss(logits(images, texts, torch.tensor(1.0)), ids))
+    loss, right = distributed_contrastive_loss(images, texts, ids, torch.tensor(1.0))
+    assert torch.equal(loss, contrastive_loss(compute_logits(images, texts, torch.tensor(1.0)), ids))
     assert right.tolist() == [True, True, False, False]

@@ -13,8 +13,8 @@ import torch
 
 from dassl.utils import UserError
 from tests.common import assert_same_tensors
+from vlm.images.extractor import CachedFeatureExtractor
 from vlm.images.feature_store import FeatureStore, read_shard
-from vlm.images.features import ImageFeatures
 
 ENCODER = {"weights": "sha", "precision": "float32"}
 KEYS = [bytes([i]) * 16 for i in range(5)]
@@ -144,20 +144,20 @@ def requests(numbers) -> list:
 @pytest.mark.parametrize("threads", [1, 4])
 def test_each_request_gets_its_own_feature_in_order(store, threads):
     encoder = Sums()
-    features = ImageFeatures(encoder, store)
+    features = CachedFeatureExtractor(encoder, store)
     numbers = [*range(100, 0, -1), 7, 7]
     assert features(requests(numbers), threads).flatten().tolist() == [12.0 * n for n in numbers]
     assert encoder.count == 100
     assert features(requests(range(130)), threads).flatten().tolist() == [12.0 * n for n in range(130)]
     assert encoder.count == 130
-    assert ImageFeatures(encoder)(requests(range(5)), threads).flatten().tolist() == [0, 12, 24, 36, 48]
+    assert CachedFeatureExtractor(encoder)(requests(range(5)), threads).flatten().tolist() == [0, 12, 24, 36, 48]
 
 
 def test_who_waits_for_another_does_not_compute_the_same_again(tmp_path):
     encoders = [Sums(), Sums()]
 
     def work(encoder):
-        return ImageFeatures(encoder, FeatureStore(tmp_path, ENCODER, 1))(requests(range(50)), 2)
+        return CachedFeatureExtractor(encoder, FeatureStore(tmp_path, ENCODER, 1))(requests(range(50)), 2)
 
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(work, encoders))
@@ -170,7 +170,7 @@ def test_a_full_disk_does_not_stop_a_run(store, monkeypatch, capsys):
         raise UserError("cannot write: No space left on device")
 
     monkeypatch.setattr(store, "put", full)
-    assert ImageFeatures(Sums(), store)(requests(range(3))).flatten().tolist() == [0, 12, 24]
+    assert CachedFeatureExtractor(Sums(), store)(requests(range(3))).flatten().tolist() == [0, 12, 24]
     assert "features are not kept from here on: cannot write: No space left" in capsys.readouterr().out
 
 

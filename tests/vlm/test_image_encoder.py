@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vlm.clip.load import load
-from vlm.images.encoder import OpenVINOEncoder, TorchEncoder, _has_openvino, image_encoder
+from vlm.clip.load import load_clip
+from vlm.images.encoder import OpenVINOEncoder, TorchEncoder, _has_openvino, build_image_encoder
 
 needs_openvino = pytest.mark.skipif(not _has_openvino(), reason="OpenVINO is not installed")
 ENCODERS = [pytest.param(OpenVINOEncoder, marks=needs_openvino), TorchEncoder]
@@ -15,7 +15,7 @@ ENCODERS = [pytest.param(OpenVINOEncoder, marks=needs_openvino), TorchEncoder]
 
 @pytest.fixture(scope="module")
 def clip():
-    return load("tiny")[0]
+    return load_clip("tiny")[0]
 
 
 @pytest.fixture(scope="module", params=ENCODERS)
@@ -31,9 +31,9 @@ def images():
 @pytest.fixture
 def fresh():
     """No encoder of another test, and none left to the next."""
-    image_encoder.cache_clear()
+    build_image_encoder.cache_clear()
     yield
-    image_encoder.cache_clear()
+    build_image_encoder.cache_clear()
 
 
 def encode(encoder, images) -> torch.Tensor:
@@ -102,7 +102,7 @@ def test_the_description_tells_the_versions_of_what_reads_and_prepares_pictures(
 @needs_openvino
 def test_bf16_is_refused_where_the_processor_lacks_it(run, fresh, monkeypatch):
     core = SimpleNamespace(get_property=lambda *_: ["FP32", "INT8"])
-    monkeypatch.setattr("vlm.images.encoder._openvino", lambda: SimpleNamespace(Core=lambda: core))
+    monkeypatch.setattr("vlm.images.encoder._import_openvino", lambda: SimpleNamespace(Core=lambda: core))
     result = run("--eval-only", "USE_CUDA", False, "FEATURES.PREC", "bf16", trainer="ZeroshotCLIP")
     assert result.code == 2
     assert result.error.startswith("error: FEATURES.PREC is bf16, but this processor has no bfloat16")

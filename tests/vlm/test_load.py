@@ -13,7 +13,7 @@ from dassl.utils import UserError
 from vlm import openai
 from vlm.clip import load as load_module
 from vlm.clip.fingerprint import fingerprint
-from vlm.clip.load import load, load_shared, openai_file
+from vlm.clip.load import get_openai_weights, load_cached_clip, load_clip
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_every_format_gives_the_same_clip(clip, tmp_path, kind, monkeypatch):
         monkeypatch.setitem(openai.URLS, "made", f"https://example.org/{checksum}/made.pt")  # as if it were OpenAI's
     else:
         torch.save({"state_dict": state_dict} if kind == "nested" else state_dict, path)
-    loaded, tensors = load("RN50", str(path))
+    loaded, tensors = load_clip("RN50", str(path))
     assert fingerprint(tensors) == fingerprint(state_dict)  # which does not depend on the format
     assert not loaded.training
     assert not any(p.requires_grad for p in loaded.parameters())
@@ -71,7 +71,7 @@ def test_another_file_of_as_many_bytes_is_loaded(clip, tmp_path):
     for number, scale in enumerate((1.0, 2.0, 2.0)):
         save_file({**state_dict, "logit_scale": torch.tensor(scale)}, path)
         os.utime(path, (number, number))
-        prints.append(load_shared("", str(path), "fp32", "cpu")[1])
+        prints.append(load_cached_clip("", str(path), "fp32", "cpu")[1])
     assert prints[0] != prints[1] == prints[2]
 
 
@@ -83,16 +83,16 @@ def test_the_fingerprint_is_as_documented():
 
 
 def test_half_precision_becomes_single_on_a_cpu(capsys):
-    half, _ = load("tiny", precision="fp16")
+    half, _ = load_clip("tiny", precision="fp16")
     assert "fp16 becomes fp32" in capsys.readouterr().out
-    single, _ = load("tiny", precision="fp32")
+    single, _ = load_clip("tiny", precision="fp32")
     assert capsys.readouterr().out == ""
     assert half.dtype == single.dtype == torch.float32
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(load_module, "CACHE", tmp_path)
+    monkeypatch.setattr(load_module, "CACHE_DIR", tmp_path)
 
     def offline(*_, **__):
         raise OSError("no network")
@@ -103,7 +103,7 @@ def cache(tmp_path, monkeypatch):
 
 def test_offline_says_what_to_fetch_and_where_to_put_it(cache):
     with pytest.raises(UserError) as error:
-        load("ViT-B/16")
+        load_clip("ViT-B/16")
     url = openai.URLS["ViT-B/16"]
     for part in (url, url.split("/")[-2], str(cache / "ViT-B-16.pt"), "MODEL.BACKBONE.WEIGHTS", "no network"):
         assert part in str(error.value)
@@ -113,10 +113,10 @@ def test_a_whole_download_is_used_and_a_damaged_one_is_not(cache, monkeypatch):
     path, digest = cache / "mine.pt", hashlib.sha256(b"content").hexdigest()
     monkeypatch.setitem(openai.URLS, "mine", f"https://example.org/{digest}/mine.pt")
     path.write_bytes(b"content")
-    assert openai_file("mine") == path
+    assert get_openai_weights("mine") == path
     path.write_bytes(b"conte")
     with pytest.raises(UserError, match="is damaged"):
-        openai_file("mine")
+        get_openai_weights("mine")
 
 
 def test_what_is_no_file_of_weights_is_refused(tmp_path):
@@ -127,8 +127,8 @@ def test_what_is_no_file_of_weights_is_refused(tmp_path):
     ):
         torch.save(content, tmp_path / "w.pt")
         with pytest.raises(UserError, match=message):
-            load("RN50", str(tmp_path / "w.pt"))
+            load_clip("RN50", str(tmp_path / "w.pt"))
     for name in ("w.pt", "w.safetensors"):
         (tmp_path / name).write_bytes(b"not weights at all")
         with pytest.raises(UserError, match="cannot be read as weights"):
-            load("RN50", str(tmp_path / name))
+            load_clip("RN50", str(tmp_path / name))

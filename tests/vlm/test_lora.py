@@ -8,7 +8,7 @@ from torch import nn
 
 from dassl.utils import UserError
 from vlm import openai
-from vlm.clip.load import load
+from vlm.clip.load import load_clip
 from vlm.clip.lora import add_lora
 from vlm.text.encoder import TextEncoder
 
@@ -22,7 +22,7 @@ def small_vit():
 
 @pytest.fixture(params=["tiny", "vit"])
 def clip(request):
-    return copy.deepcopy(load("tiny")[0]) if request.param == "tiny" else small_vit()
+    return copy.deepcopy(load_clip("tiny")[0]) if request.param == "tiny" else small_vit()
 
 
 def features(clip):

@@ -1,8 +1,8 @@
 import pytest
 
 from dassl.utils import UserError
-from vlm.text.prompts import tokenize
-from vlm.text.templates import ALL, SELECT, readable
+from vlm.text.templates import IMAGENET_TEMPLATES, SELECTED_TEMPLATES, clean_classname
+from vlm.text.tokenizer import tokenize
 
 
 def test_a_prompt_that_is_too_long_is_named():
@@ -17,12 +17,12 @@ def test_a_text_that_is_cut_keeps_its_start_and_its_end():
 
 
 def test_class_names_are_read_with_spaces():
-    assert readable("garbage_truck") == "garbage truck"
+    assert clean_classname("garbage_truck") == "garbage truck"
 
 
 def test_templates_are_those_that_openai_published():
     """As another library has them: the eighty, and the seven that do best."""
     from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 
-    assert list(ALL) == [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
-    assert list(SELECT) == [template("{}") for template in SIMPLE_IMAGENET_TEMPLATES]
+    assert list(IMAGENET_TEMPLATES) == [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
+    assert list(SELECTED_TEMPLATES) == [template("{}") for template in SIMPLE_IMAGENET_TEMPLATES]

@@ -4,18 +4,18 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.common import REPOSITORY, assert_same_tensors
-from vlm.images.features import ImageFeatures
+from vlm.images.extractor import CachedFeatureExtractor
 from vlm.tiny.weights import load_tiny
 
 
 def test_what_has_changed_is_encoded_anew_and_nothing_else(run, imagenet_root, tmp_path, monkeypatch):
-    counts, extract = [], ImageFeatures._extract
+    counts, extract = [], CachedFeatureExtractor._extract
 
     def counting(self, requests, *rest):
         counts.append(len(requests))
         return extract(self, requests, *rest)
 
-    monkeypatch.setattr(ImageFeatures, "_extract", counting)
+    monkeypatch.setattr(CachedFeatureExtractor, "_extract", counting)
     base = imagenet_root / "imagenet"
     images = {split: sorted(base.glob(f"images/{split}/*/*.JPEG")) for split in ("train", "val")}
     names = base / "classnames.txt"

@@ -8,7 +8,7 @@ from vlm.openai import CLIP
 from vlm.text.encoder import TextEncoder
 from vlm.text.layout import Layout
 from vlm.text.plain import encode_prompts
-from vlm.text.prompts import tokenize
+from vlm.text.tokenizer import tokenize
 
 MANY_TOKENS = ["cat", "English springer", "container ship", "red-breasted merganser", "cat"]
 
@@ -81,7 +81,7 @@ def test_several_contexts_in_bounded_memory(wide, names):
     expected = results(one_by_one)
     for memory in (0, 1 << 30):
         encoder = TextEncoder(wide, memory)
-        ours = results(lambda contexts: encoder.encode_each(contexts, learner.fixed, learner.layout))  # noqa: B023
+        ours = results(lambda contexts: encoder.encode_contexts(contexts, learner.fixed, learner.layout))  # noqa: B023
         for mine, theirs in zip(ours, expected, strict=True):
             torch.testing.assert_close(mine, theirs, atol=1e-5 * theirs.abs().max().item(), rtol=0)
 
@@ -101,7 +101,9 @@ def test_beyond_the_budget_nothing_is_kept(wide):
     contexts = few.ctx.expand(200, -1, -1)
     for encode in (
         lambda encoder: encoder(learner(), layout),
-        lambda encoder: encoder.encode_each(contexts, few.fixed, few.layout),  # of many contexts, only the first ones
+        lambda encoder: encoder.encode_contexts(
+            contexts, few.fixed, few.layout
+        ),  # of many contexts, only the first ones
     ):
         assert kept(lambda: encode(TextEncoder(wide, 0))) < kept(lambda: encode(TextEncoder(wide, 1 << 40))) / 5  # noqa: B023
 

@@ -3,21 +3,21 @@
 import numpy as np
 import torch
 
-from vlm.clip.load import load
+from vlm.clip.load import load_clip
 from vlm.similarity import normalize
-from vlm.text.prompts import tokenize
+from vlm.text.tokenizer import tokenize
 from vlm.tiny.captions import WORDS
-from vlm.tiny.pretrain import main, to_input
-from vlm.tiny.render import render
+from vlm.tiny.pretrain import main, preprocess
+from vlm.tiny.render import render_digit
 from vlm.tiny.weights import load_tiny
 
 
 def test_it_tells_renders_apart_that_it_has_not_seen():
-    clip, _ = load("tiny")
+    clip, _ = load_clip("tiny")
     rng = np.random.default_rng(12345)
-    images = np.stack([render(digit, rng)[0] for digit in range(10) for _ in range(10)])
+    images = np.stack([render_digit(digit, rng)[0] for digit in range(10) for _ in range(10)])
     texts = normalize(clip.encode_text(tokenize([f"a photo of the number {word}." for word in WORDS])))
-    predicted = (normalize(clip.encode_image(to_input(torch.from_numpy(images)))) @ texts.t()).argmax(1)
+    predicted = (normalize(clip.encode_image(preprocess(torch.from_numpy(images)))) @ texts.t()).argmax(1)
     assert (predicted == torch.arange(10).repeat_interleave(10)).float().mean() > 0.7
 
 

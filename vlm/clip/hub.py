@@ -12,12 +12,12 @@ from types import ModuleType
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from dassl.utils import UserError, reason_of
+from dassl.utils import UserError, error_reason
 
-FETCH = "On a machine with a network, `hf download {0} --local-dir FOLDER` fetches it; {1}FOLDER then names it"
+DOWNLOAD_HINT = "On a machine with a network, `hf download {0} --local-dir FOLDER` fetches it; {1}FOLDER then names it"
 
 
-def optional(module: str, package: str, user: str) -> ModuleType:
+def import_optional(module: str, package: str, user: str) -> ModuleType:
     """Import a module of an optional package, or raise :class:`UserError`; ``user`` is what needs it."""
     try:
         return import_module(module)
@@ -26,18 +26,18 @@ def optional(module: str, package: str, user: str) -> ModuleType:
 
 
 @contextmanager
-def hub(name: str, mend: str) -> Iterator[None]:
+def hub_access(name: str, hint: str) -> Iterator[None]:
     """For a ``with`` in which a library fetches ``name``. Without a network, what was fetched before is taken, at once.
 
     Raises:
-        UserError: what is named cannot be had, or is damaged; ``mend`` says what would help.
+        UserError: what is named cannot be had, or is damaged; ``hint`` says what would help.
     """
     from huggingface_hub import constants
 
     if name.startswith(("/", ".", "~")) and not os.path.exists(name):
         raise UserError(f"there is no folder {name}")
     before, level = constants.HF_HUB_OFFLINE, logging.root.manager.disable
-    constants.HF_HUB_OFFLINE = before or not _reachable(constants.ENDPOINT)
+    constants.HF_HUB_OFFLINE = before or not _is_reachable(constants.ENDPOINT)
     offline = "" if os.path.exists(name) or not constants.HF_HUB_OFFLINE else " (the Hub cannot be reached)"
     logging.disable(logging.ERROR)  # the libraries log what they raise
     try:
@@ -45,13 +45,13 @@ def hub(name: str, mend: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # the libraries raise whatever their readers meet in a damaged file
-        raise UserError(f"{name} cannot be loaded{offline}: {reason_of(error)}\n  {mend}") from error
+        raise UserError(f"{name} cannot be loaded{offline}: {error_reason(error)}\n  {hint}") from error
     finally:
         constants.HF_HUB_OFFLINE = before
         logging.disable(level)
 
 
-def _reachable(endpoint: str) -> bool:
+def _is_reachable(endpoint: str) -> bool:
     """Whether the address of the Hub, or a proxy, is known here: the library itself would try for half a minute."""
     if {"https", "all"} & {*getproxies()}:
         return True

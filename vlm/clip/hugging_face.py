@@ -12,17 +12,17 @@ import torch
 from torch import nn
 
 from dassl.utils import UserError
-from vlm.clip.foreign import description, refuse_unless_clip
-from vlm.clip.hub import FETCH, hub, optional
+from vlm.clip.hub import DOWNLOAD_HINT, hub_access, import_optional
+from vlm.clip.third_party import check_clip_text_encoder, describe_architecture
 from vlm.openai import QuickGELU, Transformer
 from vlm.text.bert import BertEncoder
 from vlm.text.encoder import TextEncoder
 
-PACKAGE = "transformers"
+PACKAGE_NAME = "transformers"
 ACTIVATIONS = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
 
 
-class Visual(nn.Module):
+class HuggingFaceImageEncoder(nn.Module):
     """Images (n, 3, height, width) -> features (n, embed_dim)."""
 
     def __init__(self, model: nn.Module, processor):
@@ -41,9 +41,9 @@ class HuggingFaceCLIP(nn.Module):
 
     def __init__(self, model: nn.Module, processor, name: str):
         super().__init__()
-        self.visual = Visual(model, processor)
+        self.visual = HuggingFaceImageEncoder(model, processor)
         self.logit_scale = nn.Parameter(model.logit_scale.detach().reshape(()))
-        self.architecture = description(model, name, PACKAGE) + model.config.to_json_string()
+        self.architecture = describe_architecture(model, name, PACKAGE_NAME) + model.config.to_json_string()
 
     dtype = property(lambda self: self.logit_scale.dtype)
 
@@ -58,10 +58,10 @@ class CausalCLIP(HuggingFaceCLIP):
         text, config = model.text_model, model.config.text_config
         self.token_embedding = text.embeddings.token_embedding
         self.positional_embedding = text.embeddings.position_embedding.weight
-        self.transformer = _transformer(text.encoder.layers, config)
+        self.transformer = _convert_transformer(text.encoder.layers, config)
         self.ln_final = text.final_layer_norm
         self.text_projection = nn.Parameter(model.text_projection.weight.detach().t().contiguous())
-        refuse_unless_clip(self.transformer, self.token_embedding, name)
+        check_clip_text_encoder(self.transformer, self.token_embedding, name)
 
 
 class ChineseCLIP(HuggingFaceCLIP):
@@ -74,7 +74,7 @@ class ChineseCLIP(HuggingFaceCLIP):
         self.text_model, self.text_projection, self.tokenizer = model.text_model, model.text_projection, tokenizer
 
 
-CLASSES = {"clip": CausalCLIP, "chinese_clip": ChineseCLIP}
+CLIP_CLASSES = {"clip": CausalCLIP, "chinese_clip": ChineseCLIP}
 
 
 def load(identifier: str, weights: str) -> HuggingFaceCLIP:
@@ -84,21 +84,21 @@ def load(identifier: str, weights: str) -> HuggingFaceCLIP:
         UserError: it cannot be had, is not of a kind that this framework runs, or ``weights`` are named, too.
     """
     name, identifier = f"hf:{identifier}", os.path.expanduser(identifier)
-    package = optional("transformers", PACKAGE, f"the backbone {name}")
+    package = import_optional("transformers", PACKAGE_NAME, f"the backbone {name}")
     if weights:
         raise UserError(f"MODEL.BACKBONE.WEIGHTS does not go with {name}: a folder of one's own is hf:FOLDER")
-    with hub(identifier, FETCH.format(identifier, "hf:")):
+    with hub_access(identifier, DOWNLOAD_HINT.format(identifier, "hf:")):
         config = package.AutoConfig.from_pretrained(identifier)
-        if config.model_type not in CLASSES:
+        if config.model_type not in CLIP_CLASSES:
             sigmoid = " (its sigmoid loss and bias are not CLIP's)" if "siglip" in config.model_type else ""
-            raise UserError(f'{name} is of the kind "{config.model_type}"{sigmoid}; known: {", ".join(CLASSES)}')
+            raise UserError(f'{name} is of the kind "{config.model_type}"{sigmoid}; known: {", ".join(CLIP_CLASSES)}')
         model = package.AutoModel.from_pretrained(identifier, dtype=torch.float32).eval()
         processor = package.AutoImageProcessor.from_pretrained(identifier)
         tokenizer = package.AutoTokenizer.from_pretrained(identifier) if config.model_type != "clip" else None
-    return CLASSES[config.model_type](model, processor, tokenizer, name)
+    return CLIP_CLASSES[config.model_type](model, processor, tokenizer, name)
 
 
-def _transformer(layers: nn.ModuleList, config) -> Transformer:
+def _convert_transformer(layers: nn.ModuleList, config) -> Transformer:
     """transformers' text layers in OpenAI's modules."""
     if config.hidden_act not in ACTIVATIONS:
         raise UserError(f'the text encoder has the activation "{config.hidden_act}"; known: {", ".join(ACTIVATIONS)}')

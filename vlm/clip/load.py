@@ -18,20 +18,23 @@ from safetensors.torch import load_file
 from torch.types import Device
 
 from dassl.data.downloads import download
-from dassl.utils import UserError, check_availability, file_digest, reason_of
-from dassl.utils.inert import load_tensors
+from dassl.utils import UserError, check_availability, error_reason, file_digest
+from dassl.utils.safe_load import load_weights_only
 from vlm import openai
 from vlm.clip.fingerprint import fingerprint
 from vlm.openai import CLIP
 from vlm.tiny.weights import TINY, load_tiny
 
-CACHE = Path(os.path.expanduser("~/.cache/clip"))  # where openai-clip keeps its files too
-LIBRARIES = {"open_clip": "open_clip", "hf": "hugging_face"}  # what stands before a colon -> module of this package
-FOREIGN = ("open_clip:<architecture>/<weights>", "hf:<name on the Hub, or folder>")
+CACHE_DIR = Path(os.path.expanduser("~/.cache/clip"))  # where openai-clip keeps its files too
+THIRD_PARTY_MODULES = {
+    "open_clip": "open_clip",
+    "hf": "hugging_face",
+}  # what stands before a colon -> module of this package
+THIRD_PARTY_NAMES = ("open_clip:<architecture>/<weights>", "hf:<name on the Hub, or folder>")
 PRECISIONS = ("fp32", "fp16", "bf16", "amp")
 
 
-def load(name: str, weights: str = "", precision: str = "fp32", device: Device = "cpu") -> tuple[CLIP, dict]:
+def load_clip(name: str, weights: str = "", precision: str = "fp32", device: Device = "cpu") -> tuple[CLIP, dict]:
     """A CLIP in evaluation mode with frozen parameters, and its state dict as it was in the file.
 
     Args:
@@ -45,16 +48,16 @@ def load(name: str, weights: str = "", precision: str = "fp32", device: Device =
     Raises:
         UserError: unknown name or precision, or weights that are absent, damaged or not CLIP's.
     """
-    return _load(name, weights, precision, device, lambda state_dict, _="": state_dict)
+    return _load_and_inspect(name, weights, precision, device, lambda state_dict, _="": state_dict)
 
 
-def _load(name: str, weights: str, precision: str, device: Device, look: Callable) -> tuple[CLIP, Any]:
+def _load_and_inspect(name: str, weights: str, precision: str, device: Device, look: Callable) -> tuple[CLIP, Any]:
     """Return the CLIP, and what ``look`` gives for its state dict and what its weights do not tell (architecture)."""
     check_availability(precision, PRECISIONS, "precision")
     device = torch.device(device)
     library, colon, identifier = name.partition(":")
-    if colon and library in LIBRARIES:
-        model = import_module(f".{LIBRARIES[library]}", __package__).load(identifier, weights)
+    if colon and library in THIRD_PARTY_MODULES:
+        model = import_module(f".{THIRD_PARTY_MODULES[library]}", __package__).load(identifier, weights)
         if precision in ("fp16", "bf16"):
             print(f"Note: {precision} becomes fp32, in which CLIPs of other libraries run (amp goes, too)")
         model = model.eval().to(device).requires_grad_(False)
@@ -64,19 +67,19 @@ def _load(name: str, weights: str, precision: str, device: Device, look: Callabl
     elif name == TINY:
         state_dict = load_tiny()
     else:
-        check_availability(name, (*openai.URLS, TINY, *FOREIGN), "backbone (MODEL.BACKBONE.NAME)")
-        state_dict = read_state_dict(openai_file(name), published=True)
+        check_availability(name, (*openai.URLS, TINY, *THIRD_PARTY_NAMES), "backbone (MODEL.BACKBONE.NAME)")
+        state_dict = read_state_dict(get_openai_weights(name), published=True)
     with ThreadPoolExecutor(1) as pool:
         looked = pool.submit(look, state_dict)  # a fingerprint takes as long as the construction
-        return _build(state_dict, weights or name, precision, device), looked.result()
+        return _build_clip(state_dict, weights or name, precision, device), looked.result()
 
 
-def _build(state_dict: dict[str, torch.Tensor], source: str, precision: str, device: torch.device) -> CLIP:
+def _build_clip(state_dict: dict[str, torch.Tensor], source: str, precision: str, device: torch.device) -> CLIP:
     try:
         # OpenAI's own constructor. It rounds the weights to half precision, in which they are published.
         model = openai.build_model(dict(state_dict))
     except (KeyError, RuntimeError, AssertionError, IndexError, ZeroDivisionError) as error:
-        raise UserError(f"{source} does not hold the weights of a CLIP: {reason_of(error)}") from error
+        raise UserError(f"{source} does not hold the weights of a CLIP: {error_reason(error)}") from error
     if precision in ("fp32", "amp") or device.type == "cpu":
         model.float()
     elif precision == "bf16":
@@ -92,8 +95,8 @@ def _build(state_dict: dict[str, torch.Tensor], source: str, precision: str, dev
 
 
 @dataclass
-class Loaded:
-    """A CLIP that :func:`load_shared` gives, and PyTorch's random state after loading, by the state before."""
+class CachedClip:
+    """A CLIP that :func:`load_cached_clip` gives, and PyTorch's random state after loading, by the state before."""
 
     source: tuple
     model: CLIP
@@ -101,33 +104,33 @@ class Loaded:
     states: dict[bytes, torch.Tensor]
 
 
-_shared: Loaded | None = None
+_cached_clip: CachedClip | None = None
 
 
-def load_shared(name: str, weights: str, precision: str, device: Device) -> tuple[CLIP, str]:
-    """As :func:`load`, with the fingerprint of the weights in place of the state dict.
+def load_cached_clip(name: str, weights: str, precision: str, device: Device) -> tuple[CLIP, str]:
+    """As :func:`load_clip`, with the fingerprint of the weights in place of the state dict.
 
     The latest one is kept: the next call of this process gets the same model, so nobody may change it. A file that has
     changed is loaded again. As the constructor draws random numbers, a call leaves PyTorch's generator as loading would
     have: what is drawn next does not depend on what this process did before.
     """
-    global _shared
-    path = Path(weights) if weights else CACHE / openai.URLS.get(name, "").rpartition("/")[2]
+    global _cached_clip
+    path = Path(weights) if weights else CACHE_DIR / openai.URLS.get(name, "").rpartition("/")[2]
     stat = path.stat() if path.is_file() else None
     device = torch.device(device)
     kind = "fp32" if device.type == "cpu" and precision in PRECISIONS else precision  # there, they give the same
     source = (name, weights, kind, device, stat and (stat.st_mtime_ns, stat.st_size))
     before = torch.get_rng_state().numpy().tobytes()
-    if _shared is None or _shared.source != source or before not in _shared.states:
-        model, checksum = _load(name, weights, precision, device, fingerprint)
-        if _shared is None or _shared.source != source:
-            _shared = Loaded(source, model, checksum, {})
-        _shared.states[before] = torch.get_rng_state()
-    torch.set_rng_state(_shared.states[before])
-    return _shared.model, _shared.fingerprint
+    if _cached_clip is None or _cached_clip.source != source or before not in _cached_clip.states:
+        model, checksum = _load_and_inspect(name, weights, precision, device, fingerprint)
+        if _cached_clip is None or _cached_clip.source != source:
+            _cached_clip = CachedClip(source, model, checksum, {})
+        _cached_clip.states[before] = torch.get_rng_state()
+    torch.set_rng_state(_cached_clip.states[before])
+    return _cached_clip.model, _cached_clip.fingerprint
 
 
-def openai_file(name: str) -> Path:
+def get_openai_weights(name: str) -> Path:
     """OpenAI's file of that name, checked; it is downloaded if it is not there.
 
     Raises:
@@ -135,7 +138,7 @@ def openai_file(name: str) -> Path:
     """
     url = openai.URLS[name]
     checksum = url.split("/")[-2]
-    path = CACHE / url.rpartition("/")[2]
+    path = CACHE_DIR / url.rpartition("/")[2]
     if path.is_file() and file_digest(path) == checksum:
         return path
     state = "is damaged (its SHA-256 is wrong)" if path.is_file() else "is not on this machine"
@@ -168,23 +171,23 @@ def read_state_dict(path: Path, published: bool = False) -> dict[str, torch.Tens
             state_dict = load_file(path)
         elif _is_torchscript(path):
             if not published and file_digest(path) not in {url.split("/")[-2] for url in openai.URLS.values()}:
-                mend = "If you trust it, save its weights: torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)"
-                raise UserError(f"{path} is a TorchScript archive, which can hold any code, and not OpenAI's. {mend}")
+                hint = "If you trust it, save its weights: torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)"
+                raise UserError(f"{path} is a TorchScript archive, which can hold any code, and not OpenAI's. {hint}")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # torch.jit is to go; OpenAI's files are in its format
                 state_dict = torch.jit.load(path, map_location="cpu").state_dict()
         else:
-            state_dict = load_tensors(path)
+            state_dict = load_weights_only(path)
     except UserError:
         raise
     except Exception as error:  # torch raises whatever its readers meet in a damaged file
-        raise UserError(f"{path} cannot be read as weights (truncated or damaged?): {reason_of(error)}") from error
+        raise UserError(f"{path} cannot be read as weights (truncated or damaged?): {error_reason(error)}") from error
     if isinstance(state_dict, dict):
         state_dict = state_dict.get("state_dict", state_dict)
     entries = state_dict.items() if isinstance(state_dict, dict) else [(None, state_dict)]
     if not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in entries):
         raise UserError(f"{path} is not a state dict: it holds something else than named tensors")
-    return {key: value for key, value in state_dict.items() if key not in openai.NO_WEIGHTS}
+    return {key: value for key, value in state_dict.items() if key not in openai.NON_WEIGHT_KEYS}
 
 
 def _is_torchscript(path: Path) -> bool:

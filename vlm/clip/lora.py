@@ -14,10 +14,11 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from dassl.utils import UserError
 
-LINEARS = ("q_proj", "v_proj", "query", "value")  # names of query and value projections that are layers of their own
+# How other libraries name query and value projections that are layers of their own.
+QUERY_VALUE_NAMES = ("q_proj", "v_proj", "query", "value")
 
 
-class LowRank(nn.Module):
+class LoRAUpdate(nn.Module):
     """Adds ``alpha / rank * up @ down`` to blocks of rows of a weight. ``up`` starts at zero: nothing changes yet."""
 
     def __init__(self, weight: torch.Tensor, blocks: tuple[bool, ...], rank: int, alpha: float):
@@ -47,10 +48,10 @@ def add_lora(model: nn.Module, rank: int, alpha: float) -> list[nn.Parameter]:
         if isinstance(module, nn.MultiheadAttention):
             targets = [(module, "in_proj_weight", (True, False, True))]  # queries, keys, values
         else:  # CLIP's attention pool, and attention as other libraries have it
-            linears = [getattr(module, name, None) for name in LINEARS]
+            linears = [getattr(module, name, None) for name in QUERY_VALUE_NAMES]
             targets = [(linear, "weight", (True,)) for linear in linears if isinstance(linear, nn.Linear)]
         for owner, name, blocks in targets:
-            update = LowRank(getattr(owner, name), blocks, rank, alpha)
+            update = LoRAUpdate(getattr(owner, name), blocks, rank, alpha)
             register_parametrization(owner, name, update)
             added += update.parameters()
     if not added:

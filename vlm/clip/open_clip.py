@@ -11,13 +11,13 @@ import os
 import torch
 from torch import nn
 
-from dassl.utils import UserError, nearest
-from vlm.clip.foreign import description, refuse_unless_clip
-from vlm.clip.hub import hub, optional
+from dassl.utils import UserError, suggest_name
+from vlm.clip.hub import hub_access, import_optional
+from vlm.clip.third_party import check_clip_text_encoder, describe_architecture
 
-PACKAGE = "open_clip_torch"
-LOCAL = "local-dir:"
-MEND = "A file or folder from elsewhere goes by MODEL.BACKBONE.WEIGHTS FILE, or open_clip:local-dir:FOLDER"
+PACKAGE_NAME = "open_clip_torch"
+LOCAL_DIR_SCHEMA = "local-dir:"
+WEIGHTS_HINT = "A file or folder from elsewhere goes by MODEL.BACKBONE.WEIGHTS FILE, or open_clip:local-dir:FOLDER"
 
 
 class OpenCLIP(nn.Module):
@@ -32,7 +32,7 @@ class OpenCLIP(nn.Module):
         own_words = getattr(text, "cls_emb", None) is not None
         if pooling != "argmax" or own_words or getattr(text, "attn_mask", None) is None:
             raise UserError(f"the text encoder of {name} is not CLIP's: it is not causal, or has words of its own")
-        refuse_unless_clip(text.transformer, text.token_embedding, name)
+        check_clip_text_encoder(text.transformer, text.token_embedding, name)
         self.visual = model.visual
         size = self.visual.image_size
         self.visual.input_resolution = size[0] if isinstance(size, (list, tuple)) else size
@@ -41,9 +41,9 @@ class OpenCLIP(nn.Module):
         self.visual.resize = "squash" if settings.get("resize_mode") == "squash" else "crop"
         self.transformer, self.ln_final = text.transformer, text.ln_final
         self.token_embedding, self.positional_embedding = text.token_embedding, text.positional_embedding
-        self.text_projection = _matrix(text.text_projection, self.ln_final.normalized_shape[0])
+        self.text_projection = _projection_matrix(text.text_projection, self.ln_final.normalized_shape[0])
         self.logit_scale = nn.Parameter(model.logit_scale.detach().reshape(()))
-        self.architecture = description(model, name, PACKAGE)
+        self.architecture = describe_architecture(model, name, PACKAGE_NAME)
 
     dtype = property(lambda self: self.logit_scale.dtype)
 
@@ -56,10 +56,10 @@ def load(identifier: str, weights: str) -> OpenCLIP:
         UserError: unknown name, weights that cannot be had, or a model that is not what this framework runs.
     """
     name = f"open_clip:{identifier}"
-    package = optional("open_clip", PACKAGE, f"the backbone {name}")
-    place = os.path.expanduser(identifier.removeprefix(LOCAL))
-    if identifier.startswith(LOCAL):
-        architecture, tag = f"{LOCAL}{place}", ""
+    package = import_optional("open_clip", PACKAGE_NAME, f"the backbone {name}")
+    place = os.path.expanduser(identifier.removeprefix(LOCAL_DIR_SCHEMA))
+    if identifier.startswith(LOCAL_DIR_SCHEMA):
+        architecture, tag = f"{LOCAL_DIR_SCHEMA}{place}", ""
     elif identifier.startswith("hf-hub:"):
         architecture, tag = identifier, ""
     else:
@@ -67,7 +67,7 @@ def load(identifier: str, weights: str) -> OpenCLIP:
         _check_names(package, architecture, tag, weights)
     if weights and not os.path.isfile(weights):
         raise UserError(f"no weights file {weights} (MODEL.BACKBONE.WEIGHTS)")
-    with hub(weights or place, MEND):
+    with hub_access(weights or place, WEIGHTS_HINT):
         model = package.create_model(architecture, pretrained=weights or tag or None, require_pretrained=True)
     return OpenCLIP(model, name)
 
@@ -75,16 +75,16 @@ def load(identifier: str, weights: str) -> OpenCLIP:
 def _check_names(package, architecture: str, tag: str, weights: str) -> None:
     known = package.list_models()
     if architecture not in known:
-        raise UserError(f'open_clip has no architecture "{architecture}"; {nearest(architecture, known)}')
+        raise UserError(f'open_clip has no architecture "{architecture}"; {suggest_name(architecture, known)}')
     if tag == "openai":
         raise UserError("OpenAI's weights go by OpenAI's names, such as RN50 or ViT-B/32, without open_clip:")
     tags = package.list_pretrained_tags_by_model(architecture)
     if not weights and tag not in tags:
-        mend = f"{nearest(tag, tags)}. MODEL.BACKBONE.WEIGHTS FILE names your own"
-        raise UserError(f'open_clip has no weights "{tag}" (open_clip:{architecture}/<weights>); {mend}')
+        hint = f"{suggest_name(tag, tags)}. MODEL.BACKBONE.WEIGHTS FILE names your own"
+        raise UserError(f'open_clip has no weights "{tag}" (open_clip:{architecture}/<weights>); {hint}')
 
 
-def _matrix(projection: nn.Parameter | nn.Linear | None, width: int) -> nn.Parameter:
+def _projection_matrix(projection: nn.Parameter | nn.Linear | None, width: int) -> nn.Parameter:
     """The projection as a matrix (width, embed_dim)."""
     if projection is None:
         return nn.Parameter(torch.eye(width))

@@ -24,14 +24,14 @@ from dassl.utils import UserError
 PRECISIONS = ("", "bf16")  # empty: that of the model
 
 
-def processor(device: torch.device) -> str:
+def get_processor_name(device: torch.device) -> str:
     """Return the name of a GPU, or what a CPU is capable of."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
-def input_dtype(visual: nn.Module) -> torch.dtype:
+def get_input_dtype(visual: nn.Module) -> torch.dtype:
     """Return the type of the images that an image encoder takes: that of its first convolution.
 
     Of OpenAI's vision transformers in half precision, the embeddings stay fp32.
@@ -46,7 +46,7 @@ class ImageEncoder:
     package = "torch"  # that runs the encoder
 
     def __init__(self, visual: nn.Module, weights: str, precision: str):
-        self.visual, self.device, self.dtype = visual, next(visual.parameters()).device, input_dtype(visual)
+        self.visual, self.device, self.dtype = visual, next(visual.parameters()).device, get_input_dtype(visual)
         self.size = visual.input_resolution
         self.block = 8 if self.device.type == "cpu" else 64  # images
         self.precision = precision or str(self.dtype).rpartition(".")[2]
@@ -55,7 +55,7 @@ class ImageEncoder:
             "weights": weights,
             "precision": self.precision,
             "runtime": self.runtime,
-            "processor": processor(self.device),
+            "processor": get_processor_name(self.device),
             "block": self.block,
             "preprocessing": " ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "pillow")),
         }
@@ -84,7 +84,9 @@ class TorchEncoder(ImageEncoder):
                 raise UserError("FEATURES.PREC bf16 needs OpenVINO on a CPU: pip install openvino")
             self.description["threads"] = torch.get_num_threads()  # the order of summation depends on them
         elif precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-            raise UserError(f"FEATURES.PREC is bf16, which {processor(self.device)} does not have; leave it empty")
+            raise UserError(
+                f"FEATURES.PREC is bf16, which {get_processor_name(self.device)} does not have; leave it empty"
+            )
 
     def _encode(self, blocks: Iterator[tuple[torch.Tensor, int]]) -> Iterator[tuple[torch.Tensor, int]]:
         bf16 = self.precision == "bf16" and self.dtype != torch.bfloat16
@@ -101,7 +103,9 @@ class OpenVINOEncoder(ImageEncoder):
 
     def __init__(self, visual: nn.Module, weights: str, precision: str):
         super().__init__(visual, weights, precision)
-        if precision == "bf16" and "BF16" not in _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        if precision == "bf16" and "BF16" not in _import_openvino().Core().get_property(
+            "CPU", "OPTIMIZATION_CAPABILITIES"
+        ):
             raise UserError("FEATURES.PREC is bf16, but this processor has no bfloat16 arithmetic; leave it empty")
 
     def _encode(self, blocks: Iterator[tuple[torch.Tensor, int]]) -> Iterator[tuple[torch.Tensor, int]]:
@@ -127,7 +131,7 @@ class OpenVINOEncoder(ImageEncoder):
     @cached_property
     def _requests(self) -> list:
         """One inference request a core, each on a thread of its own."""
-        ov = _openvino()
+        ov = _import_openvino()
         example = torch.zeros(2, 3, self.size, self.size)
         batch = torch.export.Dim("batch", min=1, max=64)
         with torch.no_grad():
@@ -144,7 +148,7 @@ class OpenVINOEncoder(ImageEncoder):
         return [compiled.create_infer_request() for _ in range(threads)]
 
 
-def _openvino():
+def _import_openvino():
     sys.modules.setdefault("openvino_telemetry", None)  # OpenVINO would report its use to its makers
     import openvino
 
@@ -156,7 +160,7 @@ def _has_openvino() -> bool:
 
 
 @lru_cache(maxsize=1)
-def image_encoder(visual: nn.Module, weights: str, precision: str = "") -> ImageEncoder:
+def build_image_encoder(visual: nn.Module, weights: str, precision: str = "") -> ImageEncoder:
     """Return the fastest encoder for a frozen ``visual``, of fingerprint ``weights``; the latest one is kept."""
     on_cpu = next(visual.parameters()).device.type == "cpu"
     return (OpenVINOEncoder if on_cpu and _has_openvino() else TorchEncoder)(visual, weights, precision)

@@ -22,13 +22,13 @@ from safetensors.torch import load, save
 
 from dassl.distributed import get_rank, get_world_size
 from dassl.utils import UserError, atomic_write, write_json
-from dassl.utils.files import remove_temporaries
+from dassl.utils.files import remove_temporary_files
 
-DESCRIPTION = "encoder.json"  # what the folder's features were made with; for people
-FOLDER = re.compile("[0-9a-f]{32}")  # the name of an encoder's folder
-PATIENCE = 60.0  # seconds in which one of several processes of a run waits for another run
-ABANDONED = 3600.0  # seconds after which nobody is writing to a file any more; processes without the lock may be
-DAMAGE = (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError)
+DESCRIPTION_FILE = "encoder.json"  # what the folder's features were made with; for people
+ENCODER_FOLDER = re.compile("[0-9a-f]{32}")  # the name of an encoder's folder
+LOCK_TIMEOUT = 60.0  # seconds in which one of several processes of a run waits for another run
+STALE_SECONDS = 3600.0  # seconds after which nobody is writing to a file any more; processes without the lock may be
+READ_ERRORS = (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError)
 
 
 class FeatureStore:
@@ -43,7 +43,7 @@ class FeatureStore:
             UserError: the folder cannot be written.
         """
         self.root = Path(root).expanduser()
-        self.encoder = _digest(json.dumps(encoder, sort_keys=True).encode()).hex()
+        self.encoder = _blake2b(json.dumps(encoder, sort_keys=True).encode()).hex()
         self.folder = self.root / self.encoder
         self.description = dict(encoder)
         self.max_bytes = int(max_gb * 1e9)
@@ -51,8 +51,8 @@ class FeatureStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / ".lock").touch()
         except OSError as error:
-            mend = "Name another folder with FEATURES.CACHE_DIR, or keep none: FEATURES.ENABLED False"
-            raise UserError(f"features cannot be kept in {self.folder}: {error.strerror}. {mend}") from error
+            hint = "Name another folder with FEATURES.CACHE_DIR, or keep none: FEATURES.ENABLED False"
+            raise UserError(f"features cannot be kept in {self.folder}: {error.strerror}. {hint}") from error
         self._where: dict[bytes, Path] = {}
         self._seen: set[Path] = set()
 
@@ -69,9 +69,9 @@ class FeatureStore:
         except Timeout:
             print("Waiting for another process that computes features with the same encoder")
             with contextlib.suppress(Timeout):
-                lock.acquire(timeout=PATIENCE if get_world_size() > 1 else -1)
+                lock.acquire(timeout=LOCK_TIMEOUT if get_world_size() > 1 else -1)
         try:
-            remove_temporaries(self.folder, older_than=ABANDONED)
+            remove_temporary_files(self.folder, older_than=STALE_SECONDS)
             yield
         finally:
             lock.release()
@@ -79,7 +79,7 @@ class FeatureStore:
     def get(self, keys: Sequence[bytes]) -> dict[bytes, torch.Tensor]:
         """Return the features that are there, each (embed_dim,)."""
         if not all(key in self._where for key in keys):
-            self._look_for_files()
+            self._scan_files()
         found: dict[bytes, torch.Tensor] = {}
         for path in {self._where[key]: None for key in keys if key in self._where}:
             features = read_shard(path, self.encoder)
@@ -112,27 +112,27 @@ class FeatureStore:
             "keys": torch.frombuffer(bytearray(joined), dtype=torch.uint8).view(-1, 16),
             "features": features.contiguous(),
         }
-        path = self.folder / f"{_digest(joined).hex()}.safetensors"
-        if not (self.folder / DESCRIPTION).is_file():
-            write_json(self.description, self.folder / DESCRIPTION)
+        path = self.folder / f"{_blake2b(joined).hex()}.safetensors"
+        if not (self.folder / DESCRIPTION_FILE).is_file():
+            write_json(self.description, self.folder / DESCRIPTION_FILE)
         with atomic_write(path, "wb") as file:
             file.write(save({**tensors, "checksum": _checksum(tensors, self.encoder)}))
         self._seen.add(path)
         self._where.update(dict.fromkeys(keys, path))
-        remove_oldest(self.root, self.max_bytes)
+        evict_oldest(self.root, self.max_bytes)
 
-    def _look_for_files(self) -> None:
+    def _scan_files(self) -> None:
         """Read the keys in new files, unchecked."""
         for path in sorted({*self.folder.glob("*.safetensors")} - self._seen):
             self._seen.add(path)
             try:
                 with safe_open(path, framework="pt") as file:
-                    self._where.update(dict.fromkeys(_keys(file.get_tensor("keys")), path))
-            except DAMAGE:
+                    self._where.update(dict.fromkeys(_split_keys(file.get_tensor("keys")), path))
+            except READ_ERRORS:
                 read_shard(path, self.encoder)  # removes it
 
 
-def _digest(content: bytes) -> bytes:
+def _blake2b(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
@@ -144,7 +144,7 @@ def _checksum(tensors: Mapping[str, torch.Tensor], encoder: str) -> torch.Tensor
     return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
 
 
-def _keys(tensor: torch.Tensor) -> list[bytes]:
+def _split_keys(tensor: torch.Tensor) -> list[bytes]:
     return [row.tobytes() for row in tensor.numpy()]
 
 
@@ -153,10 +153,10 @@ def read_shard(path: Path, encoder: str) -> dict[bytes, torch.Tensor] | None:
     try:
         content = load(path.read_bytes())
         if torch.equal(content["checksum"], _checksum(content, encoder)):
-            return dict(zip(_keys(content["keys"]), content["features"], strict=True))
+            return dict(zip(_split_keys(content["keys"]), content["features"], strict=True))
     except FileNotFoundError:
         return None
-    except DAMAGE:
+    except READ_ERRORS:
         pass
     print(f"Note: {path} is damaged; its features are computed again")
     with contextlib.suppress(OSError):
@@ -164,12 +164,12 @@ def read_shard(path: Path, encoder: str) -> dict[bytes, torch.Tensor] | None:
     return None
 
 
-def encoder_folders(root: Path) -> list[Path]:
+def list_encoder_folders(root: Path) -> list[Path]:
     """Return the folders of encoders in ``root``. Whatever else lies there is not ours."""
-    return sorted(p for p in root.glob("*") if FOLDER.fullmatch(p.name) and p.is_dir() and not p.is_symlink())
+    return sorted(p for p in root.glob("*") if ENCODER_FOLDER.fullmatch(p.name) and p.is_dir() and not p.is_symlink())
 
 
-def feature_files(*folders: Path) -> list[tuple[Path, os.stat_result]]:
+def list_feature_files(*folders: Path) -> list[tuple[Path, os.stat_result]]:
     """Return every file of features in the ``folders`` of encoders, the least recently used first."""
     found = []
     for path in (path for folder in folders for path in folder.glob("*.safetensors")):
@@ -178,9 +178,9 @@ def feature_files(*folders: Path) -> list[tuple[Path, os.stat_result]]:
     return sorted(found, key=lambda item: item[1].st_mtime)
 
 
-def remove_oldest(root: Path, max_bytes: int) -> None:
+def evict_oldest(root: Path, max_bytes: int) -> None:
     """Remove the least recently used files until the rest takes no more than ``max_bytes``."""
-    files = feature_files(*encoder_folders(root))
+    files = list_feature_files(*list_encoder_folders(root))
     size = sum(stat.st_size for _, stat in files)
     for path, stat in files:
         if size <= max_bytes:

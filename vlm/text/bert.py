@@ -15,13 +15,13 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from dassl.utils import UserError
-from vlm.text.encoder import AGAIN, MEMORY
+from vlm.text.encoder import ACTIVATION_BYTES, CHECKPOINT_OPTIONS
 
-PROMPTS = 128  # computed together
+BATCH_PROMPTS = 128  # computed together
 
 
 @dataclass(frozen=True)
-class Padded:
+class PaddedPrompts:
     """Prompts as rows of a table of vectors, and their lengths."""
 
     index: torch.Tensor  # (prompts, length): rows of the table; those behind the end of a text are ignored
@@ -31,9 +31,9 @@ class Padded:
 class BertEncoder(nn.Module):
     """As :class:`vlm.text.encoder.TextEncoder`, over ``clip.text_model`` with the words of ``clip.tokenizer``."""
 
-    layout = Padded
+    layout = PaddedPrompts
 
-    def __init__(self, clip: nn.Module, memory: int = MEMORY):
+    def __init__(self, clip: nn.Module, memory: int = ACTIVATION_BYTES):
         super().__init__()
         self.text_model, self.text_projection, self.tokenizer = clip.text_model, clip.text_projection, clip.tokenizer
         self.token_embedding = self.text_model.embeddings.word_embeddings
@@ -47,13 +47,13 @@ class BertEncoder(nn.Module):
             UserError: a text has more tokens than there are positions, and is not to be ``cut``; it is named.
         """
         limit = self.text_model.config.max_position_embeddings
-        longest = max(texts, key=self.token_count)
-        if (count := self.token_count(longest) + 2) > limit and not cut:
+        longest = max(texts, key=self.count_tokens)
+        if (count := self.count_tokens(longest) + 2) > limit and not cut:
             raise UserError(f'the prompt "{longest[:100]}" has {count} tokens with start and end, of {limit} at most')
         settings = {"padding": True, "truncation": True, "max_length": limit, "return_tensors": "pt"}
         return self.tokenizer(list(texts), **settings)["input_ids"]
 
-    def token_count(self, text: str) -> int:
+    def count_tokens(self, text: str) -> int:
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def lengths(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -65,26 +65,26 @@ class BertEncoder(nn.Module):
     def encode(self, tokens: torch.Tensor) -> torch.Tensor:
         return self(self.token_embedding.weight, self.layout(tokens, self.lengths(tokens)))
 
-    def forward(self, table: torch.Tensor, layout: Padded) -> torch.Tensor:
+    def forward(self, table: torch.Tensor, layout: PaddedPrompts) -> torch.Tensor:
         """Features (prompts, embed_dim), not normalised; activations that do not fit into ``memory`` are computed
         again."""
         config, outputs, kept = self.text_model.config, [], 0
         # Kept for the backward pass, about: 16 vectors a token and layer.
         bytes_per_token = 16 * config.num_hidden_layers * config.hidden_size * self.dtype.itemsize
-        for index, lengths in zip(layout.index.split(PROMPTS), layout.lengths.split(PROMPTS), strict=True):
+        for index, lengths in zip(layout.index.split(BATCH_PROMPTS), layout.lengths.split(BATCH_PROMPTS), strict=True):
             kept += bytes_per_token * index.numel()
             if outputs and kept > self.memory and torch.is_grad_enabled():
-                outputs.append(checkpoint(self._encode, table, index, lengths, **AGAIN))
+                outputs.append(checkpoint(self._encode, table, index, lengths, **CHECKPOINT_OPTIONS))
             else:
                 outputs.append(self._encode(table, index, lengths))
         return torch.cat(outputs)
 
-    def encode_each(self, contexts: torch.Tensor, fixed: torch.Tensor, layout: Padded) -> torch.Tensor:
+    def encode_contexts(self, contexts: torch.Tensor, fixed: torch.Tensor, layout: PaddedPrompts) -> torch.Tensor:
         """Features (m, prompts, embed_dim) with each of m contexts (m, n_ctx, width), the first rows of the table."""
         count, n_ctx = contexts.shape[:2]
         step, index = n_ctx * torch.arange(count, device=contexts.device)[:, None, None], layout.index
         index = torch.where(index < n_ctx, index + step, index + n_ctx * (count - 1)).flatten(0, 1)
-        features = self(torch.cat([contexts.flatten(0, 1), fixed]), Padded(index, layout.lengths.repeat(count)))
+        features = self(torch.cat([contexts.flatten(0, 1), fixed]), PaddedPrompts(index, layout.lengths.repeat(count)))
         return features.unflatten(0, (count, -1))
 
     def _encode(self, table: torch.Tensor, index: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Text features of many classes: computed in blocks of classes, and kept for the runs to come.
 
 A block is the same classes in every run, computed by themselves. So what is found on disk is bit for bit what would be
-computed, and a run that was killed goes on at the block it was at. Up to :data:`BLOCK` classes are one block.
+computed, and a run that was killed goes on at the block it was at. Up to :data:`BLOCK_CLASSES` classes are one block.
 """
 
 from __future__ import annotations
@@ -14,20 +14,24 @@ from importlib.util import find_spec
 import torch
 from tqdm import tqdm
 
-from vlm.images.encoder import processor
+from vlm.images.encoder import get_processor_name
 from vlm.images.feature_store import FeatureStore
 from vlm.text.encoder import TextEncoder
-from vlm.text.layout import CHUNK, FEWEST, GROUP
+from vlm.text.layout import CHUNK_TOKENS, GROUP_TOKENS, MIN_ROWS
 
-BLOCK = 1024  # classes
-FEW = 2048  # prompts of a run: so few are computed in seconds, and trainers do not keep them
+BLOCK_CLASSES = 1024  # classes
+MIN_CACHED_PROMPTS = 2048  # prompts of a run: so few are computed in seconds, and trainers do not keep them
 
-Inputs = Sequence[torch.Tensor]
-Encode = Callable[..., torch.Tensor]
+PromptInputs = Sequence[torch.Tensor]
+EncodeFunction = Callable[..., torch.Tensor]
 
 
 def encode_classes(
-    count: int, inputs: Callable[[torch.Tensor], Inputs], encode: Encode, store: FeatureStore | None, name: str = ""
+    count: int,
+    inputs: Callable[[torch.Tensor], PromptInputs],
+    encode: EncodeFunction,
+    store: FeatureStore | None,
+    name: str = "",
 ) -> torch.Tensor:
     """Return features (count, embed_dim), as ``encode(*inputs(classes))`` gives them (classes, embed_dim).
 
@@ -37,16 +41,16 @@ def encode_classes(
         store: has them from earlier runs, and keeps what is computed.
         name: of the prompts, for the progress bar.
     """
-    blocks = torch.arange(count).split(BLOCK)
+    blocks = torch.arange(count).split(BLOCK_CLASSES)
     silent = True if len(blocks) == 1 else None
     bar = tqdm(blocks, disable=silent, leave=False, desc=f"encoding classes{name}", unit="block")
-    return torch.cat([_of_block(inputs(classes), len(classes), encode, store) for classes in bar])
+    return torch.cat([_encode_block(inputs(classes), len(classes), encode, store) for classes in bar])
 
 
-def _of_block(inputs: Inputs, count: int, encode: Encode, store: FeatureStore | None) -> torch.Tensor:
+def _encode_block(inputs: PromptInputs, count: int, encode: EncodeFunction, store: FeatureStore | None) -> torch.Tensor:
     if store is None:
         return encode(*inputs)
-    keys = keys_of(inputs, count)
+    keys = block_keys(inputs, count)
     found = store.get(keys)
     if len(found) < count:
         with store.locked():
@@ -58,7 +62,7 @@ def _of_block(inputs: Inputs, count: int, encode: Encode, store: FeatureStore | 
     return torch.stack([found[key] for key in keys]).to(inputs[0].device)
 
 
-def keys_of(inputs: Inputs, count: int) -> list[bytes]:
+def block_keys(inputs: PromptInputs, count: int) -> list[bytes]:
     """The key of each of ``count`` classes that are computed together: it tells all of them, and which one it is."""
     kind = inputs[0].device.type
     digest = hashlib.blake2b(f"{torch.is_autocast_enabled(kind)} {torch.get_autocast_dtype(kind)}".encode())
@@ -69,7 +73,7 @@ def keys_of(inputs: Inputs, count: int) -> list[bytes]:
     return [hashlib.blake2b(block + str(row).encode(), digest_size=16).digest() for row in range(count)]
 
 
-def description(encoder: TextEncoder, weights: str) -> dict[str, object]:
+def describe_text_encoder(encoder: TextEncoder, weights: str) -> dict[str, object]:
     """Return everything that a feature of ``encoder``, of fingerprint ``weights``, depends on, beside the prompts."""
     device = encoder.token_embedding.weight.device
     return {
@@ -77,9 +81,9 @@ def description(encoder: TextEncoder, weights: str) -> dict[str, object]:
         "weights": weights,
         "precision": str(encoder.dtype).rpartition(".")[2],
         "runtime": f"torch {version('torch')}",
-        "processor": processor(device),
+        "processor": get_processor_name(device),
         "threads": torch.get_num_threads() if device.type == "cpu" else 0,  # the order of summation depends on them
         "products": torch.get_float32_matmul_precision(),
         "transformers": version("transformers") if find_spec("transformers") else "",  # BERT's layers are its own
-        "block": [BLOCK, CHUNK, GROUP, FEWEST],
+        "block": [BLOCK_CLASSES, CHUNK_TOKENS, GROUP_TOKENS, MIN_ROWS],
     }

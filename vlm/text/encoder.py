@@ -15,28 +15,33 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from dassl.utils import release_memory
+from dassl.utils import trim_malloc
 from vlm.openai import CLIP
-from vlm.text.layers import Attention, mlp
-from vlm.text.layout import CHUNK, Chunk, Layout
-from vlm.text.prompts import token_count, tokenize
+from vlm.text.layers import PrefixAttention, mlp
+from vlm.text.layout import CHUNK_TOKENS, Chunk, Layout
+from vlm.text.tokenizer import count_tokens, tokenize
 
-MEMORY = 1_200_000_000  # bytes of activations kept for the backward pass; what exceeds them is computed a second time
-TOGETHER = 256  # tokens: prompts of more gain nothing from being computed with those of other contexts
-AGAIN = {"use_reentrant": False, "preserve_rng_state": False}  # of torch's checkpoint; nothing here is random
+ACTIVATION_BYTES = (
+    1_200_000_000  # bytes of activations kept for the backward pass; what exceeds them is computed a second time
+)
+MAX_BATCHED_TOKENS = 256  # tokens: prompts of more gain nothing from being computed with those of other contexts
+CHECKPOINT_OPTIONS = {
+    "use_reentrant": False,
+    "preserve_rng_state": False,
+}  # of torch's checkpoint; nothing here is random
 
 
 class TextEncoder(nn.Module):
     """Encodes prompts whose tokens are rows of a table of vectors, some of which may be learned.
 
-    It knows how its CLIP reads words: ``tokenize`` makes token ids (n, 77) of texts, ``token_count`` counts those of a
+    It knows how its CLIP reads words: ``tokenize`` makes token ids (n, 77) of texts, ``count_tokens`` counts those of a
     text without its start and end, ``lengths`` those of token ids with both.
     """
 
-    token_count = staticmethod(token_count)
+    count_tokens = staticmethod(count_tokens)
     layout = staticmethod(Layout.of)  # what is to be computed of prompts
 
-    def __init__(self, clip_model: CLIP, memory: int = MEMORY):
+    def __init__(self, clip_model: CLIP, memory: int = ACTIVATION_BYTES):
         super().__init__()
         self.token_embedding = clip_model.token_embedding
         self.positional_embedding = clip_model.positional_embedding
@@ -54,7 +59,7 @@ class TextEncoder(nn.Module):
         return self.token_embedding(tokens).type(self.dtype)
 
     def tokenize(self, texts: Sequence[str], cut: bool = False) -> torch.Tensor:
-        """See :func:`vlm.text.prompts.tokenize`."""
+        """See :func:`vlm.text.tokenizer.tokenize`."""
         return tokenize(texts, len(self.positional_embedding), cut)
 
     @staticmethod
@@ -85,11 +90,11 @@ class TextEncoder(nn.Module):
             if kept <= self.memory or not torch.is_grad_enabled():
                 features, _ = self._encode(x, chunk, layout.prefix, shared)
             else:
-                features = checkpoint(self._encode_twice, x, chunk, layout.prefix, shared, **AGAIN)
+                features = checkpoint(self._recompute_chunk, x, chunk, layout.prefix, shared, **CHECKPOINT_OPTIONS)
             outputs.append(features)
         return torch.cat(outputs)[layout.place]
 
-    def encode_each(self, contexts: torch.Tensor, fixed: torch.Tensor, layout: Layout) -> torch.Tensor:
+    def encode_contexts(self, contexts: torch.Tensor, fixed: torch.Tensor, layout: Layout) -> torch.Tensor:
         """Features (m, n, embed_dim) of the n prompts of ``layout`` with each of m contexts.
 
         As many contexts are computed together as make a chunk; of many prompts, one after another. As in
@@ -101,21 +106,21 @@ class TextEncoder(nn.Module):
         """
         count, n_ctx = contexts.shape[:2]
         tokens = layout.prefix + sum(layout.tails)
-        together = min(count, CHUNK // tokens) if tokens <= TOGETHER else 1
+        together = min(count, CHUNK_TOKENS // tokens) if tokens <= MAX_BATCHED_TOKENS else 1
         outputs, kept = [], 0
         for part in contexts.split(max(together, 1)):
             wide = layout.repeated(len(part), n_ctx) if len(part) > 1 else layout
             table = torch.cat([part.flatten(0, 1), fixed])
             kept += self.bytes_per_token * len(wide.index)
             if outputs and kept > self.memory and torch.is_grad_enabled():
-                outputs.append(checkpoint(self, table, wide, **AGAIN))
+                outputs.append(checkpoint(self, table, wide, **CHECKPOINT_OPTIONS))
             else:
                 outputs.append(self(table, wide))
         return torch.cat(outputs).unflatten(0, (count, -1))
 
-    def _encode_twice(self, x: torch.Tensor, chunk: Chunk, prefix: int, shared: list[torch.Tensor]) -> torch.Tensor:
+    def _recompute_chunk(self, x: torch.Tensor, chunk: Chunk, prefix: int, shared: list[torch.Tensor]) -> torch.Tensor:
         """Features of a chunk, for ``checkpoint`` to call again in the backward pass."""
-        release_memory()
+        trim_malloc()
         return self._encode(x, chunk, prefix, shared)[0]
 
     def _encode(
@@ -134,13 +139,13 @@ class TextEncoder(nn.Module):
                 x, y = x.index_select(0, chunk.ends), y.index_select(0, chunk.ends)
             query = F.linear(y, attn.in_proj_weight[:width], attn.in_proj_bias[:width])
             found.append(shared[number] if shared else key_value[:prefix])
-            groups = chunk.end_groups if last else chunk.groups
-            heads = Attention.apply(query, key_value, shared and shared[number], prefix, groups, attn.num_heads)
+            groups = chunk.eot_groups if last else chunk.groups
+            heads = PrefixAttention.apply(query, key_value, shared and shared[number], prefix, groups, attn.num_heads)
             x = x + F.linear(heads, attn.out_proj.weight, attn.out_proj.bias)
             x = x + mlp(block.mlp, block.ln_2(x))
         return self.ln_final(x).type(self.dtype) @ self.text_projection, found
 
 
-def text_encoder(clip: CLIP, memory: int = MEMORY) -> nn.Module:
-    """The text encoder of a CLIP that :func:`vlm.clip.load.load` gave."""
+def build_text_encoder(clip: CLIP, memory: int = ACTIVATION_BYTES) -> nn.Module:
+    """The text encoder of a CLIP that :func:`vlm.clip.load.load_clip` gave."""
     return getattr(clip, "text_encoder", TextEncoder)(clip, memory=memory)

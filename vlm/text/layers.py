@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vlm.text.layout import Group
+from vlm.text.layout import AttentionGroup
 
-QUICK = 1.702  # of CLIP's QuickGELU
+QUICK_GELU_SCALE = 1.702  # of CLIP's QuickGELU
 
 
 def mlp(layers: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
@@ -19,17 +19,17 @@ def mlp(layers: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
     first, second = layers.c_fc, layers.c_proj
     if isinstance(layers.gelu, nn.GELU):
         return F.linear(layers.gelu(F.linear(x, first.weight, first.bias)), second.weight, second.bias)
-    x = torch.addmm(first.bias, x, first.weight.t(), alpha=QUICK, beta=QUICK)
-    return torch.addmm(second.bias, F.silu(x), second.weight.t(), alpha=1 / QUICK)
+    x = torch.addmm(first.bias, x, first.weight.t(), alpha=QUICK_GELU_SCALE, beta=QUICK_GELU_SCALE)
+    return torch.addmm(second.bias, F.silu(x), second.weight.t(), alpha=1 / QUICK_GELU_SCALE)
 
 
-class Attention(torch.autograd.Function):
+class PrefixAttention(torch.autograd.Function):
     """Attention of each query to the keys that its group's mask shows it: ``Attention.apply`` with the arguments of
     ``forward``. Autograd would do the same from the plain operations, but would copy, scatter and pass over memory more
     often."""
 
     @staticmethod
-    def forward(ctx, query, key_value, shared, prefix: int, groups: Sequence[Group], heads: int):
+    def forward(ctx, query, key_value, shared, prefix: int, groups: Sequence[AttentionGroup], heads: int):
         """
         Args:
             query: (queries, width).
@@ -45,11 +45,11 @@ class Attention(torch.autograd.Function):
         scale = (query.shape[1] // heads) ** -0.5
         with torch.autocast(query.device.type, enabled=False):
             for group in groups:
-                q = _heads(query[group.queries], heads)
+                q = _split_heads(query[group.queries], heads)
                 k, v = _keys_and_values(group, key_value, common, heads)
                 mask = group.mask.to(q.dtype).expand(heads, -1, -1)
                 weight = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scale).softmax(-1)
-                _heads(output[group.queries], heads).copy_(torch.bmm(weight, v))
+                _split_heads(output[group.queries], heads).copy_(torch.bmm(weight, v))
                 weights.append(weight)
         ctx.save_for_backward(query, key_value, shared, *weights)
         ctx.prefix, ctx.groups, ctx.heads, ctx.scale = prefix, groups, heads, scale
@@ -62,11 +62,11 @@ class Attention(torch.autograd.Function):
         common = key_value[:prefix] if shared is None else shared
         d_query, d_key_value, d_common = torch.empty_like(query), torch.empty_like(key_value), torch.zeros_like(common)
         for group, weight in zip(ctx.groups, weights, strict=True):
-            q, d_output = _heads(query[group.queries], heads), _heads(gradient[group.queries], heads)
+            q, d_output = _split_heads(query[group.queries], heads), _split_heads(gradient[group.queries], heads)
             k, v = _keys_and_values(group, key_value, common, heads)
             d_weight = torch.bmm(d_output, v.transpose(1, 2))
             d_score = (d_weight - (d_weight * weight).sum(-1, keepdim=True)).mul_(weight).mul_(ctx.scale)
-            _heads(d_query[group.queries], heads).copy_(torch.bmm(d_score, k))
+            _split_heads(d_query[group.queries], heads).copy_(torch.bmm(d_score, k))
             d_keys = torch.stack([torch.bmm(d_score.transpose(1, 2), q), torch.bmm(weight.transpose(1, 2), d_output)])
             d_keys = d_keys.permute(2, 0, 1, 3).flatten(1)  # (keys, 2 * width)
             d_common += d_keys[:prefix]
@@ -77,15 +77,15 @@ class Attention(torch.autograd.Function):
         return d_query, d_key_value, d_common, None, None, None
 
 
-def _heads(x: torch.Tensor, heads: int) -> torch.Tensor:
+def _split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
     """A view of (rows, width) as (heads, rows, head_dim)."""
     return x.unflatten(1, (heads, -1)).transpose(0, 1)
 
 
 def _keys_and_values(
-    group: Group, key_value: torch.Tensor, common: torch.Tensor, heads: int
+    group: AttentionGroup, key_value: torch.Tensor, common: torch.Tensor, heads: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Those of the prefix and of the group's own rows, each (heads, prefix + own, head_dim)."""
-    seen = key_value[group.keys] if group.own_prefix else torch.cat([common, key_value[group.keys]])
+    seen = key_value[group.keys] if group.has_prefix_rows else torch.cat([common, key_value[group.keys]])
     key, value = seen.chunk(2, dim=1)
-    return _heads(key, heads), _heads(value, heads)
+    return _split_heads(key, heads), _split_heads(value, heads)

@@ -12,18 +12,20 @@ from dataclasses import dataclass, field
 import torch
 
 # Tokens of a chunk: enough for matrix products at full speed, few enough for their results to stay in the cache.
-CHUNK = 1024
-GROUP = 64  # tokens that attend together, each seeing those of its own prompt; more waste more products of hidden pairs
-FEWEST = 64  # tokens: fewer rows take MKL longer than 64
+CHUNK_TOKENS = 1024
+GROUP_TOKENS = (
+    64  # tokens that attend together, each seeing those of its own prompt; more waste more products of hidden pairs
+)
+MIN_ROWS = 64  # tokens: fewer rows take MKL longer than 64
 
 
 @dataclass(frozen=True)
-class Group:
+class AttentionGroup:
     """Some neighbouring prompts of a chunk: which rows attend to which."""
 
     queries: slice
     keys: slice
-    own_prefix: bool  # the keys begin with the common prefix; else it comes before them
+    has_prefix_rows: bool  # the keys begin with the common prefix; else it comes before them
     mask: torch.Tensor  # (queries, prefix + own keys): 0 where a query sees a key, -inf where it does not
 
 
@@ -33,35 +35,35 @@ class Chunk:
 
     rows: int
     ends: torch.Tensor  # (prompts): the rows of the end-of-text tokens
-    groups: tuple[Group, ...]  # all rows attend
-    end_groups: tuple[Group, ...]  # the end-of-text rows attend, numbered as the prompts are
+    groups: tuple[AttentionGroup, ...]  # all rows attend
+    eot_groups: tuple[AttentionGroup, ...]  # the end-of-text rows attend, numbered as the prompts are
 
     @classmethod
     def of(cls, lengths: list[int], prefix: int, has_prefix: bool, device: torch.device) -> Chunk:
         """The chunk of tails of these lengths; with ``has_prefix``, the prefix's rows come before them."""
-        groups, end_groups, ends = [], [], []
+        groups, eot_groups, ends = [], [], []
         row = prefix if has_prefix else 0
-        for tails in _split(lengths, GROUP):
-            own_prefix = has_prefix and not ends
-            keys = slice(0 if own_prefix else row, row + sum(tails))
-            mask = _mask(prefix, tails).to(device)
+        for tails in _split_by_tokens(lengths, GROUP_TOKENS):
+            has_prefix_rows = has_prefix and not ends
+            keys = slice(0 if has_prefix_rows else row, row + sum(tails))
+            mask = _attention_mask(prefix, tails).to(device)
             local = torch.tensor(tails).cumsum(0) - 1
-            groups.append(Group(keys, keys, own_prefix, mask if own_prefix else mask[prefix:]))
+            groups.append(AttentionGroup(keys, keys, has_prefix_rows, mask if has_prefix_rows else mask[prefix:]))
             prompts = slice(len(ends), len(ends) + len(tails))
-            end_groups.append(Group(prompts, keys, own_prefix, mask[prefix + local]))
+            eot_groups.append(AttentionGroup(prompts, keys, has_prefix_rows, mask[prefix + local]))
             ends += (row + local).tolist()
             row = keys.stop
-        return cls(row, torch.tensor(ends, device=device), tuple(groups), tuple(end_groups))
+        return cls(row, torch.tensor(ends, device=device), tuple(groups), tuple(eot_groups))
 
 
-def _mask(prefix: int, tails: list[int]) -> torch.Tensor:
+def _attention_mask(prefix: int, tails: list[int]) -> torch.Tensor:
     """What each token of the prefix and of some tails behind it sees: the prefix and its own tail, up to itself."""
     owner = torch.repeat_interleave(torch.arange(-1, len(tails)), torch.tensor([prefix, *tails]))
     seen = (owner[:, None] == owner) | (owner == -1)
     return torch.zeros(len(owner), len(owner)).masked_fill_(~seen.tril(), -torch.inf)
 
 
-def _split(lengths: list[int], size: int) -> Iterator[list[int]]:
+def _split_by_tokens(lengths: list[int], size: int) -> Iterator[list[int]]:
     """Neighbours whose lengths add up to no more than ``size``; a longer one stays alone."""
     part: list[int] = []
     for length in lengths:
@@ -85,7 +87,7 @@ class Layout:
     _repeats: dict[tuple[int, int], Layout] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, index: torch.Tensor, lengths: torch.Tensor, chunk: int = CHUNK) -> Layout:
+    def of(cls, index: torch.Tensor, lengths: torch.Tensor, chunk: int = CHUNK_TOKENS) -> Layout:
         """The layout of prompts that are rows of a table of vectors.
 
         Two prompts have a token in common if they name the same row of the table; that two rows hold equal numbers
@@ -100,7 +102,7 @@ class Layout:
         prefix = int((index[:, :most] == index[:1, :most]).all(0).long().cumprod(0).sum())
         order = lengths.argsort(stable=True)
         place = order.argsort()
-        lacking = FEWEST - prefix - int((lengths - prefix).sum())
+        lacking = MIN_ROWS - prefix - int((lengths - prefix).sum())
         if lacking > 0:  # copies of the longest prompt, whose features nobody asks for
             copies = -(-lacking // (int(lengths.max()) - prefix))
             order = torch.cat([order, order[-1:].expand(copies)])
@@ -109,7 +111,7 @@ class Layout:
         filled = position[prefix:] < lengths[order, None]
         rows = torch.cat([index[0, :prefix], index[order, prefix : len(position)][filled]])
         positions = torch.cat([position[:prefix], position[prefix:].expand_as(filled)[filled]])
-        parts = _split(tails, chunk)
+        parts = _split_by_tokens(tails, chunk)
         chunks = tuple(Chunk.of(part, prefix, number == 0, index.device) for number, part in enumerate(parts))
         return cls(rows, positions, prefix, tails[: len(place)], chunks, place)
 
@@ -125,14 +127,14 @@ class Layout:
         index, device = self.index[:tokens], self.index.device
         step = torch.arange(count, device=device)[:, None]
         rows = torch.where(index < own, index + own * step, index + own * (count - 1)).flatten()
-        mask = _mask(self.prefix, self.tails).to(device)
+        mask = _attention_mask(self.prefix, self.tails).to(device)
         ends = self.prefix + torch.tensor(self.tails, device=device).cumsum(0) - 1
-        groups, end_groups = [], []
+        groups, eot_groups = [], []
         for time in range(count):
             keys = slice(time * tokens, (time + 1) * tokens)
-            groups.append(Group(keys, keys, True, mask))
-            end_groups.append(Group(slice(time * len(ends), (time + 1) * len(ends)), keys, True, mask[ends]))
-        chunk = Chunk(len(rows), (ends + tokens * step).flatten(), tuple(groups), tuple(end_groups))
+            groups.append(AttentionGroup(keys, keys, True, mask))
+            eot_groups.append(AttentionGroup(slice(time * len(ends), (time + 1) * len(ends)), keys, True, mask[ends]))
+        chunk = Chunk(len(rows), (ends + tokens * step).flatten(), tuple(groups), tuple(eot_groups))
         place = (self.place + len(ends) * step).flatten()
         repeated = Layout(rows, self.position[:tokens].repeat(count), 0, self.tails * count, (chunk,), place)
         return self._repeats.setdefault((count, own), repeated)

@@ -8,7 +8,7 @@ from torch import nn
 from vlm import openai
 
 
-def nearest_words(vectors: torch.Tensor, encoder: nn.Module, k: int) -> list[list[tuple[str, float]]]:
+def find_nearest_words(vectors: torch.Tensor, encoder: nn.Module, k: int) -> list[list[tuple[str, float]]]:
     """For each of the ``vectors`` (n, width), the ``k`` words of the text encoder that are nearest to it, the nearest
     first, with their Euclidean distances.
 
@@ -18,12 +18,12 @@ def nearest_words(vectors: torch.Tensor, encoder: nn.Module, k: int) -> list[lis
     distances = torch.cdist(vectors.to(table), table, compute_mode="donot_use_mm_for_euclid_dist")
     nearest, ids = distances.topk(min(k, len(table)), largest=False)
     return [
-        [(word(encoder, token), distance) for token, distance in zip(*row, strict=True)]
+        [(decode_token(encoder, token), distance) for token, distance in zip(*row, strict=True)]
         for row in zip(ids.tolist(), nearest.tolist(), strict=True)
     ]
 
 
-def word(encoder: nn.Module, token: int) -> str:
+def decode_token(encoder: nn.Module, token: int) -> str:
     """A token of the text encoder as text. Of CLIP's own, those that begin a longer word end in a hyphen."""
     if hasattr(encoder, "tokenizer"):
         return encoder.tokenizer.convert_ids_to_tokens(token)

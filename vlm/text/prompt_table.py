@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from vlm.text.class_names import class_tokens
+from vlm.text.classnames import tokenize_class_prompts
 from vlm.text.encoder import TextEncoder
 
-POSITIONS = ("end", "middle", "front")  # of the class name among the context tokens
+CLASS_TOKEN_POSITIONS = ("end", "middle", "front")  # of the class name among the context tokens
 
 
 class PromptTable(nn.Module):
@@ -24,7 +24,7 @@ class PromptTable(nn.Module):
     def __init__(self, text_encoder: TextEncoder, names: Sequence[str], context: torch.Tensor, position: str = "end"):
         """
         Args:
-            names: of the classes, as :func:`vlm.text.class_names.class_names` gives them.
+            names: of the classes, as :func:`vlm.text.classnames.clean_classnames` gives them.
             context: (n_ctx, width), or (classes, n_ctx, width) where each class has its own.
             position: of the class name among the context tokens.
 
@@ -34,7 +34,7 @@ class PromptTable(nn.Module):
         super().__init__()
         n_ctx, device = context.shape[-2], context.device
         # "X" keeps a place for each context token; the class name and what follows it are CLIP's own words.
-        self.tokens = class_tokens(text_encoder, names, " ".join(["X"] * n_ctx + ["{}."]))
+        self.tokens = tokenize_class_prompts(text_encoder, names, " ".join(["X"] * n_ctx + ["{}."]))
         context_rows = torch.arange(context[..., 0].numel()).view(context.shape[:-1])
         fixed, rows = self.tokens.unique(return_inverse=True)
         rows += context_rows.numel()
@@ -42,8 +42,8 @@ class PromptTable(nn.Module):
         lengths = text_encoder.lengths(self.tokens)
         # A name that ends in marks may be fewer tokens with the full stop behind it; it never reaches the prompt's end.
         named = zip(names, lengths.tolist(), strict=True)
-        counts = [min(text_encoder.token_count(name), length - n_ctx - 2) for name, length in named]
-        order = [_order(n_ctx, count, position, self.tokens.shape[1]) for count in counts]
+        counts = [min(text_encoder.count_tokens(name), length - n_ctx - 2) for name, length in named]
+        order = [_token_order(n_ctx, count, position, self.tokens.shape[1]) for count in counts]
         self.register_buffer("fixed", text_encoder.embed(fixed.to(device)).detach(), persistent=False)
         self.rows = rows.to(device)  # with the class name last, wherever it stands in the prompt
         self.index = rows.gather(1, torch.tensor(order)).to(device)
@@ -54,7 +54,7 @@ class PromptTable(nn.Module):
         """Return the table (rows, width) with this context."""
         return torch.cat([context.flatten(0, -2), self.fixed])
 
-    def of_classes(
+    def select_classes(
         self, context: torch.Tensor, classes: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the table, ``index`` and ``lengths`` of some ``classes`` (int64 numbers) alone."""
@@ -68,7 +68,7 @@ class PromptTable(nn.Module):
         return self.table(context[classes]), index, lengths
 
 
-def _order(n_ctx: int, n_name: int, position: str, length: int) -> list[int]:
+def _token_order(n_ctx: int, n_name: int, position: str, length: int) -> list[int]:
     """Return which position of ``[start, context, name, rest]`` comes at each place of the prompt."""
     before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]  # context tokens in front of the name
     name, rest = range(1 + n_ctx, 1 + n_ctx + n_name), range(1 + n_ctx + n_name, length)

@@ -3,7 +3,7 @@
 from dassl.utils import UserError
 
 # The seven that do best on ImageNet, by forward selection (CLIP's "Prompt Engineering for ImageNet" notebook).
-SELECT = (
+SELECTED_TEMPLATES = (
     "itap of a {}.",
     "a bad photo of the {}.",
     "a origami {}.",
@@ -14,7 +14,7 @@ SELECT = (
 )
 
 # The eighty of CLIP's ImageNet ensemble.
-ALL = (
+IMAGENET_TEMPLATES = (
     "a bad photo of a {}.",
     "a photo of many {}.",
     "a sculpture of a {}.",
@@ -97,7 +97,7 @@ ALL = (
     "a tattoo of the {}.",
 )
 
-TEMPLATES = {"select": SELECT, "all": ALL}
+TEMPLATES = {"select": SELECTED_TEMPLATES, "all": IMAGENET_TEMPLATES}
 
 
 def check_template(template: str, name: str) -> None:
@@ -106,6 +106,6 @@ def check_template(template: str, name: str) -> None:
         raise UserError(f'{name} "{template}" has no {{}} for the class name')
 
 
-def readable(classname: str) -> str:
+def clean_classname(classname: str) -> str:
     """A class name as CLIP reads it: spaces for underscores."""
     return classname.replace("_", " ")

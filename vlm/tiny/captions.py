@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlm.text.templates import ALL
+from vlm.text.templates import IMAGENET_TEMPLATES
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 KINDS = ("photo", "picture", "drawing", "scan", "print", "image")
@@ -41,7 +41,7 @@ CLOSINGS = (
 
 
 @dataclass
-class Looks:
+class Appearance:
     """What a caption may say of a picture beside its digit."""
 
     blurry: bool
@@ -55,11 +55,11 @@ class Looks:
         return ["", *(word for word, true in said.items() if true)]
 
 
-def caption(digit: int, looks: Looks, rng: np.random.Generator) -> str:
+def draw_caption(digit: int, looks: Appearance, rng: np.random.Generator) -> str:
     """A random sentence about a picture of ``digit``: one of CLIP's templates, or one of our own making."""
     if rng.random() < 0.3:
         name = str(rng.choice(("{}", "{}", "number {}", "digit {}"))).format(WORDS[digit])
-        return str(rng.choice(ALL)).replace("{}", name)
+        return str(rng.choice(IMAGENET_TEMPLATES)).replace("{}", name)
     parts = [
         str(rng.choice(OPENINGS)) if rng.random() < 0.35 else "",
         "a",

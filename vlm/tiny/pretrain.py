@@ -18,9 +18,9 @@ from tqdm import tqdm
 from vlm import openai
 from vlm.contrastive import MAX_LOGIT_SCALE, contrastive_loss
 from vlm.similarity import normalize
-from vlm.text.prompts import tokenize
-from vlm.tiny.render import SIZE, dataset
-from vlm.tiny.weights import FILE, VOCABULARY, save_tiny, token_table
+from vlm.text.tokenizer import tokenize
+from vlm.tiny.render import SIZE, render_dataset
+from vlm.tiny.weights import VOCAB_SIZE, WEIGHTS_FILE, initial_token_embedding, save_tiny
 
 WIDTH = 128  # of the text transformer; CLIP's build_model reads width / 64 heads off the weights, so two
 ARCHITECTURE = {
@@ -30,7 +30,7 @@ ARCHITECTURE = {
     "vision_width": 16,
     "vision_patch_size": None,
     "context_length": 77,
-    "vocab_size": VOCABULARY,
+    "vocab_size": VOCAB_SIZE,
     "transformer_width": WIDTH,
     "transformer_heads": WIDTH // 64,
     "transformer_layers": 2,
@@ -40,12 +40,12 @@ MAX_LR = 4e-3  # of a one-cycle schedule
 WEIGHT_DECAY = 0.05  # matrices only, as in CLIP
 
 
-def to_input(images: torch.Tensor) -> torch.Tensor:
+def preprocess(images: torch.Tensor) -> torch.Tensor:
     """Grey uint8 (n, SIZE, SIZE) -> normalised colour (n, 3, SIZE, SIZE)."""
     return normalize_colours(images[:, None].expand(-1, 3, -1, -1) / 255, openai.MEAN, openai.STD)
 
 
-def optimizer_of(model: nn.Module, frozen: nn.Parameter) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, frozen: nn.Parameter) -> torch.optim.Optimizer:
     """AdamW that decays matrices only; ``frozen``, the table of all tokens, is trained through its used rows."""
     parameters = [p for p in model.parameters() if p is not frozen]
     groups = [
@@ -72,7 +72,7 @@ def encode_text(model: openai.CLIP, prompts: torch.Tensor, tokens: torch.Tensor)
 
 def pretrain(renders: int, epochs: int, seed: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Render, train; returns the state dict and the token ids that the captions used."""
-    pixels, captions = dataset(renders, seed)
+    pixels, captions = render_dataset(renders, seed)
     images = torch.from_numpy(pixels)
     texts = sorted(set(captions))
     number = {text: i for i, text in enumerate(texts)}
@@ -83,10 +83,10 @@ def pretrain(renders: int, epochs: int, seed: int) -> tuple[dict[str, torch.Tens
     torch.manual_seed(seed)
     model = openai.CLIP(**ARCHITECTURE).to(memory_format=torch.channels_last).train()
     table = model.token_embedding.weight.requires_grad_(False)
-    table.copy_(token_table(WIDTH))
+    table.copy_(initial_token_embedding(WIDTH))
     rows = nn.Parameter(table[used].clone())
     compact_tokens = torch.searchsorted(used, tokens)
-    optimizer = optimizer_of(model, frozen=table)
+    optimizer = build_optimizer(model, frozen=table)
     optimizer.add_param_group({"params": [rows], "weight_decay": 0.0})
     steps = epochs * (renders // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, MAX_LR, total_steps=steps)
@@ -95,7 +95,7 @@ def pretrain(renders: int, epochs: int, seed: int) -> tuple[dict[str, torch.Tens
         for _ in range(epochs):
             for batch in torch.randperm(renders)[: renders // BATCH * BATCH].split(BATCH):
                 unique, of_image = caption_ids[batch].unique(return_inverse=True)
-                image_features = normalize(model.encode_image(to_input(images[batch])))
+                image_features = normalize(model.encode_image(preprocess(images[batch])))
                 text_features = normalize(encode_text(model, rows[compact_tokens[unique]], tokens[unique]))[of_image]
                 logits = model.logit_scale.exp() * image_features @ text_features.t()
                 loss = contrastive_loss(logits, caption_ids[batch])
@@ -113,7 +113,7 @@ def pretrain(renders: int, epochs: int, seed: int) -> tuple[dict[str, torch.Tens
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=FILE)
+    parser.add_argument("--out", type=Path, default=WEIGHTS_FILE)
     parser.add_argument("--renders", type=int, default=20_000)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from .captions import Looks, caption
+from .captions import Appearance, draw_caption
 
 SIZE = 32  # pixels; the input resolution of the tiny CLIP
 CANVAS = 48  # pixels; glyphs are drawn and warped here, then brought down to SIZE
@@ -62,7 +62,7 @@ def warp(glyph: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(map_coordinates(glyph, [rows, columns], order=1), 0, 1)
 
 
-def render(digit: int, rng: np.random.Generator) -> tuple[np.ndarray, Looks]:
+def render_digit(digit: int, rng: np.random.Generator) -> tuple[np.ndarray, Appearance]:
     """One random picture of ``digit``, uint8 of shape (SIZE, SIZE), and what it looks like."""
     stroke = int(rng.choice([0, 1, 2], p=[0.6, 0.3, 0.1]))
     picture = warp(draw_glyph(digit, str(rng.choice(FONT_FILES)), stroke), rng)
@@ -76,11 +76,11 @@ def render(digit: int, rng: np.random.Generator) -> tuple[np.ndarray, Looks]:
     values = paper + (ink - paper) * values * rng.uniform(0.7, 1.0)
     values += rng.normal(0, rng.uniform(0, 0.06), values.shape)
     colour, coarse = "black" if paper < 0.5 else "white", 12 <= pixels < SIZE
-    looks = Looks(blurry=blur > 1.2, pixelated=pixels < 12, coarse=coarse, bold=stroke == 2, paper=colour)
+    looks = Appearance(blurry=blur > 1.2, pixelated=pixels < 12, coarse=coarse, bold=stroke == 2, paper=colour)
     return np.uint8(np.clip(values, 0, 1) * 255), looks
 
 
-def dataset(size: int, seed: int) -> tuple[np.ndarray, list[str]]:
+def render_dataset(size: int, seed: int) -> tuple[np.ndarray, list[str]]:
     """``size`` renders, every digit equally often.
 
     Returns images (size, SIZE, SIZE) uint8 and their captions.
@@ -88,7 +88,7 @@ def dataset(size: int, seed: int) -> tuple[np.ndarray, list[str]]:
     rng = np.random.default_rng(seed)
     images, captions = [], []
     for index in range(size):
-        image, looks = render(index % 10, rng)
+        image, looks = render_digit(index % 10, rng)
         images.append(image)
-        captions.append(caption(index % 10, looks, rng))
+        captions.append(draw_caption(index % 10, looks, rng))
     return np.stack(images), captions

@@ -102,13 +102,13 @@ class DatasetBase:
         return dataset
 
     def split_dataset_by_label(self, data_source: list[Datum]) -> dict[int, list[Datum]]:
-        return _grouped(data_source, "label")
+        return _group_by(data_source, "label")
 
     def split_dataset_by_domain(self, data_source: list[Datum]) -> dict[int, list[Datum]]:
-        return _grouped(data_source, "domain")
+        return _group_by(data_source, "domain")
 
 
-def _grouped(data_source: list[Datum], key: str) -> dict[int, list[Datum]]:
+def _group_by(data_source: list[Datum], key: str) -> dict[int, list[Datum]]:
     groups = defaultdict(list)
     for item in data_source:
         groups[getattr(item, key)].append(item)

@@ -30,7 +30,7 @@ def fingerprint(items: Iterable[Datum], root: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-def fingerprints(dataset: DatasetBase, root: str | os.PathLike) -> dict[str, dict]:
+def split_fingerprints(dataset: DatasetBase, root: str | os.PathLike) -> dict[str, dict]:
     """``{"images": their number, "sha256": fingerprint}`` of each split that a data set has."""
     splits = {name: getattr(dataset, name, None) for name in SPLITS}
     return {name: {"images": len(items), "sha256": fingerprint(items, root)} for name, items in splits.items() if items}

@@ -56,7 +56,7 @@ class InstanceNormalization:
 
 
 Step = tuple[str, Callable]  # what the log says, the transform
-NOT_RANDOM = (T.Resize, T.CenterCrop, T.ToTensor, T.Normalize, InstanceNormalization)
+DETERMINISTIC = (T.Resize, T.CenterCrop, T.ToTensor, T.Normalize, InstanceNormalization)
 
 
 class Pipeline(T.Compose):
@@ -65,12 +65,12 @@ class Pipeline(T.Compose):
     @property
     def is_random(self) -> bool:
         """Whether an image can look different each time."""
-        return not all(isinstance(transform, NOT_RANDOM) for transform in self.transforms)
+        return not all(isinstance(transform, DETERMINISTIC) for transform in self.transforms)
 
 
-def _on_pictures(c: CfgNode) -> dict[str, Step]:
+def _image_transforms(c: CfgNode) -> dict[str, Step]:
     """Transforms of PIL images, in the order in which they are applied, whatever their order in INPUT.TRANSFORMS."""
-    size, mode = tuple(c.SIZE), interpolation(c)
+    size, mode = tuple(c.SIZE), get_interpolation(c)
     jitter = {"brightness": c.COLORJITTER_B, "contrast": c.COLORJITTER_C, "saturation": c.COLORJITTER_S}
     jitter["hue"] = c.COLORJITTER_H
     blur = T.RandomApply([T.GaussianBlur(c.GB_K)], p=c.GB_P)
@@ -92,17 +92,17 @@ def _on_pictures(c: CfgNode) -> dict[str, Step]:
     }
 
 
-def _on_tensors(c: CfgNode) -> dict[str, Step]:
+def _tensor_transforms(c: CfgNode) -> dict[str, Step]:
     """Transforms of tensors (channels, height, width) in [0, 1], in the order in which they are applied."""
     return {
         "cutout": (f"cutout (n_holes={c.CUTOUT_N}, length={c.CUTOUT_LEN})", Cutout(c.CUTOUT_N, c.CUTOUT_LEN)),
-        "normalize": (f"normalization (mean={list(c.PIXEL_MEAN)}, std={list(c.PIXEL_STD)})", _normalize(c)),
+        "normalize": (f"normalization (mean={list(c.PIXEL_MEAN)}, std={list(c.PIXEL_STD)})", _build_normalize(c)),
         "gaussian_noise": (f"gaussian noise (mean={c.GN_MEAN}, std={c.GN_STD})", GaussianNoise(c.GN_MEAN, c.GN_STD)),
         "instance_norm": ("instance normalization", InstanceNormalization()),
     }
 
 
-def _normalize(c: CfgNode) -> T.Normalize:
+def _build_normalize(c: CfgNode) -> T.Normalize:
     mean, std = list(c.PIXEL_MEAN), list(c.PIXEL_STD)
     numbers = len(mean) == len(std) == 3 and all(isinstance(value, (int, float)) for value in mean + std)
     if not numbers or min(std) <= 0:
@@ -110,7 +110,7 @@ def _normalize(c: CfgNode) -> T.Normalize:
     return T.Normalize(mean=mean, std=std)
 
 
-def interpolation(c: CfgNode) -> InterpolationMode:
+def get_interpolation(c: CfgNode) -> InterpolationMode:
     """The mode that INPUT.INTERPOLATION names."""
     check_availability(c.INTERPOLATION, INTERPOLATION_MODES, "INPUT.INTERPOLATION")
     return INTERPOLATION_MODES[c.INTERPOLATION]
@@ -133,17 +133,17 @@ def build_transform(cfg: CfgNode, is_train: bool = True, choices: tuple[str, ...
     if len(c.SIZE) != 2 or not all(isinstance(edge, int) and edge > 0 for edge in c.SIZE):
         raise UserError(f"INPUT.SIZE is {tuple(c.SIZE)}; it must be two numbers of pixels, such as (224, 224)")
     try:
-        on_pictures, on_tensors = _on_pictures(c), _on_tensors(c)
+        on_pictures, on_tensors = _image_transforms(c), _tensor_transforms(c)
     except (ValueError, TypeError, IndexError) as error:
         raise UserError(f"the INPUT keys do not suit the transforms: {error}") from error
     check_availability(choices, [*on_pictures, *on_tensors], "transform (INPUT.TRANSFORMS)")
     if is_train:
         steps = [step for name, step in on_pictures.items() if name in choices]
         if not {"random_crop", "random_resized_crop"} & set(choices):
-            steps.insert(0, _whole(c))
+            steps.insert(0, _squash(c))
         after = on_tensors
     else:
-        steps = _centre(c)
+        steps = _test_resize(c)
         after = {name: on_tensors[name] for name in ("normalize", "instance_norm")}
     steps.append(("to torch tensor of range [0, 1]", T.ToTensor()))
     steps += [step for name, step in after.items() if name in choices]
@@ -153,24 +153,24 @@ def build_transform(cfg: CfgNode, is_train: bool = True, choices: tuple[str, ...
     return Pipeline([transform for _, transform in steps])
 
 
-def _centre(c: CfgNode) -> list[Step]:
+def _test_resize(c: CfgNode) -> list[Step]:
     """CLIP's test preprocessing: the smaller edge to the input size, then the centre; or what INPUT.RESIZE says."""
     check_availability(c.RESIZE, ("crop", "squash"), "INPUT.RESIZE")
     if c.RESIZE == "squash":
-        return [_whole(c)]
+        return [_squash(c)]
     (height, width), edge = c.SIZE, max(c.SIZE)
-    resize = (f"resize the smaller edge to {edge}", T.Resize(edge, interpolation=interpolation(c)))
+    resize = (f"resize the smaller edge to {edge}", T.Resize(edge, interpolation=get_interpolation(c)))
     return [resize, (f"{height}x{width} center crop", T.CenterCrop((height, width)))]
 
 
-def _whole(c: CfgNode) -> Step:
-    return f"resize to {tuple(c.SIZE)}", T.Resize(tuple(c.SIZE), interpolation=interpolation(c))
+def _squash(c: CfgNode) -> Step:
+    return f"resize to {tuple(c.SIZE)}", T.Resize(tuple(c.SIZE), interpolation=get_interpolation(c))
 
 
 def build_plain_transform(cfg: CfgNode) -> Callable:
     """The whole picture at the input size, without augmentation: ``img0`` in a batch."""
     c = cfg.INPUT
-    steps = [T.Resize(tuple(c.SIZE), interpolation=interpolation(c)), T.ToTensor()]
+    steps = [T.Resize(tuple(c.SIZE), interpolation=get_interpolation(c)), T.ToTensor()]
     if "normalize" in c.TRANSFORMS:
-        steps.append(_normalize(c))
+        steps.append(_build_normalize(c))
     return T.Compose(steps)

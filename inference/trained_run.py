@@ -12,18 +12,20 @@ from yacs.config import CfgNode
 
 from dassl import engine
 from dassl.config import merge_file, merge_options
-from dassl.config.merge import leaves
-from dassl.config.saved import FILE as CONFIG  # runs that only evaluate have none; their record holds the same
-from dassl.engine.record import RECORD, read_record
+from dassl.config.merge import flatten
+from dassl.config.run_config import (
+    CONFIG_FILE as CONFIG,  # runs that only evaluate have none; their record holds the same
+)
+from dassl.engine.record import RECORD_FILE, read_record
 from dassl.utils import UserError
 
 
-def quiet() -> contextlib.AbstractContextManager:
+def suppress_stdout() -> contextlib.AbstractContextManager:
     """Return a context in which nothing is printed: the framework talks as if to a log, but output is for results."""
     return contextlib.redirect_stdout(io.StringIO())
 
 
-def config_of(folder: Path) -> CfgNode:
+def load_run_cfg(folder: Path) -> CfgNode:
     """Return the settings of the run in ``folder``, not frozen.
 
     Raises:
@@ -34,28 +36,31 @@ def config_of(folder: Path) -> CfgNode:
     cfg = engine.default_cfg()
     if (folder / CONFIG).is_file():
         merge_file(cfg, folder / CONFIG)
-    elif (folder / RECORD).is_file():
+    elif (folder / RECORD_FILE).is_file():
         try:
-            merge_options(cfg, [text for pair in leaves(_record(folder).get("config", {})) for text in map(str, pair)])
+            merge_options(
+                cfg,
+                [text for pair in flatten(_read_record_if_any(folder).get("config", {})) for text in map(str, pair)],
+            )
         except UserError as error:
-            raise UserError(f"the settings in {folder / RECORD}: {error}") from error
+            raise UserError(f"the settings in {folder / RECORD_FILE}: {error}") from error
     else:
-        runs = sorted({str(path.parent) for name in (CONFIG, RECORD) for path in folder.rglob(name)})
+        runs = sorted({str(path.parent) for name in (CONFIG, RECORD_FILE) for path in folder.rglob(name)})
         below = f"; below it there are {', '.join(runs[:5])}" if runs else ""
         raise UserError(f"no run in {folder}: it has no {CONFIG}{below}")
     return cfg
 
 
-def _record(folder: Path) -> dict:
-    return read_record(folder) if (folder / RECORD).is_file() else {}
+def _read_record_if_any(folder: Path) -> dict:
+    return read_record(folder) if (folder / RECORD_FILE).is_file() else {}
 
 
-def classnames_of(folder: Path) -> list[str]:
+def load_classnames(folder: Path) -> list[str]:
     """Return the class names of the run in ``folder``; none if its record does not tell them."""
-    return [str(name) for name in _record(folder).get("classnames", ())]
+    return [str(name) for name in _read_record_if_any(folder).get("classnames", ())]
 
 
-def trainer_of(
+def load_trainer(
     folder: Path, classes: Sequence[str] = (), epoch: int | None = None, weights: str = "", cuda: bool = True
 ):
     """Return the trainer of the run in ``folder``, built without data, its model loaded, ready for ``model_inference``.
@@ -74,11 +79,11 @@ def trainer_of(
     """
     import torch
 
-    cfg, own = config_of(folder), classnames_of(folder)
+    cfg, own = load_run_cfg(folder), load_classnames(folder)
     names = list(classes or own)
     if not names:
         raise UserError(
-            f"{folder} has no {RECORD} with class names (a run on captions, an unfinished or an older one): "
+            f"{folder} has no {RECORD_FILE} with class names (a run on captions, an unfinished or an older one): "
             "name them with --classes, in the order of the run's data set"
         )
     cfg.MODEL.INIT_WEIGHTS = ""  # where training started from; the checkpoint takes its place
@@ -87,8 +92,8 @@ def trainer_of(
     cfg.USE_CUDA = cfg.USE_CUDA and cuda
     cfg.freeze()
     # The constructor draws an initial context, which the checkpoint overwrites: the caller's generator stays as it was.
-    with quiet(), torch.random.fork_rng(devices=[]):
-        trainer = _without_data(cfg.TRAINER.NAME, names)(cfg)
+    with suppress_stdout(), torch.random.fork_rng(devices=[]):
+        trainer = _subclass_without_data(cfg.TRAINER.NAME, names)(cfg)
         _check_weights(trainer, folder)
         try:
             trainer.load_model(str(folder), epoch)
@@ -101,7 +106,7 @@ def trainer_of(
     return trainer
 
 
-def _without_data(name: str, classnames: list[str]) -> type:
+def _subclass_without_data(name: str, classnames: list[str]) -> type:
     """Return the trainer of that name, with class names in place of a data set."""
     base = engine.TRAINER_REGISTRY.get(name)
 
@@ -116,7 +121,7 @@ def _without_data(name: str, classnames: list[str]) -> type:
 
 def _check_weights(trainer, folder: Path) -> None:
     """Raise :class:`UserError` if the run began with other weights of CLIP: what it learned means nothing to these."""
-    before, now = (record.get("weights", {}) for record in (_record(folder), trainer.provenance))
+    before, now = (record.get("weights", {}) for record in (_read_record_if_any(folder), trainer.provenance))
     if before.get("sha256") and before["sha256"] != now.get("sha256"):
         raise UserError(
             f"the run in {folder} began with other weights than {now.get('file') or now.get('backbone')}: their "

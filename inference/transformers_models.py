@@ -9,13 +9,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from pickle import UnpicklingError
 
-from dassl.utils import UserError, reason_of
-from vlm.clip.hub import FETCH, hub, optional
+from dassl.utils import UserError, error_reason
+from vlm.clip.hub import DOWNLOAD_HINT, hub_access, import_optional
 
-TEXTS_AT_ONCE = 16  # computed with one image
+BATCH_TEXTS = 16  # computed with one image
 # A model's kind, as its configuration has it -> how the names of its classes begin.
-PREFIXES = {"blip": "Blip", "blip-2": "Blip2", "clipseg": "CLIPSeg", "xclip": "XCLIP"}
-LONGEST = 512  # tokens; language models that know no longest text (T5) were trained with so many
+CLASS_PREFIXES = {"blip": "Blip", "blip-2": "Blip2", "clipseg": "CLIPSeg", "xclip": "XCLIP"}
+DEFAULT_MAX_TOKENS = 512  # tokens; language models that know no longest text (T5) were trained with so many
 
 
 def add_model_argument(parser: argparse.ArgumentParser, default: str) -> None:
@@ -23,7 +23,7 @@ def add_model_argument(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--model", default=default, metavar="NAME", help=meaning)
 
 
-def load(name: str, kinds: Mapping[str, str], user: str):
+def load_model(name: str, kinds: Mapping[str, str], user: str):
     """Return the model of that name on the Hub, or in that local folder, in evaluation mode, and its processor.
 
     Args:
@@ -33,24 +33,24 @@ def load(name: str, kinds: Mapping[str, str], user: str):
     Raises:
         UserError: transformers is not installed; the model cannot be had, is of another kind, or its files lack a part.
     """
-    package = optional("transformers", "transformers", user)
+    package = import_optional("transformers", "transformers", user)
     package.utils.logging.set_verbosity_error()
     package.utils.logging.disable_progress_bar()
-    name, mend = os.path.expanduser(name), FETCH.format(name, "--model ")
+    name, hint = os.path.expanduser(name), DOWNLOAD_HINT.format(name, "--model ")
     if os.path.isdir(name):
-        mend = "In a folder must be what the library saves: config.json, the weights, and the processor's files"
+        hint = "In a folder must be what the library saves: config.json, the weights, and the processor's files"
     elif os.path.isabs(name) or name.startswith(".") or name.count("/") > 1:
         raise UserError(f"no folder {name}; --model takes a name on the Hugging Face Hub, or a folder")
-    with hub(name, mend), contextlib.redirect_stdout(sys.stderr):  # standard output is for results
+    with hub_access(name, hint), contextlib.redirect_stdout(sys.stderr):  # standard output is for results
         kind = package.AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
         if kind not in kinds:
             raise UserError(f'{name} is a model of the kind "{kind}"; {user} takes {" or ".join(kinds)}')
-        processor = getattr(package, f"{PREFIXES[kind]}Processor").from_pretrained(name)
-        model = _with_all_weights(getattr(package, kinds[kind]), name, user)
+        processor = getattr(package, f"{CLASS_PREFIXES[kind]}Processor").from_pretrained(name)
+        model = _load_complete_model(getattr(package, kinds[kind]), name, user)
     return model, processor
 
 
-def _with_all_weights(model_class: type, name: str, user: str):
+def _load_complete_model(model_class: type, name: str, user: str):
     """Load the model, to a GPU if there is one; refuse a file that lacks weights, which the library would draw."""
     import torch
     from safetensors import SafetensorError
@@ -58,7 +58,7 @@ def _with_all_weights(model_class: type, name: str, user: str):
     try:
         model, found = model_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
     except (SafetensorError, UnpicklingError, EOFError) as error:
-        raise UserError(f"the weights of {name} are damaged: {reason_of(error)}") from error
+        raise UserError(f"the weights of {name} are damaged: {error_reason(error)}") from error
     parameters = {key for key, _ in model.named_parameters()}
     if missing := sorted(parameters.intersection(found["missing_keys"])):
         raise UserError(
@@ -68,15 +68,15 @@ def _with_all_weights(model_class: type, name: str, user: str):
     return model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def in_parts(texts: Sequence[str]) -> list[list[str]]:
+def batch_texts(texts: Sequence[str]) -> list[list[str]]:
     """Split texts into as many at a time as one computation takes."""
-    return [list(texts[start : start + TEXTS_AT_ONCE]) for start in range(0, len(texts), TEXTS_AT_ONCE)]
+    return [list(texts[start : start + BATCH_TEXTS]) for start in range(0, len(texts), BATCH_TEXTS)]
 
 
 def check_texts(texts: Sequence[str], option: str, model, processor) -> None:
     """Raise :class:`UserError` if a text is empty, or of more tokens than the model reads."""
     parts = (getattr(model.config, part, None) for part in ("text_config", "qformer_config"))
-    limit = min(getattr(part, "max_position_embeddings", LONGEST) for part in parts if part is not None)
+    limit = min(getattr(part, "max_position_embeddings", DEFAULT_MAX_TOKENS) for part in parts if part is not None)
     for text in texts:
         if not text.strip():
             raise UserError(f"{option}: a text is empty")
@@ -84,7 +84,9 @@ def check_texts(texts: Sequence[str], option: str, model, processor) -> None:
             raise UserError(f'{option}: "{text}" has {length} tokens; the model reads at most {limit}')
 
 
-def table(rows: Sequence[Sequence[str]], headers: Sequence[str], path: str, alone: bool, align: str = "right") -> str:
+def format_table(
+    rows: Sequence[Sequence[str]], headers: Sequence[str], path: str, alone: bool, align: str = "right"
+) -> str:
     """Return the result for one image, for people: a table, below the image's path unless it is ``alone``.
 
     ``align`` says how the columns behind the first stand.

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dassl.utils import UserError, check_at_least, derive_seed, reason_of
+from dassl.utils import UserError, check_at_least, derive_seed, error_reason
 
 os.environ.setdefault("LANCE_LOG", "error")  # else Lance warns of each data set that is new
 try:
@@ -25,23 +25,23 @@ try:
 except ImportError as lacks:
     raise UserError('feature sets need Lance: pip install "coop-dassl[scale]", or pip install pylance') from lacks
 
-DESCRIPTION = "coop_dassl"  # in the schema's metadata: classnames, counts and settings, as JSON
+METADATA_KEY = "coop_dassl"  # in the schema's metadata: classnames, counts and settings, as JSON
 
 
-def open_set(folder: Path):
+def open_lance_dataset(folder: Path):
     """Return the Lance data set in ``folder`` and its description; :class:`UserError` where there is none."""
     try:
         data = lance.dataset(str(folder))
-        return data, json.loads(data.schema.metadata[DESCRIPTION.encode()])
+        return data, json.loads(data.schema.metadata[METADATA_KEY.encode()])
     except (ValueError, OSError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}: no set of tools/features.py extract: {reason_of(error)}") from error
+        raise UserError(f"{folder}: no set of tools/features.py extract: {error_reason(error)}") from error
 
 
-class FeatureSet:
+class LanceFeatures:
     """Features of images and their labels, in rows class by class."""
 
     def __init__(self, folder: str | os.PathLike):
-        self.data, description = open_set(Path(folder).expanduser())
+        self.data, description = open_lance_dataset(Path(folder).expanduser())
         self.classnames, self.counts = description["classnames"], description["counts"]
 
     def few_shot(self, shots: int, seed: int) -> list[int]:

@@ -9,12 +9,12 @@ import torch
 from vlm.images.feature_store import FeatureStore
 from vlm.similarity import normalize
 from vlm.text.class_features import encode_classes
-from vlm.text.class_names import class_names, class_tokens
+from vlm.text.classnames import clean_classnames, tokenize_class_prompts
 from vlm.text.encoder import TextEncoder
 
 
 @torch.no_grad()
-def describe_classes(
+def build_zero_shot_classifier(
     encoder: TextEncoder, classnames: Sequence[str], templates: Sequence[str], store: FeatureStore | None = None
 ) -> torch.Tensor:
     """Class features (classes, embed_dim) of length 1: the mean over the templates, averaged as unit vectors.
@@ -26,11 +26,11 @@ def describe_classes(
     Raises:
         UserError: a name is empty, or a sentence too long.
     """
-    names = class_names(encoder, classnames)
+    names = clean_classnames(encoder, classnames)
     device = encoder.token_embedding.weight.device
     features = 0
     for number, template in enumerate(templates, 1):
-        tokens = class_tokens(encoder, names, template).to(device)
+        tokens = tokenize_class_prompts(encoder, names, template).to(device)
         of_classes = lambda classes, tokens=tokens: [tokens[classes]]  # noqa: E731
         of_template = f", template {number} of {len(templates)}"
         encoded = encode_classes(len(names), of_classes, encoder.encode, store, of_template)

@@ -21,18 +21,18 @@ from tqdm import tqdm
 from vlm.images.encoder import ImageEncoder
 from vlm.images.feature_store import FeatureStore
 
-SHARD = 512  # features; what an interrupted extraction loses at most
-AHEAD = 64  # images prepared before the encoder asks for them
+SHARD_FEATURES = 512  # features; what an interrupted extraction loses at most
+PREFETCH_IMAGES = 64  # images prepared before the encoder asks for them
 
 Request = tuple[bytes, Callable[[], torch.Tensor | None]]
 
 
-def cache_folder() -> Path:
+def default_cache_dir() -> Path:
     """Return where features are kept by default, in the user's cache folder."""
     return Path(user_cache_dir("coop-dassl", appauthor=False), "features")
 
 
-class ImageFeatures:
+class CachedFeatureExtractor:
     """Features of images (3, height, width), from ``store`` as far as it has them."""
 
     def __init__(self, encoder: ImageEncoder, store: FeatureStore | None = None):
@@ -68,12 +68,12 @@ class ImageFeatures:
         bar = tqdm(total=len(requests), disable=None, leave=False, desc=f"encoding {name}", unit="image")
         with bar, ThreadPoolExecutor(threads) as pool:
             try:
-                for feature in self.encoder.encode(_readable(pool, requests, read, bar)):
+                for feature in self.encoder.encode(_prefetch_images(pool, requests, read, bar)):
                     key = read.popleft()
                     found[key] = feature
                     fresh.append(key)
                     bar.update()
-                    if len(fresh) == SHARD:
+                    if len(fresh) == SHARD_FEATURES:
                         self._keep(fresh, found)
                         fresh = []
             finally:  # Ctrl-C keeps what there is
@@ -85,15 +85,15 @@ class ImageFeatures:
             self.store.keep(keys, torch.stack([found[key] for key in keys]))
 
 
-def _readable(
+def _prefetch_images(
     pool: ThreadPoolExecutor, requests: Sequence[Request], keys: deque[bytes], bar: tqdm
 ) -> Iterator[torch.Tensor]:
     """Yield the images that can be read, made in the pool a few ahead; ``keys`` takes the key of each."""
-    waiting = deque(pool.submit(make) for _, make in requests[:AHEAD])
+    waiting = deque(pool.submit(make) for _, make in requests[:PREFETCH_IMAGES])
     for number, (key, _) in enumerate(requests):
         image = waiting.popleft().result()
-        if number + AHEAD < len(requests):
-            waiting.append(pool.submit(requests[number + AHEAD][1]))
+        if number + PREFETCH_IMAGES < len(requests):
+            waiting.append(pool.submit(requests[number + PREFETCH_IMAGES][1]))
         if image is None:
             bar.update()
         else:

@@ -8,19 +8,21 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode as CN
 
-from dassl.utils import UserError, reason_of
+from dassl.utils import UserError, error_reason
 
-from .merge import leaves, read_yaml
+from .merge import flatten, read_yaml
 
-FILE = "config.yaml"
-# These may change between the parts of one run: they do not touch what is learned.
-FREE = ("OUTPUT_DIR", "RESUME", "FORCE_RESUME", "VERBOSE", "TEST.", "DATALOADER.NUM_WORKERS", "DATALOADER.TEST.")
-FREE += ("DATASET.ROOT", "DATASET.FOLLOW_LINKS", "DATASET.SKIP_BAD_IMAGES", "MODEL.BACKBONE.ACTIVATIONS_GB")
-FREE += ("FEATURES.CACHE_DIR", "FEATURES.ENABLED", "FEATURES.MAX_GB", "TRAIN.CHECKPOINT_FREQ", "TRAIN.KEEP_CHECKPOINTS")
-FREE += ("TRAIN.CHECKPOINT_MINUTES", "TRAIN.CUDA_GRAPH", "TRAIN.PRINT_FREQ")
+CONFIG_FILE = "config.yaml"
+# A resumed run may change these keys, as nothing that is learned depends on them. A trailing dot means the whole node.
+RESUMABLE_KEYS = (
+    *("OUTPUT_DIR", "RESUME", "FORCE_RESUME", "VERBOSE", "TEST.", "DATALOADER.NUM_WORKERS", "DATALOADER.TEST."),
+    *("DATASET.ROOT", "DATASET.FOLLOW_LINKS", "DATASET.SKIP_BAD_IMAGES", "MODEL.BACKBONE.ACTIVATIONS_GB"),
+    *("FEATURES.CACHE_DIR", "FEATURES.ENABLED", "FEATURES.MAX_GB", "TRAIN.CHECKPOINT_FREQ", "TRAIN.KEEP_CHECKPOINTS"),
+    *("TRAIN.CHECKPOINT_MINUTES", "TRAIN.CUDA_GRAPH", "TRAIN.PRINT_FREQ"),
+)
 
 
-def objections_to_resume(cfg: CN, defaults: CN) -> tuple[list[str], bool]:
+def find_resume_conflicts(cfg: CN, defaults: CN) -> tuple[list[str], bool]:
     """Return why a run may not go on from the checkpoints that it finds, and whether its own folder has some.
 
     Args:
@@ -35,35 +37,35 @@ def objections_to_resume(cfg: CN, defaults: CN) -> tuple[list[str], bool]:
         raise UserError(f"there is no checkpoint to resume from in {cfg.RESUME}")
     if not has_own and not cfg.RESUME:
         return [], False
-    settings = Path(folder if has_own else source, FILE)
+    settings = Path(folder if has_own else source, CONFIG_FILE)
     if not settings.is_file():  # runs of the original have none
-        problem = f"{folder} holds checkpoints, but no {FILE} that tells their settings"
+        problem = f"{folder} holds checkpoints, but no {CONFIG_FILE} that tells their settings"
         return [problem] if has_own and not (cfg.RESUME and is_own) else [], has_own
-    then = _read(settings)
+    then = _read_config(settings)
     if has_own and not is_own and source.resolve() != Path(then.get("RESUME") or folder).resolve():
         return [f"{folder} holds the checkpoints of a run that did not go on from {cfg.RESUME}"], True
-    changed = _differences(then, yaml.safe_load(cfg.dump()), defaults)
+    changed = _diff(then, yaml.safe_load(cfg.dump()), defaults)
     problem = f"{settings.parent} holds the checkpoints of a run with other settings: {'; '.join(changed)}"
     return [problem] if changed else [], has_own
 
 
-def changed_settings(then: str, now: str, defaults: CN) -> list[str]:
+def diff_configs(then: str, now: str, defaults: CN) -> list[str]:
     """Return what differs between two dumped configs, but for what does not touch what is learned.
 
-    ``defaults``: as for :func:`objections_to_resume`. :class:`UserError` where a dump is damaged.
+    ``defaults``: as for :func:`find_resume_conflicts`. :class:`UserError` where a dump is damaged.
     """
     try:
-        return _differences(yaml.safe_load(then), yaml.safe_load(now), defaults)
+        return _diff(yaml.safe_load(then), yaml.safe_load(now), defaults)
     except (yaml.YAMLError, AttributeError) as error:
-        raise UserError(f"the settings in the checkpoint are damaged: {reason_of(error)}") from error
+        raise UserError(f"the settings in the checkpoint are damaged: {error_reason(error)}") from error
 
 
-def seed_of_run(*folders: str) -> int | None:
+def read_run_seed(*folders: str) -> int | None:
     """The seed of the first run in ``folders``, which the same command without a seed goes on with; None if there is
     none."""
     for run in (Path(folder) for folder in folders if folder):
-        if _has_checkpoints(run) and (run / FILE).is_file():
-            return _read(run / FILE).get("SEED")
+        if _has_checkpoints(run) and (run / CONFIG_FILE).is_file():
+            return _read_config(run / CONFIG_FILE).get("SEED")
     return None
 
 
@@ -71,15 +73,15 @@ def _has_checkpoints(folder: Path) -> bool:
     return any(folder.glob("*/checkpoint"))
 
 
-def _read(path: Path) -> dict:
+def _read_config(path: Path) -> dict:
     try:
         return dict(read_yaml(path))
     except (UserError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged: {error}. Remove it and the checkpoints beside it") from error
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any], defaults: CN) -> list[str]:
-    known, new = dict(leaves(yaml.safe_load(defaults.dump()))), dict(leaves(new))
-    old = {**{key: value for key, value in known.items() if key in new}, **dict(leaves(old))}
-    keys = [key for key in sorted({*old, *new}) if not key.startswith(FREE)]
+def _diff(old: dict[str, Any], new: dict[str, Any], defaults: CN) -> list[str]:
+    known, new = dict(flatten(yaml.safe_load(defaults.dump()))), dict(flatten(new))
+    old = {**{key: value for key, value in known.items() if key in new}, **dict(flatten(old))}
+    keys = [key for key in sorted({*old, *new}) if not key.startswith(RESUMABLE_KEYS)]
     return [f"{key} {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
