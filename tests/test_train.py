@@ -143,10 +143,10 @@ def test_nothing_makes_old_checkpoints_pass_for_a_run_with_other_settings(run, t
     old, other = first.log, ("DATASET.NUM_SHOTS", 4)
     assert "no checkpoint to resume from" in run("--resume", tmp_path / "absent", *SHORT, *other).error
     assert "DATASET.NUM_SHOTS 2 -> 4." in run(*SHORT, *other).error
-    assert "did not go on from" in run("--resume", second.folder, *SHORT, *other).error
+    assert "was not resumed from" in run("--resume", second.folder, *SHORT, *other).error
     assert first.log == old
     (first.folder / "config.yaml").unlink()
-    assert "no config.yaml that tells their settings" in run(*SHORT).error
+    assert "no config.yaml with their settings" in run(*SHORT).error
 
 
 def test_without_a_seed_one_is_drawn_with_which_the_same_command_goes_on(run):
