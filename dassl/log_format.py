@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dassl.utils import UserError
 
-# Parsers of CoOp, Dassl, TaskRes and RPO search for the first line; of MaPLe, PromptSRC, KgCoOp, ProGrad for the second.
+# Parsers of CoOp, Dassl, TaskRes, RPO search for the first line; of MaPLe, PromptSRC, KgCoOp, ProGrad for the second.
 END_OF_TRAINING = ("Finish training", "Finished training")
 RESULT_HEADER = "=> result"  # Dassl's
 NUMBER_PATTERN = re.compile(r"[0-9.eE+-]+")  # float() would accept nan and 1_0, too, which no run logs
