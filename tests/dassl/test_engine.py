@@ -162,7 +162,7 @@ def test_best_val_comes_along_into_another_folder(trainer, tmp_path):
 
 def test_best_val_without_a_best_model_is_refused(trainer):
     trainer().train()
-    with pytest.raises(UserError, match="best_val, but the run kept no"):
+    with pytest.raises(UserError, match="best_val, but there is no"):
         trainer(TEST__FINAL_MODEL="best_val").train()
 
 
