@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
     with process_group():
         cfg = setup_cfg(args)
         with engine.run_directory(cfg, trains=not args.eval_only, keep_record=args.no_train):
-            engine.setup_environment(args, cfg)  # logs the settings, seeds the generators
+            engine.setup_run(args, cfg)  # logs the settings, seeds the generators
             trainer = engine.build_trainer(cfg)
             if args.no_train:
                 return

@@ -179,9 +179,7 @@ class _AllGatherWithGrad(torch.autograd.Function):
 
 def all_gather_with_grad(rows: torch.Tensor) -> torch.Tensor:
     """Return the rows of all processes, in rank order, with gradients.
-
-    ``rows`` has shape (n, …), where n may differ between processes; the result has shape (sum of all n, …).
-    """
+    ``rows`` has shape (n, …), where n may differ between processes; the result has shape (sum of all n, …)."""
     return rows if get_world_size() == 1 else _AllGatherWithGrad.apply(rows, all_gather_objects(len(rows)))
 
 
@@ -205,9 +203,7 @@ def local_loss_weight(*sizes: int) -> float:
 
 def average_gradients(parameters: Iterable[nn.Parameter], loss: torch.Tensor) -> torch.Tensor:
     """Replace each gradient by its mean over the processes; return the mean of the loss.
-
-    A missing gradient counts as zero. A parameter that has no gradient in any process stays without one.
-    """
+    A missing gradient counts as zero. A parameter that has no gradient in any process stays without one."""
     parameters = list(parameters)
     dtype = reduce(torch.promote_types, (p.dtype for p in parameters), torch.float32)
     has_gradient = torch.tensor([p.grad is not None for p in parameters], dtype=dtype, device=loss.device)

@@ -28,10 +28,7 @@ MAX_YAML_ENTRIES = 100_000  # far above any config; nested aliases of a few line
 
 def merge_file(cfg: CN, path: str | os.PathLike) -> None:
     """Merge the YAML file at ``path`` into ``cfg``.
-
-    Raises:
-        UserError: the file is missing or not YAML, a key is unknown, or a value has the wrong type.
-    """
+    Raises :class:`UserError` if the file is missing or not YAML, a key is unknown, or a value has the wrong type."""
     if not Path(path).is_file():
         folder = Path(path).parent
         known = [p.name for p in folder.glob("*.yaml")] if folder.is_dir() else []

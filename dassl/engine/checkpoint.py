@@ -66,9 +66,7 @@ def translate_divergence(trainer) -> Iterator[None]:
 
 def latest_common_checkpoints(folder: str | Path, names: Iterable[str]) -> list[Path]:
     """Return, for each model in ``names``, its checkpoint of the last epoch that all of them have; [] if none.
-
-    The models' newest epochs differ if the run was killed between their checkpoints.
-    """
+    The models' newest epochs differ if the run was killed between their checkpoints."""
     names = list(names)
     paths = {name: path for name in names if (path := latest_checkpoint(Path(folder, name)))}
     if len(paths) < len(names):
@@ -89,10 +87,7 @@ def latest_common_checkpoints(folder: str | Path, names: Iterable[str]) -> list[
 
 def build_checkpoints(trainer, epoch: int, val_result: float | None) -> dict[str, dict[str, Any]]:
     """Return the content of each model's checkpoint after ``epoch`` (from 0), by the model's name.
-
-    Raises:
-        DivergenceError: a parameter is infinite or NaN.
-    """
+    Raises :class:`DivergenceError` if a parameter is infinite or NaN."""
     for name, model in trainer._models.items():
         for key, parameter in model.named_parameters():
             if not torch.isfinite(parameter).all():
@@ -211,9 +206,7 @@ def remove_old_checkpoints(trainer) -> None:
 
 def restore_best(trainer, directory: str) -> None:
     """Set ``best_result`` from the best model in ``directory``; copy that model, if it is another run's folder.
-
-    ``best_result`` is set only in a copy, or if the newest checkpoint had none.
-    """
+    ``best_result`` is set only in a copy, or if the newest checkpoint had none."""
     check_best_exists(trainer, directory)
     is_copy = Path(directory).resolve() != Path(trainer.output_dir).resolve()
     for name in trainer.get_model_names() if is_copy or math.isinf(trainer.best_result) else ():
@@ -233,9 +226,7 @@ def check_best_exists(trainer, directory: str) -> None:
 
 def get_origin(trainer) -> dict[str, str]:
     """Return the config, the fingerprints of training and validation images, and the digest of CLIP's weights.
-
-    The trained parameters depend on these; a resume compares them with those in the checkpoint. Computed once.
-    """
+    The trained parameters depend on these; a resume compares them with those in the checkpoint. Computed once."""
     if not hasattr(trainer, "_origin"):
         images = {f"{name} images": entry["sha256"] for name, entry in get_splits(trainer).items() if name != "test"}
         weights = (trainer.provenance.get("weights") or {}).get("sha256")

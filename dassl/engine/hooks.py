@@ -18,9 +18,7 @@ from .checkpoint import remove_old_checkpoints
 
 class HookBase:
     """A hook does nothing until a subclass overrides a method.
-
-    ``trainer._losses`` holds the metrics that ``forward_backward`` returned in this epoch, in meters by name.
-    """
+    ``trainer._losses`` holds the metrics that ``forward_backward`` returned in this epoch, in meters by name."""
 
     def after_step(self, trainer) -> None:
         """Called after each ``forward_backward``."""
@@ -71,9 +69,7 @@ class TensorBoardWriter(HookBase):
 
 class TimedCheckpointer(HookBase):
     """Saves a checkpoint if none was saved for TRAIN.CHECKPOINT_MINUTES, and removes old checkpoints.
-
-    The next checkpoint, of any kind, replaces a timed one.
-    """
+    The next checkpoint, of any kind, replaces a timed one."""
 
     def __init__(self):
         self.last_save_time = time.time()

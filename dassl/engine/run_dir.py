@@ -33,10 +33,7 @@ from .record import RECORD_FILE, code_version
 
 def choose_seed(cfg: CfgNode) -> int:
     """Return SEED; if it is negative, the seed of the run to resume; if there is none, a new seed.
-
-    Raises:
-        UserError: the seed is too large for PyTorch, or the output directory cannot be read.
-    """
+    Raises :class:`UserError` if the seed is too large for PyTorch, or the output directory cannot be read."""
     try:
         seed = cfg.SEED if cfg.SEED >= 0 else run_on_main(lambda: read_run_seed(cfg.OUTPUT_DIR, cfg.RESUME))
     except OSError as error:  # such as a name that is too long
@@ -48,7 +45,7 @@ def choose_seed(cfg: CfgNode) -> int:
     return seed
 
 
-def setup_environment(args: argparse.Namespace, cfg: CfgNode) -> None:
+def setup_run(args: argparse.Namespace, cfg: CfgNode) -> None:
     """Log the arguments, the config and the machine, then seed all generators with SEED.
 
     Each epoch seeds the generators again (``TrainerBase.epoch``). The number of threads is PyTorch's default
@@ -104,10 +101,7 @@ def run_directory(cfg: CfgNode, trains: bool, keep_record: bool = False) -> Iter
 
 def write_run_config(cfg: CfgNode) -> list[str]:
     """Write ``config.yaml``; return the conflicts with the run to resume (see :func:`find_resume_conflicts`).
-
-    Raises:
-        UserError: there are conflicts, and FORCE_RESUME is False.
-    """
+    Raises :class:`UserError` if there are conflicts, and FORCE_RESUME is False."""
     folder = Path(cfg.OUTPUT_DIR)
     conflicts, has_checkpoints = find_resume_conflicts(cfg, default_cfg())
     if conflicts and not cfg.FORCE_RESUME:
@@ -246,11 +240,8 @@ def _result_counts(trainer) -> dict[str, int]:
 
 
 def _content_checksum(trainer, split: str) -> dict[str, str]:
-    """Return ``content``, a SHA-256 over the checksums of a split's image files, in order.
-
-    The feature dataset knows the checksum of each file whose features were used. Returns an empty dict if one is
-    unknown.
-    """
+    """Return ``content``, a SHA-256 over the checksums of a split's image files, in order. The feature dataset knows
+    the checksum of each file whose features were used. Returns an empty dict if one is unknown."""
     dataset = getattr(getattr(trainer, checkpoint.LOADER_NAMES[split], None), "dataset", None)
     checksums: dict[str, str] = {}
     for contents in all_gather_objects(getattr(dataset, "contents", {})):
