@@ -52,8 +52,7 @@ def is_main_process() -> bool:
 
 def get_device(use_cuda: bool) -> torch.device:
     """Return this process's device: the CPU, or with ``use_cuda``, if there is one, a GPU of its own.
-
-    :class:`UserError` if this machine has fewer GPUs than processes."""
+    Raises :class:`UserError` if this machine has fewer GPUs than processes."""
     if not (use_cuda and torch.cuda.is_available()):
         return torch.device("cpu")
     if get_world_size() == 1:
@@ -70,9 +69,7 @@ def get_device(use_cuda: bool) -> torch.device:
 @contextmanager
 def process_group() -> Iterator[None]:
     """Connect the processes that torchrun started, for the body of a ``with``; :class:`UserError` if that fails.
-
-    Without torchrun, or where they are connected already, nothing happens. Processes other than the main one print only
-    errors."""
+    Does nothing without torchrun, or if they are connected. Processes other than the main one print only errors."""
     if not dist.is_torchelastic_launched() or int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         yield
         return
@@ -136,10 +133,7 @@ def all_gather_objects(value: T) -> list[T]:
 
 def gather_in_order(outputs: Iterator[Any], device: torch.device) -> Iterator[Any]:
     """Yield the outputs of all processes on every process, in batch order and on ``device``.
-
-    ``outputs`` holds a tensor, or a tuple of tensors, for each batch of this process: the batches rank,
-    rank + world_size, rank + 2 * world_size, …
-    """
+    ``outputs`` has a tensor or a tuple of tensors for each batch of this process: rank, rank + world_size, …"""
     while True:
         output = next(outputs, None)
         gathered = all_gather_objects(None if output is None else move_to(output, "cpu"))
@@ -149,7 +143,7 @@ def gather_in_order(outputs: Iterator[Any], device: torch.device) -> Iterator[An
 
 
 def move_to(value: Any, device: torch.device | str) -> Any:
-    """Return a copy on ``device`` of a tensor, or of a tuple or named tuple of tensors."""
+    """Return a tensor, or a tuple or named tuple of tensors, on ``device``."""
     if isinstance(value, torch.Tensor):
         return value.to(device)
     items = [move_to(item, device) for item in value]
@@ -184,11 +178,10 @@ def all_gather_with_grad(rows: torch.Tensor) -> torch.Tensor:
 
 
 def local_loss_weight(*sizes: int) -> float:
-    """Return the factor for this process's mean loss: its size * world_size / the size of the whole batch.
+    """Return the factor for this process's mean loss: its images * world_size / images of the whole batch.
 
     The mean of the weighted losses over the processes is the mean loss of the whole batch. ``sizes`` are the numbers of
-    images that this process has of a batch, or of a labelled and an unlabelled one; :class:`UserError` if the factors
-    of the two differ.
+    this process's images in a batch, or in a labelled and an unlabelled one; :class:`UserError` if the factors differ.
     """
     totals = torch.tensor(sizes, dtype=torch.float64)
     dist.all_reduce(totals)

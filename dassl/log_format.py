@@ -15,12 +15,7 @@ NUMBER_PATTERN = re.compile(r"[0-9.eE+-]+")  # float() would accept nan and 1_0,
 
 
 def format_result(total: int, correct: int, macro_f1: float) -> str:
-    """Return the result lines of one evaluation.
-
-    Args:
-        total, correct: numbers of images
-        macro_f1: macro-averaged F1 score in percent
-    """
+    """Return the result lines of one evaluation. ``total`` and ``correct`` count images; ``macro_f1`` is in percent."""
     accuracy = 100 * correct / total  # two decimals below: with 3,925 test images, one decimal would hide four of them
     return "\n".join(
         (
@@ -43,13 +38,9 @@ def format_class_result(label: int, name: str, total: int, correct: int) -> str:
 def read_result(log: Path, keyword: str = "accuracy", test_log: bool = False) -> float | None:
     """Return the number in the last line ``* <keyword>: <number>%`` of a log, in percent, or None.
 
-    Lines before the end of training do not count, so a validation result is never taken for a test result.
-
-    Args:
-        test_log: whether the log is of an ``--eval-only`` run, where all lines after ``=> result`` count
-
-    Raises:
-        UserError: the log cannot be read, or a number is not between 0 and 100.
+    Lines before the end of training do not count, so a validation result is never taken for a test result. With
+    ``test_log``, for an ``--eval-only`` run, all lines after ``=> result`` count. Raises :class:`UserError` if the log
+    cannot be read, or a number is not between 0 and 100.
     """
     pattern = re.compile(rf"\* {re.escape(keyword)}: (\S+)%")
     try:

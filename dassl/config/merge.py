@@ -45,8 +45,7 @@ def merge_file(cfg: CN, path: str | os.PathLike) -> None:
 
 def merge_options(cfg: CN, options: list[str]) -> None:
     """Merge the command line's KEY VALUE pairs, ``["OPTIM.LR", "0.01", …]``, into ``cfg``.
-
-    :class:`UserError` as in :func:`merge_file`, or if ``options`` holds a flag or an odd number of words."""
+    Raises :class:`UserError` as :func:`merge_file` does, or if ``options`` has a flag or an odd number of words."""
     if flags := [option for option in options if option.startswith("--")]:
         raise UserError(f"{flags[0]} stands among the KEY VALUE pairs; flags go before them")
     if len(options) % 2:
@@ -56,7 +55,7 @@ def merge_options(cfg: CN, options: list[str]) -> None:
 
 
 def merge_flag(cfg: CN, key: str, value: Any) -> None:
-    """Set ``key`` to the value of a flag. Text stays text, even if it looks like a number."""
+    """Set ``key`` to the value of a command-line flag. Text stays text, even if it looks like a number."""
     if not is_serializable(value):
         raise UserError(f"{key} on the command line is not text in UTF-8: {format_value(value)}")
     cfg.merge_from_list([key, repr(value) if isinstance(value, str) else value])
@@ -73,11 +72,7 @@ def flatten(node: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _merge_value(cfg: CN, key: str, value: Any, source: str, text: Any) -> None:
     """Set ``key`` to ``value``, converted to the type of its default; :class:`UserError` if it has another type.
-
-    Args:
-        source: the file, or "the command line", for messages
-        text: the value as it is written in ``source``, before YAML parsed it
-    """
+    Messages name ``source``, the file or the command line. ``text`` is the value before YAML parsed it."""
     known = dict(flatten(cfg))
     if subkeys := [k.removeprefix(f"{key}.") for k in known if k.startswith(f"{key}.")]:
         raise UserError(f"{key} in {source} is a group of keys, not a key: {', '.join(subkeys)}")
@@ -138,12 +133,8 @@ def _suggest_key(key: str, known: dict[str, Any]) -> str:
 
 
 def clean_cfg(cfg: CN, trainer: str, keep: Collection[str] = ()) -> None:
-    """Remove the nodes below TRAINER that the run does not read, so that the printed config shows no others.
-
-    Args:
-        trainer: the trainer's name, whose node stays
-        keep: names of more nodes that stay, such as those of the trainer's base classes
-    """
+    """Remove all nodes below TRAINER but that of ``trainer``, a trainer's name, and those that ``keep`` names.
+    ``keep`` is for the nodes of the trainer's base classes. The printed config then shows what the run reads."""
     for key in list(cfg.TRAINER):
         if key not in ("NAME", *keep) and key.upper() != trainer.upper():
             cfg.TRAINER.pop(key)
@@ -174,10 +165,8 @@ class _TextLoader(_StrictLoader):
 
 def read_yaml(path: str | os.PathLike, as_text: bool = False) -> Any:
     """Return the content of the YAML file at ``path``; with ``as_text``, every scalar as the text in the file.
-
-    Raises:
-        UserError: the file cannot be read or is not YAML, a mapping has duplicate keys, or aliases expand too far.
-    """
+    Raises :class:`UserError` if the file cannot be read or is not YAML, has duplicate keys, or its aliases expand too
+    far."""
     try:
         return yaml.load(Path(path).read_text(encoding="utf-8"), _TextLoader if as_text else _StrictLoader)
     except OSError as error:
@@ -189,11 +178,8 @@ def read_yaml(path: str | os.PathLike, as_text: bool = False) -> Any:
 def _count_entries(node: yaml.Node, sizes: dict[yaml.Node, int]) -> int:
     """Return the number of nodes in the tree below ``node``, itself included, with aliases expanded.
 
-    Args:
-        sizes: the numbers of the nodes that were counted before
-
-    Raises:
-        yaml.YAMLError: there are MAX_YAML_ENTRIES nodes or more, or a mapping has duplicate keys.
+    ``sizes`` holds the results for earlier nodes. Raises ``yaml.YAMLError`` from MAX_YAML_ENTRIES nodes on, or if a
+    mapping has duplicate keys.
     """
     if node not in sizes:
         sizes[node] = MAX_YAML_ENTRIES  # a node that contains itself is refused

@@ -25,12 +25,8 @@ RESUMABLE_KEYS = (
 def find_resume_conflicts(cfg: CN, defaults: CN) -> tuple[list[str], bool]:
     """Return the reasons why a run may not resume from its checkpoints, and whether OUTPUT_DIR holds checkpoints.
 
-    Args:
-        defaults: the defaults of all keys; an earlier run whose version did not have a key yet counts as having its
-            default
-
-    Raises:
-        UserError: RESUME names a folder without checkpoints.
+    ``defaults`` has the defaults of all keys; a saved config without a key, from an earlier version, gets its default.
+    Raises :class:`UserError` if RESUME names a folder without checkpoints.
     """
     folder, source = Path(cfg.OUTPUT_DIR), Path(cfg.RESUME or cfg.OUTPUT_DIR)
     has_checkpoints, is_same_folder = _has_checkpoints(folder), source.resolve() == folder.resolve()
@@ -52,13 +48,7 @@ def find_resume_conflicts(cfg: CN, defaults: CN) -> tuple[list[str], bool]:
 
 def diff_configs(saved: str, current: str, defaults: CN) -> list[str]:
     """Return the changes between two dumped configs, as "KEY old -> new"; RESUMABLE_KEYS are left out.
-
-    Args:
-        defaults: as for :func:`find_resume_conflicts`
-
-    Raises:
-        UserError: a dump is damaged.
-    """
+    ``defaults`` as for :func:`find_resume_conflicts`. Raises :class:`UserError` if a dump is damaged."""
     try:
         return _diff(yaml.safe_load(saved), yaml.safe_load(current), defaults)
     except (yaml.YAMLError, AttributeError) as error:

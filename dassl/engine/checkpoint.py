@@ -30,7 +30,7 @@ from dassl.utils.checkpoint import (
 
 from .build import default_cfg
 
-# Attributes of a trainer that hold its loaders, by split
+# by split: the attribute of a trainer that holds the loader
 LOADER_NAMES = {"train_x": "train_loader_x", "train_u": "train_loader_u", "val": "val_loader", "test": "test_loader"}
 
 
@@ -65,8 +65,8 @@ def translate_divergence(trainer) -> Iterator[None]:
 
 
 def latest_common_checkpoints(folder: str | Path, names: Iterable[str]) -> list[Path]:
-    """Return, for each model in ``names``, its checkpoint of the last epoch that all of them have; [] if none.
-    The models' newest epochs differ if the run was killed between their checkpoints."""
+    """Return each model's checkpoint of the last epoch that all models in ``names`` have, or [] without one.
+    The models' newest epochs differ if a run was killed between two saves."""
     names = list(names)
     paths = {name: path for name in names if (path := latest_checkpoint(Path(folder, name)))}
     if len(paths) < len(names):
@@ -127,10 +127,8 @@ def get_run_state(trainer) -> dict[str, Any]:
 def load_models(trainer, directory: str) -> dict[str, Any] | None:
     """Load every model, optimizer, schedule and the run's state from the newest checkpoints in ``directory``.
 
-    Returns the checkpoint of the last model, or None if there are no checkpoints.
-
-    Raises:
-        UserError: a checkpoint is damaged, or does not fit the run.
+    Returns the checkpoint of the last model, or None if there are no checkpoints. Raises :class:`UserError` if a
+    checkpoint is damaged, or does not fit the run.
     """
     names = trainer.get_model_names()
     if not (paths := latest_common_checkpoints(directory, names)):
@@ -147,11 +145,10 @@ def load_models(trainer, directory: str) -> dict[str, Any] | None:
 
 
 def load_run_state(trainer, checkpoint: dict[str, Any]) -> None:
-    """Put the state that :func:`get_run_state` saved into the trainer. The original CoOp's checkpoints have none.
+    """Restore the state that :func:`get_run_state` saved. The original CoOp's checkpoints have none.
 
-    Raises:
-        UserError: the origin (:func:`get_origin`) has changed and FORCE_RESUME is False, or the checkpoint names an
-            attribute of the trainer that it could not hold.
+    Raises :class:`UserError` if the origin (:func:`get_origin`) has changed and FORCE_RESUME is False, or if the
+    checkpoint names an attribute of the trainer that it could not hold.
     """
     if "random" in checkpoint:
         set_rng_states(checkpoint["random"])
@@ -174,10 +171,7 @@ def load_run_state(trainer, checkpoint: dict[str, Any]) -> None:
 
 def resume(trainer) -> int:
     """Resume from OUTPUT_DIR if it holds checkpoints, else from RESUME; return the epoch to start at, from 0.
-
-    Raises:
-        UserError: RESUME has no checkpoint, the checkpoint is past OPTIM.MAX_EPOCH, or the best model is missing.
-    """
+    Raises :class:`UserError` if RESUME has no checkpoint, is past OPTIM.MAX_EPOCH, or the best model is missing."""
     cfg, folder = trainer.cfg, trainer.output_dir
     has_checkpoints = latest_common_checkpoints(folder, trainer.get_model_names())
     directory = folder if has_checkpoints or not cfg.RESUME else cfg.RESUME
@@ -199,14 +193,15 @@ def resume(trainer) -> int:
 
 
 def remove_old_checkpoints(trainer) -> None:
-    """Remove each model's checkpoints but the best and the TRAIN.KEEP_CHECKPOINTS newest ones (0: all stay)."""
+    """Remove each model's timed checkpoints, and others before the last TRAIN.KEEP_CHECKPOINTS (0: none).
+    The newest and the best checkpoint always stay."""
     for name in trainer.get_model_names() if is_main_process() else ():
         remove_old_checkpoint_files(Path(trainer.output_dir, name), trainer.cfg.TRAIN.KEEP_CHECKPOINTS)
 
 
 def restore_best(trainer, directory: str) -> None:
-    """Set ``best_result`` from the best model in ``directory``; copy that model, if it is another run's folder.
-    ``best_result`` is set only in a copy, or if the newest checkpoint had none."""
+    """Copy the best model from ``directory``, and its result, unless it is the output directory.
+    In the output directory, only set ``best_result``, if the newest checkpoint had none."""
     check_best_exists(trainer, directory)
     is_copy = Path(directory).resolve() != Path(trainer.output_dir).resolve()
     for name in trainer.get_model_names() if is_copy or math.isinf(trainer.best_result) else ():
@@ -244,7 +239,7 @@ def get_splits(trainer) -> dict[str, dict]:
 
 
 def diff_origins(saved: dict[str, str], current: dict[str, str]) -> list[str]:
-    """Return the changes between two origins, as "name old -> new"; entries that ``saved`` does not have are equal."""
+    """Return the changes between two origins, as "name old -> new"; a missing entry counts as equal."""
     names = [name for name in current if name != "settings" and saved.get(name, current[name]) != current[name]]
     changes = [f"{name} {saved[name][:12]} -> {current[name][:12]}" for name in names]
     settings = diff_configs(saved["settings"], current["settings"], default_cfg()) if "settings" in saved else []

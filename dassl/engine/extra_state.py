@@ -64,8 +64,8 @@ ROW_ELEMENTS = 4096  # so that a tensor of 16 million elements has about as many
 
 
 class Unsavable:
-    """Stands for a value that a checkpoint cannot hold. ``kind`` is the name of its type. Two digests of the value are
-    equal if its ``identity`` is, which is new each time for an object of STATEFUL_TYPES."""
+    """Stands for a value that a checkpoint cannot hold; ``kind`` is the name of its type.
+    The value counts as changed if its ``identity`` has; an object of STATEFUL_TYPES gets a new one each time."""
 
     def __init__(self, value: Any):
         self.kind = type(value).__name__
@@ -96,10 +96,7 @@ class ExtraState:
 
     def restore(self, trainer) -> None:
         """Set the attributes of ``trainer`` that :meth:`load_state_dict` took from a checkpoint, once.
-
-        Raises:
-            UserError: in a resumed run, a saved value does not fit the attribute. An evaluation only prints a note.
-        """
+        Raises :class:`UserError` if a saved value does not fit the attribute; in an evaluation, prints a note."""
         loaded, self._loaded = self._loaded, {}
         for name, value in loaded.items():
             is_empty = isinstance(value, dict) and value in (AS_IS, {"module": {}}, {"object": {}})
@@ -128,13 +125,10 @@ class ExtraState:
         return {**({EXTRA_STATE: state} if state else {}), **({UNSAVED_STATE: unsaved} if unsaved else {})}
 
     def load_state_dict(self, checkpoint: Mapping[str, Any], resume: bool = True) -> None:
-        """Take the entries that :meth:`state_dict` returned from a checkpoint; :meth:`restore` sets the attributes.
+        """Take the entries of :meth:`state_dict` from a checkpoint; :meth:`restore` later sets the attributes.
 
-        Args:
-            resume: whether training resumes from the checkpoint; False: its model is only evaluated
-
-        Raises:
-            UserError: training resumes, and the checkpoint names attributes that it could not hold.
+        ``resume`` is False if the model is only evaluated. Raises :class:`UserError` if it is True and the checkpoint
+        names attributes that it could not hold.
         """
         if not resume and self._initial_digests is not None:
             return  # the best model is loaded after training: as in Dassl, attributes stay as training left them
@@ -168,7 +162,7 @@ def registered_ids(trainer) -> set[int]:
 
 
 def storage_id(tensor: torch.Tensor) -> int:
-    """Return the negative address of the tensor's memory; if it has none, ``id(tensor)``.
+    """Return the negative address of the tensor's memory; if it is sparse or empty, ``id(tensor)``.
     Tensors that share memory have the same result, and no object's id is negative."""
     is_strided = tensor.layout == torch.strided and tensor.numel()
     return -tensor.untyped_storage().data_ptr() if is_strided else id(tensor)
@@ -181,10 +175,7 @@ def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 def to_state(value: Any, memo: dict[int, Any]) -> Any:
     """Return the saved form of ``value``: a plain value, a list, a tensor, ``{kind: content}``, or :class:`Unsavable`.
-
-    Args:
-        memo: the saved forms of earlier objects by ``id``, and of registered tensors by :func:`storage_id`
-    """
+    ``memo`` holds the saved forms of earlier objects by ``id``, and of registered tensors by :func:`storage_id`."""
     if type(value) in PLAIN_TYPES:
         return value
     if id(value) in memo or (isinstance(value, torch.Tensor) and storage_id(value) in memo):
@@ -238,11 +229,8 @@ def find_unsavable(state: Any) -> set[str]:
 def from_state(current: Any, state: Any, trainer) -> Any:
     """Return the value whose saved form (:func:`to_state`) is ``state``.
 
-    Args:
-        current: the attribute's value, or None; a module, an object or a trained tensor is changed and returned
-
-    Raises:
-        ValueError: ``state`` is that of a module or an object, and ``current`` is None.
+    If ``current``, the attribute's value, is a module, an object or a trained tensor, it is changed and returned.
+    Raises ``ValueError`` if ``state`` is that of a module or an object, and ``current`` is None.
     """
     if isinstance(state, torch.Tensor):
         # A trained tensor is changed in place, as the method's optimizer may hold it; registered memory is not changed.
@@ -286,7 +274,7 @@ def from_state(current: Any, state: Any, trainer) -> Any:
 
 
 def digest_state(state: Any) -> Any:
-    """Return a digest of a saved form; for a module or an object, ``{kind: {name: digest}}``."""
+    """Return a digest of a saved form; for a module or an object, ``{kind: {name: digest}}`` with nested digests."""
     if isinstance(state, dict) and {*state} <= {"module", "object"}:
         return {kind: {name: digest_state(item) for name, item in items.items()} for kind, items in state.items()}
     result = hashlib.blake2b(digest_size=16)

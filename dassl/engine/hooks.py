@@ -77,8 +77,8 @@ class TimedCheckpointer(HookBase):
     def after_epoch(self, trainer) -> None:
         """Save a timed checkpoint, if it is due; after any checkpoint of this epoch, remove old ones."""
         minutes, epoch = trainer.cfg.TRAIN.CHECKPOINT_MINUTES, trainer.epoch + 1
-        is_unsaved = trainer.last_saved_epoch != epoch and minutes > 0
-        if is_unsaved and run_on_main(lambda: time.time() - self.last_save_time >= 60 * minutes):
+        can_save = trainer.last_saved_epoch != epoch and minutes > 0
+        if can_save and run_on_main(lambda: time.time() - self.last_save_time >= 60 * minutes):
             trainer.save_model(trainer.epoch, trainer.output_dir, model_name=LATEST_NAME.format(epoch))
         if trainer.last_saved_epoch == epoch:
             self.last_save_time = time.time()

@@ -30,10 +30,8 @@ class FolderLockedError(UserError):
 def exclusive_lock(folder: str | os.PathLike, timeout: float | None = None) -> Iterator[None]:
     """Hold the lock of ``folder`` for the body of a ``with``, and remove temporary files that killed processes left.
 
-    The folder is created if it is missing. The lock ends with the process, also if that is killed.
-
-    Args:
-        timeout: seconds to wait for the lock; None: LOCK_TIMEOUT
+    The folder is created if it is missing. The lock ends with the process, also if that is killed. ``timeout``: seconds
+    to wait for the lock (None: LOCK_TIMEOUT).
 
     Raises:
         FolderLockedError: another process holds the lock; the message gives its process id, host and start time.

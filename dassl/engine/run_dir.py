@@ -82,9 +82,8 @@ def run_directory(cfg: CfgNode, trains: bool, keep_record: bool = False) -> Iter
         trains: whether the run trains, and so writes ``config.yaml``
         keep_record: whether the record of an earlier run keeps its name
 
-    Raises:
-        UserError: another process holds the lock, the directory cannot be written, or it holds checkpoints of a run
-            with other settings and FORCE_RESUME is False.
+    Raises :class:`UserError` if another process holds the lock, the directory cannot be written, or it holds
+    checkpoints of a run with other settings and FORCE_RESUME is False.
     """
     if not is_main_process():
         yield
@@ -130,8 +129,8 @@ def check_training_cfg(trainer) -> None:
 
 
 def check_evaluation(trainer, model_dir: str) -> None:
-    """Raise :class:`UserError` if an ``--eval-only`` run has no model directory, no initial weights and no zero-shot
-    method."""
+    """Raise :class:`UserError` if ``--eval-only`` has no model to evaluate.
+    It needs ``--model-dir``, MODEL.INIT_WEIGHTS, a zero-shot method, or one without models to train."""
     has_model = model_dir or trainer.cfg.MODEL.INIT_WEIGHTS or trainer.supports_zero_shot
     if trainer.get_model_names() and not has_model:
         raise UserError(f"--eval-only with {trainer.cfg.TRAINER.NAME} needs --model-dir, the folder of a finished run")
@@ -168,11 +167,7 @@ def record_run(
 
 def get_inputs(trainer, model_dir: str = "", epoch: int | None = None) -> dict:
     """Return the record's entries on the data and the checkpoints that a run starts from; call it before training.
-
-    Args:
-        model_dir: the run whose models an ``--eval-only`` run evaluates, or ""
-        epoch: the epoch of these models; None: the best, else the newest
-    """
+    For ``--eval-only``, the checkpoints are those in ``model_dir`` of ``epoch`` (None: the best, else the newest)."""
     cfg, names = trainer.cfg, trainer.get_model_names()
     files = [Path(cfg.MODEL.INIT_WEIGHTS)] if cfg.MODEL.INIT_WEIGHTS else []
     if model_dir:
@@ -188,7 +183,7 @@ def get_inputs(trainer, model_dir: str = "", epoch: int | None = None) -> dict:
 
 
 def get_provenance(trainer) -> dict:
-    """Return the trainer's provenance, with ``total_parameters`` (frozen and trained) for ``frozen_parameters``."""
+    """Return the trainer's provenance; ``total_parameters``, frozen and trained, replaces ``frozen_parameters``."""
     provenance = dict(trainer.provenance)
     if "frozen_parameters" in provenance:
         provenance["total_parameters"] = provenance.pop("frozen_parameters") + trainer.trainable_parameters()
@@ -196,14 +191,8 @@ def get_provenance(trainer) -> dict:
 
 
 def write_record(trainer, seconds: float, command: list[str], code: dict, inputs: dict) -> None:
-    """Write ``result.json`` of a finished run.
-
-    Args:
-        seconds: the duration of the run
-        command: the arguments of the program
-        code: the result of :func:`code_version`
-        inputs: the result of :func:`get_inputs`
-    """
+    """Write ``result.json`` of a finished run, which took ``seconds``; ``command`` are the program's arguments.
+    ``code`` is the result of :func:`code_version`, ``inputs`` that of :func:`get_inputs`."""
     cfg = trainer.cfg
     splits = {name: {**entry, **_content_checksum(trainer, name)} for name, entry in inputs["splits"].items()}
     bad_images = getattr(trainer.dm, "bad_images", {})
@@ -240,8 +229,8 @@ def _result_counts(trainer) -> dict[str, int]:
 
 
 def _content_checksum(trainer, split: str) -> dict[str, str]:
-    """Return ``content``, a SHA-256 over the checksums of a split's image files, in order. The feature dataset knows
-    the checksum of each file whose features were used. Returns an empty dict if one is unknown."""
+    """Return ``content``: a SHA-256 over the checksums of a split's image files, in order.
+    Returns an empty dict unless the feature dataset knows all of them, since it has used their features."""
     dataset = getattr(getattr(trainer, checkpoint.LOADER_NAMES[split], None), "dataset", None)
     checksums: dict[str, str] = {}
     for contents in all_gather_objects(getattr(dataset, "contents", {})):

@@ -95,7 +95,7 @@ class TrainerBase:
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
-        """Begin an epoch: seed the generators by (seed, epoch), so a resume is exact, and set the loaders' epoch."""
+        """Begin an epoch: seed the generators by (seed, epoch), so that a resume is exact; set the loaders' epoch."""
         self._epoch = epoch
         if epoch < 0 or not self._models or epoch == self._seeded_epoch:  # training has ended, or nothing is built yet
             return
@@ -160,7 +160,7 @@ class TrainerBase:
         return names
 
     def set_model_mode(self, mode: str = "train", names: Names = None) -> None:
-        """Set models to training mode (``train``) or evaluation mode (``eval``, ``test``)."""
+        """Set the models in ``names`` (None: all) to training mode, or with ``eval`` or ``test`` to evaluation mode."""
         for name in self.get_model_names(names):
             self._models[name].train(mode == "train")
             distributed.broadcast_parameters(self._models[name])  # as running means differ between processes
@@ -177,7 +177,7 @@ class TrainerBase:
             raise checkpoint.divergence_error(self, "Loss is infinite or NaN!")
 
     def model_zero_grad(self, names: Names = None) -> None:
-        """Reset the gradients of models that have an optimizer."""
+        """Reset the gradients of the models in ``names`` (None: all) that have an optimizer."""
         for name in self.get_model_names(names):
             if self._optims[name] is not None:
                 self._optims[name].zero_grad()
@@ -194,7 +194,7 @@ class TrainerBase:
             self.detect_anomaly(distributed.average_gradients(self._trainable(), loss))
 
     def model_update(self, names: Names = None) -> None:
-        """Make a step with the optimizer of each model that has one."""
+        """Make an optimizer step for each of the models in ``names`` (None: all) that has an optimizer."""
         for name in self.get_model_names(names):
             if self._optims[name] is None:
                 continue
@@ -206,7 +206,7 @@ class TrainerBase:
             self.scaler.update()
 
     def model_backward_and_update(self, loss: torch.Tensor, names: Names = None) -> None:
-        """Reset gradients, compute those of ``loss``, and make a step."""
+        """Reset gradients, compute those of ``loss``, and make a step for the models in ``names`` (None: all)."""
         self.model_zero_grad(names)
         self.model_backward(loss)
         self.model_update(names)
@@ -214,10 +214,10 @@ class TrainerBase:
     def prograd_backward_and_update(
         self, loss_a: torch.Tensor, loss_b: torch.Tensor, lambda_: float = 1, names: Names = None
     ) -> None:
-        """Make a step by the gradient of ``loss_a`` without its conflict with that of ``loss_b``.
+        """Make a step by the gradient of ``loss_a``, projected where it conflicts with that of ``loss_b``.
 
-        Where the two gradients of a parameter point in opposite directions (negative inner product), ``lambda_`` times
-        the projection of the first on the second is subtracted (ProGrad; Zhu et al. 2023, equation 4).
+        The gradients of a parameter conflict if their inner product is negative. Then ``lambda_`` times the projection
+        of the first on the second is subtracted (ProGrad; Zhu et al. 2023, equation 4).
         """
         self.model_zero_grad(names)
         self.model_backward(loss_b, retain_graph=True)
@@ -231,18 +231,19 @@ class TrainerBase:
         self.model_update(names)
 
     def _trainable(self, names: Names = None) -> list[nn.Parameter]:
-        """Return the parameters of models that require gradients."""
+        """Return the trainable parameters of the models in ``names`` (None: all)."""
         models = [self._models[name] for name in self.get_model_names(names)]
         return [parameter for model in models for parameter in model.parameters() if parameter.requires_grad]
 
     def update_lr(self, names: Names = None) -> None:
-        """Step the learning rate schedules. ``forward_backward`` calls it on an epoch's last batch, not the engine."""
+        """Step the schedules of the models in ``names`` (None: all).
+        ``forward_backward``, not the engine, calls this method, on an epoch's last batch."""
         for name in self.get_model_names(names):
             if self._scheds[name] is not None:
                 self._scheds[name].step()
 
     def get_current_lr(self, names: Names = None) -> float:
-        """Return the learning rate of the first model's first parameter group."""
+        """Return the learning rate of the first of the models in ``names`` (None: all): of its first group."""
         return self._optims[self.get_model_names(names)[0]].param_groups[0]["lr"]
 
     # ---- checkpoints ----
@@ -253,8 +254,8 @@ class TrainerBase:
         """Save every registered model after ``epoch`` (from 0) as ``<directory>/<name>/model.pth.tar-<epoch + 1>``.
 
         ``model_name`` replaces that file name; ``is_best`` also writes ``model-best.pth.tar``. A text file
-        ``checkpoint`` names the newest file, from which a run resumes. If a parameter is not finite, nothing is saved,
-        and a ``FloatingPointError`` is raised.
+        ``checkpoint`` names the file that was saved last, from which a run resumes. If a parameter is not finite,
+        nothing is saved, and a ``FloatingPointError`` is raised.
         """
         checkpoints = checkpoint.build_checkpoints(self, epoch, val_result)
 
@@ -267,7 +268,7 @@ class TrainerBase:
 
     def resume_model_if_exist(self, directory: str) -> int:
         """Load the newest checkpoints in ``directory``; return the epoch to start at, 0 without checkpoints.
-        They hold models, optimizers, schedules, extra state and random states, which matter to a run without a seed."""
+        It loads models, optimizers, schedules, extra state and random states, which a run without a seed needs."""
         loaded = checkpoint.load_models(self, directory)
         if loaded is None:
             print("No checkpoint found, train from scratch")
@@ -275,8 +276,8 @@ class TrainerBase:
         return self.last_saved_epoch
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Load every model, to evaluate it: that after ``epoch`` (from 1), else the best, else the newest. Raises
-        :class:`UserError` if the directory or the checkpoint is missing, or the checkpoint does not fit the model."""
+        """Load every model for evaluation: the one saved after ``epoch`` (from 1); None: the best, else the newest.
+        Raises :class:`UserError` if the directory or the checkpoint is missing, or does not fit the model."""
         if not directory:
             print("Note that load_model() is skipped as no model directory is given")
             return
@@ -348,7 +349,7 @@ class SimpleTrainer(TrainerBase):
         """Raise :class:`UserError` for config values that this method cannot use."""
 
     def build_data_loader(self) -> None:
-        """Set ``self.dm``, the loaders, and what they say of the data set."""
+        """Set ``self.dm``, its loaders, and the numbers and names of classes and domains."""
         with distributed.local_main_process_first():  # the data set may write the file of the few-shot split
             self.dm = DataManager(self.cfg)
         self.train_loader_x = self.dm.train_loader_x
@@ -489,7 +490,7 @@ class TrainerX(SimpleTrainer):
 
     def parse_batch_train(self, batch: dict) -> tuple[torch.Tensor, ...]:
         """Return images (or their features), labels and domains of a batch, on the device.
-        :class:`UserError` if DATALOADER.K_TRANSFORMS is above 1: a method that takes several views overrides this."""
+        Raises :class:`UserError` if there are several views (DATALOADER.K_TRANSFORMS): such methods override this."""
         if isinstance(batch["img"], list):
             raise UserError(
                 f"DATALOADER.K_TRANSFORMS is above 1, but {type(self).__name__} trains on one view an image"
@@ -498,8 +499,11 @@ class TrainerX(SimpleTrainer):
 
 
 class TrainerXU(SimpleTrainer):
-    """Trains on labelled and unlabelled images: ``forward_backward`` takes a batch of each. TRAIN.COUNT_ITER (train_x,
-    train_u, smaller_one) names the loader whose length is that of an epoch. A shorter loader starts again."""
+    """Trains on labelled and unlabelled images: ``forward_backward`` takes a batch of each.
+
+    TRAIN.COUNT_ITER (train_x, train_u, smaller_one) names the loader whose length is that of an epoch. A shorter loader
+    starts again.
+    """
 
     def run_epoch(self) -> None:
         """Train on pairs of batches; :class:`UserError` without unlabelled images, or if COUNT_ITER is unknown."""
@@ -513,8 +517,7 @@ class TrainerXU(SimpleTrainer):
             self.run_batches(zip(self._repeated(loader_x), self._repeated(loader_u), strict=True))  # (batch_x, batch_u)
 
     def _repeated(self, loader: TrainLoader) -> Iterator[dict]:
-        """Yield ``num_batches`` batches, in as many passes over the images as that takes.
-        Each pass has its own order and augmentations."""
+        """Yield ``num_batches`` batches; when ``loader`` ends, start it again with a new order and augmentations."""
         passes = math.ceil(self.num_batches / len(loader))
         if isinstance(loader, TrainLoader):
             loader.epoch = self.epoch * passes  # each pass is an epoch of the loader
