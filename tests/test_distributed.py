@@ -129,10 +129,10 @@ def test_two_processes_do_what_one_does(run, command, tmp_path, without_openvino
         assert not (tmp_path / name / "result.json").exists()
     resumed = torchrun(REPOSITORY / "train.py", *command(*TUNE, out="killed"))
     assert resumed.returncode == 0, resumed.stderr
-    whole, resumed_run = (Run(0, tmp_path / name, "") for name in ("tune", "killed"))
+    unbroken, resumed_run = (Run(0, tmp_path / name, "") for name in ("tune", "killed"))
     assert set(re.findall(r"epoch \[(\d)/2\]", resumed_run.log)) == {"2"}
-    assert_close_checkpoints(*(each.folder / "clip/model.pth.tar-2" for each in (whole, resumed_run)))
-    assert whole.record["correct"] == resumed_run.record["correct"]
+    assert_close_checkpoints(*(each.folder / "clip/model.pth.tar-2" for each in (unbroken, resumed_run)))
+    assert unbroken.record["correct"] == resumed_run.record["correct"]
     assert resumed_run.record["processes"] == 2
 
 
@@ -154,17 +154,17 @@ def as_rank(monkeypatch):
 @pytest.mark.parametrize("size", [2, 5])
 def test_the_shards_of_all_processes_make_up_each_batch_and_the_epoch(as_rank, size):
     sampler = ShardedBatchSampler(range(23), 7, drop_last=False)
-    whole = list(sampler)
+    expected = list(sampler)
     shards = {}
     for sampler.by in ("images", "batches"):
         for rank in range(size):
             as_rank(rank, size)
             shards[sampler.by, rank] = list(sampler)
             assert len(sampler) == len(shards[sampler.by, rank])
-    batches = [[shards["images", rank][i] for rank in range(size)] for i in range(len(whole))]
-    assert [[*itertools.chain(*batch)] for batch in batches] == whole
+    batches = [[shards["images", rank][i] for rank in range(size)] for i in range(len(expected))]
+    assert [[*itertools.chain(*batch)] for batch in batches] == expected
     assert all(max(map(len, batch)) - min(map(len, batch)) <= 1 for batch in batches)
-    assert sorted(batch for rank in range(size) for batch in shards["batches", rank]) == whole
+    assert sorted(batch for rank in range(size) for batch in shards["batches", rank]) == expected
 
 
 def test_a_loader_is_sharded_only_in_the_engines_loop(as_rank):

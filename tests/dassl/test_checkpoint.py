@@ -79,9 +79,9 @@ def test_a_checkpoint_of_the_original_is_read_without_its_live_scheduler(tmp_pat
     assert (checkpoint["val_result"], type(checkpoint["val_result"])) == (61.5, float)
     assert checkpoint["scheduler"] == {key: value for key, value in scheduler.items() if key != "successor"}
     assert all(torch.equal(checkpoint["state_dict"][key], value) for key, value in model.state_dict().items())
-    other, _ = make_optimizer(nn.Linear(2, 2), NAME=name)
-    other.load_state_dict(checkpoint["optimizer"])
-    assert repr(other.state_dict()) == repr(optimizer.state_dict())
+    loaded, _ = make_optimizer(nn.Linear(2, 2), NAME=name)
+    loaded.load_state_dict(checkpoint["optimizer"])
+    assert repr(loaded.state_dict()) == repr(optimizer.state_dict())
 
 
 @pytest.mark.parametrize("warmup", [0, 1])
@@ -146,24 +146,24 @@ def test_coop_resumes_a_run_of_the_original_and_saves_what_the_original_loads(ru
     settings = ("DATASET.NUM_SHOTS", 2, "DATASET.SUBSAMPLE_CLASSES", "base", "DATALOADER.TRAIN_X.BATCH_SIZE", 4)
     settings += ("OPTIM.MAX_EPOCH", 4, "TRAIN.CHECKPOINT_FREQ", 2)
     settings += ("INPUT.TRANSFORMS", '["random_resized_crop","normalize"]')
-    whole = run(*settings, out="whole")
-    assert torch.serialization.get_unsafe_globals_in_checkpoint(whole.checkpoint(4)) == []
-    assert (whole.folder / "prompt_learner/checkpoint").read_text().strip() == "model.pth.tar-4"
-    saved = tensors(whole.checkpoint(2))
+    unbroken = run(*settings, out="unbroken")
+    assert torch.serialization.get_unsafe_globals_in_checkpoint(unbroken.checkpoint(4)) == []
+    assert (unbroken.folder / "prompt_learner/checkpoint").read_text().strip() == "model.pth.tar-4"
+    saved = tensors(unbroken.checkpoint(2))
     width = saved["ctx"].shape[1]
     shapes = {"ctx": (16, width), "token_prefix": (5, 1, width), "token_suffix": (5, 77 - 1 - 16, width)}
     assert {name: tuple(tensor.shape) for name, tensor in saved.items()} == shapes
 
     def as_the_original(epoch: int) -> Path:
         """Return a run's folder with the checkpoint of ``epoch`` as the original would have written it."""
-        ours = torch.load(whole.checkpoint(epoch), weights_only=True)
+        saved = torch.load(unbroken.checkpoint(epoch), weights_only=True)
         learner = nn.Module()
-        learner.ctx = nn.Parameter(ours["state_dict"]["ctx"])
+        learner.ctx = nn.Parameter(saved["state_dict"]["ctx"])
         for name in ("token_prefix", "token_suffix"):
-            learner.register_buffer(name, torch.zeros_like(ours["state_dict"][name]))
+            learner.register_buffer(name, torch.zeros_like(saved["state_dict"][name]))
         learner = nn.DataParallel(learner)  # the names in its state_dict begin with "module."
         optimizer = torch.optim.SGD(learner.parameters(), 0.002, momentum=0.9, weight_decay=5e-4)
-        optimizer.load_state_dict(ours["optimizer"])
+        optimizer.load_state_dict(saved["optimizer"])
         scheduler = original_scheduler(optimizer, settings=(4,), epochs=epoch)
         folder = tmp_path / f"original{epoch}"
         save_original(folder / f"prompt_learner/model.pth.tar-{epoch}", learner, optimizer, scheduler, epoch)
@@ -171,9 +171,9 @@ def test_coop_resumes_a_run_of_the_original_and_saves_what_the_original_loads(ru
 
     resumed = run("--resume", as_the_original(2), *settings, out="resumed")
     assert resumed.code == 0, resumed.error
-    assert_same_tensors(whole.checkpoint(4), resumed.checkpoint(4))
+    assert_same_tensors(unbroken.checkpoint(4), resumed.checkpoint(4))
     evaluated = run("--eval-only", "--model-dir", as_the_original(4), "--load-epoch", 4, *settings, out="evaluated")
-    assert evaluated.accuracy == whole.accuracy
+    assert evaluated.accuracy == unbroken.accuracy
 
 
 @pytest.mark.parametrize("attack", ATTACKS)

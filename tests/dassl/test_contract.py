@@ -205,19 +205,19 @@ def test_an_epoch_of_pairs_is_as_long_as_count_iter_says(config_of, count, numbe
 
 def test_the_shorter_loader_starts_again_in_another_order_which_a_resumed_run_repeats(config_of, tmp_path):
     cfg = config_of("BothKinds", TRAIN__COUNT_ITER="train_u", TRAIN__CHECKPOINT_FREQ=1, OPTIM__MAX_EPOCH=3)
-    whole = build_trainer(cfg)
-    whole.train()
+    unbroken = build_trainer(cfg)
+    unbroken.train()
     orders = []
     for epoch in range(3):
-        batches = [x for e, x, _ in whole.batches if e == epoch]
+        batches = [x for e, x, _ in unbroken.batches if e == epoch]
         assert sorted(i for x in batches[:3] for i in x) == list(range(12))
         orders += [batches[0] + batches[1], batches[3] + batches[4]]  # of the first pass, and of the second
-        assert sorted(i for e, _, u in whole.batches if e == epoch for i in u) == list(range(20))
+        assert sorted(i for e, _, u in unbroken.batches if e == epoch for i in u) == list(range(20))
     assert len(set(map(tuple, orders))) == 6
     (tmp_path / "run/linear/checkpoint").write_text("model.pth.tar-2\n")
     resumed = build_trainer(cfg)
     resumed.train()
-    assert resumed.batches == whole.batches  # the attribute is in the checkpoints
+    assert resumed.batches == unbroken.batches  # the attribute is in the checkpoints
 
 
 def test_pairs_without_unlabelled_images_or_with_an_unknown_count_iter_are_refused(config_of):

@@ -79,9 +79,9 @@ def test_parameters_that_are_not_finite_are_never_saved(run, monkeypatch):
     assert not stopped.checkpoint(2).exists()
     assert (stopped.folder / "prompt_learner/checkpoint").read_text() == "model.pth.tar-1\n"
     monkeypatch.undo()
-    resumed, whole = run(*settings), run(*settings, out="whole")
+    resumed, unbroken = run(*settings), run(*settings, out="unbroken")
     assert resumed.code == 0, resumed.error
-    assert resumed.accuracy == whole.accuracy
+    assert resumed.accuracy == unbroken.accuracy
 
 
 def test_no_model_is_saved_if_one_is_not_finite(tmp_path):

@@ -92,9 +92,9 @@ def test_the_steps_of_the_loop_are_called_in_order_and_counters_are_set(trainer,
 @pytest.mark.parametrize("behind", [("body", "head"), ("head",)])
 def test_a_run_resumes_exactly_from_the_last_epoch_that_all_its_models_have(trainer, tmp_path, behind):
     """The file ``checkpoint`` of one model, or of both, names epoch 2, as after a kill between two checkpoints."""
-    whole = trainer(TRAIN__CHECKPOINT_FREQ=2)
-    whole.train()
-    assert whole.results["accuracy"] > 80  # chance is 50
+    unbroken = trainer(TRAIN__CHECKPOINT_FREQ=2)
+    unbroken.train()
+    assert unbroken.results["accuracy"] > 80  # chance is 50
     for name in ("body", "head"):
         saved = {path.name for path in (tmp_path / "run" / name).iterdir()}
         assert saved == {"checkpoint", "model.pth.tar-2", "model.pth.tar-4"}
@@ -103,9 +103,9 @@ def test_a_run_resumes_exactly_from_the_last_epoch_that_all_its_models_have(trai
     resumed = trainer()
     resumed.train()
     assert resumed.start_epoch == 2
-    assert resumed.batches == whole.batches  # the attribute is in the checkpoints
-    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True))
-    epochs = [[i for e, _, batch in whole.batches if e == epoch for i in batch] for epoch in range(4)]
+    assert resumed.batches == unbroken.batches  # the attribute is in the checkpoints
+    assert all(torch.equal(a, b) for a, b in zip(unbroken.model.parameters(), resumed.model.parameters(), strict=True))
+    epochs = [[i for e, _, batch in unbroken.batches if e == epoch for i in batch] for epoch in range(4)]
     assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
     assert len(set(map(tuple, epochs))) == 4
 
@@ -131,10 +131,10 @@ def test_trainers_that_replace_init_and_before_train_can_train_and_resume(traine
     monkeypatch.setattr(TwoLayers, "__init__", initialize)
     first = trainer(TEST__FINAL_MODEL="best_val")
     first.train()
-    again = trainer(TEST__FINAL_MODEL="best_val")
-    again.train()
-    assert again.start_epoch == 4
-    assert again.results == first.results
+    resumed = trainer(TEST__FINAL_MODEL="best_val")
+    resumed.train()
+    assert resumed.start_epoch == 4
+    assert resumed.results == first.results
 
 
 def test_a_best_result_of_0_counts_and_is_read_from_the_best_model_if_the_newest_has_none(trainer, tmp_path):
@@ -157,9 +157,9 @@ def test_the_best_model_is_copied_when_a_run_resumes_in_another_folder(trainer, 
     (tmp_path / "one/body/model-best.pth.tar").rename(tmp_path / "best")
     unbeaten = torch.load(tmp_path / "best", weights_only=True) | {"val_result": 101.0}
     torch.save(unbeaten, tmp_path / "one/body/model-best.pth.tar")
-    other = trainer("other", TEST__FINAL_MODEL="best_val", RESUME=str(tmp_path / "one"))
-    other.train()
-    assert all(torch.equal(other.body.state_dict()[key], value) for key, value in unbeaten["state_dict"].items())
+    resumed = trainer("resumed", TEST__FINAL_MODEL="best_val", RESUME=str(tmp_path / "one"))
+    resumed.train()
+    assert all(torch.equal(resumed.body.state_dict()[key], value) for key, value in unbeaten["state_dict"].items())
 
 
 def test_best_val_without_a_best_model_is_refused(trainer):
@@ -171,9 +171,9 @@ def test_best_val_without_a_best_model_is_refused(trainer):
 def test_a_run_without_a_test_saves_no_best_model_and_can_resume(trainer):
     settings = {"TEST__FINAL_MODEL": "best_val", "TEST__NO_TEST": True}
     trainer(**settings).train()
-    again = trainer(**settings)
-    again.train()
-    assert again.start_epoch == 4
+    resumed = trainer(**settings)
+    resumed.train()
+    assert resumed.start_epoch == 4
 
 
 def test_a_checkpoint_without_its_epoch_is_refused(trainer, tmp_path):

@@ -147,9 +147,9 @@ class FieldExtra(Field):
             self.averaged = [torch.zeros_like(p) for p in self.model.parameters()]
         for total, p in zip(self.averaged, self.model.parameters(), strict=True):
             total += p.detach()
-        for mine, theirs in zip(self.teacher.parameters(), self.model.parameters(), strict=True):
-            mine.data.mul_(0.8).add_(theirs.data, alpha=0.2)
-            mine.grad = 0.01 * theirs.grad
+        for averaged, current in zip(self.teacher.parameters(), self.model.parameters(), strict=True):
+            averaged.data.mul_(0.8).add_(current.data, alpha=0.2)
+            averaged.grad = 0.01 * current.grad
         self.second.step()
         with torch.no_grad():
             self.nets["other"].weight.lerp_(self.model[2].weight, 0.1)
@@ -222,36 +222,36 @@ def run(cfg: CfgNode, monkeypatch=None, stop_in: int | None = None):
     return trainer
 
 
-def assert_same_runs(one, other) -> None:
+def assert_same_runs(one, two) -> None:
     """Check that two trainers have the same results and parameters."""
-    assert one.results == other.results
-    for first, second in zip(one.model.parameters(), other.model.parameters(), strict=True):
+    assert one.results == two.results
+    for first, second in zip(one.model.parameters(), two.model.parameters(), strict=True):
         assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("kind", ["OwnAfterEpoch", "DeepCopy"])
 def test_a_trainer_that_is_killed_and_resumed_ends_as_an_unbroken_run(config, monkeypatch, kind, capsys):
-    whole = run(config(kind, "whole"))
+    unbroken = run(config(kind, "unbroken"))
     run(config(kind, "stopped"), monkeypatch, stop_in=2)
     capsys.readouterr()
-    again = run(config(kind, "stopped"))
-    assert again.start_epoch == 2
-    assert f"epoch [{again.start_epoch + 1}/{EPOCHS}]" in capsys.readouterr().out
-    assert_same_runs(whole, again)
-    assert getattr(again, "lowest", None) == getattr(whole, "lowest", None)
+    resumed = run(config(kind, "stopped"))
+    assert resumed.start_epoch == 2
+    assert f"epoch [{resumed.start_epoch + 1}/{EPOCHS}]" in capsys.readouterr().out
+    assert_same_runs(unbroken, resumed)
+    assert getattr(resumed, "lowest", None) == getattr(unbroken, "lowest", None)
 
 
 def test_extra_state_of_every_kind_is_resumed_during_and_after_training(config, tmp_path, monkeypatch):
-    whole = run(config("Extra", "whole"))
+    unbroken = run(config("Extra", "unbroken"))
     run(config("Extra", "stopped"), monkeypatch, stop_in=3)
     for start in (3, EPOCHS):
-        again = run(config("Extra", "stopped"))
-        assert again.start_epoch == start
-        assert_same_runs(whole, again)
-        assert again.final_state[0] == whole.final_state[0]
-        assert torch.equal(again.final_state[1], whole.final_state[1])
-        assert type(again.trained_on) is defaultdict
-        assert again.nets["student"] is again.model
+        resumed = run(config("Extra", "stopped"))
+        assert resumed.start_epoch == start
+        assert_same_runs(unbroken, resumed)
+        assert resumed.final_state[0] == unbroken.final_state[0]
+        assert torch.equal(resumed.final_state[1], unbroken.final_state[1])
+        assert type(resumed.trained_on) is defaultdict
+        assert resumed.nets["student"] is resumed.model
     saved = load_checkpoint(tmp_path / f"stopped/linear/model.pth.tar-{EPOCHS}")["trainer"]
     assert set(saved["frozen"]["module"]) == {"calls"}
     assert saved["view"].untyped_storage().nbytes() == 50 * 4
@@ -272,11 +272,11 @@ def test_a_trainer_that_overrides_run_epoch_keeps_timed_checkpoints_and_resumes_
     config, tmp_path, monkeypatch
 ):
     values = {"TRAIN__CHECKPOINT_FREQ": 0, "TRAIN__CHECKPOINT_MINUTES": 1e-9}
-    whole = run(config("OwnRunEpoch", "whole"))
+    unbroken = run(config("OwnRunEpoch", "unbroken"))
     for stop_in in (1, 3):
         run(config("OwnRunEpoch", **values), monkeypatch, stop_in)
         assert set(listdir_nohidden(tmp_path / "run/linear")) == {"checkpoint", f"model-latest.pth.tar-{stop_in}"}
-    assert_same_runs(whole, run(config("OwnRunEpoch", **values)))
+    assert_same_runs(unbroken, run(config("OwnRunEpoch", **values)))
     assert set(listdir_nohidden(tmp_path / "run/linear")) == {"checkpoint", f"model.pth.tar-{EPOCHS}"}
 
 
@@ -316,16 +316,20 @@ def test_prograd_in_half_precision_stays_finite(config):
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_a_config_from_a_copy_of_dassls_defaults_is_completed(config, frozen):
-    theirs, ours = config(), config()
-    for node, key in ((theirs, "FEATURES"), (theirs.TRAIN, "CHECKPOINT_MINUTES"), (theirs.MODEL.BACKBONE, "WEIGHTS")):
+    incomplete, complete = config(), config()
+    for node, key in (
+        (incomplete, "FEATURES"),
+        (incomplete.TRAIN, "CHECKPOINT_MINUTES"),
+        (incomplete.MODEL.BACKBONE, "WEIGHTS"),
+    ):
         del node[key]
-    theirs.TRAINER.MINE = ours.TRAINER.MINE = CfgNode({"DEPTH": 9})
+    incomplete.TRAINER.MINE = complete.TRAINER.MINE = CfgNode({"DEPTH": 9})
     if frozen:
-        theirs.freeze()
-    trainer = build_trainer(theirs)
+        incomplete.freeze()
+    trainer = build_trainer(incomplete)
     assert trainer.cfg.is_frozen() == frozen
-    assert trainer.cfg == ours
-    assert "FEATURES" not in theirs
+    assert trainer.cfg == complete
+    assert "FEATURES" not in incomplete
 
 
 # ---- what a trainer sets on itself ----
@@ -341,8 +345,8 @@ class FieldTeacher(Field):
 
     def forward_backward(self, batch):
         metrics = super().forward_backward(batch)
-        for mine, theirs in zip(self.teacher.parameters(), self.model.parameters(), strict=True):
-            mine.data.lerp_(theirs.data, 0.5)
+        for averaged, current in zip(self.teacher.parameters(), self.model.parameters(), strict=True):
+            averaged.data.lerp_(current.data, 0.5)
         return metrics
 
     def model_inference(self, image):
@@ -357,13 +361,13 @@ class FieldTeacher(Field):
 
 
 def test_averaged_weights_are_used_by_a_finished_run_and_by_an_evaluation(config, tmp_path):
-    whole = run(config("Teacher"))
-    assert run(config("Teacher")).results == whole.results  # its loop has no epoch left
-    alone = build_trainer(config("Teacher", "alone"))
-    alone.load_model(str(tmp_path / "run"))
-    alone.test()
-    assert alone.results == whole.results
-    assert torch.equal(alone.teacher[2].weight, whole.teacher[2].weight)
+    unbroken = run(config("Teacher"))
+    assert run(config("Teacher")).results == unbroken.results  # its loop has no epoch left
+    evaluated = build_trainer(config("Teacher", "evaluated"))
+    evaluated.load_model(str(tmp_path / "run"))
+    evaluated.test()
+    assert evaluated.results == unbroken.results
+    assert torch.equal(evaluated.teacher[2].weight, unbroken.teacher[2].weight)
 
 
 class Phase(Enum):

@@ -30,7 +30,7 @@ def stop_after(monkeypatch, epochs: int, error=KeyboardInterrupt):
 
 
 def test_ctrl_c_prints_the_epoch_and_the_command_that_resumes_the_run(run, monkeypatch):
-    whole = run(*SHORT, out="whole")
+    unbroken = run(*SHORT, out="unbroken")
     stop_after(monkeypatch, 3)
     stopped = run(*SHORT, "TRAIN.CHECKPOINT_FREQ", 2, out="a folder")
     assert stopped.code == 130
@@ -41,7 +41,7 @@ def test_ctrl_c_prints_the_epoch_and_the_command_that_resumes_the_run(run, monke
     assert stopped.log.endswith(f"{message}\n{command}\n")
     resumed = run(*SHORT, "TRAIN.CHECKPOINT_FREQ", 2, out="a folder")
     assert "epoch [2/6]" not in resumed.log
-    assert_same_tensors(whole.checkpoint(6), resumed.checkpoint(6))
+    assert_same_tensors(unbroken.checkpoint(6), resumed.checkpoint(6))
 
 
 def test_old_checkpoints_are_removed_after_a_kill_at_the_end_of_training(run):
@@ -130,11 +130,11 @@ def test_forced_changes_are_recorded_in_later_checkpoints(run, monkeypatch):
     changed = run(*each_epoch, "DATASET.NUM_SHOTS", 2)
     assert changed.code == 2
     assert "the checkpoints were made with other settings: DATASET.NUM_SHOTS 1 -> 2; train_x images" in changed.error
-    whole = run("--force-resume", *each_epoch, "DATASET.NUM_SHOTS", 1)
-    assert whole.code == 0, whole.error
-    assert any("DATASET.NUM_SHOTS 2 -> 1" in change for change in whole.record["forced"])
+    unbroken = run("--force-resume", *each_epoch, "DATASET.NUM_SHOTS", 1)
+    assert unbroken.code == 0, unbroken.error
+    assert any("DATASET.NUM_SHOTS 2 -> 1" in change for change in unbroken.record["forced"])
     assert (
-        load_checkpoint(whole.folder / "prompt_learner" / BEST_NAME)["epoch"] > 3
+        load_checkpoint(unbroken.folder / "prompt_learner" / BEST_NAME)["epoch"] > 3
     )  # not from the epochs with two shots
 
 
@@ -163,10 +163,10 @@ def test_a_finished_run_with_other_weights_or_fewer_epochs_or_a_damaged_checkpoi
 def test_a_run_that_resumed_from_another_folder_resumes_from_its_own_checkpoints(run, monkeypatch):
     first = run(*SHORT, "TRAIN.CHECKPOINT_FREQ", 2, out="first")
     (first.folder / "prompt_learner/checkpoint").write_text("model.pth.tar-2\n")
-    again = ("--resume", first.folder, *SHORT, "TRAIN.CHECKPOINT_FREQ", 1)
+    command = ("--resume", first.folder, *SHORT, "TRAIN.CHECKPOINT_FREQ", 1)
     stop_after(monkeypatch, 4)
-    assert "this goes on after epoch 4:" in run(*again, out="second").error
-    second = run(*again, out="second")
+    assert "this goes on after epoch 4:" in run(*command, out="second").error
+    second = run(*command, out="second")
     assert re.findall(r"epoch \[(\d)/6\]", second.log) == ["5", "6"]
     assert_same_tensors(first.checkpoint(6), second.checkpoint(6))
 

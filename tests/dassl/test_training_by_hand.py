@@ -153,9 +153,9 @@ def test_a_best_result_before_forced_changes_does_not_count_after_them(trainer, 
 def test_a_resume_with_other_training_or_validation_images_is_refused(trainer, monkeypatch, split):
     trainer(OPTIM__MAX_EPOCH=2).train()
     monkeypatch.setitem(GREYS, "test", GREYS["test"][:2])  # test images may change
-    again = trainer(OPTIM__MAX_EPOCH=2)
-    again.train()
-    assert again.start_epoch == 2
+    resumed = trainer(OPTIM__MAX_EPOCH=2)
+    resumed.train()
+    assert resumed.start_epoch == 2
     monkeypatch.setitem(GREYS, split, GREYS[split][::-1])  # the same file names with other labels
     with pytest.raises(UserError, match=f"the checkpoints were made with other {split}.* images"):
         trainer(OPTIM__MAX_EPOCH=2).train()
@@ -241,11 +241,11 @@ def test_random_numbers_depend_on_the_seed_and_the_epoch(trainer, monkeypatch):
 
 def test_without_a_seed_a_resumed_run_restores_the_random_states(trainer, monkeypatch):
     monkeypatch.setattr(Scripted, "observe", draw)
-    whole = run(trainer("whole", SEED=-1))
+    unbroken = run(trainer("unbroken", SEED=-1))
     stop_in(monkeypatch, trainer("stopped", SEED=-1, TRAIN__CHECKPOINT_FREQ=2), 2)
     resumed = trainer("stopped", SEED=-1, TRAIN__CHECKPOINT_FREQ=2)
     draw(None)  # which the resume must undo
-    assert run(resumed) == whole
+    assert run(resumed) == unbroken
 
 
 def test_tensorboard_steps_continue_in_a_resumed_run(trainer, monkeypatch):

@@ -58,8 +58,8 @@ def foreign(site, tmp_path_factory) -> Path:
     settings = "TEST.PER_CLASS_RESULT True TEST.FINAL_MODEL best_val"
     assert train(folder, site, f"stopped {settings}", STOP_AFTER="2") == 1
     shutil.copy(folder / "stopped/log.txt", folder / "stopped.txt")
-    again = "again --eval-only --model-dir whole"
-    assert train(folder, site, f"stopped {settings}", f"whole {settings}", again) == 0
+    evaluation = "evaluation --eval-only --model-dir unbroken"
+    assert train(folder, site, f"stopped {settings}", f"unbroken {settings}", evaluation) == 0
     return folder
 
 
@@ -84,32 +84,32 @@ def test_an_installed_dassl_does_not_hide_the_repositorys_packages(site, foreign
     """And our code does not import the repository's package ``clip``."""
     installed = {path.name for path in site.iterdir()}
     assert {name for name in installed if not name.endswith(".dist-info")} == {"dassl", "vlm"}
-    ours, *others = json.loads((foreign / "modules.json").read_text())
-    assert ours == str(site / "dassl")
-    assert others == [str(foreign / name) for name in ("trainers", "datasets", "clip")]
+    dassl_path, *paths = json.loads((foreign / "modules.json").read_text())
+    assert dassl_path == str(site / "dassl")
+    assert paths == [str(foreign / name) for name in ("trainers", "datasets", "clip")]
 
 
 def test_a_prompt_learner_trains_and_is_evaluated_again(foreign):
-    log, again = ((foreign / out / "log.txt").read_text() for out in ("whole", "again"))
+    log, evaluation = ((foreign / out / "log.txt").read_text() for out in ("unbroken", "evaluation"))
     assert float(accuracy(log)) > 60  # chance is 33
     assert re.search(r"\* class: 1 \(pale_blue\)\ttotal: 4\tcorrect: \d\tacc: \d+\.\d\d%", log)
     assert rates(log)[::6] == [("1/3", "1.0000e-05"), ("2/3", "2.0000e-01"), ("3/3", "1.5000e-01")]
-    learner = foreign / "whole/prompt_learner"
+    learner = foreign / "unbroken/prompt_learner"
     checkpoints = {"model-best.pth.tar", *(f"model.pth.tar-{epoch}" for epoch in (1, 2, 3))}
     assert {path.name for path in learner.iterdir()} == {"checkpoint", *checkpoints}
     saved = torch.load(learner / "model.pth.tar-3", weights_only=True)
     assert set(saved["state_dict"]) == {"ctx", "token_prefix", "token_suffix"}
-    assert 'from "whole/prompt_learner/model-best.pth.tar"' in again
-    assert accuracy(again) == accuracy(log)
+    assert 'from "unbroken/prompt_learner/model-best.pth.tar"' in evaluation
+    assert accuracy(evaluation) == accuracy(log)
 
 
 def test_a_stopped_and_resumed_run_ends_as_an_unbroken_one(foreign):
-    files = ("whole/log.txt", "stopped.txt", "stopped/log.txt")
-    whole, stopped, resumed = ((foreign / file).read_text() for file in files)
-    assert rates(stopped) == rates(whole)[:12]
+    files = ("unbroken/log.txt", "stopped.txt", "stopped/log.txt")
+    unbroken, stopped, resumed = ((foreign / file).read_text() for file in files)
+    assert rates(stopped) == rates(unbroken)[:12]
     assert "Loading preprocessed few-shot data" in resumed
-    assert rates(resumed) == rates(whole)[12:]
-    losses = [re.findall(r"loss.*?acc \S+", log) for log in (whole, resumed)]
+    assert rates(resumed) == rates(unbroken)[12:]
+    losses = [re.findall(r"loss.*?acc \S+", log) for log in (unbroken, resumed)]
     assert losses[1] == losses[0][12:]
     for file in ("model.pth.tar-3", "model-best.pth.tar"):
-        assert_same_tensors(*(foreign / out / "prompt_learner" / file for out in ("whole", "stopped")))
+        assert_same_tensors(*(foreign / out / "prompt_learner" / file for out in ("unbroken", "stopped")))
