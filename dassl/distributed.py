@@ -1,4 +1,4 @@
-"""The processes of one run that torchrun started: their ranks, and what they send each other.
+"""The processes of one run that torchrun started: their ranks, and the collective operations between them.
 
 Without torchrun there is one process, and nothing here uses ``torch.distributed``. With torchrun, only the main process
 (rank 0) prints and writes files. A process that fails ends the run: torchrun stops the other processes and reports.

@@ -55,7 +55,7 @@ def get_cfg_default() -> CN:
     cfg.TEST.NO_TEST = False
     cfg.TEST.SPLIT = "test"  # or val
     cfg.TEST.FINAL_MODEL = "last_step"  # or best_val
-    cfg.TEST.LOGITS_GB = 1.0  # CoCoOp: memory for class features, which differ between images; as much as CLIP takes
+    cfg.TEST.LOGITS_GB = 1.0  # CoCoOp: memory for class features, which differ between images; about what CLIP takes
 
     cfg.TRAINER = CN()
     cfg.TRAINER.NAME = ""
@@ -110,7 +110,7 @@ def _input_node() -> CN:
 
 
 def _dataset_node() -> CN:
-    """Return the keys below DATASET: which data set, and how it is split."""
+    """Return the keys below DATASET: the data set, its files and its splits."""
     node = CN()
     node.ROOT = "./data"
     node.NAME = ""
@@ -163,7 +163,7 @@ def _features_node() -> CN:
     node = CN()
     node.ENABLED = True  # False: encode each image whenever it is needed; the results are the same
     node.CACHE_DIR = ""  # empty: coop-dassl in the user's cache folder
-    node.MAX_GB = 20.0  # the least recently used features beyond it are removed; holds ten million of ViT-B/16
+    node.MAX_GB = 20.0  # the least recently used features beyond it are removed; holds about 10 million of ViT-B/16
     node.VIEWS = 0  # augmented views of each training image, used in turn; 0: a new view in every epoch, as in CoOp
     node.PREC = ""  # bf16: faster and less exact, if the processor supports it; empty: the trainer's precision
     return node

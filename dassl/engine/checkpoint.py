@@ -1,4 +1,4 @@
-"""Resume: which checkpoint a run resumes from, what a checkpoint holds beside a model, and whether it fits the run.
+"""Checkpoints of a run: choosing one to resume from, the run's state in it, and checking that it fits the run.
 
 ``dassl.utils.checkpoint`` reads and writes the files.
 """

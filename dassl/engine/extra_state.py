@@ -1,9 +1,9 @@
 """Extra state: the attributes that a method sets on its trainer while it trains, such as averaged weights and counters.
 
 A checkpoint holds the attributes that have changed since training began: numbers, strings, tensors, arrays, containers
-of these, parameters and buffers of modules (except those of a registered model, which its own checkpoint holds), other
-objects with a ``state_dict``, and objects whose attributes are of these kinds. It only names attributes that it cannot
-hold, such as generators of random numbers, and a resume from it is refused.
+of these, parameters and buffers of modules (those of a registered model are in the model's checkpoint), other objects
+with a ``state_dict``, and objects whose attributes are of these kinds. It only names attributes that it cannot hold, such
+as generators of random numbers, and a resume from it is refused.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tqdm import tqdm
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.utils import AverageMeter, MetricMeter, UserError, error_reason
 
-EXTRA_STATE, UNSAVED_STATE = "trainer", "trainer_lost"  # entries of a checkpoint: saved attributes; names of others
+EXTRA_STATE, UNSAVED_STATE = "trainer", "trainer_lost"  # checkpoint entries: attributes; names of unsaved ones
 # Attributes that the engine sets; it saves those that a resume needs by itself.
 ENGINE_ATTRIBUTES = {
     *("_models", "_optims", "_scheds", "_writer", "_epoch", "_seeded_epoch", "_splits", "_origin", "_hooks"),
