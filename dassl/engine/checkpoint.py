@@ -220,7 +220,7 @@ def check_best_exists(trainer, directory: str) -> None:
 
 
 def get_origin(trainer) -> dict[str, str]:
-    """Return the config, the fingerprints of training and validation images, and the digest of CLIP's weights.
+    """Return the config, the fingerprints of training and validation images, and the digest of the pretrained weights.
     The trained parameters depend on these; a resume compares them with those in the checkpoint. Computed once."""
     if not hasattr(trainer, "_origin"):
         images = {f"{name} images": entry["sha256"] for name, entry in get_splits(trainer).items() if name != "test"}

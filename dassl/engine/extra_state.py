@@ -2,8 +2,8 @@
 
 A checkpoint holds the attributes that have changed since training began: numbers, strings, tensors, arrays, containers
 of these, parameters and buffers of modules (those of a registered model are in the model's checkpoint), other objects
-with a ``state_dict``, and objects whose attributes are of these kinds. It only names attributes that it cannot hold, such
-as generators of random numbers, and a resume from it is refused.
+with a ``state_dict``, and objects whose attributes are of these kinds. It only names attributes that it cannot hold,
+such as generators of random numbers, and a resume from it is refused.
 """
 
 from __future__ import annotations
