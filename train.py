@@ -1,10 +1,11 @@
-"""One run: config -> trainer -> log.txt, result.json, checkpoints in the output directory.
+"""Run a trainer: config -> trainer -> log.txt, result.json and checkpoints in the output directory.
 
     python train.py --root ./data --trainer CoOp --dataset-config-file configs/datasets/digits.yaml \
         --config-file configs/trainers/CoOp/tiny.yaml --output-dir output/try DATASET.NUM_SHOTS 16
 
-In N processes, each with its part of every batch: torchrun --nproc-per-node N train.py and the same arguments.
-KEY VALUE pairs at the end override config keys. Exit codes: 0 done, 2 a mistake that the message names, 130 Ctrl-C."""
+In N processes, which share every batch: torchrun --nproc-per-node N train.py and the same arguments.
+KEY VALUE pairs at the end override config keys. Exit codes: 0 success, 2 a mistake that the message names, 130 Ctrl-C.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +18,18 @@ from dassl.config import clean_cfg, merge_file, merge_flag, merge_options
 from dassl.engine.record import is_finished
 from dassl.utils import command_line
 
-CODE_PATHS = (__file__, "dassl", "vlm", "datasets", "trainers")  # the program, whose checksum goes into result.json
+CODE_PATHS = (__file__, "dassl", "vlm", "datasets", "trainers")  # files and folders whose checksum is in result.json
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """Dassl's flags, and two of our own: --force-resume, --skip-finished."""
+    """Parse the command line: Dassl's flags, --force-resume, --skip-finished, and KEY VALUE pairs in ``opts``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--root", default="", help="folder of the data sets (DATASET.ROOT, ./data)")
     add("--output-dir", default="", help="folder of this run (OUTPUT_DIR, ./output)")
-    add(
-        "--resume",
-        default="",
-        help="continue the run of another folder; that of the output directory goes on by itself",
-    )
-    add("--force-resume", action="store_true", help="continue with other settings than the run began with")
-    add("--seed", type=int, help="0 and above; without one: the output directory's, else drawn and logged")
+    add("--resume", default="", help="resume another folder's run; one in the output directory resumes without this")
+    add("--force-resume", action="store_true", help="resume although the settings have changed")
+    add("--seed", type=int, help="0 or above; default: that of the run in the output directory, else a new one")
     add("--source-domains", nargs="+", help="for domain generalisation (DATASET.SOURCE_DOMAINS)")
     add("--target-domains", nargs="+", help="for domain generalisation (DATASET.TARGET_DOMAINS)")
     add("--transforms", nargs="+", help="augmentations (INPUT.TRANSFORMS)")
@@ -43,17 +40,17 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--head", default="", help="MODEL.HEAD.NAME")
     add("--eval-only", action="store_true", help="evaluate, do not train")
     add("--model-dir", default="", help="with --eval-only: the run whose model is evaluated")
-    add("--load-epoch", type=int, help="with --model-dir: the epoch to load; without it the best, else the newest")
-    add("--no-train", action="store_true", help="build everything, then stop")
-    add("--skip-finished", action="store_true", help="do nothing if the output directory holds the finished run")
+    add("--load-epoch", type=int, help="with --model-dir: the epoch to load; default: the best, else the newest")
+    add("--no-train", action="store_true", help="build the trainer, then stop")
+    add("--skip-finished", action="store_true", help="do nothing if this command has finished in the output directory")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, such as DATASET.NUM_SHOTS 4")
     return parser.parse_args(argv)
 
 
 def setup_cfg(args: argparse.Namespace):
-    """Merge defaults, the two YAML files, the flags, the KEY VALUE pairs, in that order; freeze."""
-    import datasets  # registers the data sets: every file of the folder
-    import trainers  # noqa: F401  registers the methods: every file of the folder
+    """Return the frozen config. Defaults, data set file, method file, flags, KEY VALUE pairs: the later one wins."""
+    import datasets  # registers the data sets in its files
+    import trainers  # noqa: F401  registers the methods in its files
 
     cfg = engine.default_cfg()
     for path in filter(None, (args.dataset_config_file, args.config_file)):
@@ -75,35 +72,35 @@ def setup_cfg(args: argparse.Namespace):
         if value not in ("", None):  # 0 is a seed
             merge_flag(cfg, key, value)
     merge_options(cfg, args.opts)
-    trainer = engine.TRAINER_REGISTRY.get(cfg.TRAINER.NAME)  # refuses unknown names before anything is written
+    trainer = engine.TRAINER_REGISTRY.get(cfg.TRAINER.NAME)  # refuses an unknown name before anything is written
     datasets.DATASET_REGISTRY.get(cfg.DATASET.NAME)
-    cfg.SEED = engine.choose_seed(cfg)  # without one, that of the run in the output directory, or a new one
-    clean_cfg(cfg, cfg.TRAINER.NAME, keep=engine.get_trainer_nodes(trainer))  # drops the nodes of other methods
+    cfg.SEED = engine.choose_seed(cfg)  # replaces a negative one
+    clean_cfg(cfg, cfg.TRAINER.NAME, keep=engine.get_trainer_nodes(trainer))  # removes the nodes of other methods
     cfg.freeze()
     return cfg
 
 
 @command_line("stopped before training; the same command begins anew")
 def main(argv: list[str] | None = None) -> None:
-    """Run the command line; the decorator returns the exit code."""
-    start = time.time()
+    """Train or evaluate as ``argv`` (default: the command line) says; the decorator makes it return an exit code."""
+    start_time = time.time()
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
-    command = [word for word in argv if word != "--skip-finished"]  # with or without it is the same run
+    command = [word for word in argv if word != "--skip-finished"]  # the flag does not change the run
     if args.skip_finished and is_finished(args.output_dir, command):
         print(f"finished already: {args.output_dir}")
         return
 
-    from dassl.distributed import process_group  # PyTorch is loaded from here on
+    from dassl.distributed import process_group  # loads PyTorch, which a skipped run does not need
 
     with process_group():
         cfg = setup_cfg(args)
         with engine.run_directory(cfg, trains=not args.eval_only, keep_record=args.no_train):
-            engine.setup_environment(args, cfg)  # logs the settings, seeds the generators
+            engine.setup_run(args, cfg)  # logs the settings, seeds the generators
             trainer = engine.build_trainer(cfg)
             if args.no_train:
                 return
-            with engine.record_run(trainer, args, command, CODE_PATHS, start):
+            with engine.record_run(trainer, args, command, CODE_PATHS, start_time):
                 if args.eval_only:
                     engine.check_evaluation(trainer, args.model_dir)
                     trainer.load_model(args.model_dir, epoch=args.load_epoch)

@@ -1,8 +1,9 @@
-"""Packages whose names are imported from their modules on first use: a tool that reads logs never loads PyTorch."""
+"""Lazy imports: a package imports a name from its modules on first use, so a tool that reads logs loads no PyTorch."""
 
 from __future__ import annotations
 
 import ast
+import inspect
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -10,15 +11,17 @@ from typing import Any
 
 
 def attach(package: str) -> tuple[Callable[[str], Any], list[str]]:
-    """Return ``__getattr__`` and ``__all__`` of a package: the names that its file imports from its modules.
+    """Return ``__getattr__`` and ``__all__`` for ``package``: its public names, each imported on first use.
 
-    Those under ``TYPE_CHECKING``, where editors follow them, are imported on first use.
+    The public names are those that the package's ``__init__.py`` imports from its own modules under ``TYPE_CHECKING``,
+    where editors and type checkers see them.
     """
-    tree = ast.parse(sys.modules[package].__spec__.loader.get_source(package))
+    tree = ast.parse(inspect.getsource(sys.modules[package]))
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
     modules = {alias.name: node.module for node in imports for alias in node.names}
 
     def __getattr__(name: str) -> Any:
+        """Import a public name from its module; ``AttributeError`` for another name."""
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(import_module(f"{package}.{modules[name]}"), name)

@@ -1,4 +1,4 @@
-"""The lines of ``log.txt`` that hold results, in the format that the field's parsers expect; and reading them back."""
+"""The result lines of ``log.txt``: writing them in the format that the field's parsers expect, and reading them."""
 
 from __future__ import annotations
 
@@ -8,19 +8,15 @@ from pathlib import Path
 
 from dassl.utils import UserError
 
-# Both spellings are looked for by parsers in use (CoOp, Dassl, TaskRes, RPO; MaPLe, PromptSRC, KgCoOp, ProGrad).
+# Parsers of CoOp, Dassl, TaskRes, RPO search for the first line; of MaPLe, PromptSRC, KgCoOp, ProGrad for the second.
 END_OF_TRAINING = ("Finish training", "Finished training")
-RESULT_HEADER = "=> result"
-NUMBER_PATTERN = re.compile(r"[0-9.eE+-]+")  # of Python's floats those that a log has: neither nan nor 1_0
+RESULT_HEADER = "=> result"  # Dassl's
+NUMBER_PATTERN = re.compile(r"[0-9.eE+-]+")  # float() would accept nan and 1_0, too, which no run logs
 
 
 def format_result(total: int, correct: int, macro_f1: float) -> str:
-    """The lines of one evaluation. Percentages have two decimals: with one, 3,925 test images would hide four.
-
-    Args:
-        macro_f1: percent.
-    """
-    accuracy = 100 * correct / total
+    """Return the result lines of one evaluation. ``total`` and ``correct`` count images; ``macro_f1`` is in percent."""
+    accuracy = 100 * correct / total  # two decimals below: with 3,925 test images, one decimal would hide four of them
     return "\n".join(
         (
             RESULT_HEADER,
@@ -34,35 +30,34 @@ def format_result(total: int, correct: int, macro_f1: float) -> str:
 
 
 def format_class_result(label: int, name: str, total: int, correct: int) -> str:
-    name = " ".join(name.splitlines())  # a line of its own could be taken for a result
+    """Return the result line of the class ``name``; ``total`` and ``correct`` are numbers of its images."""
+    name = " ".join(name.splitlines())  # a parser could take a second line for a result
     return f"* class: {label} ({name})\ttotal: {total:,}\tcorrect: {correct:,}\tacc: {100 * correct / total:.2f}%"
 
 
 def read_result(log: Path, keyword: str = "accuracy", test_log: bool = False) -> float | None:
-    """The last ``* <keyword>: <number>%`` of a log, in percent.
+    """Return the number in the last line ``* <keyword>: <number>%`` of a log, in percent, or None.
 
-    Only what follows the end of training counts, so an interrupted run's validation result is never taken for a test
-    result; with ``test_log`` (an ``--eval-only`` run, which trains nothing) whatever follows ``=> result``.
-    Returns None where there is no such line.
-
-    Raises:
-        UserError: the log cannot be read, or that number is no percentage.
+    Lines before the end of training do not count, so a validation result is never taken for a test result. With
+    ``test_log``, for an ``--eval-only`` run, all lines after ``=> result`` count. Raises :class:`UserError` if the log
+    cannot be read, or a number is not between 0 and 100.
     """
     pattern = re.compile(rf"\* {re.escape(keyword)}: (\S+)%")
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError as error:
         raise UserError(f"cannot read {log}: {error.strerror}") from error
-    value, reached = None, False
+    value, is_final = None, False
     for number, line in enumerate(map(str.strip, lines), start=1):
-        reached = reached or (line == RESULT_HEADER if test_log else line in END_OF_TRAINING)
-        if reached and (match := pattern.match(line)):
+        is_final = is_final or (line == RESULT_HEADER if test_log else line in END_OF_TRAINING)
+        if is_final and (match := pattern.match(line)):
             value = _parse_percent(match[1], f"{log}, line {number}")
     return value
 
 
-def _parse_percent(text: str, where: str) -> float:
+def _parse_percent(text: str, location: str) -> float:
+    """Return ``text`` as a number from 0 to 100; :class:`UserError`, with ``location``, if it is none."""
     with contextlib.suppress(ValueError):
         if NUMBER_PATTERN.fullmatch(text) and 0 <= (value := float(text)) <= 100:
             return value
-    raise UserError(f"{where}: {text[:20]}% is no percentage; the log is damaged")
+    raise UserError(f"{location}: {text[:20]}% is not a percentage; the log is damaged")

@@ -1,4 +1,4 @@
-"""Two processes of torchrun do what one does: the same steps, the same results, one log."""
+"""Two processes of torchrun do what one process does: the same steps, the same results, one log."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TUNE = (
     *("DATASET.NUM_SHOTS", 2, "OPTIM.NAME", "sgd", "OPTIM.LR", 0.0003, "DATALOADER.TRAIN_X.BATCH_SIZE", 9),
     *("DATALOADER.TEST.BATCH_SIZE", 128, "TRAIN.PRINT_FREQ", 1, "TRAIN.CHECKPOINT_FREQ", 1),
     *("OPTIM.MAX_EPOCH", 2),
-)  # parts of 4 and 5; 896 test images are 7 batches
+)  # 9 images: 4 for one process, 5 for the other; 896 test images: 7 batches, an odd number
 COOP = (
     *("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 2, "DATALOADER.TRAIN_X.BATCH_SIZE", 5, "TRAIN.PRINT_FREQ", 1),
     *("DATALOADER.TEST.BATCH_SIZE", 128, "TEST.FINAL_MODEL", "best_val"),
@@ -39,20 +39,20 @@ COOP = (
 
 @pytest.fixture
 def command(digits_root, tmp_path):
-    """The arguments of train.py with which ``run`` would call it."""
+    """Return a function that returns the arguments with which the fixture ``run`` would call train.py."""
 
-    def of(*arguments: object, out: str, trainer: str = "CoOp") -> list[str]:
+    def make(*arguments: object, out: str, trainer: str = "CoOp") -> list[str]:
         argv = ["--root", digits_root, "--trainer", trainer, "--seed", 1, "--output-dir", tmp_path / out]
         argv += ["--dataset-config-file", REPOSITORY / "configs/datasets/digits.yaml"]
         argv += ["--config-file", REPOSITORY / "configs/trainers/CoOp/tiny.yaml"]
         return [str(word) for word in [*argv, *arguments]]
 
-    return of
+    return make
 
 
 @pytest.fixture
 def without_openvino(monkeypatch):
-    """As the processes of tests/several.py are."""
+    """Encode images with PyTorch, as the processes of tests/distributed_worker.py do."""
     monkeypatch.setattr(encoder, "_has_openvino", lambda: False)
     encoder.build_image_encoder.cache_clear()
     yield
@@ -60,31 +60,33 @@ def without_openvino(monkeypatch):
 
 
 def torchrun(*arguments: object) -> subprocess.CompletedProcess:
-    """Two processes of a script."""
+    """Run a script in two processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += map(str, arguments)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
 
 
-def lines_of(log: str) -> list[str]:
-    """What a log says, without times and names of folders."""
-    kept = re.sub(r"time \S+ \(\S+\) data \S+ \(\S+\)|eta \S+", "", log).split("Loading trainer")[1].splitlines()
-    return [line for line in kept if "/" not in line.replace("[1/", "").replace("[2/", "") and "Elapsed" not in line]
+def stable_lines(log: str) -> list[str]:
+    """Return the lines of a log that do not depend on times and folders."""
+    lines = re.sub(r"time \S+ \(\S+\) data \S+ \(\S+\)|eta \S+", "", log).split("Loading trainer")[1].splitlines()
+    return [line for line in lines if "/" not in line.replace("[1/", "").replace("[2/", "") and "Elapsed" not in line]
 
 
-def same_tensors(one: Path, two: Path) -> None:
-    mine, theirs = tensors(one), tensors(two)
-    assert mine.keys() == theirs.keys()
-    for key in mine:
-        torch.testing.assert_close(mine[key], theirs[key], rtol=0, atol=1e-5)
+def assert_close_checkpoints(one: Path, two: Path) -> None:
+    """Check that two checkpoints hold the same tensors up to rounding."""
+    first, second = tensors(one), tensors(two)
+    assert first.keys() == second.keys()
+    for key in first:
+        torch.testing.assert_close(first[key], second[key], rtol=0, atol=1e-5)
 
 
-def same_results(one: Run, two: Run, model: str) -> None:
+def assert_same_results(one: Run, two: Run, model: str) -> None:
+    """Check that runs in one and in two processes left the same files, log lines, results and ``model``."""
     for name in [path.name for path in (one.folder / model).glob("model*")] if model else []:
-        same_tensors(one.folder / model / name, two.folder / model / name)
+        assert_close_checkpoints(one.folder / model / name, two.folder / model / name)
     assert set(listdir_nohidden(one.folder / model)) == set(listdir_nohidden(two.folder / model))
-    assert lines_of(one.log) == lines_of(two.log)
+    assert stable_lines(one.log) == stable_lines(two.log)
     for key in ("accuracy", "correct", "total", "macro_f1", "splits"):
         assert one.record[key] == two.record[key]
     assert (one.record.get("processes"), two.record["processes"]) == (None, 2)
@@ -92,46 +94,46 @@ def same_results(one: Run, two: Run, model: str) -> None:
 
 
 def test_two_processes_do_what_one_does(run, command, tmp_path, without_openvino):
-    """One test, since processes take longer to start than anything here."""
-    zero = ("DATALOADER.TEST.BATCH_SIZE", 128)
+    """One test for all methods, since processes take longer to start than the runs take."""
+    test_batch = ("DATALOADER.TEST.BATCH_SIZE", 128)
     runs = {
         "tune": ("CLIPFineTune", "clip", TUNE),
         "coop": ("CoOp", "prompt_learner", COOP),
-        "zero": ("ZeroshotCLIP", "", zero),
-        "probe": ("LinearProbe", "linear_probe", ("DATASET.NUM_SHOTS", 1, *zero)),
+        "zero": ("ZeroshotCLIP", "", test_batch),
+        "probe": ("LinearProbe", "linear_probe", ("DATASET.NUM_SHOTS", 1, *test_batch)),
     }
-    todo = [
+    commands = [
         ("gradients", []),
         *((name, command(*settings, trainer=trainer, out=f"{name}2")) for name, (trainer, _, settings) in runs.items()),
-        ("own_loop", command(*COOP, out="own_loop")),
-        ("unaveraged", command(*COOP, out="unaveraged")),
+        ("custom_loop", command(*COOP, out="custom_loop")),
+        ("local_gradients", command(*COOP, out="local_gradients")),
         ("killed", command(*TUNE, out="killed")),
     ]
-    (tmp_path / "commands.json").write_text(json.dumps(todo))
-    ended = torchrun(REPOSITORY / "tests/several.py", tmp_path / "commands.json")
-    assert ended.returncode == 1
-    codes = dict(re.findall(r"^(\w+) ended in (\d+)$", ended.stdout, re.MULTILINE))
-    assert codes == {**dict.fromkeys(("gradients", *runs, "own_loop"), "0"), "unaveraged": "2"}, ended.stderr
-    assert "Signal 9 (SIGKILL)" in ended.stderr  # torchrun's own report
+    (tmp_path / "commands.json").write_text(json.dumps(commands))
+    finished = torchrun(REPOSITORY / "tests/distributed_worker.py", tmp_path / "commands.json")
+    assert finished.returncode == 1
+    codes = dict(re.findall(r"^(\w+) ended in (\d+)$", finished.stdout, re.MULTILINE))
+    assert codes == {**dict.fromkeys(("gradients", *runs, "custom_loop"), "0"), "local_gradients": "2"}, finished.stderr
+    assert "Signal 9 (SIGKILL)" in finished.stderr  # torchrun's own report
     for name, (trainer, model, settings) in runs.items():
         one = run(*settings, trainer=trainer, out=name)
         assert one.code == 0, one.error
-        same_results(one, Run(0, tmp_path / f"{name}2", ""), model)
+        assert_same_results(one, Run(0, tmp_path / f"{name}2", ""), model)
     assert "Processes: 2, each" in (tmp_path / "tune2/log.txt").read_text()
     assert load_checkpoint(tmp_path / "tune2/clip/model.pth.tar-2")["processes"] == [2]
-    same_tensors(*(tmp_path / name / "prompt_learner/model.pth.tar-2" for name in ("coop", "own_loop")))
+    assert_close_checkpoints(*(tmp_path / name / "prompt_learner/model.pth.tar-2" for name in ("coop", "custom_loop")))
     mistake = "it steps an optimizer by gradients that model_backward has not averaged"
-    assert re.search(rf"^error: .*{mistake}", ended.stderr, re.MULTILINE)
-    assert mistake in (tmp_path / "unaveraged/log.txt").read_text()
-    for name in ("unaveraged", "killed"):
+    assert re.search(rf"^error: .*{mistake}", finished.stderr, re.MULTILINE)
+    assert mistake in (tmp_path / "local_gradients/log.txt").read_text()
+    for name in ("local_gradients", "killed"):
         assert not (tmp_path / name / "result.json").exists()
     resumed = torchrun(REPOSITORY / "train.py", *command(*TUNE, out="killed"))
     assert resumed.returncode == 0, resumed.stderr
-    whole, parts = (Run(0, tmp_path / name, "") for name in ("tune", "killed"))
-    assert set(re.findall(r"epoch \[(\d)/2\]", parts.log)) == {"2"}
-    same_tensors(*(each.folder / "clip/model.pth.tar-2" for each in (whole, parts)))
-    assert whole.record["correct"] == parts.record["correct"]
-    assert parts.record["processes"] == 2
+    unbroken, resumed_run = (Run(0, tmp_path / name, "") for name in ("tune", "killed"))
+    assert set(re.findall(r"epoch \[(\d)/2\]", resumed_run.log)) == {"2"}
+    assert_close_checkpoints(*(each.folder / "clip/model.pth.tar-2" for each in (unbroken, resumed_run)))
+    assert unbroken.record["correct"] == resumed_run.record["correct"]
+    assert resumed_run.record["processes"] == 2
 
 
 # ---- in one process ----
@@ -139,7 +141,7 @@ def test_two_processes_do_what_one_does(run, command, tmp_path, without_openvino
 
 @pytest.fixture
 def as_rank(monkeypatch):
-    """Make this process one of several, as far as it is only asked which."""
+    """Return a function that gives this process a rank and a world size, without other processes."""
 
     def become(rank: int, size: int) -> None:
         monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
@@ -150,22 +152,22 @@ def as_rank(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [2, 5])
-def test_the_shards_of_all_processes_are_the_batch_and_the_epoch(as_rank, size):
+def test_the_shards_of_all_processes_make_up_each_batch_and_the_epoch(as_rank, size):
     sampler = ShardedBatchSampler(range(23), 7, drop_last=False)
-    whole = list(sampler)
-    shares = {}
+    expected = list(sampler)
+    shards = {}
     for sampler.by in ("images", "batches"):
         for rank in range(size):
             as_rank(rank, size)
-            shares[sampler.by, rank] = list(sampler)
-            assert len(sampler) == len(shares[sampler.by, rank])
-    parts = [[shares["images", rank][at] for rank in range(size)] for at in range(len(whole))]
-    assert [[*itertools.chain(*of)] for of in parts] == whole
-    assert all(max(map(len, of)) - min(map(len, of)) <= 1 for of in parts)
-    assert sorted(batch for rank in range(size) for batch in shares["batches", rank]) == whole
+            shards[sampler.by, rank] = list(sampler)
+            assert len(sampler) == len(shards[sampler.by, rank])
+    batches = [[shards["images", rank][i] for rank in range(size)] for i in range(len(expected))]
+    assert [[*itertools.chain(*batch)] for batch in batches] == expected
+    assert all(max(map(len, batch)) - min(map(len, batch)) <= 1 for batch in batches)
+    assert sorted(batch for rank in range(size) for batch in shards["batches", rank]) == expected
 
 
-def test_a_loader_is_sharded_in_the_engines_own_loop_alone(as_rank):
+def test_a_loader_is_sharded_only_in_the_engines_loop(as_rank):
     as_rank(1, 2)
     trainer, seen = object.__new__(TrainerXU), []
     loaders = [DataLoader(range(12), batch_sampler=ShardedBatchSampler(range(12), 6, False)) for _ in range(2)]
@@ -182,23 +184,23 @@ def test_a_loader_is_sharded_in_the_engines_own_loop_alone(as_rank):
     assert [len(indices) for indices in loaders[0].batch_sampler] == [6, 6]
 
 
-def test_parts_of_labelled_and_unlabelled_batches_must_weigh_the_same(as_rank, monkeypatch):
-    def shares(*batches: int) -> list[float]:
-        found = []
+def test_shards_of_labelled_and_unlabelled_batches_must_have_the_same_loss_weight(as_rank, monkeypatch):
+    def weights(*batches: int) -> list[float]:
+        weights = []
         for rank in range(3):
             as_rank(rank, 3)
-            parts = [len(distributed.shard(range(size))) for size in batches]
+            sizes = [len(distributed.shard(range(size))) for size in batches]
             monkeypatch.setattr(distributed.dist, "all_reduce", lambda total: total.copy_(torch.tensor(batches)))
-            found.append(distributed.local_loss_weight(*parts))
-        return found
+            weights.append(distributed.local_loss_weight(*sizes))
+        return weights
 
-    assert shares(6, 12) == [1, 1, 1]
-    assert shares(5) == shares(5, 5) == [0.6, 1.2, 1.2]
+    assert weights(6, 12) == [1, 1, 1]
+    assert weights(5) == weights(5, 5) == [0.6, 1.2, 1.2]
     with pytest.raises(UserError, match="must be the same, or a multiple of the 3 processes"):
-        shares(6, 5)
+        weights(6, 5)
 
 
-def test_a_batch_has_an_image_for_each_process(as_rank, digits_root):
+def test_a_batch_with_fewer_images_than_processes_is_refused(as_rank, digits_root):
     as_rank(0, 3)
     cfg = train.setup_cfg(train.parse_args(["--trainer", "CoOp", "DATASET.NAME", "Digits", "SEED", "1"]))
     for images, batch_size in (4, 2), (2, 4):
@@ -206,7 +208,7 @@ def test_a_batch_has_an_image_for_each_process(as_rank, digits_root):
             build_data_loader(cfg, data_source=[*range(images)], batch_size=batch_size)
 
 
-def test_other_launchers_processes_run_alone(monkeypatch):
+def test_processes_of_another_launcher_run_alone(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
@@ -214,16 +216,16 @@ def test_other_launchers_processes_run_alone(monkeypatch):
         assert (distributed.get_world_size(), distributed.is_main_process()) == (1, True)
 
 
-def test_processes_that_do_not_find_each_other_say_so(monkeypatch):
+def test_processes_that_cannot_connect_end_in_a_message(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(UserError, match="do not find each other: .*RANK"), distributed.process_group():
+    with pytest.raises(UserError, match="the processes of the run cannot connect: .*RANK"), distributed.process_group():
         pass
 
 
-def test_the_record_of_a_run_that_went_on_with_another_number_of_processes_tells_all(run):
+def test_a_run_resumed_with_another_number_of_processes_records_all_numbers(run):
     short = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", True)
     first = run(*short)
     path = first.folder / "prompt_learner/model.pth.tar-1"

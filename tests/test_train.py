@@ -1,4 +1,4 @@
-"""Whole runs: what they leave behind, and that they are the same each time."""
+"""Whole runs of train.py: the files they leave, and that equal commands give equal results."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from dassl.log_format import END_OF_TRAINING
 from tests.common import REPOSITORY, assert_same_tensors, tensors
 from trainers.coop import CoOp
 
-TEST_SCANS = 896
+TEST_SCANS = 896  # test images of the digits
 SHORT = ("DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 2)
 
 
-def test_zero_shot_reads_real_digits_with_or_without_eval_only(run):
+def test_zero_shot_classifies_digits_with_or_without_eval_only(run):
     result = run("--eval-only", "TEST.COMPUTE_CMAT", True, trainer="ZeroshotCLIP")
     assert result.code == 0
     assert float(result.accuracy) > 70  # chance is 10
@@ -39,7 +39,7 @@ def test_prompt_ensembling_adds_the_template_of_the_data_set(run, choice, count)
     assert float(result.accuracy) > 70
 
 
-def test_on_imagenet_the_selected_templates_are_all_there_are(run, imagenet_root):
+def test_prompt_ensembling_on_imagenet_uses_the_selected_templates_alone(run, imagenet_root):
     data = ("--root", imagenet_root, "--dataset-config-file", REPOSITORY / "configs/datasets/imagenet.yaml")
     assert "Prompt ensembling (n=7)" in run(*data, "--eval-only", trainer="ZeroshotCLIP2").log
 
@@ -52,7 +52,7 @@ def test_coop_learns_from_few_shots(run):
     assert float(few_shot.accuracy) > float(zero_shot.accuracy)
 
 
-def test_a_run_leaves_what_is_promised(run):
+def test_a_run_leaves_its_config_log_checkpoints_and_record(run):
     result = run(*SHORT, "TEST.FINAL_MODEL", "best_val")
     files = {"config.yaml", "log.txt", "prompt_learner", "result.json", "tensorboard"}
     assert {path.name for path in result.folder.iterdir()} == {*files, ".lock"}
@@ -62,8 +62,8 @@ def test_a_run_leaves_what_is_promised(run):
     assert result.log.count("Evaluate on the *val* set\n=> result\n* total: 20") == 2
     assert result.log.count("Evaluate on the *test* set") == 1
     checkpoint = torch.load(result.checkpoint(2), weights_only=True)
-    theirs = {"state_dict", "epoch", "optimizer", "scheduler", "val_result"}
-    assert set(checkpoint) == {*theirs, "random", "best_result", "origin"}
+    dassl_keys = {"state_dict", "epoch", "optimizer", "scheduler", "val_result"}
+    assert set(checkpoint) == {*dassl_keys, "random", "best_result", "origin"}
     assert set(checkpoint["state_dict"]) == {"ctx", "token_prefix", "token_suffix"}
     record = result.record
     assert record["trainable_parameters"] == checkpoint["state_dict"]["ctx"].numel()
@@ -93,15 +93,15 @@ def test_the_log_has_the_lines_that_parsers_look_for(run):
 
 
 @pytest.mark.parametrize("trainer", ["CoOp", "CoCoOp", "CLIPAdapter", "TipAdapterF"])
-def test_the_rate_that_is_logged_was_in_force_and_changes_with_the_epoch(run, trainer):
+def test_the_logged_learning_rate_is_that_of_the_batch_and_changes_with_the_epoch(run, trainer):
     """Two batches an epoch: warm-up, then cosine over 3 epochs."""
     batches = ("DATASET.NUM_SHOTS", 1, "DATALOADER.TRAIN_X.BATCH_SIZE", 5, "TRAIN.PRINT_FREQ", 1, "OPTIM.MAX_EPOCH", 3)
     rates = re.findall(r"lr (\S+) eta", run(*batches, "TEST.NO_TEST", True, trainer=trainer).log)
     assert rates == ["1.0000e-05", "1.0000e-05", "2.0000e-03", "2.0000e-03", "1.5000e-03", "1.5000e-03"]
 
 
-def test_the_same_command_gives_the_same_tensors_whatever_the_workers(run):
-    """And whether CLIP is loaded for this seed or in memory."""
+def test_the_same_command_gives_the_same_tensors_with_any_number_of_workers(run):
+    """CLIP is loaded for the first run, and in memory for the second one."""
     augmented = (*SHORT, "INPUT.TRANSFORMS", '["random_resized_crop","random_flip","normalize"]')
     first = run(*augmented, out="first", seed=3)
     second = run(*augmented, "DATALOADER.NUM_WORKERS", 2, out="second", seed=3)
@@ -127,7 +127,7 @@ def test_a_rerun_leaves_only_its_own_result_where_parsers_read(run):
     assert len(list(first.folder.glob("result.json-*"))) == 1
 
 
-def test_other_settings_do_not_go_on_from_another_runs_checkpoints_unless_forced(run):
+def test_a_resume_from_another_folder_with_other_settings_is_refused_unless_forced(run):
     longer = ("--resume", run(*SHORT).folder, *SHORT, "OPTIM.MAX_EPOCH", 3)
     refused = run(*longer, out="longer")
     assert refused.code == 2
@@ -138,18 +138,18 @@ def test_other_settings_do_not_go_on_from_another_runs_checkpoints_unless_forced
     assert "MAX_EPOCH: 3\n" in (forced.folder / "config.yaml").read_text()
 
 
-def test_nothing_makes_old_checkpoints_pass_for_a_run_with_other_settings(run, tmp_path):
+def test_old_checkpoints_are_never_taken_for_those_of_a_run_with_other_settings(run, tmp_path):
     first, second = run(*SHORT), run(*SHORT, out="second")
     old, other = first.log, ("DATASET.NUM_SHOTS", 4)
     assert "no checkpoint to resume from" in run("--resume", tmp_path / "absent", *SHORT, *other).error
     assert "DATASET.NUM_SHOTS 2 -> 4." in run(*SHORT, *other).error
-    assert "did not go on from" in run("--resume", second.folder, *SHORT, *other).error
+    assert "was not resumed from" in run("--resume", second.folder, *SHORT, *other).error
     assert first.log == old
     (first.folder / "config.yaml").unlink()
-    assert "no config.yaml that tells their settings" in run(*SHORT).error
+    assert "no config.yaml with their settings" in run(*SHORT).error
 
 
-def test_without_a_seed_one_is_drawn_with_which_the_same_command_goes_on(run):
+def test_without_a_seed_a_run_draws_one_which_the_same_command_takes_again(run):
     first = run(*SHORT, seed=-1)
     seed, accuracy = first.record["seed"], first.accuracy
     assert f"Setting fixed seed: {seed}" in first.log
@@ -158,7 +158,7 @@ def test_without_a_seed_one_is_drawn_with_which_the_same_command_goes_on(run):
     assert run(*SHORT, seed=-1, out="other").record["seed"] != seed >= 0
 
 
-def test_a_finished_run_of_the_same_command_is_skipped_if_asked_for(run, tmp_path):
+def test_skip_finished_skips_a_finished_run_of_the_same_command(run, tmp_path):
     config = tmp_path / "more.yaml"
     config.write_text("TRAIN:\n  PRINT_FREQ: 1\n")
     tiny = ("INPUT.SIZE", "(32, 32)", "MODEL.BACKBONE.NAME", "tiny")
@@ -167,19 +167,19 @@ def test_a_finished_run_of_the_same_command_is_skipped_if_asked_for(run, tmp_pat
     log = first.folder / "log.txt"
     assert "--skip-finished" not in first.record["command"]
 
-    def is_done_again(*arguments):
+    def runs_again(*arguments):
         before = log.stat().st_mtime_ns
         assert run(*arguments).code == 0
         return log.stat().st_mtime_ns != before
 
-    assert not is_done_again(*command)
-    assert is_done_again(*command, "TEST.PER_CLASS_RESULT", "True")
-    assert is_done_again(*command)
+    assert not runs_again(*command)
+    assert runs_again(*command, "TEST.PER_CLASS_RESULT", "True")
+    assert runs_again(*command)
     os.utime(config, (time.time() + 10, time.time() + 10))
-    assert is_done_again(*command)
+    assert runs_again(*command)
 
 
-def test_a_trainer_that_builds_on_coop_keeps_its_settings(run):
+def test_a_subclass_of_coop_keeps_coops_config_node(run):
     @TRAINER_REGISTRY.register(force=True)
     class CoOpChild(CoOp):
         @classmethod
@@ -199,7 +199,7 @@ def test_initial_weights_of_another_shape_are_refused(run):
     assert run("--eval-only", *SHORT, *start, "TRAINER.COOP.N_CTX", 4).accuracy == four.accuracy
 
 
-def test_eval_only_repeats_the_result_of_a_run(run):
+def test_eval_only_gives_the_result_of_the_run(run):
     trained = run(*SHORT, "TRAIN.CHECKPOINT_FREQ", 1)
     assert run(*SHORT, "--eval-only", "--model-dir", trained.folder, out="newest").code == 2  # flags come first
     newest = run("--eval-only", "--model-dir", trained.folder, *SHORT, out="newest")
@@ -208,7 +208,7 @@ def test_eval_only_repeats_the_result_of_a_run(run):
     assert 'model.pth.tar-1" (epoch = 1)' in first.log
 
 
-def test_a_context_learned_on_some_classes_serves_others(run):
+def test_a_context_trained_on_base_classes_is_evaluated_on_new_classes(run):
     base = run(*SHORT, "DATASET.SUBSAMPLE_CLASSES", "base", out="base")
     new = run("--eval-only", "--model-dir", base.folder, *SHORT, "DATASET.SUBSAMPLE_CLASSES", "new", out="new")
     assert new.code == 0

@@ -1,28 +1,24 @@
-"""Every key and its default. A trainer adds a node of its own under TRAINER (see ``TrainerBase.extend_cfg``)."""
+"""Every config key and its default. A trainer adds its node under TRAINER (see ``TrainerBase.extend_cfg``)."""
 
 from yacs.config import CfgNode as CN
 
-# Nothing here reads these. Dassl has them, so code of the field may; TRAIN.CUDA_GRAPH stands in earlier commands.
-UNUSED_KEYS = ("DATASET.ALL_AS_UNLABELED", "DATASET.CIFAR_C_LEVEL", "DATASET.CIFAR_C_TYPE", "DATASET.NUM_LABELED")
-UNUSED_KEYS += (
-    "DATASET.STL10_FOLD",
-    "DATASET.VAL_PERCENT",
-    "MODEL.HEAD.ACTIVATION",
-    "MODEL.HEAD.BN",
-    "MODEL.HEAD.DROPOUT",
+# Keys that this package does not read. Third-party code may read Dassl's; earlier commands set TRAIN.CUDA_GRAPH.
+UNUSED_KEYS = (
+    *("DATASET.ALL_AS_UNLABELED", "DATASET.CIFAR_C_LEVEL", "DATASET.CIFAR_C_TYPE", "DATASET.NUM_LABELED"),
+    *("DATASET.STL10_FOLD", "DATASET.VAL_PERCENT", "MODEL.HEAD.ACTIVATION", "MODEL.HEAD.BN", "MODEL.HEAD.DROPOUT"),
+    *("MODEL.HEAD.HIDDEN_LAYERS", "MODEL.HEAD.NAME", "TRAIN.CUDA_GRAPH"),
 )
-UNUSED_KEYS += ("MODEL.HEAD.HIDDEN_LAYERS", "MODEL.HEAD.NAME", "TRAIN.CUDA_GRAPH")
 
 
 def get_cfg_default() -> CN:
-    """A fresh config with the defaults below."""
+    """Return a new config with the default of every key. A key that Dassl has keeps Dassl's default."""
     cfg = CN()
     cfg.VERSION = 1
     cfg.OUTPUT_DIR = "./output"  # log.txt, result.json, checkpoints, tensorboard
-    cfg.RESUME = ""  # a run's folder; empty, or once OUTPUT_DIR holds checkpoints: OUTPUT_DIR
-    cfg.FORCE_RESUME = False  # True: go on from checkpoints that were made with other settings
-    cfg.SEED = -1  # 0 is a seed; negative: train.py draws one and logs it
-    cfg.USE_CUDA = True  # where there is one
+    cfg.RESUME = ""  # folder of the run to resume; ignored, like "", where OUTPUT_DIR holds checkpoints
+    cfg.FORCE_RESUME = False  # True: resume from checkpoints that were made with other settings
+    cfg.SEED = -1  # negative: train.py draws a seed and logs it
+    cfg.USE_CUDA = True  # if there is a GPU
     cfg.VERBOSE = True
 
     cfg.INPUT = _input_node()
@@ -32,21 +28,25 @@ def get_cfg_default() -> CN:
     cfg.OPTIM = _optim_node()
 
     cfg.MODEL = CN()
-    cfg.MODEL.INIT_WEIGHTS = ""  # a checkpoint to start the trained parameters from
+    cfg.MODEL.INIT_WEIGHTS = ""  # checkpoint file with the initial values of the trained parameters
     cfg.MODEL.BACKBONE = CN()
     cfg.MODEL.BACKBONE.NAME = ""
-    cfg.MODEL.BACKBONE.WEIGHTS = ""  # a local file; empty: the weights that belong to NAME
+    cfg.MODEL.BACKBONE.WEIGHTS = ""  # local file; empty: the weights that belong to NAME
     cfg.MODEL.BACKBONE.PRETRAINED = True
-    cfg.MODEL.BACKBONE.ACTIVATIONS_GB = 1.2  # kept of a step for its backward pass; more is computed a second time
+    # Activations of the text encoder that a step keeps for its backward pass; it recomputes the others. The default
+    # holds those of ImageNet's 1,000 classes (4,300 tokens, 270 kB each).
+    cfg.MODEL.BACKBONE.ACTIVATIONS_GB = 1.2
     cfg.MODEL.HEAD = CN({"NAME": "", "HIDDEN_LAYERS": (), "ACTIVATION": "relu", "BN": True, "DROPOUT": 0.0})
 
     cfg.TRAIN = CN()
-    cfg.TRAIN.CHECKPOINT_FREQ = 0  # epochs; 0: after the last epoch only
-    cfg.TRAIN.KEEP_CHECKPOINTS = 0  # of CHECKPOINT_FREQ's, the last ones; 0: all. The best one stays in any case
-    cfg.TRAIN.CHECKPOINT_MINUTES = 5.0  # without any, an epoch's end leaves one that the next replaces; 0: never
-    cfg.TRAIN.PRINT_FREQ = 10  # batches
+    cfg.TRAIN.CHECKPOINT_FREQ = 0  # epochs between checkpoints; 0: one after the last epoch only
+    cfg.TRAIN.KEEP_CHECKPOINTS = 0  # number of the newest checkpoints that stay, beside the best one; 0: all
+    # Minutes after the last checkpoint when the end of an epoch saves one, which the next replaces; 0: never. A kill
+    # costs at most this long and an epoch.
+    cfg.TRAIN.CHECKPOINT_MINUTES = 5.0
+    cfg.TRAIN.PRINT_FREQ = 10  # batches between log lines
     cfg.TRAIN.CUDA_GRAPH = False
-    cfg.TRAIN.COUNT_ITER = "train_x"  # the loader that sets the length of an epoch
+    cfg.TRAIN.COUNT_ITER = "train_x"  # loader whose length is that of an epoch
 
     cfg.TEST = CN()
     cfg.TEST.EVALUATOR = "Classification"
@@ -55,7 +55,7 @@ def get_cfg_default() -> CN:
     cfg.TEST.NO_TEST = False
     cfg.TEST.SPLIT = "test"  # or val
     cfg.TEST.FINAL_MODEL = "last_step"  # or best_val
-    cfg.TEST.LOGITS_GB = 1.0  # CoCoOp: of class features, which differ from image to image, at a time
+    cfg.TEST.LOGITS_GB = 1.0  # CoCoOp: memory for class features, which differ between images; about what CLIP takes
 
     cfg.TRAINER = CN()
     cfg.TRAINER.NAME = ""
@@ -63,7 +63,7 @@ def get_cfg_default() -> CN:
 
 
 def fill_defaults(cfg: CN) -> CN:
-    """Return ``cfg``; where it lacks keys, a copy that has them, frozen if ``cfg`` is."""
+    """Return ``cfg`` if it has every key, else a copy with defaults for the missing keys, frozen if ``cfg`` is."""
     complete = cfg.clone()
     complete.defrost()
     _fill_node(complete, get_cfg_default())
@@ -73,6 +73,7 @@ def fill_defaults(cfg: CN) -> CN:
 
 
 def _fill_node(cfg: CN, defaults: CN) -> None:
+    """Add the keys of ``defaults`` that ``cfg`` does not have, in all nodes."""
     for key, value in defaults.items():
         if key not in cfg:
             cfg[key] = value
@@ -81,11 +82,12 @@ def _fill_node(cfg: CN, defaults: CN) -> None:
 
 
 def _input_node() -> CN:
+    """Return the keys below INPUT: the size and the transforms of images."""
     node = CN()
     node.SIZE = (224, 224)
     node.INTERPOLATION = "bilinear"  # or bicubic, nearest
     node.RESIZE = "crop"  # of test images: the smaller edge to SIZE, then the centre; or squash: both edges to SIZE
-    node.TRANSFORMS = ()  # dassl/data/transforms/transforms.py lists them
+    node.TRANSFORMS = ()  # names in dassl/data/transforms/transforms.py
     node.NO_TRANSFORM = False
     node.PIXEL_MEAN = [0.485, 0.456, 0.406]  # ImageNet's
     node.PIXEL_STD = [0.229, 0.224, 0.225]
@@ -108,26 +110,27 @@ def _input_node() -> CN:
 
 
 def _dataset_node() -> CN:
+    """Return the keys below DATASET: the data set, its files and its splits."""
     node = CN()
     node.ROOT = "./data"
     node.NAME = ""
     node.SOURCE_DOMAINS = ()
     node.TARGET_DOMAINS = ()
     node.NUM_LABELED = -1
-    node.NUM_SHOTS = -1  # images a class; below 1: all of them
+    node.NUM_SHOTS = -1  # training images of each class; below 1: all of them
     node.SUBSAMPLE_CLASSES = "all"  # or base, new: the first or second half of the classes
-    node.TEMPLATE = "a photo of a {}."  # what zero-shot says of a class of this dataset
-    # True: where a data set has no validation images, as ImageNet, the test images are, as in the original: best_val
-    # then selects on test images. False: training images that the few shots leave over.
+    node.TEMPLATE = "a photo of a {}."  # zero-shot prompt for the class names of this data set
+    # For a data set without validation images, as ImageNet. True: validate on test images, as the original CoOp does,
+    # so that best_val selects on test images. False: validate on training images that are not among the shots.
     node.VAL_IS_TEST = False
     node.VAL_PERCENT = 0.1
-    node.SKIP_BAD_IMAGES = False  # True: results over fewer images than a split has, where some cannot be read
-    node.FOLDER = ""  # ImageFolder, Captions: the folder below ROOT that holds the images; empty: ROOT itself
-    node.CLASSNAMES = ""  # ImageFolder: a file below FOLDER with lines "<folder> <class name>"; empty: folders' names
-    node.TEST_PERCENT = 0.5  # ImageFolder, Captions: the part (of each class) for testing, where the data does not tell
-    node.FOLLOW_LINKS = False  # True: also links among the images that lead out of ROOT and of the data set's folder
-    node.CAPTIONS = "captions.json"  # Captions: a file below FOLDER: JSON, or a table with a header
-    node.CAPTIONS_VAL = ""  # with CAPTIONS_TEST: files of their own for validation and testing
+    node.SKIP_BAD_IMAGES = False  # True: leave out images that cannot be read, also from results
+    node.FOLDER = ""  # ImageFolder, Captions: folder of the images below ROOT; empty: ROOT itself
+    node.CLASSNAMES = ""  # ImageFolder: file below FOLDER with lines "<folder> <class name>"; empty: the folders' names
+    node.TEST_PERCENT = 0.5  # ImageFolder, Captions: share (of each class) for testing, where the data has no split
+    node.FOLLOW_LINKS = False  # True: follow links among the images out of ROOT and of the data set's folder
+    node.CAPTIONS = "captions.json"  # Captions: file below FOLDER: JSON, or a table with a header
+    node.CAPTIONS_VAL = ""  # with CAPTIONS_TEST: the files of the validation and the test split
     node.CAPTIONS_TEST = ""
     node.STL10_FOLD = -1
     node.CIFAR_C_TYPE = ""
@@ -137,6 +140,7 @@ def _dataset_node() -> CN:
 
 
 def _dataloader_node() -> CN:
+    """Return the keys below DATALOADER: workers, samplers and batch sizes."""
     node = CN()
     node.NUM_WORKERS = 4
     node.K_TRANSFORMS = 1  # augmented views of each training image
@@ -155,17 +159,18 @@ def _dataloader_node() -> CN:
 
 
 def _features_node() -> CN:
-    """For methods that never change the image encoder: its features are computed once and kept."""
+    """Return the keys below FEATURES: the cache of image features, for methods whose image encoder is frozen."""
     node = CN()
-    node.ENABLED = True  # False: nothing is kept, each image is encoded whenever it is needed; the results are the same
+    node.ENABLED = True  # False: encode each image whenever it is needed; the results are the same
     node.CACHE_DIR = ""  # empty: coop-dassl in the user's cache folder
-    node.MAX_GB = 20.0  # the least recently used are removed beyond that
-    node.VIEWS = 0  # random draws a training image, taken in turn; 0: a new one in every epoch, as in the original
-    node.PREC = ""  # bf16: faster, not as exact, where the processor has it; empty: the trainer's precision
+    node.MAX_GB = 20.0  # the least recently used features beyond it are removed; holds about 10 million of ViT-B/16
+    node.VIEWS = 0  # augmented views of each training image, used in turn; 0: a new view in every epoch, as in CoOp
+    node.PREC = ""  # bf16: faster and less exact, if the processor supports it; empty: the trainer's precision
     return node
 
 
 def _optim_node() -> CN:
+    """Return the keys below OPTIM: the optimizer and the schedule of its learning rate."""
     node = CN()
     node.NAME = "adam"
     node.LR = 0.0003
@@ -187,5 +192,5 @@ def _optim_node() -> CN:
     node.WARMUP_TYPE = "linear"  # or constant
     node.WARMUP_CONS_LR = 1e-5
     node.WARMUP_MIN_LR = 1e-5
-    node.WARMUP_RECOUNT = True  # the schedule starts after the warm-up, not under it
+    node.WARMUP_RECOUNT = True  # True: the schedule starts after the warm-up; False: with it
     return node

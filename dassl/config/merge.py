@@ -1,4 +1,4 @@
-"""Merging YAML files and command-line overrides into a config, with errors that name the key and the hint."""
+"""Merge YAML files and command-line overrides into a config; an error names the key, its source and what it takes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from yacs.config import CfgNode as CN
 
 from dassl.utils import UserError, is_utf8, suggest_name
 
-TYPE_NAMES = {
+TYPE_NAMES = {  # in error messages
     bool: "True or False",
     int: "a whole number",
     float: "a number",
@@ -22,16 +22,13 @@ TYPE_NAMES = {
     tuple: "a list",
     list: "a list",
 }
-MAX_SHOWN = 100  # letters of a value that a message shows
-MAX_YAML_ENTRIES = 100_000  # entries of a YAML file, aliases written out
+MAX_SHOWN = 100  # characters of a value that a message shows, so that it stays on one line of a wide terminal
+MAX_YAML_ENTRIES = 100_000  # far above any config; nested aliases of a few lines could expand to fill the memory
 
 
 def merge_file(cfg: CN, path: str | os.PathLike) -> None:
-    """Merge a YAML file into ``cfg``.
-
-    Raises:
-        UserError: no such file, not YAML, an unknown key, or a value of the wrong type.
-    """
+    """Merge the YAML file at ``path`` into ``cfg``.
+    Raises :class:`UserError` if the file is missing or not YAML, a key is unknown, or a value has the wrong type."""
     if not Path(path).is_file():
         folder = Path(path).parent
         known = [p.name for p in folder.glob("*.yaml")] if folder.is_dir() else []
@@ -41,30 +38,31 @@ def merge_file(cfg: CN, path: str | os.PathLike) -> None:
         return
     if not isinstance(loaded, dict):
         raise UserError(f"{path} is not a YAML mapping of config keys")
-    written = dict(flatten(read_yaml(path, as_text=True)))
+    texts = dict(flatten(read_yaml(path, as_text=True)))
     for key, value in flatten(loaded):
-        _merge_value(cfg, key, value, str(path), written.get(key, value))
+        _merge_value(cfg, key, value, str(path), texts.get(key, value))
 
 
 def merge_options(cfg: CN, options: list[str]) -> None:
-    """Merge command-line overrides, ``["OPTIM.LR", "0.01", …]``, into ``cfg``; errors as in :func:`merge_file`."""
+    """Merge the command line's KEY VALUE pairs, ``["OPTIM.LR", "0.01", …]``, into ``cfg``.
+    Raises :class:`UserError` as :func:`merge_file` does, or if ``options`` has a flag or an odd number of words."""
     if flags := [option for option in options if option.startswith("--")]:
         raise UserError(f"{flags[0]} stands among the KEY VALUE pairs; flags go before them")
     if len(options) % 2:
-        raise UserError(f'overrides come in pairs, KEY VALUE; the last one, "{options[-1]}", stands alone')
+        raise UserError(f'overrides come in pairs, KEY VALUE; the last one, "{options[-1]}", is not in a pair')
     for key, value in zip(options[::2], options[1::2], strict=True):
         _merge_value(cfg, key, value, "the command line", value)
 
 
 def merge_flag(cfg: CN, key: str, value: Any) -> None:
-    """Put what a flag gives into ``cfg``: text as it is, whatever it looks like."""
+    """Set ``key`` to the value of a command-line flag. Text stays text, even if it looks like a number."""
     if not is_serializable(value):
-        raise UserError(f"{key} on the command line is no text in UTF-8: {format_value(value)}")
+        raise UserError(f"{key} on the command line is not text in UTF-8: {format_value(value)}")
     cfg.merge_from_list([key, repr(value) if isinstance(value, str) else value])
 
 
 def flatten(node: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The keys of a config, written with dots, and their values."""
+    """Yield each key of a nested config and its value; the key is joined with dots and starts with ``prefix``."""
     for key, value in node.items():
         if isinstance(value, dict):
             yield from flatten(value, f"{prefix}{key}.")
@@ -72,59 +70,60 @@ def flatten(node: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def _merge_value(cfg: CN, key: str, value: Any, source: str, written: Any) -> None:
-    """Put a value into ``cfg``; ``written`` is its text in ``source``, before YAML took it for something."""
+def _merge_value(cfg: CN, key: str, value: Any, source: str, text: Any) -> None:
+    """Set ``key`` to ``value``, converted to the type of its default; :class:`UserError` if it has another type.
+    Messages name ``source``, the file or the command line. ``text`` is the value before YAML parsed it."""
     known = dict(flatten(cfg))
-    if below := [k.removeprefix(f"{key}.") for k in known if k.startswith(f"{key}.")]:
-        raise UserError(f"{key} in {source} is a group of keys, not a key: {', '.join(below)}")
+    if subkeys := [k.removeprefix(f"{key}.") for k in known if k.startswith(f"{key}.")]:
+        raise UserError(f"{key} in {source} is a group of keys, not a key: {', '.join(subkeys)}")
     if key not in known:
         raise UserError(f'unknown config key "{abbreviate(key)}" in {source}; {_suggest_key(key[:MAX_SHOWN], known)}')
-    old = known[key]
+    current = known[key]
     try:
         decoded = CN._decode_cfg_value(value)
-    except (RecursionError, MemoryError):  # brackets too deep for Python's parser are text
+    except (RecursionError, MemoryError):  # text with brackets too deep for Python's parser
         decoded = value
-    if isinstance(old, float) and type(decoded) is int and is_serializable(decoded):
+    if isinstance(current, float) and type(decoded) is int and is_serializable(decoded):
         decoded = float(decoded)  # OPTIM.LR 1 means 1.0
-    if isinstance(old, str) and not isinstance(decoded, (str, dict, type(None))) and isinstance(written, str):
-        decoded = written  # DATASET.FOLDER 007 is text
+    if isinstance(current, str) and not isinstance(decoded, (str, dict, type(None))) and isinstance(text, str):
+        decoded = text  # DATASET.FOLDER 007 is text
     try:
-        if decoded is None or not is_serializable(decoded):  # yacs would take it
+        if decoded is None or not is_serializable(decoded):  # yacs would accept it
             raise ValueError
-        # Text goes as its literal, as yacs would take '"3"' for a number.
+        # yacs evaluates text, and would read '"3"' as the text 3: it gets a literal.
         cfg.merge_from_list([key, repr(decoded) if isinstance(decoded, str) else decoded])
     except (ValueError, AssertionError) as error:
-        kind = TYPE_NAMES.get(type(old), "a value")
-        raise UserError(f"{key} in {source} takes {kind}, like {old!r}; got {format_value(written)}") from error
+        kind = TYPE_NAMES.get(type(current), "a value")
+        raise UserError(f"{key} in {source} takes {kind}, like {current!r}; got {format_value(text)}") from error
 
 
 def is_serializable(value: Any) -> bool:
-    """Whether a value is what a config holds and any file can: text in UTF-8, finite numbers, lists of these."""
+    """Return whether a config file can hold ``value``: a bool, a finite number, UTF-8 text, or a list of these."""
     if isinstance(value, (list, tuple)):
         return all(map(is_serializable, value))
     if isinstance(value, str):
         return "\0" not in value and is_utf8(value)
     try:
         return isinstance(value, (bool, int, float)) and math.isfinite(value)
-    except OverflowError:  # an integer that no float is as large as
+    except OverflowError:  # an integer above the largest float
         return False
 
 
 def format_value(value: Any) -> str:
-    """A value as a message shows it."""
+    """Return the literal of ``value`` for a message, abbreviated."""
     try:
         return abbreviate(repr(value))
-    except ValueError:  # Python does not write down integers of more than 4,300 digits
+    except ValueError:  # Python converts no integers of more than 4,300 digits to text
         return "a huge number"
 
 
 def abbreviate(text: str) -> str:
-    """A text as a message shows it: without its middle, where it is long."""
+    """Return ``text`` for a message; the middle of a text above MAX_SHOWN characters is replaced by an ellipsis."""
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN // 2]} … {text[-MAX_SHOWN // 2 :]}"
 
 
 def _suggest_key(key: str, known: dict[str, Any]) -> str:
-    """The most similar key; of the others only the siblings, as there are a hundred."""
+    """Return a hint for an unknown key: the most similar one of ``known``, and the keys of its node."""
     hint = suggest_name(key, known).partition("Known: ")[0]
     node = key.rpartition(".")[0]
     siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == node]
@@ -134,25 +133,24 @@ def _suggest_key(key: str, known: dict[str, Any]) -> str:
 
 
 def clean_cfg(cfg: CN, trainer: str, keep: Collection[str] = ()) -> None:
-    """Drop the nodes of the trainers that are not in use, so the printed config shows what counts.
-
-    ``keep`` names further nodes that the trainer reads, such as that of the method it builds on.
-    """
+    """Remove all nodes below TRAINER but that of ``trainer``, a trainer's name, and those that ``keep`` names.
+    ``keep`` is for the nodes of the trainer's base classes. The printed config then shows what the run reads."""
     for key in list(cfg.TRAINER):
         if key not in ("NAME", *keep) and key.upper() != trainer.upper():
             cfg.TRAINER.pop(key)
 
 
 def to_dict(cfg: CN) -> dict[str, Any]:
-    """The config as nested dicts and lists, for JSON."""
+    """Return ``cfg`` as nested dicts and lists, for JSON."""
     plain = {k: to_dict(v) if isinstance(v, CN) else v for k, v in cfg.items()}
     return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that is there twice, of which YAML takes the last, and aliases that would fill the memory."""
+    """Reads YAML, but refuses duplicate keys, of which YAML takes the last, and aliases that would fill the memory."""
 
     def get_single_node(self) -> yaml.Node | None:
+        """Return the root node of the document, or None if the document is empty."""
         node = super().get_single_node()
         if node is not None:
             _count_entries(node, {})
@@ -160,43 +158,40 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 class _TextLoader(_StrictLoader):
-    """Takes ``007`` and ``yes`` for text, as they are written."""
+    """Reads every scalar, such as ``007`` and ``yes``, as text."""
 
-    yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # noqa: RUF012  the key <<
+    yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # noqa: RUF012  merge keys (<<) stay
 
 
 def read_yaml(path: str | os.PathLike, as_text: bool = False) -> Any:
-    """What a YAML file holds; ``as_text``, with all of its values as they are written.
-
-    Raises:
-        UserError: the file cannot be read, or is not YAML; has a key twice in a mapping, or aliases of aliases without
-            end.
-    """
+    """Return the content of the YAML file at ``path``; with ``as_text``, every scalar as the text in the file.
+    Raises :class:`UserError` if the file cannot be read or is not YAML, has duplicate keys, or its aliases expand too
+    far."""
     try:
         return yaml.load(Path(path).read_text(encoding="utf-8"), _TextLoader if as_text else _StrictLoader)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except Exception as error:  # PyYAML raises almost anything; for a bad !!bool, KeyError
+    except Exception as error:  # PyYAML raises more than YAMLError: a KeyError for a bad !!bool
         raise UserError(f"{path} is not YAML: {error}") from error
 
 
 def _count_entries(node: yaml.Node, sizes: dict[yaml.Node, int]) -> int:
-    """How many entries a node has, aliases written out; ``sizes`` holds those that are known.
+    """Return the number of nodes in the tree below ``node``, itself included, with aliases expanded.
 
-    Raises:
-        yaml.YAMLError: they are too many, or a key is there twice.
+    ``sizes`` holds the results for earlier nodes. Raises ``yaml.YAMLError`` from MAX_YAML_ENTRIES nodes on, or if a
+    mapping has duplicate keys.
     """
     if node not in sizes:
-        sizes[node] = MAX_YAML_ENTRIES  # until it is known: a node within itself
-        parts = []
+        sizes[node] = MAX_YAML_ENTRIES  # a node that contains itself is refused
+        children = []
         if isinstance(node, yaml.MappingNode):
             keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-            if twice := [key for key, count in Counter(keys).items() if count > 1]:
-                raise yaml.YAMLError(f'the key "{abbreviate(twice[0])}" is there twice{node.start_mark}')
-            parts = [part for pair in node.value for part in pair]
+            if duplicates := [key for key, count in Counter(keys).items() if count > 1]:
+                raise yaml.YAMLError(f'the key "{abbreviate(duplicates[0])}" appears more than once{node.start_mark}')
+            children = [child for pair in node.value for child in pair]
         elif isinstance(node, yaml.SequenceNode):
-            parts = node.value
-        sizes[node] = 1 + sum(_count_entries(part, sizes) for part in parts)
+            children = node.value
+        sizes[node] = 1 + sum(_count_entries(child, sizes) for child in children)
     if sizes[node] >= MAX_YAML_ENTRIES:
-        raise yaml.YAMLError(f"its aliases, written out, are more than {MAX_YAML_ENTRIES:,} entries")
+        raise yaml.YAMLError(f"its aliases expand to more than {MAX_YAML_ENTRIES:,} entries")
     return sizes[node]

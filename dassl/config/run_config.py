@@ -1,4 +1,4 @@
-"""``config.yaml`` in a run's folder: the settings its checkpoints were made with."""
+"""``config.yaml`` in a run's folder: the config that its checkpoints were made with, and comparing it to another."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dassl.utils import UserError, error_reason
 from .merge import flatten, read_yaml
 
 CONFIG_FILE = "config.yaml"
-# A resumed run may change these keys, as nothing that is learned depends on them. A trailing dot means the whole node.
+# Keys that a resumed run may change, as the trained parameters do not depend on them. "TEST." is a whole node.
 RESUMABLE_KEYS = (
     *("OUTPUT_DIR", "RESUME", "FORCE_RESUME", "VERBOSE", "TEST.", "DATALOADER.NUM_WORKERS", "DATALOADER.TEST."),
     *("DATASET.ROOT", "DATASET.FOLLOW_LINKS", "DATASET.SKIP_BAD_IMAGES", "MODEL.BACKBONE.ACTIVATIONS_GB"),
@@ -23,46 +23,40 @@ RESUMABLE_KEYS = (
 
 
 def find_resume_conflicts(cfg: CN, defaults: CN) -> tuple[list[str], bool]:
-    """Return why a run may not go on from the checkpoints that it finds, and whether its own folder has some.
+    """Return the reasons why a run may not resume from its checkpoints, and whether OUTPUT_DIR holds checkpoints.
 
-    Args:
-        defaults: of every key. One that the version of an earlier run did not have yet had the effect of its default.
-
-    Raises:
-        UserError: RESUME names a folder without checkpoints.
+    ``defaults`` has the defaults of all keys; a saved config without a key, from an earlier version, gets its default.
+    Raises :class:`UserError` if RESUME names a folder without checkpoints.
     """
     folder, source = Path(cfg.OUTPUT_DIR), Path(cfg.RESUME or cfg.OUTPUT_DIR)
-    has_own, is_own = _has_checkpoints(folder), source.resolve() == folder.resolve()
+    has_checkpoints, is_same_folder = _has_checkpoints(folder), source.resolve() == folder.resolve()
     if cfg.RESUME and not _has_checkpoints(source):
         raise UserError(f"there is no checkpoint to resume from in {cfg.RESUME}")
-    if not has_own and not cfg.RESUME:
+    if not has_checkpoints and not cfg.RESUME:
         return [], False
-    settings = Path(folder if has_own else source, CONFIG_FILE)
-    if not settings.is_file():  # runs of the original have none
-        problem = f"{folder} holds checkpoints, but no {CONFIG_FILE} that tells their settings"
-        return [problem] if has_own and not (cfg.RESUME and is_own) else [], has_own
-    then = _read_config(settings)
-    if has_own and not is_own and source.resolve() != Path(then.get("RESUME") or folder).resolve():
-        return [f"{folder} holds the checkpoints of a run that did not go on from {cfg.RESUME}"], True
-    changed = _diff(then, yaml.safe_load(cfg.dump()), defaults)
-    problem = f"{settings.parent} holds the checkpoints of a run with other settings: {'; '.join(changed)}"
-    return [problem] if changed else [], has_own
+    path = Path(folder if has_checkpoints else source, CONFIG_FILE)
+    if not path.is_file():  # a run of the original CoOp has none
+        problem = f"{folder} holds checkpoints, but no {CONFIG_FILE} with their settings"
+        return [problem] if has_checkpoints and not (cfg.RESUME and is_same_folder) else [], has_checkpoints
+    saved = _read_config(path)
+    if has_checkpoints and not is_same_folder and source.resolve() != Path(saved.get("RESUME") or folder).resolve():
+        return [f"{folder} holds the checkpoints of a run that was not resumed from {cfg.RESUME}"], True
+    changes = _diff(saved, yaml.safe_load(cfg.dump()), defaults)
+    problem = f"{path.parent} holds the checkpoints of a run with other settings: {'; '.join(changes)}"
+    return [problem] if changes else [], has_checkpoints
 
 
-def diff_configs(then: str, now: str, defaults: CN) -> list[str]:
-    """Return what differs between two dumped configs, but for what does not touch what is learned.
-
-    ``defaults``: as for :func:`find_resume_conflicts`. :class:`UserError` where a dump is damaged.
-    """
+def diff_configs(saved: str, current: str, defaults: CN) -> list[str]:
+    """Return the changes between two dumped configs, as "KEY old -> new"; RESUMABLE_KEYS are left out.
+    ``defaults`` as for :func:`find_resume_conflicts`. Raises :class:`UserError` if a dump is damaged."""
     try:
-        return _diff(yaml.safe_load(then), yaml.safe_load(now), defaults)
+        return _diff(yaml.safe_load(saved), yaml.safe_load(current), defaults)
     except (yaml.YAMLError, AttributeError) as error:
         raise UserError(f"the settings in the checkpoint are damaged: {error_reason(error)}") from error
 
 
 def read_run_seed(*folders: str) -> int | None:
-    """The seed of the first run in ``folders``, which the same command without a seed goes on with; None if there is
-    none."""
+    """Return SEED in the config of the first of ``folders`` that holds checkpoints and a config, or None."""
     for run in (Path(folder) for folder in folders if folder):
         if _has_checkpoints(run) and (run / CONFIG_FILE).is_file():
             return _read_config(run / CONFIG_FILE).get("SEED")
@@ -70,18 +64,21 @@ def read_run_seed(*folders: str) -> int | None:
 
 
 def _has_checkpoints(folder: Path) -> bool:
+    """Return whether a run's folder holds checkpoints of any model."""
     return any(folder.glob("*/checkpoint"))
 
 
-def _read_config(path: Path) -> dict:
+def _read_config(path: Path) -> dict[str, Any]:
+    """Return the config in a run's ``config.yaml``; :class:`UserError` if the file is damaged."""
     try:
         return dict(read_yaml(path))
     except (UserError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged: {error}. Remove it and the checkpoints beside it") from error
 
 
-def _diff(old: dict[str, Any], new: dict[str, Any], defaults: CN) -> list[str]:
-    known, new = dict(flatten(yaml.safe_load(defaults.dump()))), dict(flatten(new))
-    old = {**{key: value for key, value in known.items() if key in new}, **dict(flatten(old))}
+def _diff(saved: dict[str, Any], current: dict[str, Any], defaults: CN) -> list[str]:
+    """Return the changes from ``saved`` to ``current``; see :func:`diff_configs`."""
+    known, new = dict(flatten(yaml.safe_load(defaults.dump()))), dict(flatten(current))
+    old = {**{key: value for key, value in known.items() if key in new}, **dict(flatten(saved))}
     keys = [key for key in sorted({*old, *new}) if not key.startswith(RESUMABLE_KEYS)]
     return [f"{key} {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]

@@ -1,4 +1,4 @@
-"""Trainers by name."""
+"""The registry of trainers, their config nodes, and building one."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ TRAINER_REGISTRY = Registry("TRAINER")
 
 
 def default_cfg() -> CfgNode:
-    """Return every key and its default, those of all registered trainers among them."""
+    """Return a config with the default of every key, including the keys of all registered trainers."""
     cfg = get_cfg_default()
     for name in TRAINER_REGISTRY.registered_names():
-        if hasattr(trainer := TRAINER_REGISTRY.get(name), "extend_cfg"):  # a class of the field may be no TrainerBase
+        if hasattr(trainer := TRAINER_REGISTRY.get(name), "extend_cfg"):  # a third-party class may be no TrainerBase
             trainer.extend_cfg(cfg)
     return cfg
 
 
 def get_trainer_nodes(trainer: type) -> set[str]:
-    """Return the nodes below TRAINER that a trainer reads: its own, and those of the trainers it builds on."""
+    """Return the names of the nodes below TRAINER that the class ``trainer`` or one of its base classes adds."""
     cfg = get_cfg_default()
     for base in trainer.__mro__:
         if hasattr(base, "extend_cfg"):
@@ -30,9 +30,7 @@ def get_trainer_nodes(trainer: type) -> set[str]:
 
 def build_trainer(cfg: CfgNode):
     """Build the trainer that TRAINER.NAME names, with its data and model.
-
-    Keys that ``cfg`` lacks, such as one that was made by another repository's copy of Dassl's defaults, get theirs.
-    """
+    Keys that are missing in ``cfg``, as in one made from another copy of Dassl's defaults, get their defaults."""
     trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
     if cfg.VERBOSE:
         print(f"Loading trainer: {cfg.TRAINER.NAME}")

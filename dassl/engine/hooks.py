@@ -1,5 +1,7 @@
-"""Services that the engine's own loop adds to Dassl's. A method with a ``train`` or ``run_epoch`` of its own may never
-call them: its seeds, draws, checkpoints and resume are right all the same."""
+"""Hooks: what the engine's loop does beside Dassl's steps.
+
+A trainer that overrides ``train`` or ``run_epoch`` need not call them: seeds, draws and resume do not depend on them.
+"""
 
 from __future__ import annotations
 
@@ -15,45 +17,50 @@ from .checkpoint import remove_old_checkpoints
 
 
 class HookBase:
-    """The engine calls each method with the trainer; ``trainer._losses`` holds what the steps of the epoch returned."""
+    """A hook does nothing until a subclass overrides a method.
+    ``trainer._losses`` holds the metrics that ``forward_backward`` returned in this epoch, in meters by name."""
 
     def after_step(self, trainer) -> None:
         """Called after each ``forward_backward``."""
 
     def after_epoch(self, trainer) -> None:
-        """Called after the trainer's own ``after_epoch``."""
+        """Called after each ``after_epoch`` of the trainer."""
 
 
 class FiniteLossCheck(HookBase):
-    """Stops at a loss that is not finite, as not every method calls ``detect_anomaly``."""
+    """Stops training at a loss that is not finite, since not every method calls ``detect_anomaly``."""
 
     def after_step(self, trainer) -> None:
+        """Raise a ``FloatingPointError`` if the metric "loss", or without one any "…loss…", is not finite."""
         meters = trainer._losses.meters
-        # Where there is a "loss", others are parts of it, and may be means over no sample.
+        # Beside a "loss", further losses are its terms, and a term may be a mean over no sample.
         for name in ["loss"] if "loss" in meters else [name for name in meters if "loss" in name]:
             trainer.detect_anomaly(torch.as_tensor(meters[name].val))
 
 
 class LogPrinter(HookBase):
-    """Prints Dassl's line every TRAIN.PRINT_FREQ batches, or every batch where an epoch has fewer."""
+    """Prints Dassl's training line every TRAIN.PRINT_FREQ batches, or every batch if an epoch has fewer."""
 
     def after_step(self, trainer) -> None:
-        every, done = trainer.cfg.TRAIN.PRINT_FREQ, trainer.batch_idx + 1
-        if done % every and trainer.num_batches >= every:
+        """Print the training line, if it is due."""
+        frequency, batch = trainer.cfg.TRAIN.PRINT_FREQ, trainer.batch_idx + 1
+        if batch % frequency and trainer.num_batches >= frequency:
             return
         seconds, data = trainer._batch_time, trainer._data_time
-        left = (trainer.max_epoch - trainer.epoch) * trainer.num_batches - done
+        remaining = (trainer.max_epoch - trainer.epoch) * trainer.num_batches - batch
+        eta = datetime.timedelta(seconds=int(seconds.avg * remaining))
         print(
-            f"epoch [{trainer.epoch + 1}/{trainer.max_epoch}] batch [{done}/{trainer.num_batches}] "
+            f"epoch [{trainer.epoch + 1}/{trainer.max_epoch}] batch [{batch}/{trainer.num_batches}] "
             f"time {seconds.val:.3f} ({seconds.avg:.3f}) data {data.val:.3f} ({data.avg:.3f}) "
-            f"{trainer._losses} lr {trainer.current_lr:.4e} eta {datetime.timedelta(seconds=int(seconds.avg * left))}"
+            f"{trainer._losses} lr {trainer.current_lr:.4e} eta {eta}"
         )
 
 
 class TensorBoardWriter(HookBase):
-    """Writes the means of the epoch so far, and the learning rate."""
+    """Writes the metrics, as means over the epoch so far, and the learning rate to TensorBoard."""
 
     def after_step(self, trainer) -> None:
+        """Write ``train/<metric>`` and ``train/lr``, counted in batches since the first epoch."""
         step = trainer.epoch * trainer.num_batches + trainer.batch_idx
         for name, meter in trainer._losses.meters.items():
             trainer.write_scalar(f"train/{name}", meter.avg, step)
@@ -61,24 +68,23 @@ class TensorBoardWriter(HookBase):
 
 
 class TimedCheckpointer(HookBase):
-    """Saves a checkpoint after TRAIN.CHECKPOINT_MINUTES without any, and removes those that need not stay.
-
-    The next checkpoint takes the place of one by the clock. Of others, the last TRAIN.KEEP_CHECKPOINTS stay (0: all),
-    and the best one.
-    """
+    """Saves a checkpoint if none was saved for TRAIN.CHECKPOINT_MINUTES, and removes old checkpoints.
+    The next checkpoint, of any kind, replaces a timed one."""
 
     def __init__(self):
-        self.since = time.time()
+        self.last_save_time = time.time()
 
     def after_epoch(self, trainer) -> None:
-        minutes, done = trainer.cfg.TRAIN.CHECKPOINT_MINUTES, trainer.epoch + 1
-        is_due = trainer.last_saved_epoch != done and minutes > 0
-        if is_due and run_on_main(lambda: time.time() - self.since >= 60 * minutes):
-            trainer.save_model(trainer.epoch, trainer.output_dir, model_name=LATEST_NAME.format(done))
-        if trainer.last_saved_epoch == done:
-            self.since = time.time()
+        """Save a timed checkpoint, if it is due; after any checkpoint of this epoch, remove old ones."""
+        minutes, epoch = trainer.cfg.TRAIN.CHECKPOINT_MINUTES, trainer.epoch + 1
+        can_save = trainer.last_saved_epoch != epoch and minutes > 0
+        if can_save and run_on_main(lambda: time.time() - self.last_save_time >= 60 * minutes):
+            trainer.save_model(trainer.epoch, trainer.output_dir, model_name=LATEST_NAME.format(epoch))
+        if trainer.last_saved_epoch == epoch:
+            self.last_save_time = time.time()
             remove_old_checkpoints(trainer)
 
 
 def default_hooks() -> list[HookBase]:
+    """Return new hooks of every kind, for one trainer."""
     return [FiniteLossCheck(), LogPrinter(), TensorBoardWriter(), TimedCheckpointer()]

@@ -1,4 +1,4 @@
-"""One process at a time in a folder."""
+"""A lock that admits one process at a time to a folder."""
 
 from __future__ import annotations
 
@@ -10,66 +10,70 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dassl.utils import UserError, atomic_write, mkdir_if_missing, write_error
 from dassl.utils.files import remove_temporary_files
 
-LOCK_FILE, OWNER_FILE = ".lock", ".running.json"  # the lock itself; who holds it, for the message
-LOCK_TIMEOUT = 6  # seconds: a loader's workers hold the lock of a killed process until they miss it, within 5
+if TYPE_CHECKING:
+    from filelock import FileLock
+
+LOCK_FILE, OWNER_FILE = ".lock", ".running.json"  # the lock itself; a description of its owner, for the message
+LOCK_TIMEOUT = 6  # seconds: the loader workers of a killed process hold its lock for up to 5, until they notice
 
 
 class FolderLockedError(UserError):
-    """Another process is in a folder."""
+    """Another process holds the lock of a folder."""
 
 
 @contextmanager
-def exclusive_lock(folder: str | os.PathLike, patience: float | None = None) -> Iterator[None]:
-    """For the body of a ``with``, no other process is in the same body for this folder. The lock ends with the process,
-    however that ends.
+def exclusive_lock(folder: str | os.PathLike, timeout: float | None = None) -> Iterator[None]:
+    """Hold the lock of ``folder`` for the body of a ``with``, and remove temporary files that killed processes left.
 
-    Args:
-        patience: seconds to wait for it (PATIENCE).
+    The folder is created if it is missing. The lock ends with the process, also if that is killed. ``timeout``: seconds
+    to wait for the lock (None: LOCK_TIMEOUT).
 
     Raises:
-        InUse: another one is; the message tells its process, host and since when.
+        FolderLockedError: another process holds the lock; the message gives its process id, host and start time.
         UserError: the folder cannot be written.
     """
     mkdir_if_missing(folder)
-    owner = Path(folder, OWNER_FILE)
-    lock = _acquire_lock(Path(folder, LOCK_FILE), owner, LOCK_TIMEOUT if patience is None else patience)
+    owner_path = Path(folder, OWNER_FILE)
+    lock = _acquire_lock(Path(folder, LOCK_FILE), owner_path, LOCK_TIMEOUT if timeout is None else timeout)
     try:
         remove_temporary_files(folder)
-        for place in Path(folder).glob("*/"):
-            if not (place / LOCK_FILE).exists():  # others may be in folders of their own
-                remove_temporary_files(place)
-        with atomic_write(owner) as file:
+        for subfolder in Path(folder).glob("*/"):
+            if not (subfolder / LOCK_FILE).exists():  # a folder with its own lock may be in use
+                remove_temporary_files(subfolder)
+        with atomic_write(owner_path) as file:
             json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}, file)
         yield
     finally:
         with contextlib.suppress(OSError):
-            owner.unlink()
+            owner_path.unlink()
         lock.release()
 
 
-def _acquire_lock(path: Path, owner: Path, patience: float):
-    """Return the lock, acquired."""
+def _acquire_lock(path: Path, owner_path: Path, timeout: float) -> FileLock:
+    """Acquire the lock file at ``path`` within ``timeout`` seconds and return it; errors of :func:`exclusive_lock`."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=patience)
+        lock.acquire(timeout=timeout)
     except Timeout as error:
-        message = f"{path.parent} is in use by {_describe_owner(owner)}. Wait for it, stop it, or take another folder"
+        owner = _describe_owner(owner_path)
+        message = f"{path.parent} is in use by {owner}. Wait for it, stop it, or take another folder"
         raise FolderLockedError(message) from error
     except OSError as error:
         raise write_error(path, error) from error
     return lock
 
 
-def _describe_owner(owner: Path) -> str:
-    """Return which process holds a lock, since when."""
+def _describe_owner(owner_path: Path) -> str:
+    """Return "process PID on HOST, since TIME" for the process that holds a lock, or "another process"."""
     try:
-        told = json.loads(owner.read_text(encoding="utf-8"))
-        return f"process {told['pid']} on {told['host']}, since {told['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"  # it is just beginning, or ending
+        owner = json.loads(owner_path.read_text(encoding="utf-8"))
+        return f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
+    except (OSError, ValueError, KeyError, TypeError):  # it has not written the file yet, or has removed it
+        return "another process"

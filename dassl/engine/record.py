@@ -1,4 +1,4 @@
-"""The record of a run, ``result.json``: reading it, and which code the run was made with."""
+"""The record of a run, ``result.json``: reading it, and the version of the code that goes into it."""
 
 from __future__ import annotations
 
@@ -10,64 +10,61 @@ from pathlib import Path
 
 from dassl.utils import UserError, read_json
 
-RECORD_FILE = "result.json"  # written last, so its presence is what tells a finished run
-RECORD_TYPES = {"config": dict, "weights": dict, "classnames": list, "command": list}  # of a record's entries
-GIT_TIMEOUT = 5  # on a slow disk the record does without
+RECORD_FILE = "result.json"  # a run writes it last, so that only finished runs have one
+RECORD_TYPES = {"config": dict, "weights": dict, "classnames": list, "command": list}  # types of entries that we read
+GIT_TIMEOUT = 5  # seconds: git takes a fraction of one, and on a slow disk the record goes without a commit
 
 
 def read_record(folder: Path) -> dict:
-    """The record of the run in ``folder``; :class:`UserError` where there is none, or a damaged one."""
+    """Return the record of the run in ``folder``; :class:`UserError` if it is missing or damaged."""
     record = read_json(folder / RECORD_FILE)
     if not isinstance(record, dict):
         raise UserError(f"{folder / RECORD_FILE} is damaged: it is not a record of a run")
-    for key, kind in RECORD_TYPES.items():
-        if not isinstance(record.get(key, kind()), kind):
+    for key, type_ in RECORD_TYPES.items():
+        if not isinstance(record.get(key, type_()), type_):
             raise UserError(f"{folder / RECORD_FILE} is damaged: its {key} is not what a run writes")
     return record
 
 
 def is_finished(folder: str | Path, command: Sequence[str]) -> bool:
-    """Whether ``folder`` holds the record of a finished run of this very ``command`` (the arguments of train.py).
+    """Return whether ``folder`` holds the record of a finished run of the same ``command`` (train.py's arguments).
 
-    A config file or a checkpoint in ``--model-dir`` that has changed since then makes it another run. A damaged record
-    is as good as none.
+    Returns False, too, if the record is damaged, a config file of the command is missing, or a config file or a
+    checkpoint in its ``--model-dir`` is newer than the record.
     """
     try:
         record = read_record(Path(folder))
     except UserError:
         return False
-    given = [(flag, Path(path)) for flag, path in pairwise(command)]
-    files = [path for flag, path in given if flag in ("--config-file", "--dataset-config-file")]
-    files += [file for flag, path in given if flag == "--model-dir" for file in path.glob("*/model*.pth.tar*")]
-    done = Path(folder, RECORD_FILE).stat().st_mtime
-    return record.get("command") == list(command) and all(f.is_file() and f.stat().st_mtime <= done for f in files)
+    flags = [(flag, Path(path)) for flag, path in pairwise(command)]
+    files = [path for flag, path in flags if flag in ("--config-file", "--dataset-config-file")]
+    files += [file for flag, path in flags if flag == "--model-dir" for file in path.glob("*/model*.pth.tar*")]
+    end = Path(folder, RECORD_FILE).stat().st_mtime
+    return record.get("command") == list(command) and all(f.is_file() and f.stat().st_mtime <= end for f in files)
 
 
-def code_version(root: Path, parts: Sequence[str]) -> dict:
-    """Which code a program is.
+def code_version(root: Path, paths: Sequence[str]) -> dict:
+    """Return the version of the Python files in ``paths``, folders and files below ``root``, for the record.
 
-    Args:
-        parts: the folders and files of ``root`` that it is made of.
-
-    Returns:
-        ``sha256`` over the paths and contents of the Python files in ``parts``, whatever their line ends; in a git
-        checkout also ``commit``, and whether those files have been ``modified`` since.
+    Its entries: ``sha256`` over the files' names and contents, with line ends as ``\\n``; in a git checkout also
+    ``commit``, and ``modified``: whether a file in ``paths`` differs from the commit.
     """
-    files = [path for part in parts for path in (root / part, *(root / part).rglob("*.py"))]
+    files = [file for path in paths for file in (root / path, *(root / path).rglob("*.py"))]
     digest = hashlib.sha256()
-    for name, path in sorted((path.relative_to(root).as_posix(), path) for path in files if path.is_file()):
-        content = path.read_bytes().replace(b"\r\n", b"\n")
+    for name, file in sorted((file.relative_to(root).as_posix(), file) for file in files if file.is_file()):
+        content = file.read_bytes().replace(b"\r\n", b"\n")
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
-    return {**_git_commit(root, parts), "sha256": digest.hexdigest()}
+    return {**_git_commit(root, paths), "sha256": digest.hexdigest()}
 
 
-def _git_commit(root: Path, parts: Sequence[str]) -> dict:
-    if not (root / ".git").exists():  # a folder above may be a checkout of something else
+def _git_commit(root: Path, paths: Sequence[str]) -> dict:
+    """Return ``commit`` and ``modified`` of :func:`code_version`; an empty dict outside a checkout or without git."""
+    if not (root / ".git").exists():  # a parent folder may be a checkout of another project
         return {}
-    command = ["git", "--no-optional-locks", "status", "--porcelain=v2", "--branch", "--", *parts]
+    command = ["git", "--no-optional-locks", "status", "--porcelain=v2", "--branch", "--", *paths]
     try:
         status = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=GIT_TIMEOUT, check=True)
-    except (OSError, subprocess.SubprocessError):  # no git, or it does not trust the folder's owner
+    except (OSError, subprocess.SubprocessError):  # git is missing, too slow, or does not trust the folder's owner
         return {}
     lines = status.stdout.splitlines()
     commit = next((line.split()[-1] for line in lines if line.startswith("# branch.oid ")), None)

@@ -1,4 +1,4 @@
-"""The output directory of a run: one process at a time, one run with one set of settings, a log and a record of it."""
+"""The output directory of a run: its lock, config, log and record; and the checks before a run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ from .record import RECORD_FILE, code_version
 
 
 def choose_seed(cfg: CfgNode) -> int:
-    """Return SEED; where that is negative, the seed of the run that the output directory holds, or a new one."""
+    """Return SEED; if it is negative, the seed of the run to resume; if there is none, a new seed.
+    Raises :class:`UserError` if the seed is too large for PyTorch, or the output directory cannot be read."""
     try:
         seed = cfg.SEED if cfg.SEED >= 0 else run_on_main(lambda: read_run_seed(cfg.OUTPUT_DIR, cfg.RESUME))
     except OSError as error:  # such as a name that is too long
@@ -44,11 +45,11 @@ def choose_seed(cfg: CfgNode) -> int:
     return seed
 
 
-def setup_environment(args: argparse.Namespace, cfg: CfgNode) -> None:
-    """Log the arguments, the settings and the machine; choose the device; seed the generators; make a run repeatable.
+def setup_run(args: argparse.Namespace, cfg: CfgNode) -> None:
+    """Log the arguments, the config and the machine, then seed all generators with SEED.
 
-    Each epoch seeds them anew (``TrainerBase.epoch``). The threads are those that PyTorch takes (OMP_NUM_THREADS), or
-    that the caller of ``train.main`` has set.
+    Each epoch seeds the generators again (``TrainerBase.epoch``). The number of threads is PyTorch's default
+    (OMP_NUM_THREADS) or that set by the caller of ``train.main``.
     """
     tune_malloc()
     print("***************\n** Arguments **\n***************")
@@ -61,116 +62,116 @@ def setup_environment(args: argparse.Namespace, cfg: CfgNode) -> None:
     print(f"Device: {get_device(cfg.USE_CUDA)}, threads: {torch.get_num_threads()}")
     if args.model_dir and not args.eval_only:
         print("Note: --model-dir is for --eval-only; training starts from --resume or MODEL.INIT_WEIGHTS")
-    default = dict(flatten(default_cfg()))
+    defaults = dict(flatten(default_cfg()))
     for key, value in flatten(cfg):
-        if key in UNUSED_KEYS and value != default[key]:
+        if key in UNUSED_KEYS and value != defaults[key]:
             print(f"Note: {key} {value} does nothing, unless code of your own reads it")
     print(f"Setting fixed seed: {cfg.SEED}")
     set_random_seed(cfg.SEED)
-    torch.backends.cudnn.deterministic = True  # the same convolutions in every run
+    torch.backends.cudnn.deterministic = True  # so that a run can be repeated
 
 
 @contextmanager
 def run_directory(cfg: CfgNode, trains: bool, keep_record: bool = False) -> Iterator[None]:
-    """Lock the output directory for the body of a ``with``, and send what is printed to its ``log.txt``, too.
+    """Lock the output directory for the body of a ``with``, and copy standard output to its ``log.txt``.
 
-    A run that trains writes ``config.yaml``. An earlier log and record are set aside, so that nobody takes their result
-    for this run's. Only the main process does any of this.
+    The log and the record of an earlier run are renamed, so that their results are not taken for this run's. Only the
+    main process locks and writes.
 
     Args:
-        keep_record: leave the record of an earlier run where it is.
+        trains: whether the run trains, and so writes ``config.yaml``
+        keep_record: whether the record of an earlier run keeps its name
 
-    Raises:
-        UserError: another process is in the directory; it cannot be written; or it holds checkpoints of a run with
-            other settings, and FORCE_RESUME is False.
+    Raises :class:`UserError` if another process holds the lock, the directory cannot be written, or it holds
+    checkpoints of a run with other settings and FORCE_RESUME is False.
     """
     if not is_main_process():
         yield
         return
     with exclusive_lock(cfg.OUTPUT_DIR):
-        objections = check_run_dir(cfg) if trains else []
+        conflicts = write_run_config(cfg) if trains else []
         if not keep_record:
             rotate_file(Path(cfg.OUTPUT_DIR, RECORD_FILE))
         with tee_stdout(cfg.OUTPUT_DIR):
-            for objection in objections:
-                print(f"--force-resume: {objection}")
+            for conflict in conflicts:
+                print(f"--force-resume: {conflict}")
             yield
 
 
-def check_run_dir(cfg: CfgNode) -> list[str]:
-    """Write ``config.yaml``; return how the settings differ from those of the checkpoints that the run goes on from.
-
-    Raises:
-        UserError: they differ, and FORCE_RESUME is False.
-    """
+def write_run_config(cfg: CfgNode) -> list[str]:
+    """Write ``config.yaml``; return the conflicts with the run to resume (see :func:`find_resume_conflicts`).
+    Raises :class:`UserError` if there are conflicts, and FORCE_RESUME is False."""
     folder = Path(cfg.OUTPUT_DIR)
-    objections, has_checkpoints = find_resume_conflicts(cfg, default_cfg())
-    if objections and not cfg.FORCE_RESUME:
+    conflicts, has_checkpoints = find_resume_conflicts(cfg, default_cfg())
+    if conflicts and not cfg.FORCE_RESUME:
         raise UserError(
-            f"{' and '.join(objections)}. Choose another --output-dir (or --resume), or go on from what is there with "
-            "--force-resume"
+            f"{' and '.join(conflicts)}. Choose another --output-dir (or --resume), or resume from these checkpoints "
+            "with --force-resume"
         )
-    if not (objections and has_checkpoints and (folder / CONFIG_FILE).is_file()):  # it tells of the checkpoints there
+    # A forced run does not overwrite the config of the checkpoints that are in the folder already.
+    if not (conflicts and has_checkpoints and (folder / CONFIG_FILE).is_file()):
         with atomic_write(folder / CONFIG_FILE) as file:
             file.write(cfg.dump())
-    return objections
+    return conflicts
 
 
 def check_training_cfg(trainer) -> None:
-    """Raise :class:`UserError` for settings that would only fail after hours of training."""
-    c = trainer.cfg
+    """Raise :class:`UserError` for config values that would fail only after hours of training."""
+    cfg = trainer.cfg
     check_at_least(trainer.max_epoch, 1, "OPTIM.MAX_EPOCH")
-    check_at_least(c.TRAIN.PRINT_FREQ, 1, "TRAIN.PRINT_FREQ")
-    check_at_least(c.TRAIN.KEEP_CHECKPOINTS, 0, "TRAIN.KEEP_CHECKPOINTS")
-    check_availability(c.TEST.FINAL_MODEL, ("last_step", "best_val"), "TEST.FINAL_MODEL")
-    if not c.TEST.NO_TEST:
-        trainer.get_loader(c.TEST.SPLIT)
-        if c.TEST.FINAL_MODEL == "best_val":
+    check_at_least(cfg.TRAIN.PRINT_FREQ, 1, "TRAIN.PRINT_FREQ")
+    check_at_least(cfg.TRAIN.KEEP_CHECKPOINTS, 0, "TRAIN.KEEP_CHECKPOINTS")
+    check_availability(cfg.TEST.FINAL_MODEL, ("last_step", "best_val"), "TEST.FINAL_MODEL")
+    if not cfg.TEST.NO_TEST:
+        trainer.get_loader(cfg.TEST.SPLIT)
+        if cfg.TEST.FINAL_MODEL == "best_val":
             trainer.get_loader("val")
 
 
 def check_evaluation(trainer, model_dir: str) -> None:
-    """Raise :class:`UserError` where there is no trained model to evaluate."""
+    """Raise :class:`UserError` if ``--eval-only`` has no model to evaluate.
+    It needs ``--model-dir``, MODEL.INIT_WEIGHTS, a zero-shot method, or one without models to train."""
     has_model = model_dir or trainer.cfg.MODEL.INIT_WEIGHTS or trainer.supports_zero_shot
     if trainer.get_model_names() and not has_model:
         raise UserError(f"--eval-only with {trainer.cfg.TRAINER.NAME} needs --model-dir, the folder of a finished run")
 
 
-# ---- the record ----
+# ---- the record of a run ----
 
 
 @contextmanager
 def record_run(
-    trainer, args: argparse.Namespace, command: list[str], code: Sequence[str], start: float
+    trainer, args: argparse.Namespace, command: list[str], code_paths: Sequence[str], start_time: float
 ) -> Iterator[None]:
-    """Write ``result.json`` after the body of a ``with``: what the run gave and what it was, enough to do it again.
+    """Write the record, ``result.json``, after the body of a ``with``: the results, and all that repeating them needs.
 
-    Its presence tells a finished run. Ctrl-C says where the run stopped and which command goes on.
+    A Ctrl-C in the body gets a message: where the run stopped, and the command that resumes it.
 
     Args:
-        args: the parsed arguments of the program.
-        command: the arguments.
-        code: the program's file, then the names of the folders beside it that the run is made of.
-        start: when the program was started.
+        args: the parsed arguments of the program
+        command: the arguments as words
+        code_paths: the program's file, then the names of the folders beside it that hold the run's code
+        start_time: the ``time.time()`` at which the program started
     """
-    version = code_version(Path(code[0]).resolve().parent, (*code[1:], Path(code[0]).name))
+    program = Path(code_paths[0])
+    version = code_version(program.resolve().parent, (*code_paths[1:], program.name))
     inputs = get_inputs(trainer, args.model_dir if args.eval_only else "", args.load_epoch)
     try:
         yield
-    except KeyboardInterrupt as stop:
-        done = f"after epoch {trainer.last_saved_epoch}" if trainer.last_saved_epoch else "from the beginning"
-        raise interrupted_error(
-            f"in epoch {trainer.epoch + 1} of {trainer.max_epoch}", done, str(code[0]), command
-        ) from stop
-    write_record(trainer, round(time.time() - start, 2), command, version, inputs)
+    except KeyboardInterrupt as interrupt:
+        resumes = f"after epoch {trainer.last_saved_epoch}" if trainer.last_saved_epoch else "from the beginning"
+        position = f"in epoch {trainer.epoch + 1} of {trainer.max_epoch}"
+        raise interrupted_error(position, resumes, str(program), command) from interrupt
+    write_record(trainer, round(time.time() - start_time, 2), command, version, inputs)
 
 
 def get_inputs(trainer, model_dir: str = "", epoch: int | None = None) -> dict:
-    """Return what a run is made from, before it trains: its splits, and checkpoints that it starts from."""
+    """Return the record's entries on the data and the checkpoints that a run starts from; call it before training.
+    For ``--eval-only``, the checkpoints are those in ``model_dir`` of ``epoch`` (None: the best, else the newest)."""
     cfg, names = trainer.cfg, trainer.get_model_names()
     files = [Path(cfg.MODEL.INIT_WEIGHTS)] if cfg.MODEL.INIT_WEIGHTS else []
     if model_dir:
-        with contextlib.suppress(UserError):  # whoever loads it says so, or looks for other files
+        with contextlib.suppress(UserError):  # load_model reports it, or a trainer's own load_model has other files
             files += [find_checkpoint(Path(model_dir, name), epoch) for name in names]
     elif cfg.RESUME and Path(cfg.RESUME).resolve() != Path(cfg.OUTPUT_DIR).resolve():
         files += checkpoint.latest_common_checkpoints(cfg.RESUME, names)
@@ -182,7 +183,7 @@ def get_inputs(trainer, model_dir: str = "", epoch: int | None = None) -> dict:
 
 
 def get_provenance(trainer) -> dict:
-    """Return the trainer's provenance, with the number of all parameters for that of the frozen ones."""
+    """Return the trainer's provenance; ``total_parameters``, frozen and trained, replaces ``frozen_parameters``."""
     provenance = dict(trainer.provenance)
     if "frozen_parameters" in provenance:
         provenance["total_parameters"] = provenance.pop("frozen_parameters") + trainer.trainable_parameters()
@@ -190,10 +191,12 @@ def get_provenance(trainer) -> dict:
 
 
 def write_record(trainer, seconds: float, command: list[str], code: dict, inputs: dict) -> None:
+    """Write ``result.json`` of a finished run, which took ``seconds``; ``command`` are the program's arguments.
+    ``code`` is the result of :func:`code_version`, ``inputs`` that of :func:`get_inputs`."""
     cfg = trainer.cfg
     splits = {name: {**entry, **_content_checksum(trainer, name)} for name, entry in inputs["splits"].items()}
     bad_images = getattr(trainer.dm, "bad_images", {})
-    processes = checkpoint.get_world_sizes(trainer)  # a list of several for a run that went on with another number
+    world_sizes = checkpoint.get_world_sizes(trainer)  # more than one if the number of processes changed at a resume
     record = {
         **(trainer.results or {"accuracy": None}),
         **_result_counts(trainer),
@@ -211,7 +214,7 @@ def write_record(trainer, seconds: float, command: list[str], code: dict, inputs
         "code": code,
         "versions": {"dassl": __version__, **get_package_versions()},
         "machine": {"device": str(trainer.device), **get_machine_info()},
-        **({} if processes == [1] else {"processes": processes if len(processes) > 1 else processes[0]}),
+        **({} if world_sizes == [1] else {"processes": world_sizes if len(world_sizes) > 1 else world_sizes[0]}),
         "command": command,
         "config": to_dict(cfg),
     }
@@ -220,18 +223,19 @@ def write_record(trainer, seconds: float, command: list[str], code: dict, inputs
 
 
 def _result_counts(trainer) -> dict[str, int]:
-    """Return how many of how many images were right, where the result is an accuracy."""
+    """Return the numbers of ``correct`` and ``total`` test images, or an empty dict if the result is no accuracy."""
     names = ("correct", "total") if "accuracy" in (trainer.results or {}) else ()
     return {name: getattr(trainer.evaluator, f"_{name}") for name in names if hasattr(trainer.evaluator, f"_{name}")}
 
 
 def _content_checksum(trainer, split: str) -> dict[str, str]:
-    """Return a checksum over those of a split's image files, in their order, if the run knows all of these."""
-    loader = getattr(trainer, checkpoint.LOADER_NAMES[split], None)
-    checksums = {}
-    for known in all_gather_objects(getattr(getattr(loader, "dataset", None), "contents", {})):
-        checksums |= known
-    if not checksums:
+    """Return ``content``: a SHA-256 over the checksums of a split's image files, in order.
+    Returns an empty dict unless the feature dataset knows all of them, since it has used their features."""
+    dataset = getattr(getattr(trainer, checkpoint.LOADER_NAMES[split], None), "dataset", None)
+    checksums: dict[str, str] = {}
+    for contents in all_gather_objects(getattr(dataset, "contents", {})):
+        checksums |= contents
+    paths = [item.impath for item in dataset.data_source] if dataset is not None and checksums else []
+    if not paths or not checksums.keys() >= {*paths}:
         return {}
-    contents = [checksums.get(item.impath) for item in loader.dataset.data_source]
-    return {} if None in contents else {"content": hashlib.sha256("".join(contents).encode()).hexdigest()}
+    return {"content": hashlib.sha256("".join(checksums[path] for path in paths).encode()).hexdigest()}

@@ -1,14 +1,14 @@
-"""The loop over epochs and batches, as in Dassl: what methods build on.
+"""The base classes of trainers: the loop over epochs and batches, as in Dassl.
 
     train
-      before_train               # check the settings, resume, open TensorBoard
-      for each epoch:            # setting self.epoch seeds the generators and tells the loaders
+      before_train               # check the config, resume, open TensorBoard
+      for each epoch:            # setting self.epoch seeds the generators and sets the epoch of the loaders
         before_epoch
         run_epoch                # for each batch: forward_backward, then the hooks (log line, TensorBoard, finite loss)
         after_epoch              # validate, save; then the hooks (a timed checkpoint, replaced by the next one)
       after_train                # choose the model, test
 
-``TrainerBase`` keeps models with their optimizers; ``SimpleTrainer`` builds data and model from a config, saves,
+``TrainerBase`` holds models with their optimizers; ``SimpleTrainer`` builds data and model from a config, saves,
 resumes and evaluates; ``TrainerX`` trains on labelled images, ``TrainerXU`` on labelled and unlabelled ones.
 """
 
@@ -18,7 +18,7 @@ import datetime
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -59,41 +59,45 @@ Names = str | list[str] | None  # of registered models; None: all of them
 
 
 class TrainerBase:
-    """Keeps named models with their optimizers and schedules, and runs ``run_epoch`` from epoch to epoch."""
+    """Holds named models with their optimizers and schedules, and calls ``run_epoch`` for each epoch."""
 
-    seed: int | None = None  # each epoch is seeded by (seed, epoch); None: SEED is negative, and none is
+    seed: int | None = None  # each epoch is seeded by (seed, epoch); None: no epoch is, as SEED is negative
     scaler: torch.amp.GradScaler | None = None  # of mixed precision
-    _hooks: Sequence[HookBase] = ()
-    current_lr: float | None = None  # the learning rate of this batch, for the hooks
-    loss_weight = 1.0  # of several processes: this one's images * processes / all images of the batch
-    last_saved_epoch = 0  # epochs done at the latest save_model
+    current_lr: float | None = None  # learning rate of this batch, for the hooks; None before training
+    loss_weight = 1.0  # of this process in the mean over processes (distributed.local_loss_weight)
+    last_saved_epoch = 0  # number of completed epochs at the latest save_model
     best_result = -math.inf  # on validation images, of the epochs so far
-    force_resume = False  # True: go on from checkpoints of other settings
-    forced: tuple[str, ...] = ()  # what differed in earlier parts of the run (set by a resume)
-    resumed_with_changes = False  # whether this part went on from other settings (set by a resume)
-    earlier_world_sizes: tuple[int, ...] = ()  # how many there were in earlier parts of the run (set by a resume)
+    force_resume = False  # True: resume from checkpoints of other settings
+    forced: tuple[str, ...] = ()  # changes that earlier resumes were forced to accept (set by a resume)
+    resumed_with_changes = False  # whether this resume was forced to accept changes (set by a resume)
+    earlier_world_sizes: tuple[int, ...] = ()  # numbers of processes before this resume (set by a resume)
 
     def __init__(self):
         self._models, self._optims, self._scheds = {}, {}, {}
         self._writer = self._seeded_epoch = None
         self._epoch = self.start_epoch = self.max_epoch = 0
-        self.extra_state = ExtraState()  # tensors, numbers, … that a method sets on itself in training: saved, too
+        self.extra_state = ExtraState()  # saves attributes that a method sets on the trainer in training
         self._world_size = distributed.get_world_size()
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
         """Add this method's node, ``cfg.TRAINER.<NAME>``, with its defaults."""
 
+    @cached_property
+    def _hooks(self) -> Sequence[HookBase]:
+        """The hooks that the loop calls; TrainerBase has none."""
+        return ()
+
     @property
     def epoch(self) -> int:
-        """The epoch, from 0. Assigning it, as ``for self.epoch in`` does, begins it: it seeds the generators by
-        (seed, epoch) and tells the loaders, so a resumed run draws what it would have drawn."""
+        """The current epoch, from 0."""
         return self._epoch
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
+        """Begin an epoch: seed the generators by (seed, epoch), so that a resume is exact; set the loaders' epoch."""
         self._epoch = epoch
-        if epoch < 0 or not self._models or epoch == self._seeded_epoch:  # the end of training, or nothing is built yet
+        if epoch < 0 or not self._models or epoch == self._seeded_epoch:  # training has ended, or nothing is built yet
             return
         self._seeded_epoch = epoch
         self.extra_state.begin(self)
@@ -101,14 +105,15 @@ class TrainerBase:
         for loader in (value for value in values if isinstance(value, TrainLoader)):
             loader.epoch = epoch
         if self.seed is not None:
-            rank = distributed.get_rank()  # the main process, of rank 0, draws as a single one would
+            rank = distributed.get_rank()  # rank 0 draws what a run in one process draws
             set_random_seed(derive_seed(self.seed, epoch, *([rank] if rank else [])))
 
     # ---- the loop ----
 
     def train(self, start_epoch: int, max_epoch: int) -> None:
+        """Train from ``start_epoch`` (from 0; later in a resumed run) until ``max_epoch`` epochs are completed."""
         self.start_epoch, self.max_epoch = start_epoch, max_epoch
-        self.before_train()  # a resumed run starts later
+        self.before_train()  # a resume sets start_epoch
         self.extra_state.begin(self)
         for self.epoch in range(self.start_epoch, self.max_epoch):  # seeds the epoch: see the setter
             self.before_epoch()
@@ -127,25 +132,26 @@ class TrainerBase:
     def after_epoch(self) -> None: ...
 
     def run_epoch(self) -> None:
+        """Train for one epoch."""
         raise NotImplementedError
 
     def test(self, split: str | None = None) -> float:
+        """Evaluate on ``split``; return the result."""
         raise NotImplementedError
 
     # ---- models ----
 
     def register_model(self, name: str = "model", model: nn.Module | None = None, optim=None, sched=None) -> None:
-        """Put a model under the engine's care: its mode, its updates, its checkpoints in ``<output_dir>/<name>/``.
-
-        A method that trains step by step gives its first model an optimizer, whose rate is logged.
-        """
+        """Register a model: the engine sets its mode, updates it, and saves it in ``<output_dir>/<name>/``.
+        The first model needs an optimizer, whose learning rate is logged. ``sched`` is the schedule of that rate."""
+        assert model is not None  # it has a default only because Dassl's signature has one
         if name in self._models:
             raise ValueError(f"a model is already registered as {name}")
         self._models[name], self._optims[name], self._scheds[name] = model, optim, sched
         distributed.prepare_model(model, optim)
 
     def get_model_names(self, names: Names = None) -> list[str]:
-        """Return all registered names, or ``names`` as a list once checked."""
+        """Return the names of all models, or ``names`` as a list; ``KeyError`` if one is not registered."""
         if names is None:
             return list(self._models)
         names = tolist_if_not(names)
@@ -154,38 +160,41 @@ class TrainerBase:
         return names
 
     def set_model_mode(self, mode: str = "train", names: Names = None) -> None:
-        """Set ``train``, or ``eval`` (also called ``test``)."""
+        """Set the models in ``names`` (None: all) to training mode, or with ``eval`` or ``test`` to evaluation mode."""
         for name in self.get_model_names(names):
             self._models[name].train(mode == "train")
-            distributed.broadcast_parameters(self._models[name])  # running means differ from process to process
+            distributed.broadcast_parameters(self._models[name])  # as running means differ between processes
 
     def trainable_parameters(self) -> int:
-        """Return the number of parameters that training may change, over all registered models."""
+        """Return the number of elements of all trainable parameters of the registered models."""
         return sum(parameter.numel() for parameter in self._trainable())
 
     # ---- optimisation ----
 
     def detect_anomaly(self, loss: torch.Tensor) -> None:
-        """Raise a ``FloatingPointError`` unless the loss is finite."""
+        """Raise a ``FloatingPointError`` unless ``loss`` is finite."""
         if not torch.isfinite(loss).all():
             raise checkpoint.divergence_error(self, "Loss is infinite or NaN!")
 
     def model_zero_grad(self, names: Names = None) -> None:
+        """Reset the gradients of the models in ``names`` (None: all) that have an optimizer."""
         for name in self.get_model_names(names):
             if self._optims[name] is not None:
                 self._optims[name].zero_grad()
 
     def model_backward(self, loss: torch.Tensor, retain_graph: bool = False) -> None:
-        """Compute the gradients of a loss that is a mean over the batch; of several processes, over all their parts."""
+        """Compute the gradients of ``loss``, a mean over this process's images; average them over the processes.
+        Raises a ``FloatingPointError`` if the loss is not finite."""
         if self._world_size > 1:
             loss = self.loss_weight * loss
         else:
-            self.detect_anomaly(loss)  # several processes look at the mean of theirs, below, and stop together
+            self.detect_anomaly(loss)
         (loss if self.scaler is None else self.scaler.scale(loss)).backward(retain_graph=retain_graph)
-        if self._world_size > 1:
+        if self._world_size > 1:  # all processes check the mean of their losses, so that they stop together
             self.detect_anomaly(distributed.average_gradients(self._trainable(), loss))
 
     def model_update(self, names: Names = None) -> None:
+        """Make an optimizer step for each of the models in ``names`` (None: all) that has an optimizer."""
         for name in self.get_model_names(names):
             if self._optims[name] is None:
                 continue
@@ -197,6 +206,7 @@ class TrainerBase:
             self.scaler.update()
 
     def model_backward_and_update(self, loss: torch.Tensor, names: Names = None) -> None:
+        """Reset gradients, compute those of ``loss``, and make a step for the models in ``names`` (None: all)."""
         self.model_zero_grad(names)
         self.model_backward(loss)
         self.model_update(names)
@@ -204,8 +214,11 @@ class TrainerBase:
     def prograd_backward_and_update(
         self, loss_a: torch.Tensor, loss_b: torch.Tensor, lambda_: float = 1, names: Names = None
     ) -> None:
-        """Step by the gradient of ``loss_a``, less ``lambda_`` times its part along that of ``loss_b`` where the two
-        contradict (ProGrad; Zhu et al. 2023, equation 4), parameter by parameter."""
+        """Make a step by the gradient of ``loss_a``, projected where it conflicts with that of ``loss_b``.
+
+        The gradients of a parameter conflict if their inner product is negative. Then ``lambda_`` times the projection
+        of the first on the second is subtracted (ProGrad; Zhu et al. 2023, equation 4).
+        """
         self.model_zero_grad(names)
         self.model_backward(loss_b, retain_graph=True)
         gradients_b = {p: p.grad.clone() for p in self._trainable(names) if p.grad is not None}
@@ -218,16 +231,19 @@ class TrainerBase:
         self.model_update(names)
 
     def _trainable(self, names: Names = None) -> list[nn.Parameter]:
+        """Return the trainable parameters of the models in ``names`` (None: all)."""
         models = [self._models[name] for name in self.get_model_names(names)]
         return [parameter for model in models for parameter in model.parameters() if parameter.requires_grad]
 
     def update_lr(self, names: Names = None) -> None:
-        """Step the learning rates. The engine does not: ``forward_backward`` calls it, on an epoch's last batch."""
+        """Step the schedules of the models in ``names`` (None: all).
+        ``forward_backward``, not the engine, calls this method, on an epoch's last batch."""
         for name in self.get_model_names(names):
             if self._scheds[name] is not None:
                 self._scheds[name].step()
 
     def get_current_lr(self, names: Names = None) -> float:
+        """Return the learning rate of the first of the models in ``names`` (None: all): of its first group."""
         return self._optims[self.get_model_names(names)[0]].param_groups[0]["lr"]
 
     # ---- checkpoints ----
@@ -235,36 +251,33 @@ class TrainerBase:
     def save_model(
         self, epoch: int, directory: str, is_best: bool = False, val_result: float | None = None, model_name: str = ""
     ) -> None:
-        """Save every registered model after ``epoch`` (from 0) as ``<directory>/<name>/model.pth.tar-<epochs done>``.
+        """Save every registered model after ``epoch`` (from 0) as ``<directory>/<name>/model.pth.tar-<epoch + 1>``.
 
         ``model_name`` replaces that file name; ``is_best`` also writes ``model-best.pth.tar``. A text file
-        ``checkpoint`` names the latest of any name; a resume goes on from it. Where a parameter is not finite, nothing
-        is saved, but a ``FloatingPointError`` raised.
+        ``checkpoint`` names the file that was saved last, from which a run resumes. If a parameter is not finite,
+        nothing is saved, and a ``FloatingPointError`` is raised.
         """
-        states = checkpoint.build_checkpoints(self, epoch, val_result)
+        checkpoints = checkpoint.build_checkpoints(self, epoch, val_result)
 
         def save() -> None:
-            for name, state in states.items():
-                save_checkpoint(state, Path(directory, name), is_best=is_best, model_name=model_name)
+            for name, content in checkpoints.items():
+                save_checkpoint(content, Path(directory, name), is_best=is_best, model_name=model_name)
 
-        distributed.run_on_main(save)  # others wait, and find the files
+        distributed.run_on_main(save)  # the other processes wait until the files exist
         self.last_saved_epoch = epoch + 1
 
     def resume_model_if_exist(self, directory: str) -> int:
-        """Load what the latest checkpoints in ``directory`` hold: models, optimizers, schedules, extra state, and (of
-        use without a seed) random states. Return the epoch to start at, 0 if there are none."""
-        state = checkpoint.load_models(self, directory)
-        if state is None:
+        """Load the newest checkpoints in ``directory``; return the epoch to start at, 0 without checkpoints.
+        It loads models, optimizers, schedules, extra state and random states, which a run without a seed needs."""
+        loaded = checkpoint.load_models(self, directory)
+        if loaded is None:
             print("No checkpoint found, train from scratch")
-        self.last_saved_epoch = state["epoch"] if state else 0
+        self.last_saved_epoch = loaded["epoch"] if loaded else 0
         return self.last_saved_epoch
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Load every model, to evaluate it: that of ``epoch``, else the best on validation, else the latest.
-
-        Raises:
-            UserError: the directory or the epoch is not there, or the checkpoint does not fit.
-        """
+        """Load every model for evaluation: the one saved after ``epoch`` (from 1); None: the best, else the newest.
+        Raises :class:`UserError` if the directory or the checkpoint is missing, or does not fit the model."""
         if not directory:
             print("Note that load_model() is skipped as no model directory is given")
             return
@@ -281,6 +294,7 @@ class TrainerBase:
     # ---- TensorBoard ----
 
     def init_writer(self, log_dir: str) -> None:
+        """Open a TensorBoard writer in the folder ``log_dir``, on the main process alone."""
         if self._writer is None and distributed.is_main_process():
             from torch.utils.tensorboard import SummaryWriter
 
@@ -289,28 +303,30 @@ class TrainerBase:
             self._writer = SummaryWriter(log_dir=log_dir)
 
     def close_writer(self) -> None:
+        """Close the TensorBoard writer, if it is open."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
     def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
+        """Write a number to TensorBoard, if the writer is open."""
         if self._writer is not None:
             self._writer.add_scalar(tag, scalar_value, global_step)
 
 
 class SimpleTrainer(TrainerBase):
-    """Builds data and model from a config, trains, keeps checkpoints, evaluates.
+    """Builds data and model from a config, trains, saves checkpoints, and evaluates.
 
-    A method overrides ``build_model``, which sets ``self.model`` and registers what is trained, and
-    ``forward_backward``, which steps it (and calls ``update_lr``).
+    A method overrides ``build_model``, which sets ``self.model`` and registers the models to train, and
+    ``forward_backward``, which makes a step (and calls ``update_lr``).
     """
 
-    supports_zero_shot = False  # True: the model is of use before training, so it may be evaluated as it is
-    feature_extractor: FeatureExtractor | None = (
-        None  # set in build_model: batches hold its features in place of images
-    )
+    model: Any  # set in build_model: a module, called with a batch of images
+    forward_backward: Callable[..., dict[str, Any] | None]  # defined in TrainerX and TrainerXU
+    supports_zero_shot = False  # True: the model may be evaluated without training
+    feature_extractor: FeatureExtractor | None = None  # set in build_model: batches hold features in place of images
     provenance: Mapping[str, Any] = MappingProxyType({})  # set in build_model: more entries of result.json
-    results: OrderedDict[str, float] | None = None  # of the latest evaluation
+    results: OrderedDict[str, float] | None = None  # of the latest evaluation, by name
 
     def __init__(self, cfg: CfgNode):
         super().__init__()
@@ -330,10 +346,11 @@ class SimpleTrainer(TrainerBase):
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """Raise :class:`UserError` for values this method cannot use."""
+        """Raise :class:`UserError` for config values that this method cannot use."""
 
     def build_data_loader(self) -> None:
-        with distributed.local_main_process_first():  # it may write the shots' file
+        """Set ``self.dm``, its loaders, and the numbers and names of classes and domains."""
+        with distributed.local_main_process_first():  # the data set may write the file of the few-shot split
             self.dm = DataManager(self.cfg)
         self.train_loader_x = self.dm.train_loader_x
         self.train_loader_u = self.dm.train_loader_u
@@ -344,16 +361,18 @@ class SimpleTrainer(TrainerBase):
         self.lab2cname = self.dm.lab2cname
 
     def build_model(self) -> None:
-        """Make ``self.model``; register what is trained with its optimizer and schedule."""
+        """Set ``self.model``; register each model to train, with its optimizer and schedule."""
         raise NotImplementedError
 
     @cached_property
-    def _hooks(self) -> list[HookBase]:
+    def _hooks(self) -> Sequence[HookBase]:
+        """The hooks that the loop calls, made on first use: third-party trainers may replace ``__init__``."""
         return default_hooks()
 
-    # ---- the loop's policy, as in Dassl ----
+    # ---- the steps of the loop, as in Dassl ----
 
-    def train(self) -> None:
+    def train(self) -> None:  # type: ignore[override]  # Dassl's signature: the epochs are attributes of this class
+        """Train all epochs and test; a method without models to train is only tested."""
         if self.get_model_names():
             super().train(self.start_epoch, self.max_epoch)
         else:
@@ -362,22 +381,25 @@ class SimpleTrainer(TrainerBase):
             self.after_train()
 
     def before_train(self) -> None:
+        """Check the config, resume if there are checkpoints, open TensorBoard, start the clock."""
         run_dir.check_training_cfg(self)
         self.start_epoch = checkpoint.resume(self)
         self.init_writer(str(Path(self.output_dir, "tensorboard")))
         self.time_start = time.time()
 
     def after_epoch(self) -> None:
-        done, frequency = self.epoch + 1, self.cfg.TRAIN.CHECKPOINT_FREQ
+        """Validate and save the best model, for ``best_val``; save a checkpoint every CHECKPOINT_FREQ epochs."""
+        epoch, frequency = self.epoch + 1, self.cfg.TRAIN.CHECKPOINT_FREQ
         if self.cfg.TEST.FINAL_MODEL == "best_val" and not self.cfg.TEST.NO_TEST:
             result = self.test(split="val")
             if result > self.best_result:
                 self.best_result = result
                 self.save_model(self.epoch, self.output_dir, val_result=result, model_name=BEST_NAME)
-        if done == self.max_epoch or (frequency > 0 and done % frequency == 0):
+        if epoch == self.max_epoch or (frequency > 0 and epoch % frequency == 0):
             self.save_model(self.epoch, self.output_dir)
 
     def after_train(self) -> None:
+        """Test the best or the last model (TEST.FINAL_MODEL), unless TEST.NO_TEST; close TensorBoard."""
         print("\n".join(END_OF_TRAINING))
         self.results = None
         if not self.cfg.TEST.NO_TEST:
@@ -392,15 +414,15 @@ class SimpleTrainer(TrainerBase):
         self.close_writer()
 
     def run_batches(self, batches: Iterable[tuple[dict, ...]]) -> None:
-        """Train on each of ``num_batches`` items, which hold the arguments of ``forward_backward``."""
+        """Train on each item of ``batches``: the arguments of ``forward_backward``, one or two batches."""
         self.set_model_mode("train")
         self._losses, self._batch_time, self._data_time = MetricMeter(), AverageMeter(), AverageMeter()
         end = time.time()
         for self.batch_idx, batch in enumerate(batches):
             self._data_time.update(time.time() - end)
-            self.current_lr = self.get_current_lr()  # on the last batch, forward_backward steps the schedule
+            self.current_lr = self.get_current_lr()  # before forward_backward, which may step the schedule
             if self._world_size > 1:
-                self.loss_weight = distributed.local_loss_weight(*(len(part["label"]) for part in batch))
+                self.loss_weight = distributed.local_loss_weight(*(len(each["label"]) for each in batch))
             metrics = self.forward_backward(*batch)
             if self._world_size > 1:
                 metrics = distributed.reduce_dict(metrics, self.loss_weight)
@@ -414,27 +436,27 @@ class SimpleTrainer(TrainerBase):
     # ---- evaluation ----
 
     def get_loader(self, split: str):
+        """Return the loader of ``val`` or ``test``; :class:`UserError` if the data set has no such split."""
         loader = {"val": self.val_loader, "test": self.test_loader}.get(split)
         if loader is None:
-            have = "test" if self.val_loader is None else "val, test"
-            raise UserError(f'the data set {self.cfg.DATASET.NAME} has no split "{split}"; it has {have}')
+            splits = "test" if self.val_loader is None else "val, test"
+            raise UserError(f'the data set {self.cfg.DATASET.NAME} has no split "{split}"; it has {splits}')
         return loader
 
     @torch.no_grad()
     def test(self, split: str | None = None, is_final: bool = False) -> float:
         """Evaluate on ``split`` (default TEST.SPLIT); return the first result, for classification the accuracy.
-
-        Copies of Dassl pass ``is_final``; it changes nothing.
-        """
+        ``is_final`` has no effect; some versions of Dassl pass it."""
         split = split or self.cfg.TEST.SPLIT
-        self.extra_state.restore(self)  # of a finished run, whose loop sets no epoch
+        self.extra_state.restore(self)  # for a finished run that is started again: its loop begins no epoch
         self.set_model_mode("eval")
         self.evaluator.reset()
         loader = self.get_loader(split)
         print(f"Evaluate on the *{split}* set")
         with checkpoint.translate_divergence(self), shard_loader(loader, "batches") as is_sharded:
             batches = tqdm(loader, disable=None, leave=False, desc=f"evaluating {split}", unit="batch")
-            outputs = ((self.model_inference(images), labels) for images, labels in map(self.parse_batch_test, batches))
+            inputs = map(self.parse_batch_test, batches)
+            outputs: Iterator[Any] = ((self.model_inference(images), labels) for images, labels in inputs)
             if is_sharded:
                 outputs = distributed.gather_in_order(outputs, self.device)
             for output, labels in outputs:
@@ -445,26 +467,30 @@ class SimpleTrainer(TrainerBase):
         return next(iter(self.results.values()))
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
+        """Return the model's output, such as logits (N, classes), for N images or their features."""
         return self.model(input)
 
     def parse_batch_test(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return images (or their features) and labels of a batch, on the device."""
         return batch["img"].to(self.device), batch["label"].to(self.device)
 
 
 class TrainerX(SimpleTrainer):
-    """A trainer on labelled images: ``forward_backward`` takes a batch of ``train_loader_x``."""
+    """Trains on labelled images: ``forward_backward`` takes a batch of ``train_loader_x``."""
 
     def run_epoch(self) -> None:
+        """Train on each batch of ``train_loader_x``."""
         self.num_batches = len(self.train_loader_x)
         with shard_loader(self.train_loader_x, "images"):
             self.run_batches(zip(self.train_loader_x))  # forward_backward(batch)
 
     def forward_backward(self, batch: dict) -> dict[str, float]:
-        """Train on a batch, and call ``update_lr`` on an epoch's last; return the metrics to report."""
+        """Make a step on a batch, call ``update_lr`` on an epoch's last batch, and return metrics for the log."""
         raise NotImplementedError
 
     def parse_batch_train(self, batch: dict) -> tuple[torch.Tensor, ...]:
-        """Return images (or their features: ``feature_extractor``), labels and domains, on the device."""
+        """Return images (or their features), labels and domains of a batch, on the device.
+        Raises :class:`UserError` if there are several views (DATALOADER.K_TRANSFORMS): such methods override this."""
         if isinstance(batch["img"], list):
             raise UserError(
                 f"DATALOADER.K_TRANSFORMS is above 1, but {type(self).__name__} trains on one view an image"
@@ -473,13 +499,14 @@ class TrainerX(SimpleTrainer):
 
 
 class TrainerXU(SimpleTrainer):
-    """A trainer on labelled and unlabelled images: ``forward_backward`` takes a batch of each.
+    """Trains on labelled and unlabelled images: ``forward_backward`` takes a batch of each.
 
-    An epoch is as long as TRAIN.COUNT_ITER says (train_x, train_u, smaller_one); the shorter loader starts again.
+    TRAIN.COUNT_ITER (train_x, train_u, smaller_one) names the loader whose length is that of an epoch. A shorter loader
+    starts again.
     """
 
     def run_epoch(self) -> None:
-        """Raises :class:`UserError` where there are no unlabelled images, or TRAIN.COUNT_ITER names no loader."""
+        """Train on pairs of batches; :class:`UserError` without unlabelled images, or if COUNT_ITER is unknown."""
         loader_x, loader_u = self.train_loader_x, self.train_loader_u
         if loader_u is None:
             raise UserError(f"{type(self).__name__} needs unlabelled images, and {self.cfg.DATASET.NAME} has none")
@@ -490,23 +517,23 @@ class TrainerXU(SimpleTrainer):
             self.run_batches(zip(self._repeated(loader_x), self._repeated(loader_u), strict=True))  # (batch_x, batch_u)
 
     def _repeated(self, loader: TrainLoader) -> Iterator[dict]:
-        """Yield ``num_batches`` batches. Each pass over the images has an order and draws of its own."""
+        """Yield ``num_batches`` batches; when ``loader`` ends, start it again with a new order and augmentations."""
         passes = math.ceil(self.num_batches / len(loader))
         if isinstance(loader, TrainLoader):
-            loader.epoch = self.epoch * passes  # each pass counts as one
+            loader.epoch = self.epoch * passes  # each pass is an epoch of the loader
         return islice((batch for _ in range(passes) for batch in loader), self.num_batches)
 
     def forward_backward(self, batch_x: dict, batch_u: dict) -> dict[str, float]:
-        """Train on a batch of each; return the metrics to report."""
+        """Make a step on a labelled and an unlabelled batch, as ``TrainerX.forward_backward``; return metrics."""
         raise NotImplementedError
 
     def parse_batch_train(self, batch_x: dict, batch_u: dict) -> tuple[torch.Tensor, ...]:
-        """Return labelled images, their labels, and unlabelled images, on the device."""
+        """Return labelled images, their labels, and unlabelled images of two batches, on the device."""
         return tuple(x.to(self.device) for x in (batch_x["img"], batch_x["label"], batch_u["img"]))
 
 
 def __getattr__(name: str):
-    """Trainers of the field import TensorBoard's writer from here; it is loaded when they do."""
+    """Import ``SummaryWriter`` of TensorBoard on first use: third-party trainers import it from this module."""
     if name != "SummaryWriter":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from torch.utils.tensorboard import SummaryWriter

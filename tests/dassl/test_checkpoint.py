@@ -1,4 +1,4 @@
-"""Checkpoints of the original: read without running what they name, and gone on from at the right rate."""
+"""Checkpoints of the original CoOp: read without running code in them, and resumed at the right learning rate."""
 
 import contextlib
 import pickle
@@ -20,7 +20,10 @@ from tests.stress.attacks import ATTACKS, MARKER, payload, text, torch_zip
 
 
 def original_scheduler(optimizer, successor=CosineAnnealingLR, settings=(50,), epochs=3, rate=0.002) -> dict:
-    """What the original's scheduler saves after ``epochs`` epochs, the first one of them warm-up: a live object."""
+    """Return the state that the original's scheduler saves after ``epochs`` epochs, of which one is warm-up.
+
+    It holds a live scheduler object.
+    """
     live = successor(optimizer, *settings)
     live.last_epoch = epochs - 1
     return {
@@ -35,7 +38,7 @@ def original_scheduler(optimizer, successor=CosineAnnealingLR, settings=(50,), e
 
 
 def save_original(path: Path, learner: nn.Module, optimizer, scheduler: dict, epoch=3) -> Path:
-    """A checkpoint as the original writes it."""
+    """Write a checkpoint as the original does, and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {
         "state_dict": learner.state_dict(),
@@ -48,8 +51,8 @@ def save_original(path: Path, learner: nn.Module, optimizer, scheduler: dict, ep
     return path
 
 
-def trained(model: nn.Module, **values):
-    """An optimizer that has made a step, and our schedule for it."""
+def make_optimizer(model: nn.Module, **values):
+    """Return an optimizer that has made a step, and our schedule for it."""
     optim = get_cfg_default().OPTIM
     values = {"NAME": "sgd", "LR": 0.002, "LR_SCHEDULER": "cosine", "MAX_EPOCH": 50, **values}
     optim.merge_from_list([x for item in values.items() for x in item])
@@ -64,9 +67,9 @@ def trained(model: nn.Module, **values):
     ("name", "successor", "settings"),
     [("sgd", CosineAnnealingLR, (50,)), ("adam", StepLR, (10,)), ("rmsprop", MultiStepLR, ([2, 5],))],
 )
-def test_an_originals_checkpoint_is_read_without_its_live_scheduler(tmp_path, name, successor, settings):
+def test_a_checkpoint_of_the_original_is_read_without_its_live_scheduler(tmp_path, name, successor, settings):
     model = nn.Linear(2, 2)
-    optimizer, _ = trained(model, NAME=name)
+    optimizer, _ = make_optimizer(model, NAME=name)
     scheduler = original_scheduler(optimizer, successor, settings)
     path = save_original(tmp_path / "model.pth.tar-3", model, optimizer, scheduler)
     with pytest.raises(pickle.UnpicklingError):
@@ -76,13 +79,13 @@ def test_an_originals_checkpoint_is_read_without_its_live_scheduler(tmp_path, na
     assert (checkpoint["val_result"], type(checkpoint["val_result"])) == (61.5, float)
     assert checkpoint["scheduler"] == {key: value for key, value in scheduler.items() if key != "successor"}
     assert all(torch.equal(checkpoint["state_dict"][key], value) for key, value in model.state_dict().items())
-    other, _ = trained(nn.Linear(2, 2), NAME=name)
-    other.load_state_dict(checkpoint["optimizer"])
-    assert repr(other.state_dict()) == repr(optimizer.state_dict())
+    loaded, _ = make_optimizer(nn.Linear(2, 2), NAME=name)
+    loaded.load_state_dict(checkpoint["optimizer"])
+    assert repr(loaded.state_dict()) == repr(optimizer.state_dict())
 
 
 @pytest.mark.parametrize("warmup", [0, 1])
-def test_our_schedule_goes_on_from_an_originals_checkpoint(tmp_path, warmup):
+def test_our_schedule_resumes_from_a_checkpoint_of_the_original(tmp_path, warmup):
     def curve(optimizer, schedule, epochs):
         rates = []
         for _ in range(epochs):
@@ -92,22 +95,22 @@ def test_our_schedule_goes_on_from_an_originals_checkpoint(tmp_path, warmup):
         return rates
 
     settings = {"WARMUP_EPOCH": warmup, "WARMUP_TYPE": "constant"}
-    expected = curve(*trained(nn.Linear(2, 2), **settings), epochs=10)
+    expected = curve(*make_optimizer(nn.Linear(2, 2), **settings), epochs=10)
     model = nn.Linear(2, 2)
-    theirs, _ = trained(model)
-    scheduler = original_scheduler(theirs)
-    if not warmup:  # the original saves the state of PyTorch's class as it is
+    original, _ = make_optimizer(model)
+    scheduler = original_scheduler(original)
+    if not warmup:  # without warm-up, the original saves the state of PyTorch's class
         scheduler = scheduler["successor"].state_dict()
-    theirs.param_groups[0]["lr"] = 0.5  # whatever it says
-    save_original(tmp_path / "model.pth.tar-3", model, theirs, scheduler)
-    optimizer, schedule = trained(model, **settings)
+    original.param_groups[0]["lr"] = 0.5  # the schedule must not use it
+    save_original(tmp_path / "model.pth.tar-3", model, original, scheduler)
+    optimizer, schedule = make_optimizer(model, **settings)
     assert resume_from_checkpoint(tmp_path, model, optimizer, schedule) == 3
     assert schedule.get_last_lr() == expected[3:4]
     assert curve(optimizer, schedule, 7) == expected[3:]
     assert optimizer.state_dict()["state"][0]["momentum_buffer"].any()
 
 
-def test_a_run_goes_on_from_the_newest_checkpoint_not_from_the_best(tmp_path):
+def test_a_run_resumes_from_the_newest_checkpoint_not_from_the_best(tmp_path):
     for epoch, name in ((1, "model-best.pth.tar"), (2, "")):
         state = {"state_dict": {"weight": torch.full((1, 1), float(epoch))}, "epoch": epoch}
         save_checkpoint(state, tmp_path, model_name=name)
@@ -117,8 +120,8 @@ def test_a_run_goes_on_from_the_newest_checkpoint_not_from_the_best(tmp_path):
     assert resume_from_checkpoint(tmp_path, model, epoch=2) == 2
 
 
-def test_a_schedule_of_steps_goes_on_at_its_step_with_the_rate_of_now(tmp_path):
-    """Forced to go on after two of four epochs of five steps: in the middle of the cosine."""
+def test_a_schedule_by_steps_resumes_at_its_step_with_the_current_learning_rate(tmp_path):
+    """Resume with --force-resume after two of four epochs of five steps, in the middle of the cosine."""
     optim = get_cfg_default().OPTIM
     optim.merge_from_list(["NAME", "sgd", "LR_SCHEDULER", "cosine", "MAX_EPOCH", 4])
     model = nn.Linear(2, 2)
@@ -139,54 +142,54 @@ def test_a_schedule_of_steps_goes_on_at_its_step_with_the_rate_of_now(tmp_path):
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.15)
 
 
-def test_coop_goes_on_from_a_run_of_the_original_which_could_go_on_from_ours(run, tmp_path):
+def test_coop_resumes_a_run_of_the_original_and_saves_what_the_original_loads(run, tmp_path):
     settings = ("DATASET.NUM_SHOTS", 2, "DATASET.SUBSAMPLE_CLASSES", "base", "DATALOADER.TRAIN_X.BATCH_SIZE", 4)
     settings += ("OPTIM.MAX_EPOCH", 4, "TRAIN.CHECKPOINT_FREQ", 2)
     settings += ("INPUT.TRANSFORMS", '["random_resized_crop","normalize"]')
-    whole = run(*settings, out="whole")
-    assert torch.serialization.get_unsafe_globals_in_checkpoint(whole.checkpoint(4)) == []
-    assert (whole.folder / "prompt_learner/checkpoint").read_text().strip() == "model.pth.tar-4"
-    found = tensors(whole.checkpoint(2))
-    width = found["ctx"].shape[1]
+    unbroken = run(*settings, out="unbroken")
+    assert torch.serialization.get_unsafe_globals_in_checkpoint(unbroken.checkpoint(4)) == []
+    assert (unbroken.folder / "prompt_learner/checkpoint").read_text().strip() == "model.pth.tar-4"
+    saved = tensors(unbroken.checkpoint(2))
+    width = saved["ctx"].shape[1]
     shapes = {"ctx": (16, width), "token_prefix": (5, 1, width), "token_suffix": (5, 77 - 1 - 16, width)}
-    assert {name: tuple(tensor.shape) for name, tensor in found.items()} == shapes
+    assert {name: tuple(tensor.shape) for name, tensor in saved.items()} == shapes
 
     def as_the_original(epoch: int) -> Path:
-        """A run's folder with the checkpoint of ``epoch`` as the original would have written it."""
-        ours = torch.load(whole.checkpoint(epoch), weights_only=True)
+        """Return a run's folder with the checkpoint of ``epoch`` as the original would have written it."""
+        saved = torch.load(unbroken.checkpoint(epoch), weights_only=True)
         learner = nn.Module()
-        learner.ctx = nn.Parameter(ours["state_dict"]["ctx"])
+        learner.ctx = nn.Parameter(saved["state_dict"]["ctx"])
         for name in ("token_prefix", "token_suffix"):
-            learner.register_buffer(name, torch.zeros_like(ours["state_dict"][name]))
-        learner = nn.DataParallel(learner)  # its names begin with "module."
+            learner.register_buffer(name, torch.zeros_like(saved["state_dict"][name]))
+        learner = nn.DataParallel(learner)  # the names in its state_dict begin with "module."
         optimizer = torch.optim.SGD(learner.parameters(), 0.002, momentum=0.9, weight_decay=5e-4)
-        optimizer.load_state_dict(ours["optimizer"])
+        optimizer.load_state_dict(saved["optimizer"])
         scheduler = original_scheduler(optimizer, settings=(4,), epochs=epoch)
-        folder = tmp_path / f"theirs{epoch}"
+        folder = tmp_path / f"original{epoch}"
         save_original(folder / f"prompt_learner/model.pth.tar-{epoch}", learner, optimizer, scheduler, epoch)
         return folder
 
     resumed = run("--resume", as_the_original(2), *settings, out="resumed")
     assert resumed.code == 0, resumed.error
-    assert_same_tensors(whole.checkpoint(4), resumed.checkpoint(4))
+    assert_same_tensors(unbroken.checkpoint(4), resumed.checkpoint(4))
     evaluated = run("--eval-only", "--model-dir", as_the_original(4), "--load-epoch", 4, *settings, out="evaluated")
-    assert evaluated.accuracy == whole.accuracy
+    assert evaluated.accuracy == unbroken.accuracy
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_nothing_in_a_checkpoint_is_run(tmp_path, attack):
+def test_no_code_in_a_checkpoint_is_run(tmp_path, attack):
     content = b"\x80\x02}(" + text("state_dict") + b"}" + text("scheduler") + payload(attack, tmp_path) + b"u."
     with contextlib.suppress(UserError):
         assert load_checkpoint(torch_zip(tmp_path / "model.pth.tar-1", content)) == {"state_dict": {}}
     assert not (tmp_path / MARKER).exists()
 
 
-def test_numbers_of_numpy_are_saved_as_pythons(tmp_path):
+def test_numpy_numbers_are_saved_as_python_numbers(tmp_path):
     save_checkpoint({"state_dict": {}, "epoch": 1, "val_result": np.float32(61.5)}, tmp_path)
     assert torch.load(tmp_path / "model.pth.tar-1", weights_only=True)["val_result"] == 61.5
 
 
-def test_files_from_before_the_zip_format(tmp_path):
+def test_checkpoints_in_the_format_before_zip_are_read(tmp_path):
     state = {"state_dict": {"w": torch.ones(2)}, "epoch": 1, "scheduler": {"last_epoch": 1}}
     torch.save(state, tmp_path / "old", _use_new_zipfile_serialization=False)
     assert load_checkpoint(tmp_path / "old")["scheduler"] == {"last_epoch": 1}
@@ -195,9 +198,9 @@ def test_files_from_before_the_zip_format(tmp_path):
         load_checkpoint(tmp_path / "old")
 
 
-def test_a_model_on_several_devices_goes_on(tmp_path):
+def test_a_data_parallel_model_is_resumed(tmp_path):
     model = nn.DataParallel(nn.Linear(2, 2))
-    optimizer, schedule = trained(model)
+    optimizer, schedule = make_optimizer(model)
     before = model.module.weight.clone()
     save_checkpoint({"state_dict": model.state_dict(), "epoch": 1, "optimizer": optimizer.state_dict()}, tmp_path)
     nn.init.zeros_(model.module.weight)
@@ -209,7 +212,7 @@ def test_the_scale_of_mixed_precision_is_resumed(tmp_path):
     def trainer(**scale) -> TrainerBase:
         trainer = TrainerBase()
         model = nn.Linear(2, 2)
-        trainer.register_model("model", model, *trained(model))
+        trainer.register_model("model", model, *make_optimizer(model))
         trainer.scaler = torch.amp.GradScaler("cpu", **scale)
         return trainer
 

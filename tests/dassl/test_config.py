@@ -1,4 +1,4 @@
-"""Merging: YAML files as the field writes them, and command-line values."""
+"""Merging YAML files, as repositories of the field write them, and command-line values into a config."""
 
 from functools import reduce
 from operator import getitem
@@ -11,7 +11,7 @@ from dassl.config.merge import flatten
 from dassl.config.run_config import diff_configs
 
 
-def test_text_that_yaml_does_not_take_for_numbers_becomes_what_the_key_holds(tmp_path):
+def test_text_in_yaml_is_converted_to_the_type_of_its_key(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text('OPTIM:\n  WARMUP_CONS_LR: 1e-5\n  LR: 1\nINPUT:\n  SIZE: (32, 48)\n  TRANSFORMS: ["a", "b"]\n')
     cfg = get_cfg_default()
@@ -23,7 +23,7 @@ def test_text_that_yaml_does_not_take_for_numbers_becomes_what_the_key_holds(tmp
     assert tuple(cfg.INPUT.TRANSFORMS) == ("a", "b")
 
 
-def test_text_may_look_like_a_number(tmp_path):
+def test_a_text_value_may_look_like_a_number(tmp_path):
     cfg = get_cfg_default()
     merge_options(cfg, ["DATASET.FOLDER", "2020", "MODEL.BACKBONE.NAME", "True"])
     assert (cfg.DATASET.FOLDER, cfg.MODEL.BACKBONE.NAME) == ("2020", "True")
@@ -35,7 +35,7 @@ def test_text_may_look_like_a_number(tmp_path):
     assert cfg.DATASET.FOLDER == "2021"
 
 
-def test_a_method_wins_over_a_data_set_a_flag_over_both_and_a_pair_over_all(tmp_path):
+def test_pairs_override_flags_which_override_the_method_file_which_overrides_the_data_set_file(tmp_path):
     common = "OUTPUT_DIR: a\nDATASET: {NAME: Digits}\n"
     (tmp_path / "data.yaml").write_text(f"SEED: 1\nOPTIM: {{LR: 1.0, GAMMA: 1.0}}\n{common}")
     (tmp_path / "method.yaml").write_text("SEED: 2\nOUTPUT_DIR: b\nOPTIM: {LR: 2.0}\n")
@@ -45,19 +45,18 @@ def test_a_method_wins_over_a_data_set_a_flag_over_both_and_a_pair_over_all(tmp_
     assert (cfg.OPTIM.GAMMA, cfg.OPTIM.LR, cfg.OUTPUT_DIR, cfg.SEED) == (1, 2, "c", 4)
 
 
-def test_the_settings_that_may_change_between_the_parts_of_a_run():
-    """All others touch what is learned."""
-    whole = get_cfg_default().dump()
-    changed = yaml.safe_load(whole)
+def test_a_resumed_run_may_change_only_keys_that_do_not_affect_training():
+    saved = get_cfg_default().dump()
+    changed = yaml.safe_load(saved)
     keys = [key for key, _ in flatten(changed)]
     for key in keys:
         *nodes, name = key.split(".")
         reduce(getitem, nodes, changed)[name] = "another"
-    told = diff_configs(whole, yaml.safe_dump(changed), get_cfg_default())
-    free = set(keys) - {change.split()[0] for change in told}
+    changes = diff_configs(saved, yaml.safe_dump(changed), get_cfg_default())
+    resumable = set(keys) - {change.split()[0] for change in changes}
     expected = """DATALOADER.NUM_WORKERS DATALOADER.TEST.SAMPLER DATALOADER.TEST.BATCH_SIZE DATASET.FOLLOW_LINKS
         DATASET.ROOT DATASET.SKIP_BAD_IMAGES FEATURES.CACHE_DIR FEATURES.ENABLED FEATURES.MAX_GB FORCE_RESUME
         MODEL.BACKBONE.ACTIVATIONS_GB OUTPUT_DIR RESUME TEST.EVALUATOR TEST.PER_CLASS_RESULT TEST.COMPUTE_CMAT
         TEST.NO_TEST TEST.SPLIT TEST.FINAL_MODEL TEST.LOGITS_GB TRAIN.CHECKPOINT_FREQ TRAIN.CHECKPOINT_MINUTES
         TRAIN.CUDA_GRAPH TRAIN.KEEP_CHECKPOINTS TRAIN.PRINT_FREQ VERBOSE"""
-    assert free == set(expected.split())
+    assert resumable == set(expected.split())

@@ -1,5 +1,7 @@
-"""Every name that repositories of the CoOp family use of ``dassl``, and what they expect of it. What these names do is
-tested beside them (test_engine.py, test_data.py, test_utils.py, test_train.py, …); tests/third_party runs a repository.
+"""The contract with repositories of the CoOp family: the names of ``dassl`` that they use, and their signatures.
+
+Other files test the behaviour (test_engine.py, test_data.py, test_utils.py, test_train.py, …); tests/third_party runs a
+repository.
 """
 
 import copy
@@ -81,7 +83,7 @@ TEST: {EVALUATOR: Classification, PER_CLASS_RESULT: false, COMPUTE_CMAT: false, 
   FINAL_MODEL: last_step}
 TRAINER: {NAME: ""}
 """
-SIGNATURES = {  # of methods that trainers of the field call or override
+SIGNATURES = {  # parameters: methods that third-party trainers call or override
     "": "train build_model build_data_loader before_train after_train before_epoch after_epoch run_epoch",
     "names": "get_model_names update_lr get_current_lr model_zero_grad model_update",
     "mode names": "set_model_mode",
@@ -96,24 +98,24 @@ SIGNATURES = {  # of methods that trainers of the field call or override
     "cfg": "check_cfg",
     "batch": "forward_backward parse_batch_train parse_batch_test",
     "input": "model_inference",
-    "split is_final": "test",  # some copies of Dassl tell the evaluation after training that it is the final one
+    "split is_final": "test",  # some versions of Dassl pass is_final after training
 }
 
 
 @TRAINER_REGISTRY.register()
 class BothKinds(TrainerXU):
-    """Learns from labelled images, and looks at unlabelled ones."""
+    """Learns from labelled images, and runs the model on unlabelled ones."""
 
     def build_model(self):
         self.model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, self.num_classes)).to(self.device)
         self.register_model("linear", self.model, torch.optim.SGD(self.model.parameters(), lr=0.01))
-        self.seen = []
+        self.batches = []
 
     def forward_backward(self, batch_x, batch_u):
         input_x, label_x, input_u = self.parse_batch_train(batch_x, batch_u)
         assert torch.equal(input_x.cpu(), batch_x["img"])
         assert torch.equal(input_u.cpu(), batch_u["img"])
-        self.seen.append((self.epoch, batch_x["index"].tolist(), batch_u["index"].tolist()))
+        self.batches.append((self.epoch, batch_x["index"].tolist(), batch_u["index"].tolist()))
         loss = F.cross_entropy(self.model(input_x), label_x) + 0 * self.model(input_u).sum()
         self.model_backward_and_update(loss)
         return {"loss": loss.item()}
@@ -122,18 +124,18 @@ class BothKinds(TrainerXU):
 # ---- names, settings, flags ----
 
 
-def test_every_name_is_there():
+def test_every_public_name_can_be_imported():
     for module, names in IMPORTS.items():
         for name in names.split():
             assert hasattr(importlib.import_module(module), name), (module, name)
 
 
-def test_config_defaults():
+def test_config_defaults_are_dassls():
     assert isinstance(get_cfg_default(), CfgNode)
-    found = dict(flatten(to_dict(get_cfg_default())))
-    assert "DATASET.ROOT" in found
+    defaults = dict(flatten(to_dict(get_cfg_default())))
+    assert "DATASET.ROOT" in defaults
     expected = dict(flatten(yaml.safe_load(DEFAULTS)))
-    assert {key: found.get(key) for key in expected} == expected
+    assert {key: defaults.get(key) for key in expected} == expected
 
 
 def test_a_train_py_of_the_field_adds_its_nodes_and_merges_with_yacs(tmp_path):
@@ -149,7 +151,7 @@ def test_a_train_py_of_the_field_adds_its_nodes_and_merges_with_yacs(tmp_path):
     assert dict(cfg.TRAINER) == {"NAME": "", "MINE": {"N_CTX": 4}}
 
 
-def test_flags_of_train_py(tmp_path):
+def test_train_py_takes_dassls_flags(tmp_path):
     (tmp_path / "data.yaml").write_text("DATASET:\n  NAME: Digits\n")
     (tmp_path / "method.yaml").write_text("OPTIM:\n  MAX_EPOCH: 7\n")
     flags = f"""--root r --output-dir o --resume there --seed 0 --source-domains a b --target-domains c
@@ -169,7 +171,7 @@ def test_flags_of_train_py(tmp_path):
 # ---- trainers and their batches ----
 
 
-def test_methods_of_a_trainer_take_what_the_field_hands_them():
+def test_methods_of_a_trainer_have_dassls_parameters():
     for expected, methods in SIGNATURES.items():
         for method in methods.split():
             parameters = list(inspect.signature(getattr(TrainerX, method)).parameters)
@@ -193,32 +195,32 @@ def test_custom_transforms_and_wrapper_reach_the_batches(config_of):
 
 
 @pytest.mark.parametrize(("count", "number"), [("train_x", 3), ("train_u", 5), ("smaller_one", 3)])
-def test_pairs_of_batches(config_of, count, number, capsys):
+def test_an_epoch_of_pairs_is_as_long_as_count_iter_says(config_of, count, number, capsys):
     trainer = build_trainer(config_of("BothKinds", TRAIN__COUNT_ITER=count, OPTIM__MAX_EPOCH=2))
     trainer.train()
-    assert [epoch for epoch, _, _ in trainer.seen] == [epoch for epoch in range(2) for _ in range(number)]
+    assert [epoch for epoch, _, _ in trainer.batches] == [epoch for epoch in range(2) for _ in range(number)]
     last = rf"^epoch \[2/2\] batch \[{number}/{number}\] time .* data .* loss .* lr 1.0000e-02 eta 0"
     assert re.search(last, capsys.readouterr().out, re.MULTILINE)
 
 
-def test_the_shorter_loader_starts_again_in_another_order_and_a_resumed_run_sees_the_same(config_of, tmp_path):
+def test_the_shorter_loader_starts_again_in_another_order_which_a_resumed_run_repeats(config_of, tmp_path):
     cfg = config_of("BothKinds", TRAIN__COUNT_ITER="train_u", TRAIN__CHECKPOINT_FREQ=1, OPTIM__MAX_EPOCH=3)
-    whole = build_trainer(cfg)
-    whole.train()
+    unbroken = build_trainer(cfg)
+    unbroken.train()
     orders = []
     for epoch in range(3):
-        batches = [x for e, x, _ in whole.seen if e == epoch]
+        batches = [x for e, x, _ in unbroken.batches if e == epoch]
         assert sorted(i for x in batches[:3] for i in x) == list(range(12))
         orders += [batches[0] + batches[1], batches[3] + batches[4]]  # of the first pass, and of the second
-        assert sorted(i for e, _, u in whole.seen if e == epoch for i in u) == list(range(20))
+        assert sorted(i for e, _, u in unbroken.batches if e == epoch for i in u) == list(range(20))
     assert len(set(map(tuple, orders))) == 6
     (tmp_path / "run/linear/checkpoint").write_text("model.pth.tar-2\n")
     resumed = build_trainer(cfg)
     resumed.train()
-    assert resumed.seen == whole.seen  # what it has seen before is in its checkpoints
+    assert resumed.batches == unbroken.batches  # the attribute is in the checkpoints
 
 
-def test_what_cannot_be_paired_is_refused(config_of):
+def test_pairs_without_unlabelled_images_or_with_an_unknown_count_iter_are_refused(config_of):
     with pytest.raises(UserError, match="TRAIN.COUNT_ITER"):
         build_trainer(config_of("BothKinds", TRAIN__COUNT_ITER="train_z")).train()
     trainer = build_trainer(config_of("BothKinds"))
@@ -227,7 +229,7 @@ def test_what_cannot_be_paired_is_refused(config_of):
         trainer.train()
 
 
-# ---- results, services, operations ----
+# ---- results, helpers, operations on tensors ----
 
 
 def test_results_are_written_as_parsers_read_them(capsys):
@@ -247,7 +249,7 @@ def test_results_are_written_as_parsers_read_them(capsys):
     assert re.findall(r"\* accuracy: ([\.\deE+-]+)%", "\n".join(lines)) == ["98.50"]
 
 
-def test_small_services(tmp_path, capsys):
+def test_seeds_repeat_draws_and_missing_files_are_reported(tmp_path, capsys):
     set_random_seed(0)
     draws = random.random(), np.random.rand(), torch.rand(1)
     set_random_seed(0)
@@ -258,14 +260,14 @@ def test_small_services(tmp_path, capsys):
     assert torch.__version__.partition("+")[0] in collect_env_info()
 
 
-def test_labels_and_probabilities():
+def test_labels_become_one_hot_and_probabilities_are_sharpened():
     assert torch.equal(create_onehot(torch.tensor([2, 0]), 3), torch.tensor([[0.0, 0, 1], [1, 0, 0]]))
     p = torch.tensor([[0.8, 0.2], [0.5, 0.5]])
     torch.testing.assert_close(sharpen_prob(p), torch.tensor([[0.64 / 0.68, 0.04 / 0.68], [0.5, 0.5]]))
     torch.testing.assert_close(sharpen_prob(p, 1), p)
 
 
-def test_rampups():
+def test_ramp_ups_go_from_0_to_1():
     assert [linear_rampup(t, 10) for t in (-1, 0, 5, 10, 20)] == [0, 0, 0.5, 1, 1]
     expected = [math.exp(-5), math.exp(-5), math.exp(-1.25), 1, 1]
     assert [sigmoid_rampup(t, 10) for t in (-1, 0, 5, 10, 20)] == pytest.approx(expected)
@@ -273,7 +275,7 @@ def test_rampups():
         linear_rampup(1, 0)
 
 
-def test_a_moving_average_of_a_model():
+def test_a_moving_average_of_a_model_is_updated_in_place():
     model = nn.Linear(2, 2)
     average = copy.deepcopy(model)
     before = average.weight.detach().clone()

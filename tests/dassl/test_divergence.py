@@ -1,4 +1,4 @@
-"""Training that diverges stops, says when, and leaves good checkpoints alone."""
+"""Training that diverges stops with a message that names the batch, and leaves good checkpoints alone."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from dassl.engine.checkpoint import DivergenceError
 from tests.common import tensors
 from trainers.coop import CoOp
 
-# 40 images: two batches an epoch, and a rest that is dropped
+# 40 images: two batches an epoch; the last 8 images are dropped
 SHORT = ("DATASET.NUM_SHOTS", 4, "OPTIM.MAX_EPOCH", 4, "DATALOADER.TRAIN_X.BATCH_SIZE", 16)
 
 
-def refused(result, *parts: object) -> None:
+def assert_diverged(result, *messages: object) -> None:
+    """Check that a run ended in one error line that contains all ``messages``, and left no result."""
     assert result.code == 2
     assert result.error.startswith("error: ")
     assert result.error.count("\n") == 1
-    for part in parts:
-        assert str(part) in result.error
+    for message in messages:
+        assert str(message) in result.error
     assert "=> result" not in result.log
     assert not (result.folder / "result.json").exists()
 
 
 def step(self, batch, loss_of):
-    """A step of CoOp that leaves out what the engine offers, as trainers of the field do."""
+    """Make a step of CoOp without the engine's methods, as third-party trainers do; ``loss_of`` changes the loss."""
     features, label, _ = self.parse_batch_train(batch)
     loss = loss_of(self, F.cross_entropy(self.model(features), label))
     self.optim.zero_grad()
@@ -35,55 +36,57 @@ def step(self, batch, loss_of):
     self.optim.step()
     if self.batch_idx + 1 == self.num_batches:
         self.update_lr()
-    return {"loss_ce": loss.item(), "acc": float("nan")}  # a share of nothing is no sign of divergence
+    return {"loss_ce": loss.item(), "acc": float("nan")}  # a NaN metric that is no loss is not a divergence
 
 
-def test_it_says_when_at_which_rate_and_what_may_help(run):
+def test_divergence_is_reported_with_its_batch_learning_rate_and_remedies(run):
     result = run(*SHORT, "OPTIM.LR", "1e30")
-    refused(result, "infinite or NaN", "epoch 2, batch 2 of 2, at a learning rate of 1e+30", "none was saved yet")
-    refused(result, "OPTIM.LR", "OPTIM.WARMUP_EPOCH", "fp32")
+    assert_diverged(
+        result, "infinite or NaN", "epoch 2, batch 2 of 2, at a learning rate of 1e+30", "none was saved yet"
+    )
+    assert_diverged(result, "OPTIM.LR", "OPTIM.WARMUP_EPOCH", "fp32")
     assert "--force-resume" not in result.error
     assert list(result.folder.glob("prompt_learner/model*")) == []
 
 
-def test_a_method_that_checks_nothing_itself_is_stopped_too(run, monkeypatch):
+def test_a_method_that_does_not_check_its_loss_is_stopped(run, monkeypatch):
     def loss_of(trainer, loss):
         return loss * float("nan") if (trainer.epoch, trainer.batch_idx) == (2, 1) else loss
 
     monkeypatch.setattr(CoOp, "forward_backward", lambda self, batch: step(self, batch, loss_of))
     result = run(*SHORT, "TRAIN.CHECKPOINT_FREQ", 1)
-    # The rate is that of the batch, though the schedule has gone on to that of the next epoch.
-    refused(result, "Loss is", "epoch 3, batch 2 of 2, at a learning rate of 0.001707", result.checkpoint(2))
+    # The learning rate is that of the batch, although the schedule has made its step to the next epoch.
+    assert_diverged(result, "Loss is", "epoch 3, batch 2 of 2, at a learning rate of 0.001707", result.checkpoint(2))
     assert "--force-resume" in result.error
     assert not result.checkpoint(3).exists()
     assert all(value.isfinite().all() for value in tensors(result.checkpoint(2)).values())
 
 
-def test_a_checkpoint_of_broken_parameters_is_never_written(run, monkeypatch):
-    """The loss of the last step was finite; its update was not."""
+def test_parameters_that_are_not_finite_are_never_saved(run, monkeypatch):
+    """The loss of the last step is finite; the parameters after it are not."""
     original = CoOp.forward_backward
 
-    def breaks(self, batch):
-        figures = original(self, batch)
+    def break_parameters(self, batch):
+        metrics = original(self, batch)
         if (self.epoch, self.batch_idx) == (1, 1):
             self.model.prompt_learner.ctx.data[0, 0] = float("nan")
-        return figures
+        return metrics
 
     settings = (*SHORT, "OPTIM.MAX_EPOCH", 3, "TRAIN.CHECKPOINT_FREQ", 1)
-    monkeypatch.setattr(CoOp, "forward_backward", breaks)
+    monkeypatch.setattr(CoOp, "forward_backward", break_parameters)
     stopped = run(*settings)
-    refused(stopped, "ctx in prompt_learner is infinite or NaN", "epoch 2", stopped.checkpoint(1))
+    assert_diverged(stopped, "ctx in prompt_learner is infinite or NaN", "epoch 2", stopped.checkpoint(1))
     assert not stopped.checkpoint(2).exists()
     assert (stopped.folder / "prompt_learner/checkpoint").read_text() == "model.pth.tar-1\n"
     monkeypatch.undo()
-    resumed, whole = run(*settings), run(*settings, out="whole")
+    resumed, unbroken = run(*settings), run(*settings, out="unbroken")
     assert resumed.code == 0, resumed.error
-    assert resumed.accuracy == whole.accuracy
+    assert resumed.accuracy == unbroken.accuracy
 
 
-def test_none_of_several_models_is_saved_if_one_is_broken(tmp_path):
+def test_no_model_is_saved_if_one_is_not_finite(tmp_path):
     trainer, model, broken = TrainerBase(), nn.Linear(2, 2), nn.Linear(2, 2)
-    model.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))  # which is no parameter
+    model.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))  # infinite, but not a parameter
     trainer.register_model("model", model)
     trainer.save_model(0, str(tmp_path / "good"))
     assert (tmp_path / "good/model/model.pth.tar-1").is_file()
@@ -94,7 +97,7 @@ def test_none_of_several_models_is_saved_if_one_is_broken(tmp_path):
     assert not (tmp_path / "bad").exists()
 
 
-def test_the_contract_of_detect_anomaly():
+def test_detect_anomaly_raises_unless_the_loss_is_finite():
     trainer = TrainerBase()
     trainer.detect_anomaly(torch.tensor([1.0, 2.0]))
     for value in (torch.nan, torch.inf, -torch.inf):
@@ -102,7 +105,7 @@ def test_the_contract_of_detect_anomaly():
             trainer.detect_anomaly(torch.tensor([1.0, value]))
 
 
-def test_outputs_in_validation_that_are_no_numbers_say_it_too(run, monkeypatch):
+def test_validation_outputs_that_are_not_finite_are_reported_with_their_batch(run, monkeypatch):
     monkeypatch.setattr(CoOp, "model_inference", lambda self, x: self.model(x) * (float("nan") if self.epoch else 1))
     result = run(*SHORT, "TEST.FINAL_MODEL", "best_val")
     assert result.code == 2

@@ -1,4 +1,4 @@
-"""The engine as a trainer written for Dassl uses it: every name of the contract, on a model of two layers."""
+"""The engine as a trainer that was written for Dassl uses it, on a model of two layers."""
 
 import math
 import time
@@ -17,7 +17,7 @@ from dassl.utils import UserError, set_random_seed
 
 @TRAINER_REGISTRY.register()
 class TwoLayers(TrainerX):
-    """Two models with an optimizer each, as a trainer of the field writes it."""
+    """Trains two models, each with its optimizer, in the way of third-party trainers."""
 
     def check_cfg(self, cfg):
         assert cfg.OPTIM.NAME == "sgd"
@@ -29,14 +29,14 @@ class TwoLayers(TrainerX):
             optim = build_optimizer(getattr(self, name), self.cfg.OPTIM)
             self.register_model(name, getattr(self, name), optim, build_lr_scheduler(optim, self.cfg.OPTIM))
         self.model = nn.Sequential(self.body, self.head)
-        self.seen = []
+        self.batches = []
 
     def parse_batch_train(self, batch):
         return batch["img"].to(self.device), batch["label"].to(self.device), batch["domain"].to(self.device)
 
     def forward_backward(self, batch):
         image, label, _ = self.parse_batch_train(batch)
-        self.seen.append((self.epoch, self.batch_idx, batch["index"].tolist()))
+        self.batches.append((self.epoch, self.batch_idx, batch["index"].tolist()))
         output = self.model(image)
         loss = F.cross_entropy(output, label)
         self.model_backward_and_update(loss)
@@ -47,6 +47,8 @@ class TwoLayers(TrainerX):
 
 @pytest.fixture
 def trainer(config_of):
+    """A function that builds a TwoLayers trainer."""
+
     def make(out="run", **values):
         set_random_seed(1)
         return build_trainer(config_of("TwoLayers", out, **values))
@@ -54,7 +56,7 @@ def trainer(config_of):
     return make
 
 
-def test_what_a_trainer_reads_on_itself(config_of, tmp_path):
+def test_a_trainer_has_dassls_attributes(config_of, tmp_path):
     cfg = config_of("TwoLayers")
     trainer = build_trainer(cfg)
     assert trainer.cfg is cfg
@@ -71,28 +73,28 @@ def test_what_a_trainer_reads_on_itself(config_of, tmp_path):
     assert trainer._optims.keys() == trainer._scheds.keys() == trainer._models.keys()
 
 
-def test_hooks_are_called_in_order_and_counters_count(trainer, monkeypatch):
-    hooks, calls = ["before_train", "before_epoch", "run_epoch", "after_epoch", "after_train"], []
-    for hook in hooks:
+def test_the_steps_of_the_loop_are_called_in_order_and_counters_are_set(trainer, monkeypatch):
+    steps, calls = ["before_train", "before_epoch", "run_epoch", "after_epoch", "after_train"], []
+    for step in steps:
 
-        def recorded(self, hook=hook):
-            calls.append(hook)
-            getattr(TrainerX, hook)(self)
+        def recorded(self, step=step):
+            calls.append(step)
+            getattr(TrainerX, step)(self)
 
-        monkeypatch.setattr(TwoLayers, hook, recorded)
+        monkeypatch.setattr(TwoLayers, step, recorded)
     learner = trainer(OPTIM__MAX_EPOCH=2)
     learner.train()
-    assert calls == [hooks[0], *2 * hooks[1:4], hooks[4]]
+    assert calls == [steps[0], *2 * steps[1:4], steps[4]]
     assert (learner.epoch, learner.max_epoch, learner.batch_idx, learner.num_batches) == (1, 2, 2, 3)
     assert learner.test(split="val") == learner.results["accuracy"]
 
 
 @pytest.mark.parametrize("behind", [("body", "head"), ("head",)])
-def test_a_run_goes_on_exactly_from_the_last_epoch_that_all_its_models_have(trainer, tmp_path, behind):
-    """The pointers of one model or of both are those of epoch 2, as after a kill between two checkpoints."""
-    whole = trainer(TRAIN__CHECKPOINT_FREQ=2)
-    whole.train()
-    assert whole.results["accuracy"] > 80  # chance is 50
+def test_a_run_resumes_exactly_from_the_last_epoch_that_all_its_models_have(trainer, tmp_path, behind):
+    """The file ``checkpoint`` of one model, or of both, names epoch 2, as after a kill between two checkpoints."""
+    unbroken = trainer(TRAIN__CHECKPOINT_FREQ=2)
+    unbroken.train()
+    assert unbroken.results["accuracy"] > 80  # chance is 50
     for name in ("body", "head"):
         saved = {path.name for path in (tmp_path / "run" / name).iterdir()}
         assert saved == {"checkpoint", "model.pth.tar-2", "model.pth.tar-4"}
@@ -101,22 +103,22 @@ def test_a_run_goes_on_exactly_from_the_last_epoch_that_all_its_models_have(trai
     resumed = trainer()
     resumed.train()
     assert resumed.start_epoch == 2
-    assert resumed.seen == whole.seen  # what it has seen before is in its checkpoints
-    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True))
-    epochs = [[i for e, _, batch in whole.seen if e == epoch for i in batch] for epoch in range(4)]
+    assert resumed.batches == unbroken.batches  # the attribute is in the checkpoints
+    assert all(torch.equal(a, b) for a, b in zip(unbroken.model.parameters(), resumed.model.parameters(), strict=True))
+    epochs = [[i for e, _, batch in unbroken.batches if e == epoch for i in batch] for epoch in range(4)]
     assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
     assert len(set(map(tuple, epochs))) == 4
 
 
-def test_trainers_with_dassls_own_beginnings_train_and_resume(trainer, monkeypatch):
-    """The field's trainers override before_train and __init__ without a word to ours."""
+def test_trainers_that_replace_init_and_before_train_can_train_and_resume(trainer, monkeypatch):
+    """Third-party trainers override before_train and __init__ without calling ours."""
 
     def before_train(self):
         self.start_epoch = self.resume_model_if_exist(self.output_dir)
         self.init_writer(self.output_dir)
         self.time_start = time.time()
 
-    def init(self, cfg):
+    def initialize(self, cfg):
         TrainerBase.__init__(self)
         self.cfg, self.device = cfg, torch.device("cpu")
         self.start_epoch, self.max_epoch = 0, cfg.OPTIM.MAX_EPOCH
@@ -126,17 +128,17 @@ def test_trainers_with_dassls_own_beginnings_train_and_resume(trainer, monkeypat
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
 
     monkeypatch.setattr(TwoLayers, "before_train", before_train)
-    monkeypatch.setattr(TwoLayers, "__init__", init)
+    monkeypatch.setattr(TwoLayers, "__init__", initialize)
     first = trainer(TEST__FINAL_MODEL="best_val")
     first.train()
-    again = trainer(TEST__FINAL_MODEL="best_val")
-    again.train()
-    assert again.start_epoch == 4
-    assert again.results == first.results
+    resumed = trainer(TEST__FINAL_MODEL="best_val")
+    resumed.train()
+    assert resumed.start_epoch == 4
+    assert resumed.results == first.results
 
 
-def test_a_best_result_of_0_is_one_and_comes_from_the_best_model_where_the_checkpoint_has_none(trainer, tmp_path):
-    """As in checkpoints of the original."""
+def test_a_best_result_of_0_counts_and_is_read_from_the_best_model_if_the_newest_has_none(trainer, tmp_path):
+    """Checkpoints of the original have no best result."""
     settings = {"TEST__FINAL_MODEL": "best_val", "OPTIM__MAX_EPOCH": 2}
     trainer(**settings).train()
     for name in ("body", "head"):
@@ -150,28 +152,28 @@ def test_a_best_result_of_0_is_one_and_comes_from_the_best_model_where_the_check
     resumed.close_writer()
 
 
-def test_best_val_comes_along_into_another_folder(trainer, tmp_path):
+def test_the_best_model_is_copied_when_a_run_resumes_in_another_folder(trainer, tmp_path):
     trainer("one", TEST__FINAL_MODEL="best_val").train()
     (tmp_path / "one/body/model-best.pth.tar").rename(tmp_path / "best")
     unbeaten = torch.load(tmp_path / "best", weights_only=True) | {"val_result": 101.0}
     torch.save(unbeaten, tmp_path / "one/body/model-best.pth.tar")
-    other = trainer("other", TEST__FINAL_MODEL="best_val", RESUME=str(tmp_path / "one"))
-    other.train()
-    assert all(torch.equal(other.body.state_dict()[key], value) for key, value in unbeaten["state_dict"].items())
+    resumed = trainer("resumed", TEST__FINAL_MODEL="best_val", RESUME=str(tmp_path / "one"))
+    resumed.train()
+    assert all(torch.equal(resumed.body.state_dict()[key], value) for key, value in unbeaten["state_dict"].items())
 
 
 def test_best_val_without_a_best_model_is_refused(trainer):
     trainer().train()
-    with pytest.raises(UserError, match="best_val, but the run kept no"):
+    with pytest.raises(UserError, match="best_val, but there is no"):
         trainer(TEST__FINAL_MODEL="best_val").train()
 
 
-def test_a_run_that_is_not_to_be_tested_keeps_no_best_model_and_goes_on(trainer):
+def test_a_run_without_a_test_saves_no_best_model_and_can_resume(trainer):
     settings = {"TEST__FINAL_MODEL": "best_val", "TEST__NO_TEST": True}
     trainer(**settings).train()
-    again = trainer(**settings)
-    again.train()
-    assert again.start_epoch == 4
+    resumed = trainer(**settings)
+    resumed.train()
+    assert resumed.start_epoch == 4
 
 
 def test_a_checkpoint_without_its_epoch_is_refused(trainer, tmp_path):
@@ -190,7 +192,7 @@ def test_a_resumed_run_keeps_its_optimizer(trainer):
         trainer(OPTIM__MAX_EPOCH=6, OPTIM__LR=0.5).train()
 
 
-def test_modes_and_rates_of_chosen_models(trainer):
+def test_modes_and_learning_rates_can_be_set_for_chosen_models(trainer):
     learner = trainer()
     learner.set_model_mode("eval", "head")
     assert (learner.body.training, learner.head.training) == (True, False)
@@ -206,7 +208,7 @@ def test_modes_and_rates_of_chosen_models(trainer):
         learner.register_model("head", learner.head)
 
 
-def test_scalars_reach_tensorboard(trainer, tmp_path):
+def test_metrics_are_written_to_tensorboard(trainer, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     trainer().train()
@@ -216,14 +218,14 @@ def test_scalars_reach_tensorboard(trainer, tmp_path):
     assert len(events.Scalars("train/loss")) == 12
 
 
-def test_loaders_of_any_kind_are_left_to_the_trainer():
+def test_loaders_may_be_dicts_of_lists():
     class Domains(TrainerBase):
         train_loader_x, train_loader_u = {"photo": [1], "sketch": [2]}, None
-        seen = 0
+        total = 0
 
         def run_epoch(self):
-            self.seen += sum(sum(loader) for loader in self.train_loader_x.values())
+            self.total += sum(sum(loader) for loader in self.train_loader_x.values())
 
     trainer = Domains()
     trainer.train(0, 2)
-    assert trainer.seen == 6
+    assert trainer.total == 6

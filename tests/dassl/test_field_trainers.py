@@ -1,4 +1,4 @@
-"""Trainers as repositories of the field write them, one of each kind: they train, evaluate, and go on after a kill."""
+"""Trainers in the ways that third-party repositories write them: they train, evaluate, and resume after a kill."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EPOCHS = 4
 
 @TRAINER_REGISTRY.register()
 class Field(TrainerX):
-    """What all of them have: a linear model with dropout, so that random numbers matter."""
+    """The base of these trainers: a linear model with dropout, so that random numbers matter."""
 
     def build_model(self):
         self.model = nn.Sequential(nn.Flatten(), nn.Dropout(0.3), nn.Linear(3 * 8 * 8, self.num_classes))
@@ -52,7 +52,7 @@ class Field(TrainerX):
 
 @TRAINER_REGISTRY.register()
 class FieldOwnTrain(Field):
-    """Its own loop; that its epoch is -1 in the end keeps after_epoch from saving anything."""
+    """Overrides train; at the end, it sets the epoch to -1 so that after_epoch saves nothing."""
 
     def train(self):
         self.before_train()
@@ -65,7 +65,7 @@ class FieldOwnTrain(Field):
 
 @TRAINER_REGISTRY.register()
 class FieldOwnAfterEpoch(Field):
-    """Saves by itself, after each epoch and the best by the training loss."""
+    """Overrides after_epoch: it saves after each epoch, and the best model by training loss."""
 
     def before_train(self):
         super().before_train()
@@ -84,7 +84,7 @@ class FieldOwnAfterEpoch(Field):
 
 @TRAINER_REGISTRY.register()
 class FieldOwnRunEpoch(Field):
-    """A copy of the loop over batches, with meters from the engine's module."""
+    """Overrides run_epoch by a copy of the loop over batches, with meters from the engine's module."""
 
     def run_epoch(self):
         self.set_model_mode("train")
@@ -99,7 +99,7 @@ class FieldOwnRunEpoch(Field):
 
 
 class Average:
-    """Averaged weights in an object of the method's own."""
+    """Averaged weights of a model, in an object that is not a module."""
 
     def __init__(self, model):
         self.weights = {name: value.clone() for name, value in model.state_dict().items()}
@@ -117,8 +117,8 @@ class Progress:
 
 
 @TRAINER_REGISTRY.register()
-class FieldKeeps(Field):
-    """Steps its optimizer itself; keeps averaged weights, other models, and state in every shape that a checkpoint
+class FieldExtra(Field):
+    """Calls its optimizer itself; sets averaged weights, further models, and attributes of every kind that a checkpoint
     holds."""
 
     def build_model(self):
@@ -126,7 +126,7 @@ class FieldKeeps(Field):
         self.average = Average(self.model)
         self.teacher = copy.deepcopy(self.model)
         self.second = torch.optim.SGD(self.teacher.parameters(), lr=0.1, momentum=0.9)
-        self.shadow = self.model[2].weight.detach()  # begins as the registered weight itself
+        self.shadow = self.model[2].weight.detach()  # at first the registered weight itself
         self.nets = {"student": self.model, "other": copy.deepcopy(self.model[2]), "steps": 0}
         self.frozen = nn.Linear(300, 300)
         self.frozen.register_buffer("calls", torch.zeros(()))
@@ -147,9 +147,9 @@ class FieldKeeps(Field):
             self.averaged = [torch.zeros_like(p) for p in self.model.parameters()]
         for total, p in zip(self.averaged, self.model.parameters(), strict=True):
             total += p.detach()
-        for mine, theirs in zip(self.teacher.parameters(), self.model.parameters(), strict=True):
-            mine.data.mul_(0.8).add_(theirs.data, alpha=0.2)
-            mine.grad = 0.01 * theirs.grad
+        for averaged, current in zip(self.teacher.parameters(), self.model.parameters(), strict=True):
+            averaged.data.mul_(0.8).add_(current.data, alpha=0.2)
+            averaged.grad = 0.01 * current.grad
         self.second.step()
         with torch.no_grad():
             self.nets["other"].weight.lerp_(self.model[2].weight, 0.1)
@@ -176,13 +176,13 @@ class FieldKeeps(Field):
         return values, torch.cat([tensor.detach().flatten() for tensor in tensors])
 
     def after_train(self):
-        self.state_at_the_end = self.state()
+        self.final_state = self.state()
         super().after_train()
 
 
 @TRAINER_REGISTRY.register()
 class FieldDeepCopy(Field):
-    """Looks at the training images once more in each epoch, in a copy of the loader."""
+    """Reads the training images a second time in each epoch, from a copy of the loader."""
 
     def before_train(self):
         super().before_train()
@@ -203,7 +203,7 @@ def config(config_of):
 
 
 def run(cfg: CfgNode, monkeypatch=None, stop_in: int | None = None):
-    """Train; with ``stop_in``, until a step of that epoch raises KeyboardInterrupt, as in a killed process."""
+    """Train; with ``stop_in``, until a step of that epoch raises KeyboardInterrupt. Return the trainer."""
     set_random_seed(7)
     trainer = build_trainer(cfg)
     if stop_in is not None:
@@ -222,62 +222,65 @@ def run(cfg: CfgNode, monkeypatch=None, stop_in: int | None = None):
     return trainer
 
 
-def same(one, other) -> None:
-    assert one.results == other.results
-    for mine, theirs in zip(one.model.parameters(), other.model.parameters(), strict=True):
-        assert torch.equal(mine, theirs)
+def assert_same_runs(one, two) -> None:
+    """Check that two trainers have the same results and parameters."""
+    assert one.results == two.results
+    for first, second in zip(one.model.parameters(), two.model.parameters(), strict=True):
+        assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("kind", ["OwnAfterEpoch", "DeepCopy"])
-def test_a_trainer_that_is_killed_ends_as_if_undisturbed(config, monkeypatch, kind, capsys):
-    whole = run(config(kind, "whole"))
-    run(config(kind, "parts"), monkeypatch, stop_in=2)
+def test_a_trainer_that_is_killed_and_resumed_ends_as_an_unbroken_run(config, monkeypatch, kind, capsys):
+    unbroken = run(config(kind, "unbroken"))
+    run(config(kind, "stopped"), monkeypatch, stop_in=2)
     capsys.readouterr()
-    again = run(config(kind, "parts"))
-    assert again.start_epoch == 2
-    assert f"epoch [{again.start_epoch + 1}/{EPOCHS}]" in capsys.readouterr().out
-    same(whole, again)
-    assert getattr(again, "lowest", None) == getattr(whole, "lowest", None)
+    resumed = run(config(kind, "stopped"))
+    assert resumed.start_epoch == 2
+    assert f"epoch [{resumed.start_epoch + 1}/{EPOCHS}]" in capsys.readouterr().out
+    assert_same_runs(unbroken, resumed)
+    assert getattr(resumed, "lowest", None) == getattr(unbroken, "lowest", None)
 
 
-def test_state_of_any_shape_goes_on_after_a_kill_in_training_and_after_it(config, tmp_path, monkeypatch):
-    whole = run(config("Keeps", "whole"))
-    run(config("Keeps", "parts"), monkeypatch, stop_in=3)
+def test_extra_state_of_every_kind_is_resumed_during_and_after_training(config, tmp_path, monkeypatch):
+    unbroken = run(config("Extra", "unbroken"))
+    run(config("Extra", "stopped"), monkeypatch, stop_in=3)
     for start in (3, EPOCHS):
-        again = run(config("Keeps", "parts"))
-        assert again.start_epoch == start
-        same(whole, again)
-        assert again.state_at_the_end[0] == whole.state_at_the_end[0]
-        assert torch.equal(again.state_at_the_end[1], whole.state_at_the_end[1])
-        assert type(again.trained_on) is defaultdict
-        assert again.nets["student"] is again.model
-    saved = load_checkpoint(tmp_path / f"parts/linear/model.pth.tar-{EPOCHS}")["trainer"]
+        resumed = run(config("Extra", "stopped"))
+        assert resumed.start_epoch == start
+        assert_same_runs(unbroken, resumed)
+        assert resumed.final_state[0] == unbroken.final_state[0]
+        assert torch.equal(resumed.final_state[1], unbroken.final_state[1])
+        assert type(resumed.trained_on) is defaultdict
+        assert resumed.nets["student"] is resumed.model
+    saved = load_checkpoint(tmp_path / f"stopped/linear/model.pth.tar-{EPOCHS}")["trainer"]
     assert set(saved["frozen"]["module"]) == {"calls"}
     assert saved["view"].untyped_storage().nbytes() == 50 * 4
 
 
-def test_nothing_is_saved_where_the_epoch_is_minus_1(config, tmp_path):
+def test_nothing_is_saved_if_a_trainer_sets_the_epoch_to_minus_1(config, tmp_path):
     run(config("OwnTrain", TRAIN__CHECKPOINT_FREQ=0))
     assert not (tmp_path / "run/linear").exists()
 
 
-def test_an_after_epoch_of_its_own_keeps_the_services_around_it(config, tmp_path):
+def test_a_trainer_that_overrides_after_epoch_keeps_the_hooks(config, tmp_path):
     run(config("OwnAfterEpoch", TRAIN__KEEP_CHECKPOINTS=2, TRAIN__CHECKPOINT_MINUTES=1e-9))
     saved = {"checkpoint", "model-best.pth.tar", *(f"model.pth.tar-{n}" for n in (EPOCHS - 1, EPOCHS))}
-    assert set(listdir_nohidden(tmp_path / "run/linear")) == saved  # none by the clock beside those of the epoch
+    assert set(listdir_nohidden(tmp_path / "run/linear")) == saved  # no timed one beside that of the epoch
 
 
-def test_a_run_epoch_of_its_own_keeps_the_clock_which_goes_on_in_a_resumed_run(config, tmp_path, monkeypatch):
+def test_a_trainer_that_overrides_run_epoch_keeps_timed_checkpoints_and_resumes_from_them(
+    config, tmp_path, monkeypatch
+):
     values = {"TRAIN__CHECKPOINT_FREQ": 0, "TRAIN__CHECKPOINT_MINUTES": 1e-9}
-    whole = run(config("OwnRunEpoch", "whole"))
+    unbroken = run(config("OwnRunEpoch", "unbroken"))
     for stop_in in (1, 3):
         run(config("OwnRunEpoch", **values), monkeypatch, stop_in)
         assert set(listdir_nohidden(tmp_path / "run/linear")) == {"checkpoint", f"model-latest.pth.tar-{stop_in}"}
-    same(whole, run(config("OwnRunEpoch", **values)))
+    assert_same_runs(unbroken, run(config("OwnRunEpoch", **values)))
     assert set(listdir_nohidden(tmp_path / "run/linear")) == {"checkpoint", f"model.pth.tar-{EPOCHS}"}
 
 
-def test_a_step_of_prograd_is_the_projected_gradient(config):
+def test_a_step_of_prograd_is_along_the_projected_gradient(config):
     trainer = build_trainer(config())
     trainer.model.eval()  # no dropout
     batch = next(iter(trainer.train_loader_x))
@@ -286,16 +289,18 @@ def test_a_step_of_prograd_is_the_projected_gradient(config):
     parameters = list(trainer.model.parameters())
     before = [p.detach().clone() for p in parameters]
     losses = F.cross_entropy(output, label), F.cross_entropy(output, 1 - label)
-    own, general = ([g.clone() for g in torch.autograd.grad(x, parameters, retain_graph=True)] for x in losses)
+    gradients_a, gradients_b = (
+        [g.clone() for g in torch.autograd.grad(x, parameters, retain_graph=True)] for x in losses
+    )
     trainer.batch_idx, trainer.num_batches = 0, 3
     trainer.prograd_backward_and_update(*losses, lambda_=0.5)
     rate = trainer.optim.param_groups[0]["lr"]
-    units = [g / g.norm() for g in general]
-    along = [(a * unit).sum().item() for a, unit in zip(own, units, strict=True)]
-    assert min(along) < 0 < max(along)  # the losses contradict in the weight, and agree in the bias
-    for p, was, a, unit, part in zip(parameters, before, own, units, along, strict=True):
-        step = (was - p.detach()) / rate - trainer.cfg.OPTIM.WEIGHT_DECAY * was
-        torch.testing.assert_close(step, a - 0.5 * min(part, 0) * unit, atol=1e-5, rtol=1e-4)
+    units = [g / g.norm() for g in gradients_b]
+    products = [(a * unit).sum().item() for a, unit in zip(gradients_a, units, strict=True)]
+    assert min(products) < 0 < max(products)  # the gradients conflict in the weight, and agree in the bias
+    for p, old, a, unit, product in zip(parameters, before, gradients_a, units, products, strict=True):
+        step = (old - p.detach()) / rate - trainer.cfg.OPTIM.WEIGHT_DECAY * old
+        torch.testing.assert_close(step, a - 0.5 * min(product, 0) * unit, atol=1e-5, rtol=1e-4)
 
 
 def test_prograd_in_half_precision_stays_finite(config):
@@ -306,21 +311,25 @@ def test_prograd_in_half_precision_stays_finite(config):
     assert weight.isfinite().all()
 
 
-# ---- a config of their own ----
+# ---- a config from another repository ----
 
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_a_config_from_a_copy_of_dassls_defaults_is_completed(config, frozen):
-    theirs, ours = config(), config()
-    for node, key in ((theirs, "FEATURES"), (theirs.TRAIN, "CHECKPOINT_MINUTES"), (theirs.MODEL.BACKBONE, "WEIGHTS")):
+    incomplete, complete = config(), config()
+    for node, key in (
+        (incomplete, "FEATURES"),
+        (incomplete.TRAIN, "CHECKPOINT_MINUTES"),
+        (incomplete.MODEL.BACKBONE, "WEIGHTS"),
+    ):
         del node[key]
-    theirs.TRAINER.MINE = ours.TRAINER.MINE = CfgNode({"DEPTH": 9})
+    incomplete.TRAINER.MINE = complete.TRAINER.MINE = CfgNode({"DEPTH": 9})
     if frozen:
-        theirs.freeze()
-    trainer = build_trainer(theirs)
+        incomplete.freeze()
+    trainer = build_trainer(incomplete)
     assert trainer.cfg.is_frozen() == frozen
-    assert trainer.cfg == ours
-    assert "FEATURES" not in theirs
+    assert trainer.cfg == complete
+    assert "FEATURES" not in incomplete
 
 
 # ---- what a trainer sets on itself ----
@@ -328,7 +337,7 @@ def test_a_config_from_a_copy_of_dassls_defaults_is_completed(config, frozen):
 
 @TRAINER_REGISTRY.register()
 class FieldTeacher(Field):
-    """Answers with averaged weights that are registered nowhere."""
+    """Predicts with averaged weights that are not registered."""
 
     def build_model(self):
         super().build_model()
@@ -336,8 +345,8 @@ class FieldTeacher(Field):
 
     def forward_backward(self, batch):
         metrics = super().forward_backward(batch)
-        for mine, theirs in zip(self.teacher.parameters(), self.model.parameters(), strict=True):
-            mine.data.lerp_(theirs.data, 0.5)
+        for averaged, current in zip(self.teacher.parameters(), self.model.parameters(), strict=True):
+            averaged.data.lerp_(current.data, 0.5)
         return metrics
 
     def model_inference(self, image):
@@ -351,14 +360,14 @@ class FieldTeacher(Field):
         self.after_train()
 
 
-def test_averaged_weights_answer_in_a_finished_run_and_in_an_evaluation_alone(config, tmp_path):
-    whole = run(config("Teacher"))
-    assert run(config("Teacher")).results == whole.results  # its own loop has no epoch left
-    alone = build_trainer(config("Teacher", "alone"))
-    alone.load_model(str(tmp_path / "run"))
-    alone.test()
-    assert alone.results == whole.results
-    assert torch.equal(alone.teacher[2].weight, whole.teacher[2].weight)
+def test_averaged_weights_are_used_by_a_finished_run_and_by_an_evaluation(config, tmp_path):
+    unbroken = run(config("Teacher"))
+    assert run(config("Teacher")).results == unbroken.results  # its loop has no epoch left
+    evaluated = build_trainer(config("Teacher", "evaluated"))
+    evaluated.load_model(str(tmp_path / "run"))
+    evaluated.test()
+    assert evaluated.results == unbroken.results
+    assert torch.equal(evaluated.teacher[2].weight, unbroken.teacher[2].weight)
 
 
 class Phase(Enum):
@@ -366,8 +375,8 @@ class Phase(Enum):
 
 
 @TRAINER_REGISTRY.register()
-class FieldLost(Field):
-    """Keeps what no checkpoint can hold."""
+class FieldUnsavable(Field):
+    """Sets attributes that no checkpoint can hold."""
 
     def build_model(self):
         super().build_model()
@@ -378,29 +387,37 @@ class FieldLost(Field):
         return super().forward_backward(batch)
 
 
-def test_what_a_checkpoint_cannot_hold_refuses_the_resume_by_name(config, monkeypatch):
-    run(config("Lost"), monkeypatch, stop_in=2)
-    lost = r"its trainer kept rng \(Generator\), phase \(Phase\), views \(memoryview\) on itself"
-    with pytest.raises(UserError, match=lost):
-        run(config("Lost"))
+def test_a_resume_is_refused_with_the_names_of_attributes_that_a_checkpoint_cannot_hold(config, monkeypatch):
+    run(config("Unsavable"), monkeypatch, stop_in=2)
+    unsaved = r"these attributes of its trainer: rng \(Generator\), phase \(Phase\), views \(memoryview\)\. Start"
+    with pytest.raises(UserError, match=unsaved):
+        run(config("Unsavable"))
 
 
 @pytest.mark.parametrize("make", [random.Random, np.random.RandomState, np.random.default_rng, itertools.count])
-def test_what_changes_whenever_it_is_asked_is_never_taken_for_unchanged(make):
+def test_generators_and_iterators_always_count_as_changed(make):
     assert all(digest_state(to_state(value, {})) != digest_state(to_state(value, {})) for value in [make(0)] * 50)
 
 
-class Odd(dict):
+class AttributeDict(dict):
     def __getattr__(self, name):
         return self[name]
 
 
-def test_no_attribute_stops_a_training(config):
-    around, chain = [], []
-    around.append(around)
+def test_no_attribute_of_a_trainer_stops_training(config):
+    cycle, chain = [], []
+    cycle.append(cycle)
     for _ in range(3000):
         chain = [chain]
-    values = [nn.CrossEntropyLoss, torch.optim.SGD, Odd(a=1), around, chain, torch.empty(2, device="meta"), {1: {2}}]
+    values = [
+        nn.CrossEntropyLoss,
+        torch.optim.SGD,
+        AttributeDict(a=1),
+        cycle,
+        chain,
+        torch.empty(2, device="meta"),
+        {1: {2}},
+    ]
     values += [torch.eye(2).to_sparse(), torch.randn(2, dtype=torch.cfloat).conj(), nn.LazyLinear(2), np.longdouble(1)]
     values += [np.array(["a"]), re.compile("a"), torch.Size([1]), Phase.MAIN, lambda: 0, open(__file__), object()]  # noqa: SIM115
     trainer = build_trainer(config())
@@ -410,13 +427,13 @@ def test_no_attribute_stops_a_training(config):
     assert trainer.results
 
 
-def test_large_tensors_in_another_order_are_others():
+def test_large_tensors_in_another_order_have_other_digests():
     order = torch.arange(MAX_EXACT_ELEMENTS + 5)
     assert digest_state(order) == digest_state(order.clone()) != digest_state(order.flip(0))
     assert digest_state(order) != digest_state(order.roll(1))
 
 
-def test_an_epoch_is_seeded_once_in_a_loop_over_iterations(config):
+def test_setting_the_same_epoch_again_does_not_seed_it_again(config):
     trainer = build_trainer(config())
     draws = []
     for iteration in range(4):

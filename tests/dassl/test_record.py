@@ -1,4 +1,4 @@
-"""What a run's record tells: code, machine, data, checkpoints, whether it is finished; and what fingerprints see."""
+"""The record of a run: code, machine, data, checkpoints, whether the run is finished; and fingerprints of splits."""
 
 from __future__ import annotations
 
@@ -21,19 +21,27 @@ from tests.common import REPOSITORY
 SHORT = ("DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 2)
 
 
-def items(root="/data", names=("cat", "dog"), domain=0, order=1):
+def make_items(root="/data", names=("cat", "dog"), domain=0, order=1):
+    """Return an image of each class."""
     return [Datum(f"{root}/pets/{name}/{name}.jpg", label, domain, name) for label, name in enumerate(names)][::order]
 
 
-def test_moved_data_have_the_same_fingerprint_and_other_data_another(tmp_path, monkeypatch):
-    whole = fingerprint(items(), "/data")
-    assert whole == fingerprint(items("/mnt/other"), "/mnt/other") == fingerprint(items(), "/data/../data")
+def test_moved_data_keep_their_fingerprint_and_changed_data_get_another(tmp_path, monkeypatch):
+    original = fingerprint(make_items(), "/data")
+    assert original == fingerprint(make_items("/mnt/other"), "/mnt/other") == fingerprint(make_items(), "/data/../data")
     monkeypatch.chdir(tmp_path)
-    assert whole == fingerprint(items("data"), "./data")
-    relabelled = [Datum(item.impath, 1 - item.label, 0, item.classname) for item in items()]
-    renamed = [Datum(item.impath, item.label, 0, f"{item.classname}s") for item in items()]
-    others = [items()[:1], items(order=-1), items(domain=1), items(names=("cat", "cow")), relabelled, renamed]
-    assert len({whole, *(fingerprint(other, "/data") for other in others)}) == len(others) + 1
+    assert original == fingerprint(make_items("data"), "./data")
+    relabelled = [Datum(item.impath, 1 - item.label, 0, item.classname) for item in make_items()]
+    renamed = [Datum(item.impath, item.label, 0, f"{item.classname}s") for item in make_items()]
+    changed = [
+        make_items()[:1],
+        make_items(order=-1),
+        make_items(domain=1),
+        make_items(names=("cat", "cow")),
+        relabelled,
+        renamed,
+    ]
+    assert len({original, *(fingerprint(split, "/data") for split in changed)}) == len(changed) + 1
 
 
 def test_captions_are_part_of_the_fingerprint():
@@ -43,25 +51,26 @@ def test_captions_are_part_of_the_fingerprint():
     assert fingerprint([item], "/data") != before
 
 
-def test_a_data_set_without_some_splits_has_fingerprints_of_the_others():
-    found = split_fingerprints(DatasetBase(train_x=items(), test=items()[:1]), "/data")
-    assert {name: entry["images"] for name, entry in found.items()} == {"train_x": 2, "test": 1}
+def test_only_splits_that_a_data_set_has_get_a_fingerprint():
+    fingerprints = split_fingerprints(DatasetBase(train_x=make_items(), test=make_items()[:1]), "/data")
+    assert {name: entry["images"] for name, entry in fingerprints.items()} == {"train_x": 2, "test": 1}
 
 
 @pytest.fixture
 def code(tmp_path):
+    """A folder with the Python files of a program."""
     for name in ("part/a.py", "part/deep/b.py", "other/c.py", "main.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x = 1\ny = 2\n")
     return tmp_path
 
 
-def test_the_code_is_its_python_files_in_either_kind_of_line_ends(code):
+def test_the_code_version_depends_on_the_python_files_but_not_on_their_line_ends(code):
     def version():
         return code_version(code, ("part", "main.py"))
 
     before = version()
-    assert set(before) == {"sha256"}  # it is no checkout
+    assert set(before) == {"sha256"}  # no git checkout
     (code / "other/c.py").write_text("")
     (code / "part/notes.txt").write_text("")
     (code / "main.py").write_bytes(b"x = 1\r\ny = 2\r\n")
@@ -75,11 +84,11 @@ def test_the_code_is_its_python_files_in_either_kind_of_line_ends(code):
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
-def test_of_a_checkout_the_commit_is_told_and_whether_the_code_has_changed_since(code, monkeypatch):
+def test_in_a_checkout_the_code_version_names_the_commit_and_whether_the_code_is_modified(code, monkeypatch):
     def git(*arguments):
         settings = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
-        done = subprocess.run(["git", *settings, *arguments], cwd=code, check=True, capture_output=True, text=True)
-        return done.stdout.strip()
+        command = ["git", *settings, *arguments]
+        return subprocess.run(command, cwd=code, check=True, capture_output=True, text=True).stdout.strip()
 
     for arguments in (("init", "-q"), ("add", "."), ("commit", "-qm", "first")):
         git(*arguments)
@@ -93,8 +102,8 @@ def test_of_a_checkout_the_commit_is_told_and_whether_the_code_has_changed_since
     assert set(code_version(code, ("part", "main.py"))) == {"sha256"}
 
 
-def test_the_record_of_a_run(run, monkeypatch):
-    """It names the code that began the run: who edits a file while it goes on does not change what the run was."""
+def test_the_record_describes_the_run_and_the_code_that_began_it(run, monkeypatch):
+    """A file that is edited while the run goes on does not change the record."""
     code = {"sha256": "before"}
     monkeypatch.setattr("dassl.engine.run_dir.code_version", lambda *_: dict(code))
     monkeypatch.setattr("trainers.coop.CoOp.before_epoch", lambda _: code.update(sha256="after"))
@@ -107,15 +116,15 @@ def test_the_record_of_a_run(run, monkeypatch):
     assert record["started_from"] == []
     assert {"torch", "scipy", "openvino", "transformers"} <= set(record["versions"])
     assert (record["code"], code) == ({"sha256": "before"}, {"sha256": "after"})
-    assert all((REPOSITORY / part).exists() for part in train.CODE_PATHS)
+    assert all((REPOSITORY / path).exists() for path in train.CODE_PATHS)
 
 
-def test_the_record_tells_which_images_features_came_from(run, digits_root, tmp_path):
+def test_the_record_has_a_checksum_over_the_image_files_of_each_split(run, digits_root, tmp_path):
     root = tmp_path / "copy"
     shutil.copytree(digits_root / "digits", root / "digits")
     first = run("--root", root, *SHORT).record["splits"]
-    drawn = json.loads((root / "digits/split_fewshot/shot_2-seed_1.json").read_text())["train"]
-    files = [(root / "digits" / path).read_bytes() for path, *_ in drawn]
+    shots = json.loads((root / "digits/split_fewshot/shot_2-seed_1.json").read_text())["train"]
+    files = [(root / "digits" / path).read_bytes() for path, *_ in shots]
     contents = "".join(hashlib.blake2b(content).hexdigest() for content in files)
     assert first["train_x"]["content"] == hashlib.sha256(contents.encode()).hexdigest()
     five = next((root / "digits/images/val/5").iterdir())
@@ -140,18 +149,18 @@ def test_the_record_names_the_checkpoints_it_started_from(run):
     assert started_from(*model, *SHORT, out="newest") == [last]
     assert started_from(*model, "--load-epoch", 1, *SHORT, out="first") == [first]
     assert started_from(*SHORT, "MODEL.INIT_WEIGHTS", one.checkpoint(1), out="init") == [first]
-    shutil.copy(one.checkpoint(1), one.folder / "prompt_learner/model-best.pth.tar")  # which no run goes on from
+    shutil.copy(one.checkpoint(1), one.folder / "prompt_learner/model-best.pth.tar")  # no run resumes from it
     longer = ("--resume", one.folder, *SHORT, "OPTIM.MAX_EPOCH", 3)
     assert started_from("--force-resume", *longer, out="longer") == [last]
-    assert run(*SHORT, "TRAIN.CHECKPOINT_FREQ", 1).record["started_from"] == []  # it went on from its own
+    assert run(*SHORT, "TRAIN.CHECKPOINT_FREQ", 1).record["started_from"] == []  # it resumed from its own checkpoint
 
 
-# ---- when a run counts as finished, so that the same command passes over it ----
+# ---- finished runs, which --skip-finished skips ----
 
 
 @pytest.fixture
 def evaluation(tmp_path):
-    """The folder of an evaluation that ended at the time 100, its command, and the files, of before, that it is of."""
+    """The folder of an evaluation that ended at time 100, its command, and the older files that it depends on."""
     files = [tmp_path / "data.yaml", tmp_path / "method.yaml"]
     model = tmp_path / "model/prompt_learner"
     model.mkdir(parents=True)
@@ -166,7 +175,7 @@ def evaluation(tmp_path):
     return tmp_path, command, files
 
 
-def test_a_finished_run_of_the_same_command(evaluation):
+def test_a_run_is_finished_if_its_record_has_the_same_command(evaluation):
     folder, command, _ = evaluation
     assert is_finished(folder, command)
     assert not is_finished(folder, [*command, "OPTIM.LR", "1"])
@@ -174,13 +183,13 @@ def test_a_finished_run_of_the_same_command(evaluation):
 
 
 @pytest.mark.parametrize("number", range(5))
-def test_a_file_that_has_changed_since_makes_it_another_run(evaluation, number):
+def test_a_run_is_not_finished_if_a_file_of_its_command_has_changed_since(evaluation, number):
     folder, command, files = evaluation
     os.utime(files[number], (150, 150))
     assert not is_finished(folder, command)
 
 
-def test_a_config_file_that_is_gone(evaluation):
+def test_a_run_is_not_finished_if_a_config_file_of_its_command_is_missing(evaluation):
     folder, command, files = evaluation
     files[0].unlink()
     assert not is_finished(folder, command)

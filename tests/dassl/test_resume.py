@@ -1,4 +1,4 @@
-"""Runs that go on: what a checkpoint tells, which checkpoints there are, other settings, and what Ctrl-C says."""
+"""Resumed runs: which checkpoint they take, changed settings, removing old checkpoints, and Ctrl-C."""
 
 import re
 from pathlib import Path
@@ -17,20 +17,20 @@ SHORT = ("DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 6)
 
 
 def stop_after(monkeypatch, epochs: int, error=KeyboardInterrupt):
-    """A run ends with ``error`` in the epoch after so many."""
-    real = CoOp.forward_backward
+    """Make the next run raise ``error`` after so many completed epochs."""
+    original = CoOp.forward_backward
 
     def stopping(self, batch):
         if self.epoch == epochs:
-            monkeypatch.setattr(CoOp, "forward_backward", real)
+            monkeypatch.setattr(CoOp, "forward_backward", original)
             raise error
-        return real(self, batch)
+        return original(self, batch)
 
     monkeypatch.setattr(CoOp, "forward_backward", stopping)
 
 
-def test_ctrl_c_says_where_it_came_and_the_command_goes_on(run, monkeypatch):
-    whole = run(*SHORT, out="whole")
+def test_ctrl_c_prints_the_epoch_and_the_command_that_resumes_the_run(run, monkeypatch):
+    unbroken = run(*SHORT, out="unbroken")
     stop_after(monkeypatch, 3)
     stopped = run(*SHORT, "TRAIN.CHECKPOINT_FREQ", 2, out="a folder")
     assert stopped.code == 130
@@ -41,29 +41,29 @@ def test_ctrl_c_says_where_it_came_and_the_command_goes_on(run, monkeypatch):
     assert stopped.log.endswith(f"{message}\n{command}\n")
     resumed = run(*SHORT, "TRAIN.CHECKPOINT_FREQ", 2, out="a folder")
     assert "epoch [2/6]" not in resumed.log
-    assert_same_tensors(whole.checkpoint(6), resumed.checkpoint(6))
+    assert_same_tensors(unbroken.checkpoint(6), resumed.checkpoint(6))
 
 
-def test_what_was_to_go_goes_where_a_run_was_killed_at_its_end(run):
+def test_old_checkpoints_are_removed_after_a_kill_at_the_end_of_training(run):
     settings = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 2, "TRAIN.CHECKPOINT_FREQ", 1, "TRAIN.KEEP_CHECKPOINTS", 1)
     last = run(*settings).checkpoint(2)
-    (last.parent / "model.pth.tar-1").write_bytes(last.read_bytes())  # as before its removal
+    (last.parent / "model.pth.tar-1").write_bytes(last.read_bytes())  # as if it had not been removed yet
     assert run(*settings).code == 0
     assert [path.name for path in sorted(last.parent.glob("model*"))] == [last.name]
 
 
-def test_ctrl_c_before_a_checkpoint(run, monkeypatch):
+def test_ctrl_c_before_the_first_checkpoint_says_that_the_run_starts_again(run, monkeypatch):
     stop_after(monkeypatch, 0)
     assert "stopped in epoch 1 of 6; this goes on from the beginning:\n" in run(*SHORT).error
 
 
-def test_fewer_checkpoints_than_none_cannot_be_kept(run):
+def test_a_negative_number_of_checkpoints_to_keep_is_refused(run):
     refused = run("TRAIN.KEEP_CHECKPOINTS", -1)
     assert refused.code == 2
     assert "TRAIN.KEEP_CHECKPOINTS is -1" in refused.error
 
 
-def test_the_newest_checkpoint_never_goes(tmp_path):
+def test_the_newest_checkpoint_is_never_removed(tmp_path):
     for epoch in (1, 2, 10):
         save_checkpoint({"state_dict": {}, "epoch": epoch}, tmp_path)
     (tmp_path / "checkpoint").write_text("model.pth.tar-1\n")
@@ -71,7 +71,7 @@ def test_the_newest_checkpoint_never_goes(tmp_path):
     assert {path.name for path in tmp_path.glob("model*")} == {"model.pth.tar-1", "model.pth.tar-10"}
 
 
-def test_models_go_on_from_the_last_epoch_that_all_have(tmp_path):
+def test_models_resume_from_the_last_epoch_that_all_of_them_have(tmp_path):
     def save(model: str, epoch: int, name: str = "") -> Path:
         save_checkpoint({"state_dict": {}, "epoch": epoch}, tmp_path / model, model_name=name)
         return tmp_path / model / (name or f"model.pth.tar-{epoch}")
@@ -96,7 +96,7 @@ def test_models_go_on_from_the_last_epoch_that_all_have(tmp_path):
     assert common() == []
 
 
-def test_other_settings_are_refused_with_their_keys_and_forced_if_asked_for(run):
+def test_changed_settings_are_refused_by_key_unless_forced(run):
     first = run(*SHORT, "TRAIN.CHECKPOINT_FREQ", 3)
     other = (*SHORT, "OPTIM.LR", 0.1, "OPTIM.MAX_EPOCH", 8, "OPTIM.MOMENTUM", 0.5)
     refused = run(*other)
@@ -113,13 +113,13 @@ def test_other_settings_are_refused_with_their_keys_and_forced_if_asked_for(run)
     group = load_checkpoint(forced.checkpoint(8))["optimizer"]["param_groups"][0]
     assert (group["initial_lr"], group["momentum"]) == (0.1, 0.5)
     rates = [float(rate) for rate in re.findall(r"lr (\S+)", forced.log)]
-    anew = run(*other, out="anew")
-    assert rates == [float(rate) for rate in re.findall(r"lr (\S+)", anew.log)][6:]
+    new = run(*other, out="new")
+    assert rates == [float(rate) for rate in re.findall(r"lr (\S+)", new.log)][6:]
     assert forced.record["forced"] == [f"after epoch 6, other settings: {changes[:-1]}"]
-    assert run(*other).code == run(*SHORT).code == 2  # the checkpoints are of neither
+    assert run(*other).code == run(*SHORT).code == 2  # the checkpoints have neither config
 
 
-def test_what_was_forced_once_is_not_forgotten(run, monkeypatch):
+def test_forced_changes_are_recorded_in_later_checkpoints(run, monkeypatch):
     stop_after(monkeypatch, 3)
     each_epoch = ("OPTIM.MAX_EPOCH", 6, "TRAIN.CHECKPOINT_FREQ", 1, "TEST.FINAL_MODEL", "best_val")
     run(*each_epoch, "DATASET.NUM_SHOTS", 2)
@@ -127,16 +127,18 @@ def test_what_was_forced_once_is_not_forgotten(run, monkeypatch):
     forced = run("--force-resume", *each_epoch, "DATASET.NUM_SHOTS", 1)
     assert "--force-resume: after epoch 3, other settings: DATASET.NUM_SHOTS 2 -> 1\n" in forced.log
     assert "--force-resume: after epoch 3, other train_x images " in forced.log
-    mixed = run(*each_epoch, "DATASET.NUM_SHOTS", 2)
-    assert mixed.code == 2
-    assert "the checkpoints were made with other settings: DATASET.NUM_SHOTS 1 -> 2; train_x images" in mixed.error
-    whole = run("--force-resume", *each_epoch, "DATASET.NUM_SHOTS", 1)
-    assert whole.code == 0, whole.error
-    assert any("DATASET.NUM_SHOTS 2 -> 1" in change for change in whole.record["forced"])
-    assert load_checkpoint(whole.folder / "prompt_learner" / BEST_NAME)["epoch"] > 3  # none of two shots
+    changed = run(*each_epoch, "DATASET.NUM_SHOTS", 2)
+    assert changed.code == 2
+    assert "the checkpoints were made with other settings: DATASET.NUM_SHOTS 1 -> 2; train_x images" in changed.error
+    unbroken = run("--force-resume", *each_epoch, "DATASET.NUM_SHOTS", 1)
+    assert unbroken.code == 0, unbroken.error
+    assert any("DATASET.NUM_SHOTS 2 -> 1" in change for change in unbroken.record["forced"])
+    assert (
+        load_checkpoint(unbroken.folder / "prompt_learner" / BEST_NAME)["epoch"] > 3
+    )  # not from the epochs with two shots
 
 
-def test_a_forced_run_that_fails_spoils_nothing(run, monkeypatch):
+def test_a_forced_run_that_fails_leaves_the_run_resumable(run, monkeypatch):
     stop_after(monkeypatch, 3)
     run(*SHORT, "TRAIN.CHECKPOINT_FREQ", 1)
     failed = run("--force-resume", *SHORT, "TRAINER.COOP.N_CTX", 4)
@@ -144,7 +146,7 @@ def test_a_forced_run_that_fails_spoils_nothing(run, monkeypatch):
     assert run(*SHORT).code == 0
 
 
-def test_what_does_not_fit_a_finished_run_is_refused(run, monkeypatch):
+def test_a_finished_run_with_other_weights_or_fewer_epochs_or_a_damaged_checkpoint_is_refused(run, monkeypatch):
     first = run(*SHORT)
     shorter = run("--force-resume", *SHORT, "OPTIM.MAX_EPOCH", 4)
     assert "is at epoch 6; OPTIM.MAX_EPOCH is 4" in shorter.error
@@ -158,18 +160,18 @@ def test_what_does_not_fit_a_finished_run_is_refused(run, monkeypatch):
     assert f"{path} is damaged" in damaged.error
 
 
-def test_a_run_that_went_on_from_another_goes_on_from_its_own_checkpoints(run, monkeypatch):
+def test_a_run_that_resumed_from_another_folder_resumes_from_its_own_checkpoints(run, monkeypatch):
     first = run(*SHORT, "TRAIN.CHECKPOINT_FREQ", 2, out="first")
     (first.folder / "prompt_learner/checkpoint").write_text("model.pth.tar-2\n")
-    again = ("--resume", first.folder, *SHORT, "TRAIN.CHECKPOINT_FREQ", 1)
+    command = ("--resume", first.folder, *SHORT, "TRAIN.CHECKPOINT_FREQ", 1)
     stop_after(monkeypatch, 4)
-    assert "this goes on after epoch 4:" in run(*again, out="second").error
-    second = run(*again, out="second")
+    assert "this goes on after epoch 4:" in run(*command, out="second").error
+    second = run(*command, out="second")
     assert re.findall(r"epoch \[(\d)/6\]", second.log) == ["5", "6"]
     assert_same_tensors(first.checkpoint(6), second.checkpoint(6))
 
 
-def test_a_resumed_run_without_a_seed_takes_that_of_the_run_it_goes_on_from(run):
+def test_a_resumed_run_without_a_seed_takes_that_of_the_earlier_run(run):
     first = run(*SHORT, out="first", seed=-1)
     second = run("--resume", first.folder, *SHORT, out="second", seed=-1)
     assert second.record["seed"] == first.record["seed"]

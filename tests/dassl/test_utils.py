@@ -148,7 +148,7 @@ def test_pretrained_weights_match_by_name_and_shape(tmp_path, capsys):
 @pytest.mark.parametrize("text", ["-0.5", "100.01", "nan", "1.2.3"])
 def test_what_is_no_percentage_is_no_result(tmp_path, text):
     (tmp_path / "log.txt").write_text(f"=> result\n* accuracy: 99.00%\n* accuracy: {text}%\n")
-    with pytest.raises(UserError, match=f"line 3: {re.escape(text)}% is no percentage"):
+    with pytest.raises(UserError, match=f"line 3: {re.escape(text)}% is not a percentage"):
         read_result(tmp_path / "log.txt", test_log=True)
 
 

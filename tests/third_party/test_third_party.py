@@ -31,7 +31,7 @@ for arguments in json.loads(sys.argv[1]):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    """Where ``pip install .`` puts the files that git knows, without the packages they need."""
+    """The folder into which ``pip install .`` puts this repository, without the packages that it needs."""
     folder = tmp_path_factory.mktemp("install")
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     files = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
@@ -45,7 +45,7 @@ def site(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def foreign(site, tmp_path_factory) -> Path:
-    """The foreign repository, after a run that was stopped, and a process that goes on with it and makes other runs."""
+    """The third-party repository after a run that was stopped, and its resume and further runs in another process."""
     folder = tmp_path_factory.mktemp("foreign") / "repository"
     shutil.copytree(Path(__file__).parent / "repository", folder, ignore=shutil.ignore_patterns("__pycache__"))
     rng = np.random.default_rng(0)
@@ -56,58 +56,60 @@ def foreign(site, tmp_path_factory) -> Path:
             image[..., channel] += 120
             Image.fromarray(image).save(folder / "data/colors/images" / name / f"{i:02}.png")
     settings = "TEST.PER_CLASS_RESULT True TEST.FINAL_MODEL best_val"
-    assert train(folder, site, f"parts {settings}", STOP_AFTER="2") == 1
-    shutil.copy(folder / "parts/log.txt", folder / "stopped.txt")
-    again = "again --eval-only --model-dir whole"
-    assert train(folder, site, f"parts {settings}", f"whole {settings}", again) == 0
+    assert train(folder, site, f"stopped {settings}", STOP_AFTER="2") == 1
+    shutil.copy(folder / "stopped/log.txt", folder / "stopped.txt")
+    evaluation = "evaluation --eval-only --model-dir unbroken"
+    assert train(folder, site, f"stopped {settings}", f"unbroken {settings}", evaluation) == 0
     return folder
 
 
 def train(folder: Path, site: Path, *commands: str, **environment: str) -> int:
-    """Run its train.py with the arguments of each command, in one process since it takes long to start."""
+    """Run its train.py with each command, in one process since that takes long to start; return the exit code."""
     command = [sys.executable, "-c", PROGRAM, json.dumps([f"{FLAGS} {command}".split() for command in commands])]
     environment = {**os.environ, "PYTHONPATH": str(site), **environment}
     return subprocess.run(command, cwd=folder, env=environment).returncode
 
 
-def rates(log: str) -> list[str]:
+def rates(log: str) -> list[tuple[str, str]]:
+    """Return the epoch and the learning rate of each training line."""
     return re.findall(r"^epoch \[(.*?)\] .* lr (\S+) eta", log, re.MULTILINE)
 
 
 def accuracy(log: str) -> str:
+    """Return the last accuracy of a log, as the field's parsers do."""
     return re.findall(r"\* accuracy: ([\.\deE+-]+)%", log)[-1]
 
 
-def test_an_install_shadows_nothing_of_theirs(site, foreign):
-    """Nor does their clip come in place of ours."""
+def test_an_installed_dassl_does_not_hide_the_repositorys_packages(site, foreign):
+    """And our code does not import the repository's package ``clip``."""
     installed = {path.name for path in site.iterdir()}
     assert {name for name in installed if not name.endswith(".dist-info")} == {"dassl", "vlm"}
-    ours, *theirs = json.loads((foreign / "modules.json").read_text())
-    assert ours == str(site / "dassl")
-    assert theirs == [str(foreign / name) for name in ("trainers", "datasets", "clip")]
+    dassl_path, *paths = json.loads((foreign / "modules.json").read_text())
+    assert dassl_path == str(site / "dassl")
+    assert paths == [str(foreign / name) for name in ("trainers", "datasets", "clip")]
 
 
 def test_a_prompt_learner_trains_and_is_evaluated_again(foreign):
-    log, again = ((foreign / out / "log.txt").read_text() for out in ("whole", "again"))
+    log, evaluation = ((foreign / out / "log.txt").read_text() for out in ("unbroken", "evaluation"))
     assert float(accuracy(log)) > 60  # chance is 33
     assert re.search(r"\* class: 1 \(pale_blue\)\ttotal: 4\tcorrect: \d\tacc: \d+\.\d\d%", log)
     assert rates(log)[::6] == [("1/3", "1.0000e-05"), ("2/3", "2.0000e-01"), ("3/3", "1.5000e-01")]
-    learner = foreign / "whole/prompt_learner"
+    learner = foreign / "unbroken/prompt_learner"
     checkpoints = {"model-best.pth.tar", *(f"model.pth.tar-{epoch}" for epoch in (1, 2, 3))}
     assert {path.name for path in learner.iterdir()} == {"checkpoint", *checkpoints}
     saved = torch.load(learner / "model.pth.tar-3", weights_only=True)
     assert set(saved["state_dict"]) == {"ctx", "token_prefix", "token_suffix"}
-    assert 'from "whole/prompt_learner/model-best.pth.tar"' in again
-    assert accuracy(again) == accuracy(log)
+    assert 'from "unbroken/prompt_learner/model-best.pth.tar"' in evaluation
+    assert accuracy(evaluation) == accuracy(log)
 
 
-def test_a_stopped_run_ends_as_if_never_stopped(foreign):
-    files = ("whole/log.txt", "stopped.txt", "parts/log.txt")
-    whole, stopped, resumed = ((foreign / file).read_text() for file in files)
-    assert rates(stopped) == rates(whole)[:12]
+def test_a_stopped_and_resumed_run_ends_as_an_unbroken_one(foreign):
+    files = ("unbroken/log.txt", "stopped.txt", "stopped/log.txt")
+    unbroken, stopped, resumed = ((foreign / file).read_text() for file in files)
+    assert rates(stopped) == rates(unbroken)[:12]
     assert "Loading preprocessed few-shot data" in resumed
-    assert rates(resumed) == rates(whole)[12:]
-    losses = [re.findall(r"loss.*?acc \S+", log) for log in (whole, resumed)]
+    assert rates(resumed) == rates(unbroken)[12:]
+    losses = [re.findall(r"loss.*?acc \S+", log) for log in (unbroken, resumed)]
     assert losses[1] == losses[0][12:]
     for file in ("model.pth.tar-3", "model-best.pth.tar"):
-        assert_same_tensors(*(foreign / out / "prompt_learner" / file for out in ("whole", "parts")))
+        assert_same_tensors(*(foreign / out / "prompt_learner" / file for out in ("unbroken", "stopped")))

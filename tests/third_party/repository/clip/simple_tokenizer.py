@@ -1,5 +1,5 @@
 class SimpleTokenizer:
-    """A token for each letter."""
+    """Encodes each letter as one token."""
 
     def encode(self, text):
         return [1 + ord(letter) % 60 for letter in text.lower()]

@@ -33,7 +33,7 @@ class Colors(DatasetBase):
         super().__init__(train_x=train, val=val, test=test)
 
     def read_data(self):
-        """Of each class, half the images are for training, a quarter for validation."""
+        """Return the splits: of each class, half the images for training, a quarter each for validation and testing."""
         train, val, test = [], [], []
         for label, name in enumerate(listdir_nohidden(self.image_dir, sort=True)):
             files = listdir_nohidden(os.path.join(self.image_dir, name), sort=True)

@@ -29,7 +29,7 @@ class PromptLearner(nn.Module):
         tokens = torch.cat([clip.tokenize("X" * n_ctx + name) for name in names])
         with torch.no_grad():
             embedding = clip_model.token_embedding(tokens)
-        # The words of the classes are in the checkpoints, too.
+        # Buffers, so that checkpoints hold the embeddings of class names, too.
         self.register_buffer("token_prefix", embedding[:, :1])
         self.register_buffer("token_suffix", embedding[:, 1 + n_ctx :])
 
