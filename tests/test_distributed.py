@@ -154,11 +154,11 @@ def test_the_shards_of_all_processes_are_the_batch_and_the_epoch(as_rank, size):
     sampler = ShardedBatchSampler(range(23), 7, drop_last=False)
     whole = list(sampler)
     shares = {}
-    for sampler.by in ("images", "batches"):
+    for sampler.shard_by in ("images", "batches"):
         for rank in range(size):
             as_rank(rank, size)
-            shares[sampler.by, rank] = list(sampler)
-            assert len(sampler) == len(shares[sampler.by, rank])
+            shares[sampler.shard_by, rank] = list(sampler)
+            assert len(sampler) == len(shares[sampler.shard_by, rank])
     parts = [[shares["images", rank][at] for rank in range(size)] for at in range(len(whole))]
     assert [[*itertools.chain(*of)] for of in parts] == whole
     assert all(max(map(len, of)) - min(map(len, of)) <= 1 for of in parts)
@@ -173,7 +173,7 @@ def test_a_loader_is_sharded_in_the_engines_own_loop_alone(as_rank):
     trainer.cfg = CfgNode({"TRAIN": {"COUNT_ITER": "train_x"}})
 
     def run_batches(batches):
-        seen.extend((*(loader.batch_sampler.by for loader in loaders), len(list(batches)), trainer.num_batches))
+        seen.extend((*(loader.batch_sampler.shard_by for loader in loaders), len(list(batches)), trainer.num_batches))
 
     trainer.run_batches = run_batches
     assert [len(indices) for indices in loaders[0].batch_sampler] == [6, 6]

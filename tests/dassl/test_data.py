@@ -175,11 +175,11 @@ def test_a_wrapper_of_the_field_transforms_by_itself(pictures):
 def test_moved_data_gives_the_same_draws(pictures, tmp_path):
     def draw(root: Path, **values) -> int:
         cfg = config(SEED=1, DATASET__ROOT=str(root), **values)
-        return DatasetWrapper(cfg, [Datum(tmp_path / "new" / "0.png")], is_train=True).draw(0, 0)
+        return DatasetWrapper(cfg, [Datum(tmp_path / "new" / "0.png")], is_train=True).transform_seed(0, 0)
 
     assert draw(tmp_path / "new") == DatasetWrapper(
         config(SEED=1, DATASET__ROOT=str(tmp_path)), pictures, is_train=True
-    ).draw(0, 0)
+    ).transform_seed(0, 0)
     # A folder of its own counts as the root, whether it lies below the root or not.
     assert draw(tmp_path, DATASET__FOLDER="new") == draw(tmp_path / "x", DATASET__FOLDER=str(tmp_path / "new"))
 
@@ -187,7 +187,7 @@ def test_moved_data_gives_the_same_draws(pictures, tmp_path):
 def test_images_of_one_name_in_two_folders_are_drawn_apart(tmp_path):
     images = [Datum(tmp_path / folder / "0.png") for folder in ("cat", "dog")]
     wrapper = DatasetWrapper(config(SEED=1, DATASET__ROOT=str(tmp_path)), images, is_train=True)
-    assert wrapper.draw(0, 0) != wrapper.draw(1, 0)
+    assert wrapper.transform_seed(0, 0) != wrapper.transform_seed(1, 0)
 
 
 def test_derived_seeds_do_not_collide_or_wander():

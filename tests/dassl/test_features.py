@@ -133,7 +133,7 @@ def test_a_copy_of_a_loader_gives_the_same_batches_and_with_another_transform_it
     next(iter(loader))
     other = copy.deepcopy(loader)
     assert other.dataset is not loader.dataset
-    assert other.dataset.source is loader.dataset.source
+    assert other.dataset.extractor is loader.dataset.extractor
     for one, two in zip(loader, other, strict=True):
         assert torch.equal(one["img"], two["img"])
         assert one["impath"] == two["impath"]
@@ -156,7 +156,7 @@ def test_other_labels_and_other_images_are_served(images):
     for batch in loader:
         assert batch["impath"] == [images[-1 - index].impath for index in batch["index"].tolist()]
         for index, feature in zip(batch["index"].tolist(), batch["img"], strict=True):
-            expected = loader.dataset.dataset.item(index, loader.dataset.epoch)["img"]
+            expected = loader.dataset.dataset.load_item(index, loader.dataset.epoch)["img"]
             assert torch.equal(feature, expected.flatten())
 
 
@@ -206,14 +206,14 @@ def test_a_test_transform_that_draws_is_not_taken_for_one_that_does_not(images):
 def test_settings_that_a_repr_rounds_are_told_apart(images):
     def key(low):
         cfg = config(*RANDOM, "INPUT.RRCROP_SCALE", (low, 1.0))
-        return build_feature_loader(get_loader(cfg, images), Pixels(), "train").dataset._key(0, 0, {})
+        return build_feature_loader(get_loader(cfg, images), Pixels(), "train").dataset._feature_key(0, 0, {})
 
     assert key(0.08) != key(0.08001)
 
 
 def test_another_picture_of_as_many_bytes_is_another(images):
     def key():
-        return build_feature_loader(get_loader(config(), images), Pixels(), "train").dataset._key(0, 0, {})
+        return build_feature_loader(get_loader(config(), images), Pixels(), "train").dataset._feature_key(0, 0, {})
 
     path = Path(images[0].impath)
     os.utime(path, (1, 1))
