@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath
 
 from dassl.utils import UserError
 
-# An archive may unpack to SLACK bytes plus RATIO times its size. Images hardly compress, zip bombs a thousandfold.
+# An archive may unpack to SLACK bytes plus RATIO times its size: images hardly compress, zip bombs a thousandfold, and
+# small archives of uniform images in between.
 RATIO, SLACK = 64, 64 << 20
 MAX_HEADER_BYTES = 1 << 24  # bytes of an entry's header; real headers have some hundreds
 # The errors of tarfile and zipfile for archives that are damaged or in an unknown format.
@@ -23,7 +24,7 @@ class _SafeTarInfo(tarfile.TarInfo):
     """An entry of a tar archive whose header is read only up to ``MAX_HEADER_BYTES``; tarfile itself has no limit."""
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        """Return the entry that follows from its header; raise ``tarfile.ReadError`` if the header is too large."""
+        """Read the rest of an entry's header, such as a long name; ``tarfile.ReadError`` if it is too large."""
         if not self.isreg() and not 0 <= self.size <= MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header claims to have {self.size:,} bytes")
         return super()._proc_member(archive)  # type: ignore[misc]  # a hook of tarfile that the stubs leave out

@@ -41,7 +41,7 @@ class DatasetWrapper(Dataset):
         transform: Callable | list[Callable] | None = None,
         is_train: bool = False,
     ):
-        """``transform``: a list of transforms gives ``img``, ``img2``, … of an item; None gives PIL images."""
+        """``transform``: a list of transforms gives ``img``, ``img2``, … of an item; None gives the PIL image."""
         self.cfg = cfg
         self.data_source = data_source
         self.transform = transform
@@ -142,7 +142,7 @@ def build_data_loader(
     As in Dassl, training drops a last batch that is not full, unless it is the only one.
 
     Args:
-        batch_size: images in a batch, of all processes together.
+        batch_size: images in a batch; in training, all processes share a batch.
         n_domain: domains in a batch of RandomDomainSampler (0: all).
         n_ins: images of each class in a batch of RandomClassSampler.
         tfm: transform of the images, as in :class:`DatasetWrapper`.

@@ -35,11 +35,7 @@ def download(url: str, path: str | os.PathLike, checksum: str, algorithm: str = 
 
 
 def _fetch(url: str, partial: Path) -> None:
-    """Append to the file ``partial`` the missing bytes of ``url``, up to ``MAX_BYTES`` in all.
-
-    Raises:
-        OSError: the address cannot be reached, or the connection was cut.
-    """
+    """Append the missing bytes of ``url`` to ``partial``, up to ``MAX_BYTES`` in all; OSError without a connection."""
     from tqdm import tqdm
 
     offset = partial.stat().st_size if partial.exists() else 0

@@ -107,11 +107,7 @@ def build_sampler(
     n_domain: int = 0,
     n_ins: int = 16,
 ) -> Sampler[int]:
-    """Return the sampler that ``sampler_type`` names, with the seed ``cfg.SEED``.
-
-    Raises:
-        UserError: the name is unknown, or the batch size does not suit the groups.
-    """
+    """Return the sampler that ``sampler_type`` names, seeded by ``cfg.SEED``; UserError for an unknown name."""
     seed = cfg.SEED if cfg is not None else 0
     samplers: dict[str, Callable[[list[Datum]], Sampler[int]]] = {
         "RandomSampler": lambda images: RandomSampler(images, seed),

@@ -70,11 +70,7 @@ class Classification(EvaluatorBase):
         self._y_true.extend(true)
 
     def evaluate(self) -> OrderedDict[str, float]:
-        """Print and return accuracy, error rate, macro F1 and, with PER_CLASS_RESULT, the average over classes.
-
-        Raises:
-            UserError: no image was processed.
-        """
+        """Print and return accuracy, error rate, macro F1 and, with PER_CLASS_RESULT, the average over classes."""
         if not self._total:
             raise UserError("there is nothing to evaluate: the test set is empty")
         from sklearn.metrics import f1_score  # here, as its import takes seconds

@@ -17,10 +17,8 @@ from dassl.utils import UserError, check_availability, tolist_if_not
 def build_lr_scheduler(optimizer: torch.optim.Optimizer, optim_cfg: CfgNode, per_epoch: int = 1) -> LambdaLR:
     """Return the schedule that OPTIM.LR_SCHEDULER names: cosine, single_step or multi_step.
 
-    It begins with a warm-up of OPTIM.WARMUP_EPOCH epochs (OPTIM.WARMUP_TYPE constant or linear).
-
-    Args:
-        per_epoch: number of times that the schedule is stepped in an epoch.
+    It begins with a warm-up of OPTIM.WARMUP_EPOCH epochs (OPTIM.WARMUP_TYPE constant or linear). ``per_epoch`` is the
+    number of its steps in an epoch.
 
     Raises:
         UserError: the schedule or warm-up is unknown, or OPTIM.STEPSIZE is not a list of epochs.

@@ -125,16 +125,10 @@ def find_checkpoint(save_dir: str | os.PathLike, epoch: int | None = None) -> Pa
 def resume_from_checkpoint(
     fdir: str | os.PathLike, model: nn.Module, optimizer=None, scheduler=None, epoch: int | None = None, scaler=None
 ) -> int:
-    """Load a checkpoint in ``fdir`` into the model, optimizer, scheduler and gradient scaler.
+    """Load the checkpoint of ``epoch`` (by default, the newest) in ``fdir`` into the model, optimizer and so on.
 
-    Args:
-        epoch: the checkpoint's epoch; by default, the newest checkpoint is loaded.
-
-    Returns:
-        The number of epochs that the checkpoint was trained for, which is the epoch to start at (counted from 0).
-
-    Raises:
-        UserError: there is no such checkpoint, or it does not fit the model or the optimizer.
+    Return the number of epochs that it was trained for, which is the epoch to start at, counted from 0. Raise
+    :class:`UserError` if there is no such checkpoint, or it does not fit the model or the optimizer.
     """
     path = latest_checkpoint(fdir) if epoch is None else find_checkpoint(fdir, epoch)
     if path is None:
@@ -147,11 +141,8 @@ def resume_from_checkpoint_file(
 ) -> dict[str, Any]:
     """Load a checkpoint file into the model, optimizer, scheduler and gradient scaler; return the checkpoint.
 
-    Args:
-        force: whether the optimizer and the schedule keep their current hyperparameters.
-
-    Raises:
-        UserError: the file is no checkpoint, or does not fit the model or, without ``force``, the hyperparameters.
+    With ``force``, the optimizer and the schedule keep their current hyperparameters. Without, other ones in the file
+    raise :class:`UserError`, as does a file that is no checkpoint or does not fit the model.
     """
     checkpoint = load_checkpoint(path)
     if not isinstance(checkpoint.get("epoch"), int):
@@ -187,17 +178,17 @@ def _check_same_optimizer(optimizer: torch.optim.Optimizer, saved: dict, path: P
         for key in ("initial_lr", "weight_decay", "momentum", "dampening", "nesterov", "betas", "amsgrad", "alpha"):
             if current.get(key) != former.get(key):
                 raise UserError(
-                    f"{path} was trained with {key} {former.get(key)}, but OPTIM now says {current.get(key)}: a run "
+                    f"{path} was trained with {key} {former.get(key)}, but OPTIM sets {current.get(key)}: a run "
                     "goes on with the optimizer it began with, unless --force-resume is given. To begin anew from its "
                     "weights, use MODEL.INIT_WEIGHTS"
                 )
 
 
 def _resume_schedule(scheduler, saved: dict | None, epoch: int, force: bool) -> None:
-    """Set a schedule to its rate after ``epoch`` epochs, from its state ``saved`` where that is reliable.
+    """Bring a schedule to its rate after ``epoch`` epochs; ``saved`` is its state in the checkpoint.
 
-    The original's schedules stop counting epochs after the warm-up, so only the state of our schedules (LambdaLR) is
-    loaded. With ``force``, the count of steps alone is taken from it: our rates follow from that and from the config.
+    A schedule of ours (LambdaLR) does not load a state of the original's, which stop counting after the warm-up, but
+    takes its rate at ``epoch``. With ``force``, it takes the count of steps from a state of ours, and no more.
     """
     is_lambda_state = saved is not None and "lr_lambdas" in saved
     if not isinstance(scheduler, LambdaLR) or (is_lambda_state and not force):

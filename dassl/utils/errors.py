@@ -44,12 +44,8 @@ class NonFiniteError(UserError, FloatingPointError):
 
 def write_error(path: str | os.PathLike, error: OSError) -> UserError:
     """Return the error that reports that ``path`` cannot be written; for a full disk, the message says what to do."""
-    hint = (
-        ". What was written before is whole: make room, and the same command goes on"
-        if error.errno in DISK_FULL_ERRNOS
-        else ""
-    )
-    return UserError(f"cannot write {path}: {error.strerror or error}{hint}")
+    hint = ". What was written before is whole: make room, and the same command goes on"
+    return UserError(f"cannot write {path}: {error.strerror or error}{hint if error.errno in DISK_FULL_ERRNOS else ''}")
 
 
 def suggest_name(name: str, known: Iterable[str]) -> str:
@@ -74,13 +70,11 @@ def _escape_control_characters(text: str) -> str:
 
 
 def interrupted_error(where: str, resume_point: str, script: str, argv: list[str]) -> KeyboardInterrupt:
-    """Return a KeyboardInterrupt whose message says where the program stopped and which command resumes it.
+    """Return a KeyboardInterrupt whose message states where the program stopped, and the command that resumes it.
 
     Args:
-        where: the place of the stop, such as "in epoch 4 of 6".
-        resume_point: the place from which the command resumes, such as "after epoch 2".
-        script: the path of the program.
-        argv: the program's arguments.
+        where: place of the stop, such as "in epoch 4 of 6".
+        resume_point: place from which the command resumes, such as "after epoch 2".
     """
     launcher = ["python"]
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -93,11 +87,8 @@ def command_line(interrupt_message: str = "stopped") -> Callable[[Callable], Cal
     """Return a decorator for ``main(argv)`` that turns results and errors into exit codes.
 
     The exit code is the return value, or 0 for None; 2 for a :class:`UserError` or a full disk, whose message is
-    printed; 130 for Ctrl-C; 141 where the reader of standard output, such as ``head``, has closed it. Other exceptions
-    are raised.
-
-    Args:
-        interrupt_message: the text printed for a Ctrl-C that has no message.
+    printed; 130 for Ctrl-C, after its message or ``interrupt_message``; 141 if the reader of standard output, such as
+    ``head``, has closed it. Other exceptions are raised.
     """
 
     def decorate(main: Callable) -> Callable[..., int]:

@@ -47,11 +47,9 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
 
 
 def remove_temporary_files(folder: str | os.PathLike, older_than: float = 0) -> None:
-    """Remove the temporary files that killed writers left in a folder.
+    """Remove the temporary files that killed processes left in a folder.
 
-    Args:
-        older_than: the seconds since its last write after which a file is removed. With 0, all are removed, so no
-            process may be writing to the folder.
+    Files written to in the last ``older_than`` seconds stay; with 0, no process may be writing to the folder.
     """
     for path in Path(folder).glob(f".*{TEMPORARY_SUFFIX}"):
         with contextlib.suppress(OSError):

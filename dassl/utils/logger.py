@@ -50,10 +50,7 @@ class Logger:
 
 
 def rotate_file(path: Path) -> None:
-    """Rename a file of an earlier run, if it exists, to ``<name>-<its date>``.
-
-    Thus no reader takes the earlier run's result for the new run's.
-    """
+    """Rename an earlier run's file, if it exists, to ``<name>-<its date>``, so that nobody takes it for a new run's."""
     if path.exists():
         stamp = time.strftime("%Y-%m-%d-%H-%M-%S", time.localtime(path.stat().st_mtime))
         rotated, copies = path.with_name(f"{path.name}-{stamp}"), 1
@@ -64,12 +61,9 @@ def rotate_file(path: Path) -> None:
 
 
 def setup_logger(output: str | os.PathLike | None = None) -> None:
-    """Copy standard output to ``<output>/log.txt``, or to the file ``output`` (.txt or .log), from now on.
+    """Copy standard output from now on to ``<output>/log.txt``, or to the file ``output`` (.txt or .log).
 
-    An older log is renamed to ``log.txt-<date>``, so ``log.txt`` is always the newest run's.
-
-    Args:
-        output: a folder or a log file; without one, nothing happens.
+    An older log is renamed to ``log.txt-<date>``, so ``log.txt`` is always the newest run's. None: no log.
 
     Raises:
         UserError: the folder cannot be written.
@@ -88,10 +82,7 @@ def setup_logger(output: str | os.PathLike | None = None) -> None:
 
 @contextmanager
 def tee_stdout(output: str | os.PathLike) -> Iterator[None]:
-    """Copy standard output to a log, as :func:`setup_logger` does, for the body of a ``with``.
-
-    An error in the body is written to the end of the log and raised.
-    """
+    """Copy standard output to a log, as ``setup_logger``, in the body of a ``with``; an error in it ends the log."""
     original = sys.stdout
     setup_logger(output)
     logger, ending = sys.stdout, ""

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
 
 
 class AverageMeter:
@@ -15,10 +11,7 @@ class AverageMeter:
     With ``ema``, ``avg`` is the exponential moving average: 0.9 times the average plus 0.1 times the new value.
     """
 
-    val: float
-    avg: float
-    sum: float
-    count: int
+    val = avg = sum = 0.0
 
     def __init__(self, ema: bool = False):
         self.ema = ema
@@ -28,7 +21,7 @@ class AverageMeter:
         """Forget all values."""
         self.val = self.avg = self.sum = self.count = 0
 
-    def update(self, val: float | torch.Tensor, n: int = 1) -> None:
+    def update(self, val, n: int = 1) -> None:
         """Add a value (a number or a tensor of one element) that is the mean of ``n`` values."""
         val = val.item() if hasattr(val, "item") else val
         self.val = val

@@ -157,10 +157,7 @@ def build_transform(cfg: CfgNode, is_train: bool = True, choices: tuple[str, ...
 
 
 def _test_resize_steps(c: CfgNode) -> list[Step]:
-    """Return the steps that bring a test image to SIZE.
-
-    With RESIZE crop, as in CLIP, the smaller edge is resized and the centre cropped; with squash, the image is resized.
-    """
+    """Return the steps that bring a test image to SIZE: CLIP's resize and centre crop, or RESIZE squash."""
     check_availability(c.RESIZE, ("crop", "squash"), "INPUT.RESIZE")
     if c.RESIZE == "squash":
         return [_squash_step(c)]
