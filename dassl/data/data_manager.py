@@ -118,7 +118,7 @@ class TrainLoader(DataLoader):
     epoch = 0  # the next epoch
 
     def __iter__(self) -> Iterator[dict]:  # type: ignore[override]  # the base class names a private iterator class
-        """Return an iterator over the batches of the epoch ``self.epoch``, and count it."""
+        """Return an iterator over the batches of the epoch ``self.epoch``, and increase ``self.epoch``."""
         dataset: Any = self.dataset  # PyTorch's types do not know that our data sets and samplers have an epoch
         batch_sampler: Any = self.batch_sampler
         dataset.epoch = batch_sampler.sampler.epoch = self.epoch
@@ -190,13 +190,16 @@ class DataManager:
         tfm_test = custom_tfm_test if custom_tfm_test is not None else build_transform(cfg, is_train=False)
 
         def build_loader(data_source: list[Datum], node: CfgNode, **options) -> DataLoader:
+            """Return a loader with the sampler and batch size of a DATALOADER node."""
             options["dataset_wrapper"] = dataset_wrapper
             return build_data_loader(cfg, node.SAMPLER, data_source, node.BATCH_SIZE, **options)
 
         def build_train_loader(data_source: list[Datum], node: CfgNode) -> DataLoader:
+            """Return a loader of augmented images."""
             return build_loader(data_source, node, n_domain=node.N_DOMAIN, n_ins=node.N_INS, tfm=tfm_train)
 
         def build_test_loader(data_source: list[Datum]) -> DataLoader:
+            """Return a loader of images as DATALOADER.TEST describes, without augmentation."""
             return build_loader(data_source, cfg.DATALOADER.TEST, tfm=tfm_test, is_train=False)
 
         loaders = cfg.DATALOADER

@@ -174,7 +174,7 @@ class FeatureDataset(Dataset):
         self._features.update(((epoch, paths[index]), features[key]) for (epoch, index), key in keys.items())
 
     def _coming_draws(self, indices: list[int]) -> Iterator[Draw]:
-        """Yield the draws of a batch and of the batches after it, up to about ``PREFETCH_DRAWS``.
+        """Yield the draws (epoch, index) of a batch and of the batches after it, about ``PREFETCH_DRAWS``.
 
         Without random transforms, they are the batch and all images that this process serves.
         """
@@ -204,7 +204,7 @@ class FeatureDataset(Dataset):
             yield from range(len(self))
 
     def _list_batches(self, epoch: int | None) -> list[list[int]]:
-        """Return the batches of an epoch as lists of indices; an empty list if they are known only once drawn."""
+        """Return the batches of an epoch as lists of indices; an empty list if its sampler cannot draw them twice."""
         batch_sampler = self.batch_sampler
         sampler = getattr(batch_sampler, "sampler", None)
         if batch_sampler is None or not isinstance(sampler, (EpochSampler, SequentialSampler)):
@@ -217,7 +217,7 @@ class FeatureDataset(Dataset):
         return batches
 
     def _feature_key(self, epoch: int | None, index: int, reasons: dict[str, str]) -> bytes:
-        """Return a digest of an image's file, transform and seed; ``reasons`` gets an entry if it cannot be read."""
+        """Return a digest of an image's file, transform and seed; put the reason into ``reasons`` if unreadable."""
         path = self.wrapper.data_source[index].impath
         seed = self.wrapper.transform_seed(index, epoch) if self.is_random and epoch is not None else ""
         try:
@@ -228,7 +228,7 @@ class FeatureDataset(Dataset):
         return hashlib.blake2b(f"{content} {self._transform_text} {seed}".encode(), digest_size=16).digest()
 
     def _load_image(self, epoch: int | None, index: int, reasons: dict[str, str]) -> torch.Tensor | None:
-        """Return an image as it is in ``epoch``; None, with an entry in ``reasons``, if it cannot be read."""
+        """Return the image of an epoch; return None and put the reason into ``reasons`` if it is unreadable."""
         try:
             return self.wrapper.load_item(index, epoch)["img"]
         except UnreadableImageError as error:

@@ -28,7 +28,7 @@ class EpochSampler(Sampler[int]):
         self.seed = seed
 
     def rng(self) -> random.Random:
-        """Return the random generator of the current epoch."""
+        """Return a random generator seeded by (seed, epoch), or randomly with ``epoch`` None."""
         if self.epoch is None:
             return random.Random(random.getrandbits(64))
         return random.Random(derive_seed(self.seed, self.epoch, type(self).__name__))
@@ -41,6 +41,7 @@ class RandomSampler(EpochSampler):
     """A sampler of every image once, in random order."""
 
     def __iter__(self) -> Iterator[int]:
+        """Return the indices of all images in random order."""
         order = list(range(len(self)))
         self.rng().shuffle(order)
         return iter(order)
@@ -61,6 +62,7 @@ class _GroupedSampler(EpochSampler):
         self.images_per_group = images_per_group
 
     def __iter__(self) -> Iterator[int]:
+        """Yield the indices of the images, batch after batch."""
         rng = self.rng()
         remaining = {group: rng.sample(members, len(members)) for group, members in self.groups.items()}
         for _ in range(max(1, len(self) // (self.groups_per_batch * self.images_per_group))):
@@ -130,12 +132,14 @@ class ShardedBatchSampler(BatchSampler):
     shard_by = ""  # set by shard_loader
 
     def __iter__(self) -> Iterator[list[int]]:
+        """Return an iterator over this process's batches (lists of indices)."""
         batches = super().__iter__()
         if self.shard_by == "images":
             return (list(shard(batch)) for batch in batches)
         return islice(batches, get_rank(), None, get_world_size()) if self.shard_by == "batches" else batches
 
     def __len__(self) -> int:
+        """Return the number of this process's batches."""
         length = super().__len__()
         return len(range(get_rank(), length, get_world_size())) if self.shard_by == "batches" else length
 

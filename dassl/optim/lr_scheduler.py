@@ -46,7 +46,7 @@ def _lr_factor(c: CfgNode, base_lr: float, per_epoch: int, step: int) -> float:
 
 
 def _warmup_lr(c: CfgNode, base_lr: float, epoch: float) -> float:
-    """Return the learning rate at an epoch (or a fraction of one) of the warm-up."""
+    """Return the learning rate at an epoch of the warm-up (a fraction, too), for the OPTIM node ``c``."""
     if c.WARMUP_TYPE == "constant":
         return c.WARMUP_CONS_LR
     return c.WARMUP_MIN_LR if epoch == 0 else base_lr * epoch / c.WARMUP_EPOCH
@@ -75,7 +75,7 @@ class _WarmupScheduler(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def step(self, epoch: int | None = None) -> None:
-        """Set the rates of the next epoch."""
+        """Set the rates of the next epoch: those of the warm-up, or of the successor after it."""
         if self.last_epoch < self.warmup_epoch:
             super().step(epoch)
         else:
@@ -108,6 +108,7 @@ class ConstantWarmupScheduler(_WarmupScheduler):
         super().__init__(optimizer, successor, warmup_epoch, last_epoch)
 
     def warmup_rates(self) -> list[float | torch.Tensor]:
+        """Return ``cons_lr`` for each parameter group."""
         return [self.cons_lr for _ in self.base_lrs]
 
 
@@ -119,6 +120,7 @@ class LinearWarmupScheduler(_WarmupScheduler):
         super().__init__(optimizer, successor, warmup_epoch, last_epoch)
 
     def warmup_rates(self) -> list[float | torch.Tensor]:
+        """Return the rate of each parameter group in the epoch ``last_epoch``."""
         if self.last_epoch == 0:
             return [self.min_lr for _ in self.base_lrs]
         return [lr * self.last_epoch / self.warmup_epoch for lr in self.base_lrs]

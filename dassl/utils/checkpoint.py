@@ -188,7 +188,7 @@ def _resume_schedule(scheduler, saved: dict | None, epoch: int, force: bool) -> 
     """Bring a schedule to its rate after ``epoch`` epochs; ``saved`` is its state in the checkpoint.
 
     A schedule of ours (LambdaLR) does not load a state of the original's, which stop counting after the warm-up, but
-    takes its rate at ``epoch``. With ``force``, it takes the count of steps from a state of ours, and no more.
+    takes its rate at ``epoch``. With ``force``, it takes only the count of steps from a state of ours.
     """
     is_lambda_state = saved is not None and "lr_lambdas" in saved
     if not isinstance(scheduler, LambdaLR) or (is_lambda_state and not force):

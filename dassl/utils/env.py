@@ -18,7 +18,7 @@ PACKAGES = (  # those whose version can change a result
 def tune_malloc() -> None:
     """Let glibc, where it is the C library, reuse the memory of freed tensors for new ones.
 
-    By default glibc returns large blocks to the system at once, and the system maps and zeroes new ones for each
+    By default glibc gives large blocks back to the system at once, and the system maps and zeroes new ones for each
     operation. On a CPU that often takes longer than the operation.
     """
     with contextlib.suppress(OSError, AttributeError):
@@ -29,7 +29,7 @@ def tune_malloc() -> None:
 
 
 def trim_malloc() -> None:
-    """Return free memory between used blocks to the system, where the C library is glibc.
+    """Give free memory between used blocks back to the system, where the C library is glibc.
 
     Otherwise, large freed tensors between small used ones leave ever more gaps that the process still occupies.
     """

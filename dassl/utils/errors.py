@@ -92,6 +92,8 @@ def command_line(interrupt_message: str = "stopped") -> Callable[[Callable], Cal
     """
 
     def decorate(main: Callable) -> Callable[..., int]:
+        """Return ``main`` with an exit code as its result."""
+
         @wraps(main)
         def main_with_exit_code(argv: list[str] | None = None) -> int:
             """Return the exit code of ``main(argv)``."""

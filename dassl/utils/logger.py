@@ -27,7 +27,7 @@ class Logger:
         self.file = open(path, "w", encoding="utf-8", buffering=1)  # noqa: SIM115
 
     def write(self, text: str) -> None:
-        """Write ``text`` to both; raise :class:`UserError` where the file cannot be written (full disk)."""
+        """Write ``text`` to standard output and the log file; UserError where the file cannot be written."""
         self.console.write(text)
         try:
             self.file.write(text)
@@ -40,7 +40,7 @@ class Logger:
             self.file.write(ending)
 
     def flush(self) -> None:
-        """Flush both streams."""
+        """Flush standard output and the log file."""
         self.console.flush()
         self.file.flush()
 

@@ -38,7 +38,7 @@ class MetricMeter:
         self.delimiter = delimiter
 
     def update(self, input_dict: dict | None) -> None:
-        """Add the values of a batch, by the metric's name."""
+        """Add each value in ``input_dict`` to the meter of its name."""
         for name, value in (input_dict or {}).items():
             self.meters[name].update(value)
 

@@ -70,7 +70,7 @@ class DatasetBase:
         return names, [names[label] for label in sorted(names)]
 
     def check_input_domains(self, source_domains, target_domains) -> None:
-        """Raise :class:`UserError` unless all names are in ``domains``."""
+        """Raise :class:`UserError` unless all source and target domains are in ``self.domains``."""
         check_availability([*source_domains, *target_domains], self.domains)
 
     def generate_fewshot_dataset(self, *data_sources: list[Datum], num_shots: int = -1, repeat: bool = False):
@@ -102,16 +102,16 @@ class DatasetBase:
         return dataset
 
     def split_dataset_by_label(self, data_source: list[Datum]) -> dict[int, list[Datum]]:
-        """Return the images of each label, by label."""
+        """Return a dict from each label to its images."""
         return _group_by(data_source, "label")
 
     def split_dataset_by_domain(self, data_source: list[Datum]) -> dict[int, list[Datum]]:
-        """Return the images of each domain, by domain."""
+        """Return a dict from each domain to its images."""
         return _group_by(data_source, "domain")
 
 
 def _group_by(data_source: list[Datum], key: str) -> dict[int, list[Datum]]:
-    """Return the images by their attribute ``key``, in the order in which its values first appear."""
+    """Return a dict from each value of the attribute ``key`` to its images, in the order of first appearance."""
     groups = defaultdict(list)
     for item in data_source:
         groups[getattr(item, key)].append(item)

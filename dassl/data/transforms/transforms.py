@@ -24,6 +24,7 @@ class Cutout:
     length: int
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        """Return a copy of the image with black squares."""
         height, width = image.shape[-2:]
         image = image.clone()
         for _ in range(self.n):
@@ -42,6 +43,7 @@ class GaussianNoise:
     p: float = 0.5
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        """Return the image, with noise or unchanged."""
         if torch.rand(()) > self.p:
             return image
         return image + torch.randn_like(image) * self.std + self.mean
@@ -52,6 +54,7 @@ class InstanceNormalization:
     """A transform that gives each channel of an image mean 0 and standard deviation 1."""
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        """Return the normalized image."""
         mean, std = image.mean((-2, -1), keepdim=True), image.std((-2, -1), keepdim=True)
         return (image - mean) / (std + 1e-8)
 

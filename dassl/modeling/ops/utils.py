@@ -26,7 +26,7 @@ def sigmoid_rampup(current: float, rampup_length: float) -> float:
 
 
 def linear_rampup(current: float, rampup_length: float) -> float:
-    """Return the weight ``current / rampup_length``, clipped to [0, 1]; ValueError unless the length is above 0."""
+    """Return the weight ``current / rampup_length``, clipped to [0, 1]; raise ValueError for a length of 0 or less."""
     if rampup_length <= 0:
         raise ValueError(f"rampup_length is {rampup_length}; it must be above 0")
     return min(max(current / rampup_length, 0.0), 1.0)
