@@ -24,11 +24,7 @@ def _read_error(path: str) -> str:
 
 
 def find_unreadable(paths: Iterable[str], name: str = "images") -> dict[str, str]:
-    """Read image files; return the reasons for those that cannot be read, by path, in the order of ``paths``.
-
-    Args:
-        name: name of the images in the progress bar.
-    """
+    """Return the reason for each image file that cannot be read, by path; ``name`` is shown in the progress bar."""
     paths = list(dict.fromkeys(paths))
     options = {"tqdm_class": tqdm, "disable": None, "leave": False, "desc": f"reading {name}", "unit": "image"}
     reasons = thread_map(_read_error, paths, max_workers=os.cpu_count(), **options)
@@ -50,11 +46,7 @@ def unreadable_images_error(reasons: Mapping[str, str], name: str) -> UserError:
 
 
 def skip_unreadable(dataset: DatasetBase) -> dict[str, list[str]]:
-    """Remove images that cannot be read from a data set's splits (DATASET.SKIP_BAD_IMAGES), and print each path.
-
-    Returns:
-        The sorted paths of the removed images, by split.
-    """
+    """Remove unreadable images from a data set's splits and print them; return their sorted paths by split."""
     removed = {}
     for split in SPLITS:
         if items := getattr(dataset, split, None):

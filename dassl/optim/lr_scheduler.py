@@ -18,10 +18,7 @@ def build_lr_scheduler(optimizer: torch.optim.Optimizer, optim_cfg: CfgNode, per
     """Return the schedule that OPTIM.LR_SCHEDULER names: cosine, single_step or multi_step.
 
     It begins with a warm-up of OPTIM.WARMUP_EPOCH epochs (OPTIM.WARMUP_TYPE constant or linear). ``per_epoch`` is the
-    number of its steps in an epoch.
-
-    Raises:
-        UserError: the schedule or warm-up is unknown, or OPTIM.STEPSIZE is not a list of epochs.
+    number of its steps in an epoch. Unknown names, and an OPTIM.STEPSIZE that is no list of epochs, raise UserError.
     """
     check_availability(optim_cfg.LR_SCHEDULER, ("cosine", "single_step", "multi_step"), "schedule OPTIM.LR_SCHEDULER")
     check_availability(optim_cfg.WARMUP_TYPE, ("constant", "linear"), "OPTIM.WARMUP_TYPE")

@@ -159,7 +159,7 @@ def resume_from_checkpoint_file(
 
 
 def _resume_optimizer(optimizer: torch.optim.Optimizer, saved: dict, path: Path, force: bool) -> None:
-    """Load the optimizer's state ``saved``; with ``force``, keep the optimizer's current hyperparameters."""
+    """Load the optimizer's state ``saved``; refuse other hyperparameters or, with ``force``, keep the current ones."""
     if not force:
         _check_same_optimizer(optimizer, saved, path)
     current = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
@@ -205,8 +205,7 @@ def _resume_schedule(scheduler, saved: dict | None, epoch: int, force: bool) -> 
 def load_pretrained_weights(model: nn.Module, weight_path: str | os.PathLike) -> None:
     """Load the tensors of a checkpoint whose names and shapes match the model's; print the names of the others.
 
-    Raises:
-        UserError: no tensor matches one of the model's parameters.
+    Raise :class:`UserError` if no tensor matches one of the model's parameters.
     """
     state_dict = {k.removeprefix("module."): v for k, v in load_checkpoint(weight_path)["state_dict"].items()}
     current = model.state_dict()

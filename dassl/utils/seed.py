@@ -45,9 +45,9 @@ def set_rng_states(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(states["cuda"])
 
 
-def derive_seed(*parts: object) -> int:
-    """Return a 63-bit seed for the parts, such as (seed, epoch, image); it is the same on every machine."""
-    text = "\0".join(map(str, parts)).encode(errors="surrogatepass")  # names of files need not be Unicode
+def derive_seed(*components: object) -> int:
+    """Return a 63-bit seed for components such as (seed, epoch, image); it is the same on every machine."""
+    text = "\0".join(map(str, components)).encode(errors="surrogatepass")  # names of files need not be Unicode
     digest = blake2b(text, digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

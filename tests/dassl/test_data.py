@@ -65,6 +65,7 @@ def test_fewer_than_one_shot_gives_all_images():
 
 @pytest.fixture
 def images(tmp_path):
+    """Six images of noise, of two classes and three domains."""
     rng = np.random.default_rng(0)
     result = []
     for i in range(6):
@@ -176,15 +177,18 @@ def test_a_third_party_subclass_may_call_transform_image(images):
 
 
 def test_moved_data_gives_the_same_draws(images, tmp_path):
-    def draw(root: Path, **values) -> int:
+    def seed_below(root: Path, **values) -> int:
+        """Return the seed of the moved image with this data root."""
         cfg = config(SEED=1, DATASET__ROOT=str(root), **values)
         return DatasetWrapper(cfg, [Datum(tmp_path / "new" / "0.png")], is_train=True).transform_seed(0, 0)
 
-    assert draw(tmp_path / "new") == DatasetWrapper(
+    assert seed_below(tmp_path / "new") == DatasetWrapper(
         config(SEED=1, DATASET__ROOT=str(tmp_path)), images, is_train=True
     ).transform_seed(0, 0)
     # DATASET.FOLDER counts as the root, whether it lies below DATASET.ROOT or not.
-    assert draw(tmp_path, DATASET__FOLDER="new") == draw(tmp_path / "x", DATASET__FOLDER=str(tmp_path / "new"))
+    assert seed_below(tmp_path, DATASET__FOLDER="new") == seed_below(
+        tmp_path / "x", DATASET__FOLDER=str(tmp_path / "new")
+    )
 
 
 def test_images_with_one_name_in_two_folders_have_different_seeds(tmp_path):

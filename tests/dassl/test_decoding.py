@@ -38,12 +38,14 @@ KINDS = {
 
 
 def convert_with_pil(path: Path) -> Image.Image:
+    """Return the image as PIL converts it to RGB."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return Image.open(path).convert("RGB")
 
 
 def assert_reads_as_pil(path: Path) -> None:
+    """Assert that ``read_image`` returns the pixels of :func:`convert_with_pil`."""
     picture, expected = read_image(path), convert_with_pil(path)
     assert (picture.mode, picture.size) == ("RGB", expected.size)
     assert np.array_equal(np.asarray(picture), np.asarray(expected))

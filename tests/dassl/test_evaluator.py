@@ -19,6 +19,7 @@ F1 = (2 * 2 / (3 + 2), 2 * 1 / (2 + 1), 2 * 1 / (1 + 2))
 
 @pytest.fixture
 def evaluator(tmp_path):
+    """The classification evaluator with per-class results and the confusion matrix."""
     cfg = get_cfg_default()
     cfg.OUTPUT_DIR = str(tmp_path)
     cfg.TEST.PER_CLASS_RESULT = cfg.TEST.COMPUTE_CMAT = True

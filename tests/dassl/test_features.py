@@ -45,6 +45,7 @@ def count_encoded(monkeypatch):
         monkeypatch.setattr(encoder, "_encode", counting(encoder._encode))
 
     def count():
+        """Return the number of encoded images and reset it."""
         total = sum(blocks)
         blocks.clear()
         return total
@@ -65,6 +66,7 @@ def short(run, imagenet_root, tmp_path):
 
 
 def config(*pairs):
+    """Return a config with images of 8 x 8 pixels, batches of three, and these KEY VALUE pairs."""
     cfg = get_cfg_default()
     cfg.SEED, cfg.INPUT.SIZE, cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.TRAIN_X.BATCH_SIZE = 1, (8, 8), 0, 3
     cfg.merge_from_list([*pairs])
@@ -72,6 +74,7 @@ def config(*pairs):
 
 
 def get_loader(cfg, images, is_train=True, **values):
+    """Return a loader of images."""
     sampler = "RandomSampler" if is_train else "SequentialSampler"
     tfm = build_transform(cfg, is_train=is_train)
     return build_data_loader(cfg, sampler, images, 3, tfm=tfm, is_train=is_train, **values)
@@ -97,6 +100,7 @@ class PixelExtractor:
 
 
 def assert_same_batch(features: dict, images: dict) -> None:
+    """Assert that a batch of features of :class:`PixelExtractor` belongs to a batch of images."""
     assert features.keys() == images.keys()
     assert torch.equal(features["img"], images["img"].flatten(1))
     for key in ("label", "domain", "index"):

@@ -15,6 +15,7 @@ from tools import parse_test_res
 
 @pytest.fixture
 def evaluator():
+    """The retrieval evaluator."""
     cfg = get_cfg_default()
     cfg.TEST.EVALUATOR = "Retrieval"
     return build_evaluator(cfg, lab2cname={})

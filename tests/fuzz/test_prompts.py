@@ -27,6 +27,7 @@ names = st.lists(texts.filter(lambda text: len(text) < MAX_CHARACTERS), min_size
 
 @pytest.fixture(scope="module")
 def clip():
+    """The tiny CLIP, frozen."""
     return load_clip("tiny")[0].eval().requires_grad_(False)
 
 
