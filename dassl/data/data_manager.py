@@ -189,16 +189,16 @@ class DataManager:
         tfm_train = custom_tfm_train if custom_tfm_train is not None else build_transform(cfg, is_train=True)
         tfm_test = custom_tfm_test if custom_tfm_test is not None else build_transform(cfg, is_train=False)
 
-        def build_loader(data_source: list[Datum], node: CfgNode, **options) -> DataLoader:
-            """Return a loader with the sampler and batch size of a DATALOADER node."""
+        def build_loader(data_source, node, **options):
+            """Return a loader of :class:`Datum` objects with the sampler and batch size of a DATALOADER node."""
             options["dataset_wrapper"] = dataset_wrapper
             return build_data_loader(cfg, node.SAMPLER, data_source, node.BATCH_SIZE, **options)
 
-        def build_train_loader(data_source: list[Datum], node: CfgNode) -> DataLoader:
+        def build_train_loader(data_source, node):
             """Return a loader of augmented images."""
             return build_loader(data_source, node, n_domain=node.N_DOMAIN, n_ins=node.N_INS, tfm=tfm_train)
 
-        def build_test_loader(data_source: list[Datum]) -> DataLoader:
+        def build_test_loader(data_source):
             """Return a loader of images as DATALOADER.TEST describes, without augmentation."""
             return build_loader(data_source, cfg.DATALOADER.TEST, tfm=tfm_test, is_train=False)
 

@@ -63,8 +63,8 @@ def rotate_file(path: Path) -> None:
 def setup_logger(output: str | os.PathLike | None = None) -> None:
     """Copy standard output from now on to ``<output>/log.txt``, or to the file ``output`` (.txt or .log).
 
-    An older log is renamed to ``log.txt-<date>``, so ``log.txt`` is always the newest run's. None: no log. A folder that
-    cannot be written raises :class:`UserError`.
+    An older log is renamed to ``log.txt-<date>``, so ``log.txt`` is always the newest run's. None: no log. A folder
+    that cannot be written raises :class:`UserError`.
     """
     if not output:
         return
