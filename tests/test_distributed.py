@@ -156,11 +156,11 @@ def test_the_shards_of_all_processes_make_up_each_batch_and_the_epoch(as_rank, s
     sampler = ShardedBatchSampler(range(23), 7, drop_last=False)
     expected = list(sampler)
     shards = {}
-    for sampler.by in ("images", "batches"):
+    for sampler.shard_by in ("images", "batches"):
         for rank in range(size):
             as_rank(rank, size)
-            shards[sampler.by, rank] = list(sampler)
-            assert len(sampler) == len(shards[sampler.by, rank])
+            shards[sampler.shard_by, rank] = list(sampler)
+            assert len(sampler) == len(shards[sampler.shard_by, rank])
     batches = [[shards["images", rank][i] for rank in range(size)] for i in range(len(expected))]
     assert [[*itertools.chain(*batch)] for batch in batches] == expected
     assert all(max(map(len, batch)) - min(map(len, batch)) <= 1 for batch in batches)
@@ -175,7 +175,7 @@ def test_a_loader_is_sharded_only_in_the_engines_loop(as_rank):
     trainer.cfg = CfgNode({"TRAIN": {"COUNT_ITER": "train_x"}})
 
     def run_batches(batches):
-        seen.extend((*(loader.batch_sampler.by for loader in loaders), len(list(batches)), trainer.num_batches))
+        seen.extend((*(loader.batch_sampler.shard_by for loader in loaders), len(list(batches)), trainer.num_batches))
 
     trainer.run_batches = run_batches
     assert [len(indices) for indices in loaders[0].batch_sampler] == [6, 6]

@@ -1,4 +1,4 @@
-"""A mistake ends in one message that names the thing and the hint, exit code 2, and nothing lost."""
+"""A user error ends in one message that names the cause and the remedy, and in exit code 2; no result is lost."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from tests.common import REPOSITORY, WNIDS
 SHORT = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1)
 
 
-def refused(result, *parts: object) -> None:
+def assert_refused(result, *texts: object) -> None:
+    """Assert that a run ended with one error message that has all the texts."""
     assert result.code == 2
     assert result.error.count("error: ") == 1
     assert "Traceback" not in result.error
-    for part in parts:
-        assert str(part) in result.error
+    for text in texts:
+        assert str(text) in result.error
 
 
 @pytest.mark.parametrize(
-    ("arguments", "parts"),
+    ("arguments", "texts"),
     [
         (["TRAINER.NAME", "CoOpp"], ['unknown trainer "CoOpp"', 'did you mean "CoOp"?']),
         (["MODEL.BACKBONE.NAME", "RN5O"], ['"RN5O"', 'did you mean "RN50"?', "ViT-L/14@336px", "tiny"]),
@@ -66,46 +67,50 @@ def refused(result, *parts: object) -> None:
         (["RESUME", "absent"], ["no checkpoint to resume from in absent"]),
     ],
 )
-def test_bad_values(run, arguments, parts):
-    refused(run(*SHORT, *arguments), *parts)
+def test_an_invalid_value_is_refused(run, arguments, texts):
+    assert_refused(run(*SHORT, *arguments), *texts)
 
 
-def test_config_files(run, tmp_path):
-    refused(run("--config-file", REPOSITORY / "configs/trainers/CoOp/rn51.yaml"), 'did you mean "rn50.yaml"?')
+def test_a_missing_or_invalid_config_file_is_refused(run, tmp_path):
+    assert_refused(run("--config-file", REPOSITORY / "configs/trainers/CoOp/rn51.yaml"), 'did you mean "rn50.yaml"?')
     bad = tmp_path / "bad.yaml"
     bad.write_text("OPTIM:\n  LRR: 1\n")
-    refused(run("--config-file", bad), "OPTIM.LRR", bad, 'did you mean "OPTIM.LR"?')
+    assert_refused(run("--config-file", bad), "OPTIM.LRR", bad, 'did you mean "OPTIM.LR"?')
     bad.write_text("OPTIM: [")
-    refused(run("--config-file", bad), bad, "YAML")
+    assert_refused(run("--config-file", bad), bad, "YAML")
 
 
-def test_eval_only_without_a_model(run, tmp_path):
-    refused(run("--eval-only", *SHORT), "needs --model-dir")
-    refused(run("--eval-only", "--model-dir", tmp_path / "absent", *SHORT), "no model directory", tmp_path / "absent")
-    refused(run("--eval-only", "--model-dir", tmp_path, *SHORT), "no checkpoint in", "there is none")
+def test_eval_only_without_a_checkpoint_is_refused(run, tmp_path):
+    assert_refused(run("--eval-only", *SHORT), "needs --model-dir")
+    assert_refused(
+        run("--eval-only", "--model-dir", tmp_path / "absent", *SHORT), "no model directory", tmp_path / "absent"
+    )
+    assert_refused(run("--eval-only", "--model-dir", tmp_path, *SHORT), "no checkpoint in", "there is none")
 
 
-def test_checkpoints_that_cannot_be_used(run):
+def test_a_checkpoint_that_is_absent_damaged_or_of_another_model_is_refused(run):
     trained = run(*SHORT, "TRAIN.CHECKPOINT_FREQ", 1)
     flags = ("--eval-only", "--model-dir", trained.folder)
-    refused(run(*flags, "--load-epoch", 7, *SHORT, out="other"), "epoch 7", "epochs there: 1")
+    assert_refused(run(*flags, "--load-epoch", 7, *SHORT, out="other"), "epoch 7", "epochs there: 1")
     model = (*flags, *SHORT)
-    refused(run(*model, "TRAINER.COOP.N_CTX", 8, out="other"), "does not fit", "ctx")
+    assert_refused(run(*model, "TRAINER.COOP.N_CTX", 8, out="other"), "does not fit", "ctx")
     path = trained.checkpoint(1)
     path.write_bytes(path.read_bytes()[:1000])
-    refused(run(*model, out="other"), path, "(damaged?)")
-    refused(run(*SHORT, "TRAINER.NAME", "CoOpp"), "CoOpp")
-    assert trained.record["accuracy"] is not None  # what cannot begin leaves an older result alone
-    refused(run(*SHORT), path, "(damaged?)")
+    assert_refused(run(*model, out="other"), path, "(damaged?)")
+    assert_refused(run(*SHORT, "TRAINER.NAME", "CoOpp"), "CoOpp")
+    assert trained.record["accuracy"] is not None  # a run that cannot begin leaves an older result alone
+    assert_refused(run(*SHORT), path, "(damaged?)")
 
 
-def test_an_output_directory_that_cannot_be_written(run, tmp_path):
+def test_an_output_directory_that_cannot_be_written_is_refused(run, tmp_path):
     (tmp_path / "file").write_text("")
-    refused(run(*SHORT, out="file/run"), tmp_path / "file/run")
+    assert_refused(run(*SHORT, out="file/run"), tmp_path / "file/run")
 
 
 @pytest.fixture
 def imagenet(imagenet_root, run):
+    """A function that runs one shot and one epoch on the small ImageNet."""
+
     def call(*arguments):
         dataset = REPOSITORY / "configs/datasets/imagenet.yaml"
         return run("--root", imagenet_root, "--dataset-config-file", dataset, *SHORT, *arguments)
@@ -113,37 +118,37 @@ def imagenet(imagenet_root, run):
     return call
 
 
-def test_no_data_root(imagenet, imagenet_root):
+def test_a_missing_data_root_is_refused(imagenet, imagenet_root):
     shutil.rmtree(imagenet_root)
-    refused(imagenet(), imagenet_root / "imagenet/images/train", "--root", "tools/prepare_imagenette.py")
+    assert_refused(imagenet(), imagenet_root / "imagenet/images/train", "--root", "tools/prepare_imagenette.py")
 
 
-def test_class_names_that_are_none(imagenet, imagenet_root):
+def test_an_invalid_file_of_class_names_is_refused(imagenet, imagenet_root):
     path = imagenet_root / "imagenet/classnames.txt"
     path.unlink()
-    refused(imagenet(), path, "tools/fix_imagenet.py --root")
+    assert_refused(imagenet(), path, "tools/fix_imagenet.py --root")
     path.write_text("n01440764 tench\nn02102040 English springer\n")
-    refused(imagenet(), "no name for the folders n03028079")
+    assert_refused(imagenet(), "no name for the folders n03028079")
     path.write_text("n01440764 tench\nn02102040\n")
-    refused(imagenet(), f"{path}, line 2")
+    assert_refused(imagenet(), f"{path}, line 2")
     text = "".join(f"{wnid} 鱼 {name}\n" for wnid, name in WNIDS.items())
     path.write_bytes(text.encode("gbk"))
-    refused(imagenet(), path, "not UTF-8")
+    assert_refused(imagenet(), path, "not UTF-8")
     path.write_bytes(text.encode("utf-8-sig"))
     assert imagenet().code == 0
 
 
-def test_class_folders_that_are_of_no_use(imagenet, imagenet_root):
+def test_a_missing_empty_or_foreign_class_folder_is_refused(imagenet, imagenet_root):
     folder = imagenet_root / "imagenet/images/val/n02102040"
     shutil.rmtree(folder)
-    refused(imagenet(), "images/val lacks", "n02102040")
+    assert_refused(imagenet(), "images/val lacks", "n02102040")
     folder.mkdir()
-    refused(imagenet(), folder, "is empty")
+    assert_refused(imagenet(), folder, "is empty")
     (folder / "notes.txt").write_text("remember the milk")
-    refused(imagenet(), folder / "notes.txt", "is not an image")
+    assert_refused(imagenet(), folder / "notes.txt", "is not an image")
 
 
-def test_more_shots_than_images_takes_what_there_is_and_names_the_class(imagenet, imagenet_root):
+def test_a_class_with_fewer_images_than_shots_gives_all_and_is_printed(imagenet, imagenet_root):
     next((imagenet_root / "imagenet/images/train/n02102040").iterdir()).unlink()
     result = imagenet("DATASET.NUM_SHOTS", 5)
     assert result.code == 0
@@ -151,21 +156,21 @@ def test_more_shots_than_images_takes_what_there_is_and_names_the_class(imagenet
     assert "# train_x  14" in result.log
 
 
-def test_a_console_that_cannot_show_a_letter_does_not_end_a_program(monkeypatch):
+def test_a_console_that_cannot_encode_a_message_shows_it_escaped(monkeypatch):
     console = io.TextIOWrapper(io.BytesIO(), "cp1252", write_through=True)
     monkeypatch.setattr(sys, "stderr", console)
     assert train.main(["--trainer", "鱼"]) == 2
     assert rb'unknown trainer "\u9c7c"' in console.buffer.getvalue()
 
 
-def test_stopping_by_hand_before_training_says_so(run, monkeypatch):
+def test_ctrl_c_before_training_prints_how_to_begin_anew(run, monkeypatch):
     monkeypatch.setattr("trainers.coop.CoOp.build_model", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     result = run(*SHORT)
     assert result.code == 130
     assert result.error == "\nstopped before training; the same command begins anew\n"
 
 
-def test_a_bug_is_not_hidden(run, monkeypatch):
+def test_an_error_of_the_program_is_raised(run, monkeypatch):
     monkeypatch.setattr("trainers.coop.CoOp.forward_backward", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(*SHORT)

@@ -1,4 +1,4 @@
-"""Hostile files are refused by name, and nothing in them runs."""
+"""Hostile files are refused by name, and no code in them runs."""
 
 import os
 import pickle
@@ -17,16 +17,16 @@ from tools.prepare_dataset import main as prepare
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_it_is_refused(name, tmp_path):
+def test_a_hostile_file_is_refused_by_name(name, tmp_path):
     refuse(tmp_path, name)
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_the_attack_is_one(attack, tmp_path):
-    """Python's own reader runs it."""
+def test_pickle_runs_the_code_of_an_attack(attack, tmp_path):
+    """Python's pickle module runs the attack, so refusing it is no accident."""
     try:
         pickle.loads(b"\x80\x04" + payload(attack, tmp_path) + b".")
-    except Exception:  # after it has run
+    except Exception:  # some attacks raise after they have run
         pass
     finally:
         if "__setstate__" in vars(Victim):
@@ -34,54 +34,55 @@ def test_the_attack_is_one(attack, tmp_path):
     assert (tmp_path / MARKER).exists()
 
 
-def test_the_same_files_without_an_attack_are_read(tmp_path):
+def test_files_without_an_attack_are_read(tmp_path):
     datum = f"c{BASE}\nDatum\n".encode() + b")\x81}("
     datum += text("_impath") + text("/old/a.jpg") + text("_label") + b"K\x00" + text("_classname") + text("a") + b"ub"
-    found = READERS["few-shot split"](tmp_path, b"]" + datum + b"a")
-    assert [item.impath for item in found["train"]] == [str(tmp_path / "a.jpg")]
+    split = READERS["few-shot split"](tmp_path, b"]" + datum + b"a")
+    assert [item.impath for item in split["train"]] == [str(tmp_path / "a.jpg")]
     assert READERS["checkpoint"](tmp_path, b"}") == {"state_dict": {}}
     assert READERS["weights"](tmp_path, b"}") == {}
 
 
-def build(root: Path, name: str = "ImageFolder", **values: object) -> list[str]:
+def build_image_paths(root: Path, name: str = "ImageFolder", **values: object) -> list[str]:
+    """Build a data set and return the paths of its training images."""
     return [item.impath for item in build_dataset(config(root, name, **values)).train_x]
 
 
-def test_links_of_the_layout_and_inside_the_data_are_followed(tmp_path):
+def test_links_inside_the_data_and_of_the_expected_folders_are_followed(tmp_path):
     write_split_file("dtd", tmp_path)
     (tmp_path / "dtd/images").rename(tmp_path / "elsewhere")
     (tmp_path / "dtd/images").symlink_to(tmp_path / "elsewhere")
-    assert len(build(tmp_path, "DescribableTextures")) == 18
+    assert len(build_image_paths(tmp_path, "DescribableTextures")) == 18
     (tmp_path / "photos/train").mkdir(parents=True)
     (tmp_path / "photos/test").symlink_to("train")
     for name in CLASSES:
         (tmp_path / "photos/train" / name).symlink_to(f"../raw/{name}")
         write_images(tmp_path / "photos/raw", [f"{name}/0.jpg"])
         (tmp_path / f"photos/raw/{name}/1.jpg").symlink_to("0.jpg")
-    assert len(build(tmp_path, FOLDER="photos")) == 6
-    assert len(build(tmp_path / "dtd", FOLDER=str(tmp_path / "photos"))) == 6  # the folder may lie anywhere
+    assert len(build_image_paths(tmp_path, FOLDER="photos")) == 6
+    assert len(build_image_paths(tmp_path / "dtd", FOLDER=str(tmp_path / "photos"))) == 6  # FOLDER may lie anywhere
 
 
-def test_links_that_are_meant(tmp_path):
+def test_links_out_of_the_data_are_followed_with_follow_links(tmp_path):
     write_images(tmp_path, ["secret/s.jpg", "secret/t.jpg", *(f"data/photos/cat/{i}.jpg" for i in range(4))])
     (tmp_path / "data/photos/dog").symlink_to(tmp_path / "secret")
     with pytest.raises(UserError, match="FOLLOW_LINKS True"):
-        build(tmp_path / "data", FOLDER="photos")
-    assert len(build(tmp_path / "data", FOLDER="photos", FOLLOW_LINKS=True)) == 3
+        build_image_paths(tmp_path / "data", FOLDER="photos")
+    assert len(build_image_paths(tmp_path / "data", FOLDER="photos", FOLLOW_LINKS=True)) == 3
 
 
-def test_an_image_that_is_a_link_to_nothing_is_one_that_cannot_be_read(tmp_path):
+def test_an_image_that_is_a_broken_link_is_unreadable(tmp_path):
     write_images(tmp_path, (f"photos/{name}/{i}.jpg" for name in ("cat", "dog") for i in range(4)))
-    for target in ("nowhere.jpg", "/nowhere/a.jpg", "0.jpg"):  # the last one is a circle
+    for target in ("nowhere.jpg", "/nowhere/a.jpg", "0.jpg"):  # the last one links to itself
         path = tmp_path / "photos/cat/0.jpg"
         path.unlink()
         path.symlink_to(target)
-        assert str(path) in build(tmp_path, FOLDER="photos")
+        assert str(path) in build_image_paths(tmp_path, FOLDER="photos")
         with pytest.raises(UnreadableImageError, match=re.escape(str(path))):
             read_image(path)
 
 
-def test_what_torchvision_downloads_is_checked_too(tmp_path, monkeypatch, capsys):
+def test_an_archive_that_torchvision_downloads_is_checked_too(tmp_path, monkeypatch, capsys):
     import torchvision
 
     def download_url(url, root, filename=None, *_, **__):

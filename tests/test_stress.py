@@ -1,5 +1,4 @@
-"""A little of what ``python -m tests.stress`` does at length: processes that are killed, run out of disk, or want the
-same at the same time."""
+"""Short versions of ``python -m tests.stress``: processes that are killed, fill the disk, or share a feature cache."""
 
 import re
 
@@ -8,35 +7,35 @@ import pytest
 from tests.stress import full_disk, kills, several
 
 
-def test_killed_programs_end_as_if_nothing_had_happened(tmp_path):
+def test_killed_programs_resume_to_the_result_of_an_undisturbed_run(tmp_path):
     survived = list(kills.run(tmp_path, kills=5, seed=1))
     assert len({name for name, _ in survived}) == 5
-    assert len({moment.split()[0] for _, moment in survived}) == 2  # both kinds of moments
+    assert len({moment.split()[0] for _, moment in survived}) == 2  # kills by the clock and kills at a write
 
 
-def test_processes_at_once_share_data_and_cache(tmp_path):
-    assert several.run(tmp_path, variants=2) > 896  # the test scans, and shots
+def test_parallel_runs_share_data_and_compute_each_feature_once(tmp_path):
+    assert several.run(tmp_path, variants=2) > 896  # the 896 test images and the training images
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """Where the runs that have to do with disks share their data, and the undisturbed run that they must come to."""
+def folder(tmp_path_factory):
+    """The folder of the disk tests, where they share their data and the undisturbed run to compare with."""
     return tmp_path_factory.mktemp("disks")
 
 
-@pytest.mark.parametrize("what", full_disk.LIMITS)
-def test_a_limit_on_file_sizes_costs_nothing_that_was_saved(place, what):
-    ended = full_disk.file_too_large(place / what, what)
+@pytest.mark.parametrize("name", full_disk.LIMITS)
+def test_a_run_beyond_a_limit_on_file_sizes_resumes_from_its_last_checkpoint(folder, name):
+    ended = full_disk.file_too_large(folder / name, name)
     assert ended.code == 2
     message = (
-        f"error: cannot write {place / what}/output/(prompt_learner/)?{what}: File too large. What was written .*\n"
+        f"error: cannot write {folder / name}/output/(prompt_learner/)?{name}: File too large. What was written .*\n"
     )
     assert re.fullmatch(message, ended.errors)
 
 
-def test_a_full_disk_costs_nothing_that_was_saved(place):
-    if not full_disk.can_mount(place):
+def test_a_run_on_a_full_disk_resumes_from_its_last_checkpoint(folder):
+    if not full_disk.can_mount(folder):
         pytest.skip("this user may not mount a small disk")
-    ended = full_disk.disk_full(place / "full")
+    ended = full_disk.disk_full(folder / "full")
     assert ended.code == 2
     assert re.fullmatch("error: cannot write .*: No space left on device. What was written .*\n", ended.errors)

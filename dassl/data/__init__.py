@@ -1,4 +1,4 @@
-"""Data sets, transforms and loaders."""
+"""Data sets, transforms, samplers and loaders."""
 
 from typing import TYPE_CHECKING
 

@@ -1,10 +1,11 @@
-"""From a config to loaders of batches ``{img, label, domain, impath, index}``."""
+"""The data set that a config names, and its loaders of batches ``{img, label, domain, impath, index}``."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from PIL import Image
@@ -20,19 +21,18 @@ from .images import skip_unreadable
 from .samplers import ShardedBatchSampler, build_sampler
 from .transforms import build_plain_transform, build_transform
 
-IMAGE_CACHE_BYTES = (
-    256 << 20
-)  # bytes of decoded pictures kept in memory: few-shot training sets are read again in every epoch
+# Bytes of decoded images that a training set keeps in memory, as each epoch reads them again: enough for few shots.
+IMAGE_CACHE_BYTES = 256 << 20
 
 
 class DatasetWrapper(Dataset):
-    """Reads and transforms the images of a list of :class:`Datum`.
+    """A data set of the transformed images of a list of :class:`Datum`.
 
-    Random transforms of a training image depend on (SEED, epoch, image) alone: not on the number of workers, the
-    order of the batches, or where the data lies. With FEATURES.VIEWS, the epoch counts modulo their number.
+    Random transforms of a training image depend on (SEED, epoch, image) alone, not on the number of workers, the order
+    of the batches, or the place of the data. With FEATURES.VIEWS, they repeat after that many epochs.
     """
 
-    epoch: int | None = None  # set by TrainLoader; None: nobody counts epochs, and each draw is a new one
+    epoch: int | None = None  # set by TrainLoader; None: epochs are not counted, random transforms differ each time
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class DatasetWrapper(Dataset):
         transform: Callable | list[Callable] | None = None,
         is_train: bool = False,
     ):
-        """``transform``: several of them give ``img``, ``img2``, …; each is applied K_TRANSFORMS times in training."""
+        """``transform``: a list of transforms gives ``img``, ``img2``, … of an item; None gives the PIL image."""
         self.cfg = cfg
         self.data_source = data_source
         self.transform = transform
@@ -49,8 +49,8 @@ class DatasetWrapper(Dataset):
         self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
         self.return_img0 = cfg.DATALOADER.RETURN_IMG0
         self.to_tensor = build_plain_transform(cfg)
-        self._kept: dict[str, Image.Image] = {}
-        self._room = IMAGE_CACHE_BYTES if is_train else 0
+        self._image_cache: dict[str, Image.Image] = {}  # by path
+        self._free_cache_bytes = IMAGE_CACHE_BYTES if is_train else 0
         check_at_least(self.k_tfm, 1, "DATALOADER.K_TRANSFORMS")
         if self.k_tfm > 1 and transform is None:
             raise UserError("DATALOADER.K_TRANSFORMS above 1 needs transforms, but INPUT.NO_TRANSFORM is True")
@@ -59,63 +59,69 @@ class DatasetWrapper(Dataset):
         return len(self.data_source)
 
     def __getitem__(self, idx: int) -> dict:
-        return self.item(idx, self.epoch)
+        """Return the item ``idx`` of the current epoch."""
+        return self.load_item(idx, self.epoch)
 
-    def item(self, idx: int, epoch: int | None) -> dict:
-        """The image ``idx`` as it is in an epoch, with its label and the rest of what a batch holds."""
+    def load_item(self, idx: int, epoch: int | None) -> dict:
+        """Return the item ``idx`` of an epoch: the transformed image (img) and its label, domain, impath and index."""
         item = self.data_source[idx]
-        img0 = self._read(item.impath)
-        with temporary_seed(self.draw(idx, epoch)) if self.is_train and epoch is not None else nullcontext():
-            images = self._transform(img0)
+        img0 = self._read_image(item.impath)
+        with temporary_seed(self.transform_seed(idx, epoch)) if self.is_train and epoch is not None else nullcontext():
+            images = self._apply_transforms(img0)
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx, **images}
         if self.return_img0:
             output["img0"] = self.to_tensor(img0)
         return output
 
-    def draw(self, idx: int, epoch: int) -> int:
-        """The seed of an image's random transforms in an epoch."""
+    def transform_seed(self, idx: int, epoch: int) -> int:
+        """Return the seed of an image's random transforms in an epoch."""
         if views := self.cfg.FEATURES.VIEWS:
             epoch %= views
-        return derive_seed(self.cfg.SEED, epoch, self._name(self.data_source[idx]))
+        return derive_seed(self.cfg.SEED, epoch, self._relative_path(self.data_source[idx]))
 
-    def _read(self, impath: str) -> Image.Image:
-        if impath in self._kept:
-            return self._kept[impath]
+    def _read_image(self, impath: str) -> Image.Image:
+        """Return an image from the cache in memory, or else read it, and cache it while there is space."""
+        if impath in self._image_cache:
+            return self._image_cache[impath]
         image = read_image(impath)
         size = image.width * image.height * 3
-        if size <= self._room:
-            self._room -= size
-            self._kept[impath] = image
+        if size <= self._free_cache_bytes:
+            self._free_cache_bytes -= size
+            self._image_cache[impath] = image
         return image
 
-    def _name(self, item: Datum) -> str:
-        """The image's path below the data root, so that moved data gives the same draws."""
+    def _relative_path(self, item: Datum) -> str:
+        """Return an image's path below the data root, from which its seed follows: moved data gives the same draws."""
         node = self.cfg.DATASET
         root = os.path.join(os.path.expanduser(node.ROOT), os.path.expanduser(node.FOLDER))
         return os.path.relpath(item.impath, root).replace(os.sep, "/")
 
-    def _transform(self, img0) -> dict:
+    def _apply_transforms(self, img0: Image.Image) -> dict:
+        """Return the transforms' results as ``img``, ``img2``, …; without a transform, the PIL image as ``img``."""
         if self.transform is None:
             return {"img": img0}
         transforms = enumerate(tolist_if_not(self.transform), start=1)
         return {"img" if i == 1 else f"img{i}": self._transform_image(tfm, img0) for i, tfm in transforms}
 
     def _transform_image(self, tfm: Callable, img0: Image.Image):
-        """One view, or a list of K_TRANSFORMS views; wrappers of the field call it, too."""
+        """Return a random view of an image, or a list of K_TRANSFORMS views. Third-party subclasses call it, too."""
         views = [tfm(img0) for _ in range(self.k_tfm)]
         return views if self.k_tfm > 1 else views[0]
 
 
 class TrainLoader(DataLoader):
-    """Counts its epochs and tells them to its sampler and data set, whose draws depend on them.
+    """A loader that counts epochs and sets the epoch of its sampler and data set, on which their draws depend.
 
-    A trainer sets ``epoch`` as each epoch begins, so a resumed run sees the batches it would have seen.
+    The trainer sets ``epoch`` at the start of each epoch, so a resumed run gets the batches of an uninterrupted one.
     """
 
-    epoch = 0
+    epoch = 0  # the next epoch
 
-    def __iter__(self) -> Iterator[dict]:
-        self.dataset.epoch = self.batch_sampler.sampler.epoch = self.epoch
+    def __iter__(self) -> Iterator[dict]:  # type: ignore[override]  # the base class names a private iterator class
+        """Return an iterator over the batches of the epoch ``self.epoch``, and increase ``self.epoch``."""
+        dataset: Any = self.dataset  # PyTorch's types do not know that our data sets and samplers have an epoch
+        batch_sampler: Any = self.batch_sampler
+        dataset.epoch = batch_sampler.sampler.epoch = self.epoch
         self.epoch += 1
         return super().__iter__()
 
@@ -131,36 +137,44 @@ def build_data_loader(
     is_train: bool = True,
     dataset_wrapper: type[DatasetWrapper] | None = None,
 ) -> DataLoader:
-    """A loader of ``data_source``. As in Dassl, training drops a last batch that is not full if it has others.
+    """Return a loader of batches of ``data_source``.
+
+    As in Dassl, training drops a last batch that is not full, unless it is the only one.
+
+    Args:
+        batch_size: images in a batch; in training, all processes share a batch.
+        n_domain: domains in a batch of RandomDomainSampler (0: all).
+        n_ins: images of each class in a batch of RandomClassSampler.
+        tfm: transform of the images, as in :class:`DatasetWrapper`.
 
     Raises:
         UserError: there are no images, the batch size is below 1 (in training, below the number of processes), or the
-            number of workers below 0.
+            number of workers is below 0.
     """
     if not data_source:
         raise UserError(f"the data set {cfg.DATASET.NAME} has no images for a loader; is the data folder complete?")
     check_at_least(min(batch_size, len(data_source)), get_world_size() if is_train else 1, "the batch size")
     check_at_least(cfg.DATALOADER.NUM_WORKERS, 0, "DATALOADER.NUM_WORKERS")
     cores = max((os.cpu_count() or 1) // get_local_world_size(), 1)
-    workers = min(cfg.DATALOADER.NUM_WORKERS, cores)  # more would only wait for each other
-    batches = {
+    workers = min(cfg.DATALOADER.NUM_WORKERS, cores)  # more workers than cores would wait for each other
+    batch_options: dict[str, Any] = {
         "sampler": build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins),
         "batch_size": batch_size,
         "drop_last": is_train and len(data_source) >= batch_size,
     }
     if get_world_size() > 1:
-        batches = {"batch_sampler": ShardedBatchSampler(**batches)}
+        batch_options = {"batch_sampler": ShardedBatchSampler(**batch_options)}
     return (TrainLoader if is_train else DataLoader)(
         (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train),
-        **batches,
+        **batch_options,
         num_workers=workers,
-        generator=torch.Generator().manual_seed(max(cfg.SEED, 0)),  # else each epoch draws from the global one
+        generator=torch.Generator().manual_seed(max(cfg.SEED, 0)),  # DataLoader would draw from the global one
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
     )
 
 
 class DataManager:
-    """The data set that a config names, and its loaders."""
+    """The data set that a config names (``dataset``), and its loaders for training, validation and testing."""
 
     def __init__(
         self,
@@ -169,41 +183,45 @@ class DataManager:
         custom_tfm_test: Callable | None = None,
         dataset_wrapper: type[DatasetWrapper] | None = None,
     ):
+        """Build all loaders; the custom transforms replace those of INPUT."""
         self.dataset = build_dataset(cfg)
         self.bad_images = skip_unreadable(self.dataset) if cfg.DATASET.SKIP_BAD_IMAGES else {}
         tfm_train = custom_tfm_train if custom_tfm_train is not None else build_transform(cfg, is_train=True)
         tfm_test = custom_tfm_test if custom_tfm_test is not None else build_transform(cfg, is_train=False)
 
-        def build(data_source, node, **settings):
-            settings["dataset_wrapper"] = dataset_wrapper
-            return build_data_loader(cfg, node.SAMPLER, data_source, node.BATCH_SIZE, **settings)
+        def build_loader(data_source, node, **options):
+            """Return a loader of :class:`Datum` objects with the sampler and batch size of a DATALOADER node."""
+            options["dataset_wrapper"] = dataset_wrapper
+            return build_data_loader(cfg, node.SAMPLER, data_source, node.BATCH_SIZE, **options)
 
-        def train_loader(data_source, node):
-            return build(data_source, node, n_domain=node.N_DOMAIN, n_ins=node.N_INS, tfm=tfm_train)
+        def build_train_loader(data_source, node):
+            """Return a loader of augmented images."""
+            return build_loader(data_source, node, n_domain=node.N_DOMAIN, n_ins=node.N_INS, tfm=tfm_train)
 
-        def test_loader(data_source):
-            return build(data_source, cfg.DATALOADER.TEST, tfm=tfm_test, is_train=False)
+        def build_test_loader(data_source):
+            """Return a loader of images as DATALOADER.TEST describes, without augmentation."""
+            return build_loader(data_source, cfg.DATALOADER.TEST, tfm=tfm_test, is_train=False)
 
         loaders = cfg.DATALOADER
-        self.train_loader_x = train_loader(self.dataset.train_x, loaders.TRAIN_X)
+        self.train_loader_x = build_train_loader(self.dataset.train_x, loaders.TRAIN_X)
         self.train_loader_u = None
         if self.dataset.train_u:
             node = loaders.TRAIN_X if loaders.TRAIN_U.SAME_AS_X else loaders.TRAIN_U
-            self.train_loader_u = train_loader(self.dataset.train_u, node)
-        self.val_loader = test_loader(self.dataset.val) if self.dataset.val else None
-        self.test_loader = test_loader(self.dataset.test)
+            self.train_loader_u = build_train_loader(self.dataset.train_u, node)
+        self.val_loader = build_test_loader(self.dataset.val) if self.dataset.val else None
+        self.test_loader = build_test_loader(self.dataset.test)
         self._num_classes, self._lab2cname = self.dataset.num_classes, self.dataset.lab2cname
         self._num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
         if cfg.VERBOSE:
             self.show_dataset_summary(cfg)
 
-    # Managers of the field that do not call __init__ set what stands behind these.
+    # Third-party subclasses that do not call __init__ set the attributes behind these properties.
     num_classes = property(lambda self: self._num_classes)
     lab2cname = property(lambda self: self._lab2cname)
     num_source_domains = property(lambda self: self._num_source_domains)
 
     def show_dataset_summary(self, cfg: CfgNode) -> None:
-        """Print the number of classes and of images in each split."""
+        """Print the data set's name and domains, and the numbers of classes and of images in each split."""
         table = [["Dataset", cfg.DATASET.NAME]]
         table += [[name, ", ".join(d)] for name in ("SOURCE_DOMAINS", "TARGET_DOMAINS") if (d := cfg.DATASET[name])]
         table += [["# classes", f"{self.num_classes:,}"]]

@@ -1,4 +1,4 @@
-"""Features of a frozen image encoder in place of images, as a data set."""
+"""A data set that serves features of a frozen image encoder in place of images."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import copy
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from operator import attrgetter
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
@@ -21,61 +21,76 @@ from .images import find_unreadable, unreadable_images_error
 from .samplers import EpochSampler
 from .transforms import Pipeline
 
-PREFETCH_DRAWS = 1024  # draws computed together: the encoder's blocks are full, and the cache has few files
-get_datum_fields = attrgetter("_label", "_domain", "_impath")  # of a Datum, whose pickles have these names, too
-IMAGE_KEY = re.compile(r"img([1-9]\d*)?")  # the entries of an item that hold views of an image
+PREFETCH_DRAWS = 1024  # images encoded together: full batches of the encoder, few files in the feature cache
+get_datum_fields = attrgetter("_label", "_domain", "_impath")  # one call a Datum; its pickles fix these names
+IMAGE_KEY = re.compile(r"img([1-9]\d*)?")  # the keys of an item that hold images: img, img1, img2, …; not img0
 
-Request = tuple[bytes, Callable[[], torch.Tensor | None]]
+Draw = tuple[int | None, int]  # an image as it is in an epoch (None: in any epoch), and its index in the data set
+Request = tuple[bytes, Callable[[], torch.Tensor | None]]  # a feature's key, and a function that loads the image
 
 
 class FeatureExtractor(Protocol):
-    """Computes features and keeps them."""
+    """A frozen image encoder that can store features. An image's feature does not depend on the other images."""
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Return features (n, dim) of images (n, 3, height, width)."""
+        """Return features (n, dim) of images (n, 3, height, width); store nothing."""
 
     def __call__(self, requests: Sequence[Request], threads: int, name: str) -> torch.Tensor:
-        """Return features (n, dim) for keys and functions that make the images; none where these return None."""
+        """Return features (n, dim) in the order of the requests; store those that are not stored yet.
+
+        Args:
+            requests: unique keys, each with a function that loads the image (3, height, width). Where it returns None,
+                because the image cannot be read, the result has no row.
+            threads: number of threads that load images.
+            name: name of the images in the progress bar.
+        """
 
 
 class FeatureDataset(Dataset):
-    """The items of a :class:`DatasetWrapper`, with features (dim,) for images.
+    """A data set with the items of another one, in which features (dim,) of a frozen encoder replace the images.
 
-    It computes features about a thousand draws ahead of the batches, across epochs, in this process: a loader of it
-    needs no workers. A feature that was computed before comes from the source's store; then no image is read. Copies
-    share the source.
+    Features are computed in this process, about a thousand items ahead and across epochs, so a loader needs no workers.
+    An image whose feature is stored is not read. Attributes such as ``transform`` are those of the data set of images.
     """
 
     epoch: int | None = None  # set by TrainLoader
-    batch_sampler = None  # set by feature_loader: the batches to come
+    batch_sampler: Iterable[list[int]] | None = None  # set by build_feature_loader; gives the coming batches
 
-    def __init__(self, dataset: Dataset, source: FeatureExtractor, name: str, threads: int = 1):
+    def __init__(self, dataset: Dataset, extractor: FeatureExtractor, name: str, threads: int = 1):
         """
         Args:
-            dataset: of images. Others than a plain :class:`DatasetWrapper` make images in ways that no key can tell:
-                their features are computed anew each time.
-            name: of the split, for the progress bar.
-            threads: how many read images.
+            dataset: data set of images. For any class but :class:`DatasetWrapper` itself, features are computed each
+                time and not stored, as a key cannot cover how that class makes images.
+            name: name of the split, for the progress bar and for messages.
+            threads: number of threads that read images.
         """
-        self.dataset, self.source, self.name, self.threads = dataset, source, name, threads
-        self.contents: dict[str, str] = {}  # checksums of the image files, by path
+        self.dataset, self.extractor, self.name, self.threads = dataset, extractor, name, threads
+        self.contents: dict[str, str] = {}  # checksums of the image files whose features were requested, by path
         self._inspect_transform()
 
     def _inspect_transform(self) -> None:
-        self._features: dict[tuple[int | None, str], torch.Tensor] = {}  # by epoch (None: any) and path
+        """Set the attributes that follow from the transform of the data set, and forget the features in memory."""
+        self._features: dict[tuple[int | None, str], torch.Tensor] = {}  # by epoch (None: any epoch) and path
         dataset, transform = self.dataset, getattr(self.dataset, "transform", None)
         self._inspected_transform = transform
-        self.is_cacheable = type(dataset) is DatasetWrapper and isinstance(transform, Pipeline) and dataset.k_tfm == 1
-        self.is_cacheable = (
-            self.is_cacheable and not dataset.return_img0 and (dataset.is_train or not transform.is_random)
-        )
-        self.is_random = self.is_cacheable and dataset.is_train and transform.is_random
-        self._transform = repr(transform)
+        self._transform_text = repr(transform)
+        self.is_cacheable = self.is_random = False
+        if type(dataset) is not DatasetWrapper or not isinstance(transform, Pipeline):
+            return
+        if dataset.k_tfm == 1 and not dataset.return_img0:
+            self.is_random = dataset.is_train and transform.is_random
+            self.is_cacheable = self.is_random or not transform.is_random
         if self.is_random:
-            self._transform += f" {dict(dataset.cfg.INPUT)}"  # torchvision's reprs round some settings
+            self._transform_text += f" {dict(dataset.cfg.INPUT)}"  # torchvision's reprs round some values
+
+    @property
+    def wrapper(self) -> DatasetWrapper:
+        """Return the data set of images if its features are cacheable."""
+        assert isinstance(self.dataset, DatasetWrapper)  # implied by is_cacheable
+        return self.dataset
 
     def __setattr__(self, name: str, value) -> None:
-        """Hand another ``transform`` or ``data_source`` on to the data set of images."""
+        """Set an attribute; ``transform`` and ``data_source`` are set on the data set of images."""
         object.__setattr__(self.dataset if name in ("transform", "data_source") else self, name, value)
 
     def __getattr__(self, name: str):
@@ -85,85 +100,93 @@ class FeatureDataset(Dataset):
         return getattr(self.dataset, name)
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.dataset)  # type: ignore[arg-type]  # PyTorch's base class declares no length
 
     def __copy__(self) -> FeatureDataset:
+        """Return a copy with a shallow copy of the data set of images."""
         new = object.__new__(type(self))
         new.__dict__.update({**self.__dict__, "dataset": copy.copy(self.dataset)})
         return new
 
     def __deepcopy__(self, memo: dict) -> FeatureDataset:
-        memo[id(self.source)] = self.source
+        """Return a deep copy that shares the extractor, which holds the weights of the encoder."""
+        memo[id(self.extractor)] = self.extractor
         memo[id(self)] = new = object.__new__(type(self))
         new.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return new
 
     def __getitem__(self, index: int) -> dict:
+        """Return the item of an image, with its feature (dim,) as ``img``."""
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[dict]:
-        """Return the items of a batch."""
+        """Return the items of a batch; DataLoader calls it instead of ``__getitem__``.
+
+        Raises:
+            UserError: images cannot be read; the message lists all such images of the split.
+        """
         if getattr(self.dataset, "transform", None) is not self._inspected_transform:
             self._inspect_transform()
         if not self.is_cacheable or (self.is_random and self.epoch is None):
-            return self._encoded(indices)
-        epoch = self.epoch if self.is_random else None
-        entries = [get_datum_fields(self.dataset.data_source[index]) for index in indices]
+            return self._encode_items(indices)
+        epoch, data_source = self.epoch if self.is_random else None, self.wrapper.data_source
+        entries = [get_datum_fields(data_source[index]) for index in indices]
         if any((epoch, impath) not in self._features for *_, impath in entries):
-            self._compute(indices)
+            self._prefetch(indices)
         return [
             {"label": label, "domain": domain, "impath": impath, "index": index, "img": self._features[epoch, impath]}
             for index, (label, domain, impath) in zip(indices, entries, strict=True)
         ]
 
-    def _encoded(self, indices: list[int]) -> list[dict]:
-        """Return items whose features are computed now and not kept."""
+    def _encode_items(self, indices: list[int]) -> list[dict]:
+        """Return the items of a batch with features that are computed now and not stored."""
         if isinstance(self.dataset, DatasetWrapper):
             self.dataset.epoch = self.epoch
         items = [self.dataset[index] for index in indices]
-        for name in [name for name in items[0] if IMAGE_KEY.fullmatch(name)]:
-            images = [item[name] for item in items]
-            if isinstance(images[0], list):  # several views
-                views = [self.source.encode(torch.stack(view)) for view in zip(*images, strict=True)]
+        for key in [key for key in items[0] if IMAGE_KEY.fullmatch(key)]:
+            images = [item[key] for item in items]
+            features: Iterable[torch.Tensor | list[torch.Tensor]]
+            if isinstance(images[0], list):  # K_TRANSFORMS views of each image
+                views = [self.extractor.encode(torch.stack(view)) for view in zip(*images, strict=True)]
                 features = map(list, zip(*views, strict=True))
             else:
-                features = self.source.encode(torch.stack(images))
+                features = self.extractor.encode(torch.stack(images))
             for item, feature in zip(items, features, strict=True):
-                item[name] = feature
+                item[key] = feature
         return items
 
-    def _compute(self, indices: list[int]) -> None:
-        """Get the features of a batch and of the draws that follow it.
-
-        Raises:
-            UserError: images cannot be read; it names all of the split's.
-        """
-        bad: dict[str, str] = {}
-        draws = list(self._prefetch_draws(indices))
-        paths = {index: self.dataset.data_source[index].impath for _, index in draws}
+    def _prefetch(self, indices: list[int]) -> None:
+        """Put into memory the features of a batch and of the batches after it; raise as ``__getitems__`` does."""
+        reasons: dict[str, str] = {}  # by path, of images that cannot be read
+        draws = list(self._coming_draws(indices))
+        paths = {index: self.wrapper.data_source[index].impath for _, index in draws}
         draws = [draw for draw in draws if self.is_random or (None, paths[draw[1]]) not in self._features]
-        keys = {draw: self._key(*draw, bad) for draw in draws}
-        requests = {key: partial(self._image, *draw, bad) for draw, key in keys.items()}
-        given = self.source(list(requests.items()), self.threads, f"{self.name} images")
-        features = dict(zip(requests, given, strict=False))
-        if bad:
-            whole = [item.impath for item in self.dataset.data_source]
-            raise unreadable_images_error(
-                find_unreadable(whole, f"{self.name} images") or bad, f"{len(whole):,} {self.name} images"
-            )
+        keys = {draw: self._feature_key(*draw, reasons) for draw in draws}
+        requests = {key: partial(self._load_image, *draw, reasons) for draw, key in keys.items()}
+        computed = self.extractor(list(requests.items()), self.threads, f"{self.name} images")
+        features = dict(zip(requests, computed, strict=False))
+        if reasons:
+            all_paths = [item.impath for item in self.wrapper.data_source]
+            reasons = find_unreadable(all_paths, f"{self.name} images") or reasons
+            raise unreadable_images_error(reasons, f"{len(all_paths):,} {self.name} images")
         if self.is_random:
             self._features = {}
         self._features.update(((epoch, paths[index]), features[key]) for (epoch, index), key in keys.items())
 
-    def _prefetch_draws(self, indices: list[int]) -> Iterator[tuple[int | None, int]]:
-        """Yield the draws to compute, as (epoch, index): a batch's, then what follows as far as it is known."""
+    def _coming_draws(self, indices: list[int]) -> Iterator[Draw]:
+        """Yield the draws (epoch, index) of a batch and of the batches after it, about ``PREFETCH_DRAWS``.
+
+        Without random transforms, they are the batch and all images that this process serves.
+        """
         if not self.is_random:
-            yield from ((None, index) for index in (*indices, *self._remaining_draws()))
+            yield from ((None, index) for index in (*indices, *self._served_indices()))
             return
-        yield from ((self.epoch, index) for index in indices)
-        batches = self._batches(self.epoch)
+        epoch = self.epoch
+        assert epoch is not None  # __getitems__ prefetches random draws only where epochs are counted
+        yield from ((epoch, index) for index in indices)
+        batches = self._list_batches(epoch)
         batches = batches[batches.index(indices) :] if indices in batches else []
-        count, epoch = 0, self.epoch
+        count = 0
         while batches:
             for batch in batches:
                 yield from ((epoch, index) for index in batch)
@@ -171,59 +194,60 @@ class FeatureDataset(Dataset):
                 if count >= PREFETCH_DRAWS:
                     return
             epoch += 1
-            batches = self._batches(epoch) if epoch < self.dataset.cfg.OPTIM.MAX_EPOCH else []
+            batches = self._list_batches(epoch) if epoch < self.wrapper.cfg.OPTIM.MAX_EPOCH else []
 
-    def _remaining_draws(self) -> Iterator[int]:
-        """Yield every image; of several processes that share the batches, those of this one."""
-        if getattr(self.batch_sampler, "by", ""):
-            yield from (index for batch in self._batches(self.epoch) for index in batch)
+    def _served_indices(self) -> Iterator[int]:
+        """Yield the index of every image; where processes share the batches, only those of this process."""
+        if getattr(self.batch_sampler, "shard_by", ""):
+            yield from (index for batch in self._list_batches(self.epoch) for index in batch)
         elif self.batch_sampler is not None:
             yield from range(len(self))
 
-    def _batches(self, epoch: int | None) -> list[list[int]]:
-        """Return the batches of an epoch; none where a sampler of others would give them but once."""
-        sampler = getattr(self.batch_sampler, "sampler", None)
-        if not isinstance(sampler, (EpochSampler, SequentialSampler)):
-            return []
-        before = getattr(sampler, "epoch", None)
-        sampler.epoch = epoch
-        batches = list(self.batch_sampler)
-        sampler.epoch = before
+    def _list_batches(self, epoch: int | None) -> list[list[int]]:
+        """Return the batches of an epoch as lists of indices; an empty list if its sampler cannot draw them twice."""
+        batch_sampler = self.batch_sampler
+        sampler = getattr(batch_sampler, "sampler", None)
+        if batch_sampler is None or not isinstance(sampler, (EpochSampler, SequentialSampler)):
+            return []  # listing the batches of another sampler would change its later draws
+        if isinstance(sampler, SequentialSampler):
+            return list(batch_sampler)
+        current_epoch, sampler.epoch = sampler.epoch, epoch
+        batches = list(batch_sampler)
+        sampler.epoch = current_epoch
         return batches
 
-    def _key(self, epoch: int | None, index: int, bad: dict[str, str]) -> bytes:
-        """Return a digest of all that the image depends on: its file's content, the transforms, the random draw."""
-        path = self.dataset.data_source[index].impath
-        draw = self.dataset.draw(index, epoch) if self.is_random else ""
+    def _feature_key(self, epoch: int | None, index: int, reasons: dict[str, str]) -> bytes:
+        """Return a digest of an image's file, transform and seed; put the reason into ``reasons`` if unreadable."""
+        path = self.wrapper.data_source[index].impath
+        seed = self.wrapper.transform_seed(index, epoch) if self.is_random and epoch is not None else ""
         try:
             stat = os.stat(path)
             content = self.contents[path] = _cached_file_digest(path, stat.st_mtime_ns, stat.st_size)
         except OSError as error:
-            bad[path] = content = error.strerror or error_reason(error)
-        return hashlib.blake2b(f"{content} {self._transform} {draw}".encode(), digest_size=16).digest()
+            reasons[path] = content = error.strerror or error_reason(error)
+        return hashlib.blake2b(f"{content} {self._transform_text} {seed}".encode(), digest_size=16).digest()
 
-    def _image(self, epoch: int | None, index: int, bad: dict[str, str]) -> torch.Tensor | None:
+    def _load_image(self, epoch: int | None, index: int, reasons: dict[str, str]) -> torch.Tensor | None:
+        """Return the image of an epoch; return None and put the reason into ``reasons`` if it is unreadable."""
         try:
-            return self.dataset.item(index, epoch)["img"]
+            return self.wrapper.load_item(index, epoch)["img"]
         except UnreadableImageError as error:
-            bad[error.path] = error.reason
+            reasons[error.path] = error.reason
             return None
 
 
-def build_feature_loader(loader: DataLoader, source: FeatureExtractor, name: str) -> DataLoader:
-    """Return a loader of the same kind that gives the same batches, with features in place of images."""
-    dataset = FeatureDataset(loader.dataset, source, name, max(1, loader.num_workers))
-    if loader.batch_size is None:
-        batches = {"batch_sampler": loader.batch_sampler}
-    else:
-        batches = {"sampler": loader.sampler, "batch_size": loader.batch_size, "drop_last": loader.drop_last}
-    kept = {name: getattr(loader, name) for name in ("collate_fn", "generator", "pin_memory")}
-    features = type(loader)(dataset, **batches, **kept)
-    dataset.batch_sampler = features.batch_sampler
-    return features
+def build_feature_loader(loader: DataLoader, extractor: FeatureExtractor, name: str) -> DataLoader:
+    """Return a loader of the same class and with the same batches as ``loader``, with features in place of images."""
+    dataset = FeatureDataset(loader.dataset, extractor, name, max(1, loader.num_workers))
+    options: dict[str, Any] = {key: getattr(loader, key) for key in ("collate_fn", "generator", "pin_memory")}
+    batch_options = ("batch_sampler",) if loader.batch_size is None else ("sampler", "batch_size", "drop_last")
+    options |= {key: getattr(loader, key) for key in batch_options}
+    feature_loader = type(loader)(dataset, **options)
+    dataset.batch_sampler = feature_loader.batch_sampler
+    return feature_loader
 
 
-@lru_cache(maxsize=1 << 20)
+@lru_cache(maxsize=1 << 20)  # files; bounds the memory with very large data sets
 def _cached_file_digest(path: str, time: int, size: int) -> str:
-    """Return the checksum of a file, which is read again if its time or size is another."""
+    """Return the checksum of a file; the file is read again only if its time or size has changed."""
     return file_digest(path, "blake2b")

@@ -1,10 +1,10 @@
-"""In which order a training epoch visits the images: a function of (seed, epoch), so it is the same in every run."""
+"""Samplers: the order of the images in a training epoch, a function of (seed, epoch) and thus the same in every run."""
 
 from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -19,16 +19,16 @@ from .datasets import Datum
 
 
 class EpochSampler(Sampler[int]):
-    """A sampler whose order depends on ``seed`` and ``epoch`` alone; where nobody counts epochs, it is a new one each
-    time."""
+    """A sampler whose order depends on ``seed`` and ``epoch`` alone; with ``epoch`` None, each order is random."""
 
-    epoch: int | None = None  # set by TrainLoader
+    epoch: int | None = None  # set by TrainLoader; None under a loader that does not count epochs
 
     def __init__(self, data_source: list[Datum], seed: int):
         self.data_source = data_source
         self.seed = seed
 
     def rng(self) -> random.Random:
+        """Return a random generator seeded by (seed, epoch), or randomly with ``epoch`` None."""
         if self.epoch is None:
             return random.Random(random.getrandbits(64))
         return random.Random(derive_seed(self.seed, self.epoch, type(self).__name__))
@@ -38,16 +38,20 @@ class EpochSampler(Sampler[int]):
 
 
 class RandomSampler(EpochSampler):
-    """Every image once, shuffled."""
+    """A sampler of every image once, in random order."""
 
     def __iter__(self) -> Iterator[int]:
+        """Return the indices of all images in random order."""
         order = list(range(len(self)))
         self.rng().shuffle(order)
         return iter(order)
 
 
 class _GroupedSampler(EpochSampler):
-    """Batches made of ``groups_per_batch`` groups with equally many images of each."""
+    """A sampler that fills each batch with ``images_per_group`` images of each of ``groups_per_batch`` random groups.
+
+    A group is all images with the same label or domain (``key``). A group that is used up begins in a new random order.
+    """
 
     def __init__(self, data_source: list[Datum], seed: int, key: str, groups_per_batch: int, images_per_group: int):
         super().__init__(data_source, seed)
@@ -58,19 +62,20 @@ class _GroupedSampler(EpochSampler):
         self.images_per_group = images_per_group
 
     def __iter__(self) -> Iterator[int]:
+        """Yield the indices of the images, batch after batch."""
         rng = self.rng()
-        left = {group: rng.sample(members, len(members)) for group, members in self.groups.items()}
+        remaining = {group: rng.sample(members, len(members)) for group, members in self.groups.items()}
         for _ in range(max(1, len(self) // (self.groups_per_batch * self.images_per_group))):
-            for group in rng.sample(sorted(left), self.groups_per_batch):
+            for group in rng.sample(sorted(remaining), self.groups_per_batch):
                 for _ in range(self.images_per_group):
-                    if not left[group]:
+                    if not remaining[group]:
                         members = self.groups[group]
-                        left[group] = rng.sample(members, len(members))
-                    yield left[group].pop()
+                        remaining[group] = rng.sample(members, len(members))
+                    yield remaining[group].pop()
 
 
 class RandomDomainSampler(_GroupedSampler):
-    """Batches of ``n_domain`` domains (0: all) with equally many images of each."""
+    """A sampler that fills each batch from ``n_domain`` random domains (0: all), with equally many images of each."""
 
     def __init__(self, data_source: list[Datum], seed: int, batch_size: int, n_domain: int):
         domains = len({item.domain for item in data_source})
@@ -84,7 +89,7 @@ class RandomDomainSampler(_GroupedSampler):
 
 
 class RandomClassSampler(_GroupedSampler):
-    """Batches of ``n_ins`` images of each of ``batch_size / n_ins`` classes."""
+    """A sampler that fills each batch with ``n_ins`` images of each of ``batch_size / n_ins`` random classes."""
 
     def __init__(self, data_source: list[Datum], seed: int, batch_size: int, n_ins: int):
         classes = len({item.label for item in data_source})
@@ -104,50 +109,54 @@ def build_sampler(
     n_domain: int = 0,
     n_ins: int = 16,
 ) -> Sampler[int]:
-    """The sampler of that name, with ``cfg.SEED``; :class:`UserError` for an unknown one."""
+    """Return the sampler that ``sampler_type`` names, seeded by ``cfg.SEED``; UserError for an unknown name."""
     seed = cfg.SEED if cfg is not None else 0
-    samplers = {
-        "RandomSampler": lambda: RandomSampler(data_source, seed),
-        "SequentialSampler": lambda: SequentialSampler(data_source),
-        "RandomDomainSampler": lambda: RandomDomainSampler(data_source, seed, batch_size, n_domain),
-        "RandomClassSampler": lambda: RandomClassSampler(data_source, seed, batch_size, n_ins),
+    samplers: dict[str, Callable[[list[Datum]], Sampler[int]]] = {
+        "RandomSampler": lambda images: RandomSampler(images, seed),
+        "SequentialSampler": SequentialSampler,
+        "RandomDomainSampler": lambda images: RandomDomainSampler(images, seed, batch_size, n_domain),
+        "RandomClassSampler": lambda images: RandomClassSampler(images, seed, batch_size, n_ins),
     }
     check_availability(sampler_type, samplers, "sampler")
-    return samplers[sampler_type]()
+    assert data_source is not None  # optional only because it is in Dassl's signature
+    return samplers[sampler_type](data_source)
 
 
 class ShardedBatchSampler(BatchSampler):
-    """Batches for one of several processes.
+    """A batch sampler that can divide the batches among the processes.
 
-    Whoever iterates gets every batch whole. In a ``with`` of :func:`shard_loader`, each process gets its part of every batch
-    (``"images"``, as for training), or every n-th batch (``"batches"``, as for evaluation).
+    With ``shard_by`` "images" (for training), each process gets its shard of every batch; with "batches" (for
+    evaluation), every n-th batch of n processes; with "" (the default), all batches.
     """
 
-    by = ""
+    shard_by = ""  # set by shard_loader
 
     def __iter__(self) -> Iterator[list[int]]:
+        """Return an iterator over this process's batches (lists of indices)."""
         batches = super().__iter__()
-        if self.by == "images":
-            return map(shard, batches)
-        return islice(batches, get_rank(), None, get_world_size()) if self.by == "batches" else batches
+        if self.shard_by == "images":
+            return (list(shard(batch)) for batch in batches)
+        return islice(batches, get_rank(), None, get_world_size()) if self.shard_by == "batches" else batches
 
     def __len__(self) -> int:
-        whole = super().__len__()
-        return len(range(get_rank(), whole, get_world_size())) if self.by == "batches" else whole
+        """Return the number of this process's batches."""
+        length = super().__len__()
+        return len(range(get_rank(), length, get_world_size())) if self.shard_by == "batches" else length
 
 
 @contextmanager
-def shard_loader(loader: Any, by: str) -> Iterator[bool]:
-    """Shard a loader by ``"images"`` or ``"batches"`` for the body of a ``with``; yield whether it can be.
+def shard_loader(loader: Any, shard_by: str) -> Iterator[bool]:
+    """Divide a loader's batches among the processes by "images" or "batches", for the body of a ``with``.
 
-    A loader with another batch sampler cannot: it gives everything to each process.
+    Yields:
+        Whether they are divided: not without a :class:`ShardedBatchSampler`; each process then gets all batches.
     """
     sampler = getattr(loader, "batch_sampler", None)
     if not isinstance(sampler, ShardedBatchSampler):
         yield False
         return
-    sampler.by, before = by, sampler.by
+    previous, sampler.shard_by = sampler.shard_by, shard_by
     try:
         yield True
     finally:
-        sampler.by = before
+        sampler.shard_by = previous

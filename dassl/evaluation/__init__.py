@@ -1,4 +1,4 @@
-"""Evaluators: they collect a test set's predictions and report on them."""
+"""Evaluators: they collect the predictions of a test set and report the metrics."""
 
 from .build import EVALUATOR_REGISTRY, build_evaluator
 from .evaluator import Classification, EvaluatorBase

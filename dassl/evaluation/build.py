@@ -1,4 +1,4 @@
-"""Evaluators by name."""
+"""The registry of evaluators."""
 
 from yacs.config import CfgNode
 
@@ -8,5 +8,5 @@ EVALUATOR_REGISTRY = Registry("EVALUATOR")
 
 
 def build_evaluator(cfg: CfgNode, **kwargs):
-    """Return the evaluator that TEST.EVALUATOR names."""
+    """Return the evaluator that TEST.EVALUATOR names; raise :class:`UserError` for an unknown name."""
     return EVALUATOR_REGISTRY.get(cfg.TEST.EVALUATOR)(cfg, **kwargs)

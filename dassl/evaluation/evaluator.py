@@ -1,9 +1,10 @@
-"""Classification results: accuracy, macro F1, per class, confusion matrix."""
+"""The base class of evaluators, and that of classification: accuracy, macro F1, per class, confusion matrix."""
 
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from yacs.config import CfgNode
@@ -15,20 +16,21 @@ from .build import EVALUATOR_REGISTRY
 
 
 class EvaluatorBase:
-    """``reset``, then ``process`` each batch, then ``evaluate``."""
+    """An evaluator: call ``reset``, then ``process`` for each batch, then ``evaluate``."""
 
     def __init__(self, cfg: CfgNode):
         self.cfg = cfg
 
     def reset(self) -> None:
+        """Forget all batches."""
         raise NotImplementedError
 
-    def process(self, mo: torch.Tensor, gt: torch.Tensor) -> None:
-        """Take in a batch: the model's output and the ground truth."""
+    def process(self, mo: Any, gt: Any) -> None:
+        """Add a batch: the model's output ``mo`` and the ground truth ``gt``, of the types that a subclass defines."""
         raise NotImplementedError
 
     def evaluate(self) -> OrderedDict[str, float]:
-        """Print the results and return them; the first is the one that counts (model selection, tables)."""
+        """Print the metrics and return them; the first one serves model selection and result tables."""
         raise NotImplementedError
 
 
@@ -36,8 +38,8 @@ class EvaluatorBase:
 class Classification(EvaluatorBase):
     """Accuracy, error rate and macro F1, all in percent (macro F1 over the classes that occur in the test set).
 
-    Evaluators of the field extend it and read, or keep, these counts themselves: ``_correct``, ``_total``,
-    ``_per_class_res`` (label -> a 1 or 0 an image), ``_y_true``, ``_y_pred``.
+    Third-party subclasses read or set ``_correct``, ``_total``, ``_per_class_res`` (label -> for each image 1 or 0),
+    ``_y_true`` and ``_y_pred``.
     """
 
     def __init__(self, cfg: CfgNode, lab2cname: dict[int, str] | None = None, **_):
@@ -46,34 +48,32 @@ class Classification(EvaluatorBase):
         self.reset()
 
     def reset(self) -> None:
+        """Forget all batches."""
         self._correct = self._total = 0
         self._per_class_res: dict[int, list[int]] = defaultdict(list)
         self._y_true: list[int] = []
         self._y_pred: list[int] = []
 
     def process(self, mo: torch.Tensor, gt: torch.Tensor) -> None:
-        """Take in a batch: logits (batch, classes) and labels (batch,).
-
-        Raises:
-            UserError: logits are not numbers.
-        """
+        """Add a batch: logits (batch, classes) and labels (batch,); raise :class:`NonFiniteError` for a NaN logit."""
         if mo.isnan().any():
             raise NonFiniteError(
                 "some outputs are not numbers (NaN): the model has diverged, or its precision is too low"
             )
         predicted, true = mo.argmax(dim=1).tolist(), gt.tolist()
-        for label, guess in zip(true, predicted, strict=True):
-            hit = int(label == guess)
-            self._per_class_res[label].append(hit)
-            self._correct += hit
+        for label, prediction in zip(true, predicted, strict=True):
+            is_correct = int(label == prediction)
+            self._per_class_res[label].append(is_correct)
+            self._correct += is_correct
         self._total += len(true)
         self._y_pred.extend(predicted)
         self._y_true.extend(true)
 
     def evaluate(self) -> OrderedDict[str, float]:
+        """Print and return accuracy, error rate, macro F1 and, with PER_CLASS_RESULT, the average over classes."""
         if not self._total:
             raise UserError("there is nothing to evaluate: the test set is empty")
-        from sklearn.metrics import f1_score  # seconds to import
+        from sklearn.metrics import f1_score  # here, as its import takes seconds
 
         total, correct = self._total, self._correct
         macro_f1 = 100 * f1_score(self._y_true, self._y_pred, average="macro", labels=sorted(set(self._y_true)))
@@ -87,17 +87,17 @@ class Classification(EvaluatorBase):
         return results
 
     def _per_class(self) -> float:
-        """Print each class's accuracy; returns their average."""
+        """Print the accuracy of each class in percent and return the average over the classes."""
         print("=> per-class result")
-        hits = self._per_class_res
-        for label, hit in sorted(hits.items()):
-            print(format_class_result(label, self._lab2cname.get(label, str(label)), len(hit), sum(hit)))
-        average = sum(100 * sum(hit) / len(hit) for hit in hits.values()) / len(hits)
+        results = self._per_class_res
+        for label, hits in sorted(results.items()):
+            print(format_class_result(label, self._lab2cname.get(label, str(label)), len(hits), sum(hits)))
+        average = sum(100 * sum(hits) / len(hits) for hits in results.values()) / len(results)
         print(f"* average: {average:.2f}%")
         return average
 
     def _confusion_matrix(self) -> None:
-        """Save the confusion matrix, each row divided by its sum, as a tensor (classes, classes)."""
+        """Save the confusion matrix to ``cmat.pt``: a tensor (true classes, predicted classes) whose rows sum to 1."""
         from sklearn.metrics import confusion_matrix
 
         path = Path(self.cfg.OUTPUT_DIR, "cmat.pt")

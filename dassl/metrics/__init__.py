@@ -1,17 +1,14 @@
-"""Accuracy of a batch."""
+"""Metrics of a batch."""
 
 import torch
 
 
 def compute_accuracy(output, target: torch.Tensor, topk: tuple[int, ...] = (1,)) -> list[torch.Tensor]:
-    """Top-k accuracy in percent.
+    """Return the top-k accuracies in percent, one tensor (1,) for each k.
 
     Args:
-        output: logits (batch, classes), or a tuple whose first element they are.
+        output: logits (batch, classes), or a tuple whose first element is the logits.
         target: labels (batch,).
-
-    Returns:
-        One tensor of shape (1,) for each k.
     """
     logits = output[0] if isinstance(output, (tuple, list)) else output
     ranked = logits.topk(min(max(topk), logits.shape[1]), dim=1).indices

@@ -1,1 +1,1 @@
-"""Parts of models."""
+"""Functions for models; Dassl's package of that name."""

@@ -1,5 +1,5 @@
-"""Learning-rate schedules: the rate is a function of the epoch (or step) alone, so a resumed run follows the same
-curve. And Dassl's warm-ups, which stand before a schedule of PyTorch."""
+"""Learning-rate schedules whose rate is a function of the epoch (or step) alone, so that a resumed run follows the same
+curve; and Dassl's warm-up schedulers, which precede a schedule of PyTorch."""
 
 from __future__ import annotations
 
@@ -15,12 +15,10 @@ from dassl.utils import UserError, check_availability, tolist_if_not
 
 
 def build_lr_scheduler(optimizer: torch.optim.Optimizer, optim_cfg: CfgNode, per_epoch: int = 1) -> LambdaLR:
-    """The schedule that OPTIM.LR_SCHEDULER names (cosine, single_step, multi_step), stepped once an epoch, after a
-    warm-up of OPTIM.WARMUP_EPOCH epochs (WARMUP_TYPE constant or linear). With ``per_epoch``, it is stepped that many
-    times an epoch, and follows the curve in between.
+    """Return the schedule that OPTIM.LR_SCHEDULER names: cosine, single_step or multi_step.
 
-    Raises:
-        UserError: unknown schedule or warm-up, or steps that are no epochs.
+    It begins with a warm-up of OPTIM.WARMUP_EPOCH epochs (OPTIM.WARMUP_TYPE constant or linear). ``per_epoch`` is the
+    number of its steps in an epoch. Unknown names, and an OPTIM.STEPSIZE that is no list of epochs, raise UserError.
     """
     check_availability(optim_cfg.LR_SCHEDULER, ("cosine", "single_step", "multi_step"), "schedule OPTIM.LR_SCHEDULER")
     check_availability(optim_cfg.WARMUP_TYPE, ("constant", "linear"), "OPTIM.WARMUP_TYPE")
@@ -32,7 +30,7 @@ def build_lr_scheduler(optimizer: torch.optim.Optimizer, optim_cfg: CfgNode, per
 
 
 def _lr_factor(c: CfgNode, base_lr: float, per_epoch: int, step: int) -> float:
-    """The rate of a step (counted from 0; an epoch has ``per_epoch``) as a share of ``base_lr``."""
+    """Return the learning rate of a step, divided by ``base_lr``; steps count from 0, ``per_epoch`` in an epoch."""
     epoch = step / per_epoch
     decay = _decay_factor(c)
     warmup = max(c.WARMUP_EPOCH, 0)
@@ -40,18 +38,19 @@ def _lr_factor(c: CfgNode, base_lr: float, per_epoch: int, step: int) -> float:
         return _warmup_lr(c, base_lr, epoch) / base_lr if base_lr else 0.0
     if c.WARMUP_RECOUNT:
         return decay(epoch - warmup)
-    # Dassl's rule: the rate starts from the base rate after the warm-up and follows the curve's remaining shape.
+    # As in Dassl, the rate after the warm-up is the base rate, and follows the rest of the curve from there.
     return decay(epoch) / (decay(warmup) or 1.0)
 
 
 def _warmup_lr(c: CfgNode, base_lr: float, epoch: float) -> float:
+    """Return the learning rate at an epoch of the warm-up (a fraction, too), for the OPTIM node ``c``."""
     if c.WARMUP_TYPE == "constant":
         return c.WARMUP_CONS_LR
     return c.WARMUP_MIN_LR if epoch == 0 else base_lr * epoch / c.WARMUP_EPOCH
 
 
 def _decay_factor(c: CfgNode) -> Callable[[float], float]:
-    """The schedule without its warm-up: epoch -> share of the base rate."""
+    """Return the schedule without its warm-up: a function from the epoch to the rate divided by the base rate."""
     if c.LR_SCHEDULER == "cosine":
         return lambda epoch: (1 + math.cos(math.pi * epoch / c.MAX_EPOCH)) / 2
     steps = tolist_if_not(c.STEPSIZE)
@@ -62,55 +61,63 @@ def _decay_factor(c: CfgNode) -> Callable[[float], float]:
 
 
 class _WarmupScheduler(LRScheduler):
-    """A warm-up before another schedule, for code of the field that builds one by hand: ``successor`` begins at its
-    first rate after ``warmup_epoch`` epochs. Both states are saved, so a resumed run follows the same curve."""
+    """A warm-up of ``warmup_epoch`` epochs before the schedule ``successor``, which starts at its first rate.
+
+    Third-party trainers build it themselves. Its state includes the successor's.
+    """
 
     def __init__(self, optimizer, successor: LRScheduler, warmup_epoch: int, last_epoch: int = -1):
         self.successor = successor
         self.warmup_epoch = max(warmup_epoch, 0)
         super().__init__(optimizer, last_epoch)
 
-    def step(self) -> None:
+    def step(self, epoch: int | None = None) -> None:
+        """Set the rates of the next epoch: those of the warm-up, or of the successor after it."""
         if self.last_epoch < self.warmup_epoch:
-            super().step()
+            super().step(epoch)
         else:
-            self.successor.step()
+            self.successor.step(epoch)
             self._last_lr = self.successor.get_last_lr()
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | torch.Tensor]:
+        """Return the rate of each parameter group in the current epoch."""
         return self.successor.get_last_lr() if self.last_epoch >= self.warmup_epoch else self.warmup_rates()
 
-    def warmup_rates(self) -> list[float]:
-        """The rate of each parameter group in the epoch ``last_epoch`` of the warm-up."""
+    def warmup_rates(self) -> list[float | torch.Tensor]:
+        """Return the rate of each parameter group in the epoch ``last_epoch`` of the warm-up."""
         raise NotImplementedError
 
     def state_dict(self) -> dict:
+        """Return the state of the warm-up, and that of the successor as ``successor``."""
         return {**super().state_dict(), "successor": self.successor.state_dict()}
 
     def load_state_dict(self, state_dict: dict) -> None:
+        """Load what :meth:`state_dict` returned."""
         self.successor.load_state_dict(state_dict["successor"])
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "successor"})
 
 
 class ConstantWarmupScheduler(_WarmupScheduler):
-    """Warms up at the rate ``cons_lr``."""
+    """A warm-up at the constant rate ``cons_lr``."""
 
     def __init__(self, optimizer, successor: LRScheduler, warmup_epoch: int, cons_lr: float, last_epoch: int = -1):
         self.cons_lr = cons_lr
         super().__init__(optimizer, successor, warmup_epoch, last_epoch)
 
-    def warmup_rates(self) -> list[float]:
+    def warmup_rates(self) -> list[float | torch.Tensor]:
+        """Return ``cons_lr`` for each parameter group."""
         return [self.cons_lr for _ in self.base_lrs]
 
 
 class LinearWarmupScheduler(_WarmupScheduler):
-    """Warms up from ``min_lr`` in the first epoch, then in equal steps to the base rate."""
+    """A warm-up at the rate ``min_lr`` in the first epoch, then in equal steps up to the base rate."""
 
     def __init__(self, optimizer, successor: LRScheduler, warmup_epoch: int, min_lr: float, last_epoch: int = -1):
         self.min_lr = min_lr
         super().__init__(optimizer, successor, warmup_epoch, last_epoch)
 
-    def warmup_rates(self) -> list[float]:
+    def warmup_rates(self) -> list[float | torch.Tensor]:
+        """Return the rate of each parameter group in the epoch ``last_epoch``."""
         if self.last_epoch == 0:
             return [self.min_lr for _ in self.base_lrs]
         return [lr * self.last_epoch / self.warmup_epoch for lr in self.base_lrs]

@@ -1,3 +1,3 @@
-"""Where repositories of the field import RAdam from; PyTorch has it."""
+"""PyTorch's RAdam, which third-party repositories import from this module of Dassl."""
 
 from torch.optim import RAdam  # noqa: F401

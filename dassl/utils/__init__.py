@@ -1,4 +1,4 @@
-"""Small services, under Dassl's names as far as Dassl has them."""
+"""Helpers for all packages: errors, files, registries, checkpoints, logs, seeds. Dassl's helpers keep Dassl's names."""
 
 from typing import TYPE_CHECKING
 

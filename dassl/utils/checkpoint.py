@@ -1,5 +1,5 @@
-"""Checkpoints in Dassl's layout: ``<output_dir>/<model name>/model.pth.tar-<epoch>``, ``model-best.pth.tar``, and a
-text file ``checkpoint`` that names the newest. Loading never runs code from the file."""
+"""Checkpoint files in Dassl's layout: ``<output_dir>/<model name>/model.pth.tar-<epoch>``, ``model-best.pth.tar``, and
+a text file ``checkpoint`` that names the newest. Loading never runs code from a file."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .files import atomic_write
 from .safe_load import safe_torch_load
 
 BEST_NAME = "model-best.pth.tar"
-LATEST_NAME = "model-latest.pth.tar-{}"  # epoch; between those that are to stay: the next one takes its place
-EPOCH_NAME = "model.pth.tar-{}"
+LATEST_NAME = "model-latest.pth.tar-{}"  # {}: the epoch. Written by the clock; the next checkpoint replaces it
+EPOCH_NAME = "model.pth.tar-{}"  # {}: the epoch
 
 
 def save_checkpoint(
@@ -29,10 +29,13 @@ def save_checkpoint(
     remove_module_from_keys: bool = True,
     model_name: str = "",
 ) -> None:
-    """Save ``state`` (keys state_dict, epoch, optimizer, scheduler, val_result) and name it in ``checkpoint``.
+    """Save ``state`` to a file in ``save_dir`` and write the file's name to the text file ``checkpoint``.
 
-    The file is ``model_name`` or ``model.pth.tar-<epoch>``; ``is_best`` saves it as ``model-best.pth.tar`` too.
-    ``remove_module_from_keys`` drops the ``module.`` that ``nn.DataParallel`` puts before parameter names.
+    Args:
+        state: the checkpoint, with the keys state_dict, epoch, optimizer, scheduler and val_result.
+        is_best: whether to save it as ``model-best.pth.tar``, too.
+        remove_module_from_keys: whether to drop the prefix ``module.`` of ``nn.DataParallel`` from parameter names.
+        model_name: the file's name; by default ``model.pth.tar-<epoch>``.
     """
     if remove_module_from_keys:
         state = {**state, "state_dict": {k.removeprefix("module."): v for k, v in state["state_dict"].items()}}
@@ -47,10 +50,10 @@ def save_checkpoint(
 
 
 def load_checkpoint(fpath: str | os.PathLike) -> dict[str, Any]:
-    """The checkpoint's dict, its tensors on the CPU; live objects, as in the original's schedulers, are left out.
+    """Return a checkpoint's dict, with its tensors on the CPU and without live objects (the original's schedulers).
 
     Raises:
-        UserError: there is no such file, it is truncated or damaged, or it is no checkpoint.
+        UserError: the file is absent, truncated, damaged, or no checkpoint.
     """
     if not os.path.isfile(fpath):
         raise UserError(f"no checkpoint at {fpath}")
@@ -66,10 +69,10 @@ def load_checkpoint(fpath: str | os.PathLike) -> dict[str, Any]:
 
 
 def load_model_state(model: nn.Module, state_dict: dict[str, torch.Tensor], source: str | os.PathLike) -> None:
-    """``model.load_state_dict``, whether one of the two was in ``nn.DataParallel`` or not.
+    """Load ``state_dict`` into ``model``, whether either comes from an ``nn.DataParallel`` or not.
 
     Raises:
-        UserError: it names ``source`` and what does not fit.
+        UserError: names or shapes differ; the message names ``source`` and the parameters that do not fit.
     """
     model = model.module if isinstance(model, nn.DataParallel) else model
     try:
@@ -80,20 +83,22 @@ def load_model_state(model: nn.Module, state_dict: dict[str, torch.Tensor], sour
 
 
 def latest_checkpoint(save_dir: str | os.PathLike) -> Path | None:
-    """The checkpoint that the file ``checkpoint`` in ``save_dir`` names, or None."""
+    """Return the path that the text file ``checkpoint`` in ``save_dir`` names, or None without that file."""
     pointer = Path(save_dir, "checkpoint")
     return Path(save_dir, Path(pointer.read_text(errors="replace").strip()).name) if pointer.is_file() else None
 
 
-def checkpoints_by_epoch(save_dir: str | os.PathLike, names: str = EPOCH_NAME) -> dict[int, Path]:
-    """The checkpoints of that name, by epoch, the earliest first."""
-    found = {path.name.rpartition("-")[2]: path for path in Path(save_dir).glob(names.format("*"))}
-    return {int(epoch): found[epoch] for epoch in sorted(filter(str.isdecimal, found), key=int)}
+def checkpoints_by_epoch(save_dir: str | os.PathLike, pattern: str = EPOCH_NAME) -> dict[int, Path]:
+    """Return the checkpoints in ``save_dir`` whose names have the form ``pattern``, by epoch, the earliest first."""
+    paths = {path.name.rpartition("-")[2]: path for path in Path(save_dir).glob(pattern.format("*"))}
+    return {int(epoch): paths[epoch] for epoch in sorted(filter(str.isdecimal, paths), key=int)}
 
 
 def remove_old_checkpoint_files(save_dir: str | os.PathLike, keep: int = 0) -> None:
-    """Remove LATEST checkpoints, and all but those of the ``keep`` last epochs (0: all of them stay). The newest and
-    the best one stay in any case."""
+    """Remove ``model-latest`` checkpoints, and those of all but the ``keep`` last epochs (0: of no epoch).
+
+    The newest checkpoint and the best one are never removed.
+    """
     current = latest_checkpoint(save_dir)
     old = list(checkpoints_by_epoch(save_dir).values())[:-keep] if keep else []
     for path in (*checkpoints_by_epoch(save_dir, LATEST_NAME).values(), *old):
@@ -102,26 +107,29 @@ def remove_old_checkpoint_files(save_dir: str | os.PathLike, keep: int = 0) -> N
 
 
 def find_checkpoint(save_dir: str | os.PathLike, epoch: int | None = None) -> Path:
-    """The file of ``epoch``; without one the best on validation, else the newest.
+    """Return the checkpoint of ``epoch``; without ``epoch``, the best on validation, or else the newest.
 
     Raises:
-        UserError: it is not there; the message lists the epochs that are.
+        UserError: there is none; the message lists the epochs that have one.
     """
-    wanted, candidates = "checkpoint", [Path(save_dir, BEST_NAME), latest_checkpoint(save_dir)]
+    name, candidates = "checkpoint", [Path(save_dir, BEST_NAME), latest_checkpoint(save_dir)]
     if epoch is not None:
-        wanted, candidates = f"checkpoint of epoch {epoch}", [Path(save_dir, EPOCH_NAME.format(epoch))]
+        name, candidates = f"checkpoint of epoch {epoch}", [Path(save_dir, EPOCH_NAME.format(epoch))]
     for path in candidates:
         if path is not None and path.is_file():
             return path
     epochs = ", ".join(map(str, checkpoints_by_epoch(save_dir)))
-    raise UserError(f"no {wanted} in {save_dir} ({f'epochs there: {epochs}' if epochs else 'there is none'})")
+    raise UserError(f"no {name} in {save_dir} ({f'epochs there: {epochs}' if epochs else 'there is none'})")
 
 
 def resume_from_checkpoint(
     fdir: str | os.PathLike, model: nn.Module, optimizer=None, scheduler=None, epoch: int | None = None, scaler=None
 ) -> int:
-    """Load the checkpoint of ``epoch`` in ``fdir``, without one the newest, into the model, optimizer, scheduler and
-    gradient scaler; returns the epoch to start at."""
+    """Load the checkpoint of ``epoch`` (by default, the newest) in ``fdir`` into the model, optimizer and so on.
+
+    Return the number of epochs that it was trained for, which is the epoch to start at, counted from 0. Raise
+    :class:`UserError` if there is no such checkpoint, or it does not fit the model or the optimizer.
+    """
     path = latest_checkpoint(fdir) if epoch is None else find_checkpoint(fdir, epoch)
     if path is None:
         raise UserError(f"no checkpoint to resume from in {fdir}")
@@ -131,9 +139,10 @@ def resume_from_checkpoint(
 def resume_from_checkpoint_file(
     path: Path, model: nn.Module, optimizer=None, scheduler=None, scaler=None, force: bool = False
 ) -> dict[str, Any]:
-    """:func:`resume_from_checkpoint` for one file; returns what it holds.
+    """Load a checkpoint file into the model, optimizer, scheduler and gradient scaler; return the checkpoint.
 
-    With ``force``, the optimizer and the schedule keep the settings they have now; else other ones are refused.
+    With ``force``, the optimizer and the schedule keep their current hyperparameters. Without, other ones in the file
+    raise :class:`UserError`, as does a file that is no checkpoint or does not fit the model.
     """
     checkpoint = load_checkpoint(path)
     if not isinstance(checkpoint.get("epoch"), int):
@@ -150,42 +159,43 @@ def resume_from_checkpoint_file(
 
 
 def _resume_optimizer(optimizer: torch.optim.Optimizer, saved: dict, path: Path, force: bool) -> None:
+    """Load the optimizer's state ``saved``; refuse other hyperparameters or, with ``force``, keep the current ones."""
     if not force:
         _check_same_optimizer(optimizer, saved, path)
-    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    current = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(saved)
     except ValueError as error:
         raise UserError(f"{path} holds the state of another optimizer: {error}") from error
     if force:
-        for group, own in zip(optimizer.param_groups, settings, strict=True):
-            group.update(own)
+        for group, hyperparameters in zip(optimizer.param_groups, current, strict=True):
+            group.update(hyperparameters)
 
 
 def _check_same_optimizer(optimizer: torch.optim.Optimizer, saved: dict, path: Path) -> None:
-    """Raise :class:`UserError` where loading would put other settings in place of the optimizer's own."""
-    for now, then in zip(optimizer.param_groups, saved["param_groups"], strict=False):
+    """Raise :class:`UserError` where the state ``saved`` has other hyperparameters than the optimizer."""
+    for current, former in zip(optimizer.param_groups, saved["param_groups"], strict=False):
         for key in ("initial_lr", "weight_decay", "momentum", "dampening", "nesterov", "betas", "amsgrad", "alpha"):
-            if now.get(key) != then.get(key):
+            if current.get(key) != former.get(key):
                 raise UserError(
-                    f"{path} was trained with {key} {then.get(key)}, but OPTIM now says {now.get(key)}: a run goes on "
-                    "with the optimizer it began with, unless --force-resume is given. To begin anew from its weights, "
-                    "use MODEL.INIT_WEIGHTS"
+                    f"{path} was trained with {key} {former.get(key)}, but OPTIM sets {current.get(key)}: a run "
+                    "goes on with the optimizer it began with, unless --force-resume is given. To begin anew from its "
+                    "weights, use MODEL.INIT_WEIGHTS"
                 )
 
 
 def _resume_schedule(scheduler, saved: dict | None, epoch: int, force: bool) -> None:
-    """Bring a schedule to where it is after ``epoch`` epochs.
+    """Bring a schedule to its rate after ``epoch`` epochs; ``saved`` is its state in the checkpoint.
 
-    In the state that the original's schedules save, the count of epochs stands still after the warm-up. The rates of
-    our schedules follow from the count of steps alone, so with ``force`` it is all that is taken over.
+    A schedule of ours (LambdaLR) does not load a state of the original's, which stop counting after the warm-up, but
+    takes its rate at ``epoch``. With ``force``, it takes only the count of steps from a state of ours.
     """
-    ours = "lr_lambdas" in (saved or {})
-    if not isinstance(scheduler, LambdaLR) or (ours and not force):
+    is_lambda_state = saved is not None and "lr_lambdas" in saved
+    if not isinstance(scheduler, LambdaLR) or (is_lambda_state and not force):
         if scheduler is not None and saved is not None:
             scheduler.load_state_dict(saved)
         return
-    step = saved["last_epoch"] if ours else epoch
+    step = saved["last_epoch"] if saved and is_lambda_state else epoch
     scheduler.last_epoch = step
     scheduler._last_lr = [lr * rate(step) for lr, rate in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
     for group, lr in zip(scheduler.optimizer.param_groups, scheduler._last_lr, strict=True):
@@ -193,22 +203,25 @@ def _resume_schedule(scheduler, saved: dict | None, epoch: int, force: bool) -> 
 
 
 def load_pretrained_weights(model: nn.Module, weight_path: str | os.PathLike) -> None:
-    """Load the weights whose names and shapes match the model's; the others are listed and left as they are."""
+    """Load the tensors of a checkpoint whose names and shapes match the model's; print the names of the others.
+
+    Raise :class:`UserError` if no tensor matches one of the model's parameters.
+    """
     state_dict = {k.removeprefix("module."): v for k, v in load_checkpoint(weight_path)["state_dict"].items()}
-    own = model.state_dict()
-    matched = {k: v for k, v in state_dict.items() if k in own and own[k].shape == v.shape}
+    current = model.state_dict()
+    matched = {k: v for k, v in state_dict.items() if k in current and current[k].shape == v.shape}
     parameters = {name for name, _ in model.named_parameters()}
     if not parameters & set(matched):
-        shapes = ", ".join(f"{name} {tuple(own[name].shape)}" for name in sorted(parameters))
+        shapes = ", ".join(f"{name} {tuple(current[name].shape)}" for name in sorted(parameters))
         raise UserError(f"nothing in {weight_path} has the name and shape of one of the model's parameters: {shapes}")
-    model.load_state_dict({**own, **matched})
+    model.load_state_dict({**current, **matched})
     print(f'Loaded {len(matched)} tensors from "{weight_path}"')
-    if left_out := sorted(set(state_dict) - set(matched)):
-        print(f"Left out, for their name or shape: {', '.join(left_out)}")
+    if unmatched := sorted(set(state_dict) - set(matched)):
+        print(f"Left out, for their name or shape: {', '.join(unmatched)}")
 
 
 def count_num_param(model: nn.Module | None = None, params: Iterable | None = None) -> int:
-    """The number of parameters of a model, or of a list of parameters or parameter groups."""
+    """Return the number of parameter elements of a model, or of a list of parameters or parameter groups."""
     if model is not None:
         return sum(p.numel() for p in model.parameters())
     groups = (p["params"] if isinstance(p, dict) else [p] for p in params or ())

@@ -1,4 +1,4 @@
-"""What a run ran on, for its log and its record."""
+"""The machine and the versions that a run uses, for its log and its record; settings of the C library's allocator."""
 
 from __future__ import annotations
 
@@ -8,34 +8,37 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # as in malloc.h
-PACKAGES = (
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # options of mallopt, as numbered in malloc.h
+PACKAGES = (  # those whose version can change a result
     *("torch", "torchvision", "openai-clip", "numpy", "pillow", "scikit-learn", "scipy", "yacs", "openvino"),
     *("ftfy", "regex", "open_clip_torch", "timm", "transformers", "tokenizers"),
 )
 
 
 def tune_malloc() -> None:
-    """Keep the pages of freed tensors for the next ones, where the C library is glibc.
+    """Let glibc, where it is the C library, reuse the memory of freed tensors for new ones.
 
-    By default it gives large blocks back to the system at once, which maps and zeroes them anew for each operation:
-    on a CPU, often more work than the operation itself.
+    By default glibc gives large blocks back to the system at once, and the system maps and zeroes new ones for each
+    operation. On a CPU that often takes longer than the operation.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
+        # Bytes: the heap serves blocks up to 1 GiB, is never trimmed (the largest int), and grows by 64 MiB at a time.
         for option, value in ((M_MMAP_THRESHOLD, 1 << 30), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 << 20)):
             mallopt(option, value)
 
 
 def trim_malloc() -> None:
-    """Give the holes between small blocks back to the system, where the C library is glibc: large tensors that come and
-    go beside small ones that stay would otherwise leave more and more of them."""
+    """Give free memory between used blocks back to the system, where the C library is glibc.
+
+    Otherwise, large freed tensors between small used ones leave ever more gaps that the process still occupies.
+    """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def get_package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages whose versions can change a result."""
+    """Return the versions of Python and of ``PACKAGES``, by name; "not installed" for a package that is absent."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -46,7 +49,7 @@ def get_package_versions() -> dict[str, str]:
 
 
 def get_machine_info() -> dict:
-    """What of a machine, and of how PyTorch uses it, can change the last bits of a result."""
+    """Return the properties of the machine and of PyTorch that can change the last bits of a result."""
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -66,13 +69,12 @@ def get_machine_info() -> dict:
 
 
 def collect_env_info() -> str:
-    """A few lines of text: system, processor, accelerator, versions."""
-    has = get_machine_info()
+    """Return the system, processor, accelerators and versions as lines of text."""
+    machine = get_machine_info()
     lines = {
-        "system": has["system"],
-        "processor": f"{has['processor']}, {has['cores']} cores, {has['threads']} threads in use, "
-        f"{has['instructions']}",
-        "accelerator": ", ".join(has["accelerators"]) or "none",
+        "system": machine["system"],
+        "processor": "{processor}, {cores} cores, {threads} threads in use, {instructions}".format(**machine),
+        "accelerator": ", ".join(machine["accelerators"]) or "none",
         **get_package_versions(),
     }
     return "\n".join(f"{name}: {value}" for name, value in lines.items())

@@ -1,4 +1,4 @@
-"""The error for what a user can hint: one message, exit code 2, no traceback. Anything else is a bug."""
+"""Errors that a user can correct: one message, exit code 2, no traceback. Any other exception is a bug."""
 
 from __future__ import annotations
 
@@ -13,81 +13,90 @@ from pickle import UnpicklingError
 
 
 class UserError(Exception):
-    """Says what is wrong, where, and what would be right."""
+    """An error that a user can correct; its message states what is wrong, where, and what to do."""
 
     def __str__(self) -> str:
-        # A DataLoader worker hands its error over inside its whole traceback; the message is what follows our name.
+        """Return the message without the traceback that a DataLoader worker puts before it."""
+        # The worker's text is its whole traceback, whose last line is "<class name>: <message>".
         return super().__str__().rpartition(f"{type(self).__name__}: ")[2].strip()
 
 
 class UnreadableImageError(UserError):
-    """A picture that cannot be read: ``path`` and ``reason``."""
+    """An image file that cannot be read; ``path`` names the file, ``reason`` states the cause."""
 
     path = reason = ""
 
     @classmethod
-    def of(cls, path: str | os.PathLike, reason: str) -> UnreadableImageError:
+    def for_file(cls, path: str | os.PathLike, reason: str) -> UnreadableImageError:
+        """Return the error for the image file ``path``; a worker's copy of it holds the message alone."""
         error = cls(f"cannot read {path} as an image: {reason}")
         error.path, error.reason = str(path), reason
         return error
 
 
-DISK_FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, the user's quota, the process's limit
+# Error numbers after which freeing space helps: a full disk, the user's quota, the process's limit on file sizes.
+DISK_FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class NonFiniteError(UserError, FloatingPointError):
-    """A model has diverged."""
+    """A model's output is infinite or not a number (NaN): the model has diverged."""
 
 
 def write_error(path: str | os.PathLike, error: OSError) -> UserError:
-    """The error to raise where ``path`` cannot be written."""
-    hint = (
-        ". What was written before is whole: make room, and the same command goes on"
-        if error.errno in DISK_FULL_ERRNOS
-        else ""
-    )
-    return UserError(f"cannot write {path}: {error.strerror or error}{hint}")
+    """Return the error that reports that ``path`` cannot be written; for a full disk, the message says what to do."""
+    hint = ". What was written before is whole: make room, and the same command goes on"
+    return UserError(f"cannot write {path}: {error.strerror or error}{hint if error.errno in DISK_FULL_ERRNOS else ''}")
 
 
 def suggest_name(name: str, known: Iterable[str]) -> str:
-    """A hint for a misspelt name: the most similar known one (if any is), then all of them."""
+    """Return a hint for a misspelt name: the most similar known name, if one is similar, then all known names."""
     known = sorted(known)
-    folded = {k.lower(): k for k in known}
-    match = get_close_matches(name.lower(), folded, n=1)
-    hint = f'did you mean "{folded[match[0]]}"? ' if match else ""
+    by_lower_case = {k.lower(): k for k in known}
+    matches = get_close_matches(name.lower(), by_lower_case, n=1)
+    hint = f'did you mean "{by_lower_case[matches[0]]}"? ' if matches else ""
     return f"{hint}Known: {', '.join(known) or 'none'}"
 
 
 def error_reason(error: BaseException) -> str:
-    """The first line of an error's message, for a message of ours; its class where it has none."""
-    if isinstance(error, UnpicklingError):  # PyTorch's advice, to load the file without its safeguard, is a bad one
+    """Return the first line of an error's message, to quote in another message; without one, the class name."""
+    if isinstance(error, UnpicklingError):  # PyTorch's message advises to load the file unsafely
         return "it is no file of torch.save, or holds more than tensors and plain values"
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(":")
 
 
 def _escape_control_characters(text: str) -> str:
-    """Without what steers a terminal: names from outside stand in messages."""
+    """Return ``text`` with control characters escaped: a file's name in a message must not steer the terminal."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
-def interrupted_error(where: str, goes_on: str, script: str, argv: list[str]) -> KeyboardInterrupt:
-    """Return a Ctrl-C that says where it came and which command goes on; :func:`command_line` prints it."""
+def interrupted_error(where: str, resume_point: str, script: str, argv: list[str]) -> KeyboardInterrupt:
+    """Return a KeyboardInterrupt whose message states where the program stopped, and the command that resumes it.
+
+    Args:
+        where: place of the stop, such as "in epoch 4 of 6".
+        resume_point: place from which the command resumes, such as "after epoch 2".
+    """
     launcher = ["python"]
     if "TORCHELASTIC_RUN_ID" in os.environ:
         launcher = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1")]
-    again = shlex.join([*launcher, os.path.relpath(script), *argv])
-    return KeyboardInterrupt(f"stopped {where}; this goes on {goes_on}:\n  {again}")
+    command = shlex.join([*launcher, os.path.relpath(script), *argv])
+    return KeyboardInterrupt(f"stopped {where}; this goes on {resume_point}:\n  {command}")
 
 
-def command_line(when_stopped: str = "stopped") -> Callable[[Callable], Callable]:
-    """A decorator for ``main(argv)`` that turns its end into an exit code: what it returns or 0; 2 for a
-    :class:`UserError`, whose message is printed, and where the disk is full; 130 for Ctrl-C, with ``when_stopped`` or
-    what the interrupt itself says; 141, without a word, where the reader of its output, such as ``head``, has seen
-    enough. A bug keeps its traceback."""
+def command_line(interrupt_message: str = "stopped") -> Callable[[Callable], Callable]:
+    """Return a decorator for ``main(argv)`` that turns results and errors into exit codes.
+
+    The exit code is the return value, or 0 for None; 2 for a :class:`UserError` or a full disk, whose message is
+    printed; 130 for Ctrl-C, after its message or ``interrupt_message``; 141 if the reader of standard output, such as
+    ``head``, has closed it. Other exceptions are raised.
+    """
 
     def decorate(main: Callable) -> Callable[..., int]:
+        """Return ``main`` with an exit code as its result."""
+
         @wraps(main)
-        def guarded(argv: list[str] | None = None) -> int:
+        def main_with_exit_code(argv: list[str] | None = None) -> int:
+            """Return the exit code of ``main(argv)``."""
             for stream in (sys.stdout, sys.stderr):
                 if hasattr(stream, "reconfigure"):  # a console that cannot show a letter must not end a run
                     stream.reconfigure(errors="backslashreplace")
@@ -97,17 +106,17 @@ def command_line(when_stopped: str = "stopped") -> Callable[[Callable], Callable
                 print(f"error: {_escape_control_characters(str(error))}", file=sys.stderr)
                 return 2
             except KeyboardInterrupt as interrupt:
-                print(f"\n{str(interrupt) or when_stopped}", file=sys.stderr)
+                print(f"\n{str(interrupt) or interrupt_message}", file=sys.stderr)
                 return 130
             except BrokenPipeError:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python itself flushes it once more
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at its exit
                 return 141
-            except OSError as error:  # from a library that writes files of its own
+            except OSError as error:  # from a library that writes files
                 if error.errno not in DISK_FULL_ERRNOS:
                     raise
                 print(f"error: {write_error(error.filename or 'a file', error)}", file=sys.stderr)
                 return 2
 
-        return guarded
+        return main_with_exit_code
 
     return decorate

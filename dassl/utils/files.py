@@ -1,4 +1,4 @@
-"""Reading and writing files. What is written appears under its final name only when it is whole."""
+"""Reading and writing files. A written file gets its final name only when it is complete."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from typing import IO, Any
 
 from .errors import UnreadableImageError, UserError, error_reason, write_error
 
-TEMPORARY_SUFFIX = ".tmp"  # how the names of files end that are being written; they begin with a dot
+# The end of the names of files that are being written. The names begin with a dot, so that listings leave them out.
+TEMPORARY_SUFFIX = ".tmp"
 
 
 @contextmanager
 def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
-    """Open a temporary file beside ``path`` and rename it to ``path`` once it is written and synced.
+    """Open a temporary file beside ``path``; rename it to ``path`` after the body of the ``with``, once it is synced.
 
     Raises:
-        UserError: the file cannot be written (no permission, full disk, quota); ``path`` is as it was before.
+        UserError: the file cannot be written (no permission, full disk, quota); ``path`` is unchanged.
     """
     path = Path(path)
     mkdir_if_missing(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     try:
-        text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-        with open(temporary, mode, **text) as file:
+        encoding, newline = (None, None) if "b" in mode else ("utf-8", "\n")
+        with open(temporary, mode, encoding=encoding, newline=newline) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        reason = error if isinstance(error, OSError) else error.__context__  # torch.save hides it behind its own
+        reason = error if isinstance(error, OSError) else error.__context__  # torch.save raises a RuntimeError for it
         if not isinstance(reason, OSError):
             raise
         raise write_error(path, reason) from error
@@ -46,8 +47,10 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
 
 
 def remove_temporary_files(folder: str | os.PathLike, older_than: float = 0) -> None:
-    """Remove what writers that were killed have left in a folder. Nobody may be writing to it now, unless what was
-    written to in as many seconds is left alone."""
+    """Remove the temporary files that killed processes left in a folder.
+
+    Files written to in the last ``older_than`` seconds stay; with 0, no process may be writing to the folder.
+    """
     for path in Path(folder).glob(f".*{TEMPORARY_SUFFIX}"):
         with contextlib.suppress(OSError):
             if not older_than or time.time() - path.stat().st_mtime > older_than:
@@ -55,7 +58,7 @@ def remove_temporary_files(folder: str | os.PathLike, older_than: float = 0) -> 
 
 
 def mkdir_if_missing(dirname: str | os.PathLike) -> None:
-    """Make the folder and its parents; :class:`UserError` where that is not possible."""
+    """Create the folder and its parents; raise :class:`UserError` where that is not possible."""
     try:
         os.makedirs(dirname or ".", exist_ok=True)
     except OSError as error:
@@ -63,16 +66,16 @@ def mkdir_if_missing(dirname: str | os.PathLike) -> None:
 
 
 def listdir_nohidden(path: str | os.PathLike, sort: bool = False) -> list[str]:
-    """Names in a folder, without those that begin with a dot."""
+    """Return the names in a folder that do not begin with a dot."""
     names = [name for name in os.listdir(path) if not name.startswith(".")]
     return sorted(names) if sort else names
 
 
 def check_isfile(fpath: str | os.PathLike) -> bool:
-    """Whether the file is there; says so if it is not."""
-    if not (found := os.path.isfile(fpath)):
+    """Return whether the file exists; print a line if it does not."""
+    if not (is_file := os.path.isfile(fpath)):
         print(f'No file found at "{fpath}"')
-    return found
+    return is_file
 
 
 def file_digest(path: str | os.PathLike, algorithm: str = "sha256") -> str:
@@ -85,11 +88,15 @@ def file_digest(path: str | os.PathLike, algorithm: str = "sha256") -> str:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether a file in UTF-8 can hold a text: not, where it came from other bytes, such as a name in Latin-1."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+    """Return whether UTF-8 can encode ``text``.
+
+    It cannot encode lone surrogates, by which Python stands for bytes that are not UTF-8, as in a file name in Latin-1.
+    """
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def read_json(fpath: str | os.PathLike) -> Any:
+    """Return the content of a JSON file; raise :class:`UserError` where it cannot be read or is not valid."""
     try:
         return json.loads(Path(fpath).read_text(encoding="utf-8"))
     except OSError as error:
@@ -99,36 +106,39 @@ def read_json(fpath: str | os.PathLike) -> Any:
 
 
 def write_json(obj: Any, fpath: str | os.PathLike) -> None:
+    """Write ``obj`` to a JSON file; raise :class:`UserError` where it cannot be written."""
     with atomic_write(fpath) as file:
         json.dump(obj, file, indent=2, ensure_ascii=False)
         file.write("\n")
 
 
 def read_image(path: str | os.PathLike):
-    """The picture as an RGB ``PIL.Image``.
+    """Return the image in a file as an RGB ``PIL.Image``.
 
     Raises:
-        BadImage: the file is absent, or cannot be read, or is no picture that PIL can decode; it is named.
+        UnreadableImageError: the file is absent, or cannot be read, or PIL cannot decode it; the message names it.
     """
     from PIL import Image
 
     try:
         with Image.open(path) as image:
             image.load()
-            # PIL would warn, each time, that such transparency is lost, as it is to be.
+            # Conversion to RGB drops this transparency on purpose; with the entry, PIL would warn of it for each image.
             if isinstance(image.info.get("transparency"), bytes):
                 del image.info["transparency"]
             return image.convert("RGB")
-    except Exception as error:  # a damaged file makes PIL's decoders raise almost anything
-        raise UnreadableImageError.of(path, _decode_error_reason(error)) from error
+    except Exception as error:  # a damaged file makes PIL's decoders raise almost any class
+        raise UnreadableImageError.for_file(path, _decode_error_reason(error)) from error
 
 
 def _decode_error_reason(error: Exception) -> str:
+    """Return why PIL cannot read an image, as the end of a message that names the file."""
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(error, UnidentifiedImageError):  # PIL's message names the file
         return "it is in no format that PIL knows, or damaged"
     if isinstance(error, Image.DecompressionBombError):
-        pixels, most = int(re.search(r"\d+", str(error))[0]), 2 * Image.MAX_IMAGE_PIXELS
-        return f"it has {pixels:,} pixels, and PIL decodes {most:,} at most, lest it fill the memory; scale it down"
+        assert Image.MAX_IMAGE_PIXELS is not None  # without a limit, PIL does not raise this error
+        pixels, limit = int(re.findall(r"\d+", str(error))[0]), 2 * Image.MAX_IMAGE_PIXELS
+        return f"it has {pixels:,} pixels; to protect the memory, PIL decodes {limit:,} at most; scale it down"
     return getattr(error, "strerror", None) or error_reason(error)

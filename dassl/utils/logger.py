@@ -1,4 +1,4 @@
-"""``log.txt``: everything a run prints, kept beside its results."""
+"""The file ``log.txt`` in a run's output directory: a copy of the run's standard output."""
 
 from __future__ import annotations
 
@@ -10,59 +10,61 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from .errors import UserError, write_error
 from .files import mkdir_if_missing
 
 
 class Logger:
-    """Standard output that is also written to a file."""
+    """A stream that writes to standard output and to a file."""
 
     def __init__(self, path: Path):
         self.path = path
-        console = sys.stdout
-        self.console = console.console if isinstance(console, Logger) else console
-        # Written line by line, so a killed run keeps its log; open as long as the run lasts.
+        stdout = sys.stdout
+        self.console: TextIO = stdout.console if isinstance(stdout, Logger) else stdout
+        # Line buffering: the log of a killed run is complete. The file is open as long as the run lasts.
         self.file = open(path, "w", encoding="utf-8", buffering=1)  # noqa: SIM115
 
     def write(self, text: str) -> None:
-        """Raises :class:`UserError` where the file cannot be written (full disk)."""
+        """Write ``text`` to standard output and the log file; UserError where the file cannot be written."""
         self.console.write(text)
         try:
             self.file.write(text)
         except OSError as error:
             raise write_error(self.path, error) from error
 
-    def close(self, last_words: str = "") -> None:
-        with contextlib.suppress(OSError), self.file:  # the error has been raised before
-            self.file.write(last_words)
+    def close(self, ending: str = "") -> None:
+        """Write ``ending`` to the file and close it."""
+        with contextlib.suppress(OSError), self.file:  # ``write`` has raised the same error
+            self.file.write(ending)
 
     def flush(self) -> None:
+        """Flush standard output and the log file."""
         self.console.flush()
         self.file.flush()
 
     def __getattr__(self, name: str):
+        """Return an attribute of the standard output, such as ``encoding``."""
         return getattr(self.console, name)
 
 
 def rotate_file(path: Path) -> None:
-    """Rename a file of an earlier run to ``<name>-<its date>``: nobody may take its result for the new run's."""
+    """Rename an earlier run's file, if it exists, to ``<name>-<its date>``, so that nobody takes it for a new run's."""
     if path.exists():
         stamp = time.strftime("%Y-%m-%d-%H-%M-%S", time.localtime(path.stat().st_mtime))
-        aside, copies = path.with_name(f"{path.name}-{stamp}"), 1
-        while aside.exists():
+        rotated, copies = path.with_name(f"{path.name}-{stamp}"), 1
+        while rotated.exists():
             copies += 1
-            aside = path.with_name(f"{path.name}-{stamp}-{copies}")
-        path.rename(aside)
+            rotated = path.with_name(f"{path.name}-{stamp}-{copies}")
+        path.rename(rotated)
 
 
 def setup_logger(output: str | os.PathLike | None = None) -> None:
-    """From here on, standard output goes to ``<output>/log.txt`` as well (or to ``output``, if that is a file name).
+    """Copy standard output from now on to ``<output>/log.txt``, or to the file ``output`` (.txt or .log).
 
-    An older log is renamed to ``log.txt-<date>``, so ``log.txt`` is always the newest run's.
-
-    Raises:
-        UserError: the folder cannot be written.
+    An older log is renamed to ``log.txt-<date>``, so ``log.txt`` is always the newest run's. None: no log. A folder
+    that cannot be written raises :class:`UserError`.
     """
     if not output:
         return
@@ -78,17 +80,18 @@ def setup_logger(output: str | os.PathLike | None = None) -> None:
 
 @contextmanager
 def tee_stdout(output: str | os.PathLike) -> Iterator[None]:
-    """:func:`setup_logger` for the body of a ``with``; a log that ends early says why."""
-    before = sys.stdout
+    """Copy standard output to a log, as ``setup_logger``, in the body of a ``with``; an error in it ends the log."""
+    original = sys.stdout
     setup_logger(output)
-    logger, last_words = sys.stdout, ""
+    logger, ending = sys.stdout, ""
+    assert isinstance(logger, Logger)  # as ``output`` is not empty
     try:
         yield
     except BaseException as error:
-        last_words = traceback.format_exc()
+        ending = traceback.format_exc()
         if isinstance(error, (UserError, KeyboardInterrupt)) and str(error):
-            last_words = f"error: {error}\n" if isinstance(error, UserError) else f"{error}\n"
+            ending = f"error: {error}\n" if isinstance(error, UserError) else f"{error}\n"
         raise
     finally:
-        sys.stdout = before
-        logger.close(last_words)
+        sys.stdout = original
+        logger.close(ending)

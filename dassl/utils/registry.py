@@ -1,4 +1,4 @@
-"""Registries: names in a config file that stand for classes in the code."""
+"""Registries: maps from names in a config file to classes in the code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .errors import UserError, suggest_name
 
 
 class Registry:
-    """Maps names to classes or functions.
+    """A map from names to classes or functions.
 
     >>> TRAINER_REGISTRY = Registry("TRAINER")
     >>> @TRAINER_REGISTRY.register()
@@ -21,10 +21,10 @@ class Registry:
         self._obj_map: dict[str, Any] = {}
 
     def register(self, obj: Any = None, force: bool = False) -> Any:
-        """Register ``obj`` under its ``__name__``; without ``obj``, a decorator that does so.
+        """Register ``obj`` under its ``__name__`` and return it; without ``obj``, return a decorator that does so.
 
         Raises:
-            KeyError: another object holds that name and ``force`` is False.
+            KeyError: another object has that name and ``force`` is False.
         """
         if obj is None:
             return lambda decorated: self.register(decorated, force)
@@ -35,29 +35,34 @@ class Registry:
         return obj
 
     def get(self, name: str) -> Any:
-        """The object of that name; :class:`UserError` with the nearest names if there is none."""
+        """Return the object of that name; raise :class:`UserError` with the known names if there is none."""
         check_availability(name, self._obj_map, self._name.lower())
         return self._obj_map[name]
 
     def registered_names(self) -> list[str]:
+        """Return all names in the order of registration."""
         return list(self._obj_map)
 
 
-def check_availability(requested: str | Iterable[str], available: Iterable[str], what: str = "name") -> None:
-    """Raise :class:`UserError` unless everything ``requested`` is ``available``; ``what`` names the kind of thing."""
+def check_availability(requested: str | Iterable[str], available: Iterable[str], kind: str = "name") -> None:
+    """Raise :class:`UserError` unless each ``requested`` name is ``available``.
+
+    Args:
+        kind: the kind of the names in the message, such as "trainer".
+    """
     available = list(available)
     for name in map(str, tolist_if_not(requested)):
         if name not in available:
-            problem = f'unknown {what} "{name}"' if name else f"no {what} is given"
+            problem = f'unknown {kind} "{name}"' if name else f"no {kind} is given"
             raise UserError(f"{problem}; {suggest_name(name, available)}")
 
 
-def check_at_least(value: int, least: int, what: str) -> None:
-    """Raise :class:`UserError` unless ``value`` is ``least`` or more; ``what`` names it."""
-    if value < least:
-        raise UserError(f"{what} is {value}; it must be at least {least}")
+def check_at_least(value: int, minimum: int, name: str) -> None:
+    """Raise :class:`UserError`, which calls the value ``name``, unless ``value`` is ``minimum`` or more."""
+    if value < minimum:
+        raise UserError(f"{name} is {value}; it must be at least {minimum}")
 
 
 def tolist_if_not(x: Any) -> list:
-    """``[x]``, unless ``x`` is a list (or a tuple) already."""
+    """Return a list or a tuple as a list, and any other value ``x`` as ``[x]``."""
     return list(x) if isinstance(x, (list, tuple)) else [x]

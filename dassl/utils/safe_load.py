@@ -1,12 +1,13 @@
-"""Files of torch.save, read without importing or calling anything that they name, with no more memory than their size.
-Of those that hold live objects, as the original's checkpoints hold their scheduler, the plain rest is read."""
+"""Safe reading of files of torch.save: it imports and calls nothing that a file names, and takes no more memory than
+the file's size. From files with live objects, such as the schedulers in the original's checkpoints, it reads the plain
+values and tensors."""
 
 from __future__ import annotations
 
 import mmap
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pickle import UnpicklingError
 from typing import Any
 
@@ -15,23 +16,25 @@ import torch
 
 from .errors import UserError
 
-BYTEARRAY_GLOBAL = b"bytearray\n"  # as a pickle names it, the one thing that PyTorch lets it make in any size
+# bytearray as a pickle names it: the only type that PyTorch's safe reader lets a small file create in any size.
+BYTEARRAY_GLOBAL = b"bytearray\n"
 
 
 class Placeholder:
-    """Stands for a class or function that a file names. It can be made from anything and keeps nothing."""
+    """An inert object in place of a class or function that a file names; it takes any arguments and stores none."""
 
     __slots__ = ()
 
     def __new__(cls, *_):
+        """Ignore the arguments that the file gives to the class."""
         return super().__new__(cls)
 
     def __setstate__(self, state) -> None:
-        pass
+        """Ignore the state that the file gives to the object."""
 
 
 class _NumpyDType(Placeholder):
-    """Stands for NumPy's data types."""
+    """A stand-in for ``numpy.dtype`` that stores the name of the data type."""
 
     __slots__ = ("name",)
 
@@ -40,12 +43,13 @@ class _NumpyDType(Placeholder):
 
 
 def _numpy_scalar(dtype: _NumpyDType, data: bytes) -> float | int | bool:
-    """A NumPy number as Python's; its bytes are in this machine's order."""
+    """Return the Python number of a NumPy scalar, from its bytes in this machine's order."""
     return np.frombuffer(data, dtype.name)[0].item()
 
 
-STAND_INS = {
-    "collections.defaultdict": lambda *_: {},  # PyTorch's reader puts entries into plain dicts alone
+# Replacements for names in a file whose content a checkpoint needs; a Placeholder replaces any other name.
+STAND_INS: dict[str, Callable[..., Any]] = {
+    "collections.defaultdict": lambda *_: {},  # PyTorch's safe reader fills plain dicts only
     "numpy.dtype": _NumpyDType,
     "numpy.core.multiarray.scalar": _numpy_scalar,
     "numpy._core.multiarray.scalar": _numpy_scalar,  # from NumPy 2 on
@@ -53,11 +57,11 @@ STAND_INS = {
 
 
 def load_weights_only(path: str | os.PathLike) -> Any:
-    """``torch.load`` with ``weights_only``, on the CPU.
+    """Return the content of a file as ``torch.load`` with ``weights_only`` reads it, on the CPU.
 
     Raises:
-        UserError: the file would take far more memory than it has bytes. torch.save compresses nothing, and keeps of
-            each tensor what the tensor takes.
+        UserError: the content would take more memory than the file has bytes. A file of torch.save never does: it is
+            not compressed and holds all bytes of each tensor.
     """
     size = os.path.getsize(path)
     _check_archive(path, size)
@@ -66,47 +70,48 @@ def load_weights_only(path: str | os.PathLike) -> Any:
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.nbytes > size:
             raise UserError(
                 f"{path} has a tensor of shape {tuple(tensor.shape)} ({tensor.dtype}), which its {size:,} bytes cannot "
-                "hold. It is refused, as it could take any amount of memory"
+                "hold. The file is refused, as it could fill the memory"
             )
     return content
 
 
 def _check_archive(path: str | os.PathLike, size: int) -> None:
+    """Raise :class:`UserError` where a file of ``size`` bytes is compressed or its pickle names ``bytearray``."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
             if (total := sum(record.file_size for record in records)) > size:
                 raise UserError(f"{path} unpacks from {size:,} to {total:,} bytes; torch.save compresses nothing")
-            found = any(
-                BYTEARRAY_GLOBAL in archive.read(record) for record in records if record.filename.endswith(".pkl")
-            )
+            pickles = (archive.read(record) for record in records if record.filename.endswith(".pkl"))
+            names_bytearray = any(BYTEARRAY_GLOBAL in pickled for pickled in pickles)
     else:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            found = content.find(BYTEARRAY_GLOBAL) >= 0
-    if found:
-        raise UserError(f"{path} names Python's bytearray, which can take any amount of memory and has no place in it")
+            names_bytearray = content.find(BYTEARRAY_GLOBAL) >= 0
+    if names_bytearray:
+        raise UserError(f"{path} names Python's bytearray, which can fill the memory. The file is refused")
 
 
 def _iterate_tensors(content: Any) -> Iterator[torch.Tensor]:
-    """Every tensor in containers in containers, which may hold one another."""
-    waiting, seen = [content], set()
-    while waiting:
-        value = waiting.pop()
+    """Yield every tensor in nested containers, each container once, even if it contains itself."""
+    pending, visited = [content], set()
+    while pending:
+        value = pending.pop()
         if isinstance(value, torch.Tensor):
             yield value
-        elif isinstance(value, (dict, list, tuple, set)) and id(value) not in seen:
-            seen.add(id(value))
-            waiting.extend(value.values() if isinstance(value, dict) else value)
+        elif isinstance(value, (dict, list, tuple, set)) and id(value) not in visited:
+            visited.add(id(value))
+            pending.extend(value.values() if isinstance(value, dict) else value)
 
 
 def safe_torch_load(path: str | os.PathLike) -> Any:
-    """What ``torch.load`` reads with ``weights_only``: tensors, plain values and containers, on the CPU.
+    """Return the tensors, plain values and containers in a file of torch.save, on the CPU.
 
-    Where that refuses the file for classes that it does not know, an inert one stands for each of them; entries that
-    would hold one are left out of the dict that the file holds, and of the dicts in it.
+    Where the file names classes that ``torch.load`` with ``weights_only`` refuses, a :class:`Placeholder` replaces each
+    of them. Entries with a placeholder are then dropped from the file's dict and from the dicts directly in it.
 
     Raises:
-        UserError: the file would take far more memory than it has bytes.
+        UserError: the content would take more memory than the file has bytes.
+        UnpicklingError: the file is damaged, or is not one of torch.save.
     """
     try:
         return load_weights_only(path)
@@ -122,6 +127,7 @@ def safe_torch_load(path: str | os.PathLike) -> Any:
 
 
 def _drop_placeholders(entries: dict) -> dict:
+    """Return a dict without the entries whose value is a :class:`Placeholder` object or class."""
     return {
         key: value for key, value in entries.items() if not (isinstance(value, Placeholder) or value is Placeholder)
     }

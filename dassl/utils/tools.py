@@ -1,5 +1,4 @@
-"""What repositories of the field import from ``dassl.utils.tools``, Dassl's module of that name; our own code imports
-from ``dassl.utils``."""
+"""The names that third-party repositories import from Dassl's module ``dassl.utils.tools``."""
 # ruff: noqa: F401
 
 from .env import collect_env_info

@@ -1,4 +1,4 @@
-"""What repositories of the field import from ``dassl.utils.torchtools``, Dassl's module of that name."""
+"""The names that third-party repositories import from Dassl's module ``dassl.utils.torchtools``."""
 # ruff: noqa: F401
 
 from .checkpoint import (

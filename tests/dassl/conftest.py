@@ -1,4 +1,4 @@
-"""Images that several tests load, and a data set that several of their trainers learn."""
+"""Fixtures of several tests: images, a data set, and configs of trainers on it."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 
 @pytest.fixture
 def images(tmp_path) -> list[Datum]:
-    """Seven pictures of noise, of two classes and three domains."""
+    """Seven images of noise, of two classes and three domains."""
     rng = np.random.default_rng(0)
     paths = [tmp_path / f"{number}.png" for number in range(7)]
     for path in paths:
@@ -21,7 +21,7 @@ def images(tmp_path) -> list[Datum]:
 
 @DATASET_REGISTRY.register()
 class Shades(DatasetBase):
-    """Dark and bright noise: 12 pictures with labels and 20 without, 4 for validation and 8 for testing."""
+    """Dark and bright noise: 12 labelled and 20 unlabelled images, 4 for validation and 8 for testing."""
 
     def __init__(self, cfg):
         rng, items = np.random.default_rng(0), []

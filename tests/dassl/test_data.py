@@ -1,4 +1,4 @@
-"""Few-shot protocol, transforms, samplers, loaders."""
+"""Few-shot sampling, random transforms, samplers, loaders."""
 
 import random
 from pathlib import Path
@@ -19,6 +19,7 @@ from dassl.utils import UserError, derive_seed, read_image, temporary_seed
 
 
 def config(**values):
+    """Return the default config with some values, such as ``INPUT__SIZE=(8, 8)``."""
     cfg = get_cfg_default()
     for key, value in values.items():
         cfg.merge_from_list([key.replace("__", "."), value])
@@ -26,6 +27,7 @@ def config(**values):
 
 
 def items(per_class: dict[str, int]) -> list[Datum]:
+    """Return as many items of each class as ``per_class`` states."""
     return [
         Datum(f"{name}/{i}", label, classname=name)
         for label, (name, count) in enumerate(per_class.items())
@@ -37,7 +39,7 @@ class Plain(DatasetBase):
     pass
 
 
-def test_few_shots_of_a_small_class(capsys):
+def test_a_class_with_too_few_images_gives_all_and_is_printed_or_repeats_images(capsys):
     source = items({"a": 10, "rare": 1})
     dataset = Plain(train_x=source)
     assert [d.classname for d in dataset.generate_fewshot_dataset(source, num_shots=3)] == ["a"] * 3 + ["rare"]
@@ -46,8 +48,8 @@ def test_few_shots_of_a_small_class(capsys):
     assert [d.impath for d in repeated[3:]] == ["rare/0"] * 3
 
 
-def test_a_class_of_just_as_many_images_is_drawn_from_like_all_others():
-    """Each class is one sample, in the order of labels; else those behind it would get others than in the original."""
+def test_a_class_of_exactly_num_shots_images_takes_a_random_sample_too():
+    """As in the original, each class is one ``random.sample``; otherwise, later classes would get other images."""
     source = items({"a": 3, "b": 10})
     random.seed(3)
     expected = [*random.sample(source[:3], 3), *random.sample(source[3:], 3)]
@@ -55,14 +57,15 @@ def test_a_class_of_just_as_many_images_is_drawn_from_like_all_others():
         assert Plain(train_x=source).generate_fewshot_dataset(source, num_shots=3) == expected
 
 
-def test_below_one_shot_means_all():
+def test_fewer_than_one_shot_gives_all_images():
     source = items({"a": 4})
     assert Plain(train_x=source).generate_fewshot_dataset(source, num_shots=0) is source
     assert Plain(train_x=source).generate_fewshot_dataset(source, source, num_shots=-1) == [source, source]
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
+    """Six images of noise, of two classes and three domains."""
     rng = np.random.default_rng(0)
     result = []
     for i in range(6):
@@ -72,49 +75,50 @@ def pictures(tmp_path):
     return result
 
 
-def batches(pictures, workers=0, epoch=0, **values):
+def batches(images, workers=0, epoch=0, **values):
+    """Return the batches of an epoch of random crops."""
     crops = {"INPUT__SIZE": (8, 8), "INPUT__TRANSFORMS": ("random_resized_crop",)}
     cfg = config(**{"SEED": 1, "DATALOADER__NUM_WORKERS": workers, **crops, **values})
-    loader = build_data_loader(cfg, "RandomSampler", pictures, 2, tfm=build_transform(cfg))
+    loader = build_data_loader(cfg, "RandomSampler", images, 2, tfm=build_transform(cfg))
     loader.epoch = epoch
     return list(loader)
 
 
-def test_draws_depend_on_seed_epoch_and_image_alone(pictures):
+def test_draws_depend_on_seed_epoch_and_image_alone(images):
     def by_path(batches):
         return {p: image for batch in batches for p, image in zip(batch["impath"], batch["img"], strict=True)}
 
-    one, other = by_path(batches(pictures)), by_path(batches(pictures[::-1], workers=2))
+    one, other = by_path(batches(images)), by_path(batches(images[::-1], workers=2))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[path], other[path]) for path in one)
     for changed in ({"epoch": 1}, {"SEED": 2}):
-        other = by_path(batches(pictures, **changed))
+        other = by_path(batches(images, **changed))
         assert not any(torch.equal(one[path], other[path]) for path in one)
 
 
-def test_a_loader_counts_its_epochs(pictures):
+def test_a_train_loader_counts_epochs_and_can_return_to_one(images):
     cfg = config(SEED=1, INPUT__SIZE=(8, 8), DATALOADER__NUM_WORKERS=0)
-    loader = build_data_loader(cfg, "RandomSampler", pictures, 2, tfm=build_transform(cfg))
+    loader = build_data_loader(cfg, "RandomSampler", images, 2, tfm=build_transform(cfg))
     orders = [torch.cat([batch["index"] for batch in loader]).tolist() for _ in range(3)]
     assert orders[0] != orders[1]
     loader.epoch = 1
     assert torch.cat([batch["index"] for batch in loader]).tolist() == orders[1]
 
 
-def test_drawing_leaves_the_global_generators_alone(pictures):
+def test_random_transforms_do_not_change_the_global_generators(images):
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    batches(pictures)
+    batches(images)
     assert torch.equal(torch.rand(3), expected)
 
 
 @pytest.mark.parametrize(("same", "size", "order"), [(True, 2, "shuffled"), (False, 3, "as listed")])
-def test_unlabelled_images_have_a_loader_of_their_own_or_one_as_the_labelled(pictures, same, size, order):
+def test_unlabelled_images_are_loaded_by_train_u_or_by_train_x_with_same_as_x(images, same, size, order):
     @DATASET_REGISTRY.register(force=True)
     class Unlabelled(DatasetBase):
         def __init__(self, cfg):
-            super().__init__(train_x=pictures, train_u=pictures, test=pictures)
+            super().__init__(train_x=images, train_u=images, test=images)
 
     cfg = config(SEED=1, DATASET__NAME="Unlabelled", INPUT__SIZE=(8, 8), DATALOADER__NUM_WORKERS=0)
     cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.DATALOADER.TRAIN_U.SAME_AS_X = 2, same
@@ -124,34 +128,34 @@ def test_unlabelled_images_have_a_loader_of_their_own_or_one_as_the_labelled(pic
     assert ([index for batch in indices for index in batch] == list(range(6))) == (order == "as listed")
 
 
-def test_training_drops_a_rest_and_testing_keeps_it(pictures):
+def test_training_drops_a_last_batch_that_is_not_full_and_testing_keeps_it(images):
     cfg = config(INPUT__SIZE=(8, 8), DATALOADER__NUM_WORKERS=0, SEED=0)
     tfm = build_transform(cfg)
-    assert [len(b["label"]) for b in build_data_loader(cfg, "RandomSampler", pictures, 4, tfm=tfm)] == [4]
-    assert [len(b["label"]) for b in build_data_loader(cfg, "RandomSampler", pictures, 9, tfm=tfm)] == [6]
-    loader = build_data_loader(cfg, "SequentialSampler", pictures, 4, tfm=tfm, is_train=False)
+    assert [len(b["label"]) for b in build_data_loader(cfg, "RandomSampler", images, 4, tfm=tfm)] == [4]
+    assert [len(b["label"]) for b in build_data_loader(cfg, "RandomSampler", images, 9, tfm=tfm)] == [6]
+    loader = build_data_loader(cfg, "SequentialSampler", images, 4, tfm=tfm, is_train=False)
     assert [len(b["label"]) for b in loader] == [4, 2]
 
 
-def test_an_empty_loader_is_explained():
+def test_a_loader_without_images_is_refused():
     with pytest.raises(UserError, match="no images for a loader"):
         build_data_loader(get_cfg_default(), data_source=[])
 
 
-def test_no_transform_gives_the_picture(pictures):
+def test_without_a_transform_the_item_holds_the_pil_image(images):
     cfg = config(INPUT__NO_TRANSFORM=True)
-    wrapper = DatasetWrapper(cfg, pictures, build_transform(cfg))
+    wrapper = DatasetWrapper(cfg, images, build_transform(cfg))
     assert isinstance(wrapper[0]["img"], Image.Image)
     cfg.DATALOADER.K_TRANSFORMS = 2
     with pytest.raises(UserError, match="K_TRANSFORMS"):
-        DatasetWrapper(cfg, pictures, None, is_train=True)
+        DatasetWrapper(cfg, images, None, is_train=True)
 
 
-def test_a_loader_that_counts_no_epochs_draws_anew_each_time(pictures):
-    """Trainers of the field put PyTorch's own loader around our wrapper and sampler."""
+def test_a_loader_that_does_not_count_epochs_draws_new_orders_and_transforms(images):
+    """Third-party trainers build PyTorch's DataLoader with our data set and sampler."""
     cfg = config(SEED=1, INPUT__SIZE=(8, 8), INPUT__TRANSFORMS=("random_resized_crop",))
-    wrapper = DatasetWrapper(cfg, pictures, transform=build_transform(cfg), is_train=True)
-    loader = DataLoader(wrapper, 6, sampler=build_sampler("RandomSampler", cfg=cfg, data_source=pictures))
+    wrapper = DatasetWrapper(cfg, images, transform=build_transform(cfg), is_train=True)
+    loader = DataLoader(wrapper, 6, sampler=build_sampler("RandomSampler", cfg=cfg, data_source=images))
     epochs = []
     with temporary_seed(0):
         for _ in range(3):
@@ -161,36 +165,39 @@ def test_a_loader_that_counts_no_epochs_draws_anew_each_time(pictures):
     assert not any(torch.equal(epochs[0][i], epochs[1][i]) for i in range(6))
 
 
-def test_a_wrapper_of_the_field_transforms_by_itself(pictures):
+def test_a_third_party_subclass_may_call_transform_image(images):
     class Pairs(DatasetWrapper):
         def __getitem__(self, idx):
             img0 = read_image(self.data_source[idx].impath)
             return {"img": self._transform_image(self.transform, img0), "img0": self.to_tensor(img0)}
 
     cfg = config(INPUT__SIZE=(8, 8))
-    item = Pairs(cfg, pictures, transform=build_transform(cfg), is_train=True)[0]
+    item = Pairs(cfg, images, transform=build_transform(cfg), is_train=True)[0]
     assert item["img"].shape == item["img0"].shape == (3, 8, 8)
 
 
-def test_moved_data_gives_the_same_draws(pictures, tmp_path):
-    def draw(root: Path, **values) -> int:
+def test_moved_data_gives_the_same_draws(images, tmp_path):
+    def seed_below(root: Path, **values) -> int:
+        """Return the seed of the moved image with this data root."""
         cfg = config(SEED=1, DATASET__ROOT=str(root), **values)
-        return DatasetWrapper(cfg, [Datum(tmp_path / "new" / "0.png")], is_train=True).draw(0, 0)
+        return DatasetWrapper(cfg, [Datum(tmp_path / "new" / "0.png")], is_train=True).transform_seed(0, 0)
 
-    assert draw(tmp_path / "new") == DatasetWrapper(
-        config(SEED=1, DATASET__ROOT=str(tmp_path)), pictures, is_train=True
-    ).draw(0, 0)
-    # A folder of its own counts as the root, whether it lies below the root or not.
-    assert draw(tmp_path, DATASET__FOLDER="new") == draw(tmp_path / "x", DATASET__FOLDER=str(tmp_path / "new"))
+    assert seed_below(tmp_path / "new") == DatasetWrapper(
+        config(SEED=1, DATASET__ROOT=str(tmp_path)), images, is_train=True
+    ).transform_seed(0, 0)
+    # DATASET.FOLDER counts as the root, whether it lies below DATASET.ROOT or not.
+    assert seed_below(tmp_path, DATASET__FOLDER="new") == seed_below(
+        tmp_path / "x", DATASET__FOLDER=str(tmp_path / "new")
+    )
 
 
-def test_images_of_one_name_in_two_folders_are_drawn_apart(tmp_path):
+def test_images_with_one_name_in_two_folders_have_different_seeds(tmp_path):
     images = [Datum(tmp_path / folder / "0.png") for folder in ("cat", "dog")]
     wrapper = DatasetWrapper(config(SEED=1, DATASET__ROOT=str(tmp_path)), images, is_train=True)
-    assert wrapper.draw(0, 0) != wrapper.draw(1, 0)
+    assert wrapper.transform_seed(0, 0) != wrapper.transform_seed(1, 0)
 
 
-def test_derived_seeds_do_not_collide_or_wander():
+def test_derived_seeds_do_not_collide_and_are_the_same_on_every_machine():
     assert derive_seed(1, 2, "a") == 3395173595534000988  # on every machine, in every process
     assert len({derive_seed(s, e, i) for s in range(9) for e in range(9) for i in range(9)}) == 9**3
     assert derive_seed(1, 23) != derive_seed(12, 3)
@@ -204,7 +211,7 @@ SAMPLERS["RandomClassSampler"] = {"batch_size": 6, "n_ins": 3}
 
 @pytest.fixture
 def order():
-    """The order of an epoch: of 63 images, three are of class 0 and of domain 0, the others of class 1 and domain 1."""
+    """A function that returns the order of 63 images: three of class 0 and domain 0, 60 of class 1 and domain 1."""
     source = [Datum(str(number), int(number > 2), domain=int(number > 2)) for number in range(63)]
 
     def call(name: str, seed: int = 1, epoch: int = 0) -> list[int]:
@@ -216,32 +223,32 @@ def order():
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_an_order_follows_from_the_seed_and_the_epoch(order, name):
+def test_an_order_depends_on_the_seed_and_the_epoch_alone(order, name):
     assert order(name) == order(name)
     assert len({tuple(order(name, seed, epoch)) for seed in (1, 2, 3) for epoch in (0, 1, 2)}) == 9
 
 
-def test_the_order_of_all_images_is_one_shuffle(order):
+def test_the_random_sampler_gives_one_shuffle_of_all_images(order):
     expected = list(range(63))
     random.Random(derive_seed(7, 2, "RandomSampler")).shuffle(expected)
     assert order("RandomSampler", seed=7, epoch=2) == expected
 
 
 @pytest.mark.parametrize("name", ["RandomDomainSampler", "RandomClassSampler"])
-def test_a_small_group_comes_again_and_again_each_time_in_another_order(order, name):
-    """Each of the ten batches takes all three of its images."""
-    found = order(name)
-    assert len(found) == 60
-    passes = [tuple(index for index in found[start : start + 6] if index < 3) for start in range(0, 60, 6)]
+def test_a_group_that_is_used_up_begins_in_a_new_order(order, name):
+    """Each of the ten batches takes all three images of the small group."""
+    indices = order(name)
+    assert len(indices) == 60
+    passes = [tuple(index for index in indices[start : start + 6] if index < 3) for start in range(0, 60, 6)]
     assert all(sorted(one) == [0, 1, 2] for one in passes)
     assert len(set(passes)) > 3
-    large = [index for index in found if index > 2]
-    assert len(set(large)) == 30  # none twice before all have come
+    large = [index for index in indices if index > 2]
+    assert len(set(large)) == 30  # no image twice before all have come
 
 
 @pytest.mark.parametrize("name", ["RandomDomainSampler", "RandomClassSampler"])
-def test_the_groups_of_a_batch_are_drawn(name):
-    """One of four groups a batch: not always the same, and not in turn."""
+def test_the_groups_of_a_batch_are_random(name):
+    """Of four groups, each batch takes one: not always the same one, and not in turn."""
     source = [Datum(str(number), number % 4, domain=number % 4) for number in range(80)]
     values = {"n_domain": 1} if name == "RandomDomainSampler" else {"n_ins": 4}
     sampler = build_sampler(name, config(SEED=1), source, batch_size=4, **values)
@@ -251,7 +258,7 @@ def test_the_groups_of_a_batch_are_drawn(name):
     assert groups != (groups[:4] * 5)
 
 
-def test_groups_that_fill_no_batch_are_refused(pictures):
+def test_groups_that_cannot_fill_a_batch_are_refused(images):
     for name, values in (("RandomClassSampler", {"n_ins": 3}), ("RandomDomainSampler", {"n_domain": 4})):
         with pytest.raises(UserError, match=name):
-            build_sampler(name, config(SEED=1), pictures, batch_size=4, **values)
+            build_sampler(name, config(SEED=1), images, batch_size=4, **values)

@@ -1,4 +1,4 @@
-"""Pictures of every kind decode as PIL's conversion to RGB does, as in the original; others are one clear error."""
+"""Images of every kind are read as PIL converts them to RGB; unreadable files raise one clear error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COLOURS = Image.fromarray(RNG.integers(0, 256, (12, 10, 3), dtype=np.uint8))
 PALETTE = COLOURS.quantize(16)
 FRAMES = [Image.fromarray(RNG.integers(0, 256, (12, 10, 3), dtype=np.uint8)) for _ in range(3)]
 ROTATED = Image.Exif()
-ROTATED[0x0112] = 6  # orientation: to be turned by 90 degrees
+ROTATED[0x0112] = 6  # the EXIF orientation "turn by 90 degrees", which PIL's conversion ignores
 
 KINDS = {
     "RGB": ("png", COLOURS, {}),
@@ -37,14 +37,16 @@ KINDS = {
 }
 
 
-def as_pil_does(path: Path) -> Image.Image:
+def convert_with_pil(path: Path) -> Image.Image:
+    """Return the image as PIL converts it to RGB."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return Image.open(path).convert("RGB")
 
 
-def assert_as_pil_does(path: Path) -> None:
-    picture, expected = read_image(path), as_pil_does(path)
+def assert_reads_as_pil(path: Path) -> None:
+    """Assert that ``read_image`` returns the pixels of :func:`convert_with_pil`."""
+    picture, expected = read_image(path), convert_with_pil(path)
     assert (picture.mode, picture.size) == ("RGB", expected.size)
     assert np.array_equal(np.asarray(picture), np.asarray(expected))
 
@@ -54,52 +56,53 @@ def test_every_kind_decodes_as_pil_converts_it(tmp_path, kind):
     suffix, picture, options = KINDS[kind]
     path = tmp_path / f"picture.{suffix}"
     picture.save(path, **options)
-    assert_as_pil_does(path)
-    assert len(np.unique(np.asarray(read_image(path)))) > 1  # there is something to see
+    assert_reads_as_pil(path)
+    assert len(np.unique(np.asarray(read_image(path)))) > 1  # not blank
 
 
-def test_lost_transparency_is_no_news(tmp_path):
+def test_reading_a_palette_image_with_transparency_warns_of_nothing(tmp_path):
     PALETTE.save(tmp_path / "picture.png", transparency=bytes(range(16)))
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught_warnings:
         warnings.simplefilter("always")
         for _ in range(3):
             read_image(tmp_path / "picture.png")
-        assert told == []
+        assert caught_warnings == []
         Image.open(tmp_path / "picture.png").convert("RGB")
-        assert "Transparency" in str(told[0].message)  # what it is about
+        assert "Transparency" in str(caught_warnings[0].message)  # PIL itself warns
 
 
-def content_of(suffix: str) -> bytes:
+def make_content(suffix: str) -> bytes:
+    """Return the content of an image file of noise."""
     file = BytesIO()
     Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file, suffix)
     return file.getvalue()
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpeg", "gif", "webp"])
-@pytest.mark.parametrize("part", [0, 0.5, 0.9])
-def test_a_truncated_file_is_refused_by_name_where_pil_refuses_it(tmp_path, suffix, part):
-    path, whole = tmp_path / f"cut.{suffix}", content_of(suffix)
-    path.write_bytes(whole[: int(part * len(whole))])
+@pytest.mark.parametrize("fraction", [0, 0.5, 0.9])
+def test_a_truncated_file_is_refused_by_name_where_pil_refuses_it(tmp_path, suffix, fraction):
+    path, content = tmp_path / f"cut.{suffix}", make_content(suffix)
+    path.write_bytes(content[: int(fraction * len(content))])
     try:
-        as_pil_does(path)
+        convert_with_pil(path)
     except Exception:
         with pytest.raises(UnreadableImageError, match=f"cannot read {re.escape(str(path))} as an image: .+"):
             read_image(path)
     else:
-        assert_as_pil_does(path)
+        assert_reads_as_pil(path)
 
 
-def test_any_damage_is_one_kind_of_error(tmp_path):
-    """Whatever PIL raises; for a damaged DDS, say, it is NotImplementedError."""
+def test_any_damage_raises_unreadable_image_error(tmp_path):
+    """PIL raises errors of many classes, such as NotImplementedError for a damaged DDS file."""
     errors, path = [], tmp_path / "damaged"
     rng = np.random.default_rng(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for suffix in ("png", "jpeg", "gif", "webp", "tiff", "ico", "ppm", "dds"):
-            whole = np.frombuffer(content_of(suffix), np.uint8)
+            content = np.frombuffer(make_content(suffix), np.uint8)
             for _ in range(20):
-                damaged = whole.copy()
-                damaged[rng.integers(0, min(len(whole), 200), 4)] = rng.integers(0, 256, 4)
+                damaged = content.copy()
+                damaged[rng.integers(0, min(len(content), 200), 4)] = rng.integers(0, 256, 4)
                 path.write_bytes(damaged.tobytes())
                 try:
                     read_image(path)
@@ -110,7 +113,7 @@ def test_any_damage_is_one_kind_of_error(tmp_path):
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError("Input/output error")])
-def test_what_is_no_fault_of_the_picture_makes_it_unreadable_too(monkeypatch, error):
+def test_errors_of_the_disk_or_the_memory_make_an_image_unreadable_too(monkeypatch, error):
     def fails(*_):
         raise error
 
@@ -121,14 +124,14 @@ def test_what_is_no_fault_of_the_picture_makes_it_unreadable_too(monkeypatch, er
     assert str(caught.value) == "cannot read a.png as an image: Input/output error"
 
 
-def test_an_absent_file(tmp_path):
+def test_an_absent_file_or_a_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"absent.png as an image: No such file or directory"):
         read_image(tmp_path / "absent.png")
     with pytest.raises(UnreadableImageError, match="Is a directory"):
         read_image(tmp_path)
 
 
-def test_a_bomb_is_refused_with_its_size_and_the_limit_and_the_limit_stays(tmp_path):
+def test_a_decompression_bomb_is_refused_with_its_size_and_pils_limit(tmp_path):
     path = tmp_path / "bomb.png"
     limit = Image.MAX_IMAGE_PIXELS
     side = int((2 * limit) ** 0.5) + 1
@@ -137,6 +140,6 @@ def test_a_bomb_is_refused_with_its_size_and_the_limit_and_the_limit_stays(tmp_p
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + b"\0\0\0\1IDAT")
     with pytest.raises(UnreadableImageError) as caught:
         read_image(path)
-    for part in (path, f"{side * side:,} pixels", f"{2 * limit:,} at most", "scale it down"):
-        assert str(part) in str(caught.value)
+    for text in (path, f"{side * side:,} pixels", f"{2 * limit:,} at most", "scale it down"):
+        assert str(text) in str(caught.value)
     assert limit == Image.MAX_IMAGE_PIXELS

@@ -1,4 +1,4 @@
-"""Classification results, counted by hand."""
+"""Classification metrics equal those counted by hand."""
 
 from itertools import pairwise
 
@@ -10,32 +10,33 @@ from dassl.config import get_cfg_default
 from dassl.evaluation import EVALUATOR_REGISTRY, Classification, build_evaluator
 from dassl.metrics import compute_accuracy
 
-# Class 3 is none of the images', but is taken for one of them. Right are 4 of 6; of the classes 2/3, 1/2 and 1/1.
+# No image is of class 3, but one is predicted as it. Correct are 4 of 6 images: 2/3, 1/2 and 1/1 of the classes.
 TRUE = [0, 0, 0, 1, 1, 2]
 PREDICTED = [0, 0, 3, 1, 2, 2]
-# 2 * right / (images of the class + images taken for it), over the classes that occur
+# 2 * correct / (images of the class + images predicted as it), for each class that occurs
 F1 = (2 * 2 / (3 + 2), 2 * 1 / (2 + 1), 2 * 1 / (1 + 2))
 
 
 @pytest.fixture
 def evaluator(tmp_path):
+    """The classification evaluator with per-class results and the confusion matrix."""
     cfg = get_cfg_default()
     cfg.OUTPUT_DIR = str(tmp_path)
     cfg.TEST.PER_CLASS_RESULT = cfg.TEST.COMPUTE_CMAT = True
     return build_evaluator(cfg, lab2cname=dict(enumerate("abcd")))
 
 
-def process(evaluator) -> None:
-    """In batches of four and two."""
+def process_batches(evaluator) -> None:
+    """Process all images in batches of four and two."""
     for start, stop in pairwise((0, 4, 6)):
         predicted = torch.tensor(PREDICTED[start:stop])
         evaluator.process(F.one_hot(predicted, 4).float(), torch.tensor(TRUE[start:stop]))
 
 
-def test_all_figures(evaluator):
-    process(evaluator)
+def test_metrics_equal_those_counted_by_hand(evaluator):
+    process_batches(evaluator)
     results = evaluator.evaluate()
-    assert next(iter(results)) == "accuracy"  # by which the engine compares epochs
+    assert next(iter(results)) == "accuracy"  # the engine compares epochs by the first metric
     assert results == pytest.approx(
         {
             "accuracy": 100 * 4 / 6,
@@ -46,12 +47,12 @@ def test_all_figures(evaluator):
     )
 
 
-def test_after_a_reset_nothing_is_left_of_what_came_before(evaluator):
+def test_a_reset_forgets_all_batches(evaluator):
     evaluator.process(torch.eye(4), torch.tensor([3, 3, 3, 3]))
     evaluator.evaluate()
     evaluator.reset()
-    process(evaluator)
-    assert (evaluator._correct, evaluator._total) == (4, 6)  # as the field reads them
+    process_batches(evaluator)
+    assert (evaluator._correct, evaluator._total) == (4, 6)  # third-party code reads them
     assert evaluator._per_class_res == {0: [1, 1, 0], 1: [1, 0], 2: [1]}
     results = evaluator.evaluate()
     assert (results["accuracy"], results["macro_f1"]) == pytest.approx((100 * 4 / 6, 100 * sum(F1) / 3))
@@ -59,16 +60,16 @@ def test_after_a_reset_nothing_is_left_of_what_came_before(evaluator):
 
 
 def test_rows_of_the_confusion_matrix_are_true_classes(evaluator, tmp_path):
-    process(evaluator)
+    process_batches(evaluator)
     evaluator.evaluate()
     expected = [[2 / 3, 0, 0, 1 / 3], [0, 1 / 2, 1 / 2, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
     assert torch.load(tmp_path / "cmat.pt", weights_only=True).tolist() == [pytest.approx(row) for row in expected]
 
 
-def test_an_evaluator_of_the_field_that_counts_by_itself():
+def test_a_third_party_subclass_may_set_the_counts():
     @EVALUATOR_REGISTRY.register(force=True)
     class Lenient(Classification):
-        """What is in the two best counts."""
+        """Labels among the two best predictions are correct."""
 
         def __init__(self, cfg, lab2cname=None, **kwargs):
             super().__init__(cfg, lab2cname)
@@ -87,8 +88,8 @@ def test_an_evaluator_of_the_field_that_counts_by_itself():
     assert evaluator.evaluate()["accuracy"] == 50
 
 
-def test_accuracy_among_the_first_k():
+def test_top_k_accuracy_counts_labels_among_the_first_k():
     output = torch.tensor([[5.0, 4.0, 3.0, 2.0], [2.0, 3.0, 4.0, 5.0], [9.0, 8.0, 1.0, 0.0]])
     target = torch.tensor([0, 2, 3])  # of rank 1, 2 and 4
-    found = [value.item() for value in compute_accuracy((output, None), target, topk=(1, 2, 3, 4))]
-    assert found == pytest.approx([100 / 3, 200 / 3, 200 / 3, 100])
+    accuracies = [value.item() for value in compute_accuracy((output, None), target, topk=(1, 2, 3, 4))]
+    assert accuracies == pytest.approx([100 / 3, 200 / 3, 200 / 3, 100])

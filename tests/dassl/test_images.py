@@ -1,4 +1,4 @@
-"""Pictures that cannot be read: a run ends with the list of them, or goes without them where that is asked for."""
+"""Images that cannot be read: a run ends with a list of them, or leaves them out with DATASET.SKIP_BAD_IMAGES."""
 
 from __future__ import annotations
 
@@ -27,33 +27,35 @@ def root(imagenet_root) -> Path:
 
 @pytest.fixture
 def short(run, imagenet_root, tmp_path):
-    """Two epochs on the small ImageNet with the cache of this test."""
+    """A function that runs two epochs on the small ImageNet with a feature cache for this test."""
     flags = ("--root", imagenet_root, "--dataset-config-file", IMAGENET)
     settings = ("OPTIM.MAX_EPOCH", 2, "FEATURES.CACHE_DIR", tmp_path / "cache", "DATALOADER.TRAIN_X.BATCH_SIZE", 4)
 
-    def call(*arguments, flags_=(), **values):
-        return run(*flags, *flags_, *settings, *arguments, **values)
+    def call(*arguments, more_flags=(), **values):
+        return run(*flags, *more_flags, *settings, *arguments, **values)
 
     return call
 
 
-def pictures(folder: Path, *numbers: int) -> list[Path]:
-    found = sorted(folder.rglob("*.JPEG"))
-    return [found[number] for number in numbers]
+def image_paths(folder: Path, *numbers: int) -> list[Path]:
+    """Return the images of those numbers in the sorted list of all images in a folder."""
+    paths = sorted(folder.rglob("*.JPEG"))
+    return [paths[number] for number in numbers]
 
 
-def refused(result, *parts: object) -> None:
+def assert_refused(result, *texts: object) -> None:
+    """Assert that a run ended with one error message and no result, and that the message has all the texts."""
     assert result.code == 2
     assert result.error.startswith("error: ")
     assert "Traceback" not in result.error
-    for part in parts:
-        assert str(part) in result.error
-        assert str(part) in result.log
+    for text in texts:
+        assert str(text) in result.error
+        assert str(text) in result.log
     assert "accuracy" not in result.log
     assert not (result.folder / "result.json").exists()
 
 
-def test_pictures_are_read_and_the_reasons_told(tmp_path):
+def test_find_unreadable_returns_the_reason_of_each_image(tmp_path):
     damage(tmp_path / "cut.png")
     (tmp_path / "text.png").write_text("no picture")
     paths = [str(tmp_path / name) for name in ("cut.png", "text.png", "absent.png", "cut.png")]
@@ -63,12 +65,12 @@ def test_pictures_are_read_and_the_reasons_told(tmp_path):
     assert reasons[paths[2]] == "No such file or directory"
 
 
-def test_extraction_goes_through_and_one_error_lists_every_bad_file(short, root, monkeypatch):
-    bad = pictures(root / "train", 2, 7, 14)
+def test_one_error_lists_all_unreadable_images_and_features_of_the_others_are_stored(short, root, monkeypatch):
+    bad = image_paths(root / "train", 2, 7, 14)
     contents = [path.read_bytes() for path in bad]
     damage(*bad)
     stopped = short(*RANDOM)
-    refused(
+    assert_refused(
         stopped, "3 of 15 train_x images cannot be read:", *(f"\n  {path}: " for path in bad), "SKIP_BAD_IMAGES True"
     )
     assert "epoch [" not in stopped.log
@@ -83,29 +85,29 @@ def test_extraction_goes_through_and_one_error_lists_every_bad_file(short, root,
     monkeypatch.setattr(CachedFeatureExtractor, "_extract", counting)
     assert short(*RANDOM).code == 0
     assert encoded["test images"] == 6
-    assert 0 < encoded["train_x images"] <= 2 * 3  # in two epochs; of the others, the features were kept
+    assert 0 < encoded["train_x images"] <= 2 * 3  # draws of the three images in two epochs; other features were stored
 
 
-def test_test_pictures_are_met_when_they_are_tested(short, root):
-    bad = pictures(root / "val", 0, 4)
+def test_unreadable_test_images_are_reported_by_the_evaluation(short, root):
+    bad = image_paths(root / "val", 0, 4)
     damage(*bad)
     stopped = short()
-    refused(stopped, "2 of 6 test images cannot be read:", *bad)
+    assert_refused(stopped, "2 of 6 test images cannot be read:", *bad)
     assert stopped.checkpoint(2).is_file()
-    refused(short(flags_=["--eval-only"], trainer="ZeroshotCLIP", out="zero"), "2 of 6 test images", *bad)
+    assert_refused(short(more_flags=["--eval-only"], trainer="ZeroshotCLIP", out="zero"), "2 of 6 test images", *bad)
 
 
-def test_a_loader_of_images_raises_at_the_first(run, imagenet_root, root):
-    path = pictures(root / "train", 3)[0]
+def test_an_image_loader_raises_at_the_first_unreadable_image(run, imagenet_root, root):
+    path = image_paths(root / "train", 3)[0]
     damage(path)
     flags = ("--root", imagenet_root, "--dataset-config-file", IMAGENET, "--trainer", "CLIPFineTune")
     flags += ("--config-file", REPOSITORY / "configs/trainers/CLIPFineTune/tiny.yaml")
     settings = ("OPTIM.MAX_EPOCH", 1, "DATALOADER.TRAIN_X.BATCH_SIZE", 15, "DATALOADER.NUM_WORKERS", 2)
-    refused(run(*flags, *settings), f"cannot read {path} as an image: ")
+    assert_refused(run(*flags, *settings), f"cannot read {path} as an image: ")
 
 
-def test_a_run_goes_without_them_and_says_so(short, root):
-    bad = [*pictures(root / "train", 2, 9), *pictures(root / "val", 1)]
+def test_skip_bad_images_leaves_unreadable_images_out_and_prints_them(short, root):
+    bad = [*image_paths(root / "train", 2, 9), *image_paths(root / "val", 1)]
     damage(*bad)
     first = short(*RANDOM, *SKIP, out="first")
     assert first.code == 0, first.error
@@ -121,39 +123,41 @@ def test_a_run_goes_without_them_and_says_so(short, root):
     assert_same_tensors(other.checkpoint(2), first.checkpoint(2))
 
 
-def test_only_images_that_a_run_uses_are_looked_at(short, root):
+def test_skip_bad_images_reads_only_the_images_of_the_run(short, root):
     shots = ("DATASET.NUM_SHOTS", 1)
     split = Path(short(*shots, *SKIP, out="whole").record["few_shot_split"]["file"]).read_text()
-    others = [path for path in pictures(root / "train", *range(15)) if path.name not in split]
-    assert others
-    damage(*others)
+    unused = [path for path in image_paths(root / "train", *range(15)) if path.name not in split]
+    assert unused
+    damage(*unused)
     again = short(*shots, *SKIP, out="again")
     assert again.code == 0, again.error
     assert "bad_images" not in again.record
 
 
-def test_a_split_of_which_nothing_is_left_is_refused(short, root):
-    damage(*pictures(root / "val", *range(6)))
+def test_a_split_without_readable_images_is_refused(short, root):
+    damage(*image_paths(root / "val", *range(6)))
     result = short(*SKIP)
     assert result.code == 2
     assert "has no images for a loader" in result.error
 
 
-def test_a_linear_probe_wants_a_picture_of_each_class(short, root):
-    damage(*pictures(root / "train", *range(5)))
+def test_a_linear_probe_needs_a_readable_image_of_each_class(short, root):
+    damage(*image_paths(root / "train", *range(5)))
     tiny = ("--config-file", REPOSITORY / "configs/trainers/LinearProbe/tiny.yaml")
-    refused(short(*SKIP, flags_=tiny, trainer="LinearProbe"), "a training image of each class; without: tench")
+    assert_refused(
+        short(*SKIP, more_flags=tiny, trainer="LinearProbe"), "a training image of each class; without: tench"
+    )
 
 
-def test_an_image_takes_its_captions_with_it(run, tmp_path):
+def test_an_image_is_left_out_with_its_captions(run, tmp_path):
     digit_pairs.main(["--root", str(tmp_path), "--pairs", "64"])
     folder = tmp_path / "digit_pairs"
     flags = ["--root", tmp_path, "--dataset-config-file", REPOSITORY / "configs/datasets/captions.yaml"]
     flags += ["--config-file", REPOSITORY / "configs/trainers/CLIPFineTune/tiny.yaml"]
     settings = ("DATASET.FOLDER", "digit_pairs", "OPTIM.MAX_EPOCH", 1, "DATALOADER.TRAIN_X.BATCH_SIZE", 8)
     call = partial(run, *flags, *settings, trainer="CLIPFineTune")
-    whole = call(out="whole")
-    images, texts = (int(re.search(rf"\* {name}: (\d+)", whole.log)[1]) for name in ("images", "texts"))
+    complete = call(out="whole")
+    images, texts = (int(re.search(rf"\* {name}: (\d+)", complete.log)[1]) for name in ("images", "texts"))
     entries = read_json(folder / "captions.json")
     bad = [next(folder / entry["image"] for entry in entries if entry["split"] == split) for split in ("train", "test")]
     damage(*bad)
@@ -164,11 +168,11 @@ def test_an_image_takes_its_captions_with_it(run, tmp_path):
     assert accepted.record["bad_images"] == {"train_x": [str(bad[0])], "test": [str(bad[1])]}
 
 
-def test_a_data_set_is_looked_through(imagenet_root, root, capsys):
+def test_check_images_reads_all_images_of_a_data_set(imagenet_root, root, capsys):
     command = ["--root", str(imagenet_root), "--dataset-config-file", str(IMAGENET)]
     assert check_images.main(command) == 0
     assert capsys.readouterr().out.endswith("0 of 21 images cannot be read\n")
-    bad = [*pictures(root / "train", 3), *pictures(root / "val", 0)]
+    bad = [*image_paths(root / "train", 3), *image_paths(root / "val", 0)]
     damage(*bad)
     assert check_images.main(command) == 1
     lines = capsys.readouterr().out.splitlines()

@@ -1,4 +1,4 @@
-"""Retrieval results: what the literature counts, in blocks."""
+"""Retrieval metrics equal those of the whole score matrix, though they are computed in blocks."""
 
 import numpy as np
 import pytest
@@ -15,74 +15,83 @@ from tools import parse_test_res
 
 @pytest.fixture
 def evaluator():
+    """The retrieval evaluator."""
     cfg = get_cfg_default()
     cfg.TEST.EVALUATOR = "Retrieval"
     return build_evaluator(cfg, lab2cname={})
 
 
 def random_problem(images=30, texts=70, dim=6):
+    """Return random features of images and texts, the images' numbers, and the number of each text's image."""
     generator = torch.Generator().manual_seed(0)
-    numbers = torch.randperm(images, generator=generator) + 100
-    owners = torch.cat([numbers, numbers[torch.randint(images, (texts - images,), generator=generator)]])
+    image_ids = torch.randperm(images, generator=generator) + 100
+    text_image_ids = torch.cat([image_ids, image_ids[torch.randint(images, (texts - images,), generator=generator)]])
     features = [normalize(torch.randn(n, dim, generator=generator), dim=1) for n in (images, texts)]
-    return (*features, numbers, owners)
+    return (*features, image_ids, text_image_ids)
 
 
-def by_sorting(scores: np.ndarray, right: np.ndarray) -> dict:
-    """The figures of one direction from the whole matrix: ``right`` (queries, candidates) tells the right answers."""
-    hits = np.take_along_axis(right, np.argsort(-scores, axis=1), axis=1)
+def metrics_by_sorting(scores: np.ndarray, is_match: np.ndarray) -> dict:
+    """Return the metrics of one direction from the whole matrix; ``is_match`` is a bool (queries, candidates)."""
+    hits = np.take_along_axis(is_match, np.argsort(-scores, axis=1), axis=1)
     precision = hits.cumsum(1) / np.arange(1, hits.shape[1] + 1)
-    average = (precision * hits)[:, :10].sum(1) / np.minimum(right.sum(1), 10)
+    average = (precision * hits)[:, :10].sum(1) / np.minimum(is_match.sum(1), 10)
     return {"map@10": 100 * average.mean(), **{f"recall@{k}": 100 * hits[:, :k].any(1).mean() for k in (1, 5, 10)}}
 
 
-def test_all_figures_are_those_of_the_whole_matrix(evaluator):
-    images, texts, numbers, owners = random_problem()
-    for part in (slice(0, 7), slice(7, 30)):  # in batches, as a loader gives them
-        own = torch.isin(owners, numbers[part])
-        evaluator.process((images[part], texts[own]), (numbers[part], owners[own]))
+def test_all_metrics_equal_those_of_the_whole_score_matrix(evaluator):
+    images, texts, image_ids, text_image_ids = random_problem()
+    for batch in (slice(0, 7), slice(7, 30)):
+        in_batch = torch.isin(text_image_ids, image_ids[batch])
+        evaluator.process((images[batch], texts[in_batch]), (image_ids[batch], text_image_ids[in_batch]))
     results = evaluator.evaluate()
-    scores, right = (images @ texts.t()).numpy(), (numbers[:, None] == owners).numpy()
-    for name, expected in (("i2t", by_sorting(scores, right)), ("t2i", by_sorting(scores.T, right.T))):
-        for figure, value in expected.items():
-            assert results[f"{name}_{figure}"] == pytest.approx(value), (name, figure)
+    scores, is_match = (images @ texts.t()).numpy(), (image_ids[:, None] == text_image_ids).numpy()
+    for name, expected in (
+        ("i2t", metrics_by_sorting(scores, is_match)),
+        ("t2i", metrics_by_sorting(scores.T, is_match.T)),
+    ):
+        for metric, value in expected.items():
+            assert results[f"{name}_{metric}"] == pytest.approx(value), (name, metric)
     assert next(iter(results)) == "recall@1"
     assert results["recall@1"] == pytest.approx((results["i2t_recall@1"] + results["t2i_recall@1"]) / 2)
 
 
-def test_an_image_is_found_by_its_best_text_and_each_text_is_a_query(evaluator):
+def test_an_image_counts_by_its_best_text_and_each_text_is_a_query(evaluator):
     images = torch.eye(2)
-    texts = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.1, 0.7]])  # the second is the first image's, but looks otherwise
+    texts = torch.tensor(
+        [[0.9, 0.1], [0.2, 0.8], [0.1, 0.7]]
+    )  # the second text is the first image's, but resembles the second image
     evaluator.process((images, texts), (torch.tensor([5, 3]), torch.tensor([5, 5, 3])))
     results = evaluator.evaluate()
-    assert results["i2t_recall@1"] == 50  # the first image by its first text; before the second's own is a foreign one
+    assert results["i2t_recall@1"] == 50  # the first image finds its first text; the second finds a text of the first
     assert results["t2i_recall@1"] == pytest.approx(100 * 2 / 3)
-    # Of the first image's texts, ranks 1 and 2: (1/1 + 2/2) / 2. Of the second's, rank 2: 1/2.
+    # The first image's texts have ranks 1 and 2: (1/1 + 2/2) / 2. The second's has rank 2: 1/2.
     assert results["i2t_map@10"] == pytest.approx(100 * (1 + 1 / 2) / 2)
 
 
-def test_of_equal_scores_the_right_ones_come_last():
+def test_among_equal_scores_matches_come_last():
     hits, counts = rank_matches(torch.ones(3, 2), torch.ones(4, 2), torch.tensor([0, 1, 2]), torch.tensor([0, 1, 2, 1]))
     assert hits.int().tolist() == [[0, 0, 0, 1], [0, 0, 1, 1], [0, 0, 0, 1]]
     assert recall(hits, 3) == pytest.approx(100 / 3)
     assert mean_average_precision(hits, counts, 10) == pytest.approx(100 * ((1 / 4) + (1 / 3 + 2 / 4) / 2 + 1 / 4) / 3)
 
 
-def test_more_right_answers_than_places(evaluator):
-    """An image with twelve texts, of which a foreign one comes before the sixth. Among the first ten there are nine of
-    its own, and ten would be the most."""
-    places = torch.arange(13.0)
-    texts = torch.stack([20 - places, places], dim=1)  # the first image's scores are 20, 19, …, the other's 0, 1, …
-    owners = torch.tensor([1, 1, 1, 1, 1, 2, *[1] * 7])
-    evaluator.process((torch.eye(2), texts), (torch.tensor([1, 2]), owners))
+def test_average_precision_divides_by_k_where_there_are_more_than_k_matches(evaluator):
+    """The first image has twelve texts, and the other image's text comes before the sixth of them. So nine of the first
+    ten texts are matches, and AP@10 divides by ten."""
+    positions = torch.arange(13.0)
+    texts = torch.stack(
+        [20 - positions, positions], dim=1
+    )  # the first image's scores are 20, 19, …, the other's 0, 1, …
+    text_image_ids = torch.tensor([1, 1, 1, 1, 1, 2, *[1] * 7])
+    evaluator.process((torch.eye(2), texts), (torch.tensor([1, 2]), text_image_ids))
     results = evaluator.evaluate()
     first = (5 + 6 / 7 + 7 / 8 + 8 / 9 + 9 / 10) / 10
-    second = 1 / 8  # the rank of its text: 7 come before it
+    second = 1 / 8  # its text has rank 8
     assert results["i2t_map@10"] == pytest.approx(100 * (first + second) / 2)
 
 
-class Largest(TorchDispatchMode):
-    """Records the number of elements of the largest tensor that is made."""
+class LargestTensor(TorchDispatchMode):
+    """A mode that records the number of elements of the largest tensor created."""
 
     elements = 0
 
@@ -94,24 +103,24 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("block", [1, 500, 7_000])
-def test_blocks_change_nothing_and_bound_the_memory(block):
-    images, texts, numbers, owners = random_problem(400, 700)
-    whole = rank_matches(images, texts, numbers, owners)
-    with Largest() as largest:
-        blocks = rank_matches(images, texts, numbers, owners, block=block)
-    assert all(map(torch.equal, blocks, whole))
+def test_blocks_give_the_same_ranks_and_bound_the_memory(block):
+    images, texts, image_ids, text_image_ids = random_problem(400, 700)
+    at_once = rank_matches(images, texts, image_ids, text_image_ids)
+    with LargestTensor() as largest:
+        blocks = rank_matches(images, texts, image_ids, text_image_ids, block=block)
+    assert all(map(torch.equal, blocks, at_once))
     assert largest.elements <= max(block, len(texts) * 6, blocks[0].numel())
 
 
-def test_the_blocks_of_100_000_pairs_are_small():
+def test_a_block_of_100_000_pairs_takes_less_than_100_mb():
     rows = retrieval.BLOCK_SCORES // 100_000
     assert rows >= 1
     assert rows * 100_000 * 4 < 100e6  # bytes
 
 
-def test_the_parser_reads_the_log(evaluator, tmp_path, capsys):
-    images, texts, numbers, owners = random_problem()
-    evaluator.process((images, texts), (numbers, owners))
+def test_the_log_parser_reads_retrieval_metrics(evaluator, tmp_path, capsys):
+    images, texts, image_ids, text_image_ids = random_problem()
+    evaluator.process((images, texts), (image_ids, text_image_ids))
     results = evaluator.evaluate()
     (tmp_path / "exp/seed1").mkdir(parents=True)
     log = capsys.readouterr().out
@@ -122,12 +131,12 @@ def test_the_parser_reads_the_log(evaluator, tmp_path, capsys):
         assert f"* {keyword}: {results[keyword]:.2f}% +- 0.00%" in capsys.readouterr().out
 
 
-def test_what_cannot_be_ranked_is_refused(evaluator):
+def test_an_empty_test_set_and_nan_features_are_refused(evaluator):
     with pytest.raises(UserError, match="nothing to evaluate"):
         evaluator.evaluate()
-    images, texts, numbers, owners = random_problem()
+    images, texts, image_ids, text_image_ids = random_problem()
     images[3, 0] = torch.nan
-    evaluator.process((images, texts), (numbers, owners))
+    evaluator.process((images, texts), (image_ids, text_image_ids))
     with pytest.raises(UserError, match="not a number"):
         evaluator.evaluate()
     evaluator.reset()

@@ -1,4 +1,4 @@
-"""Files, registries, meters, logs, downloads."""
+"""Files, registries, meters, logs, checkpoint files, downloads."""
 
 import hashlib
 import http.server
@@ -43,7 +43,7 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path):
     assert os.listdir(tmp_path) == ["file.txt"]
 
 
-def test_json_that_is_none(tmp_path):
+def test_json_is_read_as_written_and_invalid_json_is_refused(tmp_path):
     write_json({"a": [1, "ü"]}, tmp_path / "x.json")
     assert read_json(tmp_path / "x.json") == {"a": [1, "ü"]}
     (tmp_path / "y.json").write_text("{")
@@ -59,7 +59,7 @@ def test_listing_leaves_hidden_names_out(tmp_path):
     assert listdir_nohidden(tmp_path, sort=True) == ["a", "b"]
 
 
-def test_registry():
+def test_a_registry_returns_classes_by_name_and_refuses_unknown_or_duplicate_names():
     registry = Registry("THING")
 
     @registry.register()
@@ -76,7 +76,7 @@ def test_registry():
     assert registry.registered_names() == ["Widget"]
 
 
-def test_availability():
+def test_an_unavailable_name_is_refused_with_the_known_names():
     check_availability("a", ["a", "b"])
     check_availability(["a", "b"], ["a", "b"])
     with pytest.raises(UserError, match="Known: a, b"):
@@ -86,14 +86,14 @@ def test_availability():
     assert suggest_name("coop", ["CoOp"]).startswith('did you mean "CoOp"?')
 
 
-def test_a_workers_error_is_its_message_alone():
+def test_the_message_of_a_workers_error_leaves_its_traceback_out():
     message = (
         "Caught UserError in DataLoader worker process 0.\nOriginal Traceback …\ndassl.utils.errors.UserError: gone\n"
     )
     assert str(UserError(message)) == "gone"
 
 
-def test_meters():
+def test_meters_weigh_values_by_their_count_and_print_value_and_average():
     meter = AverageMeter()
     meter.update(torch.tensor(1.0))
     meter.update(3.0, n=3)
@@ -104,7 +104,7 @@ def test_meters():
     assert str(metrics) == "loss 1.0000 (0.7500) acc 75.0000 (50.0000)"
 
 
-def test_older_logs_are_set_aside_even_those_of_the_same_second(tmp_path, capsys):
+def test_older_logs_are_renamed_even_those_of_the_same_second(tmp_path, capsys):
     for text in ("first", "second", "third", "fourth"):
         with tee_stdout(tmp_path):
             print(text)
@@ -114,7 +114,7 @@ def test_older_logs_are_set_aside_even_those_of_the_same_second(tmp_path, capsys
     assert capsys.readouterr().out == "first\nsecond\nthird\nfourth\n"
 
 
-def test_a_log_says_why_it_ends(tmp_path):
+def test_a_log_ends_with_the_error_of_its_run(tmp_path):
     with pytest.raises(UserError), tee_stdout(tmp_path):
         raise UserError("the disk is blue")
     assert (tmp_path / "log.txt").read_text() == "error: the disk is blue\n"
@@ -123,7 +123,7 @@ def test_a_log_says_why_it_ends(tmp_path):
     assert "Traceback" in (tmp_path / "log.txt").read_text()
 
 
-def test_checkpoints(tmp_path):
+def test_a_checkpoint_is_saved_under_its_names_and_other_files_are_refused(tmp_path):
     state = {"state_dict": {"module.w": torch.ones(2)}, "epoch": 3, "optimizer": None, "scheduler": None}
     save_checkpoint(state, tmp_path, is_best=True)
     assert {p.name for p in tmp_path.iterdir()} == {"model.pth.tar-3", "model-best.pth.tar", "checkpoint"}
@@ -146,25 +146,27 @@ def test_pretrained_weights_match_by_name_and_shape(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("text", ["-0.5", "100.01", "nan", "1.2.3"])
-def test_what_is_no_percentage_is_no_result(tmp_path, text):
+def test_a_number_outside_0_to_100_is_not_read_as_a_result(tmp_path, text):
     (tmp_path / "log.txt").write_text(f"=> result\n* accuracy: 99.00%\n* accuracy: {text}%\n")
     with pytest.raises(UserError, match=f"line 3: {re.escape(text)}% is not a percentage"):
         read_result(tmp_path / "log.txt", test_log=True)
 
 
 class Server(http.server.BaseHTTPRequestHandler):
+    """A server of one file that answers requests for its end."""
+
     content = os.urandom(3 << 20)
-    cut = False  # break off half way
-    ranges: tuple = ()
+    is_cut = False  # whether the connection breaks off half way
+    offsets: tuple = ()  # the first byte of each request
 
     def do_GET(self):
         start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").rstrip("-"))
-        Server.ranges += (start,)
+        Server.offsets += (start,)
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(self.content) - start))
         self.end_headers()
         body = self.content[start:]
-        self.wfile.write(body[: len(body) // 2] if Server.cut else body)
+        self.wfile.write(body[: len(body) // 2] if Server.is_cut else body)
 
     def log_message(self, *_):
         pass
@@ -172,7 +174,8 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def address():
-    Server.cut, Server.ranges = False, ()
+    """The address of the file of a running :class:`Server`."""
+    Server.is_cut, Server.offsets = False, ()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/file.bin"
@@ -180,27 +183,27 @@ def address():
     server.server_close()
 
 
-def test_a_cut_download_goes_on_where_it_stopped(address, tmp_path):
+def test_a_cut_download_is_resumed(address, tmp_path):
     digest = hashlib.sha256(Server.content).hexdigest()
     target = tmp_path / "file.bin"
-    Server.cut = True
+    Server.is_cut = True
     with pytest.raises(UserError, match="cut after"):
         download(address, target, digest)
     assert not target.exists()
-    Server.cut = False
+    Server.is_cut = False
     download(address, target, digest)
-    assert Server.ranges == (0, len(Server.content) // 2)
+    assert Server.offsets == (0, len(Server.content) // 2)
     assert target.read_bytes() == Server.content
     assert os.listdir(tmp_path) == ["file.bin"]
 
 
-def test_a_damaged_download_is_thrown_away(address, tmp_path):
+def test_a_damaged_download_is_deleted(address, tmp_path):
     with pytest.raises(UserError, match="arrived damaged"):
         download(address, tmp_path / "file.bin", "0" * 64)
     assert os.listdir(tmp_path) == []
 
 
-def test_a_reader_that_has_seen_enough_ends_a_program_quietly(monkeypatch, capfd):
+def test_a_closed_standard_output_ends_a_program_quietly(monkeypatch, capfd):
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as closed:

@@ -1,4 +1,4 @@
-"""What the fuzzing tests share: how a case is judged and counted, and texts as people and attackers write them."""
+"""Helpers of the fuzzing tests: how a case is judged and counted, odd texts, and random changes of files."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from dassl.utils import UserError
 
-COUNTS = {"cases": 0}
-LINES = 12  # of a message; a YAML error shows the place in three of them
+COUNTS = {"cases": 0}  # cases that this process has run
+MAX_LINES = 12  # lines of a clear message; a YAML error shows the place in three of them
 
 
 class Refusal(str):
@@ -18,20 +18,25 @@ class Refusal(str):
 
 
 def outcome(call: Callable, *arguments: Any, naming: object = "", **values: Any) -> Any:
-    """What a reader makes of a case, or its :class:`Refusal`, a clear message that has ``naming`` in it. Whatever else
-    it raises is a failure."""
+    """Return the result of a call, or a :class:`Refusal` if it raises :class:`UserError` with a clear message.
+
+    Other errors are raised, so they fail the test.
+
+    Args:
+        naming: text that the message must contain, such as the path of a file.
+    """
     COUNTS["cases"] += 1
     try:
         return call(*arguments, **values)
     except UserError as error:
         message = str(error)
         assert len(message) > 10
-        assert message.count("\n") < LINES
+        assert message.count("\n") < MAX_LINES
         assert str(naming) in message
         return Refusal(message)
 
 
-# Names that CLIP's tokenizer, a file system or a parser of lines reads in some way of its own.
+# Texts that CLIP's tokenizer, a file system or a parser of lines treats specially.
 ODD = (
     "",
     " ",
@@ -72,7 +77,7 @@ ODD = (
     "(" * 5000,
     "+" * 3000 + "1",
 )
-letters = st.characters(codec=None)  # lone surrogates, too
+letters = st.characters(codec=None)  # with lone surrogates
 short = st.sampled_from([text for text in ODD if len(text) < 100])
 texts = st.one_of(st.sampled_from(ODD), st.text(letters, max_size=20), st.lists(short).map("".join))
 valid_text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30)
@@ -80,14 +85,14 @@ valid_text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_
 
 @st.composite
 def mutations(draw: st.DrawFn, data: bytes) -> bytes:
-    """``data``, cut off, with bytes changed, put in, taken out, or a part of it there twice."""
+    """Draw a copy of ``data`` with up to four changes: bytes inserted, dropped or doubled, or the end cut off."""
     data = bytearray(data)
     for _ in range(draw(st.integers(0, 4))):
         start = draw(st.integers(0, len(data)))
         stop = min(len(data), start + draw(st.integers(0, 12)))
-        kind = draw(st.sampled_from(["put", "drop", "double", "cut"]))
-        if kind == "put":
-            data[start:start] = draw(st.one_of(st.binary(max_size=4), st.sampled_from(TROUBLE)))
+        kind = draw(st.sampled_from(["insert", "drop", "double", "cut"]))
+        if kind == "insert":
+            data[start:start] = draw(st.one_of(st.binary(max_size=4), st.sampled_from(SPECIAL_BYTES)))
         elif kind == "drop":
             del data[start:stop]
         elif kind == "double":
@@ -97,7 +102,29 @@ def mutations(draw: st.DrawFn, data: bytes) -> bytes:
     return bytes(data)
 
 
-TROUBLE = (b"\0", b"\r", b"\r\n", b"\n", b"\t", b"\xef\xbb\xbf", b"\xff\xfe", b"\xe2\x80\xa8", b'"', b"'")
-TROUBLE += (b": ", b"- ", b"&a ", b"*a", b"<<: ", b"!!python/object:os.system ", b"!!binary ", b"!!bool ", b"---\n")
-TROUBLE += (b"nan", b"1e999", b"9" * 5000, b"null", b"true", b"\\ud800", b"[" * 3000, b'{"a":' * 3000, b"# ", b"? ")
-TROUBLE += (b"{", b"}", b"[", b"]", b"%", b"|", b",")
+# Bytes with a meaning in text files, JSON, CSV or YAML.
+SPECIAL_BYTES = (b"\0", b"\r", b"\r\n", b"\n", b"\t", b"\xef\xbb\xbf", b"\xff\xfe", b"\xe2\x80\xa8", b'"', b"'")
+SPECIAL_BYTES += (
+    b": ",
+    b"- ",
+    b"&a ",
+    b"*a",
+    b"<<: ",
+    b"!!python/object:os.system ",
+    b"!!binary ",
+    b"!!bool ",
+    b"---\n",
+)
+SPECIAL_BYTES += (
+    b"nan",
+    b"1e999",
+    b"9" * 5000,
+    b"null",
+    b"true",
+    b"\\ud800",
+    b"[" * 3000,
+    b'{"a":' * 3000,
+    b"# ",
+    b"? ",
+)
+SPECIAL_BYTES += (b"{", b"}", b"[", b"]", b"%", b"|", b",")

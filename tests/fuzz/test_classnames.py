@@ -1,4 +1,4 @@
-"""Files of class names: each folder gets the name that its line gives it, or the line is named."""
+"""Files of class names: each class folder gets the name on its line, or the file is refused with the line's number."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from datasets.image_folder import folder_to_classname
 from tests.fuzz.cases import Refusal, mutations, outcome, texts
 
 
-def in_a_line(text: str) -> str:
-    """A text as it can stand in a file, between tabs and ends of lines."""
+def clean_for_line(text: str) -> str:
+    """Return ``text`` without the characters that separate names and lines, in normal form C."""
     text = text.encode(errors="ignore").decode()
     return unicodedata.normalize("NFC", re.sub("[\n\r\t]", "", text).strip("\ufeff")).strip()
 
 
-names = texts.map(in_a_line).filter(bool)
+names = texts.map(clean_for_line).filter(bool)
 
 
 def write(tmp_path_factory, content: bytes):
+    """Write a file of class names and return its path."""
     path = tmp_path_factory.getbasetemp() / "classnames.txt"
     path.write_bytes(content)
     return path
@@ -30,17 +31,19 @@ def write(tmp_path_factory, content: bytes):
 
 @given(st.dictionaries(names, names, max_size=8), st.sampled_from(["\n", "\r\n", "\r", " \n\t"]), st.booleans())
 @example({"n01": "fish\u2028with a line", "n02": "dog\x85", "n03": "\x1cx", "n04": "a\x0bb\x0cc"}, "\n", True)
-def test_each_folder_has_the_name_of_its_line(tmp_path_factory, given_names, end, mark):
-    lines = [f"{folder}\t{name}" for folder, name in given_names.items()]
-    path = write(tmp_path_factory, (end.join(lines) + end).encode("utf-8-sig" if mark else "utf-8"))
-    assert outcome(read_classnames, path) == {folder: name.strip() for folder, name in given_names.items()}
-    decomposed = [unicodedata.normalize("NFD", folder) for folder in given_names]
-    assert list(match_classnames(path, decomposed, "").values()) == [name.strip() for name in given_names.values()]
+def test_each_folder_has_the_name_of_its_line(tmp_path_factory, classnames_by_folder, end, has_byte_order_mark):
+    lines = [f"{folder}\t{name}" for folder, name in classnames_by_folder.items()]
+    path = write(tmp_path_factory, (end.join(lines) + end).encode("utf-8-sig" if has_byte_order_mark else "utf-8"))
+    assert outcome(read_classnames, path) == {folder: name.strip() for folder, name in classnames_by_folder.items()}
+    decomposed = [unicodedata.normalize("NFD", folder) for folder in classnames_by_folder]
+    assert list(match_classnames(path, decomposed, "").values()) == [
+        name.strip() for name in classnames_by_folder.values()
+    ]
 
 
 @given(names, names, names)
 @example("café", "one", "two")
-def test_two_names_of_a_folder_are_refused_with_both_lines(tmp_path_factory, folder, one, other):
+def test_two_names_for_one_folder_are_refused_with_both_lines(tmp_path_factory, folder, one, other):
     path = write(tmp_path_factory, f"{folder}\t{one}\n\n{unicodedata.normalize('NFD', folder)}\t{other}\n".encode())
     result = outcome(read_classnames, path, naming=path if one != other else "")
     if one == other:
@@ -57,23 +60,23 @@ START = "".join(f"n{i:08} name {i}\n" for i in range(5)).encode()
 @example(START.replace(b" name 3", b""))
 @example(START.decode().encode("utf-16"))
 @example(bytes(range(256)))
-def test_a_damaged_file_names_its_line_or_gives_whole_names(tmp_path_factory, content):
+def test_a_damaged_file_is_refused_or_gives_whole_names(tmp_path_factory, content):
     path = write(tmp_path_factory, content)
-    found = outcome(read_classnames, path, naming=path)
-    if not isinstance(found, Refusal):
-        given_lines = re.split("\r\n|\r|\n", content.decode("utf-8-sig"))
-        assert len(found) <= len(list(filter(str.strip, given_lines)))
-        for folder, name in found.items():
+    classnames = outcome(read_classnames, path, naming=path)
+    if not isinstance(classnames, Refusal):
+        lines = re.split("\r\n|\r|\n", content.decode("utf-8-sig"))
+        assert len(classnames) <= len(list(filter(str.strip, lines)))
+        for folder, name in classnames.items():
             assert folder.strip() == folder != ""
             assert name.strip() == name != ""
-            assert any(name in line for line in given_lines)
+            assert any(name in line for line in lines)
 
 
 @given(texts)
 @example("_")
 @example("a_\udcff")
 @example("cat\n* accuracy: 99.00%")
-def test_a_folder_names_its_class_or_is_refused(folder):
+def test_a_folder_name_gives_a_class_name_or_is_refused(folder):
     name = outcome(folder_to_classname, folder, naming="class folder")
     if isinstance(name, Refusal):
         assert not folder.replace("_", " ").strip() or not folder.isprintable()

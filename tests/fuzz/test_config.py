@@ -1,4 +1,4 @@
-"""Config overrides: a value is taken exactly, or refused by its key's name; a YAML file is never misunderstood."""
+"""Config overrides and YAML files: a value is set exactly, or refused by the name of its key or file."""
 
 from __future__ import annotations
 
@@ -18,31 +18,34 @@ from dassl.engine.build import default_cfg
 from tests.common import REPOSITORY
 from tests.fuzz.cases import Refusal, mutations, outcome, texts, valid_text
 
-train.setup_cfg(train.parse_args(["--trainer", "CoOp", "DATASET.NAME", "Digits", "SEED", "1"]))  # fills the registries
+train.setup_cfg(
+    train.parse_args(["--trainer", "CoOp", "DATASET.NAME", "Digits", "SEED", "1"])
+)  # registers trainers and data sets
 KEYS = dict(flatten(default_cfg()))
 numbers = st.one_of(st.integers(), st.floats(), st.sampled_from([2**63, 10**400, -(10**30), 1e308, -0.0]))
 plain = st.one_of(numbers, st.booleans(), st.none(), valid_text)
-nested = st.recursive(plain, lambda part: st.one_of(st.lists(part, max_size=4), st.tuples(part, part)), max_leaves=6)
+nested = st.recursive(plain, lambda leaf: st.one_of(st.lists(leaf, max_size=4), st.tuples(leaf, leaf)), max_leaves=6)
 odd = st.sampled_from(["0x10", "1_000", "+5", "(5)", "1e-5", "1e999", "(1e999,)", "1+2j", "{1}", "[b'a']", "...", "{}"])
 values = st.one_of(nested.map(repr), numbers.map(str), odd, texts).filter(lambda text: not text.startswith("--"))
 
 
 def literal(text: str) -> object:
+    """Return the Python literal that ``text`` is, or ``text`` itself."""
     with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
         return ast.literal_eval(text)
     return text
 
 
 def expected(old: object, text: str) -> object:
-    """What an override of a key that holds ``old`` is to give, if it is taken."""
-    meant = literal(text)
+    """Return the value that an accepted override ``text`` sets in place of the value ``old``."""
+    value = literal(text)
     if isinstance(old, str):
-        return meant if isinstance(meant, str) else text
-    return type(old)(meant)
+        return value if isinstance(value, str) else text
+    return type(old)(value)
 
 
-def can_be_kept(cfg) -> None:
-    """The settings are the same after they went to ``config.yaml`` and ``result.json``."""
+def assert_survives_files(cfg) -> None:
+    """Assert that a config is the same after it was written to ``config.yaml`` and ``result.json``."""
     plain = json.loads(json.dumps(to_dict(cfg), allow_nan=False))
     assert yaml.safe_load(cfg.dump()) == plain
     json.dumps(plain, ensure_ascii=False).encode()
@@ -52,22 +55,22 @@ def can_be_kept(cfg) -> None:
 @example("OPTIM.LR", "0x10")  # float("0x10") is an error
 @example("OPTIM.LR", "1e999")
 @example("FEATURES.MAX_GB", "-1e999")
-@example("SEED", "0x" + "f" * 6000)  # Python does not write it down
+@example("SEED", "0x" + "f" * 6000)  # Python refuses to print so long a number
 @example("INPUT.PIXEL_MEAN", "[{1}, 1j]")  # result.json cannot hold it
 @example("DATASET.TEMPLATE", "(" * 5000)
 @example("OPTIM.MAX_EPOCH", "+" * 100_000 + "1")
 @example("DATASET.ROOT", "'\\ud800'")
 @example("DATASET.FOLDER", "'a\\0b'")
-def test_an_override_is_taken_exactly_or_refused(key, value):
+def test_an_override_is_set_exactly_or_refused(key, value):
     cfg = default_cfg()
     result = outcome(merge_options, cfg, [key, value], naming=key)
-    taken = dict(flatten(cfg))[key]
+    current = dict(flatten(cfg))[key]
     if isinstance(result, Refusal):
-        assert taken == KEYS[key]
+        assert current == KEYS[key]
     else:
-        assert type(taken) is type(KEYS[key])
-        assert taken == expected(KEYS[key], value)
-        can_be_kept(cfg)
+        assert type(current) is type(KEYS[key])
+        assert current == expected(KEYS[key], value)
+        assert_survives_files(cfg)
     assert {**dict(flatten(cfg)), key: None} == {**KEYS, key: None}
 
 
@@ -75,7 +78,7 @@ def test_an_override_is_taken_exactly_or_refused(key, value):
 @example("007")
 @example("'quoted'")
 @example("None")
-def test_flags_are_text_as_it_is(text):
+def test_the_text_of_a_flag_is_set_unchanged_or_refused(text):
     args = train.parse_args(["--trainer", "CoOp", "--seed", "1", f"--root={text}", "DATASET.NAME", "Digits"])
     cfg = outcome(train.setup_cfg, args)
     if isinstance(cfg, Refusal):
@@ -83,11 +86,11 @@ def test_flags_are_text_as_it_is(text):
         assert not text.isprintable() or not text.isascii()
     else:
         assert (text or KEYS["DATASET.ROOT"]) == cfg.DATASET.ROOT
-        can_be_kept(cfg)
+        assert_survives_files(cfg)
 
 
 @pytest.mark.parametrize("written", ["007", "1_000", "12:30:45", "yes", "2020-01-01", "0x10", "1e3", "schön"])
-def test_a_files_text_is_text_as_it_stands(tmp_path, written):
+def test_a_text_key_takes_a_yaml_value_as_it_is_written(tmp_path, written):
     path = tmp_path / "text.yaml"
     path.write_text(f"DATASET:\n  FOLDER: {written}\n", encoding="utf-8-sig")
     cfg = default_cfg()
@@ -99,16 +102,16 @@ FILES = sorted((REPOSITORY / "configs").glob("[dt]*/**/*.yaml"))
 
 
 @given(st.data(), st.sampled_from(FILES))
-def test_a_damaged_file_is_refused_by_name_or_understood(tmp_path_factory, data, file):
+def test_a_damaged_file_is_refused_by_name_or_sets_values_of_the_right_types(tmp_path_factory, data, file):
     path = tmp_path_factory.getbasetemp() / "damaged.yaml"
     path.write_bytes(data.draw(mutations(file.read_bytes())))
     cfg = default_cfg()
     if not isinstance(outcome(merge_file, cfg, path, naming=path), Refusal):
-        can_be_kept(cfg)
+        assert_survives_files(cfg)
     assert {key: type(value) for key, value in flatten(cfg)} == {key: type(value) for key, value in KEYS.items()}
 
 
-LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+BILLION_LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefghijk", "bcdefghijkl", strict=True)
 )
 
@@ -116,9 +119,9 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 @pytest.mark.parametrize(
     "content",
     [
-        LAUGHS,
+        BILLION_LAUGHS,
         "OPTIM: &a\n  LR: *a\n",
-        "OPTIM:\n  LR: 0.1\nOPTIM:\n  MAX_EPOCH: 5\n",  # of which YAML takes the second
+        "OPTIM:\n  LR: 0.1\nOPTIM:\n  MAX_EPOCH: 5\n",  # YAML would take the second entry
         "OPTIM: {LR: !!bool maybe}\n",
         "OPTIM: {MAX_EPOCH: 0x" + "f" * 6000 + "}\n",
         "OPTIM: {LR: .nan}\n",
@@ -136,7 +139,7 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     ],
     ids=range(17),
 )
-def test_hostile_files_are_refused(tmp_path, content):
+def test_a_hostile_yaml_file_is_refused_by_name(tmp_path, content):
     path = tmp_path / "hostile.yaml"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     message = outcome(merge_file, default_cfg(), path, naming=path)
@@ -144,7 +147,7 @@ def test_hostile_files_are_refused(tmp_path, content):
     assert len(message) < 2000
 
 
-def test_anchors_may_be_used(tmp_path):
+def test_a_yaml_file_may_use_anchors(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("DATALOADER:\n  TRAIN_X: &batch {BATCH_SIZE: 8}\n  TEST:\n    <<: *batch\n")
     cfg = default_cfg()

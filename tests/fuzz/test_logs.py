@@ -1,4 +1,4 @@
-"""Logs and records of runs: the parsers give the number that was written last, or none, never another one."""
+"""Logs and records of runs: the parsers return the last written result or None, never another number."""
 
 from __future__ import annotations
 
@@ -35,27 +35,29 @@ END, EVALUATED = "Finish training", "=> result"
 line = st.one_of(st.sampled_from([*NOISE, END, "Finished training", EVALUATED]), percents)
 
 
-def text_of(parts: list) -> list[str]:
-    return [part if isinstance(part, str) else f"* accuracy: {part:.2f}%" for part in parts]
+def format_lines(entries: list) -> list[str]:
+    """Return the lines of a log; an entry is a line or an accuracy in percent."""
+    return [entry if isinstance(entry, str) else f"* accuracy: {entry:.2f}%" for entry in entries]
 
 
-def expected(parts: list, test_log: bool) -> float | None:
-    begin = {EVALUATED} if test_log else {END, "Finished training"}
-    start = next((i for i, part in enumerate(parts) if part in begin), len(parts))
-    return next((part for part in reversed(parts[start:]) if isinstance(part, float)), None)
+def expected(entries: list, test_log: bool) -> float | None:
+    """Return the last accuracy after the line from which results count."""
+    markers = {EVALUATED} if test_log else {END, "Finished training"}
+    start = next((i for i, entry in enumerate(entries) if entry in markers), len(entries))
+    return next((entry for entry in reversed(entries[start:]) if isinstance(entry, float)), None)
 
 
 @given(st.lists(line, min_size=1, max_size=12), st.booleans(), st.sampled_from(["\n", "\r\n"]), st.data())
-def test_the_last_result_counts_even_of_a_log_that_is_cut_off(tmp_path_factory, parts, test_log, end, data):
+def test_the_last_result_counts_even_in_a_log_that_is_cut_off(tmp_path_factory, entries, test_log, end, data):
     path = tmp_path_factory.getbasetemp() / "log.txt"
-    content = end.join(text_of(parts)).encode()
+    content = end.join(format_lines(entries)).encode()
     cut = data.draw(st.integers(0, len(content)))
     path.write_bytes(content[:cut])
-    whole = [part for i, part in enumerate(parts) if len(end.join(text_of(parts[: i + 1])).encode()) <= cut]
+    complete = [e for i, e in enumerate(entries) if len(end.join(format_lines(entries[: i + 1])).encode()) <= cut]
     tail = content[:cut].decode(errors="replace").split(end)[-1]
-    if tail in (END, "Finished training", EVALUATED) and len(whole) < len(parts):
-        whole.append(tail)  # "Finish training, they say" was cut there
-    assert outcome(read_result, path, "accuracy", test_log) == expected(whole, test_log)
+    if tail in (END, "Finished training", EVALUATED) and len(complete) < len(entries):
+        complete.append(tail)  # a line such as "Finish training, they say" was cut after the marker
+    assert outcome(read_result, path, "accuracy", test_log) == expected(complete, test_log)
 
 
 LOG = f"start\n{END}\n{format_result(1000, 985, 98.1)}\n"
@@ -66,7 +68,7 @@ LOG = f"start\n{END}\n{format_result(1000, 985, 98.1)}\n"
 @example(LOG.replace("98.50", "1_0").encode())
 @example((LOG + LOG.replace("98.50", "985.0")).encode())
 @example((LOG + "x * accuracy: 12.00%\n").encode())
-def test_of_a_damaged_log_no_number_is_made_up(tmp_path_factory, content):
+def test_a_damaged_log_is_refused_or_gives_a_number_in_it(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "damaged.txt"
     path.write_bytes(content)
     value = outcome(read_result, path, naming=path)
@@ -86,26 +88,26 @@ RECORD = {
 }
 scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), texts, st.just(10**400))
 lists = st.lists(scalars, max_size=3)
-anything = st.one_of(scalars, lists, st.dictionaries(texts, st.one_of(scalars, lists), max_size=3))
+json_values = st.one_of(scalars, lists, st.dictionaries(texts, st.one_of(scalars, lists), max_size=3))
 keys = st.sampled_from([*RECORD, "config.FEATURES", "config.FEATURES.PREC", "config.SEED"])
 
 
 @st.composite
 def records(draw: st.DrawFn) -> bytes:
-    """A record with other values in some places, or with its bytes damaged."""
+    """Draw a record with some values replaced, or with damaged bytes."""
     record = json.loads(json.dumps(RECORD))
-    for key, value in draw(st.dictionaries(keys, anything, max_size=3)).items():
+    for key, value in draw(st.dictionaries(keys, json_values, max_size=3)).items():
         node, *path = record, *key.split(".")
-        for part in path[:-1]:
-            node = node[part] if isinstance(node.get(part), dict) else {}
+        for name in path[:-1]:
+            node = node[name] if isinstance(node.get(name), dict) else {}
         node[path[-1]] = value
-    whole = json.dumps(record).encode()
-    return draw(st.one_of(st.just(whole), mutations(whole)))
+    content = json.dumps(record).encode()
+    return draw(st.one_of(st.just(content), mutations(content)))
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """A study of two runs; the record of one is a case."""
+    """The folder of a study of two runs; the record of one run is the case."""
     folder = tmp_path_factory.mktemp("study")
     for run in ("ZeroshotCLIP", "CoOp/tiny_16shots"):
         (folder / run).mkdir(parents=True)
@@ -121,7 +123,7 @@ def study(tmp_path_factory):
 @example(b'{"classnames": "cat"}')
 @example(b"[" * 100_000)
 @example(b'{"accuracy": NaN}')
-def test_a_damaged_record_is_named_or_its_run_counts_as_its_log_says(study, content):
+def test_a_damaged_record_is_refused_or_its_run_counts_with_the_result_of_its_log(study, content):
     run = study / "CoOp/tiny_16shots"
     (run / "result.json").write_bytes(content)
     record = outcome(read_record, run, naming=run)

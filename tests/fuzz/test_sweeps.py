@@ -1,4 +1,4 @@
-"""Sweeps: every combination is one run with a folder of its own below the sweep's, or the sweep is refused."""
+"""Sweeps: every combination is one trial with its folder below the sweep's output, or the sweep is refused."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ folders = st.one_of(st.lists(axes.map("{{{}}}".format), max_size=3).map("/".join
 @example([("/elsewhere", "", {})], [])
 @example([("{x}", "", {name: list(range(1000)) for name in "abcdefgh"})], [])
 @example([("a{x}", "--root {x}", {"x": ["a b", "{y}", "'"]})], [])
-def test_every_combination_is_a_run_of_its_own(tmp_path_factory, runs, seeds):
+def test_every_combination_is_one_trial_with_its_folder(tmp_path_factory, runs, seeds):
     path = tmp_path_factory.getbasetemp() / "sweep.yaml"
     entries = [{"folder": folder, "arguments": arguments, "grid": grid} for folder, arguments, grid in runs]
     path.write_text(yaml.safe_dump({"output": "out", "runs": entries}))
     sweep = outcome(read_sweep, path, naming=path)
     if isinstance(sweep, Refusal):
         return
-    cells = outcome(build_trials, sweep, "", "", seeds, [])
-    if isinstance(cells, Refusal):
+    trials = outcome(build_trials, sweep, "", "", seeds, [])
+    if isinstance(trials, Refusal):
         return
     replaced = [
-        {axis: seeds if seeds and axis in ("seed", "SEED") else given for axis, given in grid.items()}
+        {axis: seeds if seeds and axis in ("seed", "SEED") else values for axis, values in grid.items()}
         for *_, grid in runs
     ]
-    assert len(cells) == sum(math.prod(map(len, grid.values())) for grid in replaced)
-    assert len({cell.folder for cell in cells}) == len(cells)
-    for cell in cells:
-        assert (Path.cwd() / cell.folder).resolve().is_relative_to(Path.cwd() / "out")
-        assert cell.command[:2] == ("--output-dir", str(cell.folder))
-    stages = outcome(group_into_stages, cells)
-    assert isinstance(stages, Refusal) or sum(map(len, stages)) == len(cells)
+    assert len(trials) == sum(math.prod(map(len, grid.values())) for grid in replaced)
+    assert len({trial.folder for trial in trials}) == len(trials)
+    for trial in trials:
+        assert (Path.cwd() / trial.folder).resolve().is_relative_to(Path.cwd() / "out")
+        assert trial.command[:2] == ("--output-dir", str(trial.folder))
+    stages = outcome(group_into_stages, trials)
+    assert isinstance(stages, Refusal) or sum(map(len, stages)) == len(trials)
 
 
 @pytest.mark.parametrize("keys", ["output: a\nthreads: -1", f"output: a\nthreads: {9**20}", "output: 0x" + "f" * 6000])
-def test_numbers_of_no_use(tmp_path, keys):
+def test_an_invalid_number_of_threads_or_output_is_refused(tmp_path, keys):
     path = tmp_path / "sweep.yaml"
     path.write_text(f"{keys}\nruns: [{{folder: a}}]")
     assert isinstance(outcome(read_sweep, path, naming=path), Refusal)

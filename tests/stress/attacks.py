@@ -1,5 +1,5 @@
-"""Pickles that run code where Python's own reader reads them, or take up the memory, in all files that are or hold one;
-and other files of tensors."""
+"""Pickles that run code or fill the memory when Python's pickle module reads them, in all kinds of files that hold a
+pickle; and hostile files of tensors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from datasets.few_shot_split import FewShotSplit
 from vlm.clip.load import read_state_dict
 from vlm.images.feature_store import read_shard
 
-MARKER = "executed"  # the file that a payload makes
+MARKER = "executed"  # the file that a payload creates
 
 
 class Victim:
@@ -28,19 +28,21 @@ class Victim:
 
 
 def text(value: str) -> bytes:
-    """The opcodes that push a string."""
+    """Return the opcodes that push a string."""
     data = value.encode()
     return b"X" + struct.pack("<I", len(data)) + data
 
 
 def number(value: int) -> bytes:
+    """Return the opcodes that push an integer."""
     return b"\x8a\x08" + struct.pack("<q", value)
 
 
 EVAL = b"cbuiltins\neval\n"
 VICTIM = b"ctests.stress.attacks\nVictim\n"
 BASE = "dassl.data.datasets.base_dataset"
-ATTACKS = {  # from Python code that makes the marker, and a shell's command that does
+# Functions that return the opcodes of an attack, from Python code and a shell command that create the marker.
+ATTACKS = {
     "reduce": lambda code, shell: b"cposix\nsystem\n" + text(shell) + b"\x85R",
     "stack global": lambda code, shell: text("builtins") + text("eval") + b"\x93" + text(code) + b"\x85R",
     "inst": lambda code, shell: b"(" + text(code) + b"ibuiltins\neval\n",
@@ -48,14 +50,14 @@ ATTACKS = {  # from Python code that makes the marker, and a shell's command tha
     "a way through Datum's module": lambda code, shell: (
         text(BASE) + text("random._os.system") + b"\x93" + text(shell) + b"\x85R"
     ),
-    "__setstate__": lambda code, shell: (  # given to a class, which calls it for its next object
+    "__setstate__": lambda code, shell: (  # sets the method of a class, which is called for its next object
         VICTIM + b"(N}" + text("__setstate__") + b"cposix\nsystem\nstb0" + VICTIM + b")\x81" + text(shell) + b"b"
     ),
     "inside a tensor": lambda code, shell: (
         b"ctorch._tensor\n_rebuild_from_type_v2\n(" + EVAL + b"cbuiltins\nobject\n" + text(code) + b"\x85NtR"
     ),
 }
-MEMORY = {
+MEMORY = {  # opcodes of small files that create huge objects
     "a bytearray of 1 TB": b"cbuiltins\nbytearray\n" + number(1 << 40) + b"\x85R",
     "a tensor without a place": (
         b"ctorch._utils\n_rebuild_meta_tensor_no_storage\n(ctorch\nfloat32\n("
@@ -68,12 +70,13 @@ MEMORY = {
 
 
 def payload(attack: str, folder: Path) -> bytes:
+    """Return the opcodes of an attack that creates the marker in ``folder``."""
     marker = folder / MARKER
     return ATTACKS[attack](f"__import__('pathlib').Path({str(marker)!r}).touch()", f"touch '{marker}'")
 
 
-def few_shots(folder: Path, pickled: bytes, size: int = 0) -> dict:
-    """What a data set of one image reads of the original's pickle; ``size`` lengthens it."""
+def read_few_shot_split(folder: Path, pickled: bytes, size: int = 0) -> dict:
+    """Read a pickled split of the original for a data set of one image; the file is extended to ``size`` bytes."""
     split = FewShotSplit(folder, 1, 1, [Datum(folder / "a.jpg", 0, classname="a")], None)
     path = split.path.with_suffix(".pkl")
     path.parent.mkdir()
@@ -83,7 +86,7 @@ def few_shots(folder: Path, pickled: bytes, size: int = 0) -> dict:
 
 
 def torch_zip(path: Path, pickled: bytes, compression: int = zipfile.ZIP_STORED) -> Path:
-    """A file of torch.save with another pickle in it."""
+    """Write a file of torch.save that holds the opcodes ``pickled``, and return its path."""
     buffer = io.BytesIO()
     torch.save({}, buffer)
     with zipfile.ZipFile(buffer) as plain, zipfile.ZipFile(path, "w", compression) as crafted:
@@ -93,64 +96,77 @@ def torch_zip(path: Path, pickled: bytes, compression: int = zipfile.ZIP_STORED)
 
 
 def state_dict(value: bytes) -> bytes:
+    """Return the pickle of a checkpoint whose state dict some opcodes push."""
     return b"\x80\x02}" + text("state_dict") + value + b"s."
 
 
-READERS = {  # each reads the state dict, or the list of images, that some opcodes push
-    "few-shot split": lambda folder, content: few_shots(folder, b"\x80\x02}" + text("train") + content + b"s."),
+READERS = {  # functions that write a file with the opcodes of a state dict or of a list of images, and read it
+    "few-shot split": lambda folder, content: read_few_shot_split(
+        folder, b"\x80\x02}" + text("train") + content + b"s."
+    ),
     "checkpoint": lambda folder, content: load_checkpoint(torch_zip(folder / "model.pth.tar-1", state_dict(content))),
     "weights": lambda folder, content: read_state_dict(torch_zip(folder / "weights.pt", state_dict(content))),
 }
 
 
-def attacked(reader: str, attack: str, folder: Path) -> None:
+def read_attack(reader: str, attack: str, folder: Path) -> None:
+    """Read a file with an attack."""
     READERS[reader](folder, payload(attack, folder))
 
 
-def learned(reader: str, context: str, folder: Path) -> None:
+def read_huge_context(reader: str, context: str, folder: Path) -> None:
+    """Read a state dict whose context is a huge object of ``MEMORY``."""
     READERS[reader](folder, b"}" + text("ctx") + MEMORY[context] + b"s")
 
 
-def expanded(folder: Path) -> None:
+def read_expanded_tensor(folder: Path) -> None:
+    """Read a checkpoint with a huge tensor of which the file holds one number."""
     torch.save({"state_dict": {"ctx": torch.ones(1).expand(1 << 36)}}, folder / "model.pth.tar-1")
     load_checkpoint(folder / "model.pth.tar-1")
 
 
-def zip_bomb(folder: Path) -> None:
+def read_zip_bomb(folder: Path) -> None:
+    """Read a compressed checkpoint."""
     content = state_dict(text(" " * (1 << 24)))
     load_checkpoint(torch_zip(folder / "model.pth.tar-1", content, zipfile.ZIP_DEFLATED))
 
 
-def numbered(folder: Path) -> None:
+def read_number_as_name(folder: Path) -> None:
+    """Read weights in which the name of a tensor is a number."""
     torch.save({1: torch.ones(1)}, folder / "weights.pt")
     read_state_dict(folder / "weights.pt")
 
 
-def safetensors(shape: list[int], end: int, length: int, folder: Path) -> None:
-    """A file whose header tells these things of its one tensor, which has eight bytes, and ``length`` of itself."""
+def read_safetensors(shape: list[int], end: int, length: int, folder: Path) -> None:
+    """Read a file with one tensor of eight bytes; ``shape``, ``end`` and ``length`` are the claims of its header."""
     path = folder / "weights.safetensors"
     header = json.dumps({"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}}).encode()
     path.write_bytes(struct.pack("<Q", length or len(header)) + header + bytes(8))
     read_state_dict(path)
 
 
-def shard(folder: Path) -> None:
+def read_pickled_shard(folder: Path) -> None:
+    """Read a shard of a feature store that is an attack; it is not run but removed."""
     path = folder / "0.safetensors"
     path.write_bytes(b"\x80\x04" + payload("reduce", folder) + b".")
     assert read_shard(path, "encoder") is None
     assert not path.exists()
 
 
-# What a file is -> a function that makes it in a folder and has it read.
+# By description of a hostile file: a function that writes it to a folder and reads it.
 CASES: dict[str, Callable[[Path], object]] = {
-    **{f"{reader}: {name}": partial(attacked, reader, name) for reader in READERS for name in ATTACKS},
-    **{f"{reader}: {name}": partial(learned, reader, name) for reader in ("checkpoint", "weights") for name in MEMORY},
-    "few-shot split: a memo of 16 GB": partial(few_shots, pickled=b"\x80\x02]r\xff\xff\xff\x7f."),
-    "few-shot split: far too long": partial(few_shots, pickled=b"\x80\x02}.", size=1 << 30),
-    "checkpoint: a tensor of 256 GB made of one number": expanded,
-    "checkpoint: a zip bomb": zip_bomb,
-    "weights: a name that is a number": numbered,
-    "safetensors: a header of 2 EB": partial(safetensors, [2], 8, 1 << 61),
-    "safetensors: data behind the end": partial(safetensors, [1 << 40], 1 << 42, 0),
-    "feature cache: a pickle in place of features": shard,
+    **{f"{reader}: {name}": partial(read_attack, reader, name) for reader in READERS for name in ATTACKS},
+    **{
+        f"{reader}: {name}": partial(read_huge_context, reader, name)
+        for reader in ("checkpoint", "weights")
+        for name in MEMORY
+    },
+    "few-shot split: a memo of 16 GB": partial(read_few_shot_split, pickled=b"\x80\x02]r\xff\xff\xff\x7f."),
+    "few-shot split: far too long": partial(read_few_shot_split, pickled=b"\x80\x02}.", size=1 << 30),
+    "checkpoint: a tensor of 256 GB made of one number": read_expanded_tensor,
+    "checkpoint: a zip bomb": read_zip_bomb,
+    "weights: a name that is a number": read_number_as_name,
+    "safetensors: a header of 2 EB": partial(read_safetensors, [2], 8, 1 << 61),
+    "safetensors: data behind the end": partial(read_safetensors, [1 << 40], 1 << 42, 0),
+    "feature cache: a pickle in place of features": read_pickled_shard,
 }

@@ -1,4 +1,4 @@
-"""Real processes of our programs, which start at once: forks of a server that has imported them."""
+"""Child processes of our programs that start at once, as forks of a server that has imported the programs."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from typing import NamedTuple
 CONTEXT = get_context("forkserver")
 IMPORTS = "train trainers datasets tools.sweep torch.utils.tensorboard sklearn.datasets sklearn.metrics"
 CONTEXT.set_forkserver_preload([*IMPORTS.split(), "tests.stress.full_disk"])
-WRITES = ("fsync", "replace", "rename")  # of the module os: where a kill finds a file half done
-PATIENCE = 300  # seconds
+WRITES = ("fsync", "replace", "rename")  # functions of os around which a kill can leave an incomplete file
+TIMEOUT = 300  # seconds, far more than a run takes
 
 
 class Ended(NamedTuple):
-    code: int  # minus the signal's number
-    errors: str  # what the process wrote to standard error
+    """The end of a process."""
+
+    code: int  # the exit code; minus the number of the signal that killed it
+    errors: str  # the text that it wrote to standard error
 
 
 class Child:
-    """A process that calls ``function()``, whose result is its exit code."""
+    """A process that calls ``function()`` and exits with its result; ``errors`` is the file of its standard error."""
 
     def __init__(self, function: Callable[[], int | None], errors: Path):
         errors.parent.mkdir(parents=True, exist_ok=True)
@@ -35,64 +37,70 @@ class Child:
         self.process.start()
 
     def kill_after(self, seconds: float) -> Ended:
-        """SIGKILL, unless it has ended by then."""
+        """Kill the process (SIGKILL) after some seconds, unless it has ended by then."""
         self.process.join(seconds)
         self.process.kill()
         return self.end()
 
     def end(self) -> Ended:
-        self.process.join(PATIENCE)
+        """Wait for the end of the process; raise ``TimeoutError`` after ``TIMEOUT`` seconds."""
+        self.process.join(TIMEOUT)
         if self.process.exitcode is None:
             self.process.kill()
-            raise TimeoutError(f"a process still runs after {PATIENCE} s; what it wrote: {self.errors}")
-        # A process that was killed at once has written nothing.
+            raise TimeoutError(f"a process still runs after {TIMEOUT} s; its standard error: {self.errors}")
+        # A process that was killed at once has not created the file.
         errors = self.errors.read_text(errors="replace") if self.errors.exists() else ""
         return Ended(self.process.exitcode, errors)
 
 
-def program(module: str, arguments: Sequence[object]) -> Callable[[], int]:
-    """What calls ``main`` of a module."""
+def make_program(module: str, arguments: Sequence[object]) -> Callable[[], int]:
+    """Return a function that calls ``main`` of a module and returns its exit code."""
     return partial(_main, module, [str(argument) for argument in arguments])
 
 
 def _main(module: str, arguments: list[str]) -> int:
+    """Call ``main`` of a module with one thread and without OpenVINO; return the exit code."""
     import torch
 
     import vlm.images.encoder
 
     torch.set_num_threads(1)
-    vlm.images.encoder._has_openvino = lambda: False  # to compile the encoder would take longer than the runs
+    vlm.images.encoder._has_openvino = lambda: False  # compiling the encoder takes longer than the runs
     return import_module(module).main(arguments) or 0
 
 
 def _call(function: Callable[[], int | None], errors: str) -> None:
-    # Open as long as the process lives: its traceback comes last. What it prints is in its log.txt.
+    """Call ``function`` in this process and exit with its result; standard error goes to the file ``errors``."""
+    # The file stays open, as a traceback comes last. Standard output is dropped: a run copies it to its log.txt.
     sys.stdout, sys.stderr = open(os.devnull, "w"), open(errors, "w", buffering=1)  # noqa: SIM115
-    set_start_method("fork", force=True)  # else the server would be the parent of loaders' processes, and live on
+    set_start_method(
+        "fork", force=True
+    )  # as children of the fork server, workers of loaders would outlive this process
     sys.exit(function())
 
 
-def counting(path: Path, function: Callable[[], int]) -> int:
-    """Call ``function``, and write to ``path`` how many steps of writing it made."""
-    counter = _count(lambda step: None)
+def count_writes(path: Path, function: Callable[[], int]) -> int:
+    """Call ``function`` and write to ``path`` the number of its write steps (before and after each of ``WRITES``)."""
+    counter = _count_write_steps(lambda step: None)
     try:
         return function()
     finally:
         path.write_text(str(next(counter)))
 
 
-def dying(number: int, function: Callable[[], int]) -> int:
-    """Call ``function``; SIGKILL comes just before or after one of its steps of writing, counted from 0."""
-    _count(lambda step: os.kill(os.getpid(), signal.SIGKILL) if step == number else None)
+def die_at_write(number: int, function: Callable[[], int]) -> int:
+    """Call ``function`` and kill this process (SIGKILL) at the write step ``number``, counted from 0."""
+    _count_write_steps(lambda step: os.kill(os.getpid(), signal.SIGKILL) if step == number else None)
     return function()
 
 
-def _count(at_step: Callable[[int], None]) -> itertools.count:
+def _count_write_steps(at_step: Callable[[int], None]) -> itertools.count:
+    """Call ``at_step(number)`` before and after each later call of ``WRITES``; return the counter of these steps."""
     counter = itertools.count()
 
-    def counted(real: Callable, *args, **kwargs):
+    def counted(original: Callable, *args, **kwargs):
         at_step(next(counter))
-        result = real(*args, **kwargs)
+        result = original(*args, **kwargs)
         at_step(next(counter))
         return result
 

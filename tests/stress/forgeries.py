@@ -1,4 +1,4 @@
-"""Archives, links, split files and downloads that are not what they should be."""
+"""Hostile archives, links, split files, configs and downloads."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from dassl.data.datasets import build_dataset
 from dassl.data.downloads import download
 from tests.datasets.shapes import config, write_images, write_split_file
 from tests.stress.attacks import MARKER
-from tools.prepare_imagenette import unpack_imagenette as unpack_imagenette
+from tools.prepare_imagenette import unpack_imagenette
 
-BOMB = bytes(8 << 20)
-little = mock.patch("dassl.data.archives.SLACK", 1 << 20)  # so that a bomb may be small
+BOMB = bytes(8 << 20)  # eight times the patched limit; zeros compress a thousandfold
+with_small_limit = mock.patch("dassl.data.archives.SLACK", 1 << 20)  # bytes; lets a small file be a bomb
 
 
 def entry(name: str = "imagenette/train/n1/b.jpg", **values: object) -> tarfile.TarInfo:
+    """Return an entry of a tar archive with these attributes."""
     info = tarfile.TarInfo(name)
     for key, value in values.items():
         setattr(info, key, value)
@@ -42,16 +43,17 @@ ENTRIES = {
 }
 
 
-def unpacked(bad: tarfile.TarInfo, folder: Path) -> None:
-    """Of an archive with a picture and a bad entry, which has no data, whatever it claims."""
+def unpack_tar(bad: tarfile.TarInfo, folder: Path) -> None:
+    """Unpack an archive with an image and a bad entry, which has no data, whatever it claims."""
     with tarfile.open(folder / "archive.tar", "w", format=tarfile.GNU_FORMAT) as archive:
         for info in (entry("imagenette/train/n1/a.jpg"), bad):
             archive.addfile(info)
     unpack_imagenette(folder / "archive.tar", folder / "data/images")
 
 
-@little
-def unzipped(name: str, mode: int, content: str | bytes, folder: Path) -> None:
+@with_small_limit
+def unpack_zip(name: str, mode: int, content: str | bytes, folder: Path) -> None:
+    """Unpack a zip archive with one entry."""
     info = zipfile.ZipInfo(name)
     info.external_attr = mode << 16
     with zipfile.ZipFile(folder / "archive.zip", "w") as archive:
@@ -59,15 +61,15 @@ def unzipped(name: str, mode: int, content: str | bytes, folder: Path) -> None:
     unpack_archive(folder / "archive.zip", folder)
 
 
-def linked(name: str, target: str, folder: Path) -> None:
-    """Of a folder of class folders with a link in it."""
+def build_with_link(name: str, target: str, folder: Path) -> None:
+    """Build a data set from class folders with a link in them."""
     write_images(folder, ["secret/s.jpg", *(f"data/photos/{pet}/{i}.jpg" for pet in ("cat", "dog") for i in range(3))])
     (folder / "data/photos" / name).symlink_to(target.format(folder))
     build_dataset(config(folder / "data", "ImageFolder", FOLDER="photos"))
 
 
-def listed(name: str, link: str, folder: Path) -> None:
-    """Of a data set with one more image in its split file, and a link in its folder to something below ``secret``."""
+def build_with_split_entry(name: str, link: str, folder: Path) -> None:
+    """Build a data set with one more image in its split file and, in its folder, a link to a path below ``secret``."""
     path = write_split_file("dtd", folder / "data")
     write_images(folder, ["secret/s.jpg"])
     (folder / "data/dtd/images/link").symlink_to(folder / "secret" / link)
@@ -77,12 +79,14 @@ def listed(name: str, link: str, folder: Path) -> None:
     build_dataset(config(folder / "data", "DescribableTextures"))
 
 
-def living_config(folder: Path) -> None:
+def merge_executable_config(folder: Path) -> None:
+    """Merge a config file that runs a command when YAML builds its object."""
     (folder / "config.yaml").write_text(f"SEED: !!python/object/apply:os.system ['touch {folder / MARKER}']\n")
     merge_file(get_cfg_default(), folder / "config.yaml")
 
 
-def endless_download(folder: Path) -> None:
+def download_endless_file(folder: Path) -> None:
+    """Download a file that is larger than the limit."""
     write_images(folder, ["source.jpg"])
     with mock.patch("dassl.data.downloads.MAX_BYTES", 10):
         try:
@@ -91,20 +95,20 @@ def endless_download(folder: Path) -> None:
             assert not list((folder / "target").iterdir())
 
 
-# What a file is -> a function that makes it in a folder and has it read.
+# By description of a hostile file: a function that writes it to a folder and reads it.
 CASES: dict[str, Callable[[Path], None]] = {
-    **{f"tar: {name}": partial(unpacked, bad) for name, bad in ENTRIES.items()},
-    "zip: ../": partial(unzipped, "../b.jpg", stat.S_IFREG, ""),
-    "zip: a symbolic link": partial(unzipped, "b.jpg", stat.S_IFLNK, "/etc/passwd"),
-    "zip: a bomb": partial(unzipped, "b.jpg", stat.S_IFREG, BOMB),
-    "link: an image from elsewhere": partial(linked, "cat/9.jpg", "{}/secret/s.jpg"),
-    "link: an image from above": partial(linked, "cat/9.jpg", "../../../secret/s.jpg"),
-    "link: a class folder that is not there": partial(linked, "bird", "nowhere"),
-    "link: a class folder in a circle": partial(linked, "circle", "circle"),
-    "split file: a name with a NUL": partial(listed, "ant\0/a.jpg", ""),
-    "split file: a name that is no Unicode": partial(listed, "\ud800/a.jpg", ""),
-    "split file: a link to an image elsewhere": partial(listed, "link", "s.jpg"),
-    "split file: a link to a folder elsewhere": partial(listed, "link/s.jpg", ""),
-    "YAML: an object": living_config,
-    "download: without an end": endless_download,
+    **{f"tar: {name}": partial(unpack_tar, bad) for name, bad in ENTRIES.items()},
+    "zip: ../": partial(unpack_zip, "../b.jpg", stat.S_IFREG, ""),
+    "zip: a symbolic link": partial(unpack_zip, "b.jpg", stat.S_IFLNK, "/etc/passwd"),
+    "zip: a bomb": partial(unpack_zip, "b.jpg", stat.S_IFREG, BOMB),
+    "link: an image from elsewhere": partial(build_with_link, "cat/9.jpg", "{}/secret/s.jpg"),
+    "link: an image from above": partial(build_with_link, "cat/9.jpg", "../../../secret/s.jpg"),
+    "link: a class folder that is not there": partial(build_with_link, "bird", "nowhere"),
+    "link: a class folder in a circle": partial(build_with_link, "circle", "circle"),
+    "split file: a name with a NUL": partial(build_with_split_entry, "ant\0/a.jpg", ""),
+    "split file: a name that is no Unicode": partial(build_with_split_entry, "\ud800/a.jpg", ""),
+    "split file: a link to an image elsewhere": partial(build_with_split_entry, "link", "s.jpg"),
+    "split file: a link to a folder elsewhere": partial(build_with_split_entry, "link/s.jpg", ""),
+    "YAML: an object": merge_executable_config,
+    "download: without an end": download_endless_file,
 }

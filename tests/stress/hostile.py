@@ -1,4 +1,4 @@
-"""Hostile files: each is made and given to the reader it is meant for. All must be refused by name, and run nothing."""
+"""Hostile files of all kinds. The program that reads such a file must refuse it by name and run no code in it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ CASES = {**attacks.CASES, **forgeries.CASES}
 
 
 def refuse(folder: Path, name: str) -> None:
-    """Make a case in the empty ``folder``: it ends in an error, or in a note (of what is made anew), that names it.
+    """Write and read a hostile file in the empty ``folder``: an error, or a note of its replacement, must name it.
 
     Raises:
-        AssertionError: something was run, or the file was accepted, or the message does not name it.
+        AssertionError: code was run, or the file was accepted, or the message does not name it.
     """
-    said = io.StringIO()
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(io.StringIO()):
             CASES[name](folder)
-        assert "Note: " in said.getvalue(), f"{name}: accepted: {said.getvalue()}"
+        assert "Note: " in output.getvalue(), f"{name}: accepted: {output.getvalue()}"
     except UserError as error:
-        said = io.StringIO(str(error))
-    message = said.getvalue()
+        output = io.StringIO(str(error))
+    message = output.getvalue()
     assert not (folder / attacks.MARKER).exists(), f"{name}: executed"
     assert str(folder) in message or "http://127.0.0.1" in message, f"{name}: not refused by name: {message}"

@@ -1,4 +1,4 @@
-"""A data set: lists of labelled image paths, and the few-shot protocol."""
+"""The base class of data sets: lists of labelled image paths, and the drawing of few shots."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dassl.utils import UserError, check_availability
 
 
 class Datum:
-    """One image: its path, label, domain (both counted from 0) and class name."""
+    """An item of a data set: an image's path, label, domain (both counted from 0) and class name."""
 
     def __init__(self, impath: str = "", label: int = 0, domain: int = 0, classname: str = ""):
-        # The attribute names are those in the field's pickled splits.
+        # Pickled splits of third-party repositories hold these attribute names.
         self._impath = str(impath)
         self._label = int(label)
         self._domain = int(domain)
@@ -29,13 +29,13 @@ class Datum:
 
 
 class DatasetBase:
-    """Lists of :class:`Datum`: train_x (labelled), train_u (unlabelled), val, test.
+    """Four lists of :class:`Datum`: train_x (labelled), train_u (unlabelled), val and test.
 
-    A data set lists its files in ``__init__`` and hands the lists to ``super().__init__``.
+    A subclass makes the lists in ``__init__(cfg)`` and passes them to ``super().__init__``.
     """
 
-    dataset_dir = ""  # below DATASET.ROOT
-    domains: ClassVar[list[str]] = []
+    dataset_dir = ""  # the folder below DATASET.ROOT
+    domains: ClassVar[list[str]] = []  # names of all domains
 
     def __init__(
         self,
@@ -60,55 +60,58 @@ class DatasetBase:
 
     @staticmethod
     def get_num_classes(data_source: list[Datum]) -> int:
+        """Return the largest label plus one."""
         return max(item.label for item in data_source) + 1
 
     @staticmethod
     def get_lab2cname(data_source: list[Datum]) -> tuple[dict[int, str], list[str]]:
-        """The map from label to class name, and the names in label order."""
+        """Return a dict from label to class name, and the class names in label order."""
         names = {item.label: item.classname for item in data_source}
         return names, [names[label] for label in sorted(names)]
 
     def check_input_domains(self, source_domains, target_domains) -> None:
+        """Raise :class:`UserError` unless all source and target domains are in ``self.domains``."""
         check_availability([*source_domains, *target_domains], self.domains)
 
     def generate_fewshot_dataset(self, *data_sources: list[Datum], num_shots: int = -1, repeat: bool = False):
-        """Draw ``num_shots`` images of each class, as Dassl does: one ``random.sample`` a class, in order of label
-        appearance, from Python's global generator.
+        """Return ``num_shots`` random images of each class, or all images if ``num_shots`` is below 1.
 
-        A class with fewer images gives all it has, and is named; with ``repeat``, images are drawn again instead.
-        Below 1, ``num_shots`` means all images.
-
-        Returns:
-            A list for each data source (for one source, the list itself).
+        As in Dassl, each class is one ``random.sample`` from Python's global generator, in the order of the labels'
+        first appearance. Of a class with fewer images, all are taken and its name is printed; with ``repeat``, images
+        are drawn with replacement instead. The result is a list for each data source; for one source, the list itself.
         """
         output = list(data_sources)
         if num_shots >= 1:
             print(f"Creating a {num_shots}-shot dataset")
-            output = [self._draw(source, num_shots, repeat) for source in data_sources]
+            output = [self._draw_shots(source, num_shots, repeat) for source in data_sources]
         return output[0] if len(output) == 1 else output
 
-    def _draw(self, source: list[Datum], num_shots: int, repeat: bool) -> list[Datum]:
-        dataset, short = [], []
+    def _draw_shots(self, source: list[Datum], num_shots: int, repeat: bool) -> list[Datum]:
+        """Return ``num_shots`` random images of each class, as :meth:`generate_fewshot_dataset` describes."""
+        dataset, small_classes = [], []
         for items in self.split_dataset_by_label(source).values():
             if len(items) >= num_shots:
                 items = random.sample(items, num_shots)
             elif repeat:
                 items = random.choices(items, k=num_shots)
             else:
-                short.append(f"{items[0].classname} ({len(items)})")
+                small_classes.append(f"{items[0].classname} ({len(items)})")
             dataset.extend(items)
-        if short:
-            print(f"Note: fewer than {num_shots} images, so all there are, for {', '.join(short)}")
+        if small_classes:
+            print(f"Note: fewer than {num_shots} images, so all there are, for {', '.join(small_classes)}")
         return dataset
 
     def split_dataset_by_label(self, data_source: list[Datum]) -> dict[int, list[Datum]]:
+        """Return a dict from each label to its images."""
         return _group_by(data_source, "label")
 
     def split_dataset_by_domain(self, data_source: list[Datum]) -> dict[int, list[Datum]]:
+        """Return a dict from each domain to its images."""
         return _group_by(data_source, "domain")
 
 
 def _group_by(data_source: list[Datum], key: str) -> dict[int, list[Datum]]:
+    """Return a dict from each value of the attribute ``key`` to its images, in the order of first appearance."""
     groups = defaultdict(list)
     for item in data_source:
         groups[getattr(item, key)].append(item)

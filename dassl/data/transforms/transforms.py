@@ -1,4 +1,4 @@
-"""From a picture to a tensor: CLIP's preprocessing for tests, the augmentations in INPUT.TRANSFORMS for training."""
+"""Transforms from PIL images to tensors: CLIP's preprocessing for tests, and the augmentations of INPUT.TRANSFORMS."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from yacs.config import CfgNode
 
 from dassl.utils import UserError, check_availability
 
+# The values that Dassl's INPUT.INTERPOLATION takes.
 INTERPOLATION_MODES = {name: InterpolationMode(name) for name in ("bilinear", "bicubic", "nearest")}
 
 
 @dataclass
 class Cutout:
-    """Black out ``n`` random squares of ``length`` pixels in an image (channels, height, width)."""
+    """A transform that blackens ``n`` random squares of ``length`` pixels in an image (channels, height, width)."""
 
     n: int
     length: int
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        """Return a copy of the image with black squares."""
         height, width = image.shape[-2:]
         image = image.clone()
         for _ in range(self.n):
@@ -34,13 +36,14 @@ class Cutout:
 
 @dataclass
 class GaussianNoise:
-    """Add Gaussian noise to half of the images."""
+    """A transform that adds Gaussian noise to an image with probability ``p``."""
 
     mean: float
     std: float
     p: float = 0.5
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        """Return the image, with noise or unchanged."""
         if torch.rand(()) > self.p:
             return image
         return image + torch.randn_like(image) * self.std + self.mean
@@ -48,28 +51,30 @@ class GaussianNoise:
 
 @dataclass
 class InstanceNormalization:
-    """Bring each channel of the image to mean 0 and standard deviation 1."""
+    """A transform that gives each channel of an image mean 0 and standard deviation 1."""
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        """Return the normalized image."""
         mean, std = image.mean((-2, -1), keepdim=True), image.std((-2, -1), keepdim=True)
         return (image - mean) / (std + 1e-8)
 
 
-Step = tuple[str, Callable]  # what the log says, the transform
+Step = tuple[str, Callable]  # the description for the log, the transform
+# The transforms without random draws; features of images under any other transform are computed for each epoch.
 DETERMINISTIC = (T.Resize, T.CenterCrop, T.ToTensor, T.Normalize, InstanceNormalization)
 
 
 class Pipeline(T.Compose):
-    """The transforms that a config names. Its ``repr`` tells all their settings."""
+    """The transforms that a config names, in order. Feature keys contain its ``repr``, which shows their values."""
 
     @property
     def is_random(self) -> bool:
-        """Whether an image can look different each time."""
+        """Return whether two transforms of the same image can differ."""
         return not all(isinstance(transform, DETERMINISTIC) for transform in self.transforms)
 
 
 def _image_transforms(c: CfgNode) -> dict[str, Step]:
-    """Transforms of PIL images, in the order in which they are applied, whatever their order in INPUT.TRANSFORMS."""
+    """Return all transforms of PIL images by name, in the order in which they are applied, for the INPUT node ``c``."""
     size, mode = tuple(c.SIZE), get_interpolation(c)
     jitter = {"brightness": c.COLORJITTER_B, "contrast": c.COLORJITTER_C, "saturation": c.COLORJITTER_S}
     jitter["hue"] = c.COLORJITTER_H
@@ -93,7 +98,7 @@ def _image_transforms(c: CfgNode) -> dict[str, Step]:
 
 
 def _tensor_transforms(c: CfgNode) -> dict[str, Step]:
-    """Transforms of tensors (channels, height, width) in [0, 1], in the order in which they are applied."""
+    """Return all transforms of tensors (channels, height, width) in [0, 1] by name, in the order of application."""
     return {
         "cutout": (f"cutout (n_holes={c.CUTOUT_N}, length={c.CUTOUT_LEN})", Cutout(c.CUTOUT_N, c.CUTOUT_LEN)),
         "normalize": (f"normalization (mean={list(c.PIXEL_MEAN)}, std={list(c.PIXEL_STD)})", _build_normalize(c)),
@@ -103,27 +108,28 @@ def _tensor_transforms(c: CfgNode) -> dict[str, Step]:
 
 
 def _build_normalize(c: CfgNode) -> T.Normalize:
+    """Return the normalization by PIXEL_MEAN and PIXEL_STD; raise :class:`UserError` unless they are valid."""
     mean, std = list(c.PIXEL_MEAN), list(c.PIXEL_STD)
-    numbers = len(mean) == len(std) == 3 and all(isinstance(value, (int, float)) for value in mean + std)
-    if not numbers or min(std) <= 0:
-        raise UserError(f"INPUT.PIXEL_MEAN {mean} and PIXEL_STD {std} must have three numbers each, the latter above 0")
+    are_numbers = len(mean) == len(std) == 3 and all(isinstance(value, (int, float)) for value in mean + std)
+    if not are_numbers or min(std) <= 0:
+        raise UserError(f"INPUT.PIXEL_MEAN {mean} and PIXEL_STD {std} must be three numbers each, PIXEL_STD above 0")
     return T.Normalize(mean=mean, std=std)
 
 
 def get_interpolation(c: CfgNode) -> InterpolationMode:
-    """The mode that INPUT.INTERPOLATION names."""
+    """Return the mode that INPUT.INTERPOLATION names; raise :class:`UserError` for an unknown name."""
     check_availability(c.INTERPOLATION, INTERPOLATION_MODES, "INPUT.INTERPOLATION")
     return INTERPOLATION_MODES[c.INTERPOLATION]
 
 
 def build_transform(cfg: CfgNode, is_train: bool = True, choices: tuple[str, ...] | None = None) -> Pipeline | None:
-    """The transform of training or of test images; None with INPUT.NO_TRANSFORM.
+    """Return the transform of training or of test images and print its steps; return None with INPUT.NO_TRANSFORM.
 
     Args:
-        choices: names to use instead of INPUT.TRANSFORMS.
+        choices: names of transforms in place of INPUT.TRANSFORMS.
 
     Raises:
-        UserError: an unknown transform or interpolation, or values that they cannot take.
+        UserError: a transform or the interpolation is unknown, or a value does not suit its transform.
     """
     c = cfg.INPUT
     if c.NO_TRANSFORM:
@@ -133,42 +139,43 @@ def build_transform(cfg: CfgNode, is_train: bool = True, choices: tuple[str, ...
     if len(c.SIZE) != 2 or not all(isinstance(edge, int) and edge > 0 for edge in c.SIZE):
         raise UserError(f"INPUT.SIZE is {tuple(c.SIZE)}; it must be two numbers of pixels, such as (224, 224)")
     try:
-        on_pictures, on_tensors = _image_transforms(c), _tensor_transforms(c)
+        image_transforms, tensor_transforms = _image_transforms(c), _tensor_transforms(c)
     except (ValueError, TypeError, IndexError) as error:
         raise UserError(f"the INPUT keys do not suit the transforms: {error}") from error
-    check_availability(choices, [*on_pictures, *on_tensors], "transform (INPUT.TRANSFORMS)")
+    check_availability(choices, [*image_transforms, *tensor_transforms], "transform (INPUT.TRANSFORMS)")
     if is_train:
-        steps = [step for name, step in on_pictures.items() if name in choices]
+        steps = [step for name, step in image_transforms.items() if name in choices]
         if not {"random_crop", "random_resized_crop"} & set(choices):
-            steps.insert(0, _squash(c))
-        after = on_tensors
+            steps.insert(0, _squash_step(c))
+        allowed = tensor_transforms
     else:
-        steps = _test_resize(c)
-        after = {name: on_tensors[name] for name in ("normalize", "instance_norm")}
+        steps = _test_resize_steps(c)
+        allowed = {name: tensor_transforms[name] for name in ("normalize", "instance_norm")}
     steps.append(("to torch tensor of range [0, 1]", T.ToTensor()))
-    steps += [step for name, step in after.items() if name in choices]
+    steps += [step for name, step in allowed.items() if name in choices]
     print(f"Building transform_{'train' if is_train else 'test'}")
-    for says, _ in steps:
-        print(f"+ {says}")
+    for description, _ in steps:
+        print(f"+ {description}")
     return Pipeline([transform for _, transform in steps])
 
 
-def _test_resize(c: CfgNode) -> list[Step]:
-    """CLIP's test preprocessing: the smaller edge to the input size, then the centre; or what INPUT.RESIZE says."""
+def _test_resize_steps(c: CfgNode) -> list[Step]:
+    """Return the steps that bring a test image to SIZE: CLIP's resize and centre crop, or RESIZE squash."""
     check_availability(c.RESIZE, ("crop", "squash"), "INPUT.RESIZE")
     if c.RESIZE == "squash":
-        return [_squash(c)]
+        return [_squash_step(c)]
     (height, width), edge = c.SIZE, max(c.SIZE)
     resize = (f"resize the smaller edge to {edge}", T.Resize(edge, interpolation=get_interpolation(c)))
     return [resize, (f"{height}x{width} center crop", T.CenterCrop((height, width)))]
 
 
-def _squash(c: CfgNode) -> Step:
+def _squash_step(c: CfgNode) -> Step:
+    """Return the step that resizes a whole image to SIZE, whatever its aspect ratio."""
     return f"resize to {tuple(c.SIZE)}", T.Resize(tuple(c.SIZE), interpolation=get_interpolation(c))
 
 
 def build_plain_transform(cfg: CfgNode) -> Callable:
-    """The whole picture at the input size, without augmentation: ``img0`` in a batch."""
+    """Return the transform of ``img0`` in a batch: the whole image at the input size, without augmentation."""
     c = cfg.INPUT
     steps = [T.Resize(tuple(c.SIZE), interpolation=get_interpolation(c)), T.ToTensor()]
     if "normalize" in c.TRANSFORMS:

@@ -1,4 +1,4 @@
-"""What semi-supervised methods do to labels, weights and models."""
+"""Functions of semi-supervised methods: soft labels, loss weights, averaged models."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from torch.nn import functional as F
 
 
 def sharpen_prob(p: torch.Tensor, temperature: float = 2) -> torch.Tensor:
-    """Probabilities (batch, classes) to the power ``temperature``, each row divided by its sum."""
+    """Return probabilities (batch, classes) to the power ``temperature``, each row divided by its sum."""
     p = p**temperature
     return p / p.sum(dim=1, keepdim=True)
 
 
 def create_onehot(label: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Labels (batch,) as rows of zeros with a one: floats (batch, classes)."""
+    """Return labels (batch,) as one-hot rows: floats (batch, num_classes)."""
     return F.one_hot(label.long(), num_classes).float()
 
 
 def sigmoid_rampup(current: float, rampup_length: float) -> float:
-    """A weight that grows from exp(-5) to 1 along exp(-5 (1 - t)^2), where t is the part of the ramp behind us."""
+    """Return the weight exp(-5 (1 - t)^2), from exp(-5) to 1, where t is :func:`linear_rampup`."""
     return math.exp(-5 * (1 - linear_rampup(current, rampup_length)) ** 2)
 
 
 def linear_rampup(current: float, rampup_length: float) -> float:
-    """A weight that grows from 0 to 1: the part of the ramp behind us."""
+    """Return the weight ``current / rampup_length``, clipped to [0, 1]; raise ValueError for a length of 0 or less."""
     if rampup_length <= 0:
         raise ValueError(f"rampup_length is {rampup_length}; it must be above 0")
     return min(max(current / rampup_length, 0.0), 1.0)
@@ -34,6 +34,6 @@ def linear_rampup(current: float, rampup_length: float) -> float:
 
 @torch.no_grad()
 def ema_model_update(model: nn.Module, ema_model: nn.Module, alpha: float) -> None:
-    """Change ``ema_model`` in place: each parameter to ``alpha`` times itself plus ``1 - alpha`` times the model's."""
+    """Set each parameter of ``ema_model`` to ``alpha`` times itself plus ``1 - alpha`` times that of ``model``."""
     for average, parameter in zip(ema_model.parameters(), model.parameters(), strict=True):
         average.mul_(alpha).add_(parameter, alpha=1 - alpha)
