@@ -54,11 +54,7 @@ class Backbone:
         return compute_logits(image_features, class_features, self.clip.logit_scale)
 
     def report(self, trainer: SimpleTrainer, frozen: int | None = None) -> dict:
-        """Print the number of trainable parameters and return this backbone's entries for the run's record.
-
-        Args:
-            frozen: number of frozen parameters (default: all parameters of ``clip``).
-        """
+        """Print the number of trainable parameters, and of all with ``frozen`` ones; return entries of the record."""
         trainable = trainer.trainable_parameters()
         total = (count_num_param(self.clip) if frozen is None else frozen) + trainable
         print(f"Trainable parameters: {trainable:,} of {total:,} ({100 * trainable / total:.4f}%)")
@@ -80,8 +76,7 @@ def load_backbone(trainer: SimpleTrainer, precision: str = "fp16", needs_classes
         needs_classes: whether the method needs a data set with classes.
 
     Raises:
-        UserError: CLIP cannot be loaded (:func:`vlm.clip.load.load_clip`), the data set has no classes though the
-            method needs them, or INPUT, FEATURES or TEST have values that this CLIP cannot use.
+        UserError: CLIP cannot be loaded, needed classes are missing, or INPUT, FEATURES or TEST have unusable values.
     """
     cfg, node = trainer.cfg, trainer.cfg.MODEL.BACKBONE
     check_at_least(cfg.FEATURES.VIEWS, 0, "FEATURES.VIEWS")

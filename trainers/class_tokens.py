@@ -31,12 +31,7 @@ def register_class_token_hooks(learner: PromptLearner) -> None:
 
 
 def embed_class_tokens(learner: PromptLearner) -> dict[str, torch.Tensor]:
-    """Return the embeddings of the tokens around the context, by their checkpoint keys.
-
-    Returns:
-        ``token_prefix`` (classes, 1, width): the start-of-text token; ``token_suffix`` (classes, length - 1 - n_ctx,
-        width): the class name and the tokens after it.
-    """
+    """Return the embeddings of the tokens before (classes, 1, width) and after the context (classes, n, width)."""
     table, suffix_start = learner.table(learner.ctx.detach()), 1 + learner.ctx.shape[-2]
     return dict(zip(CLASS_TOKEN_KEYS, (table[learner.rows[:, :1]], table[learner.rows[:, suffix_start:]]), strict=True))
 

@@ -20,14 +20,7 @@ MAX_CONTEXT_TOKENS = 512  # the longest prompts, Chinese-CLIP's, have as many to
 
 
 def check_context(node: CfgNode, name: str) -> None:
-    """Check N_CTX, CTX_INIT and PREC of the config node ``node``.
-
-    Args:
-        name: path of the node in the config, such as ``TRAINER.COOP``, for messages.
-
-    Raises:
-        UserError: the precision is unknown, there is no context token, or CTX_INIT has no words.
-    """
+    """Raise :class:`UserError` for unusable N_CTX, CTX_INIT or PREC in a config node, whose path is ``name``."""
     check_availability(node.PREC, PRECISIONS, f"{name}.PREC")
     if not node.CTX_INIT and node.N_CTX < 1:
         raise UserError(f"{name}.N_CTX is {node.N_CTX}; there must be at least 1 context token")
@@ -46,9 +39,6 @@ def build_initial_context(
 
     Returns:
         (n_ctx, width), or (num_classes, n_ctx, width).
-
-    Raises:
-        UserError: there are more than ``MAX_CONTEXT_TOKENS``.
     """
     token_embeddings, dtype = text_encoder.token_embedding.weight, text_encoder.dtype
     # With the 8 significant bits of bfloat16, a context would not change by a small optimizer step.

@@ -41,12 +41,9 @@ DEFAULT_C = 0.316  # C without validation images, from the example in CLIP's REA
 
 
 def fit_linear_probe(features: torch.Tensor, labels: torch.Tensor, c: float) -> nn.Linear:
-    """Fit a logistic regression to features scaled to ``FEATURE_NORM``, and return it as a linear layer.
-
-    The layer takes features (images, dim) of that length and returns logits (images, classes).
+    """Fit a logistic regression to features (images, dim) scaled to ``FEATURE_NORM``; return it as a linear layer.
 
     Args:
-        features: (images, dim).
         labels: (images,), with at least one image of each class.
         c: inverse strength of the L2 regularisation.
     """
@@ -80,9 +77,7 @@ def sweep_regularization(
 ) -> tuple[float, nn.Linear, float]:
     """Return the C with the best score on ``validation``, its linear probe, and its validation accuracy (%).
 
-    Args:
-        shots: features (images, dim) and labels (images,) to fit.
-        validation: features (images, dim) and labels (images,) to score.
+    ``shots`` and ``validation`` are features (images, dim) and labels (images,).
     """
     features, labels = validation
 

@@ -33,16 +33,12 @@ class SampledSoftmax:
 
     @classmethod
     def from_trainer(cls, trainer: TrainerX) -> SampledSoftmax | None:
-        """Return the loss for SAMPLED_CLASSES, which is noted in the provenance, or None if it is over all classes.
-
-        Raises:
-            UserError: SAMPLED_CLASSES is negative, or at most the batch size, so a step might draw no negatives.
-        """
+        """Return the loss for SAMPLED_CLASSES, which is noted in the provenance, or None if it is over all classes."""
         size, batch_size = trainer.cfg.TRAINER.COOP.SAMPLED_CLASSES, trainer.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
         check_at_least(size, 0, "TRAINER.COOP.SAMPLED_CLASSES")
         if not 0 < size < trainer.num_classes:
             return None
-        if size <= batch_size:
+        if size <= batch_size:  # a step might draw no negatives
             limit = f"with DATALOADER.TRAIN_X.BATCH_SIZE {batch_size} it must be more than {batch_size}"
             raise UserError(f"TRAINER.COOP.SAMPLED_CLASSES is {size}; {limit}")
         print(
