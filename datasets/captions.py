@@ -100,7 +100,7 @@ def _collect_captions(
 
 
 def _read_rows(file: Path) -> Iterator[tuple[int, dict]]:
-    """Yield the rows of a caption file with their numbers: positions in a list, from 1, or line numbers of a table."""
+    """Yield the numbers and rows of a caption file: positions in a list, from 1, or line numbers of a table."""
     if not os.path.isfile(file):  # unlike Path.is_file, it raises no error for names that no file can have
         raise UserError(f"there is no file {file}; DATASET.CAPTIONS names it, below FOLDER")
     if file.suffix.lower() != ".json":

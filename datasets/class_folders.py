@@ -48,7 +48,7 @@ def list_class_folders(roots: Sequence[Path], hint: str) -> list[str]:
     """Return the sorted names of the class folders in ``roots``.
 
     Raises:
-        UserError: a root is missing (``hint`` tells the user what to do), or has none or other class folders.
+        UserError: a root is missing (``hint`` tells the user what to do), has no class folders, or has other ones.
     """
     folders: dict[Path, list[str]] = {}
     for root in roots:

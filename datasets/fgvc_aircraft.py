@@ -31,15 +31,15 @@ class FGVCAircraft(FewShotDataset):
         if not (self.base / self.images).is_dir():
             prepare = f"python tools/prepare_dataset.py FGVCAircraft --root {self.base.parent}"
             raise UserError(f"no folder {self.base / self.images}. {prepare} downloads it")
-        labels = {name: label for label, name in enumerate(self._lines("variants.txt"))}
-        train, val, test = (self._read(f"images_variant_{split}.txt", labels) for split in SPLITS)
+        labels = {name: label for label, name in enumerate(self._read_lines("variants.txt"))}
+        train, val, test = (self._read_split(f"images_variant_{split}.txt", labels) for split in SPLITS)
         check_images_exist(self.base / self.images, [*train, *val, *test], LinkPolicy(cfg, self.base))
         super().__init__(cfg, train, test, val)
 
-    def _read(self, file: str, labels: dict[str, int]) -> list[Datum]:
+    def _read_split(self, file: str, labels: dict[str, int]) -> list[Datum]:
         """Return the images that ``file`` lists; ``labels`` has the label of each variant."""
         items = []
-        for line in self._lines(file):
+        for line in self._read_lines(file):
             image, _, variant = line.partition(" ")
             if variant not in labels:
                 raise UserError(f'{self.base / file}: "{line}" is not "<image> <variant>" with one of variants.txt')
@@ -47,7 +47,7 @@ class FGVCAircraft(FewShotDataset):
             items.append(Datum(self.base / self.images / f"{image}.jpg", labels[variant], classname=variant))
         return items
 
-    def _lines(self, file: str) -> list[str]:
+    def _read_lines(self, file: str) -> list[str]:
         """Return the stripped lines of ``file``, below the data set's folder, without empty ones."""
         try:
             lines = (self.base / file).read_text(encoding="utf-8").splitlines()

@@ -27,7 +27,7 @@ def check_link_target(path: str | os.PathLike) -> None:
 
 
 class LinkPolicy:
-    """Accepts symbolic links to ``folder``, the data set's, or DATASET.ROOT; all links with DATASET.FOLLOW_LINKS."""
+    """Accepts links to files below ``folder`` (the data set's) or DATASET.ROOT, or all with DATASET.FOLLOW_LINKS."""
 
     def __init__(self, cfg: CfgNode, folder: Path):
         self.follow_all = cfg.DATASET.FOLLOW_LINKS

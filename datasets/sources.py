@@ -163,7 +163,7 @@ SOURCES = {
 
 
 def find_dataset(name: str) -> type:
-    """Return the class of a data set in ``SOURCES`` by its name in the registry or of its config, in any spelling."""
+    """Return the data set of ``SOURCES`` with this registry or config name, in any spelling."""
     plain = name.lower().replace("_", "").replace("-", "")
     for cls in map(DATASET_REGISTRY.get, SOURCES):
         if plain in (cls.__name__.lower(), cls.__module__.rpartition(".")[2].replace("_", "")):

@@ -32,7 +32,7 @@ def read_split_pickle(path: Path, max_bytes: int) -> dict[str, list[tuple[str, i
     except UserError:
         raise
     except Exception as error:  # pickle raises whatever it meets in a damaged file
-        raise ValueError(f"no whole pickle: {error}") from error
+        raise ValueError(f"not a complete pickle: {error}") from error
     if type(content) is not dict or "train" not in content:
         raise ValueError('no dict with the key "train"')
     splits = [split for split in FEW_SHOT_SPLITS if type(content.get(split)) is list]
@@ -49,8 +49,8 @@ class _SplitUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> type:
         """Return the substitute for ``Datum``; raise :class:`UserError` for any other name."""
         if (module, name) not in DATUM_GLOBALS:
-            code = f"{module}.{name}, which has no place in a few-shot split"
-            raise UserError(f"{self.path} wants to run {code}. Remove it, and distrust what came with it")
+            code = f"{module}.{name}, which no few-shot split needs"
+            raise UserError(f"{self.path} would run the code {code}. Remove it, and distrust its source")
         return self.datum
 
 

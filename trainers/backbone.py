@@ -27,11 +27,11 @@ class Backbone:
     cfg: CfgNode
 
     def text_encoder(self, clip: CLIP | None = None) -> TextEncoder:
-        """Return the text encoder of ``clip`` (default: the frozen CLIP), with MODEL.BACKBONE.ACTIVATIONS_GB."""
+        """Return the text encoder of ``clip`` (default: the frozen CLIP); ACTIVATIONS_GB limits its memory."""
         return build_text_encoder(clip or self.clip, memory=int(self.cfg.MODEL.BACKBONE.ACTIVATIONS_GB * 1e9))
 
     def feature_extractor(self) -> CachedFeatureExtractor:
-        """Return a feature extractor of the frozen image encoder, which caches on disk if FEATURES.ENABLED."""
+        """Return a feature extractor for the frozen image encoder, with a cache on disk if FEATURES.ENABLED."""
         node = self.cfg.FEATURES
         encoder = build_image_encoder(self.clip.visual, self.sha256, node.PREC)
         store = self._feature_store(encoder.description)
@@ -50,11 +50,14 @@ class Backbone:
         return FeatureStore(node.CACHE_DIR or default_cache_dir(), description, node.MAX_GB) if node.ENABLED else None
 
     def logits(self, image_features: torch.Tensor, class_features: torch.Tensor) -> torch.Tensor:
-        """Return CLIP's logits (images, classes) for features (images, dim) and unit features (classes, dim)."""
+        """Return CLIP's logits (images, classes) for image features (images, dim) and unit class features."""
         return compute_logits(image_features, class_features, self.clip.logit_scale)
 
     def report(self, trainer: SimpleTrainer, frozen: int | None = None) -> dict:
-        """Print the number of trainable parameters, and of all with ``frozen`` ones; return entries of the record."""
+        """Print the number of trainable parameters; return the record's entries on parameters, weights and classes.
+
+        ``frozen`` is the number of frozen parameters (default: all parameters of ``clip``).
+        """
         trainable = trainer.trainable_parameters()
         total = (count_num_param(self.clip) if frozen is None else frozen) + trainable
         print(f"Trainable parameters: {trainable:,} of {total:,} ({100 * trainable / total:.4f}%)")

@@ -95,6 +95,7 @@ class CoOp(TrainerX):
         cfg.TRAINER.COOP.PREC = "fp16"  # or fp32, amp, bf16
 
     def check_cfg(self, cfg: CfgNode) -> None:
+        """Raise :class:`UserError` for values of TRAINER.COOP that cannot be used."""
         node = cfg.TRAINER.COOP
         check_context(node, "TRAINER.COOP")
         check_availability(node.CLASS_TOKEN_POSITION, CLASS_TOKEN_POSITIONS, "TRAINER.COOP.CLASS_TOKEN_POSITION")

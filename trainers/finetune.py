@@ -78,9 +78,10 @@ class FineTunedCLIP(nn.Module):
         return {name: value for name, value in state.items() if name in self.trained_names}
 
     def load_state_dict(self, state_dict: Mapping[str, torch.Tensor], *args, **kwargs):
-        """Load the trained tensors; raise a RuntimeError if ``state_dict`` has other names than these."""
+        """Load the trained tensors; raise a RuntimeError if ``state_dict`` does not have exactly their names."""
         if differing := self.trained_names ^ set(state_dict):
-            raise RuntimeError(f"{min(differing)} is in one of the two alone: TRAINER.FINETUNE must be as in training")
+            problem = f"{min(differing)} is trained in the checkpoint or in this model alone"
+            raise RuntimeError(f"{problem}; TRAINER.FINETUNE must be as in training")
         return super().load_state_dict({**super().state_dict(), **state_dict}, *args, **kwargs)
 
 
@@ -130,6 +131,7 @@ class CLIPFineTune(TrainerX):
         cfg.TRAINER.FINETUNE.PREC = "fp32"  # or amp (float16, CUDA), bf16: of the computation, not of the weights
 
     def check_cfg(self, cfg: CfgNode) -> None:
+        """Raise :class:`UserError` for values and combinations of TRAINER.FINETUNE that cannot be used."""
         node = cfg.TRAINER.FINETUNE
         check_availability(list(node.PARTS), PARTS, "TRAINER.FINETUNE.PARTS")
         check_availability(node.PREC, PRECISIONS, "TRAINER.FINETUNE.PREC")

@@ -109,6 +109,7 @@ class LinearProbe(TrainerX):
         cfg.TRAINER.LINEARPROBE.C = 0.0  # inverse strength of the L2 regularisation; 0: swept on validation images
 
     def check_cfg(self, cfg: CfgNode) -> None:
+        """Raise :class:`UserError` for INIT_WEIGHTS or a negative C."""
         check_no_init_weights(cfg)
         check_at_least(cfg.TRAINER.LINEARPROBE.C, 0, "TRAINER.LINEARPROBE.C")
 

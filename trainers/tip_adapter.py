@@ -115,6 +115,7 @@ class TipAdapter(TrainerX):
         cfg.TRAINER.TIPADAPTER.AUGMENT_EPOCH = 10  # random views of a shot, whose mean feature is its key
 
     def check_cfg(self, cfg: CfgNode) -> None:
+        """Raise :class:`UserError` for INIT_WEIGHTS, a template without ``{}``, or AUGMENT_EPOCH below 1."""
         check_no_init_weights(cfg)
         check_template(cfg.DATASET.TEMPLATE, "DATASET.TEMPLATE")
         check_at_least(cfg.TRAINER.TIPADAPTER.AUGMENT_EPOCH, 1, "TRAINER.TIPADAPTER.AUGMENT_EPOCH")

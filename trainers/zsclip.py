@@ -20,6 +20,7 @@ class ZeroshotCLIP(TrainerX):
     """Classifies by one prompt for each class: DATASET.TEMPLATE with the class name in its ``{}``."""
 
     def check_cfg(self, cfg: CfgNode) -> None:
+        """Raise :class:`UserError` for a template without ``{}``."""
         check_template(cfg.DATASET.TEMPLATE, "DATASET.TEMPLATE")
 
     def build_model(self) -> None:
@@ -61,6 +62,7 @@ class ZeroshotCLIP2(ZeroshotCLIP):
         cfg.TRAINER.ZEROSHOTCLIP2.TEMPLATES = "select"  # CoOp's default
 
     def check_cfg(self, cfg: CfgNode) -> None:
+        """Raise :class:`UserError` for a template without ``{}`` or an unknown set of templates."""
         super().check_cfg(cfg)
         check_availability(cfg.TRAINER.ZEROSHOTCLIP2.TEMPLATES, TEMPLATES, "TRAINER.ZEROSHOTCLIP2.TEMPLATES")
 
