@@ -1,4 +1,4 @@
-"""One file, one data set. Every module here is imported, so a new file registers itself."""
+"""The data sets, one in each module. All modules are imported, so that every data set is registered."""
 
 from importlib import import_module
 from pkgutil import iter_modules

@@ -1,4 +1,4 @@
-"""Images with captions, as they are published: lists in JSON, Karpathy's JSON, tables (CSV)."""
+"""The data set Captions: images with captions, listed in a JSON file, Karpathy's JSON or a table (CSV)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from dassl.utils import UserError, derive_seed, is_utf8, read_json
 
 from .protocol import draw_test_set
 
-IMAGE_KEYS, CAPTION_KEYS = (
-    ("image", "filepath", "filename"),
-    ("caption", "title", "text"),
-)  # the names that keys and columns have
-SPLIT_NAMES = {"train": "train", "restval": "train", "val": "val", "test": "test"}
+# Keys and columns of published caption files; the first one that a row has counts.
+IMAGE_KEYS = ("image", "filepath", "filename")
+CAPTION_KEYS = ("caption", "title", "text")
+SPLIT_ALIASES = {"train": "train", "restval": "train", "val": "val", "test": "test"}  # Karpathy's names -> ours
 
 
 class CaptionedImage(Datum):
-    """An image and what is said of it. ``label`` is its number in the data set, ``name`` its path below the folder."""
+    """An image with its captions. ``label`` is its number in the data set, ``name`` its path below the folder."""
 
     def __init__(self, impath: str, label: int, captions: tuple[str, ...], name: str):
         super().__init__(impath, label)
@@ -32,37 +31,39 @@ class CaptionedImage(Datum):
 
 @DATASET_REGISTRY.register()
 class Captions(DatasetBase):
-    """The images in DATASET.FOLDER that the file DATASET.CAPTIONS describes.
+    """The images in DATASET.FOLDER that the file DATASET.CAPTIONS lists with their captions. There are no classes.
 
     * JSON, a list of ``{"image": "a\\\\b.jpg", "caption": "…" or ["…", …]}``, slashes of either kind;
     * JSON, ``{"images": [{"filename", "filepath", "split", "sentences": [{"raw"}]}]}`` (Karpathy's);
     * any other file: a table with a header, tabs or commas between its columns ``image`` and ``caption``.
 
-    An image may be there several times. Where there is a ``split`` (train, restval, val or test), it holds; with
-    CAPTIONS_TEST (and CAPTIONS_VAL) each file is a split; else TEST_PERCENT of the images are for testing, by their
-    names alone, so the same ones in every run. Validation images alone are the test set. ``captions`` are those of each
-    image, by its label. There are no classes.
+    An image may have several rows. The splits come from the rows' ``split`` (train, restval, val or test). With
+    CAPTIONS_TEST (and CAPTIONS_VAL), each file is one split. Without either, TEST_PERCENT of the images are test
+    images, drawn by their names alone. If there are validation but no test images, they become the test images.
+
+    The attribute ``captions`` holds a tuple of captions for each image, by its label.
 
     Raises:
-        UserError: something is wrong with a file or a row; the message names it.
+        UserError: a file or a row is wrong; the message names it.
     """
 
     def __init__(self, cfg: CfgNode):
         node = cfg.DATASET
         if node.NUM_SHOTS >= 1 or node.SUBSAMPLE_CLASSES != "all":
-            raise UserError("DATASET.NUM_SHOTS and SUBSAMPLE_CLASSES are about classes; Captions has none")
+            raise UserError("DATASET.NUM_SHOTS and SUBSAMPLE_CLASSES need classes; Captions has none")
         root = Path(node.ROOT).expanduser() / Path(node.FOLDER).expanduser()
         files = {"train": node.CAPTIONS, "val": node.CAPTIONS_VAL, "test": node.CAPTIONS_TEST}
         if node.CAPTIONS_VAL and not node.CAPTIONS_TEST:
             raise UserError("DATASET.CAPTIONS_VAL goes with CAPTIONS_TEST: without, one file holds all splits")
-        captions, own = defaultdict(list), {}
+        captions: dict[str, list[str]] = defaultdict(list)
+        split_by_name: dict[str, str | None] = {}
         for split, file in files.items():
             if file:
-                _collect_captions(
-                    captions, own, root / Path(file).expanduser(), root, split if node.CAPTIONS_TEST else None
-                )
-        self.captions, items = [], defaultdict(list)
-        for split, names in _split_images(own, node.TEST_PERCENT, root / node.CAPTIONS).items():
+                file_split = split if node.CAPTIONS_TEST else None
+                _collect_captions(captions, split_by_name, root / Path(file).expanduser(), root, file_split)
+        self.captions: list[tuple[str, ...]] = []
+        items: dict[str, list[Datum]] = defaultdict(list)
+        for split, names in _split_images(split_by_name, node.TEST_PERCENT, root / node.CAPTIONS).items():
             for name in names:
                 image = CaptionedImage(str(root / name), len(self.captions), tuple(captions[name]), name)
                 items[split].append(image)
@@ -73,11 +74,12 @@ class Captions(DatasetBase):
     get_lab2cname = staticmethod(lambda data_source: ({}, []))
 
 
-def _collect_captions(captions: dict[str, list], splits: dict, file: Path, root: Path, split: str | None) -> None:
-    """Add what a file says to the captions and the split of each image, by its path below ``root``.
+def _collect_captions(
+    captions: dict[str, list[str]], split_by_name: dict[str, str | None], file: Path, root: Path, file_split: str | None
+) -> None:
+    """Add the rows of ``file`` to ``captions`` and ``split_by_name``, whose keys are image paths below ``root``.
 
-    Args:
-        split: to which all rows belong; None: the rows tell, or nobody does.
+    ``file_split`` is the split of all rows; if it is None, each row may name its split.
     """
     for number, row in _read_rows(file):
         where = f"{file}, row {number}"
@@ -86,43 +88,44 @@ def _collect_captions(captions: dict[str, list], splits: dict, file: Path, root:
         texts = texts if isinstance(texts, list) else [texts]
         if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
             raise UserError(f"{where}: a caption of {name} is empty, or no text")
-        own = split or row.get("split")
-        if own not in (None, "", *SPLIT_NAMES):
-            raise UserError(f'{where}: the split "{own}" is none of {", ".join(SPLIT_NAMES)}')
-        own = SPLIT_NAMES.get(own)
-        if name not in splits and not os.path.isfile(root / name):
-            raise UserError(f"{where}: there is no picture {root / name}")
-        if splits.setdefault(name, own) != own:
-            raise UserError(f"{where}: {name} is in two splits, {splits[name]} and {own}")
+        alias = file_split or row.get("split")
+        if alias not in (None, "", *SPLIT_ALIASES):
+            raise UserError(f'{where}: the split "{alias}" is none of {", ".join(SPLIT_ALIASES)}')
+        split = SPLIT_ALIASES.get(alias)
+        if name not in split_by_name and not os.path.isfile(root / name):
+            raise UserError(f"{where}: there is no image {root / name}")
+        if split_by_name.setdefault(name, split) != split:
+            raise UserError(f"{where}: {name} is in two splits, {split_by_name[name]} and {split}")
         captions[name] += texts
 
 
 def _read_rows(file: Path) -> Iterator[tuple[int, dict]]:
-    """Yield the rows of a file with their numbers: places in a list, counted from 1, or lines of a table."""
-    if not os.path.isfile(file):  # which takes any text for a name
+    """Yield the numbers and rows of a caption file: positions in a list, from 1, or line numbers of a table."""
+    if not os.path.isfile(file):  # unlike Path.is_file, it raises no error for names that no file can have
         raise UserError(f"there is no file {file}; DATASET.CAPTIONS names it, below FOLDER")
     if file.suffix.lower() != ".json":
         yield from _read_table(file)
         return
     content = read_json(file)
-    karpathy = isinstance(content, dict) and isinstance(content.get("images"), list)
-    rows = content["images"] if karpathy else content
+    is_karpathy = isinstance(content, dict) and isinstance(content.get("images"), list)
+    rows = content["images"] if is_karpathy else content
     if not isinstance(rows, list):
         raise UserError(f'{file} is neither a list of images with captions nor an object with the key "images"')
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise UserError(f"{file}, row {number}: it is not an object with keys image and caption")
-        yield number, _convert_karpathy(row) if karpathy else row
+        yield number, _convert_karpathy(row) if is_karpathy else row
 
 
 def _read_table(file: Path) -> Iterator[tuple[int, dict]]:
+    """Yield the rows of a table with a header, separated by tabs or commas, with their line numbers."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             delimiter = "\t" if "\t" in lines.readline() else ","
             lines.seek(0)
-            reader = csv.DictReader(lines, delimiter=delimiter, strict=True)  # else an open quote swallows what follows
-            if twice := [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]:
-                raise UserError(f'{file}: there are two columns "{twice[0]}"')
+            reader = csv.DictReader(lines, delimiter=delimiter, strict=True)  # else an open quote swallows rows
+            if duplicates := [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]:
+                raise UserError(f'{file}: there are two columns "{duplicates[0]}"')
             for row in reader:
                 if None in row:
                     hint = "a caption with commas goes in quotation marks"
@@ -133,6 +136,7 @@ def _read_table(file: Path) -> Iterator[tuple[int, dict]]:
 
 
 def _convert_karpathy(row: dict) -> dict:
+    """Return an entry of Karpathy's JSON as a row with the keys image, caption (a list) and split."""
     sentences = row.get("sentences")
     sentences = sentences if isinstance(sentences, list) else [sentences]
     raw = [sentence.get("raw") if isinstance(sentence, dict) else sentence for sentence in sentences]
@@ -143,6 +147,7 @@ def _convert_karpathy(row: dict) -> dict:
 
 
 def _get_value(row: dict, keys: tuple[str, ...], where: str) -> object:
+    """Return the value of the first of ``keys`` that a row has; ``where`` names file and row for the error."""
     for key in keys:
         if row.get(key) is not None:
             return row[key]
@@ -150,30 +155,31 @@ def _get_value(row: dict, keys: tuple[str, ...], where: str) -> object:
 
 
 def _relative_path(path: object, root: Path, where: str) -> str:
-    """Return the path below ``root``, with forward slashes."""
+    """Return an image's path relative to ``root``, with forward slashes; ``where`` names file and row for the error."""
     if not isinstance(path, str) or not is_utf8(path):
-        raise UserError(f"{where}: the name of its picture is no text in UTF-8")
-    whole = os.path.normpath(root / path.replace("\\", "/"))
-    name = os.path.relpath(whole, root)
+        raise UserError(f"{where}: the path of its image is no text in UTF-8")
+    absolute = os.path.normpath(root / path.replace("\\", "/"))
+    name = os.path.relpath(absolute, root)
     if name.split(os.sep)[0] in (os.pardir, os.curdir):
-        raise UserError(f"{where}: the picture {path} is not in the folder {root}")
+        raise UserError(f"{where}: the image {path} is not in the folder {root}")
     return name.replace(os.sep, "/")
 
 
-def _split_images(own: dict[str, str | None], test_percent: float, file: Path) -> dict[str, list[str]]:
-    """Return the names of each split's images, in their order in the files; ``own`` has the splits that these tell."""
-    told = set(own.values())
-    if told == {None}:
-        own = {**own, **dict.fromkeys(draw_test_set(own, test_percent, derive_seed), "test")}
-    elif None in told:
-        lacking = next(name for name, split in own.items() if split is None)
-        raise UserError(f"{file}: {lacking} has no split, but others have")
-    splits = {
-        part: [name for name, split in own.items() if (split or "train") == part] for part in SPLIT_NAMES.values()
-    }
+def _split_images(split_by_name: dict[str, str | None], test_percent: float, file: Path) -> dict[str, list[str]]:
+    """Return the image names of each split; if no image has a split, draw ``test_percent`` of them for testing."""
+    known = set(split_by_name.values())
+    if known == {None}:
+        test = draw_test_set(split_by_name, test_percent, derive_seed)
+        split_by_name = {**split_by_name, **dict.fromkeys(test, "test")}
+    elif None in known:
+        name = next(name for name, split in split_by_name.items() if split is None)
+        raise UserError(f"{file}: {name} has no split, but others have")
+    splits: dict[str, list[str]] = {split: [] for split in SPLIT_ALIASES.values()}
+    for name, split in split_by_name.items():
+        splits[split or "train"].append(name)
     if splits["val"] and not splits["test"]:
         splits["val"], splits["test"] = [], splits["val"]
     for split in ("train", "test"):
         if not splits[split]:
-            raise UserError(f"{file}: no picture is for {split}; there are {len(own)} pictures")
+            raise UserError(f"{file}: no image is for {split}; there are {len(split_by_name)} images")
     return splits

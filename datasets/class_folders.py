@@ -1,4 +1,4 @@
-"""Images in class folders, as ImageNet comes: ``images/{train,val}/<folder>/…`` and ``classnames.txt``."""
+"""Data sets in ImageNet's layout: class folders ``images/{train,val}/<folder>/…`` and a file ``classnames.txt``."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ CLASSNAMES_FILE = "classnames.txt"
 
 
 class ClassFolders(FewShotDataset):
-    """A data set below ``<DATASET.ROOT>/<dataset_dir>``, with however many class folders there are.
+    """A data set in ``<DATASET.ROOT>/<dataset_dir>`` with any number of class folders.
 
     The folder ``val`` is the test set; validation images come from the training images (:class:`FewShotDataset`).
 
     Raises:
-        UserError: a folder or name is missing, a class is empty, or a file is no image; the message names it.
+        UserError: a folder or class name is missing, a class is empty, or a file is no image; the message names it.
     """
 
-    download_hint = ""  # what to do where the data is missing
+    download_hint = ""  # end of the error for missing data: how to get it
 
     def __init__(self, cfg: CfgNode):
         base = self.folder(cfg)
@@ -45,12 +45,12 @@ class ClassFolders(FewShotDataset):
 
 
 def list_class_folders(roots: Sequence[Path], hint: str) -> list[str]:
-    """Return the names of the folders in each of ``roots``, which must have the same ones, sorted.
+    """Return the sorted names of the class folders in ``roots``.
 
     Raises:
-        UserError: so it is not; or there is no such root, and ``hint`` says what to do.
+        UserError: a root is missing (``hint`` tells the user what to do), has no class folders, or has other ones.
     """
-    folders = {}
+    folders: dict[Path, list[str]] = {}
     for root in roots:
         if not root.is_dir():
             raise UserError(f"no folder {root}. {hint}")
@@ -67,17 +67,19 @@ def list_class_folders(roots: Sequence[Path], hint: str) -> list[str]:
 
 
 def list_images(root: Path, names: dict[str, str], links: LinkPolicy) -> list[Datum]:
-    """Return the images of each class folder below ``root``.
+    """Return the images in the class folders of ``root``, sorted by file name in each folder.
 
-    Labels count the folders in the order of ``names``, which maps them to class names. ``links`` decides which links
-    among them are followed.
+    Labels count the folders in the order of ``names``, which has the class name of each.
+
+    Raises:
+        UserError: a class folder is empty or holds something other than images, or ``links`` refuses a symbolic link.
     """
     items = []
     links.check((root / folder for folder in names if (root / folder).is_symlink()), root)
     for label, (folder, classname) in enumerate(names.items()):
-        found = {name: is_link for name, is_link in scan_folder(root / folder).items() if not name.startswith(".")}
-        links.check((root / folder / name for name, is_link in found.items() if is_link), root)
-        files = sorted(found)
+        entries = {name: is_link for name, is_link in scan_folder(root / folder).items() if not name.startswith(".")}
+        links.check((root / folder / name for name, is_link in entries.items() if is_link), root)
+        files = sorted(entries)
         if not files:
             raise UserError(f"the class folder {root / folder} is empty")
         for file in files:
@@ -91,27 +93,26 @@ def list_images(root: Path, names: dict[str, str], links: LinkPolicy) -> list[Da
 
 
 def match_classnames(path: Path, folders: Iterable[str], hint: str) -> dict[str, str]:
-    """Return the ``folders`` with the names that the file ``path`` gives them."""
+    """Return the class name of each of ``folders``; raise :class:`UserError` if the file ``path`` does not have all."""
     names = read_classnames(path, hint)
-    if nameless := [folder for folder in folders if _normalize_unicode(folder) not in names]:
+    if missing := [folder for folder in folders if _normalize_unicode(folder) not in names]:
         form = "<folder> <class name>, with a tab between the two where the folder's name has spaces"
-        raise UserError(f"{path} has no name for the folders {', '.join(nameless)}; its lines are {form}")
+        raise UserError(f"{path} has no name for the folders {', '.join(missing)}; its lines are {form}")
     return {folder: names[_normalize_unicode(folder)] for folder in folders}
 
 
 def _normalize_unicode(name: str) -> str:
-    """Accents as parts of their letters: macOS writes the names of folders otherwise."""
+    """Return ``name`` in the form NFC, with accents in their letters; macOS stores folder names in another form."""
     return unicodedata.normalize("NFC", name)
 
 
 def read_classnames(path: Path, hint: str = "") -> dict[str, str]:
-    """Return folder name -> class name, from lines such as ``n01440764 tench``; a tab ends a name that has spaces.
+    """Return the class name of each folder, from the lines of the file ``path``, such as ``n01440764 tench``.
 
-    Accents of a folder's name are parts of their letters (NFC).
+    A tab separates a folder name with spaces from the class name. Folder names are returned in the Unicode form NFC.
 
     Raises:
-        UserError: the file is missing (``hint`` says what to do then), a line is not of that form, or two lines
-            give one folder different names.
+        UserError: the file is missing (``hint`` tells the user what to do), or a line is wrong.
     """
     if not os.path.isfile(path):
         raise UserError(f"no {path}: it names the class folders, one a line (n01440764 tench). {hint}")
@@ -119,7 +120,8 @@ def read_classnames(path: Path, hint: str = "") -> dict[str, str]:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # Notepad puts a mark before the first line
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read, or is not UTF-8 text: {error}") from error
-    names, lines_of = {}, {}
+    names: dict[str, str] = {}
+    line_numbers: dict[str, int] = {}  # of the first line of each folder
     for number, line in enumerate(map(str.strip, lines), start=1):
         if not line:
             continue
@@ -127,7 +129,7 @@ def read_classnames(path: Path, hint: str = "") -> dict[str, str]:
         if not name.strip():
             raise UserError(f'{path}, line {number}: "{line}" is not "<folder> <class name>"')
         folder, name = _normalize_unicode(folder.strip()), name.strip()
-        first = lines_of.setdefault(folder, number)
+        first = line_numbers.setdefault(folder, number)
         if names.setdefault(folder, name) != name:
             raise UserError(f'{path}: line {first} names {folder} "{names[folder]}", line {number} "{name}"')
     return names

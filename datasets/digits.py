@@ -1,4 +1,4 @@
-"""Handwritten digits: the 1,797 scans that come with scikit-learn (UCI's optical recognition set, 8x8 pixels)."""
+"""The data set Digits: 1,797 scans of handwritten digits from scikit-learn (UCI's optical recognition, 8x8 pixels)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 @DATASET_REGISTRY.register()
 class Digits(ClassFolders):
-    """Written below DATASET.ROOT on first use; from then on a data set like any other."""
+    """Handwritten digits in ImageNet's layout, which the first use writes to ``<DATASET.ROOT>/digits``."""
 
     dataset_dir = "digits"
 
@@ -31,35 +31,36 @@ class Digits(ClassFolders):
 
 
 def read_scans() -> tuple[np.ndarray, np.ndarray]:
-    """Return the scans, uint8 of shape (1797, 8, 8), and the digits that they show."""
+    """Return the scans, uint8 (1797, 8, 8), and the digits that they show, int64 (1797,)."""
     from sklearn.datasets import load_digits
 
     scans, digits = load_digits(return_X_y=True)
-    return np.uint8(np.rint(scans.reshape(-1, 8, 8) * (255 / 16))), digits  # scans count ink from 0 to 16
+    return np.uint8(np.rint(scans.reshape(-1, 8, 8) * (255 / 16))), digits  # scikit-learn's values are 0 to 16
 
 
 def write_digits(folder: Path) -> None:
-    """Write the scans as ``images/{train,val}/<digit>/<index>.png`` with ``classnames.txt``, all of it or nothing.
+    """Write the scans to ``folder`` as ``images/{train,val}/<digit>/<index>.png``, with ``classnames.txt``.
 
-    Of each digit's scans, every second one is for testing, so both halves hold the same hands in equal parts.
+    Every second scan of a digit is for testing, so both halves show the same writers. A temporary folder is renamed at
+    the end, so an interruption leaves no incomplete data set.
     """
     pixels, digits = read_scans()
     print(f"Writing scikit-learn's digits to {folder}")
     mkdir_if_missing(folder.parent)
     try:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".digits.") as temporary:
-            whole = Path(temporary, "digits")
+            unfinished = Path(temporary, "digits")
             for digit in range(len(NAMES)):
-                for place, index in enumerate(np.flatnonzero(digits == digit)):
-                    path = whole / "images" / ("train", "val")[place % 2] / str(digit) / f"{index:04}.png"
+                for position, index in enumerate(np.flatnonzero(digits == digit)):
+                    path = unfinished / "images" / ("train", "val")[position % 2] / str(digit) / f"{index:04}.png"
                     path.parent.mkdir(parents=True, exist_ok=True)
                     Image.fromarray(pixels[index]).save(path)
             lines = (f"{digit} {name}\n" for digit, name in enumerate(NAMES))
-            (whole / CLASSNAMES_FILE).write_text("".join(lines), encoding="utf-8")
+            (unfinished / CLASSNAMES_FILE).write_text("".join(lines), encoding="utf-8")
             try:
-                whole.rename(folder)
+                unfinished.rename(folder)
             except OSError:
-                if not folder.is_dir():  # else another process wrote the same scans meanwhile
+                if not folder.is_dir():  # if it is, another process has written the same scans
                     raise
     except OSError as error:
         raise UserError(f"cannot write the digits to {folder}: {error.strerror}") from error

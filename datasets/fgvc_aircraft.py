@@ -1,4 +1,4 @@
-"""FGVCAircraft: variants of aircraft (Maji et al. 2013), with the splits of their makers."""
+"""FGVCAircraft: variants of aircraft (Maji et al. 2013), with the authors' splits."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from .split_file import SPLITS, check_images_exist, check_relative_path
 
 @DATASET_REGISTRY.register()
 class FGVCAircraft(FewShotDataset):
-    """``images/<id>.jpg``; ``variants.txt``, whose lines name the classes in the order of their labels; and
-    ``images_variant_{train,val,test}.txt`` with lines ``<id> <variant>``.
+    """The images ``images/<id>.jpg``, split and labelled by the files of the data set.
+
+    ``variants.txt`` has a class name in each line, in label order; ``images_variant_{train,val,test}.txt`` have lines
+    ``<id> <variant>``.
 
     Raises:
-        UserError: a file or an image is missing, or a line is not of that form.
+        UserError: a file or an image is missing, or a line has another form.
     """
 
     dataset_dir = "fgvc_aircraft"
@@ -29,14 +31,15 @@ class FGVCAircraft(FewShotDataset):
         if not (self.base / self.images).is_dir():
             prepare = f"python tools/prepare_dataset.py FGVCAircraft --root {self.base.parent}"
             raise UserError(f"no folder {self.base / self.images}. {prepare} downloads it")
-        labels = {name: label for label, name in enumerate(self._lines("variants.txt"))}
-        train, val, test = (self._read(f"images_variant_{split}.txt", labels) for split in SPLITS)
+        labels = {name: label for label, name in enumerate(self._read_lines("variants.txt"))}
+        train, val, test = (self._read_split(f"images_variant_{split}.txt", labels) for split in SPLITS)
         check_images_exist(self.base / self.images, [*train, *val, *test], LinkPolicy(cfg, self.base))
         super().__init__(cfg, train, test, val)
 
-    def _read(self, file: str, labels: dict[str, int]) -> list[Datum]:
+    def _read_split(self, file: str, labels: dict[str, int]) -> list[Datum]:
+        """Return the images that ``file`` lists; ``labels`` has the label of each variant."""
         items = []
-        for line in self._lines(file):
+        for line in self._read_lines(file):
             image, _, variant = line.partition(" ")
             if variant not in labels:
                 raise UserError(f'{self.base / file}: "{line}" is not "<image> <variant>" with one of variants.txt')
@@ -44,7 +47,8 @@ class FGVCAircraft(FewShotDataset):
             items.append(Datum(self.base / self.images / f"{image}.jpg", labels[variant], classname=variant))
         return items
 
-    def _lines(self, file: str) -> list[str]:
+    def _read_lines(self, file: str) -> list[str]:
+        """Return the stripped lines of ``file``, below the data set's folder, without empty ones."""
         try:
             lines = (self.base / file).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:

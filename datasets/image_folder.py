@@ -1,4 +1,4 @@
-"""Any folder of class folders, by keys of the config alone; configs/datasets/image_folder.yaml is an example."""
+"""The data set ImageFolder: any folder of class folders. configs/datasets/image_folder.yaml is an example."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from .class_folders import list_class_folders, list_images, match_classnames
 from .links import LinkPolicy, check_link_target
 from .protocol import FewShotDataset, draw_test_set
 
-SPLITS = ("train", "test", "val")
+SPLIT_FOLDERS = ("train", "test", "val")  # in the order of FewShotDataset's arguments
 
 
 @DATASET_REGISTRY.register()
 class ImageFolder(FewShotDataset):
-    """``DATASET.FOLDER/<class>/<image>``, split by TEST_PERCENT, or the same below ``train`` and ``test`` or ``val``.
+    """Images ``DATASET.FOLDER/<class>/<image>``, split by TEST_PERCENT, or the same below ``train``, ``test``, ``val``.
 
-    With both ``test`` and ``val``, each is what it is called; one of them alone is the test set. Classes are named as
-    their folders are, with spaces for underscores, or in the file DATASET.CLASSNAMES. Images lie in the class folder
-    itself, not further below.
+    With both ``test`` and ``val``, ``val`` holds the validation images; either alone holds the test images. Class names
+    are the folder names, with spaces for underscores, or come from the file DATASET.CLASSNAMES. Images lie directly in
+    the class folders.
 
     Raises:
-        UserError: a folder or name is missing, a class is too small, or a file is no image; the message names it.
+        UserError: a folder or class name is missing, a class is too small, or a file is no image; the message names it.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -43,30 +43,28 @@ class ImageFolder(FewShotDataset):
         super().__init__(cfg, train, test, *val)
 
     def _split_in_two(self, items: list[Datum], test_percent: float) -> tuple[list[Datum], list[Datum]]:
-        """Return training and test images, the latter a part ``test_percent`` of each class, and at least one.
+        """Return training images and, as test images, the fraction ``test_percent`` of each class, at least 1 image.
 
-        Which ones depends on the names of class folder and file alone, so it is the same for all seeds and machines.
+        The draw depends on the names of class folder and file alone, so it is the same for all seeds and machines.
         """
         train, test = [], []
-        for alike in self.split_dataset_by_label(items).values():
-            if len(alike) == 1:
-                raise UserError(f"{alike[0].impath} is the only image of its class; training and testing take one each")
-            drawn = draw_test_set(alike, test_percent, lambda item: derive_seed(*Path(item.impath).parts[-2:]))
-            train += [item for item in alike if item not in drawn]
-            test += [item for item in alike if item in drawn]
+        for class_items in self.split_dataset_by_label(items).values():
+            if len(class_items) == 1:
+                path = class_items[0].impath
+                raise UserError(f"{path} is the only image of its class; training and testing take one each")
+            drawn = draw_test_set(class_items, test_percent, lambda item: derive_seed(*Path(item.impath).parts[-2:]))
+            train += [item for item in class_items if item not in drawn]
+            test += [item for item in class_items if item in drawn]
         return train, test
 
     @classmethod
     def folder(cls, cfg: CfgNode) -> Path:
+        """Return the data set's folder, DATASET.FOLDER below DATASET.ROOT."""
         return Path(cfg.DATASET.ROOT).expanduser() / Path(cfg.DATASET.FOLDER).expanduser()
 
 
 def folder_to_classname(folder: str) -> str:
-    """Return what a class is called whose images lie in that folder.
-
-    Raises:
-        UserError: nothing is left of the name, or it is not in UTF-8, as the files of a run are.
-    """
+    """Return a folder's name with spaces for underscores; raise :class:`UserError` if it is empty or not in UTF-8."""
     name = " ".join(folder.replace("_", " ").splitlines())
     if not name.strip() or not is_utf8(name):
         raise UserError(f"the class folder {folder!r} cannot name a class; rename it, or name it in DATASET.CLASSNAMES")
@@ -74,11 +72,11 @@ def folder_to_classname(folder: str) -> str:
 
 
 def find_split_roots(root: Path) -> list[Path]:
-    """Return the folders of training, test and perhaps validation images in ``root``, or that if it has the classes."""
-    for split in SPLITS:
+    """Return the folders train, test and val of ``root`` that exist, or ``root`` itself if it has the class folders."""
+    for split in SPLIT_FOLDERS:
         check_link_target(root / split)
-    there = [root / split for split in SPLITS if (root / split).is_dir()]
+    existing = [root / split for split in SPLIT_FOLDERS if (root / split).is_dir()]
     train = root / "train"
-    if there == [train] and any(entry.is_dir() for entry in train.iterdir()):
+    if existing == [train] and any(entry.is_dir() for entry in train.iterdir()):
         raise UserError(f"{root} has train/, but neither test/ nor val/. DATASET.FOLDER {train} splits its images")
-    return there if train in there and len(there) > 1 else [root]
+    return existing if train in existing and len(existing) > 1 else [root]

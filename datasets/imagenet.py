@@ -1,4 +1,4 @@
-"""ImageNet, or any part of it: the class folders that are there are the classes."""
+"""ImageNet, or any subset of its classes: each class folder that exists is a class."""
 
 from dassl.data.datasets import DATASET_REGISTRY
 

@@ -1,4 +1,4 @@
-"""Other test sets for ImageNet's classes, for methods that were trained on ImageNet itself."""
+"""Base class of ImageNet's variants: test sets of ImageNet's classes for methods that were trained on ImageNet."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from .protocol import subsample_classes
 
 
 class ImageNetVariant(DatasetBase):
-    """Test images in ``<DATASET.ROOT>/<dataset_dir>/<images>/<folder>/…``, with ``classnames.txt`` in ``dataset_dir``.
+    """Test images ``<DATASET.ROOT>/<dataset_dir>/<images>/<folder>/…``, with ``classnames.txt`` in ``dataset_dir``.
 
-    There are no training images: the test images stand in for them, as loaders and class names need some. Few shots
-    are not drawn from them.
+    The training images are the test images again, as loaders and class names need some. No few shots are drawn.
 
     Raises:
-        UserError: a folder or name is missing, a class is empty, or a file is no image; the message names it.
+        UserError: a folder or class name is missing, a class is empty, or a file is no image; the message names it.
     """
 
-    images = ""
+    images = ""  # folder of the class folders, below dataset_dir
 
     def __init__(self, cfg: CfgNode):
         base = Path(cfg.DATASET.ROOT).expanduser() / self.dataset_dir
@@ -35,5 +34,5 @@ class ImageNetVariant(DatasetBase):
         super().__init__(train_x=test, test=test)
 
     def class_names(self, path: Path, folders: list[str], hint: str) -> dict[str, str]:
-        """Return the names of the folders, in the order of their labels."""
+        """Return the class name of each folder, from the file ``path``, in label order (see ``match_classnames``)."""
         return match_classnames(path, folders, hint)

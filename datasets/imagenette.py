@@ -1,4 +1,4 @@
-"""ImageNette: ten ImageNet classes that are easy to tell apart (fast.ai), in ImageNet's layout and place."""
+"""ImageNette: ten easily distinguished ImageNet classes (fast.ai), in ImageNet's folder and layout."""
 
 from dassl.data.datasets import DATASET_REGISTRY
 

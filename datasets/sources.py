@@ -1,4 +1,4 @@
-"""Where data sets come from: torchvision downloads most, some are fetched by hand; and splits of one's own."""
+"""Sources of the data sets: downloads by torchvision, instructions for manual downloads, and newly drawn splits."""
 
 from __future__ import annotations
 
@@ -8,79 +8,98 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dassl.data.archives import ARCHIVE_ERRORS, unpack_archive
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import UserError, derive_seed, error_reason, mkdir_if_missing, read_json, suggest_name, write_json
 
-ARCHIVE_SUFFIXES = (".gz", ".tgz", ".zip")  # which torchvision leaves beside what was in them
-# What torchvision raises for addresses that cannot be reached and for archives that arrived damaged.
+if TYPE_CHECKING:
+    from .split_file import SplitFile
+
+ARCHIVE_SUFFIXES = (".gz", ".tgz", ".zip")  # of the archives that torchvision leaves beside the unpacked files
+# The errors of torchvision for unreachable addresses and damaged archives.
 DOWNLOAD_ERRORS = (OSError, HTTPException, *ARCHIVE_ERRORS)
 
 LabelledPaths = dict[str, str]  # path below the image folder -> class name
+TrainTestPaths = tuple[LabelledPaths, LabelledPaths]  # training and test images
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set comes from."""
+    """The source of a data set."""
 
-    torchvision: str = ""  # its class there; empty: to be fetched by hand
-    left: str = ""  # the folder that torchvision leaves, whose content goes to the data set's folder
-    manual: str = ""
-    own_split: Callable[[Path, Path], tuple[LabelledPaths, LabelledPaths]] | None = (
-        None  # images for training, for testing
-    )
+    torchvision: str = ""  # class in torchvision.datasets; empty for a manual download
+    unpacked: str = ""  # torchvision's folder whose content belongs into the data set's folder
+    manual: str = ""  # instruction for a manual download
+    list_paths: Callable[[Path, Path], TrainTestPaths] | None = None  # lists images for a newly drawn split
 
 
-def list_caltech(base: Path, images: Path) -> tuple[LabelledPaths, LabelledPaths]:
+# The functions list_… below are the ``list_paths`` of one data set each. They return the training and test images by
+# the authors' split, or all images as training images if there is none, with the class names of CoOp's split file.
+# ``base`` is the data set's folder, ``images`` its image folder. They raise an OSError if a list is missing.
+
+
+def list_caltech(base: Path, images: Path) -> TrainTestPaths:
+    """Return all images of Caltech101 but those of two classes that CoOp leaves out, as training images."""
     names = {"airplanes": "airplane", "Faces": "face", "Leopards": "leopard", "Motorbikes": "motorbike"}
-    found = label_by_folder(images, lambda folder: names.get(folder, folder))
-    return {path: name for path, name in found.items() if name not in ("BACKGROUND_Google", "Faces_easy")}, {}
+    paths = label_by_folder(images, lambda folder: names.get(folder, folder))
+    return {path: name for path, name in paths.items() if name not in ("BACKGROUND_Google", "Faces_easy")}, {}
 
 
-def list_pets(base: Path, images: Path) -> tuple[LabelledPaths, LabelledPaths]:
-    def listed(split: str) -> LabelledPaths:
+def list_pets(base: Path, images: Path) -> TrainTestPaths:
+    """Return the training and test images of OxfordPets."""
+
+    def read_list(split: str) -> LabelledPaths:
+        """Return the images in the authors' list ``split``."""
         lines = (base / "annotations" / f"{split}.txt").read_text(encoding="utf-8").splitlines()
         ids = [line.split()[0] for line in lines if line.strip() and not line.startswith("#")]
         return {f"{id}.jpg": id.rpartition("_")[0].lower() for id in ids}
 
-    return listed("trainval"), listed("test")
+    return read_list("trainval"), read_list("test")
 
 
-def list_flowers(base: Path, images: Path) -> tuple[LabelledPaths, LabelledPaths]:
+def list_flowers(base: Path, images: Path) -> TrainTestPaths:
+    """Return the training and test images of OxfordFlowers."""
     from scipy.io import loadmat
     from torchvision.datasets import Flowers102
 
     labels = loadmat(base / "imagelabels.mat", squeeze_me=True)["labels"]
     ids = loadmat(base / "setid.mat", squeeze_me=True)
 
-    def listed(*splits: str) -> LabelledPaths:
+    def select_splits(*splits: str) -> LabelledPaths:
+        """Return the images of the authors' ``splits``."""
         numbers = (int(number) for split in splits for number in ids[split])
         return {f"image_{number:05}.jpg": Flowers102.classes[labels[number - 1] - 1] for number in numbers}
 
-    return listed("trnid", "valid"), listed("tstid")
+    return select_splits("trnid", "valid"), select_splits("tstid")
 
 
-def list_food(base: Path, images: Path) -> tuple[LabelledPaths, LabelledPaths]:
-    def listed(split: str) -> LabelledPaths:
+def list_food(base: Path, images: Path) -> TrainTestPaths:
+    """Return the training and test images of Food101."""
+
+    def read_list(split: str) -> LabelledPaths:
+        """Return the images in the authors' list ``split``."""
         classes = read_json(base / "meta" / f"{split}.json")
         return {f"{path}.jpg": name for name, paths in classes.items() for path in paths}
 
-    return listed("train"), listed("test")
+    return read_list("train"), read_list("test")
 
 
-def list_scenes(base: Path, images: Path) -> tuple[LabelledPaths, LabelledPaths]:
-    # a/apse/indoor -> indoor apse
+def list_scenes(base: Path, images: Path) -> TrainTestPaths:
+    """Return all images of SUN397 as training images; the folder a/apse/indoor gives the class name "indoor apse"."""
     return label_by_folder(images, lambda folder: " ".join(reversed(folder.split("/")[1:]))), {}
 
 
-def list_textures(base: Path, images: Path) -> tuple[LabelledPaths, LabelledPaths]:
+def list_textures(base: Path, images: Path) -> TrainTestPaths:
+    """Return the training and test images of DescribableTextures, by the first of its ten splits."""
     test = set((base / "labels" / "test1.txt").read_text(encoding="utf-8").split())
     train = {path: name for path, name in label_by_folder(images).items() if path not in test}
     return train, {path: path.partition("/")[0] for path in test}
 
 
-def list_land(base: Path, images: Path) -> tuple[LabelledPaths, LabelledPaths]:
+def list_land(base: Path, images: Path) -> TrainTestPaths:
+    """Return all images of EuroSAT as training images."""
     names = {
         "AnnualCrop": "Annual Crop Land",
         "HerbaceousVegetation": "Herbaceous Vegetation Land",
@@ -94,55 +113,57 @@ def list_land(base: Path, images: Path) -> tuple[LabelledPaths, LabelledPaths]:
     return label_by_folder(images, lambda folder: names.get(folder, folder)), {}
 
 
-def list_cars(base: Path, images: Path) -> tuple[LabelledPaths, LabelledPaths]:
+def list_cars(base: Path, images: Path) -> TrainTestPaths:
+    """Return the training and test images of StanfordCars."""
     from scipy.io import loadmat
 
     names = loadmat(base / "devkit" / "cars_meta.mat", squeeze_me=True)["class_names"].tolist()
 
-    def listed(file: Path, folder: str) -> LabelledPaths:
+    def read_annotations(file: Path, folder: str) -> LabelledPaths:
+        """Return the images that ``file`` annotates; the class "Audi R8 Coupe 2012" becomes "2012 Audi R8 Coupe"."""
         rows = loadmat(file, squeeze_me=True)["annotations"]
         models = {f"{folder}/{row['fname']}": names[int(row["class"]) - 1].rpartition(" ") for row in rows}
-        return {path: f"{year} {model}" for path, (model, _, year) in models.items()}  # 2012 Audi TT RS Coupe
+        return {path: f"{year} {model}" for path, (model, _, year) in models.items()}
 
-    train = listed(base / "devkit" / "cars_train_annos.mat", "cars_train")
-    return train, listed(base / "cars_test_annos_withlabels.mat", "cars_test")
+    train = read_annotations(base / "devkit" / "cars_train_annos.mat", "cars_train")
+    return train, read_annotations(base / "cars_test_annos_withlabels.mat", "cars_test")
 
 
-def label_by_folder(images: Path, name: Callable[[str], str] = str) -> LabelledPaths:
-    """All images below a folder; ``name`` makes a class name of the folder that an image lies in."""
-    found = sorted(path.relative_to(images) for path in images.rglob("*.jpg") if not path.name.startswith("."))
-    return {path.as_posix(): name(path.parent.as_posix()) for path in found}
+def label_by_folder(images: Path, to_classname: Callable[[str], str] = str) -> LabelledPaths:
+    """Return all .jpg images below ``images``, labelled by ``to_classname`` of the relative path of their folder."""
+    paths = sorted(path.relative_to(images) for path in images.rglob("*.jpg") if not path.name.startswith("."))
+    return {path.as_posix(): to_classname(path.parent.as_posix()) for path in paths}
 
 
 SOURCES = {
-    "Caltech101": Source("Caltech101", "caltech101", own_split=list_caltech),
-    "OxfordPets": Source("OxfordIIITPet", "oxford-iiit-pet", own_split=list_pets),
-    "OxfordFlowers": Source("Flowers102", "flowers-102", own_split=list_flowers),
-    "Food101": Source("Food101", "food-101", own_split=list_food),
+    "Caltech101": Source("Caltech101", "caltech101", list_paths=list_caltech),
+    "OxfordPets": Source("OxfordIIITPet", "oxford-iiit-pet", list_paths=list_pets),
+    "OxfordFlowers": Source("Flowers102", "flowers-102", list_paths=list_flowers),
+    "Food101": Source("Food101", "food-101", list_paths=list_food),
     "FGVCAircraft": Source("FGVCAircraft", "fgvc-aircraft-2013b/data"),
-    "SUN397": Source("SUN397", ".", own_split=list_scenes),
-    "DescribableTextures": Source("DTD", "dtd/dtd", own_split=list_textures),
-    "EuroSAT": Source("EuroSAT", "eurosat", own_split=list_land),
+    "SUN397": Source("SUN397", ".", list_paths=list_scenes),
+    "DescribableTextures": Source("DTD", "dtd/dtd", list_paths=list_textures),
+    "EuroSAT": Source("EuroSAT", "eurosat", list_paths=list_land),
     "StanfordCars": Source(
-        manual="cars_train, cars_test, devkit and cars_test_annos_withlabels.mat; their first address is gone, "
-        "https://github.com/pytorch/vision/issues/7545 tells of copies",
-        own_split=list_cars,
+        manual="cars_train, cars_test, devkit and cars_test_annos_withlabels.mat; the authors' site is gone, "
+        "https://github.com/pytorch/vision/issues/7545 lists copies",
+        list_paths=list_cars,
     ),
     "UCF101": Source(
         manual="UCF-101-midframes.zip, unpacked; https://drive.google.com/file/d/10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O",
-        own_split=lambda base, images: (label_by_folder(images), {}),
+        list_paths=lambda base, images: (label_by_folder(images), {}),
     ),
     "ImageNetV2": Source(
         manual="https://s3-us-west-2.amazonaws.com/imagenetv2public/imagenetv2-matched-frequency.tar.gz, unpacked"
     ),
-    "ImageNetSketch": Source(manual="what https://github.com/HaohanWang/ImageNet-Sketch offers, unpacked to images/"),
-    "ImageNetA": Source(manual="what https://github.com/hendrycks/natural-adv-examples offers, unpacked"),
-    "ImageNetR": Source(manual="what https://github.com/hendrycks/imagenet-r offers, unpacked"),
+    "ImageNetSketch": Source(manual="the images of https://github.com/HaohanWang/ImageNet-Sketch, unpacked to images/"),
+    "ImageNetA": Source(manual="the images of https://github.com/hendrycks/natural-adv-examples, unpacked"),
+    "ImageNetR": Source(manual="the images of https://github.com/hendrycks/imagenet-r, unpacked"),
 }
 
 
 def find_dataset(name: str) -> type:
-    """Return the data set of that name, as in the registry or as its config is called."""
+    """Return the data set of ``SOURCES`` with this registry or config name, in any spelling."""
     plain = name.lower().replace("_", "").replace("-", "")
     for cls in map(DATASET_REGISTRY.get, SOURCES):
         if plain in (cls.__name__.lower(), cls.__module__.rpartition(".")[2].replace("_", "")):
@@ -153,34 +174,39 @@ def find_dataset(name: str) -> type:
 
 
 def download_dataset(name: str, base: Path, last: str) -> None:
-    """Have torchvision download to a temporary folder, and move what belongs to the data set to ``base``: the image
-    folder ``last``, as it tells that the rest is there."""
+    """Download a data set with torchvision to a temporary folder, and move its files to ``base``.
+
+    The image folder ``last`` is moved last, so it exists only if all files do.
+    """
     import torchvision
 
-    def checked(archive: str, folder: str, compression: str | None) -> None:
+    def unpack_safely(archive: str, folder: str, compression: str | None) -> None:
+        """Unpack an archive with our checks, in place of torchvision's function, which has none."""
         unpack_archive(Path(archive), Path(folder))
 
-    torchvision.datasets.utils._ARCHIVE_EXTRACTORS.update({".tar": checked, ".zip": checked})  # all it unpacks with
+    torchvision.datasets.utils._ARCHIVE_EXTRACTORS.update({".tar": unpack_safely, ".zip": unpack_safely})
     source = SOURCES[name]
     mkdir_if_missing(base.parent)
     try:
         with tempfile.TemporaryDirectory(dir=base.parent, prefix=f".{base.name}.") as temporary:
             getattr(torchvision.datasets, source.torchvision)(temporary, download=True)
             base.mkdir(exist_ok=True)
-            for entry in sorted(Path(temporary, source.left).iterdir(), key=lambda entry: entry.name == last):
+            for entry in sorted(Path(temporary, source.unpacked).iterdir(), key=lambda entry: entry.name == last):
                 if entry.suffix not in ARCHIVE_SUFFIXES and not (base / entry.name).exists():
                     entry.rename(base / entry.name)
     except DOWNLOAD_ERRORS as error:
         raise UserError(
-            f"cannot download {name} ({error_reason(error)}). Run the command again, or fetch it elsewhere: its images "
+            f"cannot download {name} ({error_reason(error)}). Run the command again, or fetch it by hand: its images "
             f"belong into {base / last}"
         ) from error
 
 
 def draw_split(train: LabelledPaths, test: LabelledPaths) -> dict[str, list]:
-    """A split in the format of split files: a fifth of the training images for validation; without test images half
-    for training, a fifth for validation, the rest for testing. The draw depends on the paths alone."""
-    ends = (0.8, 1.0) if test else (0.5, 0.7)
+    """Draw a split, by the paths alone, and return it in the format of split files.
+
+    A fifth of ``train`` becomes ``val``. If ``test`` is empty, 50% of ``train`` remain, 20% become val, 30% test.
+    """
+    train_end, val_end = (0.8, 1.0) if test else (0.5, 0.7)
     classes = defaultdict(list)
     for path, name in sorted(train.items()):
         classes[name].append(path)
@@ -188,18 +214,19 @@ def draw_split(train: LabelledPaths, test: LabelledPaths) -> dict[str, list]:
     split = {"train": [], "val": [], "test": [[path, labels[name], name] for path, name in sorted(test.items())]}
     for name, paths in classes.items():
         drawn = sorted(paths, key=derive_seed)
-        of_train, of_val = (round(len(drawn) * end) for end in ends)
-        parts = {"train": drawn[:of_train], "val": drawn[of_train:of_val], "test": drawn[of_val:]}
-        for part, paths in parts.items():
-            split[part] += [[path, labels[name], name] for path in sorted(paths)]
+        i, j = round(train_end * len(drawn)), round(val_end * len(drawn))
+        for key, paths in (("train", drawn[:i]), ("val", drawn[i:j]), ("test", drawn[j:])):
+            split[key] += [[path, labels[name], name] for path in sorted(paths)]
     return split
 
 
 def prepare_dataset(name: str, root: Path, own_split: bool) -> type:
-    """Put the images of a data set where its config looks for them, or say what to fetch; return its class.
+    """Download a data set into the data root ``root`` unless it exists, prepare its split file, and return its class.
 
-    Args:
-        own_split: draw a split if there is none.
+    If there is no split file, it draws one (``own_split``) or prints where CoOp's comes from.
+
+    Raises:
+        UserError: the images need a manual download, which the message describes; or the download or draw fails.
     """
     cls = find_dataset(name)
     base, source = root / cls.dataset_dir, SOURCES[cls.__name__]
@@ -218,22 +245,22 @@ def prepare_dataset(name: str, root: Path, own_split: bool) -> type:
     return cls
 
 
-def _prepare_split(cls: type, root: Path, own: bool) -> None:
-    """Say where the split file comes from, or write one of one's own."""
+def _prepare_split(cls: type[SplitFile], root: Path, own_split: bool) -> None:
+    """Unless the split file exists, draw and write one if ``own_split``, else print where CoOp's comes from."""
     path = cls.split_path(root)
     if path.exists():
         print(f"{path} is there already")
-    elif own:
+    elif own_split:
         base = root / cls.dataset_dir
         try:
-            train, test = SOURCES[cls.__name__].own_split(base, base / cls.images)
+            train, test = SOURCES[cls.__name__].list_paths(base, base / cls.images)
         except OSError as error:
             raise UserError(f"cannot draw a split of {cls.__name__}: {error}") from error
         if not train:
             raise UserError(f"there are no images (.jpg) below {base / cls.images}")
         split = draw_split(train, test)
         write_json(split, path)
-        print(f"{path} written: {', '.join(f'{len(items):,} {part}' for part, items in split.items())}")
+        print(f"{path} written: {', '.join(f'{len(items):,} {key}' for key, items in split.items())}")
         print("It is a split of your own: accuracies on it do not compare with published ones, which are on CoOp's")
     else:
         print(f"Now fetch CoOp's split, {path.name}, from {cls.split_url()} and put it into {path.parent}")

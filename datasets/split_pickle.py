@@ -1,4 +1,4 @@
-"""Few-shot splits of the original, pickles ``{"train": [Datum, …], "val": […]}``, read without running anything."""
+"""Reads few-shot splits of CoOp's code, pickles ``{"train": [Datum, …], "val": […]}``, without executing code."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from pathlib import Path
 
 from dassl.utils import UserError
 
-DATUM_GLOBALS = {("dassl.data.datasets.base_dataset", "Datum"), ("dassl.data.datasets", "Datum")}
-SPLIT_NAMES = ("train", "val")
+DATUM_GLOBALS = {("dassl.data.datasets.base_dataset", "Datum"), ("dassl.data.datasets", "Datum")}  # in Dassl's pickles
+FEW_SHOT_SPLITS = ("train", "val")  # keys in a stored split
 
 
-def read_split_pickle(path: Path, most_bytes: int) -> dict[str, list[tuple[str, int, str]]]:
-    """Return the path, label and class name of each image, as the file of at most ``most_bytes`` has them.
+def read_split_pickle(path: Path, max_bytes: int) -> dict[str, list[tuple[str, int, str]]]:
+    """Return the path, label and class name of each image, by split.
 
     Raises:
-        UserError: the file names something that is not the original's ``Datum``, or would take much memory.
-        ValueError: it is damaged, or holds no such split.
+        UserError: the file refers to code other than ``Datum``, has over ``max_bytes``, or asks for much memory.
+        ValueError: the file is damaged, or holds no such split.
     """
-    if (size := path.stat().st_size) > most_bytes:
+    if (size := path.stat().st_size) > max_bytes:
         raise UserError(f"{path} has {size:,} bytes, far more than a split of these images takes. Remove it")
     data = path.read_bytes()
     try:
-        # A few bytes can make Python's reader allocate any amount: the place in its memo is one of its sizes.
+        # A few bytes can make Python's unpickler allocate any amount of memory: its memo grows to the largest index.
         for opcode, argument, _ in pickletools.genops(data):
             if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(data):
                 raise UserError(f"{path} asks for memory for {argument:,} objects, with {len(data):,} bytes. Remove it")
@@ -32,38 +32,37 @@ def read_split_pickle(path: Path, most_bytes: int) -> dict[str, list[tuple[str, 
     except UserError:
         raise
     except Exception as error:  # pickle raises whatever it meets in a damaged file
-        raise ValueError(f"no whole pickle: {error}") from error
+        raise ValueError(f"not a complete pickle: {error}") from error
     if type(content) is not dict or "train" not in content:
         raise ValueError('no dict with the key "train"')
-    return {
-        part: [_datum_to_entry(item) for item in content[part]]
-        for part in SPLIT_NAMES
-        if type(content.get(part)) is list
-    }
+    splits = [split for split in FEW_SHOT_SPLITS if type(content.get(split)) is list]
+    return {split: [_datum_to_entry(item) for item in content[split]] for split in splits}
 
 
 class _SplitUnpickler(pickle.Unpickler):
-    """Knows one class, which stands for ``Datum`` and takes what is stored of it as it is."""
+    """An unpickler that knows a single class: an empty substitute for ``Datum``, which takes the stored attributes."""
 
     def __init__(self, path: Path, data: bytes):
         super().__init__(io.BytesIO(data))
-        self.path, self.datum = path, type("Datum", (), {})  # a file may change its class, so each file has its own
+        self.path, self.datum = path, type("Datum", (), {})  # a pickle can change the class: a new one each
 
     def find_class(self, module: str, name: str) -> type:
+        """Return the substitute for ``Datum``; raise :class:`UserError` for any other name."""
         if (module, name) not in DATUM_GLOBALS:
-            code = f"{module}.{name}, which has no place in a few-shot split"
-            raise UserError(f"{self.path} wants to run {code}. Remove it, and distrust what came with it")
+            code = f"{module}.{name}, which no few-shot split needs"
+            raise UserError(f"{self.path} would run the code {code}. Remove it, and distrust its source")
         return self.datum
 
 
 def _datum_to_entry(item: object) -> tuple[str, int, str]:
-    stored = getattr(item, "__dict__", {})
-    entry = tuple(stored.get(key) for key in ("_impath", "_label", "_classname"))
+    """Return path, label and class name of an unpickled ``Datum``; raise a ValueError if it has none."""
+    attributes = getattr(item, "__dict__", {})
+    entry = tuple(attributes.get(key) for key in ("_impath", "_label", "_classname"))
     if not is_split_entry(entry):
         raise ValueError("an entry is no Datum with path, label and class name")
     return entry
 
 
 def is_split_entry(entry: object) -> bool:
-    """Tell whether that is a path, a label and a class name, as an image is listed."""
+    """Return whether ``entry`` is a list or tuple of a path, a label and a class name."""
     return isinstance(entry, (list, tuple)) and [type(value) for value in entry] == [str, int, str]

@@ -16,7 +16,7 @@ TEXT = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 @pytest.fixture
 def examples():
-    """Run the Python blocks; what they register is taken back afterwards."""
+    """Run the Python examples, and remove the classes that they register after the test."""
     before = {registry: dict(registry._obj_map) for registry in (TRAINER_REGISTRY, DATASET_REGISTRY)}
     for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL):
         exec(block, {"__name__": "example"})

@@ -1,4 +1,4 @@
-"""Real images and features, which are no part of the repository: ImageNette's photos, CLIP's features of Caltech101."""
+"""Tests on real data outside the repository: ImageNette's images, and CLIP's features of Caltech101."""
 
 import json
 import shlex
@@ -30,21 +30,21 @@ COMMANDS = {
 }
 
 
-def prepare_photos(root: Path, train_images: int, test_images: int) -> None:
-    """Put the first photos of each class by name in place, through the preparation tool."""
+def prepare_imagenette(root: Path, train_images: int, test_images: int) -> None:
+    """Prepare ImageNette in ``root`` by tools/prepare_imagenette.py, with the first images of each class by name."""
     limits, counts = {"train": train_images, "val": test_images}, {}
-    with tarfile.open(SHARED / "data/imagenette-224.tar") as source, tarfile.open(root / "some.tar", "w") as target:
+    with tarfile.open(SHARED / "data/imagenette-224.tar") as source, tarfile.open(root / "subset.tar", "w") as target:
         for member in sorted(filter(tarfile.TarInfo.isfile, source), key=lambda member: member.name):
             folder = Path(member.name).parent
             counts[folder] = counts.get(folder, 0) + 1
             if counts[folder] <= limits[folder.parent.name]:
                 target.addfile(member, source.extractfile(member))
-    assert prepare(["--root", str(root), "--archive", str(root / "some.tar")]) == 0
+    assert prepare(["--root", str(root), "--archive", str(root / "subset.tar")]) == 0
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    """Call ``train.main`` in the repository, as the README does; the data are in ``tmp_path``."""
+    """Return a function that calls ``train.main`` in the repository with the data root ``tmp_path``."""
     monkeypatch.chdir(REPOSITORY)
 
     def call(command: str, out: str) -> Run:
@@ -57,28 +57,28 @@ def run(tmp_path, monkeypatch, capsys):
     return call
 
 
-def test_the_fixtures_are_made_of_the_reference():
+def test_the_fixtures_are_those_that_make_parity_computes_from_the_reference():
     for name, content in as_files(SHARED).items():
         assert content == (FOLDER / name).read_bytes(), f"python -m tests.fixtures.make_parity {SHARED}"
 
 
-def test_from_photos_to_accuracies_as_in_the_original(run, tmp_path):
-    """The first twenty test photos of each class."""
-    prepare_photos(tmp_path, 1, 20)
-    facts, names = json.loads((FOLDER / "parity.json").read_text()), tmp_path / "imagenet/classnames.txt"
-    for line, name in zip(names.read_text().splitlines(), facts["classnames"], strict=True):
+def test_zero_shot_results_on_imagenette_are_those_of_coops_code(run, tmp_path):
+    """On the first twenty test images of each class."""
+    prepare_imagenette(tmp_path, 1, 20)
+    parity, names = json.loads((FOLDER / "parity.json").read_text()), tmp_path / "imagenet/classnames.txt"
+    for line, name in zip(names.read_text().splitlines(), parity["classnames"], strict=True):
         names.write_text(names.read_text().replace(line, f"{line.split()[0]} {name}"))
     values = f"INPUT.SIZE (64,64) MODEL.BACKBONE.WEIGHTS {SHARED}/reference/tiny_clip.pt TEST.PER_CLASS_RESULT True"
     for trainer, log in (("ZeroshotCLIP", "zero-shot"), ("ZeroshotCLIP2", "zero-shot, ensemble")):
-        found = run(f"--trainer {trainer} {CONFIGS} --eval-only {values}", trainer).log.splitlines()
-        expected = [line for line in facts["logs"][log] if line.startswith(("* total", "* correct", "* class"))]
-        assert {line.partition("\tacc")[0] for line in expected} <= {line.partition("\tacc")[0] for line in found}
+        lines = run(f"--trainer {trainer} {CONFIGS} --eval-only {values}", trainer).log.splitlines()
+        expected = [line for line in parity["logs"][log] if line.startswith(("* total", "* correct", "* class"))]
+        assert {line.partition("\tacc")[0] for line in expected} <= {line.partition("\tacc")[0] for line in lines}
         assert len(expected) == (12 if trainer == "ZeroshotCLIP2" else 2)
 
 
-def test_the_three_commands_run_and_make_the_table(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("vlm.images.encoder._has_openvino", lambda: False)  # it takes long to compile RN50
-    prepare_photos(tmp_path, 2, 1)
+def test_zero_shot_and_two_coop_runs_give_a_results_table(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("vlm.images.encoder._has_openvino", lambda: False)  # OpenVINO takes long to compile RN50
+    prepare_imagenette(tmp_path, 2, 1)
     save_file(build_random_clip("RN50", seed=0), tmp_path / "rn50.safetensors")
     for name, command in COMMANDS.items():
         short = f"OPTIM.MAX_EPOCH 1 MODEL.BACKBONE.WEIGHTS {tmp_path}/rn50.safetensors"
@@ -104,5 +104,5 @@ def test_features_of_caltech101_give_the_accuracies_of_numpy_and_scikit_learn(sh
         return 100 * (logits.argmax(1) == labels).double().mean().item()
 
     assert accuracy(cache_logits(features, keys, torch.eye(100)[classes], 5.5)) == pytest.approx(cache, abs=0.01)
-    # The solver stops at a tolerance, so some of the 2,465 images may be told otherwise than in the reference.
+    # The solver stops at a tolerance, so some of the 2,465 predictions may differ from the reference.
     assert accuracy(predict(fit_linear_probe(keys, classes, 10.0), features)) == pytest.approx(probe, abs=0.25)

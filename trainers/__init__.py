@@ -1,4 +1,4 @@
-"""One file, one method. Every module here is imported, so a new file registers itself."""
+"""The methods, one in each module. All modules are imported, so that every trainer is registered."""
 
 from importlib import import_module
 from pkgutil import iter_modules

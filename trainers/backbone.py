@@ -1,4 +1,4 @@
-"""The CLIP of MODEL.BACKBONE, which methods hold: its encoders, where their features are kept, and what it was."""
+"""Loads the CLIP of MODEL.BACKBONE for a trainer, with its text encoder, feature extractor and feature store."""
 
 from __future__ import annotations
 
@@ -20,60 +20,66 @@ from vlm.text.encoder import TextEncoder, build_text_encoder
 
 @dataclass(frozen=True, slots=True)
 class Backbone:
-    """A frozen CLIP on the trainer's device; other runs of this process share it."""
+    """A frozen CLIP on the trainer's device. All trainers of a process with the same backbone share one ``clip``."""
 
     clip: CLIP
-    sha256: str  # of its weights
+    sha256: str  # checksum of the weights of ``clip``
     cfg: CfgNode
 
     def text_encoder(self, clip: CLIP | None = None) -> TextEncoder:
-        """Return the text encoder (of a changed ``clip``), within the memory of MODEL.BACKBONE.ACTIVATIONS_GB."""
+        """Return the text encoder of ``clip`` (default: the frozen CLIP); ACTIVATIONS_GB limits its memory."""
         return build_text_encoder(clip or self.clip, memory=int(self.cfg.MODEL.BACKBONE.ACTIVATIONS_GB * 1e9))
 
     def feature_extractor(self) -> CachedFeatureExtractor:
-        """Return what computes and keeps features of images, for ``trainer.feature_extractor``."""
+        """Return a feature extractor for the frozen image encoder, with a cache on disk if FEATURES.ENABLED."""
         node = self.cfg.FEATURES
         encoder = build_image_encoder(self.clip.visual, self.sha256, node.PREC)
-        store = self._store(encoder.description)
+        store = self._feature_store(encoder.description)
         print(f"Image features: {encoder}; {f'kept in {store.folder}' if store else 'not kept (FEATURES.ENABLED)'}")
         if node.VIEWS:
             print(f"FEATURES.VIEWS {node.VIEWS}: training images repeat their random draws after {node.VIEWS} epochs")
         return CachedFeatureExtractor(encoder, store)
 
     def text_feature_store(self, encoder: TextEncoder) -> FeatureStore | None:
-        """Return where text features of many classes are kept; None where none are (FEATURES.ENABLED)."""
-        return self._store(describe_text_encoder(encoder, self.sha256))
+        """Return the feature store for the text features of ``encoder``, or None unless FEATURES.ENABLED."""
+        return self._feature_store(describe_text_encoder(encoder, self.sha256))
 
-    def _store(self, description: dict[str, object]) -> FeatureStore | None:
+    def _feature_store(self, description: dict[str, object]) -> FeatureStore | None:
+        """Return the feature store for the encoder with this ``description``, or None unless FEATURES.ENABLED."""
         node = self.cfg.FEATURES
         return FeatureStore(node.CACHE_DIR or default_cache_dir(), description, node.MAX_GB) if node.ENABLED else None
 
     def logits(self, image_features: torch.Tensor, class_features: torch.Tensor) -> torch.Tensor:
-        """Return logits (images, classes)."""
+        """Return CLIP's logits (images, classes) for image features (images, dim) and unit class features."""
         return compute_logits(image_features, class_features, self.clip.logit_scale)
 
     def report(self, trainer: SimpleTrainer, frozen: int | None = None) -> dict:
-        """Print how many parameters are trained, beside ``frozen`` ones (those of this CLIP); return record entries."""
-        trained = trainer.trainable_parameters()
-        total = (count_num_param(self.clip) if frozen is None else frozen) + trained
-        print(f"Trainable parameters: {trained:,} of {total:,} ({100 * trained / total:.4f}%)")
+        """Print the number of trainable parameters; return the record's entries on parameters, weights and classes.
+
+        ``frozen`` is the number of frozen parameters (default: all parameters of ``clip``).
+        """
+        trainable = trainer.trainable_parameters()
+        total = (count_num_param(self.clip) if frozen is None else frozen) + trainable
+        print(f"Trainable parameters: {trainable:,} of {total:,} ({100 * trainable / total:.4f}%)")
         node = self.cfg.MODEL.BACKBONE
         return {
-            "frozen_parameters": total - trained,
+            "frozen_parameters": total - trainable,
             "weights": {"backbone": node.NAME, "file": node.WEIGHTS, "sha256": self.sha256},
             "classnames": list(trainer.dm.dataset.classnames),
         }
 
 
 def load_backbone(trainer: SimpleTrainer, precision: str = "fp16", needs_classes: bool = True) -> Backbone:
-    """Load the CLIP of MODEL.BACKBONE.
+    """Load the CLIP of MODEL.BACKBONE onto the trainer's device and check the config against it.
+
+    It prints a note where the pixel mean, standard deviation or resizing of INPUT differ from CLIP's training.
 
     Args:
-        precision: by default that of CoOp, so that methods share image features; what they train may be fp32.
-        needs_classes: False for a method that learns from captions, too.
+        precision: precision of the weights; with CoOp's default, all methods share one cache of image features.
+        needs_classes: whether the method needs a data set with classes.
 
     Raises:
-        UserError: as :func:`vlm.clip.load.load_clip`; there are no classes; or INPUT and FEATURES are not for this CLIP.
+        UserError: CLIP cannot be loaded, needed classes are missing, or INPUT, FEATURES or TEST have unusable values.
     """
     cfg, node = trainer.cfg, trainer.cfg.MODEL.BACKBONE
     check_at_least(cfg.FEATURES.VIEWS, 0, "FEATURES.VIEWS")
@@ -81,19 +87,19 @@ def load_backbone(trainer: SimpleTrainer, precision: str = "fp16", needs_classes
     check_at_least(cfg.TEST.LOGITS_GB, 0, "TEST.LOGITS_GB")
     check_availability(cfg.FEATURES.PREC, PRECISIONS, "FEATURES.PREC")
     if needs_classes and not trainer.dm.dataset.classnames:
-        raise UserError(f"{cfg.TRAINER.NAME} tells classes apart, and the data set {cfg.DATASET.NAME} has none")
+        raise UserError(f"{cfg.TRAINER.NAME} needs classes, and the data set {cfg.DATASET.NAME} has none")
     print(f"Loading CLIP (backbone: {node.NAME})")
     clip, sha256 = load_cached_clip(node.NAME, node.WEIGHTS, precision, trainer.device)
     trainer.extra_state.frozen.append(clip)
     if cfg.INPUT.NO_TRANSFORM:
-        raise UserError("INPUT.NO_TRANSFORM is True, but CLIP takes pictures that have been transformed")
+        raise UserError("INPUT.NO_TRANSFORM is True, but CLIP takes transformed images; set it to False")
     size = (clip.visual.input_resolution,) * 2
     if tuple(cfg.INPUT.SIZE) != size:
-        of = node.WEIGHTS or node.NAME
-        raise UserError(f"INPUT.SIZE is {tuple(cfg.INPUT.SIZE)}, but {of} takes images of {size}")
-    given = [*cfg.INPUT.PIXEL_MEAN], [*cfg.INPUT.PIXEL_STD], cfg.INPUT.RESIZE
-    learned = [*clip.visual.mean], [*clip.visual.std], clip.visual.resize
-    for key, one, other in zip(("PIXEL_MEAN", "PIXEL_STD", "RESIZE"), given, learned, strict=True):
-        if one != other:
-            print(f"Note: INPUT.{key} is {one}, but this CLIP learned with {other}")
+        backbone = node.WEIGHTS or node.NAME
+        raise UserError(f"INPUT.SIZE is {tuple(cfg.INPUT.SIZE)}, but {backbone} takes images of {size}")
+    configured = [*cfg.INPUT.PIXEL_MEAN], [*cfg.INPUT.PIXEL_STD], cfg.INPUT.RESIZE
+    pretrained = [*clip.visual.mean], [*clip.visual.std], clip.visual.resize
+    for key, value, expected in zip(("PIXEL_MEAN", "PIXEL_STD", "RESIZE"), configured, pretrained, strict=True):
+        if value != expected:
+            print(f"Note: INPUT.{key} is {value}, but this CLIP learned with {expected}")
     return Backbone(clip, sha256, cfg)

@@ -1,59 +1,71 @@
-"""The words of the classes in the checkpoints of a prompt learner, where the original has them."""
+"""State-dict hooks that save the embeddings of the class tokens with a prompt learner, as CoOp's code does."""
 
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import torch
 
-from vlm.text.prompt_table import PromptTable
+if TYPE_CHECKING:
+    from .coop import PromptLearner
 
-CLASS_TOKEN_KEYS = ("token_prefix", "token_suffix")
-CHECKSUM_KEY = "class_tokens_blake2b"  # in their place, where they are too large
-MAX_BYTES = 500_000_000  # bytes of them in a checkpoint; those of ImageNet's 1,000 classes have 150
+CLASS_TOKEN_KEYS = ("token_prefix", "token_suffix")  # CoOp's keys: tokens before and after the context
+CHECKSUM_KEY = "class_tokens_blake2b"  # key of the checksum that replaces class tokens above MAX_BYTES
+MAX_BYTES = 500_000_000  # bytes of class tokens in a checkpoint; ImageNet's 1,000 classes have 150 million
 
 
-def register_class_token_hooks(learner: PromptTable) -> None:
-    """Let the checkpoints of a prompt learner (with a context ``ctx``) hold the words of its classes."""
-    behind = learner.tokens[:, 1 + learner.ctx.shape[-2] :]  # of the context; on the CPU
-    digest = hashlib.blake2b(behind.numpy().tobytes(), digest_size=16).digest()
-    learner.checksum = torch.tensor([*digest], dtype=torch.uint8)
+def hash_class_tokens(learner: PromptLearner) -> torch.Tensor:
+    """Return the checksum of the token ids after the context of all classes, uint8 (16,)."""
+    suffix_ids = learner.tokens[:, 1 + learner.ctx.shape[-2] :]  # on the CPU
+    digest = hashlib.blake2b(suffix_ids.numpy().tobytes(), digest_size=16).digest()
+    return torch.tensor([*digest], dtype=torch.uint8)
+
+
+def register_class_token_hooks(learner: PromptLearner) -> None:
+    """Register the hooks by which ``learner`` saves its class tokens and checks loaded ones."""
     if exceeds_limit(learner):
         print("Checkpoints have a checksum of the class tokens in their place: token_prefix, token_suffix")
     learner.register_state_dict_post_hook(add_class_tokens)
     learner.register_load_state_dict_pre_hook(drop_class_tokens)
 
 
-def embed_class_tokens(learner: PromptTable) -> dict[str, torch.Tensor]:
-    """Return the embeddings of what stands before and behind the context, (classes, 1 or more, width)."""
-    table, behind = learner.table(learner.ctx.detach()), 1 + learner.ctx.shape[-2]
-    return dict(zip(CLASS_TOKEN_KEYS, (table[learner.rows[:, :1]], table[learner.rows[:, behind:]]), strict=True))
+def embed_class_tokens(learner: PromptLearner) -> dict[str, torch.Tensor]:
+    """Return the embeddings of the tokens before (classes, 1, width) and after the context (classes, n, width)."""
+    table, suffix_start = learner.table(learner.ctx.detach()), 1 + learner.ctx.shape[-2]
+    return dict(zip(CLASS_TOKEN_KEYS, (table[learner.rows[:, :1]], table[learner.rows[:, suffix_start:]]), strict=True))
 
 
-def exceeds_limit(module: PromptTable) -> bool:
-    """Whether a prompt learner has more words than a checkpoint should hold."""
-    vectors = module.index.numel() - module.lengths.numel() * module.ctx.shape[-2]
-    return vectors * module.fixed[0].nbytes > MAX_BYTES
+def exceeds_limit(learner: PromptLearner) -> bool:
+    """Return whether the embeddings of the class tokens take more than ``MAX_BYTES``."""
+    vectors = learner.index.numel() - learner.lengths.numel() * learner.ctx.shape[-2]
+    return vectors * learner.fixed[0].nbytes > MAX_BYTES
 
 
-def add_class_tokens(module: PromptTable, state_dict: dict, prefix: str, *_) -> None:
-    """The original's checkpoints have the words of the classes in them. Of very many classes, a checksum will do."""
-    if exceeds_limit(module):
-        state_dict[prefix + CHECKSUM_KEY] = module.checksum
+def add_class_tokens(learner: PromptLearner, state_dict: dict, prefix: str, *_) -> None:
+    """Add the class tokens to ``state_dict``, or their checksum if they exceed the limit (state-dict post-hook)."""
+    if exceeds_limit(learner):
+        state_dict[prefix + CHECKSUM_KEY] = learner.checksum
     else:
-        state_dict.update({prefix + name: vectors for name, vectors in embed_class_tokens(module).items()})
+        state_dict.update({prefix + name: vectors for name, vectors in embed_class_tokens(learner).items()})
 
 
-def drop_class_tokens(module: PromptTable, state_dict: dict, prefix: str, *others) -> None:
-    """They are those of the classes it was trained on. A generic context goes with other classes as well."""
-    _, words, told = (state_dict.pop(prefix + name, None) for name in (*CLASS_TOKEN_KEYS, CHECKSUM_KEY))
-    context = state_dict.get(prefix + "ctx", module.ctx)
-    if module.ctx.dim() == 2 or context.shape != module.ctx.shape:  # PyTorch refuses another shape
+def drop_class_tokens(learner: PromptLearner, state_dict: dict, prefix: str, *hook_args) -> None:
+    """Remove the class tokens from ``state_dict``, as the learner computes its own (load-state-dict pre-hook).
+
+    For class-specific contexts, it reports a load error if the class tokens are not those of the learner's classes. A
+    context that all classes share is loaded for any classes.
+    """
+    keys = (*CLASS_TOKEN_KEYS, CHECKSUM_KEY)
+    _, suffix, checksum = (state_dict.pop(prefix + key, None) for key in keys)
+    context = state_dict.get(prefix + "ctx", learner.ctx)
+    if learner.ctx.dim() == 2 or context.shape != learner.ctx.shape:  # PyTorch reports a wrong shape itself
         return
-    same = told is None or torch.equal(told.cpu(), module.checksum)
-    if words is not None:
-        own, words = embed_class_tokens(module)[CLASS_TOKEN_KEYS[1]].float().cpu(), words.float().cpu()
-        # The original's may be in half precision. Chinese-CLIP's prompts are as long as the longest class name.
-        same = words.shape == own.shape and torch.allclose(words, own, atol=1e-3)
+    same = checksum is None or torch.equal(checksum.cpu(), learner.checksum)
+    if suffix is not None:
+        expected, suffix = embed_class_tokens(learner)[CLASS_TOKEN_KEYS[1]].float().cpu(), suffix.float().cpu()
+        # The tolerance covers checkpoints of CoOp's code in fp16. Chinese-CLIP's suffixes differ in length.
+        same = suffix.shape == expected.shape and torch.allclose(suffix, expected, atol=1e-3)
     if not same:
-        others[-1].append("its contexts are class-specific (CSC), for other classes than these")
+        error_messages = hook_args[-1]
+        error_messages.append("its contexts are class-specific (CSC), for other classes than these")

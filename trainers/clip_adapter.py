@@ -1,9 +1,9 @@
-"""CLIP-Adapter: a small network changes the image feature a little, the prompt stays a hand-written one.
+"""CLIP-Adapter: a bottleneck network adapts the image features of a frozen CLIP; the prompt is hand-written.
 
-Gao et al., CLIP-Adapter: Better Vision-Language Models with Feature Adapters, 2021, section 3.2. A bottleneck of two
-linear layers, ``A(f) = ReLU(f W1) W2``, is mixed with the feature that goes into it,
-``f* = ratio * A(f) + (1 - ratio) * f``, and trained by cross-entropy over CLIP's scores. As in the authors' code, the
-second layer has a ReLU too, and features come as CLIP gives them, not brought to length 1; checkpoints have its names.
+Gao et al., CLIP-Adapter: Better Vision-Language Models with Feature Adapters, 2021, section 3.2. The adapter has two
+linear layers, ``A(f) = ReLU(f W1) W2``. Its output is mixed with the image feature f,
+``f* = ratio * A(f) + (1 - ratio) * f``, and trained by cross-entropy over CLIP's logits. As in the authors' code, the
+second layer has a ReLU too, the adapter takes features that are not normalised, and checkpoints have the same keys.
 """
 
 from __future__ import annotations
@@ -23,47 +23,50 @@ from .shots import cross_entropy_step
 
 
 class Adapter(nn.Module):
-    """Features (images, dim) -> features (images, dim), through dim / ``reduction`` hidden ones."""
+    """Two linear layers without bias, each with a ReLU, and a bottleneck of ``dim // reduction`` units between them."""
 
     def __init__(self, dim: int, reduction: int):
         super().__init__()
         hidden = dim // reduction
-        first, second = nn.Linear(dim, hidden, bias=False), nn.Linear(hidden, dim, bias=False)
-        self.fc = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
+        down, up = nn.Linear(dim, hidden, bias=False), nn.Linear(hidden, dim, bias=False)
+        self.fc = nn.Sequential(down, nn.ReLU(), up, nn.ReLU())
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Return adapted features (images, dim) for image features (images, dim)."""
         return self.fc(features)
 
 
 def mix_features(features: torch.Tensor, adapted: torch.Tensor, ratio: float) -> torch.Tensor:
-    """``ratio`` of the adapted features, the rest of the original ones, both (images, dim)."""
+    """Return ``ratio`` times the adapted plus ``1 - ratio`` times the original features, all (images, dim)."""
     return ratio * adapted + (1 - ratio) * features
 
 
 @TRAINER_REGISTRY.register()
 class CLIPAdapter(TrainerX):
-    """An adapter of image features; classes are described by DATASET.TEMPLATE."""
+    """Trains an adapter of image features, and classifies by the prompt DATASET.TEMPLATE."""
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
         cfg.TRAINER.CLIPADAPTER = CfgNode()
-        cfg.TRAINER.CLIPADAPTER.RATIO = 0.2  # of adapted features in the mixture, from 0 (zero-shot) to 1
-        cfg.TRAINER.CLIPADAPTER.REDUCTION = 4  # of the width in the bottleneck
+        cfg.TRAINER.CLIPADAPTER.RATIO = 0.2  # weight of adapted features, from 0 (zero-shot) to 1; the authors' value
+        cfg.TRAINER.CLIPADAPTER.REDUCTION = 4  # feature width / bottleneck width; the authors' value
 
     def check_cfg(self, cfg: CfgNode) -> None:
+        """Raise :class:`UserError` for a template without ``{}`` or a RATIO outside 0 to 1."""
         check_template(cfg.DATASET.TEMPLATE, "DATASET.TEMPLATE")
         if not 0 <= (ratio := cfg.TRAINER.CLIPADAPTER.RATIO) <= 1:
-            raise UserError(f"TRAINER.CLIPADAPTER.RATIO is {ratio}; it goes from 0 to 1")
+            raise UserError(f"TRAINER.CLIPADAPTER.RATIO is {ratio}; it must be from 0 to 1")
 
     def build_model(self) -> None:
+        """Build and register the adapter, encode the class names and set the feature extractor."""
         cfg, classnames = self.cfg, self.dm.dataset.classnames
         self.backbone = load_backbone(self)
-        text = build_zero_shot_classifier(self.backbone.text_encoder(), classnames, [cfg.DATASET.TEMPLATE])
-        self.class_features = text.float()
-        dim, reduction = text.shape[1], cfg.TRAINER.CLIPADAPTER.REDUCTION
+        classifier = build_zero_shot_classifier(self.backbone.text_encoder(), classnames, [cfg.DATASET.TEMPLATE])
+        self.class_features = classifier.float()
+        dim, reduction = classifier.shape[1], cfg.TRAINER.CLIPADAPTER.REDUCTION
         if not 1 <= reduction <= dim:
             limits = f"from 1 to the features' width, {dim}"
-            raise UserError(f"TRAINER.CLIPADAPTER.REDUCTION is {reduction}; it goes {limits}")
+            raise UserError(f"TRAINER.CLIPADAPTER.REDUCTION is {reduction}; it must be {limits}")
         self.model = Adapter(dim, reduction).to(self.device)
         if cfg.MODEL.INIT_WEIGHTS:
             load_pretrained_weights(self.model, cfg.MODEL.INIT_WEIGHTS)
@@ -73,9 +76,10 @@ class CLIPAdapter(TrainerX):
         self.feature_extractor = self.backbone.feature_extractor()
         self.provenance = self.backbone.report(self)
 
-    forward_backward = cross_entropy_step  # by the cross-entropy of the logits below
+    forward_backward = cross_entropy_step
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
+        """Return logits (images, classes) for image features (images, dim) as CLIP gives them."""
         features = input.float()
         mixed = mix_features(features, self.model(features), self.cfg.TRAINER.CLIPADAPTER.RATIO)
         return self.backbone.logits(mixed, self.class_features)

@@ -1,18 +1,21 @@
-"""CLIPFineTune: CLIP learns from images with captions, as it was pretrained (Radford et al. 2021, section 2.3).
+"""CLIPFineTune: contrastive training of CLIP on images with captions, as in Radford et al. 2021, section 2.3.
 
-The whole model, one of its towers, the projections into the common space alone, or low-rank updates of its attention
-layers (LoRA). A caption of each image is drawn in each epoch; the others' captions in the batch are its mismatches.
-Captions of more tokens than the text encoder has positions are cut, as in CLIP's training.
-On a data set with classes, the caption of an image is its class in DATASET.TEMPLATE (Goyal et al. 2023).
+It trains both encoders, one of them, the projections into the joint embedding space alone, or low-rank updates of the
+attention layers (LoRA). In each epoch, one caption of each image is drawn. The captions of the batch's other images are
+its negatives. Captions longer than the text encoder's context length are truncated, as in CLIP's training.
+On a data set with classes, the caption of an image is DATASET.TEMPLATE with its class name (Goyal et al. 2023).
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from yacs.config import CfgNode
 
 from dassl.distributed import get_world_size
@@ -36,93 +39,99 @@ from vlm.text.zero_shot import build_zero_shot_classifier
 
 from .backbone import load_backbone
 
-PARTS = ("image", "text", "projections", "lora")
-PRECISIONS = {"fp32": None, "amp": torch.float16, "bf16": torch.bfloat16}  # of the computation; weights stay fp32
-LOGIT_SCALE_NAME = "logit_scale"  # always learned: it is one number, and says how sure a model of other data may be
+PARTS = ("image", "text", "projections", "lora")  # values of TRAINER.FINETUNE.PARTS
+PRECISIONS = {"fp32": None, "amp": torch.float16, "bf16": torch.bfloat16}  # autocast types; weights stay fp32
+LOGIT_SCALE_NAME = "logit_scale"  # always trained: on other data, CLIP's temperature may be wrong
 # Names of the last linear layer of an image encoder (OpenAI's two kinds, other libraries) and of the text encoder.
-PROJECTION_PREFIXES = ("visual.proj", "visual.attnpool.c_proj.", "visual.visual_projection.", "visual.head.")
-PROJECTION_PREFIXES += ("text_projection",)
-BATCH_NORM = nn.modules.batchnorm._BatchNorm
+PROJECTION_PREFIXES = ("visual.proj", "visual.attnpool.c_proj.", "visual.visual_projection.", "visual.head.",
+                       "text_projection")  # fmt: skip
+BATCH_NORM = nn.modules.batchnorm._BatchNorm  # base class of all batch normalisation layers; PyTorch exports none
 
 
 class FineTunedCLIP(nn.Module):
-    """A CLIP of which some parameters are trained. Its state is theirs, so a checkpoint holds nothing else.
+    """A CLIP of which some parameters are trained. Its state dict holds only the trained tensors.
 
-    ``batch_norm``: its running means learn, too, and are part of the state. Else they stay as they are.
+    With ``batch_norm``, the running statistics of batch normalisation are trained, too; else they are frozen.
     """
 
-    text_features: torch.Tensor | None = None  # of the classes, while nothing is trained
+    text_features: torch.Tensor | None = None  # cache of the class features in evaluation
 
     def __init__(self, clip: CLIP, batch_norm: bool):
         super().__init__()
         self.clip, self.batch_norm = clip, batch_norm
-        self.kept = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        self.trained_names = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         if batch_norm:
             norms = {name for name, module in self.named_modules() if isinstance(module, BATCH_NORM)}
-            self.kept |= {name for name, _ in self.named_buffers() if name.rpartition(".")[0] in norms}
+            self.trained_names |= {name for name, _ in self.named_buffers() if name.rpartition(".")[0] in norms}
 
     def train(self, mode: bool = True) -> FineTunedCLIP:
+        """Set the training mode, with frozen batch normalisation layers always in evaluation mode."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, BATCH_NORM) and not self.batch_norm:
                 module.eval()
         return self
 
-    def state_dict(self, *args, **kwargs) -> dict[str, torch.Tensor]:
-        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in self.kept}
+    def state_dict(self, *args, **kwargs) -> dict[str, torch.Tensor]:  # type: ignore[override]  # has overloads
+        """Return the trained parameters and running statistics alone, by name."""
+        state = super().state_dict(*args, **kwargs)
+        return {name: value for name, value in state.items() if name in self.trained_names}
 
-    def load_state_dict(self, state_dict: dict[str, torch.Tensor], *args, **kwargs):
-        if differing := self.kept ^ set(state_dict):
-            raise RuntimeError(f"{min(differing)} is in one of the two alone: TRAINER.FINETUNE must be as in training")
+    def load_state_dict(self, state_dict: Mapping[str, torch.Tensor], *args, **kwargs):
+        """Load the trained tensors; raise a RuntimeError if ``state_dict`` does not have exactly their names."""
+        if differing := self.trained_names ^ set(state_dict):
+            problem = f"{min(differing)} is trained in the checkpoint or in this model alone"
+            raise RuntimeError(f"{problem}; TRAINER.FINETUNE must be as in training")
         return super().load_state_dict({**super().state_dict(), **state_dict}, *args, **kwargs)
 
 
 def set_trainable(clip: CLIP, parts: tuple[str, ...], rank: int, alpha: float) -> None:
-    """Let ``parts`` of a frozen CLIP, and its logit scale, learn."""
+    """Make ``parts`` (some of ``PARTS``) and the logit scale trainable; ``rank`` and ``alpha`` are those of LoRA."""
     for name, parameter in clip.named_parameters():
         tower = "image" if name.startswith("visual.") else "text"
         projection = "projections" in parts and name.startswith(PROJECTION_PREFIXES)
         parameter.requires_grad_(name == LOGIT_SCALE_NAME or tower in parts or projection)
     if "lora" in parts:
-        add_lora(clip, rank, alpha)  # its updates learn; the weights that they update do not
+        add_lora(clip, rank, alpha)
 
 
 def reset_weights(clip: CLIP) -> None:
-    """Give a CLIP of OpenAI's kind random weights, distributed as its constructor draws them."""
+    """Draw random weights for a CLIP of OpenAI's architecture in place, from the distributions of its constructor."""
     if type(clip) is not CLIP:
-        raise UserError("MODEL.BACKBONE.PRETRAINED False goes with OpenAI's architectures and tiny alone")
+        raise UserError("MODEL.BACKBONE.PRETRAINED False works with OpenAI's architectures and tiny alone")
     for module in clip.modules():
         reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
         if reset:
             reset()
     clip.initialize_parameters()
-    last = getattr(clip.visual, "attnpool", clip.visual)
-    width = last.positional_embedding.shape[1]
+    embedder = getattr(clip.visual, "attnpool", clip.visual)  # the module with the image encoder's bare parameters
+    width = embedder.positional_embedding.shape[1]
     for name in ("class_embedding", "positional_embedding", "proj"):
-        if hasattr(last, name):
-            nn.init.normal_(getattr(last, name), std=width**-0.5)
-    nn.init.constant_(clip.logit_scale, math.log(1 / 0.07))
+        if hasattr(embedder, name):
+            nn.init.normal_(getattr(embedder, name), std=width**-0.5)
+    nn.init.constant_(clip.logit_scale, math.log(1 / 0.07))  # the paper's initial temperature of 0.07
 
 
 @TRAINER_REGISTRY.register()
 class CLIPFineTune(TrainerX):
-    """The symmetric cross-entropy over the pairs of a batch, AdamW, and a rate that follows the steps."""
+    """Fine-tunes CLIP by the symmetric cross-entropy over a batch's pairs; the learning rate changes in each step."""
 
     supports_zero_shot = True
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
         cfg.TRAINER.FINETUNE = CfgNode()
-        cfg.TRAINER.FINETUNE.PARTS = ("image", "text")  # what learns: also projections, lora
+        cfg.TRAINER.FINETUNE.PARTS = ("image", "text")  # trained parts; or projections, lora
         cfg.TRAINER.FINETUNE.LORA_RANK = 4
         cfg.TRAINER.FINETUNE.LORA_ALPHA = 8.0  # updates are scaled by LORA_ALPHA / LORA_RANK
-        cfg.TRAINER.FINETUNE.CHUNK = 0  # pairs in memory at a time, with the same result; 0: the batch
-        cfg.TRAINER.FINETUNE.FREEZE_BN = True  # of ResNets: batch normalisation goes by the means it has
-        cfg.TRAINER.FINETUNE.MAX_LOGIT_SCALE = 100.0
+        cfg.TRAINER.FINETUNE.CHUNK = 0  # pairs encoded at a time, to save memory, with the same result; 0: the batch
+        cfg.TRAINER.FINETUNE.FREEZE_BN = True  # freeze the running statistics of batch normalisation (ResNets)
+        cfg.TRAINER.FINETUNE.MAX_LOGIT_SCALE = 100.0  # CLIP's: above, training becomes unstable
         cfg.TRAINER.FINETUNE.ADAM_EPS = 1e-8  # CLIP's: 1e-6 for ViTs, 1e-8 for ResNets
         cfg.TRAINER.FINETUNE.PREC = "fp32"  # or amp (float16, CUDA), bf16: of the computation, not of the weights
 
     def check_cfg(self, cfg: CfgNode) -> None:
+        """Raise :class:`UserError` for values and combinations of TRAINER.FINETUNE that cannot be used."""
         node = cfg.TRAINER.FINETUNE
         check_availability(list(node.PARTS), PARTS, "TRAINER.FINETUNE.PARTS")
         check_availability(node.PREC, PRECISIONS, "TRAINER.FINETUNE.PREC")
@@ -131,7 +140,7 @@ class CLIPFineTune(TrainerX):
         check_template(cfg.DATASET.TEMPLATE, "DATASET.TEMPLATE")
         if not node.PARTS:
             raise UserError(f"TRAINER.FINETUNE.PARTS is empty; it names some of {', '.join(PARTS)}")
-        if not cfg.MODEL.BACKBONE.PRETRAINED and not {"image", "text"} <= set(node.PARTS):  # the rest stays random
+        if not cfg.MODEL.BACKBONE.PRETRAINED and not {"image", "text"} <= set(node.PARTS):  # frozen weights stay random
             raise UserError("MODEL.BACKBONE.PRETRAINED False needs TRAINER.FINETUNE.PARTS image and text")
         if "lora" in node.PARTS and {"image", "text"} & set(node.PARTS):
             raise UserError("TRAINER.FINETUNE.PARTS: lora takes the place of image and text; it goes with projections")
@@ -139,6 +148,7 @@ class CLIPFineTune(TrainerX):
             raise UserError(f"TRAINER.FINETUNE.MAX_LOGIT_SCALE is {node.MAX_LOGIT_SCALE}; it must be above 0")
 
     def build_data_loader(self) -> None:
+        """Build the loaders; raise :class:`UserError` if TEST.EVALUATOR does not fit captions or classes."""
         super().build_data_loader()
         evaluator, captions = self.cfg.TEST.EVALUATOR, hasattr(self.dm.dataset, "captions")
         if (evaluator == "Retrieval") != captions and not self.cfg.TEST.NO_TEST:
@@ -146,9 +156,10 @@ class CLIPFineTune(TrainerX):
             raise UserError(f"the data set {self.cfg.DATASET.NAME} has {has} evaluates, not {evaluator}")
 
     def build_model(self) -> None:
+        """Copy the backbone, make its parts trainable and register it; if only the text is trained, cache features."""
         node, backbone = self.cfg.TRAINER.FINETUNE, self.cfg.MODEL.BACKBONE
         self.backbone = load_backbone(self, "fp32", needs_classes=False)
-        clip = copy.deepcopy(self.backbone.clip)  # that one is shared, and stays as it is
+        clip = copy.deepcopy(self.backbone.clip)  # other trainers of this process share the original
         if not backbone.PRETRAINED:
             print("MODEL.BACKBONE.PRETRAINED is False: starting from random weights")
             reset_weights(clip)
@@ -156,23 +167,22 @@ class CLIPFineTune(TrainerX):
         batch_norm = any(isinstance(module, BATCH_NORM) for module in clip.modules())
         batch_norm = batch_norm and "image" in node.PARTS and not node.FREEZE_BN
         if batch_norm and node.CHUNK:
-            raise UserError("TRAINER.FINETUNE.CHUNK does not go with FREEZE_BN False, which is of the whole batch")
+            raise UserError("TRAINER.FINETUNE.CHUNK does not go with FREEZE_BN False, which needs the whole batch")
         if batch_norm and get_world_size() > 1:
             if self.device.type != "cuda":  # PyTorch has no such layer for CPUs
                 raise UserError("on CPUs, several processes need TRAINER.FINETUNE.FREEZE_BN True; or start with python")
             clip = nn.SyncBatchNorm.convert_sync_batchnorm(clip)
         self.model = FineTunedCLIP(clip, batch_norm)
         if set(node.PARTS) == {"text"}:
-            self.feature_extractor = (
-                self.backbone.feature_extractor()
-            )  # the image encoder is frozen: batches hold features
+            self.feature_extractor = self.backbone.feature_extractor()  # batches hold features, as in CoOp
         self.encoder = self.backbone.text_encoder(clip)
-        if start := self.cfg.MODEL.INIT_WEIGHTS:
-            # Another run's logit scale is among them whatever it trained, so it alone says nothing.
-            if not (self.model.kept - {f"clip.{LOGIT_SCALE_NAME}"}) & set(load_checkpoint(start)["state_dict"]):
-                raise UserError(f"{start} has nothing of what TRAINER.FINETUNE.PARTS trains")
-            load_pretrained_weights(self.model, start)
-        self.register_model("clip", self.model, *self._optimizer())
+        if weights := self.cfg.MODEL.INIT_WEIGHTS:
+            # Every run trains the logit scale, so that name does not show that the parts match.
+            expected = self.model.trained_names - {f"clip.{LOGIT_SCALE_NAME}"}
+            if not expected & set(load_checkpoint(weights)["state_dict"]):
+                raise UserError(f"{weights} has no weights of the parts in TRAINER.FINETUNE.PARTS")
+            load_pretrained_weights(self.model, weights)
+        self.register_model("clip", self.model, *self._build_optimizer())
         self.precision = PRECISIONS[node.PREC]
         if node.PREC == "amp" and self.device.type != "cuda":
             print("Note: amp becomes fp32, as half precision is slow and inexact on a CPU")
@@ -181,86 +191,89 @@ class CLIPFineTune(TrainerX):
         self.provenance = self.backbone.report(self, count_num_param(self.model) - self.trainable_parameters())
         print(f"They are in {', '.join(node.PARTS)}, and the logit scale")
 
-    def _optimizer(self):
-        """CLIP's rules: matrices decay; gains, biases and the logit scale do not. The rate changes with every step."""
+    def _build_optimizer(self) -> tuple[Optimizer, LRScheduler]:
+        """Return the optimizer, with weight decay for matrices alone as in CLIP, and a schedule over training steps."""
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        settings = {"eps": self.cfg.TRAINER.FINETUNE.ADAM_EPS, "fused": True}  # fused: one pass over the token table
+        options = {"eps": self.cfg.TRAINER.FINETUNE.ADAM_EPS, "fused": True}  # fused: faster for the token embedding
         groups = [
-            {"params": [p for p in trained if p.ndim > 1], **settings},
-            {"params": [p for p in trained if p.ndim < 2], **settings, "weight_decay": 0.0},
+            {"params": [p for p in trained if p.ndim > 1], **options},
+            {"params": [p for p in trained if p.ndim < 2], **options, "weight_decay": 0.0},
         ]
         optim = build_optimizer(self.model, self.cfg.OPTIM, groups)
-        steps = len(self.train_loader_x or [None])  # none where there is only a checkpoint
+        steps = len(self.train_loader_x or [None])  # without data, as in prediction, the schedule is not used
         return optim, build_lr_scheduler(optim, self.cfg.OPTIM, steps)
 
     # ---- training ----
 
     def forward_backward(self, batch: dict) -> dict[str, float]:
+        """Train on a batch by the contrastive loss; return ``loss`` and image-to-text ``acc`` (%)."""
         images = self.parse_batch_train(batch)[0]
-        texts = [self.caption(index) for index in batch["index"].tolist()]
-        distinct = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-        of_image = torch.tensor([distinct[text] for text in texts], device=self.device)
-        ids = torch.tensor([derive_seed(text) for text in texts], device=self.device)  # the same in all processes
-        chunk = self.cfg.TRAINER.FINETUNE.CHUNK
-        tokens = self.encoder.tokenize(list(distinct), cut=True).to(self.device)
+        captions = [self.caption(index) for index in batch["index"].tolist()]
+        unique = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
+        text_index = torch.tensor([unique[caption] for caption in captions], device=self.device)
+        # Equal captions have equal ids in all processes.
+        caption_ids = torch.tensor([derive_seed(caption) for caption in captions], device=self.device)
+        chunk, logit_scale = self.cfg.TRAINER.FINETUNE.CHUNK, self.model.clip.logit_scale
+        tokens = self.encoder.tokenize(list(unique), cut=True).to(self.device)
         image_features = normalize(encode_in_chunks(self.encode_images, images, chunk))
-        text_features = normalize(encode_in_chunks(self.encode_tokens, tokens, chunk))
-        loss, right = distributed_contrastive_loss(
-            image_features, text_features[of_image], ids, self.model.clip.logit_scale
-        )
+        text_features = normalize(encode_in_chunks(self.encode_tokens, tokens, chunk))[text_index]
+        loss, correct = distributed_contrastive_loss(image_features, text_features, caption_ids, logit_scale)
         self.model_backward_and_update(loss)
         self.update_lr()
         with torch.no_grad():
-            self.model.clip.logit_scale.clamp_(max=math.log(self.cfg.TRAINER.FINETUNE.MAX_LOGIT_SCALE))
-        return {"loss": loss.item(), "acc": 100 * right.float().mean().item()}
+            logit_scale.clamp_(max=math.log(self.cfg.TRAINER.FINETUNE.MAX_LOGIT_SCALE))
+        return {"loss": loss.item(), "acc": 100 * correct.float().mean().item()}
 
     def caption(self, index: int) -> str:
-        """The caption of a training image in this epoch, by (seed, epoch, image) alone."""
+        """Return the caption of the training image ``index`` in this epoch, determined by seed, epoch and image."""
         item = self.train_loader_x.dataset.data_source[index]
         if not hasattr(item, "captions"):
             return self.cfg.DATASET.TEMPLATE.replace("{}", clean_classname(item.classname))
         return item.captions[derive_seed(self.cfg.SEED, self.epoch, "caption", item.name) % len(item.captions)]
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (n, 3, height, width), or their features where the encoder is frozen, to features (n, embed_dim)."""
+        """Return fp32 features (n, embed_dim) of images (n, 3, height, width), or of their cached features."""
         if self.feature_extractor is not None:
             return images.float()
         with self._autocast():
             return self.model.clip.visual(images).float()
 
     def encode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Token ids (n, length) to features (n, embed_dim)."""
+        """Return fp32 features (n, embed_dim) of token ids (n, length)."""
         with self._autocast():
             return self.encoder.encode(tokens).float()
 
     def _autocast(self) -> torch.autocast:
+        """Return a context manager that computes in the precision TRAINER.FINETUNE.PREC."""
         return torch.autocast(self.device.type, self.precision, enabled=self.precision is not None)
 
     # ---- evaluation ----
 
     def set_model_mode(self, mode: str = "train", names: str | list[str] | None = None) -> None:
+        """Set training or evaluation mode, and clear the cached class features."""
         super().set_model_mode(mode, names)
-        self.model.text_features = None  # the model may change, or has changed
+        self.model.text_features = None  # training changes the text encoder
 
     def parse_batch_test(self, batch: dict) -> tuple:
-        """Images and labels; for retrieval, images with the tokens of their captions, and the labels of both."""
+        """Return images and labels; for retrieval, (images, tokens of their captions) and (image, caption) labels."""
         images, labels = super().parse_batch_test(batch)
         if self.cfg.TEST.EVALUATOR != "Retrieval":
             return images, labels
-        captions = [self.dm.dataset.captions[label] for label in labels.tolist()]
-        tokens = self.encoder.tokenize([text for own in captions for text in own], cut=True).to(self.device)
-        owners = labels.repeat_interleave(torch.tensor([len(own) for own in captions], device=self.device))
-        return (images, tokens), (labels, owners)
+        all_captions = self.dm.dataset.captions  # type: ignore[attr-defined]  # checked in build_data_loader
+        captions = [all_captions[label] for label in labels.tolist()]
+        tokens = self.encoder.tokenize([text for texts in captions for text in texts], cut=True).to(self.device)
+        text_labels = labels.repeat_interleave(torch.tensor([len(texts) for texts in captions], device=self.device))
+        return (images, tokens), (labels, text_labels)
 
-    def model_inference(self, input: torch.Tensor | tuple) -> torch.Tensor | tuple:
-        """Logits (n, classes) of images; features of length 1 of both for a pair of images and tokens."""
+    def model_inference(self, input: torch.Tensor | tuple) -> torch.Tensor | tuple:  # type: ignore[override]  # pairs
+        """Return logits (n, classes) for images; for a pair of images and tokens, the unit features of both."""
         if isinstance(input, tuple):
             images, tokens = input
             return normalize(self.encode_images(images)), normalize(self.encode_tokens(tokens))
         return compute_logits(self.encode_images(input), self.class_features(), self.model.clip.logit_scale)
 
     def class_features(self) -> torch.Tensor:
-        """Text features (classes, embed_dim) of length 1; computed once, until the mode is set again."""
+        """Return unit text features (classes, embed_dim), computed once after each ``set_model_mode``."""
         if self.model.text_features is None:
             with self._autocast():
                 templates, names = [self.cfg.DATASET.TEMPLATE], self.dm.dataset.classnames
@@ -268,4 +281,5 @@ class CLIPFineTune(TrainerX):
         return self.model.text_features
 
     def linear_head(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return weight (classes, embed_dim) and bias (classes,) that give the logits of unit image features."""
         return build_linear_head(self.class_features(), self.model.clip.logit_scale)

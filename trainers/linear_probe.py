@@ -1,17 +1,18 @@
 """The linear probe: logistic regression on CLIP's image features, without its text encoder.
 
 Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021, section 3.2 and appendix
-A.3: L-BFGS of scikit-learn, at most 1,000 iterations, the strength of the L2 regularisation swept on validation images
-from 1e-6 to 1e6: seven values first, then the interval around the best is halved until there are 8 steps a decade.
-What is reported is fitted to the shots alone, as few-shot studies do it; no crops or flips, as in the paper.
+A.3: L-BFGS of scikit-learn, at most 1,000 iterations, without crops or flips. The inverse strength C of the L2
+regularisation is swept on validation images from 1e-6 to 1e6: first seven values, then the interval around the best is
+halved until there are 8 steps a decade. As in few-shot studies, the final classifier is fitted to the shots alone.
 
-Features are brought to length 10, about that of CLIP's raw ones, where the paper takes them as they are: one range of
-strengths then suits every backbone, and the classifier is a linear head on unit features.
+The paper takes features as CLIP gives them. Here they are scaled to length 10, about the length of CLIP's features: one
+range of C then suits every backbone, and the classifier is a linear head on unit features.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from functools import cache
 
 import torch
@@ -32,19 +33,19 @@ from .shots import (
     score_candidates,
 )
 
-FEATURE_NORM = 10.0  # of the features
-MAX_ITERATIONS = 1000
-COARSE_GRID = (-6, -4, -2, 0, 2, 4, 6)  # powers of ten
-FINEST_STEP = 1 / 8  # of a decade
-DEFAULT_C = 0.316  # C in the example of CLIP's README
+FEATURE_NORM = 10.0  # length of the features in the regression: about the length of CLIP's features
+MAX_ITERATIONS = 1000  # of L-BFGS, as in the paper
+COARSE_GRID = (-6, -4, -2, 0, 2, 4, 6)  # exponents of ten of the first values of C, as in the paper
+FINEST_STEP = 1 / 8  # decades between the last values of C, as in the paper
+DEFAULT_C = 0.316  # C without validation images, from the example in CLIP's README
 
 
 def fit_linear_probe(features: torch.Tensor, labels: torch.Tensor, c: float) -> nn.Linear:
-    """Logistic regression on features (images, dim), brought to ``FEATURE_NORM``; its logits are (images, classes).
+    """Fit a logistic regression to features (images, dim) scaled to ``FEATURE_NORM``; return it as a linear layer.
 
     Args:
-        labels: (images,), of all classes.
-        c: the inverse strength of the regularisation.
+        labels: (images,), with at least one image of each class.
+        c: inverse strength of the L2 regularisation.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -52,13 +53,13 @@ def fit_linear_probe(features: torch.Tensor, labels: torch.Tensor, c: float) -> 
 
     inputs = FEATURE_NORM * normalize(features.double()).cpu().numpy()
     regression = LogisticRegression(C=c, max_iter=MAX_ITERATIONS)
-    # A sweep of runs gives each of them a few cores; scikit-learn would take all.
+    # scikit-learn would use all cores, also those that a sweep gives to other runs.
     with threadpool_limits(torch.get_num_threads()), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # weak regularisation of the sweep
-        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # one image each
+        warnings.simplefilter("ignore", ConvergenceWarning)  # expected for the large C of the sweep
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # expected with 1 shot
         regression.fit(inputs, labels.cpu().numpy())
     weight, bias = torch.from_numpy(regression.coef_), torch.from_numpy(regression.intercept_)
-    if len(weight) == 1:  # of two classes, scikit-learn gives the difference
+    if len(weight) == 1:  # for two classes, scikit-learn returns the difference of the logits
         weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
     head = nn.Linear(features.shape[1], len(weight))
     head.load_state_dict({"weight": weight, "bias": bias})
@@ -66,7 +67,7 @@ def fit_linear_probe(features: torch.Tensor, labels: torch.Tensor, c: float) -> 
 
 
 def predict(head: nn.Linear, features: torch.Tensor) -> torch.Tensor:
-    """Logits (images, classes) of features (images, dim) of any length."""
+    """Return the logits (images, classes) of a linear probe for features (images, dim) of any length."""
     return head(FEATURE_NORM * normalize(features.float()))
 
 
@@ -74,28 +75,33 @@ def predict(head: nn.Linear, features: torch.Tensor) -> torch.Tensor:
 def sweep_regularization(
     shots: tuple[torch.Tensor, torch.Tensor], validation: tuple[torch.Tensor, torch.Tensor]
 ) -> tuple[float, nn.Linear, float]:
-    """Return the C that does best on ``validation``, its classifier, and its accuracy there (%).
+    """Return the C with the best score on ``validation``, its linear probe, and its validation accuracy (%).
 
-    Both arguments are features (images, dim) and labels (images,).
+    ``shots`` and ``validation`` are features (images, dim) and labels (images,).
     """
     features, labels = validation
 
     @cache
-    def classifier(power: float) -> tuple[nn.Linear, tuple[float, float]]:
-        head = fit_linear_probe(*shots, 10**power)
+    def fit_and_score(exponent: float) -> tuple[nn.Linear, tuple[float, float]]:
+        """Return the linear probe for C = 10 ** ``exponent`` and its score (:func:`score_candidates`)."""
+        head = fit_linear_probe(*shots, 10**exponent)
         return head, score_candidates(predict(head, features)[None], labels)[0]
 
-    best, step = max(COARSE_GRID, key=lambda power: classifier(power)[1]), 1.0
+    def select_best(exponents: Iterable[float]) -> float:
+        """Return the exponent with the best score, of equal ones the first."""
+        return max(exponents, key=lambda exponent: fit_and_score(exponent)[1])
+
+    best, step = select_best(COARSE_GRID), 1.0
     while step >= FINEST_STEP:
-        around = (power for power in (best - step, best + step) if COARSE_GRID[0] <= power <= COARSE_GRID[-1])
-        best, step = max((best, *around), key=lambda power: classifier(power)[1]), step / 2
-    head, (accuracy, _) = classifier(best)
+        neighbours = (e for e in (best - step, best + step) if COARSE_GRID[0] <= e <= COARSE_GRID[-1])
+        best, step = select_best((best, *neighbours)), step / 2
+    head, (accuracy, _) = fit_and_score(best)
     return 10**best, head, accuracy
 
 
 @TRAINER_REGISTRY.register()
 class LinearProbe(TrainerX):
-    """A linear classifier with bias, classes * (embed_dim + 1) parameters."""
+    """Fits a linear classifier with bias, of classes * (embed_dim + 1) parameters, to the image features."""
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
@@ -103,40 +109,45 @@ class LinearProbe(TrainerX):
         cfg.TRAINER.LINEARPROBE.C = 0.0  # inverse strength of the L2 regularisation; 0: swept on validation images
 
     def check_cfg(self, cfg: CfgNode) -> None:
+        """Raise :class:`UserError` for INIT_WEIGHTS or a negative C."""
         check_no_init_weights(cfg)
         check_at_least(cfg.TRAINER.LINEARPROBE.C, 0, "TRAINER.LINEARPROBE.C")
 
     def build_model(self) -> None:
+        """Build and register the linear classifier without an optimizer, and set the feature extractor."""
         classnames = self.dm.dataset.classnames
         if len(classnames) < 2:
-            raise UserError(f"the linear probe tells classes apart, but {self.cfg.DATASET.NAME} has {len(classnames)}")
+            raise UserError(f"the linear probe needs 2 classes or more; {self.cfg.DATASET.NAME} has {len(classnames)}")
         self.backbone = load_backbone(self)
         self.model = nn.Linear(self.backbone.text_encoder().embed_dim, len(classnames)).to(self.device)
         bind_classnames(self.model, classnames, self.device)
         self.register_model("linear_probe", self.model)
-        self.max_epoch = 1  # fitted at once
+        self.max_epoch = 1  # scikit-learn fits in one go
         self.feature_extractor = self.backbone.feature_extractor()
         self.provenance = self.backbone.report(self)
 
     def run_epoch(self) -> None:
+        """Fit the classifier to the shots, with C from the config, a sweep on validation images, or the default."""
         shots = collect_features(self, build_shots_loader(self, augmented=False))
-        if absent := sorted({*self.dm.dataset.lab2cname} - {*shots[1].tolist()}):
-            names = ", ".join(self.dm.dataset.lab2cname[label] for label in absent)
+        if missing := sorted({*self.dm.dataset.lab2cname} - {*shots[1].tolist()}):
+            names = ", ".join(self.dm.dataset.lab2cname[label] for label in missing)
             raise UserError(f"the linear probe needs a training image of each class; without: {names}")
         c = self.cfg.TRAINER.LINEARPROBE.C
-        chosen_on = None if c else collect_validation_features(self)
-        if chosen_on:
-            c, head, accuracy = sweep_regularization(shots, chosen_on)
-            how = f"swept on {len(chosen_on[1]):,} validation images: {accuracy:.2f}% of them"
+        validation = None if c else collect_validation_features(self)
+        if validation:
+            c, head, accuracy = sweep_regularization(shots, validation)
+            source = f"swept on {len(validation[1]):,} validation images: {accuracy:.2f}% of them"
         else:
-            c, how = c or DEFAULT_C, "not swept"
+            c, source = c or DEFAULT_C, "not swept"
             head = fit_linear_probe(*shots, c)
-        print(f"C {c:.4g}, {how}")
+        print(f"C {c:.4g}, {source}")
         self.model.load_state_dict(head.state_dict())
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
+        """Return logits (images, classes) for image features (images, embed_dim) of any length."""
         return predict(self.model, input)
 
     @torch.no_grad()
     def linear_head(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return weight (classes, embed_dim) and bias (classes,) that give the logits of unit image features."""
         return FEATURE_NORM * self.model.weight, self.model.bias

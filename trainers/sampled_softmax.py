@@ -1,16 +1,17 @@
-"""Cross-entropy over some of many classes: an approximation, for a step that costs as much as those few.
+"""Sampled softmax: cross-entropy over a random sample of many classes, whose cost is that of the sampled classes.
 
 Bengio & Senecal, Adaptive Importance Sampling to Accelerate Training of a Neural Probabilistic Language Model, 2008;
-Jean et al., On Using Very Large Target Vocabulary for Neural Machine Translation, 2015. The classes of a batch's labels
-are always in; the others are drawn uniformly without replacement, and each stands for as many as there are to a drawn
-one. So the sum below the fraction of the softmax is estimated without bias. Its logarithm, the loss and the gradient
-are not: they have a bias that falls with the number of classes drawn, and is none when all are.
+Jean et al., On Using Very Large Target Vocabulary for Neural Machine Translation, 2015. A sample holds the classes of
+the batch's labels, and negatives drawn uniformly without replacement from all other classes. Each negative is weighted
+by the number of other classes per negative, so the softmax's denominator is estimated without bias. The loss and the
+gradient depend on its logarithm. Their bias falls with the number of sampled classes, and is zero if all are sampled.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional as F
@@ -20,23 +21,26 @@ from dassl.engine import TrainerX
 from dassl.utils import UserError, check_at_least, derive_seed
 from vlm.similarity import compute_logits, normalize
 
+if TYPE_CHECKING:
+    from .coop import CustomCLIP
+
 
 class SampledSoftmax:
-    """CoOp's loss over TRAINER.COOP.SAMPLED_CLASSES of the classes."""
+    """CoOp's loss over a sample of ``size`` of all ``classes``, drawn anew in each step."""
 
     def __init__(self, size: int, classes: int, seed: int | None):
         self.size, self.classes, self.seed = size, classes, seed
 
     @classmethod
-    def of(cls, trainer: TrainerX) -> SampledSoftmax | None:
-        """Return the loss that a trainer's settings ask for; None where it is over all classes."""
-        size, batch = trainer.cfg.TRAINER.COOP.SAMPLED_CLASSES, trainer.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+    def from_trainer(cls, trainer: TrainerX) -> SampledSoftmax | None:
+        """Return the loss for SAMPLED_CLASSES, which is noted in the provenance, or None if it is over all classes."""
+        size, batch_size = trainer.cfg.TRAINER.COOP.SAMPLED_CLASSES, trainer.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
         check_at_least(size, 0, "TRAINER.COOP.SAMPLED_CLASSES")
         if not 0 < size < trainer.num_classes:
             return None
-        if size <= batch:  # the classes of a batch's own labels are always in, and others are drawn beside them
-            need = f"with DATALOADER.TRAIN_X.BATCH_SIZE {batch} it must be more than {batch}"
-            raise UserError(f"TRAINER.COOP.SAMPLED_CLASSES is {size}; {need}")
+        if size <= batch_size:  # a step might draw no negatives
+            limit = f"with DATALOADER.TRAIN_X.BATCH_SIZE {batch_size} it must be more than {batch_size}"
+            raise UserError(f"TRAINER.COOP.SAMPLED_CLASSES is {size}; {limit}")
         print(
             f"Sampled softmax: {size:,} of {trainer.num_classes:,} classes a step, an approximation "
             "(TRAINER.COOP.SAMPLED_CLASSES); loss and acc of a step are over these classes"
@@ -44,39 +48,48 @@ class SampledSoftmax:
         trainer.provenance = {**trainer.provenance, "sampled_classes": size}
         return cls(size, trainer.num_classes, trainer.seed)
 
-    def __call__(self, model, image_features: torch.Tensor, labels: torch.Tensor, epoch: int, batch: int) -> tuple:
-        """Return the loss, the logits (batch, sampled) and the labels (batch,) among the sampled classes."""
+    def __call__(
+        self, model: CustomCLIP, image_features: torch.Tensor, labels: torch.Tensor, epoch: int, batch: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the loss, the logits (batch, sampled), and labels (batch,) that are positions in the sample.
+
+        Seed, ``epoch`` and the number of the ``batch`` determine the sample.
+        """
         sample = ClassSample.draw(labels, self.size, self.classes, derive_seed(self.seed, epoch, batch, "classes"))
         output = class_logits(model, image_features, sample.classes)
         return sample.loss(output), output, sample.labels
 
 
-def class_logits(model, image_features: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """Return CoOp's logits (batch, classes) for some ``classes`` (int64 numbers) alone."""
+def class_logits(model: CustomCLIP, image_features: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """Return the logits (images, sampled) of the classes with the numbers ``classes`` (sampled,), int64."""
     prompts = model.prompt_learner.select_classes(model.prompt_learner.ctx, classes)
     return compute_logits(image_features, normalize(model.encode(*prompts)), model.logit_scale)
 
 
 @dataclass(frozen=True)
 class ClassSample:
-    """The classes of one step."""
+    """The sampled classes of one training step."""
 
-    classes: torch.Tensor  # (sampled,): those of the labels, then those drawn
-    labels: torch.Tensor  # (batch,): where the class of each image comes among them
-    correction: torch.Tensor  # (sampled,): what is added to logits
+    classes: torch.Tensor  # (sampled,): class numbers, first those of the labels, sorted, then the negatives
+    labels: torch.Tensor  # (batch,): position of each image's class in ``classes``
+    correction: torch.Tensor  # (sampled,): added to the logits; 0, and for negatives the logarithm of their weight
 
     @classmethod
     def draw(cls, labels: torch.Tensor, size: int, classes: int, seed: int) -> ClassSample:
-        """``size`` of ``classes`` for ``labels`` (batch,). ``seed`` tells the draw. Of several processes, each of which
-        has a part of the batch, all get the same classes; there must be more of them than images of the batch."""
-        of_batch = {label for part in all_gather_objects(labels.tolist()) for label in part}
-        own = torch.tensor(sorted(of_batch), device=labels.device)
+        """Sample ``size`` of ``classes`` classes: those of ``labels`` (batch,), and negatives drawn by ``seed``.
+
+        If several processes share the batch, all get the same classes. ``size`` must exceed the number of images in the
+        whole batch.
+        """
+        batch_labels = {label for shard in all_gather_objects(labels.tolist()) for label in shard}
+        positives = torch.tensor(sorted(batch_labels), device=labels.device)
         order = torch.randperm(classes, generator=torch.Generator().manual_seed(seed)).to(labels.device)
-        drawn = order[~torch.isin(order, own)][: size - len(own)]
-        correction = torch.zeros(len(own) + len(drawn), device=labels.device)
-        if len(drawn):
-            correction[len(own) :] = math.log((classes - len(own)) / len(drawn))
-        return cls(torch.cat([own, drawn]), torch.searchsorted(own, labels), correction)
+        negatives = order[~torch.isin(order, positives)][: size - len(positives)]
+        correction = torch.zeros(len(positives) + len(negatives), device=labels.device)
+        if len(negatives):
+            correction[len(positives) :] = math.log((classes - len(positives)) / len(negatives))
+        return cls(torch.cat([positives, negatives]), torch.searchsorted(positives, labels), correction)
 
     def loss(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the cross-entropy of the corrected ``logits`` (batch, sampled), a scalar."""
         return F.cross_entropy(logits + self.correction, self.labels)

@@ -1,4 +1,4 @@
-"""What small models on top of frozen image features share: the features of the shots and of validation images."""
+"""Functions for small models on frozen image features: shots, validation features, training steps, class binding."""
 
 from __future__ import annotations
 
@@ -18,34 +18,41 @@ from dassl.utils import UserError, derive_seed
 
 
 def check_no_init_weights(cfg: CfgNode) -> None:
-    """Raise :class:`UserError` for MODEL.INIT_WEIGHTS, where a method starts from the shots."""
+    """Raise :class:`UserError` if MODEL.INIT_WEIGHTS is set, as the method computes its weights from the shots."""
     if cfg.MODEL.INIT_WEIGHTS:
-        begins = f"{cfg.TRAINER.NAME} starts from the training images, not from MODEL.INIT_WEIGHTS"
-        raise UserError(f"{begins}; to evaluate a finished run, use --eval-only --model-dir")
+        problem = f"{cfg.TRAINER.NAME} starts from the training images, not from MODEL.INIT_WEIGHTS"
+        raise UserError(f"{problem}; to evaluate a finished run, use --eval-only --model-dir")
 
 
 def collect_features(trainer: TrainerX, loader: Iterable[dict]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return features (images, embed_dim), in fp32, and labels (images,) of a loader's images."""
+    """Return the features (images, embed_dim), fp32, and the labels (images,) of all batches of ``loader``."""
     batches = [trainer.parse_batch_train(batch)[:2] for batch in loader]
-    features, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    features, labels = (torch.cat(tensors) for tensors in zip(*batches, strict=True))
     return features.float(), labels
 
 
 def build_shots_loader(trainer: TrainerX, augmented: bool) -> DataLoader:
-    """Return a loader of features of the training images, in their order; of new random views in each pass, or as test
-    images are."""
+    """Return a loader of the features of all training images, in their order.
+
+    If ``augmented``, each pass has new random views by the training transforms; else the test transforms apply.
+    """
     cfg, images = trainer.cfg, trainer.train_loader_x.dataset.dataset
     threads, batch_size = trainer.train_loader_x.dataset.threads, cfg.DATALOADER.TEST.BATCH_SIZE
+    loader: DataLoader
     if augmented:
         loader = TrainLoader(images, batch_size=batch_size, num_workers=threads)
     else:
         source, transform = trainer.dm.dataset.train_x, trainer.test_loader.dataset.transform
         loader = build_data_loader(cfg, data_source=source, batch_size=batch_size, tfm=transform, is_train=False)
+    assert trainer.feature_extractor is not None  # build_model of these methods sets it
     return build_feature_loader(loader, trainer.feature_extractor, "train")
 
 
 def collect_validation_features(trainer: TrainerX) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Return features and labels of the validation images; None where there are none to choose on."""
+    """Return the features (images, embed_dim) and labels (images,) of the validation images.
+
+    If there are none, or if some are test images (DATASET.VAL_IS_TEST), it prints a note and returns None.
+    """
     if trainer.val_loader is None:
         print("There are no validation images to choose on")
         return None
@@ -57,7 +64,7 @@ def collect_validation_features(trainer: TrainerX) -> tuple[torch.Tensor, torch.
 
 
 def cross_entropy_step(trainer: TrainerX, batch: dict) -> dict[str, float]:
-    """Step by the cross-entropy of a trainer's logits: its ``forward_backward``."""
+    """Train on a batch by the cross-entropy of ``model_inference``; trainers use this as their ``forward_backward``."""
     image_features, label, _ = trainer.parse_batch_train(batch)
     output = trainer.model_inference(image_features)
     loss = F.cross_entropy(output, label)
@@ -68,20 +75,23 @@ def cross_entropy_step(trainer: TrainerX, batch: dict) -> dict[str, float]:
 
 
 def bind_classnames(model: nn.Module, classnames: Sequence[str], device: torch.device) -> None:
-    """Let checkpoints of ``model`` go with these classes alone, in this order: they hold a number of each name."""
+    """Add checksums of the class names to ``model``, so it loads only checkpoints of the same names in this order."""
     model.register_buffer("classes", torch.tensor([derive_seed(name) for name in classnames], device=device))
     model.register_load_state_dict_pre_hook(_check_classnames)
 
 
-def _check_classnames(model: nn.Module, state_dict: dict, prefix: str, *others) -> None:
-    if not torch.equal(state_dict.setdefault(f"{prefix}classes", model.classes).to(model.classes), model.classes):
-        others[-1].append("it learned other classes than these, or these in another order")
+def _check_classnames(model: nn.Module, state_dict: dict, prefix: str, *hook_args) -> None:
+    """Report a load error if ``state_dict`` has other class checksums than ``model`` (load-state-dict pre-hook)."""
+    expected = model.get_buffer("classes")
+    if not torch.equal(state_dict.setdefault(f"{prefix}classes", expected).to(expected), expected):
+        error_messages = hook_args[-1]
+        error_messages.append("it learned other classes than these, or these in another order")
 
 
 def score_candidates(logits: torch.Tensor, labels: torch.Tensor) -> list[tuple[float, float]]:
-    """Return what candidates are compared by: accuracy (%), then minus the cross-entropy.
+    """Return the score of each candidate model: accuracy (%), then the negative cross-entropy, which breaks ties.
 
-    A few validation images give many candidates the same accuracy.
+    Ties are common: a few validation images give many candidates the same accuracy.
 
     Args:
         logits: (candidates, images, classes).

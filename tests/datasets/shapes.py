@@ -1,4 +1,4 @@
-"""Small data sets of the shapes that the real ones have."""
+"""Writes small data sets in the layouts of the real ones, and builds their configs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from dassl.config import get_cfg_default, merge_file
 from tests.common import REPOSITORY
 
 CLASSES = ("ant", "bee", "cow")
-COUNTS = {"train": 6, "val": 5, "test": 2}  # images a class
+COUNTS = {"train": 6, "val": 5, "test": 2}  # images of each class in each split
 
-# Config name -> registry name, folder of the images, split file, template.
+# Name of the config file -> registry name, folder of the images, folder of the split file, template.
 SPLIT_FILES = {
     "caltech101": ("Caltech101", "caltech-101/101_ObjectCategories", "caltech-101", "a photo of a {}."),
     "dtd": ("DescribableTextures", "dtd/images", "dtd", "{} texture."),
@@ -31,7 +31,7 @@ SPLIT_FILES = {
 
 
 def config(root: Path, name: str, **values: object) -> CfgNode:
-    """A config with seed 1 and these ``values`` of DATASET."""
+    """Return a config with seed 1 for the data set ``name`` in ``root``, with these ``values`` of DATASET."""
     cfg = get_cfg_default()
     cfg.SEED = 1
     cfg.DATASET.update(ROOT=str(root), NAME=name, **values)
@@ -39,13 +39,14 @@ def config(root: Path, name: str, **values: object) -> CfgNode:
 
 
 def config_of(file: str, root: Path, **values: object) -> CfgNode:
-    """A config that begins with ``configs/datasets/<file>.yaml``."""
+    """Return a config with seed 1, the file ``configs/datasets/<file>.yaml`` and these ``values`` of DATASET."""
     cfg = config(root, "", **values)
     merge_file(cfg, REPOSITORY / f"configs/datasets/{file}.yaml")
     return cfg
 
 
 def write_images(folder: Path, names: Iterable[str]) -> None:
+    """Write images of 8x8 pixels to the paths ``names`` below ``folder``."""
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,16 +54,16 @@ def write_images(folder: Path, names: Iterable[str]) -> None:
 
 
 def write_split_file(file: str, root: Path) -> Path:
-    """The images and the split of a data set; returns the path of the split file."""
+    """Write the images and the split file of the data set with the config ``file``; return the split file's path."""
     name, images, folder, _ = SPLIT_FILES[file]
     split = {
-        part: [
-            # Not in the order of labels, as in the real ones.
-            [f"{classname}/{part}_{i}.jpg", label, classname]
+        key: [
+            # Not in the order of labels, as in the real split files.
+            [f"{classname}/{key}_{i}.jpg", label, classname]
             for i in range(count)
             for label, classname in reversed(list(enumerate(CLASSES)))
         ]
-        for part, count in COUNTS.items()
+        for key, count in COUNTS.items()
     }
     write_images(root / images, (entry[0] for entries in split.values() for entry in entries))
     path = root / folder / f"split_zhou_{name}.json"

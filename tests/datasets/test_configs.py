@@ -1,4 +1,4 @@
-"""configs/datasets: a file a data set, under the name that its module has."""
+"""The config files in configs/datasets, one for each data set, with the name of its module."""
 
 import pytest
 
@@ -10,13 +10,13 @@ FILES = sorted(path.stem for path in (REPOSITORY / "configs/datasets").glob("*.y
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_a_config_names_a_data_set_and_describes_it(file, tmp_path):
+def test_a_config_names_the_data_set_of_its_module_and_has_a_template(file, tmp_path):
     cfg = config_of(file, tmp_path)
     assert DATASET_REGISTRY.get(cfg.DATASET.NAME).__module__ == f"datasets.{file}"
     assert cfg.DATASET.TEMPLATE.count("{}") == 1
 
 
 def test_every_data_set_has_a_config():
-    known = map(DATASET_REGISTRY.get, DATASET_REGISTRY.registered_names())
-    ours = {cls.__name__ for cls in known if cls.__module__.startswith("datasets.")}
-    assert {config_of(file, REPOSITORY).DATASET.NAME for file in FILES} == ours
+    registered = map(DATASET_REGISTRY.get, DATASET_REGISTRY.registered_names())
+    expected = {cls.__name__ for cls in registered if cls.__module__.startswith("datasets.")}
+    assert {config_of(file, REPOSITORY).DATASET.NAME for file in FILES} == expected

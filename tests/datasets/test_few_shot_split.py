@@ -1,4 +1,4 @@
-"""The few shots that were drawn are kept with the data, and used for the images they were drawn from alone."""
+"""Few-shot splits are stored in the data set's folder, and used for the images that they were drawn from alone."""
 
 import json
 import os
@@ -15,7 +15,7 @@ STORED = "dtd/split_fewshot/shot_2-seed_1.json"
 
 @pytest.fixture
 def textures(tmp_path):
-    """A data set with validation images of its own, and a function that makes it with two shots."""
+    """Return the root of a data set with validation images, and a function that builds it with two shots."""
     root = tmp_path / "data"
     write_split_file("dtd", root)
 
@@ -25,62 +25,63 @@ def textures(tmp_path):
     return root, build
 
 
-def drawn(dataset) -> list[list[tuple]]:
-    """The shots and validation images, wherever the data set lies."""
+def list_shots(dataset) -> list[list[tuple]]:
+    """Return (path below the root, label, class name) of the training and the validation images."""
     return [
         [(item.impath.split("/data/")[-1], item.label, item.classname) for item in split]
         for split in (dataset.train_x, dataset.val)
     ]
 
 
-def change(path, **values) -> None:
+def change_json(path, **values) -> None:
+    """Replace values of a JSON file."""
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-def test_it_is_readable_and_relative(textures):
+def test_a_stored_split_has_relative_paths_and_is_recorded_in_split_source(textures):
     root, build = textures
     dataset = build()
     text = (root / STORED).read_text()
     content = json.loads(text)
     assert (content["shots"], content["seed"]) == (2, 1)
     assert str(root) not in text
-    assert [(f"dtd/{path}", label, name) for path, label, name in content["train"]] == drawn(dataset)[0]
-    assert [(f"dtd/{path}", label, name) for path, label, name in content["val"]] == drawn(dataset)[1]
+    assert [(f"dtd/{path}", label, name) for path, label, name in content["train"]] == list_shots(dataset)[0]
+    assert [(f"dtd/{path}", label, name) for path, label, name in content["val"]] == list_shots(dataset)[1]
     assert dataset.split_source == {"file": str(root / STORED), "fingerprint": content["fingerprint"]}
 
 
-def test_it_is_what_the_next_run_takes_even_elsewhere(textures, tmp_path, capsys):
+def test_a_stored_split_is_used_after_the_data_has_moved(textures, tmp_path, capsys):
     root, build = textures
-    content = drawn(build())
+    shots = list_shots(build())
     stored = json.loads((root / STORED).read_text())
-    change(root / STORED, train=stored["train"][::-1])  # so that it is not what the seed draws
+    change_json(root / STORED, train=stored["train"][::-1])  # so that it is not what the seed draws
     before = (root / STORED).read_bytes()
     shutil.move(root, tmp_path / "moved/data")
     dataset = build(tmp_path / "moved/data")
-    assert drawn(dataset) == [content[0][::-1], content[1]]
+    assert list_shots(dataset) == [shots[0][::-1], shots[1]]
     assert all(os.path.isfile(item.impath) for item in dataset.train_x)
     assert (tmp_path / "moved/data" / STORED).read_bytes() == before
     assert "Note" not in capsys.readouterr().out
-    assert drawn(build(tmp_path / "moved/data", SUBSAMPLE_CLASSES="new"))[0] == [
-        (path, 0, name) for path, label, name in content[0][::-1] if label == 2
+    assert list_shots(build(tmp_path / "moved/data", SUBSAMPLE_CLASSES="new"))[0] == [
+        (path, 0, name) for path, label, name in shots[0][::-1] if label == 2
     ]
 
 
-def test_it_is_drawn_anew_where_the_listing_has_changed(textures, capsys):
-    """By an image more in one class, and another name of another class."""
+def test_a_new_split_is_drawn_if_the_images_or_class_names_have_changed(textures, capsys):
+    """One class has a new image, another class has a new name."""
     root, build = textures
     build()
     write_images(root / "dtd/images", ["bee/new.jpg"])
     path = root / "dtd/split_zhou_DescribableTextures.json"
     content = json.loads(path.read_text().replace('"cow"', '"cattle"'))
-    change(path, **{**content, "train": [*content["train"], ["bee/new.jpg", 1, "bee"]]})
+    change_json(path, **{**content, "train": [*content["train"], ["bee/new.jpg", 1, "bee"]]})
     capsys.readouterr()
-    found = drawn(build())
-    said = capsys.readouterr().out
-    assert said.count("Note: ") == 1
-    assert "it was drawn from other images or classes, in another order, or with another seed" in said
+    shots = list_shots(build())
+    output = capsys.readouterr().out
+    assert output.count("Note: ") == 1
+    assert "it was drawn from other images or classes, in another order, or with another seed" in output
     shutil.rmtree(root / "dtd/split_fewshot")
-    assert found == drawn(build())  # what is drawn where there never was a split
+    assert shots == list_shots(build())  # as without a stored split
 
 
 @pytest.mark.parametrize(
@@ -99,116 +100,118 @@ def test_it_is_drawn_anew_where_the_listing_has_changed(textures, capsys):
         ("{}", "it is damaged"),
     ],
 )
-def test_a_file_that_was_tampered_with_is_not_used(textures, values, reason, capsys):
+def test_a_changed_split_file_is_renamed_and_the_split_drawn_again(textures, values, reason, capsys):
     root, build = textures
-    expected = drawn(build())
+    expected = list_shots(build())
     before = (root / STORED).read_text()
-    change(root / STORED, **values) if isinstance(values, dict) else (root / STORED).write_text(values)
+    change_json(root / STORED, **values) if isinstance(values, dict) else (root / STORED).write_text(values)
     tampered = (root / STORED).read_text()
     capsys.readouterr()
-    assert drawn(build()) == expected
+    assert list_shots(build()) == expected
     note = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Note: "))
-    assert all(part in note for part in (str(root / STORED), reason))
+    assert all(text in note for text in (str(root / STORED), reason))
     assert [path.read_text() for path in sorted((root / STORED).parent.iterdir())] == [before, tampered]
 
 
-def test_data_that_cannot_be_written_only_give_a_note(textures, capsys):
+def test_a_folder_that_cannot_be_written_gives_a_note_and_the_same_split(textures, capsys):
     root, build = textures
-    (root / "dtd/split_fewshot").write_text("in the way of the folder")
-    expected = drawn(build())
+    (root / "dtd/split_fewshot").write_text("a file where the folder should be")
+    expected = list_shots(build())
     assert "Note: the few-shot split is not kept: cannot make the folder" in capsys.readouterr().out
     (root / "dtd/split_fewshot").unlink()
-    assert drawn(build()) == expected
+    assert list_shots(build()) == expected
 
 
-def test_validation_images_that_are_left_over(imagenet_root, capsys):
-    """Whether they are asked for or not, the shots are the same, and one file has both."""
+def test_validation_images_from_the_training_images_are_added_to_the_stored_split(imagenet_root, capsys):
+    """With or without them, the training shots are the same, and one file holds both."""
 
     def build(**values):
-        return drawn(build_dataset(config(imagenet_root, "ImageNet", NUM_SHOTS=2, **values)))
+        return list_shots(build_dataset(config(imagenet_root, "ImageNet", NUM_SHOTS=2, **values)))
 
     path = imagenet_root / "imagenet/split_fewshot/shot_2-seed_1.json"
-    as_original = build(VAL_IS_TEST=True)
+    without_val = build(VAL_IS_TEST=True)
     assert "val" not in json.loads(path.read_text())
-    own = build()
-    assert as_original[0] == own[0]
-    assert len(json.loads(path.read_text())["val"]) == len(own[1]) == 6
+    with_val = build()
+    assert without_val[0] == with_val[0]
+    assert len(json.loads(path.read_text())["val"]) == len(with_val[1]) == 6
     before = path.read_bytes()
-    assert build() == own
-    assert build(VAL_IS_TEST=True) == as_original
+    assert build() == with_val
+    assert build(VAL_IS_TEST=True) == without_val
     assert path.read_bytes() == before
     content = json.loads(before)
-    taken = next(entry for entry in content["train"] if entry[1] == content["val"][0][1])
-    change(path, val=[taken, *content["val"][1:]])  # a validation image that is trained on is none
+    shot = next(entry for entry in content["train"] if entry[1] == content["val"][0][1])
+    change_json(path, val=[shot, *content["val"][1:]])  # a training image among the validation images
     capsys.readouterr()
-    assert build() == own
-    assert f'is not used: "{taken[0]}" is not among the images' in capsys.readouterr().out
+    assert build() == with_val
+    assert f'is not used: "{shot[0]}" is not among the images' in capsys.readouterr().out
     assert path.read_bytes() == before
 
 
-def test_a_folder_of_ones_own(tmp_path, monkeypatch, capsys):
+def test_the_split_of_an_image_folder_in_the_working_directory_is_stored_there(tmp_path, monkeypatch, capsys):
     write_images(tmp_path, (f"{pet}/{i}.jpg" for pet in ("cat", "dog") for i in range(6)))
     monkeypatch.chdir(tmp_path)
     first, second = (build_dataset(config(".", "ImageFolder", FOLDER=".", NUM_SHOTS=1)) for _ in range(2))
-    assert drawn(first) == drawn(second)
-    assert second.classnames == ["cat", "dog"]  # the folder of the split is no class
+    assert list_shots(first) == list_shots(second)
+    assert second.classnames == ["cat", "dog"]  # the folder of the split is not a class
     assert (tmp_path / "split_fewshot/shot_1-seed_1.json").is_file()
     assert "Note" not in capsys.readouterr().out
 
 
-def original(root, dataset, parts=("train", "val"), place="/home/kaiyang/data", protocol=4) -> None:
-    """Keep a data set's split as the original does, who had his data elsewhere."""
-    splits = {"train": dataset.train_x, "val": dataset.val}
-    moved = {
-        part: [Datum(item.impath.replace(str(root), place), item.label, 0, item.classname) for item in splits[part]]
-        for part in parts
-    }
+def _move(item, root, data_root) -> Datum:
+    """Return an image with its path moved from ``root`` to ``data_root``."""
+    return Datum(item.impath.replace(root, data_root), item.label, 0, item.classname)
+
+
+def write_coop_pickle(root, dataset, splits=("train", "val"), data_root="/home/kaiyang/data", protocol=4) -> None:
+    """Store a data set's split as CoOp's code does, with absolute paths in the data root of another machine."""
+    items = {"train": dataset.train_x, "val": dataset.val}
+    moved = {split: [_move(item, str(root), data_root) for item in items[split]] for split in splits}
     shutil.rmtree(root / "dtd/split_fewshot", ignore_errors=True)
     (root / "dtd/split_fewshot").mkdir()
     with open((root / STORED).with_suffix(".pkl"), "wb") as file:
         pickle.dump(moved, file, protocol=protocol)
 
 
-@pytest.mark.parametrize(("place", "protocol"), [("/home/kaiyang/data", 2), ("C:\\data", 4), ("/data", 5)])
-def test_a_split_of_the_original_is_used_and_kept_as_ours(textures, place, protocol, capsys):
+@pytest.mark.parametrize(("data_root", "protocol"), [("/home/kaiyang/data", 2), ("C:\\data", 4), ("/data", 5)])
+def test_a_split_of_coops_code_is_used_and_stored_as_json(textures, data_root, protocol, capsys):
     root, build = textures
-    seed2 = config(root, "DescribableTextures", NUM_SHOTS=2)
-    seed2.SEED = 2
-    theirs = build_dataset(seed2)  # not what seed 1 draws
-    assert drawn(theirs) != drawn(build())
-    original(root, theirs, place=place, protocol=protocol)
-    assert drawn(build()) == drawn(theirs)
+    cfg = config(root, "DescribableTextures", NUM_SHOTS=2)
+    cfg.SEED = 2
+    dataset = build_dataset(cfg)
+    assert list_shots(dataset) != list_shots(build())  # seed 1 draws other shots
+    write_coop_pickle(root, dataset, data_root=data_root, protocol=protocol)
+    assert list_shots(build()) == list_shots(dataset)
     assert f"The original's few-shot split {(root / STORED).with_suffix('.pkl')} fits" in capsys.readouterr().out
     (root / STORED).write_text("{")
-    assert drawn(build()) == drawn(theirs)  # the pickle is still there
+    assert list_shots(build()) == list_shots(dataset)  # from the pickle
     assert f"Note: {root / STORED} is not used: it is damaged" in capsys.readouterr().out
     (root / STORED).with_suffix(".pkl").unlink()
-    assert drawn(build()) == drawn(theirs)
+    assert list_shots(build()) == list_shots(dataset)
 
 
-def test_a_split_of_the_original_without_validation_images(textures):
+def test_validation_images_are_drawn_for_a_split_of_coops_code_that_has_none(textures):
     root, build = textures
-    expected = drawn(build())
+    expected = list_shots(build())
     dataset = build()
     dataset._train_x = dataset.train_x[::-1]
-    original(root, dataset, parts=("train",))
-    assert drawn(build()) == [expected[0][::-1], expected[1]]
+    write_coop_pickle(root, dataset, splits=("train",))
+    assert list_shots(build()) == [expected[0][::-1], expected[1]]
     assert set(json.loads((root / STORED).read_text())) >= {"train", "val"}
-    assert not list((root / STORED).parent.glob("*.json-*"))  # the same split, with more in it
+    assert not list((root / STORED).parent.glob("*.json-*"))  # the file was extended, not replaced
 
 
-def test_a_stale_split_of_the_original_is_not_used(textures, capsys):
+def test_a_split_of_coops_code_with_missing_images_or_damage_is_not_used(textures, capsys):
     root, build = textures
-    expected = drawn(build())
+    expected = list_shots(build())
     dataset = build()
     dataset._train_x = [Datum("/old/dtd/images/ant/gone.jpg", 0, 0, "ant"), *dataset.train_x[1:]]
-    original(root, dataset)
-    assert drawn(build()) == expected
+    write_coop_pickle(root, dataset)
+    assert list_shots(build()) == expected
     reason = '"/old/dtd/images/ant/gone.jpg" is not among the images'
     assert f"shot_2-seed_1.pkl is not used: {reason}" in capsys.readouterr().out
     for content in (b"\x80\x04", pickle.dumps([1]), pickle.dumps({"train": [1]}), pickle.dumps({"val": []})):
         (root / STORED).unlink()
         (root / STORED).with_suffix(".pkl").write_bytes(content)
         capsys.readouterr()
-        assert drawn(build()) == expected
+        assert list_shots(build()) == expected
         assert "shot_2-seed_1.pkl is not used: it cannot be read" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""One's own images, by keys of the config alone."""
+"""The data set ImageFolder: layouts, splits, class names, and refused folders and files."""
 
 import pytest
 
@@ -9,10 +9,12 @@ from tests.datasets.shapes import config, write_images
 
 
 def build(root, **values):
+    """Build the data set in ``root`` with these ``values`` of DATASET."""
     return build_dataset(config(root, "ImageFolder", **values))
 
 
-def paths(items):
+def list_paths(items):
+    """Return the paths of images."""
     return [item.impath for item in items]
 
 
@@ -25,7 +27,7 @@ def paths(items):
         (("",), (12, 0, 12)),
     ],
 )
-def test_every_layout(tmp_path, splits, counts):
+def test_each_layout_gives_its_training_validation_and_test_images(tmp_path, splits, counts):
     for split in splits:
         images = range({"test": 6, "val": 5}.get(split, 8))
         for name in ("zero", "one", "two"):
@@ -36,11 +38,11 @@ def test_every_layout(tmp_path, splits, counts):
     dataset = build(tmp_path, FOLDER="photos", NUM_SHOTS=2)
     test = counts[-1]
     assert [len(split) for split in (dataset.train_x, dataset.val, dataset.test)] == [6, 6, test]
-    images = {path for split in (dataset.train_x, dataset.val, dataset.test) for path in paths(split)}
+    images = {path for split in (dataset.train_x, dataset.val, dataset.test) for path in list_paths(split)}
     assert len(images) == 12 + test
-    if len(splits) == 3:  # each is what it is called
-        assert {path.split("/")[-3] for path in paths(dataset.val)} == {"val"}
-        assert {path.split("/")[-3] for path in paths(dataset.test)} == {"test"}
+    if len(splits) == 3:  # the folders have the names of the splits
+        assert {path.split("/")[-3] for path in list_paths(dataset.val)} == {"val"}
+        assert {path.split("/")[-3] for path in list_paths(dataset.test)} == {"test"}
 
 
 def test_the_example_config_trains_on_a_root_of_class_folders(tmp_path, run):
@@ -53,27 +55,27 @@ def test_the_example_config_trains_on_a_root_of_class_folders(tmp_path, run):
     assert "* total: 8" in result.log
 
 
-def test_the_split_follows_from_the_names_alone(tmp_path):
+def test_the_test_images_are_drawn_by_class_folder_and_file_name_alone(tmp_path):
     write_images(tmp_path / "here/pets", (f"{name}/{i}.jpg" for name in ("cat", "dog") for i in range(10)))
-    write_images(tmp_path / "there", (f"{name}/{i}.jpg" for name in ("dog", "cat") for i in reversed(range(10))))
-    here, there = build(tmp_path / "here/pets"), build(tmp_path, FOLDER="there")
-    other_seed = config(tmp_path, "ImageFolder", FOLDER="there")
-    other_seed.SEED = 7
-    tests = [[path.split("/")[-2:] for path in paths(d.test)] for d in (here, there, build_dataset(other_seed))]
+    write_images(tmp_path / "moved", (f"{name}/{i}.jpg" for name in ("dog", "cat") for i in reversed(range(10))))
+    dataset, moved = build(tmp_path / "here/pets"), build(tmp_path, FOLDER="moved")
+    cfg = config(tmp_path, "ImageFolder", FOLDER="moved")
+    cfg.SEED = 7
+    tests = [[path.split("/")[-2:] for path in list_paths(d.test)] for d in (dataset, moved, build_dataset(cfg))]
     assert tests[0] == tests[1] == tests[2]
-    assert [item.label for item in here.test] == [0] * 5 + [1] * 5
-    assert not set(paths(here.train_x)) & set(paths(here.test))
-    assert len(here.train_x) == 10
+    assert [item.label for item in dataset.test] == [0] * 5 + [1] * 5
+    assert not set(list_paths(dataset.train_x)) & set(list_paths(dataset.test))
+    assert len(dataset.train_x) == 10
     cats, dogs = ([name for folder, name in tests[0] if folder == pet] for pet in ("cat", "dog"))
     assert cats != dogs
-    for part, count in ((0.3, 3), (0.01, 1), (0.99, 9)):
-        dataset = build(tmp_path, FOLDER="there", TEST_PERCENT=part)
+    for percent, count in ((0.3, 3), (0.01, 1), (0.99, 9)):
+        dataset = build(tmp_path, FOLDER="moved", TEST_PERCENT=percent)
         assert [sum(item.label == label for item in dataset.test) for label in (0, 1)] == [count, count]
     with pytest.raises(UserError, match="DATASET.TEST_PERCENT is 30.0; it must be between 0 and 1"):
-        build(tmp_path, FOLDER="there", TEST_PERCENT=30.0)
+        build(tmp_path, FOLDER="moved", TEST_PERCENT=30.0)
 
 
-def test_names_from_folders_and_from_a_file(tmp_path):
+def test_class_names_come_from_the_folders_or_from_the_classnames_file(tmp_path):
     write_images(tmp_path, (f"{name}/{i}.jpg" for name in ("jack-o_lantern", "a b", "n1") for i in range(2)))
     assert build(tmp_path).classnames == ["a b", "jack-o lantern", "n1"]
     (tmp_path / "names.txt").write_text("n1 great white shark\na b\tletters\njack-o_lantern pumpkin\nn2 more\n")
@@ -86,7 +88,7 @@ def test_names_from_folders_and_from_a_file(tmp_path):
         build(tmp_path, CLASSNAMES="absent.txt")
 
 
-def test_folders_that_are_of_no_use(tmp_path):
+def test_a_missing_folder_or_split_or_class_is_refused(tmp_path):
     with pytest.raises(UserError, match="no folder .*photos. DATASET.FOLDER, below DATASET.ROOT"):
         build(tmp_path, FOLDER="photos")
     write_images(tmp_path, [f"train/cat/{i}.jpg" for i in range(2)])
@@ -98,7 +100,7 @@ def test_folders_that_are_of_no_use(tmp_path):
         build(tmp_path)
 
 
-def test_files_that_are_of_no_use(tmp_path):
+def test_a_class_of_one_image_a_file_that_is_no_image_and_a_nested_folder_are_refused(tmp_path):
     write_images(tmp_path, ["cat/0.jpg", "cat/1.png", "dog/0.jpg"])
     with pytest.raises(UserError, match="dog/0.jpg is the only image of its class"):
         build(tmp_path)

@@ -1,4 +1,4 @@
-"""The data sets with fixed splits: their layouts, what is drawn from them, what is said where something is wrong."""
+"""Data sets with published splits: layouts, few shots, and refused split files and missing images."""
 
 import json
 import random
@@ -11,12 +11,12 @@ from datasets.few_shot_split import FewShotSplit
 from tests.common import REPOSITORY
 from tests.datasets.shapes import CLASSES, COUNTS, SPLIT_FILES, config_of, write_images, write_split_file
 
-AIRCRAFT = ("DHC-8-100", "707-320", "Model B200", "A340-300")  # in an order of their own
+AIRCRAFT = ("DHC-8-100", "707-320", "Model B200", "A340-300")  # not sorted
 
 
 @pytest.fixture
 def aircraft(tmp_path):
-    """FGVCAircraft with four variants, whose lines are not in the order of the labels."""
+    """Return the root of FGVCAircraft with four variants, whose image lists are not in label order."""
     base = tmp_path / "fgvc_aircraft"
     lines = {
         split: [f"{split}{i}{label} {AIRCRAFT[label]}" for i in range(count) for label in (2, 0, 3, 1)]
@@ -30,7 +30,7 @@ def aircraft(tmp_path):
 
 
 @pytest.mark.parametrize("file", SPLIT_FILES)
-def test_a_split_file_says_what_is_what(file, tmp_path):
+def test_a_split_file_gives_paths_labels_class_names_and_splits(file, tmp_path):
     path = write_split_file(file, tmp_path)
     cfg = config_of(file, tmp_path)
     name, images, _, template = SPLIT_FILES[file]
@@ -38,11 +38,11 @@ def test_a_split_file_says_what_is_what(file, tmp_path):
     dataset = build_dataset(cfg)
     assert dataset.classnames == list(CLASSES)
     for items, split in ((dataset.train_x, "train"), (dataset.val, "val"), (dataset.test, "test")):
-        expected = [[str(tmp_path / images / p), *rest] for p, *rest in json.loads(path.read_text())[split]]
+        expected = [[str(tmp_path / images / p), *label] for p, *label in json.loads(path.read_text())[split]]
         assert [[item.impath, item.label, item.classname] for item in items] == expected
 
 
-def test_aircraft_are_labelled_by_line(aircraft):
+def test_the_label_of_an_aircraft_is_the_line_number_of_its_variant(aircraft):
     cfg = config_of("fgvc_aircraft", aircraft)
     assert cfg.DATASET.TEMPLATE == "a photo of a {}, a type of aircraft."
     dataset = build_dataset(cfg)
@@ -52,7 +52,7 @@ def test_aircraft_are_labelled_by_line(aircraft):
     assert dataset.test[0].impath == str(aircraft / "fgvc_aircraft/images/test02.jpg")
 
 
-def test_aircraft_that_are_not_there_or_of_an_unknown_variant(aircraft):
+def test_missing_aircraft_and_unknown_variants_are_refused(aircraft):
     base = aircraft / "fgvc_aircraft"
     with open(base / "images_variant_test.txt", "a") as file:
         file.write("1234 Concorde\n")
@@ -68,41 +68,41 @@ def test_aircraft_that_are_not_there_or_of_an_unknown_variant(aircraft):
 
 @pytest.mark.parametrize(("shots", "val_shots", "seed"), [(2, 2, 1), (5, 4, 2)])
 def test_few_shots_are_drawn_for_training_and_then_for_validation(tmp_path, shots, val_shots, seed):
-    """In one stream of Python's random, a sample a class in the order in which the classes appear."""
+    """Both are drawn by one generator of Python's random, class by class in the order of the split file."""
     path = write_split_file("dtd", tmp_path)
     cfg = config_of("dtd", tmp_path, NUM_SHOTS=shots)
     cfg.SEED = seed
     dataset = build_dataset(cfg)
-    whole = json.loads(path.read_text())
+    content = json.loads(path.read_text())
     random.seed(seed)
     for items, split, count in ((dataset.train_x, "train", shots), (dataset.val, "val", val_shots)):
         expected = []
         for name in reversed(CLASSES):
-            expected += random.sample([p for p, _, classname in whole[split] if classname == name], count)
+            expected += random.sample([p for p, _, classname in content[split] if classname == name], count)
         assert [item.impath for item in items] == [str(tmp_path / "dtd/images" / p) for p in expected]
     assert len(dataset.test) == 6
 
 
-def test_what_was_drawn_is_taken_again(tmp_path, capsys):
-    """Also where there are more shots than the four a class that are drawn for validation."""
+def test_a_second_run_uses_the_stored_split(tmp_path, capsys):
+    """There are more shots than the at most 4 validation images of a class."""
     write_split_file("dtd", tmp_path)
     first, again = (build_dataset(config_of("dtd", tmp_path, NUM_SHOTS=5)) for _ in range(2))
-    said = capsys.readouterr().out
-    assert (said.count("Few-shot split kept: "), said.count("Few-shot split: ")) == (1, 1)
-    for one, other in ((first.train_x, again.train_x), (first.val, again.val)):
-        assert [item.impath for item in one] == [item.impath for item in other]
+    output = capsys.readouterr().out
+    assert (output.count("Few-shot split kept: "), output.count("Few-shot split: ")) == (1, 1)
+    for expected, actual in ((first.train_x, again.train_x), (first.val, again.val)):
+        assert [item.impath for item in actual] == [item.impath for item in expected]
 
 
-def test_validation_images_of_a_data_set_s_own_are_never_test_images(tmp_path):
+def test_val_is_test_does_not_replace_the_validation_images_of_a_split_file(tmp_path):
     write_split_file("dtd", tmp_path)
     dataset = build_dataset(config_of("dtd", tmp_path, VAL_IS_TEST=True))
     assert {item.impath.rpartition("/")[2].partition("_")[0] for item in dataset.val} == {"val"}
 
 
-def test_a_listing_tells_what_is_for_training_and_what_for_validation(tmp_path):
+def test_the_fingerprint_depends_on_the_split_of_each_image(tmp_path):
     images = [Datum(tmp_path / f"{number}.jpg", 0, classname="ant") for number in range(4)]
-    one, other = (FewShotSplit(tmp_path, 1, 1, images[:count], images[count:]) for count in (2, 3))
-    assert one.fingerprint != other.fingerprint
+    two, three = (FewShotSplit(tmp_path, 1, 1, images[:count], images[count:]) for count in (2, 3))
+    assert two.fingerprint != three.fingerprint
 
 
 ENTRY = ["ant/train_0.jpg", 0, "ant"]
@@ -122,7 +122,7 @@ ENTRY = ["ant/train_0.jpg", 0, "ant"]
         (lambda split: {**split, "val": [["ant/val_0.jpg", 0, "fly"]]}, 'class 0 has two names, "ant" and "fly"'),
     ],
 )
-def test_a_split_file_of_another_form_is_refused(change, message, tmp_path):
+def test_a_wrong_split_file_is_refused(change, message, tmp_path):
     path = write_split_file("dtd", tmp_path)
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
     with pytest.raises(UserError, match=message):
@@ -130,7 +130,7 @@ def test_a_split_file_of_another_form_is_refused(change, message, tmp_path):
 
 
 @pytest.mark.parametrize("file", ["bee/test_1.jpg", "bee"])
-def test_images_that_are_not_there_are_counted_and_the_first_is_named(file, tmp_path):
+def test_missing_images_are_refused_with_their_number_and_the_first_path(file, tmp_path):
     write_split_file("dtd", tmp_path)
     (tmp_path / "dtd/images" / file).rename(tmp_path / "elsewhere")
     count, first = (1, "test_1") if file.endswith("jpg") else (13, "test_0")
@@ -138,7 +138,7 @@ def test_images_that_are_not_there_are_counted_and_the_first_is_named(file, tmp_
         build_dataset(config_of("dtd", tmp_path))
 
 
-def test_what_is_missing_or_cut_off_is_one_message_with_the_mend(run, tmp_path):
+def test_missing_images_and_a_missing_or_damaged_split_file_give_one_message_with_a_hint(run, tmp_path):
     root = tmp_path / "sets"
     arguments = ("--root", root, "--dataset-config-file", REPOSITORY / "configs/datasets/oxford_pets.yaml")
     result = run(*arguments)

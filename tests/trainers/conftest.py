@@ -1,4 +1,4 @@
-"""Trainers on the digits, and runs of CLIPFineTune on pictures of two digits."""
+"""Fixtures: trainers on the digits, and trainers and runs of CLIPFineTune on images of digit pairs."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ CONFIGS = REPOSITORY / "configs/trainers/CLIPFineTune"
 
 @pytest.fixture
 def build(tmp_path):
-    """A function that builds a method's trainer; arguments are added at the end, so they win."""
+    """Return a function that builds a trainer from its name and command-line arguments, which override the seed 1."""
 
     def call(method: str, *arguments: object):
         argv = ["--trainer", method, "--seed", 1, "--output-dir", tmp_path, *arguments]
-        return build_trainer(train.setup_cfg(train.parse_args([str(word) for word in argv])))
+        return build_trainer(train.setup_cfg(train.parse_args([str(argument) for argument in argv])))
 
     return call
 
 
 @pytest.fixture
 def digits_trainer(build, digits_root):
-    """A function that builds a method's trainer on the digits, of one shot."""
+    """Return a function that builds a trainer on the digits with 1 shot, from its name and config options."""
 
     def call(method: str, *options: object):
         flags = ["--root", digits_root, "--dataset-config-file", REPOSITORY / "configs/datasets/digits.yaml"]
@@ -40,6 +40,7 @@ def digits_trainer(build, digits_root):
 
 @pytest.fixture(scope="session")
 def pairs_root(tmp_path_factory):
+    """Return the data root with 64 captioned images of digit pairs and their config ``pairs.yaml``."""
     root = tmp_path_factory.mktemp("pairs")
     assert digit_pairs.main(["--root", str(root), "--pairs", "64"]) == 0
     example = (REPOSITORY / "configs/datasets/captions.yaml").read_text()
@@ -47,23 +48,27 @@ def pairs_root(tmp_path_factory):
     return root
 
 
-def pairs(root: Path, config: str) -> list[object]:
-    """The flags of a run of CLIPFineTune on them."""
+def pairs_arguments(root: Path, config: str) -> list[object]:
+    """Return the arguments of a run of CLIPFineTune with the config file ``config`` on the digit pairs."""
     configs = ["--dataset-config-file", root / "pairs.yaml", "--config-file", CONFIGS / f"{config}.yaml"]
     return ["--root", root, *configs]
 
 
 @pytest.fixture
-def tune(run, pairs_root):
+def fine_tune(run, pairs_root):
+    """Return a function that runs CLIPFineTune on the digit pairs."""
+
     def call(*arguments: object, out: str = "run", config: str = "tiny") -> Run:
-        return run(*pairs(pairs_root, config), *arguments, trainer="CLIPFineTune", out=out)
+        return run(*pairs_arguments(pairs_root, config), *arguments, trainer="CLIPFineTune", out=out)
 
     return call
 
 
 @pytest.fixture
-def trainer_of(build, pairs_root):
+def pairs_trainer(build, pairs_root):
+    """Return a function that builds the trainer CLIPFineTune on the digit pairs, from config options."""
+
     def call(*options: object, config: str = "tiny"):
-        return build("CLIPFineTune", *pairs(pairs_root, config), *options)
+        return build("CLIPFineTune", *pairs_arguments(pairs_root, config), *options)
 
     return call

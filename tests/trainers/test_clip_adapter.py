@@ -1,4 +1,4 @@
-"""CLIP-Adapter: the adapter and the mixture, a run."""
+"""CLIP-Adapter: its logits, a run, and refused options."""
 
 import numpy as np
 import pytest
@@ -9,11 +9,11 @@ from tests.common import REPOSITORY, tensors
 TINY = ("--config-file", REPOSITORY / "configs/trainers/CLIPAdapter/tiny.yaml")
 
 
-def test_logits_by_hand_of_features_as_clip_gives_them(digits_trainer):
-    """For the adapter, features of another length would give the same logits, but for rounding: without biases, twice
-    the feature gives twice the output. The checkpoints of the authors' code are of features as they are."""
-    trainer, given = digits_trainer("CLIPAdapter", "TRAINER.CLIPADAPTER.RATIO", 0.3), []
-    trainer.model.register_forward_pre_hook(lambda module, inputs: given.extend(inputs))
+def test_logits_are_those_of_the_formula_and_the_adapter_takes_features_that_are_not_normalised(digits_trainer):
+    """Normalised features give the same logits to rounding, as an adapter without biases is homogeneous; but the
+    adapters in the authors' checkpoints were trained on features that are not normalised."""
+    trainer, adapter_inputs = digits_trainer("CLIPAdapter", "TRAINER.CLIPADAPTER.RATIO", 0.3), []
+    trainer.model.register_forward_pre_hook(lambda module, inputs: adapter_inputs.extend(inputs))
     features = 7 * torch.randn(5, 64)
     first, second = (weight.numpy() for weight in trainer.model.state_dict().values())
     f = features.numpy()
@@ -21,10 +21,10 @@ def test_logits_by_hand_of_features_as_clip_gives_them(digits_trainer):
     cosines = mixed / np.linalg.norm(mixed, axis=1, keepdims=True) @ trainer.class_features.numpy().T
     expected = torch.from_numpy(np.exp(trainer.backbone.clip.logit_scale.item()) * cosines).float()
     torch.testing.assert_close(trainer.model_inference(features).detach(), expected)
-    assert torch.equal(given[0], features)
+    assert torch.equal(adapter_inputs[0], features)
 
 
-def test_a_run_trains_the_adapter_alone(run):
+def test_a_run_trains_the_adapter_whose_checkpoint_gives_the_same_accuracy(run):
     options = (*TINY, "DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 30, "OPTIM.LR", 0.05, "TRAIN.CHECKPOINT_FREQ", 15)
     trained = run(*options, trainer="CLIPAdapter")
     assert trained.code == 0, trained.error
@@ -44,12 +44,12 @@ def test_a_run_trains_the_adapter_alone(run):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("TRAINER.CLIPADAPTER.RATIO", 1.5), "TRAINER.CLIPADAPTER.RATIO is 1.5; it goes from 0 to 1"),
-        (("TRAINER.CLIPADAPTER.REDUCTION", 65), "REDUCTION is 65; it goes from 1 to the features' width, 64"),
+        (("TRAINER.CLIPADAPTER.RATIO", 1.5), "TRAINER.CLIPADAPTER.RATIO is 1.5; it must be from 0 to 1"),
+        (("TRAINER.CLIPADAPTER.REDUCTION", 65), "REDUCTION is 65; it must be from 1 to the features' width, 64"),
         (("DATASET.TEMPLATE", "a photo"), "has no {}"),
     ],
 )
-def test_what_cannot_be_is_refused(run, options, message):
+def test_an_unusable_option_is_refused_with_its_limits(run, options, message):
     refused = run(*TINY, *options, trainer="CLIPAdapter")
     assert refused.code == 2
     assert message in refused.error

@@ -1,4 +1,4 @@
-"""CoCoOp against its definition, computed the plain way: 77 positions of every class's prompt for every image."""
+"""CoCoOp against its equations, computed over 77 positions of every class's prompt for every image."""
 
 import pytest
 import torch
@@ -17,39 +17,40 @@ IMAGES = 5
 
 @pytest.fixture(scope="module")
 def clip():
+    """Return the tiny CLIP."""
     return load_clip("tiny")[0]
 
 
 @pytest.fixture(scope="module")
 def image_features(clip):
+    """Return random image features (IMAGES, embed_dim)."""
     return torch.randn(IMAGES, clip.text_projection.shape[1], generator=torch.Generator().manual_seed(0))
 
 
-def model_of(clip, memory: int = 1 << 30, **values) -> ConditionalCLIP:
+def build_model(clip, memory: int = 1 << 30, **values) -> ConditionalCLIP:
+    """Return a ConditionalCLIP with seed 1, ``memory`` bytes for activations and ``values`` of TRAINER.COCOOP."""
     torch.manual_seed(1)
     node = CfgNode({"N_CTX": 4, "CTX_INIT": "", "PREC": "fp32", **values})
     return ConditionalCLIP(NAMES, clip, node, TextEncoder(clip, memory))
 
 
-def plain_logits(model: ConditionalCLIP, clip, image_features: torch.Tensor) -> torch.Tensor:
-    """Zhou et al. 2022, equations 1 to 3, image by image."""
+def compute_reference_logits(model: ConditionalCLIP, clip, image_features: torch.Tensor) -> torch.Tensor:
+    """Return logits (images, classes) by Zhou et al. 2022, equations 1 to 3, image by image."""
     learner, rows = model.prompt_learner, []
-    prefix, suffix = (learner.state_dict()[f"token_{part}"] for part in ("prefix", "suffix"))
-    ends = learner.index.eq(learner.index.max()).int().argmax(1)  # the end-of-text token has the last row
+    prefix, suffix = (learner.state_dict()[key] for key in ("token_prefix", "token_suffix"))
+    eot_positions = learner.index.eq(learner.index.max()).int().argmax(1)  # the end-of-text token has the last row
     for feature in F.normalize(image_features, dim=-1):
         context = learner.ctx + learner.meta_net(feature)
-        prompts = torch.cat(
-            [prefix, context.expand(len(NAMES), -1, -1), suffix], dim=1
-        )  # start, context, class name and the rest
-        texts = encode_prompts(clip, prompts, ends)
-        rows.append(clip.logit_scale.exp() * feature @ F.normalize(texts, dim=-1).t())
+        prompts = torch.cat([prefix, context.expand(len(NAMES), -1, -1), suffix], dim=1)
+        text_features = encode_prompts(clip, prompts, eot_positions)
+        rows.append(clip.logit_scale.exp() * feature @ F.normalize(text_features, dim=-1).t())
     return torch.stack(rows)
 
 
 @pytest.mark.parametrize("memory", [0, 1 << 30])
 @pytest.mark.parametrize("values", [{}, {"CTX_INIT": "a_photo_of_a"}])
-def test_logits_and_gradients_are_the_plain_ones(clip, image_features, values, memory):
-    model = model_of(clip, memory, **values)
+def test_logits_and_gradients_are_those_of_the_equations(clip, image_features, values, memory):
+    model = build_model(clip, memory, **values)
     parameters = dict(model.prompt_learner.named_parameters())
     assert {name: [*p.shape] for name, p in parameters.items() if p.ndim > 1} == {
         "ctx": [4, 128],
@@ -58,29 +59,29 @@ def test_logits_and_gradients_are_the_plain_ones(clip, image_features, values, m
     }
     labels = torch.arange(IMAGES) % len(NAMES)
     results = []
-    for logits in (model(image_features), plain_logits(model, clip, image_features)):
+    for logits in (model(image_features), compute_reference_logits(model, clip, image_features)):
         model.zero_grad()
         F.cross_entropy(logits, labels).backward()
         results.append((logits.detach(), {name: p.grad.clone() for name, p in parameters.items()}))
-    (ours, gradients), (expected, expected_gradients) = results
-    torch.testing.assert_close(ours, expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
+    (actual, gradients), (expected, expected_gradients) = results
+    torch.testing.assert_close(actual, expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
     for name, gradient in expected_gradients.items():
         assert gradient.abs().max() > 0
         torch.testing.assert_close(gradients[name], gradient, atol=1e-5 * gradient.abs().max().item(), rtol=0)
 
 
-def test_a_run_and_its_evaluation(run):
-    few = ("DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 1)
-    few = (*few, "TRAINER.COCOOP.N_CTX", 2)
-    trained = run(*few, trainer="CoCoOp")
+def test_the_checkpoint_of_a_run_evaluates_to_the_same_accuracy(run):
+    options = ("DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 1)
+    options = (*options, "TRAINER.COCOOP.N_CTX", 2)
+    trained = run(*options, trainer="CoCoOp")
     assert trained.code == 0, trained.error
     names = {"ctx", "token_prefix", "token_suffix", "meta_net.linear1.weight", "meta_net.linear2.bias"}
     assert names <= set(tensors(trained.checkpoint(1)))
-    evaluated = run("--eval-only", "--model-dir", trained.folder, *few, trainer="CoCoOp", out="evaluated")
+    evaluated = run("--eval-only", "--model-dir", trained.folder, *options, trainer="CoCoOp", out="evaluated")
     assert evaluated.accuracy == trained.accuracy
 
 
-def test_a_context_that_cannot_be_is_refused(run):
+def test_a_context_without_tokens_is_refused(run):
     result = run("TRAINER.COCOOP.N_CTX", 0, trainer="CoCoOp")
     assert result.code == 2
     assert "TRAINER.COCOOP.N_CTX is 0" in result.error

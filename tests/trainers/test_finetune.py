@@ -1,4 +1,4 @@
-"""Runs of CLIPFineTune: what they reach and leave, and that they are the same each time."""
+"""Runs of CLIPFineTune: recall and accuracy, checkpoints, resuming, and refused options."""
 
 from __future__ import annotations
 
@@ -23,26 +23,28 @@ SHORT = ("OPTIM.MAX_EPOCH", 2, "DATALOADER.TRAIN_X.BATCH_SIZE", 32)
 DIGITS = ("--dataset-config-file", REPOSITORY / "configs/datasets/digits.yaml")
 
 
-def checkpoint(result: Run, epoch: int):
+def checkpoint_path(result: Run, epoch: int):
+    """Return the path of a run's checkpoint after ``epoch`` epochs."""
     return result.folder / "clip" / f"model.pth.tar-{epoch}"
 
 
-def recall(result: Run) -> float:
+def read_recall(result: Run) -> float:
+    """Return the last recall@1 (%) in a run's log."""
     return float(re.findall(r"^\* recall@1: (.*)%$", result.log, re.MULTILINE)[-1])
 
 
-def refused(result: Run, *parts: str) -> None:
+def assert_refused(result: Run, message: str) -> None:
+    """Assert that a run failed with exit code 2 and a one-line error that contains ``message``."""
     assert result.code == 2
     assert result.error.count("\n") == 1
-    for part in parts:
-        assert part in result.error
+    assert message in result.error
 
 
-def test_the_example_tests_on_other_scans(pairs_root):
+def test_the_test_images_of_the_digit_pairs_show_other_scans_than_the_training_images(pairs_root):
     scans = {"train": set(), "test": set()}
     for entry in json.loads((pairs_root / "digit_pairs/captions.json").read_text()):
-        picture = np.asarray(Image.open(pairs_root / "digit_pairs" / entry["image"]))
-        scans[entry["split"]] |= {picture[:, :16].tobytes(), picture[:, 16:].tobytes()}
+        image = np.asarray(Image.open(pairs_root / "digit_pairs" / entry["image"]))
+        scans[entry["split"]] |= {image[:, :16].tobytes(), image[:, 16:].tobytes()}
     assert len(scans["test"]) > 100
     assert not scans["train"] & scans["test"]
 
@@ -50,37 +52,37 @@ def test_the_example_tests_on_other_scans(pairs_root):
 # ---- whole runs ----
 
 
-def test_fine_tuning_raises_recall_on_pairs_it_has_not_seen(tune, tmp_path):
+def test_fine_tuning_raises_recall_on_test_images_and_leaves_the_shared_clip_unchanged(fine_tune, tmp_path):
     digit_pairs.main(["--root", str(tmp_path), "--pairs", "300"])
-    settings = ("--root", tmp_path, "OPTIM.MAX_EPOCH", 3, "DATALOADER.TRAIN_X.BATCH_SIZE", 20)
+    arguments = ("--root", tmp_path, "OPTIM.MAX_EPOCH", 3, "DATALOADER.TRAIN_X.BATCH_SIZE", 20)
     shared = {
         name: value.clone() for name, value in load_cached_clip("tiny", "", "fp32", "cpu")[0].state_dict().items()
     }
-    result = tune(*settings)
+    result = fine_tune(*arguments)
     assert result.code == 0, result.error
     assert "* images: 100\n* texts: 500\n" in result.log
-    assert recall(result) > 15  # chance is 1; untrained, it is below 5
-    assert result.record["recall@1"] == pytest.approx(recall(result), abs=0.005)
+    assert read_recall(result) > 15  # chance is 1; untrained, it is below 5
+    assert result.record["recall@1"] == pytest.approx(read_recall(result), abs=0.005)
     assert result.record["classnames"] == []
     assert result.record["trainable_parameters"] == result.record["total_parameters"]
     after = load_cached_clip("tiny", "", "fp32", "cpu")[0].state_dict()
-    assert all(torch.equal(value, after[name]) for name, value in shared.items())  # others of this process have it
+    assert all(torch.equal(value, after[name]) for name, value in shared.items())
 
 
-def test_without_a_model_the_pretrained_clip_is_evaluated(tune):
-    result = tune("--eval-only")
+def test_eval_only_without_a_model_dir_evaluates_the_pretrained_clip(fine_tune):
+    result = fine_tune("--eval-only")
     assert result.code == 0, result.error
-    assert recall(result) < 5
+    assert read_recall(result) < 5
     assert set(listdir_nohidden(result.folder)) == {"log.txt", "result.json"}
 
 
-def test_a_run_with_lora_evaluates_again_and_on_classes(tune, run):
-    trained = tune(*LORA, *SHORT, "OPTIM.LR", 0.05)
-    learned = tensors(checkpoint(trained, 2))
-    assert all(name == "clip.logit_scale" or re.search(r"weight\.0\.(up|down)$", name) for name in learned)
-    assert any("visual" in name for name in learned)
+def test_a_checkpoint_with_lora_is_small_and_evaluates_on_captions_and_on_classes(fine_tune, run):
+    trained = fine_tune(*LORA, *SHORT, "OPTIM.LR", 0.05)
+    trained_tensors = tensors(checkpoint_path(trained, 2))
+    assert all(name == "clip.logit_scale" or re.search(r"weight\.0\.(up|down)$", name) for name in trained_tensors)
+    assert any("visual" in name for name in trained_tensors)
     evaluation = ("--eval-only", "--model-dir", trained.folder, *LORA)
-    assert tune(*evaluation, out="again").record["recall@1"] == trained.record["recall@1"]
+    assert fine_tune(*evaluation, out="again").record["recall@1"] == trained.record["recall@1"]
     config = ("--config-file", CONFIGS / "tiny.yaml")
     digits = run(*config, *evaluation, trainer="CLIPFineTune", out="digits")
     assert digits.code == 0, digits.error
@@ -89,44 +91,44 @@ def test_a_run_with_lora_evaluates_again_and_on_classes(tune, run):
     assert digits.accuracy != untrained.accuracy == run("--eval-only", trainer="ZeroshotCLIP", out="zero").accuracy
 
 
-def test_projections_alone_learn_by_a_rate_that_warms_up_by_steps(tune):
-    trained = tune(*PROJECTIONS, *SHORT, "OPTIM.LR", 0.1)
+def test_a_run_on_projections_warms_up_in_each_step_and_loads_with_the_same_parts_alone(fine_tune):
+    trained = fine_tune(*PROJECTIONS, *SHORT, "OPTIM.LR", 0.1)
     assert re.findall(r"lr (\S+) eta", trained.log) == ["1.0000e-05", "5.0000e-02", "1.0000e-01", "2.9289e-02"]
     linear = {"clip.visual.attnpool.c_proj.weight", "clip.visual.attnpool.c_proj.bias"}
-    assert set(tensors(checkpoint(trained, 2))) == {"clip.logit_scale", "clip.text_projection", *linear}
-    # The parts of a run are those that it is loaded with.
+    assert set(tensors(checkpoint_path(trained, 2))) == {"clip.logit_scale", "clip.text_projection", *linear}
     for parts in (LORA, ()):
-        refused(tune("--eval-only", "--model-dir", trained.folder, *parts, out="other"), "TRAINER.FINETUNE must be")
+        result = fine_tune("--eval-only", "--model-dir", trained.folder, *parts, out="other")
+        assert_refused(result, "TRAINER.FINETUNE must be")
 
 
-def test_on_classes_the_captions_are_their_template(run):
+def test_fine_tuning_on_classes_with_the_template_as_caption_beats_zero_shot(run):
     result = run("--config-file", CONFIGS / "tiny.yaml", "DATASET.NUM_SHOTS", 8, *PROJECTIONS, "OPTIM.MAX_EPOCH", 5,
                  "DATALOADER.TRAIN_X.BATCH_SIZE", 16, trainer="CLIPFineTune")  # fmt: skip
     assert result.code == 0, result.error
     assert float(result.accuracy) > 80  # zero-shot has 76
 
 
-def test_pretraining_by_config_learns_and_a_resumed_run_ends_as_if_never_stopped(tune, pairs_root):
+def test_pretraining_lowers_the_loss_and_a_resumed_run_ends_with_the_same_weights(fine_tune, pairs_root):
     digit_pairs.main(["--root", str(pairs_root), "--renders", "128"])
-    settings = ("DATASET.FOLDER", "digit_renders", "OPTIM.MAX_EPOCH", 2, "DATALOADER.TRAIN_X.BATCH_SIZE", 32)
-    settings += ("TRAIN.PRINT_FREQ", 1, "TRAIN.CHECKPOINT_FREQ", 1, "TEST.NO_TEST", True)
-    whole = tune(*settings, config="tiny_pretrain")
-    assert whole.code == 0, whole.error
-    assert "starting from random weights" in whole.log
-    losses = [float(value) for value in re.findall(r"loss (\S+) \(", whole.log)]
+    options = ("DATASET.FOLDER", "digit_renders", "OPTIM.MAX_EPOCH", 2, "DATALOADER.TRAIN_X.BATCH_SIZE", 32)
+    options += ("TRAIN.PRINT_FREQ", 1, "TRAIN.CHECKPOINT_FREQ", 1, "TEST.NO_TEST", True)
+    uninterrupted = fine_tune(*options, config="tiny_pretrain")
+    assert uninterrupted.code == 0, uninterrupted.error
+    assert "starting from random weights" in uninterrupted.log
+    losses = [float(value) for value in re.findall(r"loss (\S+) \(", uninterrupted.log)]
     assert sum(losses[-3:]) < sum(losses[:3])
-    expected = checkpoint(whole, 2).rename(whole.folder / "whole.pth")
-    (whole.folder / "clip/checkpoint").write_text("model.pth.tar-1\n")
-    resumed = tune(*settings, config="tiny_pretrain")
+    expected = checkpoint_path(uninterrupted, 2).rename(uninterrupted.folder / "uninterrupted.pth")
+    (uninterrupted.folder / "clip/checkpoint").write_text("model.pth.tar-1\n")
+    resumed = fine_tune(*options, config="tiny_pretrain")
     assert set(re.findall(r"epoch \[(\d)/2\]", resumed.log)) == {"2"}
-    assert_same_tensors(checkpoint(resumed, 2), expected)
+    assert_same_tensors(checkpoint_path(resumed, 2), expected)
 
 
-# ---- mistakes ----
+# ---- refused options ----
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("arguments", "message"),
     [
         (("TRAINER.FINETUNE.PARTS", '["images"]'), 'did you mean "image"'),
         (("TRAINER.FINETUNE.PARTS", "[]"), "PARTS is empty"),
@@ -139,7 +141,7 @@ def test_pretraining_by_config_learns_and_a_resumed_run_ends_as_if_never_stopped
         ((*DIGITS, "TEST.EVALUATOR", "Retrieval"), "has classes"),
     ],
 )
-def test_mistakes_are_one_message(tune, digits_root, settings, message):
-    if settings[0] == "--dataset-config-file":
-        settings = ("--root", digits_root, *settings)
-    refused(tune(*settings), message)
+def test_an_unusable_option_is_refused_with_a_one_line_error(fine_tune, digits_root, arguments, message):
+    if arguments[0] == "--dataset-config-file":
+        arguments = ("--root", digits_root, *arguments)
+    assert_refused(fine_tune(*arguments), message)

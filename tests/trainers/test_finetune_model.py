@@ -1,4 +1,4 @@
-"""CLIPFineTune's model and steps: what learns, how, and from which weights."""
+"""CLIPFineTune's model and training steps: trainable parts, optimizer, captions, and initial weights."""
 
 from __future__ import annotations
 
@@ -16,76 +16,77 @@ PROJECTIONS = ("TRAINER.FINETUNE.PARTS", '["projections"]')
 SHORT = ("OPTIM.MAX_EPOCH", 2, "DATALOADER.TRAIN_X.BATCH_SIZE", 32)
 
 
-def test_where_only_the_text_tower_learns_the_batches_hold_features(trainer_of):
-    trainer = trainer_of("TRAINER.FINETUNE.PARTS", '["text"]', *SHORT)
-    trainer.model.clip.visual = None  # nobody asks for it
+def test_the_image_encoder_is_not_used_after_feature_extraction_if_the_text_part_alone_is_trained(pairs_trainer):
+    trainer = pairs_trainer("TRAINER.FINETUNE.PARTS", '["text"]', *SHORT)
+    trainer.model.clip.visual = None
     assert next(iter(trainer.train_loader_x))["img"].ndim == 2
-    assert step(trainer)["loss"] > 0
+    assert train_one_step(trainer)["loss"] > 0
     assert trainer.test() < 10
     assert not any(name.startswith("clip.visual") for name in trainer.model.state_dict())
 
 
 @pytest.mark.parametrize("freeze", [True, False])
-def test_batch_normalisation_goes_by_its_means_or_learns(trainer_of, freeze):
-    trainer = trainer_of("TRAINER.FINETUNE.FREEZE_BN", freeze, *SHORT)
+def test_running_means_change_and_are_saved_unless_freeze_bn(pairs_trainer, freeze):
+    trainer = pairs_trainer("TRAINER.FINETUNE.FREEZE_BN", freeze, *SHORT)
     norm = trainer.model.clip.visual.bn1
     before = norm.running_mean.clone()
-    step(trainer)
+    train_one_step(trainer)
     assert torch.equal(norm.running_mean, before) == freeze
     assert ("clip.visual.bn1.running_mean" in trainer.model.state_dict()) != freeze
     assert norm.weight.grad.abs().max() > 0
 
 
-def step(trainer) -> dict[str, float]:
+def train_one_step(trainer) -> dict[str, float]:
+    """Train on the first batch; return its metrics."""
     trainer.set_model_mode("train")
     return trainer.forward_backward(next(iter(trainer.train_loader_x)))
 
 
-def test_matrices_decay_and_nothing_else_does_and_the_epsilon_is_the_configs(trainer_of):
-    trainer = trainer_of("OPTIM.WEIGHT_DECAY", 0.2, "TRAINER.FINETUNE.ADAM_EPS", 1e-6)
-    decayed, others = trainer._optims["clip"].param_groups
-    assert (decayed["eps"], others["eps"]) == (1e-6, 1e-6)
-    assert (decayed["weight_decay"], others["weight_decay"]) == (0.2, 0.0)
-    assert all(p.ndim > 1 for p in decayed["params"])
-    assert any(p is trainer.model.clip.logit_scale for p in others["params"])
-    assert len(decayed["params"]) + len(others["params"]) == len(list(trainer.model.parameters()))
+def test_weight_decay_applies_to_matrices_alone_and_epsilon_comes_from_the_config(pairs_trainer):
+    trainer = pairs_trainer("OPTIM.WEIGHT_DECAY", 0.2, "TRAINER.FINETUNE.ADAM_EPS", 1e-6)
+    matrices, vectors = trainer._optims["clip"].param_groups
+    assert (matrices["eps"], vectors["eps"]) == (1e-6, 1e-6)
+    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.2, 0.0)
+    assert all(p.ndim > 1 for p in matrices["params"])
+    assert any(p is trainer.model.clip.logit_scale for p in vectors["params"])
+    assert len(matrices["params"]) + len(vectors["params"]) == len(list(trainer.model.parameters()))
 
 
-def test_the_logit_scale_is_clamped(trainer_of):
-    trainer = trainer_of(*PROJECTIONS, *SHORT)
+def test_the_logit_scale_is_clamped_to_100_after_a_step(pairs_trainer):
+    trainer = pairs_trainer(*PROJECTIONS, *SHORT)
     trainer.model.clip.logit_scale.data.fill_(5.0)  # exp(5) is 148
-    step(trainer)
+    train_one_step(trainer)
     assert trainer.model.clip.logit_scale.exp().item() == pytest.approx(100)
 
 
-def test_chunks_give_the_step_of_the_whole_batch_and_bfloat16_about_that(trainer_of):
+def test_chunks_give_the_gradients_of_the_whole_batch_and_bfloat16_a_similar_loss(pairs_trainer):
     chunks, precision = ("TRAINER.FINETUNE.CHUNK", 7), ("TRAINER.FINETUNE.PREC", "bf16")
-    whole, chunked, half = (trainer_of(*SHORT, *options) for options in ((), chunks, precision))
-    losses = [step(trainer)["loss"] for trainer in (whole, chunked, half)]
+    whole, chunked, half = (pairs_trainer(*SHORT, *options) for options in ((), chunks, precision))
+    losses = [train_one_step(trainer)["loss"] for trainer in (whole, chunked, half)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert losses[2] != losses[0]
     assert losses[2] == pytest.approx(losses[0], rel=0.05)
     assert all(p.dtype == torch.float32 for p in half.model.parameters())
     gradients = ({name: p.grad for name, p in trainer.model.named_parameters()} for trainer in (whole, chunked))
-    for (name, expected), ours in zip(next(gradients).items(), next(gradients).values(), strict=True):
-        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-7 + 1e-5 * expected.abs().max().item(), msg=name)
+    for (name, expected), actual in zip(next(gradients).items(), next(gradients).values(), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-7 + 1e-5 * expected.abs().max().item(), msg=name)
 
 
-def test_captions_are_drawn_by_seed_epoch_and_image(trainer_of):
-    trainer, other = trainer_of(), trainer_of("SEED", 2)
+def test_the_drawn_caption_depends_on_seed_epoch_and_image_alone(pairs_trainer):
+    trainer, other = pairs_trainer(), pairs_trainer("SEED", 2)
     drawn = [[trainer.caption(index) for index in range(64)] for trainer.epoch in range(4)]
     trainer.epoch = 0
     assert [trainer.caption(index) for index in reversed(range(64))] == drawn[0][::-1]
     assert drawn[0] != drawn[1]
     assert [other.caption(index) for index in range(64)] != drawn[0]
-    for index, said in enumerate(zip(*drawn, strict=True)):
-        assert set(said) <= set(trainer.dm.dataset.train_x[index].captions)
-    assert len({text.split()[0] for text in drawn[0]}) > 3  # of all wordings
+    for index, captions in enumerate(zip(*drawn, strict=True)):
+        assert set(captions) <= set(trainer.dm.dataset.train_x[index].captions)
+    assert len({text.split()[0] for text in drawn[0]}) > 3  # several wordings are drawn
 
 
 @torch.no_grad()
-def test_each_evaluation_is_of_the_text_tower_as_it_is(digits_trainer):
-    """Class features are computed once an evaluation, not once a run. Here, their first half is turned round."""
+def test_each_evaluation_uses_the_current_text_encoder(digits_trainer):
+    """Class features are computed once in each evaluation, not once in a run. Here, their first half changes sign."""
     trainer, images = digits_trainer("CLIPFineTune"), torch.randn(2, 3, 32, 32)
     image_features = normalize(trainer.model.clip.visual(images))
     trainer.set_model_mode("eval")
@@ -103,15 +104,15 @@ def test_each_evaluation_is_of_the_text_tower_as_it_is(digits_trainer):
 
 
 @pytest.mark.parametrize("architecture", [tuple(ARCHITECTURE.values()), VIT], ids=["tiny", "ViT"])
-def test_random_weights_are_drawn_as_the_constructor_draws_them(architecture):
+def test_random_weights_have_the_standard_deviations_of_the_constructors(architecture):
     fresh, clip = openai.CLIP(*architecture), openai.CLIP(*architecture)
     for parameter in clip.parameters():
         parameter.data.fill_(7)
     reset_weights(clip)
-    for (name, own), expected in zip(clip.named_parameters(), fresh.parameters(), strict=True):
-        assert (own != 7).all(), name
-        if own.numel() > 500:
-            assert abs(own.std() - expected.std()) <= 0.25 * expected.std() + 1e-6, name
+    for (name, actual), expected in zip(clip.named_parameters(), fresh.parameters(), strict=True):
+        assert (actual != 7).all(), name
+        if actual.numel() > 500:
+            assert abs(actual.std() - expected.std()) <= 0.25 * expected.std() + 1e-6, name
     assert clip.logit_scale.item() == pytest.approx(fresh.logit_scale.item())
 
 
@@ -119,7 +120,7 @@ def test_random_weights_are_drawn_as_the_constructor_draws_them(architecture):
 
 
 @pytest.mark.parametrize(
-    ("parts", "learn", "still"),
+    ("parts", "trained", "frozen"),
     [
         (("image",), "visual.proj", "text_projection"),
         (("text",), "token_embedding.weight", "visual.proj"),
@@ -128,31 +129,31 @@ def test_random_weights_are_drawn_as_the_constructor_draws_them(architecture):
         (("lora", "projections"), "text_projection", "visual.conv1.weight"),
     ],
 )
-def test_parts(parts, learn, still):
+def test_the_chosen_parts_and_the_logit_scale_are_trained_and_saved_alone(parts, trained, frozen):
     clip = openai.CLIP(*VIT).requires_grad_(False)
     set_trainable(clip, parts, 2, 4.0)
-    learning = {name: parameter.requires_grad for name, parameter in clip.named_parameters()}
-    assert learning[learn]
-    assert not learning[still]
-    assert learning["logit_scale"]
-    assert any(name.endswith(".up") for name in learning) == ("lora" in parts)
+    requires_grad = {name: parameter.requires_grad for name, parameter in clip.named_parameters()}
+    assert requires_grad[trained]
+    assert not requires_grad[frozen]
+    assert requires_grad["logit_scale"]
+    assert any(name.endswith(".up") for name in requires_grad) == ("lora" in parts)
     model = FineTunedCLIP(clip, batch_norm=False)
-    assert set(model.state_dict()) == {f"clip.{name}" for name, learns in learning.items() if learns}
+    assert set(model.state_dict()) == {f"clip.{name}" for name, is_trained in requires_grad.items() if is_trained}
 
 
-def test_long_captions_are_cut(trainer_of):
-    trainer = trainer_of()
+def test_captions_longer_than_the_context_length_are_truncated(pairs_trainer):
+    trainer = pairs_trainer()
     for item in trainer.dm.dataset.train_x:
         item.captions = ("very " * 100 + str(item.label),)
-    assert step(trainer)["loss"] > 0
+    assert train_one_step(trainer)["loss"] > 0
 
 
-def test_a_start_from_weights_that_have_nothing_of_what_learns(trainer_of, tmp_path):
-    lora = trainer_of("TRAINER.FINETUNE.PARTS", '["lora"]')
+def test_init_weights_without_any_trained_part_are_refused(pairs_trainer, tmp_path):
+    lora = pairs_trainer("TRAINER.FINETUNE.PARTS", '["lora"]')
     lora.save_model(0, str(tmp_path))
     weights = tmp_path / "clip/model.pth.tar-1"
-    with pytest.raises(UserError, match="has nothing of what TRAINER.FINETUNE.PARTS"):
-        trainer_of("TRAINER.FINETUNE.PARTS", '["projections"]', "MODEL.INIT_WEIGHTS", weights)
-    both = trainer_of("TRAINER.FINETUNE.PARTS", '["lora","projections"]', "MODEL.INIT_WEIGHTS", weights)
-    learned = lora.model.state_dict()
-    assert all(torch.equal(both.model.state_dict()[name], value) for name, value in learned.items())
+    with pytest.raises(UserError, match="has no weights of the parts in TRAINER.FINETUNE.PARTS"):
+        pairs_trainer("TRAINER.FINETUNE.PARTS", '["projections"]', "MODEL.INIT_WEIGHTS", weights)
+    both = pairs_trainer("TRAINER.FINETUNE.PARTS", '["lora","projections"]', "MODEL.INIT_WEIGHTS", weights)
+    saved = lora.model.state_dict()
+    assert all(torch.equal(both.model.state_dict()[name], value) for name, value in saved.items())

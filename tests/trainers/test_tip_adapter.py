@@ -1,4 +1,4 @@
-"""Tip-Adapter: the cache and what it answers, the search on validation images, runs with and without training."""
+"""Tip-Adapter: the cache and its logits, the search on validation images, runs with and without training."""
 
 import re
 
@@ -12,58 +12,60 @@ from trainers.tip_adapter import ALPHAS, BETAS, TipAdapterF, search_hyperparamet
 from vlm.similarity import normalize
 
 
-def tiny(method):
+def tiny_config(method):
+    """Return the arguments that name a method's config for the tiny CLIP."""
     return "--config-file", REPOSITORY / f"configs/trainers/{method}/tiny.yaml"
 
 
-def checkpoint(done, epoch):
-    return done.folder / f"tip_adapter/model.pth.tar-{epoch}"
+def checkpoint_path(result, epoch):
+    """Return the path of a run's checkpoint after ``epoch`` epochs."""
+    return result.folder / f"tip_adapter/model.pth.tar-{epoch}"
 
 
-def test_the_search_finds_what_a_better_answer_needs():
-    """Zero-shot is wrong by 1.5 of two classes, and the cache is right: alpha has to outweigh that."""
+def test_the_search_finds_an_alpha_that_lets_a_right_cache_outweigh_wrong_zero_shot_logits():
+    """The zero-shot logits of the wrong class are higher by 1.5."""
     features = torch.eye(2)
-    cached = features, torch.eye(2), torch.eye(2)
+    cache = features, torch.eye(2), torch.eye(2)
     zero_shot = 1.5 * (1 - torch.eye(2))
-    alpha, beta, accuracy = search_hyperparameters(zero_shot, cached, torch.tensor([0, 1]), (1.0, 5.5))
+    alpha, beta, accuracy = search_hyperparameters(zero_shot, cache, torch.tensor([0, 1]), (1.0, 5.5))
     assert accuracy == 100
     assert alpha * (1 - np.exp(-beta)) > 1.5
-    assert (alpha, beta) == (ALPHAS[-1], BETAS[-1])  # the surest of those that are right
+    assert (alpha, beta) == (ALPHAS[-1], BETAS[-1])  # of equally accurate pairs, the one of the lowest cross-entropy
 
 
-def test_the_search_keeps_what_nothing_beats():
-    """The cache knows nothing: all pairs are equally good, and the initial one comes first."""
-    cached = torch.eye(2), torch.eye(2), torch.zeros(2, 2)
-    assert search_hyperparameters(torch.eye(2), cached, torch.tensor([0, 1]), (1.25, 5.5)) == (1.25, 5.5, 100)
+def test_the_search_keeps_the_initial_alpha_and_beta_if_no_pair_beats_them():
+    """With values of zero, the cache changes no logits, so all pairs have the same score."""
+    cache = torch.eye(2), torch.eye(2), torch.zeros(2, 2)
+    assert search_hyperparameters(torch.eye(2), cache, torch.tensor([0, 1]), (1.25, 5.5)) == (1.25, 5.5, 100)
 
 
 @pytest.mark.parametrize(("method", "epochs", "parameters"), [("TipAdapter", 1, 0), ("TipAdapterF", 2, 20 * 64)])
-def test_a_run_and_its_evaluation(run, method, epochs, parameters):
-    trained = run(*tiny(method), "DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", epochs, trainer=method)
+def test_a_run_fills_the_cache_and_its_checkpoint_evaluates_without_the_shots(run, method, epochs, parameters):
+    trained = run(*tiny_config(method), "DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", epochs, trainer=method)
     assert trained.code == 0, trained.error
     assert trained.record["trainable_parameters"] == parameters
     assert "Cache: 20 keys of 64 numbers, 1 view each" in trained.log
     assert len(re.findall(r"^Searched on 20 validation images: \d+\.\d\d% of them$", trained.log, re.MULTILINE)) == 1
-    cache = tensors(checkpoint(trained, epochs))
+    cache = tensors(checkpoint_path(trained, epochs))
     assert cache["values"].sum(0).tolist() == [2.0] * 10  # each shot once
     assert cache["alpha"] in torch.tensor([1.0, *ALPHAS])
     assert cache["beta"] in torch.tensor([5.5, *BETAS])
-    # Another number of shots: the cache comes from the checkpoint.
+    # The cache comes from the checkpoint, though the config has another number of shots.
     evaluation = ("--eval-only", "--model-dir", trained.folder, "DATASET.NUM_SHOTS", 1)
-    loaded = run(*tiny(method), *evaluation, trainer=method, out="eval")
+    loaded = run(*tiny_config(method), *evaluation, trainer=method, out="eval")
     assert loaded.accuracy == trained.accuracy
     assert "Cache:" not in loaded.log
     assert "Searched" not in loaded.log
 
 
 def test_a_key_is_the_direction_of_the_mean_of_its_views(digits_trainer, monkeypatch):
-    """Not the mean of their directions, so a view with a longer feature counts more."""
+    """It is not the mean of their directions, so a view with a longer feature has more weight."""
     crops = ("INPUT.TRANSFORMS", "['random_resized_crop','normalize']", "TRAINER.TIPADAPTER.AUGMENT_EPOCH", 2)
     trainer = digits_trainer("TipAdapter", *crops)
     views, labels = torch.zeros(2, 10, 64), torch.arange(10)
     views[0, :, 0], views[1, :, 1] = 3, 1
-    given = iter(views)
-    monkeypatch.setattr(tip_adapter, "collect_features", lambda *_: (next(given), labels))
+    next_view = iter(views)
+    monkeypatch.setattr(tip_adapter, "collect_features", lambda *_: (next(next_view), labels))
     trainer.fill_cache()
     expected = torch.zeros(10, 64)
     expected[:, 0], expected[:, 1] = 3 / 10**0.5, 1 / 10**0.5
@@ -71,7 +73,7 @@ def test_a_key_is_the_direction_of_the_mean_of_its_views(digits_trainer, monkeyp
     assert torch.equal(trainer.model.values, torch.eye(10))
 
 
-def test_logits_by_hand(digits_trainer):
+def test_logits_are_those_of_the_formula(digits_trainer):
     trainer = digits_trainer("TipAdapter", "TRAINER.TIPADAPTER.ALPHA", 2.0, "TRAINER.TIPADAPTER.BETA", 3.0)
     keys, features = (normalize(torch.randn(10, 64)).numpy(), torch.randn(5, 64))
     values = torch.eye(10)[[3, 3, 0, 1, 2, 9, 8, 7, 6, 6]]
@@ -82,87 +84,87 @@ def test_logits_by_hand(digits_trainer):
     torch.testing.assert_close(trainer.model_inference(features), torch.from_numpy(expected).float())
 
 
-def test_alpha_and_beta_are_searched_on_the_directions_of_validation_features(digits_trainer, monkeypatch):
-    trainer, asked = digits_trainer("TipAdapter"), []
+def test_alpha_and_beta_are_searched_on_normalised_validation_features(digits_trainer, monkeypatch):
+    trainer, calls = digits_trainer("TipAdapter"), []
     features, labels = 7 * torch.randn(6, 64), torch.tensor([0, 1, 2, 3, 4, 5])
     monkeypatch.setattr(tip_adapter, "collect_validation_features", lambda _: (features, labels))
-    monkeypatch.setattr(tip_adapter, "search_hyperparameters", lambda *given: asked.append(given) or (0.5, 2.0, 90.0))
-    trainer.search_weights()
-    zero_shot, (directions, keys, values), of_images, start = asked[0]
+    monkeypatch.setattr(tip_adapter, "search_hyperparameters", lambda *args: calls.append(args) or (0.5, 2.0, 90.0))
+    trainer.search_alpha_and_beta()
+    zero_shot, (unit_features, keys, values), image_labels, initial = calls[0]
     expected = features / features.norm(dim=1, keepdim=True)
-    torch.testing.assert_close(directions, expected)
-    torch.testing.assert_close(
-        zero_shot, trainer.backbone.clip.logit_scale.exp() * expected @ trainer.class_features.t()
-    )
-    assert (keys is trainer.model.keys, values is trainer.model.values, of_images is labels) == (True, True, True)
-    assert start == (1.0, 5.5)
+    torch.testing.assert_close(unit_features, expected)
+    scale = trainer.backbone.clip.logit_scale.exp()
+    torch.testing.assert_close(zero_shot, scale * expected @ trainer.class_features.t())
+    assert (keys is trainer.model.keys, values is trainer.model.values, image_labels is labels) == (True, True, True)
+    assert initial == (1.0, 5.5)
     assert (trainer.model.alpha, trainer.model.beta) == (0.5, 2.0)
 
 
-def test_adamw_has_the_epsilon_of_the_authors(digits_trainer):
+def test_adamw_has_the_epsilon_of_the_authors_code(digits_trainer):
     assert digits_trainer("TipAdapterF").optim.param_groups[0]["eps"] == 1e-4
 
 
 @pytest.mark.parametrize("final", ["best_val", "last_step"])
-def test_training_always_goes_by_the_initial_alpha_and_beta(run, monkeypatch, final):
-    """Whatever was found on validation images after the epoch before."""
+def test_every_epoch_trains_with_the_initial_alpha_and_beta(run, monkeypatch, final):
+    """The values that a search after the previous epoch set are reset."""
     in_training, searches = [], iter([(2.5, 3.5, 99.0), (0.5, 1.5, 98.0), (1.5, 2.5, 97.0)])
 
-    def noting(self, batch, original=TipAdapterF.forward_backward):
+    def record_values(self, batch, original=TipAdapterF.forward_backward):
         in_training.append((self.model.alpha.item(), self.model.beta.item()))
         return original(self, batch)
 
-    monkeypatch.setattr(TipAdapterF, "forward_backward", noting)
+    monkeypatch.setattr(TipAdapterF, "forward_backward", record_values)
     monkeypatch.setattr(tip_adapter, "search_hyperparameters", lambda *_: next(searches))
     options = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 3, "TEST.FINAL_MODEL", final)
-    done = run(*tiny("TipAdapterF"), *options, trainer="TipAdapterF")
-    assert done.code == 0, done.error
+    result = run(*tiny_config("TipAdapterF"), *options, trainer="TipAdapterF")
+    assert result.code == 0, result.error
     assert in_training == [(1.0, 5.5)] * 3
-    last = tensors(checkpoint(done, 3))
-    found = (1.5, 2.5) if final == "best_val" else (2.5, 3.5)  # the third search, or the only one
-    assert (last["alpha"], last["beta"]) == found
-    assert (done.folder / "tip_adapter/model-best.pth.tar").is_file() == (final == "best_val")
+    last = tensors(checkpoint_path(result, 3))
+    expected = (1.5, 2.5) if final == "best_val" else (2.5, 3.5)  # the third search, or the only one
+    assert (last["alpha"], last["beta"]) == expected
+    assert (result.folder / "tip_adapter/model-best.pth.tar").is_file() == (final == "best_val")
 
 
-def test_a_stopped_run_goes_on_with_its_cache_whose_keys_alone_are_trained(run):
-    options = (*tiny("TipAdapterF"), "DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 2, "TRAIN.CHECKPOINT_FREQ", 1)
-    whole = run(*options, trainer="TipAdapterF")
-    before, after = tensors(checkpoint(whole, 1)), tensors(checkpoint(whole, 2))
+def test_a_resumed_run_continues_with_its_cache_whose_keys_alone_are_trained(run):
+    options = (*tiny_config("TipAdapterF"), "DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 2, "TRAIN.CHECKPOINT_FREQ", 1)
+    uninterrupted = run(*options, trainer="TipAdapterF")
+    before, after = (tensors(checkpoint_path(uninterrupted, epoch)) for epoch in (1, 2))
     assert torch.equal(before["values"], after["values"])
     assert 0 < (before["keys"] - after["keys"]).abs().max() < 0.01  # a step of at most 1e-3
-    expected = checkpoint(whole, 2).rename(whole.folder / "whole.pth")
-    (whole.folder / "tip_adapter/checkpoint").write_text("model.pth.tar-1\n")
-    again = run(*options, trainer="TipAdapterF")
-    assert "Cache:" not in again.log
-    assert_same_tensors(checkpoint(again, 2), expected)
+    expected = checkpoint_path(uninterrupted, 2).rename(uninterrupted.folder / "uninterrupted.pth")
+    (uninterrupted.folder / "tip_adapter/checkpoint").write_text("model.pth.tar-1\n")
+    resumed = run(*options, trainer="TipAdapterF")
+    assert "Cache:" not in resumed.log
+    assert_same_tensors(checkpoint_path(resumed, 2), expected)
 
 
-def test_nothing_is_searched_on_test_images(run):
-    done = run(*tiny("TipAdapter"), "DATASET.NUM_SHOTS", 1, "DATASET.VAL_IS_TEST", True, trainer="TipAdapter")
-    assert done.code == 0, done.error
-    assert "they are test images (DATASET.VAL_IS_TEST)\nalpha 1, beta 5.5\n" in done.log
+def test_alpha_and_beta_are_not_searched_on_test_images(run):
+    options = ("DATASET.NUM_SHOTS", 1, "DATASET.VAL_IS_TEST", True)
+    result = run(*tiny_config("TipAdapter"), *options, trainer="TipAdapter")
+    assert result.code == 0, result.error
+    assert "they are test images (DATASET.VAL_IS_TEST)\nalpha 1, beta 5.5\n" in result.log
 
 
-def test_keys_are_means_of_augmented_views_each_image_once(digits_trainer):
-    """Ten views of each shot, also of those that a training epoch would drop with its last batch."""
-    settings = ("INPUT.TRANSFORMS", "['random_resized_crop','normalize']", "DATASET.NUM_SHOTS", 2)
-    settings += ("DATALOADER.TRAIN_X.BATCH_SIZE", 16, "DATALOADER.TEST.BATCH_SIZE", 7)
+def test_keys_are_means_of_augmented_views_and_the_cache_has_each_shot_once(digits_trainer):
+    """So have shots that a training epoch would drop with its last batch."""
+    options = ("INPUT.TRANSFORMS", "['random_resized_crop','normalize']", "DATASET.NUM_SHOTS", 2)
+    options += ("DATALOADER.TRAIN_X.BATCH_SIZE", 16, "DATALOADER.TEST.BATCH_SIZE", 7)
     keys = []
     for views in (10, 1):
-        trainer = digits_trainer("TipAdapter", *settings, "TRAINER.TIPADAPTER.AUGMENT_EPOCH", views)
+        trainer = digits_trainer("TipAdapter", *options, "TRAINER.TIPADAPTER.AUGMENT_EPOCH", views)
         trainer.fill_cache()
         assert trainer.model.values.sum(0).tolist() == [2.0] * 10
         keys.append(trainer.model.keys)
     similarity = (keys[0] * keys[1]).sum(1)
     assert (similarity < 0.999).any()  # the views differ
-    assert similarity.mean() > 0.6  # but are of the same images
+    assert similarity.mean() > 0.6  # but show the same images
 
 
-def test_what_cannot_be_is_refused(run):
+def test_an_unusable_option_is_refused(run):
     for options, message in (
         (("TRAINER.TIPADAPTER.AUGMENT_EPOCH", 0), "TRAINER.TIPADAPTER.AUGMENT_EPOCH is 0"),
         (("MODEL.INIT_WEIGHTS", "a.pth"), "TipAdapter starts from the training images, not from MODEL.INIT_WEIGHTS"),
     ):
-        refused = run(*tiny("TipAdapter"), *options, trainer="TipAdapter")
+        refused = run(*tiny_config("TipAdapter"), *options, trainer="TipAdapter")
         assert refused.code == 2
         assert message in refused.error
