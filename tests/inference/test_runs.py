@@ -62,7 +62,7 @@ def test_new_classes_for_a_learned_context(run, call, three):
 @pytest.mark.parametrize(
     ("trainer", "options", "message"),
     [
-        ("CoOp", ("TRAINER.COOP.CSC", True), "--classes names other classes than the run's own (zero, one"),
+        ("CoOp", ("TRAINER.COOP.CSC", True), "--classes differs from the classes of the run (zero, one"),
         ("LinearProbe", (), "in another order"),
         ("TipAdapter", (), "in another order"),
     ],

@@ -84,7 +84,7 @@ def test_class_specific_contexts_by_their_names(run, call):
     ("context", "arguments", "parts"),
     [
         (torch.zeros(4, 512), ["--backbone", "tiny"], ["512", "tiny have 128", "another CLIP"]),
-        (torch.zeros(4, 128), [], ["whose words", "--backbone"]),
+        (torch.zeros(4, 128), [], ["no CLIP is named", "--backbone"]),
         (torch.zeros(4, 128), ["--backbone", "tiny", "--topk", 0], ["--topk is 0"]),
         (torch.zeros(128), ["--backbone", "tiny"], ['no learned context "ctx"']),
         (torch.zeros(4, 128), ["--backbone", "tiny", "--load-epoch", 1], ["--load-epoch is for the folder of a run"]),
