@@ -44,8 +44,7 @@ EXACT_TOLERANCE, HALF_TOLERANCE = 1e-4, 1e-2
 def check_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float, name: str) -> str:
     """Return a sentence with the largest difference between two tensors of the same shape; ``name`` is their noun.
 
-    Raises:
-        UserError: the difference is NaN, or above ``tolerance`` times the largest absolute value in ``expected``.
+    Raise :class:`UserError` if it is NaN, or above ``tolerance`` times the largest absolute value in ``expected``.
     """
     difference, largest = (actual - expected).abs().max().item(), expected.abs().max().item()
     if not difference <= tolerance * largest:  # this form also refuses NaN
@@ -173,20 +172,17 @@ def _print_written(path: Path, difference: str) -> None:
 def export_clip(run_folder: Path, out_path: Path, epoch: int | None) -> None:
     """Write the CLIP of a CLIPFineTune run to ``out_path`` as safetensors; after an error, an older file there stays.
 
-    Args:
-        epoch: epoch of the checkpoint; None for the best on validation images, else the newest.
+    ``epoch`` is that of :func:`inference.trained_run.load_trainer`.
 
     Raises:
-        UserError: as :func:`inference.trained_run.load_trainer`; the run is of another method; its CLIP is not of
+        UserError: as ``load_trainer``; the run is of another method; its CLIP is not of
             OpenAI's architectures; or the file's features differ from the run's.
     """
     if out_path.suffix != ".safetensors":
         raise UserError(f"--out {out_path} has an unknown suffix: the name must end in .safetensors to be loadable")
     cfg = load_run_cfg(run_folder)
     if cfg.TRAINER.NAME != "CLIPFineTune":
-        raise UserError(
-            f"{run_folder}: {cfg.TRAINER.NAME} did not change CLIP: its backbone is what MODEL.BACKBONE names"
-        )
+        raise UserError(f"{run_folder}: {cfg.TRAINER.NAME} did not change CLIP: use the run's MODEL.BACKBONE instead")
     clip = load_trainer(run_folder, load_classnames(run_folder) or PLACEHOLDER_CLASSES, epoch, cuda=False).model.clip
     if type(clip) is not CLIP:
         name = cfg.MODEL.BACKBONE.NAME
@@ -202,9 +198,8 @@ def export_clip(run_folder: Path, out_path: Path, epoch: int | None) -> None:
             path = Path(temporary, out_path.name)
             path.write_bytes(content)
             loaded, weights = load_clip("", str(path))
-            rounded = check_close(
-                _sample_features(loaded), expected, HALF_TOLERANCE, "features as loaded, in half precision"
-            )
+            features = _sample_features(loaded)
+            rounded = check_close(features, expected, HALF_TOLERANCE, "features as loaded, in half precision")
             loaded.load_state_dict(weights)
             exact = check_close(_sample_features(loaded), expected, EXACT_TOLERANCE, "features as in the file")
             os.replace(path, out_path)
