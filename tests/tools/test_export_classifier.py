@@ -54,7 +54,7 @@ def logits_by(arrays, clip, image: np.ndarray) -> np.ndarray:
 
 @pytest.fixture
 def photo(tmp_path) -> str:
-    return models.picture(tmp_path / "photo.png", 0)
+    return models.write_image(tmp_path / "photo.png", 0)
 
 
 def test_the_files_give_the_probabilities_of_the_run(run, call, capsys, photo, tmp_path, monkeypatch):
