@@ -59,7 +59,7 @@ def extract(args: argparse.Namespace, argv: list[str]) -> None:
     merge_file(cfg, args.dataset)
     merge_options(cfg, ["DATASET.ROOT", args.root, "MODEL.BACKBONE.NAME", args.backbone, *args.opts])
     if cfg.DATASET.NUM_SHOTS >= 1 or any(key.startswith("INPUT.") for key in args.opts[::2]):
-        raise UserError("NUM_SHOTS and INPUT cannot be set: features are of all images, as the backbone takes them")
+        raise UserError("extract takes no NUM_SHOTS and no INPUT: it covers all images, as the backbone takes them")
     from studies.extract import ExtractionJob, extract_features
 
     job = ExtractionJob(cfg, args.split, args.output.expanduser())
