@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def prepare_inputs(model, processor, picture: Image.Image, texts: list[str] | None):
-    """Return the model's inputs for one picture and several texts (None: no text), on the model's device.
+    """Return a dict of the model's inputs for one picture and several texts (None: no text), on the model's device.
 
     ``pixel_values`` is (1, 3, height, width), ``input_ids`` (texts, tokens).
     """

@@ -70,11 +70,13 @@ def build_preprocessing(visual: nn.Module) -> Pipeline:
     cfg.INPUT.SIZE = (visual.input_resolution,) * 2
     cfg.INPUT.INTERPOLATION = "bicubic"
     cfg.INPUT.TRANSFORMS = ("normalize",)
-    cfg.INPUT.PIXEL_MEAN = list(visual.mean)
-    cfg.INPUT.PIXEL_STD = list(visual.std)
+    cfg.INPUT.PIXEL_MEAN = list(visual.mean)  # type: ignore[arg-type]  # PyTorch types attributes Tensor | Module
+    cfg.INPUT.PIXEL_STD = list(visual.std)  # type: ignore[arg-type]  # as above
     cfg.INPUT.RESIZE = visual.resize
     with suppress_stdout():
-        return build_transform(cfg, is_train=False)
+        transform = build_transform(cfg, is_train=False)
+    assert transform is not None  # INPUT.NO_TRANSFORM is False by default
+    return transform
 
 
 def build_from_run(
@@ -94,6 +96,7 @@ def build_from_run(
     encode = _build_encode_function(visual) if visual else lambda images: images.to(trainer.device)
     with suppress_stdout():
         preprocess = build_transform(trainer.cfg, is_train=False)
+    assert preprocess is not None  # CLIP's trainers refuse INPUT.NO_TRANSFORM
     return Classifier(trainer.dm.dataset.classnames, preprocess, lambda images: trainer.model_inference(encode(images)))
 
 
@@ -105,7 +108,7 @@ def _check_distinct_classes(encoder: TextEncoder, classnames: Sequence[str]) -> 
 
 
 def get_frozen_image_encoder(trainer) -> nn.Module | None:
-    """Return the frozen image encoder whose features ``trainer.model_inference`` takes; None if it takes images."""
+    """Return the frozen image encoder whose features ``model_inference`` takes; None if that method takes images."""
     return trainer.feature_extractor and trainer.feature_extractor.encoder.visual
 
 

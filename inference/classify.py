@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dassl.utils import UserError, check_at_least, read_image
 from vlm.text.templates import TEMPLATES, check_template
@@ -15,6 +16,9 @@ from . import video
 from .contact_sheet import MAX_IMAGES, THUMBNAIL_PIXELS, write_contact_sheet
 from .images import check_texts_are_not_images, find_images, iterate_successes, prefetch
 from .output import PredictionWriter
+
+if TYPE_CHECKING:
+    from .classifier import Classifier
 
 DEFAULT_TEMPLATE = "a photo of a {}."  # the CLIP paper's, section 3.1.4
 DEFAULT_BACKBONE = "ViT-B/32"  # the fewest operations an image among OpenAI's CLIPs
@@ -99,8 +103,8 @@ def _check_sheet_path(sheet: str, paths: list[str]) -> None:
         raise UserError(f"--show {sheet} would overwrite one of the images")
 
 
-def _build_classifier(args: argparse.Namespace):
-    """Return the :class:`inference.classifier.Classifier` that the arguments describe: of a run, or zero-shot."""
+def _build_classifier(args: argparse.Namespace) -> Classifier:
+    """Return the classifier that the arguments describe: the model of a run, or zero-shot CLIP."""
     from . import classifier
 
     if args.model_dir is not None:
@@ -111,7 +115,9 @@ def _build_classifier(args: argparse.Namespace):
     return classifier.build_zero_shot(args.classes, templates, args.backbone or DEFAULT_BACKBONE, args.weights)
 
 
-def _classify_images(classifier, paths: list[str], batch_size: int, with_thumbnails: bool) -> Iterator[tuple]:
+def _classify_images(
+    classifier: Classifier, paths: list[str], batch_size: int, with_thumbnails: bool
+) -> Iterator[tuple]:
     """Yield (path, result) for each image, in order.
 
     A result is (probabilities (classes,), thumbnail or None), or the :class:`UserError` of an unreadable image. The

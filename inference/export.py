@@ -42,7 +42,7 @@ EXACT_TOLERANCE, HALF_TOLERANCE = 1e-4, 1e-2
 
 
 def check_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float, name: str) -> str:
-    """Return a sentence with the largest difference between two tensors of the same shape; ``name`` is their noun.
+    """Return a sentence with the largest difference between ``actual`` and ``expected``; ``name`` is their noun.
 
     Raise :class:`UserError` if it is NaN, or above ``tolerance`` times the largest absolute value in ``expected``.
     """
@@ -175,8 +175,8 @@ def export_clip(run_folder: Path, out_path: Path, epoch: int | None) -> None:
     ``epoch`` is that of :func:`inference.trained_run.load_trainer`.
 
     Raises:
-        UserError: as ``load_trainer``; the run is of another method; its CLIP is not of
-            OpenAI's architectures; or the file's features differ from the run's.
+        UserError: as ``load_trainer``; the run is of another method; its CLIP is not of OpenAI's architectures; or the
+            file's features differ from the run's.
     """
     if out_path.suffix != ".safetensors":
         raise UserError(f"--out {out_path} has an unknown suffix: the name must end in .safetensors to be loadable")

@@ -76,7 +76,7 @@ def check_texts_are_not_images(texts: Sequence[str], option: str, images: Sequen
 
 
 def read_each(paths: Sequence[str], read: Callable = read_image, kind: str = "image") -> Iterator[tuple]:
-    """Yield (path, ``read(path)``) one at a time; errors are treated as in :func:`iterate_successes`."""
+    """Read the paths one by one; yield (path, ``read(path)``), with errors as in :func:`iterate_successes`."""
     return iterate_successes(((path, _try_read(read, path)) for path in paths), len(paths), kind)
 
 
@@ -114,9 +114,9 @@ def _try_read(read: Callable, path: str):
 
 
 def prefetch(paths: Iterable[str], read: Callable) -> Iterator[tuple]:
-    """Yield (path, ``read(path)``, or its :class:`UserError`) in order; threads read ``PREFETCH_IMAGES`` ahead.
+    """Yield (path, result) in order; threads read up to ``PREFETCH_IMAGES`` paths ahead.
 
-    The memory used does not depend on the number of paths.
+    A result is ``read(path)``, or the :class:`UserError` that it raises. Memory does not grow with the number of paths.
     """
     from concurrent.futures import ThreadPoolExecutor
 

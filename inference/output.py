@@ -51,5 +51,5 @@ class PredictionWriter:
         return self._format_row(path, probability, name, ", ".join(f"{name} {value}" for name, value in lower))
 
     def _format_row(self, path: str, probability: str, name: str, lower: str) -> str:
-        """Return a line with aligned columns; ``lower`` is the text for the less probable classes."""
+        """Return the values as one line of aligned columns; ``lower`` is the text for the less probable classes."""
         return f"{path:{self.path_width}}  {probability:>11}  {name:{self.name_width}}  {lower}".rstrip()

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace, name: str) -> None:
 
 
 def _build_output_paths(paths: Sequence[str], folder: Path) -> dict[str, tuple[Path, Path]]:
-    """Return each image's (overlay path, masks path) in ``folder``; equal names get numbers: cat, cat-2, …
+    """Return each image's (overlay path, masks path) in ``folder``; images of equal name get numbers: cat, cat-2, …
 
     Raises:
         UserError: one of the images would be overwritten.

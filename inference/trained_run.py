@@ -55,7 +55,7 @@ def _read_record_if_any(folder: Path) -> dict:
 
 
 def load_classnames(folder: Path) -> list[str]:
-    """Return the class names of the run in ``folder``, in label order; [] if it has no record with class names."""
+    """Return the class names in the record of the run in ``folder``, in label order; [] without them."""
     return [str(name) for name in _read_record_if_any(folder).get("classnames", ())]
 
 
@@ -67,7 +67,7 @@ def load_trainer(
     The trainer is built without a data set. Nothing is printed or written.
 
     Args:
-        classnames: class names that replace the run's; none for the run's.
+        classnames: class names that replace those of the run; empty for those of the run.
         epoch: epoch of the checkpoint; None for the best on validation images, else the newest.
         weights: path of a CLIP weights file that replaces the weights in the run's config, or "".
         cuda: True if a GPU may be used.

@@ -100,7 +100,7 @@ def _natural_sort_key(path: Path) -> list:
 
 
 def evenly_spaced(total: int, count: int) -> list[int]:
-    """Return ``count`` indices below ``total``: the middle of each of ``count`` equal intervals."""
+    """Return the middle index of each of ``count`` equal intervals of ``range(total)``."""
     return [(2 * interval + 1) * total // (2 * count) for interval in range(count)]
 
 

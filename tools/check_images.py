@@ -21,7 +21,7 @@ from dassl.utils import command_line
 
 @command_line()
 def main(argv: list[str] | None = None) -> int:
-    """Read every image of the data set, print the unreadable ones, and return the exit code."""
+    """Read every image of the data set that the command line names, print the unreadable ones, return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", default="", help="folder of the data sets (DATASET.ROOT of the config)")
     parser.add_argument("--dataset-config-file", required=True, help="YAML of the data set")

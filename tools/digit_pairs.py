@@ -107,7 +107,7 @@ def write_dataset(folder: Path, samples: Iterator[Sample]) -> int:
 
 @command_line()
 def main(argv: list[str] | None = None) -> None:
-    """Write digit pairs, or the renders that ``--renders`` asks for, to a new folder."""
+    """Write a data set of digit pairs, or of rendered digits (``--renders``), to a new folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder of the data sets (./data)")
     parser.add_argument("--pairs", type=int, default=4000, help="training images of two digits (4000)")

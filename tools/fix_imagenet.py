@@ -94,7 +94,7 @@ def fix_imagenet(root: Path, force: bool = False, folder: str = "") -> Path:
 
 @command_line()
 def main(argv: list[str] | None = None) -> None:
-    """Write ``classnames.txt`` of the data set on the command line."""
+    """Write ``classnames.txt`` of the data set that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("./data"), help="folder of the data sets (./data)")
     parser.add_argument("--force", action="store_true", help="replace an existing file")

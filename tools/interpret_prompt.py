@@ -20,7 +20,7 @@ from dassl.utils import check_at_least, command_line
 
 @command_line()
 def main(argv: list[str] | None = None) -> None:
-    """Print the nearest words of the run or checkpoint on the command line."""
+    """Print the nearest words to the context of the run or checkpoint that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("source", type=Path, metavar="MODEL_DIR|CHECKPOINT", help="folder of a run, or a checkpoint")

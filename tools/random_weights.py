@@ -45,7 +45,7 @@ def build_random_clip(name: str, seed: int) -> dict:
 
 @command_line()
 def main(argv: list[str] | None = None) -> None:
-    """Write random weights of the architecture on the command line to a safetensors file."""
+    """Write random weights of the architecture that the command line names to a safetensors file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=ARCHITECTURES, help="a CLIP architecture")
     parser.add_argument("file", type=Path, help="path of the new .safetensors file")

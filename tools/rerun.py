@@ -26,7 +26,7 @@ from studies.rerun import rerun
 
 @command_line()
 def main(argv: list[str] | None = None) -> int:
-    """Repeat the run on the command line; return the exit code."""
+    """Repeat the run that the command line names, compare the results, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("record", type=Path, metavar="RESULT.json", help="record of a finished run, or the run's folder")

@@ -73,7 +73,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 
 @command_line()
 def main(argv: list[str] | None = None) -> int:
-    """Execute the sweep on the command line, or list its runs; return the exit code."""
+    """Execute the sweep that the command line names, or only list its runs; return the exit code."""
     command = sys.argv[1:] if argv is None else argv
     args = parse_args(command)
     sweep = read_sweep(args.sweep)
