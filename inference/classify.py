@@ -69,7 +69,7 @@ def run(args: argparse.Namespace, name: str) -> None:
         if sheet:
             write_contact_sheet(args.show, sheet)
             limit = "" if len(sheet) == num_classified else f", the first of {num_classified:,}"
-            print(f"{args.show} written: {len(sheet):,} pictures{limit}", file=sys.stderr)
+            print(f"{args.show} written: {len(sheet):,} images{limit}", file=sys.stderr)
 
 
 def _check_args(args: argparse.Namespace) -> None:

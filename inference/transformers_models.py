@@ -41,7 +41,7 @@ def load_model(name: str, model_classes: Mapping[str, str], purpose: str):
     transformers.utils.logging.disable_progress_bar()
     name, hint = os.path.expanduser(name), DOWNLOAD_HINT.format(name, "--model ")
     if os.path.isdir(name):
-        hint = "In a folder must be what the library saves: config.json, the weights, and the processor's files"
+        hint = "The folder needs the files that transformers saves: config.json, the weights and the processor"
     elif os.path.isabs(name) or name.startswith(".") or name.count("/") > 1:
         raise UserError(f"no folder {name}; --model takes a name on the Hugging Face Hub, or a folder")
     with hub_access(name, hint), contextlib.redirect_stdout(sys.stderr):  # standard output is for results

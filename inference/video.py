@@ -114,7 +114,7 @@ def _decode_frames(path: str, count: int) -> list[Image.Image]:
     try:
         with av.open(path) as video:
             if not video.streams.video:
-                raise UserError(f"{path} has no pictures: it is no video")
+                raise UserError(f"{path} is not a video: it has no video stream")
             # The frame count in the header is an estimate, or missing, in some formats. A packet holds one frame.
             total = sum(packet.size > 0 for packet in video.demux(video=0))
         while total:

@@ -158,7 +158,7 @@ def test_show_writes_a_sheet_of_the_first_images(photos, call, tmp_path, monkeyp
     sheet = tmp_path / "new/sheet.png"
     result = call(photos, "--classes", *CLASSES, *TINY, "--json", "--show", sheet)
     assert len(result.records) == 3
-    assert f"{sheet} written: 2 pictures, the first of 3" in result.error
+    assert f"{sheet} written: 2 images, the first of 3" in result.error
     with Image.open(sheet) as image:
         assert image.format == "PNG"
         pixels = np.asarray(image.convert("RGB"))

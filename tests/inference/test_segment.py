@@ -136,8 +136,8 @@ def test_a_folder_without_a_usable_model_is_refused_and_its_code_not_executed(
         (folder / "model.safetensors").unlink()
         torch.save({"weight": trap()}, folder / "pytorch_model.bin")
     elif damage == "code beside the weights":
-        config = {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}
+        config = {"model_type": "custom", "auto_map": {"AutoConfig": "custom.Custom"}}
         (folder / "config.json").write_text(json.dumps(config))
-        (folder / "own.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')")
+        (folder / "custom.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')")
     refused("segment", image_paths[0], "--text", "cat", "--model", folder, fragments=[folder, message])
     assert not (tmp_path / "run").exists()

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import predict
-import tools.export_classifier as tool  # noqa: F401  what the fixture call runs
+import tools.export_classifier as tool  # noqa: F401  the fixture call runs it
 from datasets.digits import NAMES
 from tests.common import tensors
 from tests.inference import models

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-import tools.export_clip as tool  # noqa: F401  what the fixture call runs
+import tools.export_clip as tool  # noqa: F401  the fixture call runs it
 import train
 from tests.common import REPOSITORY, tensors
 from tests.vlm import foreign_models
