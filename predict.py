@@ -1,11 +1,11 @@
-"""What CLIP and its neighbours say of pictures.
+"""Predictions of CLIP and related models for images and videos.
 
     python predict.py IMAGE… --classes cup "red envelope" cat [--template "a photo of a {}."] [--backbone ViT-B/32]
-    python predict.py IMAGE… --model-dir output/imagenet/CoOp/rn50_16shots       # with a prompt that was learned
+    python predict.py IMAGE… --model-dir output/imagenet/CoOp/rn50_16shots       # with the prompt that the run learned
 
-An IMAGE is a file, a folder, a glob pattern, or - for paths on standard input. Other commands come first: segment,
-caption, match, ask; ``python predict.py COMMAND --help`` tells their options. Exit codes: 0 done, 2 a mistake that the
-message names, 130 Ctrl-C.
+An IMAGE is a file, a folder, a glob pattern, or - for paths on standard input. Other commands stand before the images:
+segment, caption, match, ask; ``python predict.py COMMAND --help`` shows their options. Exit codes: 0 success, 2 a user
+error that the message explains, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from inference import COMMANDS, DEFAULT_COMMAND
 
 @command_line()
 def main(argv: list[str] | None = None) -> int | None:
-    """Run the command line; returns the exit code."""
+    """Run the command that ``argv`` begins with, by default classify; return the exit code (None: 0)."""
     argv = sys.argv[1:] if argv is None else argv
-    name, rest = (argv[0], argv[1:]) if argv and argv[0] in COMMANDS else (DEFAULT_COMMAND, argv)
+    name, arguments = (argv[0], argv[1:]) if argv and argv[0] in COMMANDS else (DEFAULT_COMMAND, argv)
     command = import_module(f"inference.{name}")
-    description = __doc__ if rest is argv else command.__doc__
+    description = __doc__ if arguments is argv else command.__doc__
     parser = argparse.ArgumentParser(
         prog=f"predict.py {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="file, folder, glob pattern; -: paths on stdin")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line and image, for programs")
+    parser.add_argument("--json", action="store_true", help="print one JSON object for each image, for programs")
     command.add_arguments(parser)
-    return command.run(parser.parse_intermixed_args(rest), name)
+    return command.run(parser.parse_intermixed_args(arguments), name)
 
 
 if __name__ == "__main__":

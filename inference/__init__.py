@@ -1,8 +1,8 @@
-"""The commands of predict.py: one file each, with ``add_arguments(parser)`` and ``run(args, name)``.
+"""The commands of predict.py: one module each, with ``add_arguments(parser)`` and ``run(args, name)``.
 
-``args.images`` is what the user gave for images (see ``inference/images.py``), ``args.json`` whether the results are
-for programs (``inference/output.py``).
+``args.images`` holds the image arguments of the command line (see ``inference/images.py``). ``args.json`` is True for
+results as JSON lines (see ``inference/output.py``).
 """
 
-DEFAULT_COMMAND = "classify"
+DEFAULT_COMMAND = "classify"  # the most frequent use needs no command's name
 COMMANDS = (DEFAULT_COMMAND, "segment", "caption", "match", "ask")

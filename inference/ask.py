@@ -1,4 +1,4 @@
-"""Answers to questions about each image: BLIP, or BLIP-2 by the model's name.
+"""Answers to questions about each image, by BLIP or BLIP-2 (the --model decides).
 
 python predict.py ask IMAGE… --question "how many cats are there?" [--model Salesforce/blip2-opt-2.7b]
 """
@@ -14,19 +14,22 @@ from .images import check_texts_are_not_images, find_images, read_each
 from .output import write_result
 from .transformers_models import add_model_argument, check_texts, format_table, load_model
 
-DEFAULT_MODEL = "Salesforce/blip-vqa-base"
+DEFAULT_MODEL = "Salesforce/blip-vqa-base"  # BLIP's base size: a laptop without a GPU can run it
+# Hugging Face model_type -> class in transformers
 MODEL_CLASSES = {"blip": "BlipForQuestionAnswering", "blip-2": "Blip2ForConditionalGeneration"}
-BLIP2_PROMPT = "Question: {} Answer:"  # how BLIP-2 is asked, by its paper's section 4.3
+BLIP2_PROMPT = "Question: {} Answer:"  # the BLIP-2 paper's prompt for OPT, section 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``ask`` to ``parser``."""
     add = parser.add_argument
     add("--question", nargs="+", required=True, metavar="TEXT", help='"what is on the table?" "is it day?"')
-    add("--max-tokens", type=int, default=20, metavar="N", help="longest answer, in tokens (20)")
+    add("--max-tokens", type=int, default=20, metavar="N", help="maximum length of an answer, in tokens (20)")
     add_model_argument(parser, DEFAULT_MODEL)
 
 
 def run(args: argparse.Namespace, name: str) -> None:
+    """Print the answers to all questions for each image; ``name`` is the command's, for messages."""
     check_texts_are_not_images(args.question, "--question", args.images)
     check_at_least(args.max_tokens, 1, "--max-tokens")
     paths = find_images(args.images)
@@ -34,11 +37,11 @@ def run(args: argparse.Namespace, name: str) -> None:
     check_texts(args.question, "--question", model, processor)
     template = BLIP2_PROMPT if model.config.model_type == "blip-2" else "{}"
     for path, picture in read_each(paths):
-        prompts = [template.format(question) for question in args.question]
-        answers = [
-            generate_text(model, processor, picture, prompt, args.max_tokens, with_text=False) for prompt in prompts
-        ]
-        rows = list(zip(args.question, answers, strict=True))
+        rows = []
+        for question in args.question:
+            prompt = template.format(question)
+            answer = generate_text(model, processor, picture, prompt, args.max_tokens, return_full_text=False)
+            rows.append((question, answer))
         text = format_table(rows, ("question", "answer"), path, len(paths) == 1, align="left")
         record = {"image": path, "answers": [{"question": question, "answer": answer} for question, answer in rows]}
         write_result(record, text, args.json)

@@ -1,4 +1,4 @@
-"""What caption, match and ask share: BLIP and BLIP-2."""
+"""Model inputs and text generation for BLIP and BLIP-2, shared by caption, match and ask."""
 
 from __future__ import annotations
 
@@ -9,23 +9,28 @@ if TYPE_CHECKING:
 
 
 def prepare_inputs(model, processor, picture: Image.Image, texts: list[str] | None):
-    """Return the model's input for one picture and its texts."""
-    if getattr(model.config, "image_token_index", None) is not None:  # BLIP-2: tokens that stand for the picture
-        # Folders saved by early versions of the library do not say how many; the picture would be left out.
+    """Return a dict of the model's inputs for one picture and several texts (None: no text), on the model's device.
+
+    ``pixel_values`` is (1, 3, height, width), ``input_ids`` (texts, tokens).
+    """
+    if getattr(model.config, "image_token_index", None) is not None:  # BLIP-2: image tokens stand before the text
+        # Processors that early versions of transformers saved lack this number; the model would then see no image.
         processor.num_query_tokens = model.config.num_query_tokens
     padding = {} if texts is None else {"padding": True}
     return processor(images=picture, text=texts, return_tensors="pt", **padding).to(model.device)
 
 
-def generate_text(model, processor, picture: Image.Image, text: str | None, max_tokens: int, with_text: bool) -> str:
-    """Return what the model says of the picture after ``text``, word by word the most probable.
+def generate_text(
+    model, processor, picture: Image.Image, prompt: str | None, max_tokens: int, return_full_text: bool
+) -> str:
+    """Return the text that the model generates for the picture, by greedy decoding of at most ``max_tokens`` tokens.
 
-    With ``with_text``, the text itself comes before it.
+    The text continues or answers ``prompt``; without ``return_full_text``, a prompt repeated by the model is cut off.
     """
-    # One text at a time: BLIP's answers would depend on the padding of a shorter one.
-    inputs = prepare_inputs(model, processor, picture, None if text is None else [text])
+    # One prompt at a time: BLIP's answers would depend on the padding of a shorter prompt.
+    inputs = prepare_inputs(model, processor, picture, None if prompt is None else [prompt])
     tokens = model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False, num_beams=1)
-    # BLIP-2 with a decoder-only language model repeats the text that it was given.
-    if not with_text and getattr(model.config, "use_decoder_only_language_model", False):
+    # BLIP-2 with a decoder-only language model repeats the prompt in its output.
+    if not return_full_text and getattr(model.config, "use_decoder_only_language_model", False):
         tokens = tokens[:, inputs.input_ids.shape[1] :]
     return processor.batch_decode(tokens, skip_special_tokens=True)[0].strip()

@@ -1,4 +1,4 @@
-"""What tells pictures apart: CLIP with class names, or with what a run has learned."""
+"""Image classifiers: zero-shot CLIP, or the trained model of a run."""
 
 from __future__ import annotations
 
@@ -27,26 +27,32 @@ from .trained_run import load_trainer, suppress_stdout
 
 @dataclass(frozen=True)
 class Classifier:
-    """Classes, and a function from images (n, 3, height, width), which ``preprocess`` makes of pictures, to logits
-    (n, classes)."""
+    """An image classifier. ``preprocess`` turns a picture into a tensor (3, height, width); ``logits`` turns a batch of
+    these (n, 3, height, width) into logits (n, classes). ``classnames`` are in label order."""
 
     classnames: Sequence[str]
     preprocess: Pipeline
     logits: Callable[[torch.Tensor], torch.Tensor]
 
     @torch.no_grad()
-    def probabilities(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the probability of each class (n, classes), on the CPU; those of an image add up to 1."""
+    def predict_probabilities(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the class probabilities (n, classes) of ``images`` (n, 3, height, width), on the CPU in fp32."""
         return self.logits(images).float().softmax(-1).cpu()
 
 
 def build_zero_shot(
     classnames: Sequence[str], templates: Sequence[str], backbone: str, weights: str = ""
 ) -> Classifier:
-    """Return CLIP itself: classes are described by ``templates``, sentences with ``{}``, once for all images.
+    """Return a zero-shot CLIP classifier. The class features are computed once, for all images.
+
+    Args:
+        classnames: class names in label order.
+        templates: prompt templates with ``{}`` for the class name; their features are averaged.
+        backbone: name of the CLIP, such as RN50.
+        weights: path of a CLIP weights file that replaces the backbone's weights, or "".
 
     Raises:
-        UserError: as :func:`vlm.clip.load.load_clip`; a name is empty, two are the same to CLIP, or a sentence is too long.
+        UserError: as :func:`vlm.clip.load.load_clip`; two class names have the same tokens; a prompt is too long.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
@@ -59,50 +65,54 @@ def build_zero_shot(
 
 
 def build_preprocessing(visual: nn.Module) -> Pipeline:
-    """Return the preprocessing of images that a CLIP of :func:`vlm.clip.load.load_clip` learned with."""
+    """Return the test-time image transform of the image encoder ``visual`` of a loaded CLIP."""
     cfg = get_cfg_default()
     cfg.INPUT.SIZE = (visual.input_resolution,) * 2
     cfg.INPUT.INTERPOLATION = "bicubic"
     cfg.INPUT.TRANSFORMS = ("normalize",)
-    cfg.INPUT.PIXEL_MEAN = list(visual.mean)
-    cfg.INPUT.PIXEL_STD = list(visual.std)
+    cfg.INPUT.PIXEL_MEAN = list(visual.mean)  # type: ignore[arg-type]  # PyTorch types attributes Tensor | Module
+    cfg.INPUT.PIXEL_STD = list(visual.std)  # type: ignore[arg-type]  # as above
     cfg.INPUT.RESIZE = visual.resize
     with suppress_stdout():
-        return build_transform(cfg, is_train=False)
+        transform = build_transform(cfg, is_train=False)
+    assert transform is not None  # INPUT.NO_TRANSFORM is False by default
+    return transform
 
 
 def build_from_run(
-    folder: Path, classes: Sequence[str] = (), epoch: int | None = None, weights: str = ""
+    folder: Path, classnames: Sequence[str] = (), epoch: int | None = None, weights: str = ""
 ) -> Classifier:
-    """Return what the run in ``folder`` learned (see :func:`inference.trained_run.load_trainer`).
+    """Return a classifier with the trained model of the run in ``folder``.
+
+    The arguments are those of :func:`inference.trained_run.load_trainer`.
 
     Raises:
-        UserError: as that; or two of the ``classes`` are the same to CLIP.
+        UserError: as ``load_trainer``; or two of ``classnames`` have the same tokens.
     """
-    trainer = load_trainer(folder, classes, epoch, weights)
-    if classes and hasattr(trainer, "backbone"):
-        _check_distinct_classes(trainer.backbone.text_encoder(), classes)
+    trainer = load_trainer(folder, classnames, epoch, weights)
+    if classnames and hasattr(trainer, "backbone"):
+        _check_distinct_classes(trainer.backbone.text_encoder(), classnames)
     visual = get_frozen_image_encoder(trainer)
     encode = _build_encode_function(visual) if visual else lambda images: images.to(trainer.device)
     with suppress_stdout():
         preprocess = build_transform(trainer.cfg, is_train=False)
-    names = trainer.dm.dataset.classnames
-    return Classifier(names, preprocess, lambda images: trainer.model_inference(encode(images)))
+    assert preprocess is not None  # CLIP's trainers refuse INPUT.NO_TRANSFORM
+    return Classifier(trainer.dm.dataset.classnames, preprocess, lambda images: trainer.model_inference(encode(images)))
 
 
-def _check_distinct_classes(encoder: TextEncoder, classes: Sequence[str]) -> None:
-    """Raise :class:`UserError` where somebody asks for classes that nothing tells apart."""
-    for group in find_identical_names(encoder, [clean_classname(name) for name in classes]):
-        told = " and ".join(f'"{classes[number]}"' for number in group)
-        raise UserError(f"the classes {told} are the same words to CLIP; it cannot tell them apart")
+def _check_distinct_classes(encoder: TextEncoder, classnames: Sequence[str]) -> None:
+    """Raise :class:`UserError` if two class names have the same tokens, so the same features."""
+    for labels in find_identical_names(encoder, [clean_classname(name) for name in classnames]):
+        quoted = " and ".join(f'"{classnames[label]}"' for label in labels)
+        raise UserError(f"the classes {quoted} are the same words to CLIP; it cannot tell them apart")
 
 
 def get_frozen_image_encoder(trainer) -> nn.Module | None:
-    """Return the frozen image encoder, whose features ``model_inference`` takes; None where that takes images."""
+    """Return the frozen image encoder whose features ``model_inference`` takes; None if that method takes images."""
     return trainer.feature_extractor and trainer.feature_extractor.encoder.visual
 
 
 def _build_encode_function(visual: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return a function from images on any device to features on that of the encoder."""
+    """Return a function from images on any device to image features on the device of ``visual``."""
     device, dtype = next(visual.parameters()).device, get_input_dtype(visual)
     return lambda images: visual(images.to(device, dtype))

@@ -1,4 +1,4 @@
-"""How probable each class is for each image: zero-shot, or with what a run has learned."""
+"""Class probabilities for each image, by zero-shot CLIP or by the trained model of a run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dassl.utils import UserError, check_at_least, read_image
 from vlm.text.templates import TEMPLATES, check_template
@@ -16,29 +17,37 @@ from .contact_sheet import MAX_IMAGES, THUMBNAIL_PIXELS, write_contact_sheet
 from .images import check_texts_are_not_images, find_images, iterate_successes, prefetch
 from .output import PredictionWriter
 
-DEFAULT_TEMPLATE = "a photo of a {}."  # of CLIP's paper, section 3.1.4
-DEFAULT_BACKBONE = "ViT-B/32"
+if TYPE_CHECKING:
+    from .classifier import Classifier
+
+DEFAULT_TEMPLATE = "a photo of a {}."  # the CLIP paper's, section 3.1.4
+DEFAULT_BACKBONE = "ViT-B/32"  # the fewest operations an image among OpenAI's CLIPs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``classify`` to ``parser``, those for videos included."""
     add = parser.add_argument
-    add("--classes", nargs="+", default=[], metavar="NAME", help='what to tell apart: cup "red envelope" cat')
-    sentence = parser.add_mutually_exclusive_group()
-    sentence.add_argument("--template", help=f'describes a class; {{}} is its name ("{DEFAULT_TEMPLATE}")')
-    ensemble = "the mean of CLIP's 80 ImageNet templates, or of the 7 that do best there (select)"
-    sentence.add_argument("--ensemble", nargs="?", const="all", choices=("all", "select"), help=ensemble)
+    add("--classes", nargs="+", default=[], metavar="NAME", help='class names: cup "red envelope" cat')
+    templates = parser.add_mutually_exclusive_group()
+    templates.add_argument("--template", help=f'prompt for a class; {{}} is its name ("{DEFAULT_TEMPLATE}")')
+    ensemble = "average CLIP's 80 ImageNet templates, or the 7 that do best there (select)"
+    templates.add_argument("--ensemble", nargs="?", const="all", choices=("all", "select"), help=ensemble)
     add("--backbone", help=f"CLIP, such as RN50 or ViT-L/14 ({DEFAULT_BACKBONE}); tiny needs no download")
-    add("--weights", default="", metavar="FILE", help="CLIP weights to take instead of the backbone's own")
-    add("--model-dir", metavar="RUN", help="folder of a run of train.py: what it learned, its classes and backbone")
-    add("--load-epoch", type=int, metavar="N", help="of the run; without it the best, else the newest")
-    add("--top-k", type=int, default=5, metavar="K", help="classes shown of each image (5)")
-    add("--batch-size", type=int, default=32, metavar="N", help="images computed at once (32)")
-    add("--show", metavar="SHEET.png", help="write a sheet of the pictures with their most probable classes")
+    add("--weights", default="", metavar="FILE", help="CLIP weights that replace those of the backbone")
+    add("--model-dir", metavar="RUN", help="folder of a run of train.py: its trained model, classes and backbone")
+    add("--load-epoch", type=int, metavar="N", help="epoch of the run's checkpoint (the best, else the newest)")
+    add("--top-k", type=int, default=5, metavar="K", help="classes shown for each image (5)")
+    add("--batch-size", type=int, default=32, metavar="N", help="images in a batch (32)")
+    add("--show", metavar="SHEET.png", help="write a sheet of the images with their most probable classes")
     video.add_arguments(parser)
 
 
 def run(args: argparse.Namespace, name: str) -> None:
-    """Classify the images; those that cannot be read are named, and end it with an error when all others are done."""
+    """Print the most probable classes of each image (or video), and write a contact sheet for ``--show``.
+
+    Raises:
+        UserError: wrong arguments; or, after all readable images, some images could not be read.
+    """
     _check_args(args)
     if video.is_video_request(args):
         video.run_video(args)
@@ -47,24 +56,24 @@ def run(args: argparse.Namespace, name: str) -> None:
     if args.show:
         _check_sheet_path(args.show, paths)
     classifier = _build_classifier(args)
-    rows = PredictionWriter(paths, classifier.classnames, args)
-    sheet, done = [], 0
+    writer = PredictionWriter(paths, classifier.classnames, args)
+    sheet, num_classified = [], 0
     try:
         results = _classify_images(classifier, paths, args.batch_size, bool(args.show))
-        for path, (probabilities, picture) in iterate_successes(results, len(paths)):
-            predictions = rows.write(path, probabilities.tolist())
-            done += 1
-            if picture and len(sheet) < MAX_IMAGES:
-                sheet.append((path, picture, predictions))
-    finally:  # of those that were done, if it was stopped
+        for path, (probabilities, thumbnail) in iterate_successes(results, len(paths)):
+            predictions = writer.write(path, probabilities.tolist())
+            num_classified += 1
+            if thumbnail and len(sheet) < MAX_IMAGES:
+                sheet.append((path, thumbnail, predictions))
+    finally:  # after Ctrl-C, the sheet shows the images classified so far
         if sheet:
             write_contact_sheet(args.show, sheet)
-            which = "" if len(sheet) == done else f", the first of {done:,}"
-            print(f"{args.show} written: {len(sheet):,} pictures{which}", file=sys.stderr)
+            limit = "" if len(sheet) == num_classified else f", the first of {num_classified:,}"
+            print(f"{args.show} written: {len(sheet):,} images{limit}", file=sys.stderr)
 
 
 def _check_args(args: argparse.Namespace) -> None:
-    """Raise :class:`UserError` for arguments that do not make sense, before anything is loaded."""
+    """Raise :class:`UserError` for wrong arguments, before a model is loaded."""
     check_at_least(args.top_k, 1, "--top-k")
     check_at_least(args.batch_size, 1, "--batch-size")
     check_texts_are_not_images(args.classes, "--classes", args.images)
@@ -74,26 +83,28 @@ def _check_args(args: argparse.Namespace) -> None:
     if args.model_dir is not None:
         for option in ("template", "ensemble", "backbone"):
             if getattr(args, option) is not None:
-                raise UserError(f"--{option} does not go with --model-dir: it is a setting of the run")
+                raise UserError(f"--{option} does not go with --model-dir: the run's config sets it")
     elif args.load_epoch is not None:
         raise UserError("--load-epoch is for --model-dir, the folder of a run")
     elif not args.classes:
-        raise UserError('no classes: name them, --classes cup "red envelope" cat, or give a run, --model-dir RUN')
+        raise UserError('no classes: name them, --classes cup "red envelope" cat, or name a run, --model-dir RUN')
     if len(args.classes) == 1:
-        only = args.classes[0]
-        raise UserError(f'one class alone is certain; a question of yes or no is --classes "{only}" "not {only}"')
-    if twice := sorted({name for name in args.classes if args.classes.count(name) > 1}):
-        raise UserError(f'the class "{twice[0]}" is named twice')
+        name = args.classes[0]
+        raise UserError(f'one class alone has probability 1: add another, such as --classes "{name}" "not {name}"')
+    if duplicates := sorted({name for name in args.classes if args.classes.count(name) > 1}):
+        raise UserError(f'the class "{duplicates[0]}" is named twice')
 
 
 def _check_sheet_path(sheet: str, paths: list[str]) -> None:
+    """Raise :class:`UserError` unless ``sheet`` ends in .png and is none of the images at ``paths``."""
     if Path(sheet).suffix.lower() != ".png":
-        raise UserError(f"--show writes a PNG, so give it a name that ends in .png, not {sheet}")
+        raise UserError(f"--show {sheet} is not the name of a PNG: let it end in .png")
     if Path(sheet).resolve() in {Path(path).resolve() for path in paths}:
         raise UserError(f"--show {sheet} would overwrite one of the images")
 
 
-def _build_classifier(args: argparse.Namespace):
+def _build_classifier(args: argparse.Namespace) -> Classifier:
+    """Return the classifier that the arguments describe: the model of a run, or zero-shot CLIP."""
     from . import classifier
 
     if args.model_dir is not None:
@@ -104,21 +115,28 @@ def _build_classifier(args: argparse.Namespace):
     return classifier.build_zero_shot(args.classes, templates, args.backbone or DEFAULT_BACKBONE, args.weights)
 
 
-def _classify_images(classifier, paths: list[str], batch_size: int, show: bool) -> Iterator[tuple]:
-    """Yield each image's path, and its probabilities (classes,) with a thumbnail or None, or its error."""
+def _classify_images(
+    classifier: Classifier, paths: list[str], batch_size: int, with_thumbnails: bool
+) -> Iterator[tuple]:
+    """Yield (path, result) for each image, in order.
+
+    A result is (probabilities (classes,), thumbnail or None), or the :class:`UserError` of an unreadable image. The
+    first ``MAX_IMAGES`` images get thumbnails if ``with_thumbnails``.
+    """
     import torch
 
     def read(path: str) -> tuple:
+        """Return the preprocessed image (3, height, width) and its thumbnail or None."""
         picture = read_image(path)
         pixels = classifier.preprocess(picture)
-        if path in shown:
+        if path in sheet_paths:
             picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-        return pixels, picture if path in shown else None
+        return pixels, picture if path in sheet_paths else None
 
-    shown = set(paths[:MAX_IMAGES]) if show else ()
+    sheet_paths = set(paths[:MAX_IMAGES]) if with_thumbnails else ()
     images = prefetch(paths, read)
-    while block := list(islice(images, batch_size)):
-        read_well = [result[0] for _, result in block if not isinstance(result, UserError)]
-        probabilities = iter(classifier.probabilities(torch.stack(read_well)) if read_well else ())
-        for path, result in block:
+    while batch := list(islice(images, batch_size)):
+        readable = [result[0] for _, result in batch if not isinstance(result, UserError)]
+        probabilities = iter(classifier.predict_probabilities(torch.stack(readable)) if readable else ())
+        for path, result in batch:
             yield path, result if isinstance(result, UserError) else (next(probabilities), result[1])

@@ -1,4 +1,4 @@
-"""What a run learned, as files for use elsewhere; each is compared with the run before it gets its name."""
+"""Export of a run's trained model to files for other programs. Each file is compared with the run before it is kept."""
 
 from __future__ import annotations
 
@@ -32,83 +32,97 @@ from .trained_run import load_classnames, load_run_cfg, load_trainer
 
 WEIGHTS_NAME, ONNX_NAME = "class_weights", "classifier.onnx"
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+# Texts whose features are compared: of several lengths, and none of them special to a data set.
 SAMPLE_TEXTS = ("a photo of a cat.", "3", "an old map of the world", "two dogs that play on a beach in the evening")
-PLACEHOLDER_CLASSES = ("image", "picture")  # a run on captions has no classes; nothing of its CLIP depends on them
-# Shares of the largest number. Fp32 rounds sums to some 1e-6. Weights in half precision change features by 2e-4
-# (measured: a fine-tuned tiny) to 7e-4 (random ViT-B/32, RN50); one that is too large for it becomes infinite.
+PLACEHOLDER_CLASSES = ("image", "picture")  # class names for a run on captions; its CLIP does not depend on them
+# Largest tolerated differences, as shares of the largest expected value. Fp32 rounds sums to about 1e-6. Half-precision
+# weights change features by 2e-4 (measured: a fine-tuned tiny) to 7e-4 (random ViT-B/32, RN50), or to infinity where a
+# weight is beyond the range of half precision.
 EXACT_TOLERANCE, HALF_TOLERANCE = 1e-4, 1e-2
 
 
-def check_close(found: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str) -> str:
-    """Return the largest difference in words; :class:`UserError` where it is more than rounding."""
-    difference, largest = (found - expected).abs().max().item(), expected.abs().max().item()
-    if not difference <= tolerance * largest:  # nor if not a number
+def check_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float, name: str) -> str:
+    """Return a sentence with the largest difference between ``actual`` and ``expected``; ``name`` is their noun.
+
+    Raise :class:`UserError` if it is NaN, or above ``tolerance`` times the largest absolute value in ``expected``.
+    """
+    difference, largest = (actual - expected).abs().max().item(), expected.abs().max().item()
+    if not difference <= tolerance * largest:  # this form also refuses NaN
         raise UserError(
-            f"{what} differ from those of the run by up to {difference:.2g}, of {largest:.3g}; not written, as more "
+            f"{name} differ from those of the run by up to {difference:.2g}, of {largest:.3g}; not written, as more "
             f"than {tolerance:g} of the largest is not rounding"
         )
-    return f"largest difference of {what} {difference:.1e}, of {largest:.3g}"
+    return f"largest difference of {name} {difference:.1e}, of {largest:.3g}"
 
 
 def random_images(size: int) -> torch.Tensor:
+    """Return four images of normal noise (4, 3, size, size), the same in every call."""
     return torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
 class ImageClassifier(nn.Module):
-    """Images (n, 3, size, size) -> logits, probabilities (n, classes)."""
+    """An image encoder with a linear layer over its normalized features, as exported to ONNX."""
 
     def __init__(self, visual: nn.Module, weight: torch.Tensor, bias: torch.Tensor):
+        """Store the image encoder ``visual``, ``weight`` (classes, embed_dim) and ``bias`` (classes,)."""
         super().__init__()
         self.visual = visual
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return logits and probabilities, both (n, classes), of preprocessed images (n, 3, size, size)."""
         logits = normalize(self.visual(images)) @ self.weight.t() + self.bias
         return logits, logits.softmax(-1)
 
 
-def export_classifier(run: Path, out: Path, epoch: int | None, classes: Sequence[str]) -> None:
-    """Write the class weights of a run, and its image classifier as ONNX, to the folder ``out``.
+def export_classifier(run_folder: Path, out_folder: Path, epoch: int | None, classnames: Sequence[str]) -> None:
+    """Write a run's class weights as safetensors and npz, and its image classifier as ONNX, to ``out_folder``.
+
+    ``epoch`` and ``classnames`` are those of :func:`inference.trained_run.load_trainer`.
 
     Raises:
-        UserError: as :func:`inference.trained_run.load_trainer`; the method has no class weights; or, once the others are
-            written, the packages for ONNX are not there.
+        UserError: as ``load_trainer``; the method's logits are not linear in image features; or, after the class
+            weights are written, a package for ONNX is missing.
     """
-    trainer = load_trainer(run, classes, epoch, cuda=False)
+    trainer = load_trainer(run_folder, classnames, epoch, cuda=False)
     description = _build_metadata(trainer)
     if not hasattr(trainer, "linear_head"):
         raise UserError(f"{trainer.cfg.TRAINER.NAME} has no class weights: its logits are not linear in image features")
     weight, bias = (tensor.detach().float().contiguous() for tensor in trainer.linear_head())
     frozen = get_frozen_image_encoder(trainer)
-    visual = frozen or trainer.model.clip.visual  # a method that trains the encoder takes images
+    visual = frozen or trainer.model.clip.visual  # a method that trains the image encoder takes images
     module = ImageClassifier(visual, weight, bias).eval()
     images = random_images(description["size"])
     with torch.no_grad():
         expected = trainer.model_inference(frozen(images) if frozen else images).float()
-        told = check_close(module(images)[0], expected, EXACT_TOLERANCE, "logits by the class weights")
-    mkdir_if_missing(out)
-    (out / ONNX_NAME).unlink(missing_ok=True)  # an older one would not belong to these weights
+        difference = check_close(module(images)[0], expected, EXACT_TOLERANCE, "logits by the class weights")
+    mkdir_if_missing(out_folder)
+    onnx_path = out_folder / ONNX_NAME
+    onnx_path.unlink(missing_ok=True)  # the file of an earlier export would not belong to the new weights
     metadata = {key: json.dumps(value, ensure_ascii=False) for key, value in description.items()}
-    with atomic_write(out / f"{WEIGHTS_NAME}.safetensors", "wb") as file:
+    with atomic_write(out_folder / f"{WEIGHTS_NAME}.safetensors", "wb") as file:
         file.write(save({"weight": weight, "bias": bias}, metadata))
-    with atomic_write(out / f"{WEIGHTS_NAME}.npz", "wb") as file:  # text as arrays of characters: no pickles
+    with atomic_write(out_folder / f"{WEIGHTS_NAME}.npz", "wb") as file:  # text as arrays of characters: no pickles
         names = np.array(description["classnames"])
         np.savez(file, weight=weight, bias=bias, classnames=names, metadata=json.dumps(description))
     for suffix in ("safetensors", "npz"):
-        _print_written(out / f"{WEIGHTS_NAME}.{suffix}", told)
+        _print_written(out_folder / f"{WEIGHTS_NAME}.{suffix}", difference)
     if missing := [name for name in ONNX_PACKAGES if find_spec(name) is None]:
-        raise UserError(f"{out / ONNX_NAME} is not written: it needs pip install {' '.join(missing)}")
-    _print_written(out / ONNX_NAME, _write_onnx(out, module, images, expected, metadata))
+        raise UserError(f"{onnx_path} is not written: it needs pip install {' '.join(missing)}")
+    _print_written(onnx_path, _write_onnx(onnx_path, module, images, expected, metadata))
 
 
 def _build_metadata(trainer) -> dict:
-    """Return what goes with the weights: class names, CLIP, preprocessing."""
+    """Return the metadata of exported class weights: class names, CLIP, and image preprocessing.
+
+    Raise :class:`UserError` for instance normalization, which a mean and a standard deviation cannot describe.
+    """
     node = trainer.cfg.INPUT
     if "instance_norm" in node.TRANSFORMS:
-        raise UserError("INPUT.TRANSFORMS of the run has instance_norm, which no mean and standard deviation tell")
-    normalized, weights = "normalize" in node.TRANSFORMS, trainer.provenance["weights"]
-    clip = getattr(getattr(trainer, "model", None), "clip", trainer.backbone.clip)  # the former was fine-tuned
+        raise UserError("INPUT.TRANSFORMS of the run has instance_norm: no mean and standard deviation describe it")
+    has_normalize, weights = "normalize" in node.TRANSFORMS, trainer.provenance["weights"]
+    clip = getattr(getattr(trainer, "model", None), "clip", trainer.backbone.clip)  # the fine-tuned CLIP, if any
     return {
         "trainer": trainer.cfg.TRAINER.NAME,
         "classnames": list(trainer.dm.dataset.classnames),
@@ -118,80 +132,86 @@ def _build_metadata(trainer) -> dict:
         "size": node.SIZE[0],
         "interpolation": node.INTERPOLATION,
         "resize": node.RESIZE,
-        "mean": list(node.PIXEL_MEAN) if normalized else [0.0] * 3,
-        "std": list(node.PIXEL_STD) if normalized else [1.0] * 3,
+        "mean": list(node.PIXEL_MEAN) if has_normalize else [0.0] * 3,
+        "std": list(node.PIXEL_STD) if has_normalize else [1.0] * 3,
     }
 
 
-def _write_onnx(out: Path, module: nn.Module, images: torch.Tensor, expected: torch.Tensor, metadata: dict) -> str:
-    """Export, compare several images and one alone by ONNX Runtime, and only then give the file its name."""
+def _write_onnx(path: Path, module: nn.Module, images: torch.Tensor, expected: torch.Tensor, metadata: dict) -> str:
+    """Write ``module`` as an ONNX file with ``metadata``; return a sentence with the largest difference of its logits.
+
+    Raise :class:`UserError`, and leave no file, if ONNX Runtime gives other logits than ``expected`` (n, classes), or
+    other probabilities, for ``images`` (n, 3, size, size), or other logits for the first image alone.
+    """
     names = {"input_names": ["images"], "output_names": ["logits", "probabilities"]}
-    # The exporter tells its steps, what it could not simplify, and what of PyTorch itself is deprecated.
+    # The exporter logs its steps, missed simplifications and PyTorch's deprecations: nothing that a user can act on.
     for name in ("onnxscript", "onnx_ir", "torch.onnx"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(module, (images,), dynamo=True, dynamic_shapes=({0: "batch"},), **names)
     program.model.metadata_props.update(metadata)
-    with tempfile.TemporaryDirectory(dir=out, prefix=f".{ONNX_NAME}.") as temporary:
-        path = Path(temporary, ONNX_NAME)
-        program.save(path, external_data=False)
-        session = import_module("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{ONNX_NAME}.") as temporary:
+        temporary_path = Path(temporary, ONNX_NAME)
+        program.save(temporary_path, external_data=False)
+        session = import_module("onnxruntime").InferenceSession(temporary_path, providers=["CPUExecutionProvider"])
         logits, probabilities = map(torch.from_numpy, session.run(None, {"images": images.numpy()}))
-        alone = torch.from_numpy(session.run(["logits"], {"images": images[:1].numpy()})[0])
-        check_close(alone, expected[:1], EXACT_TOLERANCE, f"logits of {ONNX_NAME} for one image")
+        single = torch.from_numpy(session.run(["logits"], {"images": images[:1].numpy()})[0])
+        check_close(single, expected[:1], EXACT_TOLERANCE, f"logits of {ONNX_NAME} for one image")
         check_close(probabilities, expected.softmax(-1), EXACT_TOLERANCE, f"probabilities of {ONNX_NAME}")
-        told = check_close(logits, expected, EXACT_TOLERANCE, f"logits of {ONNX_NAME}")
-        os.replace(path, out / ONNX_NAME)
-    return told
+        difference = check_close(logits, expected, EXACT_TOLERANCE, f"logits of {ONNX_NAME}")
+        os.replace(temporary_path, path)
+    return difference
 
 
-def _print_written(path: Path, told: str) -> None:
-    print(f"{path} written: {path.stat().st_size:,} bytes, {told}")
+def _print_written(path: Path, difference: str) -> None:
+    """Print that the file at ``path`` is written, its size, and the sentence ``difference``."""
+    print(f"{path} written: {path.stat().st_size:,} bytes, {difference}")
 
 
-def export_clip(run: Path, out: Path, epoch: int | None) -> None:
-    """Write the CLIP of a run of CLIPFineTune as safetensors; if anything is wrong, what was there stays.
+def export_clip(run_folder: Path, out_path: Path, epoch: int | None) -> None:
+    """Write the CLIP of a CLIPFineTune run to ``out_path`` as safetensors; after an error, an older file there stays.
+
+    ``epoch`` is that of :func:`inference.trained_run.load_trainer`.
 
     Raises:
-        UserError: as :func:`inference.trained_run.load_trainer`; the run is of another method, or its CLIP not of OpenAI's kind;
-            the file, loaded as runs load it, gives other features.
+        UserError: as ``load_trainer``; the run is of another method; its CLIP is not of OpenAI's architectures; or the
+            file's features differ from the run's.
     """
-    if out.suffix != ".safetensors":
-        raise UserError(f"--out {out}: the name must end in .safetensors, by which the file is known when it is loaded")
-    cfg = load_run_cfg(run)
+    if out_path.suffix != ".safetensors":
+        raise UserError(f"--out {out_path} has an unknown suffix: the name must end in .safetensors to be loadable")
+    cfg = load_run_cfg(run_folder)
     if cfg.TRAINER.NAME != "CLIPFineTune":
-        raise UserError(f"{run}: {cfg.TRAINER.NAME} did not change CLIP: its backbone is what MODEL.BACKBONE names")
-    clip = load_trainer(run, load_classnames(run) or PLACEHOLDER_CLASSES, epoch, cuda=False).model.clip
+        raise UserError(f"{run_folder}: {cfg.TRAINER.NAME} did not change CLIP: use the run's MODEL.BACKBONE instead")
+    clip = load_trainer(run_folder, load_classnames(run_folder) or PLACEHOLDER_CLASSES, epoch, cuda=False).model.clip
     if type(clip) is not CLIP:
         name = cfg.MODEL.BACKBONE.NAME
         raise UserError(f"{name} is not of OpenAI's architectures; only theirs, and tiny, can be exported")
     expected = _sample_features(clip)
     for module in [module for module in clip.modules() if is_parametrized(module)]:
-        for name in list(module.parametrizations):  # low-rank updates become part of the weights
+        for name in list(module.parametrizations):  # low-rank updates (LoRA) become part of the weights
             remove_parametrizations(module, name, leave_parametrized=True)
     content = save({name: value.contiguous() for name, value in clip.state_dict().items()})
-    mkdir_if_missing(out.parent)
+    mkdir_if_missing(out_path.parent)
     try:
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
-            path = Path(temporary, out.name)
+        with tempfile.TemporaryDirectory(dir=out_path.parent, prefix=f".{out_path.name}.") as temporary:
+            path = Path(temporary, out_path.name)
             path.write_bytes(content)
             loaded, weights = load_clip("", str(path))
-            rounded = check_close(
-                _sample_features(loaded), expected, HALF_TOLERANCE, "features as loaded, in half precision"
-            )
+            features = _sample_features(loaded)
+            rounded = check_close(features, expected, HALF_TOLERANCE, "features as loaded, in half precision")
             loaded.load_state_dict(weights)
             exact = check_close(_sample_features(loaded), expected, EXACT_TOLERANCE, "features as in the file")
-            os.replace(path, out)
+            os.replace(path, out_path)
     except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
-    print(f"{out} written: {len(content):,} bytes, fingerprint of its weights {fingerprint(weights)}")
+        raise UserError(f"cannot write {out_path}: {error.strerror or error}") from error
+    print(f"{out_path} written: {len(content):,} bytes, fingerprint of its weights {fingerprint(weights)}")
     print(f"{exact}\n{rounded}")
 
 
 @torch.no_grad()
 def _sample_features(clip: nn.Module) -> torch.Tensor:
-    """Return features (n, embed_dim) of random images and of some texts, of length 1."""
+    """Return normalized features (n, embed_dim) of random images and of ``SAMPLE_TEXTS``."""
     encoder = build_text_encoder(clip)
     images = clip.visual(random_images(clip.visual.input_resolution))
     return normalize(torch.cat([images, encoder.encode(encoder.tokenize(list(SAMPLE_TEXTS)))]))

@@ -1,4 +1,4 @@
-"""The images that a command line names."""
+"""Finding and reading the images that a command line names."""
 
 from __future__ import annotations
 
@@ -11,91 +11,102 @@ from pathlib import Path
 
 from dassl.utils import UserError, read_image
 
-IMAGE_EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}  # looked for in folders
-NUM_THREADS = min(8, os.cpu_count() or 1)  # that read images while others are computed
-PREFETCH_IMAGES = 32  # images read before they are asked for
+IMAGE_EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}  # which Pillow reads
+NUM_THREADS = min(8, os.cpu_count() or 1)  # reading threads; eight keep a model on a GPU busy
+PREFETCH_IMAGES = 32  # images read ahead: one batch of the default size
 
 
 def find_images(arguments: Sequence[str]) -> list[str]:
-    """Return paths of images: what :func:`find_paths` finds, and of folders the images in them and below, sorted.
+    """Return the image paths that ``arguments`` name; a folder stands for all images in it and below it, sorted.
 
     Raises:
-        UserError: nothing is given, or one of the arguments leads to no image; it is named.
+        UserError: there are no arguments, or an argument matches no image.
     """
     if not arguments:
-        raise UserError("no images: give files, folders, glob patterns, or - for paths on standard input")
+        raise UserError("no images: name files, folders, glob patterns, or - for paths on standard input")
     return [path for entry in find_paths(arguments, "image") for path in _list_images(entry)]
 
 
-def find_paths(arguments: Sequence[str], what: str) -> list[str]:
-    """Return paths as they are given, those that glob patterns match, sorted, and for ``-`` those on standard input.
+def find_paths(arguments: Sequence[str], kind: str) -> list[str]:
+    """Return the existing paths that ``arguments`` name, in their order.
+
+    A glob pattern stands for its matches, sorted; ``-`` for the paths on standard input, one a line. ``kind`` is the
+    noun for a path in messages, such as "image".
 
     Raises:
-        UserError: one of the arguments leads to nothing; ``what`` is looked for.
+        UserError: an argument matches nothing, or standard input has no path.
     """
-    found = []
+    paths = []
     for argument in arguments:
         if argument == "-":
-            found += [line.strip() for line in sys.stdin if line.strip()]
+            paths += [line.strip() for line in sys.stdin if line.strip()]
         elif matches := [argument] if os.path.exists(argument) else sorted(glob.glob(argument, recursive=True)):
-            found += matches
+            paths += matches
         else:
-            raise UserError(f"{what} not found: {argument}")
-    if not found:
-        raise UserError(f"no {what}s: there was no path on standard input")
-    return found
+            raise UserError(f"{kind} not found: {argument}")
+    if not paths:
+        raise UserError(f"no {kind}s: there was no path on standard input")
+    return paths
 
 
 def _list_images(path: str) -> list[str]:
+    """Return the images in and below the folder ``path``, sorted; ``[path]`` if it is not a folder."""
     if not os.path.isdir(path):
         return [path]
-    found = sorted(str(file) for file in Path(path).rglob("*") if is_image(file))
-    if not found:
+    images = sorted(str(file) for file in Path(path).rglob("*") if is_image(file))
+    if not images:
         raise UserError(f"no image in the folder {path} (looked for {', '.join(sorted(IMAGE_EXTENSIONS))})")
-    return found
+    return images
 
 
 def is_image(path: Path) -> bool:
-    """Tell whether there is a file of that name that looks like an image; hidden ones do not."""
+    """Return whether ``path`` is an existing file with an image's extension that is not hidden (no dot in front)."""
     return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".") and path.is_file()
 
 
-def check_texts_are_not_images(words: Sequence[str], option: str, images: Sequence[str]) -> None:
-    """Raise :class:`UserError` if one of the option's words is an image, so was meant to be one of the ``images``."""
-    for word in words:
-        if is_image(Path(word)) or (not images and os.path.exists(word)):
-            why = f"{option} takes all words up to the next option"
-            raise UserError(f'"{word}" is among the texts: {why}. Put the images before it, or -- between')
+def check_texts_are_not_images(texts: Sequence[str], option: str, images: Sequence[str]) -> None:
+    """Raise :class:`UserError` if one of the ``texts`` after ``option`` is an image, which belongs to ``images``.
+
+    Without ``images`` (the image arguments of the command line), any existing path among the texts is an error.
+    """
+    for text in texts:
+        if is_image(Path(text)) or (not images and os.path.exists(text)):
+            reason = f"{option} takes all words up to the next option"
+            raise UserError(f'"{text}" is among the texts: {reason}. Put the images before it, or -- between')
 
 
-def read_each(paths: Sequence[str], read: Callable = read_image, what: str = "image") -> Iterator[tuple]:
-    """Yield each path with what ``read`` makes of it, one at a time (see :func:`iterate_successes`)."""
-    return iterate_successes(((path, _try_read(read, path)) for path in paths), len(paths), what)
+def read_each(paths: Sequence[str], read: Callable = read_image, kind: str = "image") -> Iterator[tuple]:
+    """Read the paths one by one; yield (path, ``read(path)``), with errors as in :func:`iterate_successes`."""
+    return iterate_successes(((path, _try_read(read, path)) for path in paths), len(paths), kind)
 
 
-def iterate_successes(results: Iterable[tuple], count: int, what: str = "image") -> Iterator[tuple]:
-    """Yield those of the ``count`` pairs of path and result that are no errors, with a progress bar for several.
+def iterate_successes(results: Iterable[tuple], count: int, kind: str = "image") -> Iterator[tuple]:
+    """Yield the (path, result) pairs whose result is not a :class:`UserError`, with a progress bar for several.
+
+    Errors among several pairs are printed to standard error where they occur. ``count`` is the number of pairs,
+    ``kind`` the noun for a path in messages.
 
     Raises:
-        UserError: there were errors: each is printed when its turn comes, and this one comes when all others are done.
+        UserError: the error of the only pair; or, after the last of several pairs, the number of errors.
     """
     from tqdm import tqdm
 
-    failed = 0
-    hidden = True if sys.stdout.isatty() or count == 1 else None  # there, the results themselves show the progress
-    for path, result in tqdm(results, total=count, disable=hidden, leave=False, unit=what):
+    num_errors = 0
+    is_hidden = True if sys.stdout.isatty() or count == 1 else None  # on a terminal, the results show the progress
+    for path, result in tqdm(results, total=count, disable=is_hidden, leave=False, unit=kind):
         if not isinstance(result, UserError):
             yield path, result
         elif count == 1:
             raise result
         else:
             tqdm.write(f"error: {result}", file=sys.stderr)
-            failed += 1
-    if failed:
-        raise UserError(f"{failed:,} of {count:,} {what}s could not be read; they are named above")
+            num_errors += 1
+    if num_errors:
+        raise UserError(f"{num_errors:,} of {count:,} {kind}s could not be read; they are named above")
 
 
 def _try_read(read: Callable, path: str):
+    """Return ``read(path)``, or the :class:`UserError` that it raises."""
     try:
         return read(path)
     except UserError as error:
@@ -103,9 +114,9 @@ def _try_read(read: Callable, path: str):
 
 
 def prefetch(paths: Iterable[str], read: Callable) -> Iterator[tuple]:
-    """Yield each path, in order, with what ``read`` makes of it, or its :class:`UserError`; threads read a few ahead.
+    """Yield (path, result) in order; threads read up to ``PREFETCH_IMAGES`` paths ahead.
 
-    So any number of images takes the memory of a few.
+    A result is ``read(path)``, or the :class:`UserError` that it raises. Memory does not grow with the number of paths.
     """
     from concurrent.futures import ThreadPoolExecutor
 
@@ -118,5 +129,5 @@ def prefetch(paths: Iterable[str], read: Callable) -> Iterator[tuple]:
                 result = future.result()
                 waiting += islice(jobs, 1)
                 yield path, result
-        finally:  # Ctrl-C, or nobody asks for more
+        finally:  # after Ctrl-C, or when the caller stops iterating
             pool.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""The words of CLIP's vocabulary that are nearest to learned context tokens."""
+"""The words of CLIP's vocabulary nearest to learned context tokens."""
 
 from __future__ import annotations
 
@@ -12,50 +12,51 @@ from vlm.clip.load import load_cached_clip
 from vlm.text.encoder import build_text_encoder
 from vlm.text.nearest_words import find_nearest_words
 
-from .trained_run import CONFIG, load_classnames, load_run_cfg
+from .trained_run import CONFIG_FILE, load_classnames, load_run_cfg
 
-MODEL_NAME, CONTEXT_KEY = "prompt_learner", "ctx"  # the folder of a run, and the name in the checkpoint
+MODEL_NAME, CONTEXT_KEY = "prompt_learner", "ctx"  # CoOp's registered model, and its key in the state dict
 
 
 def interpret_context(source: Path, epoch: int | None, backbone: str, weights: str, k: int) -> None:
-    """Print a table of the ``k`` nearest words of each token; of class-specific contexts, a table a class.
+    """Print a table of the ``k`` nearest words of each context token; for class-specific contexts, one for each class.
 
     Args:
-        source: the folder of a run, or a checkpoint.
-        backbone: whose words; by default that of the run.
+        source: folder of a run, or path of a checkpoint.
+        epoch: epoch of the run's checkpoint; None for the best on validation images, else the newest.
+        backbone: name of the CLIP that holds the words, or "" for the run's.
+        weights: path of a CLIP weights file that replaces the backbone's weights, or "".
 
     Raises:
-        UserError: there is no run, no checkpoint, no context in it; or the CLIP is not known, or of another width.
+        UserError: there is no run or checkpoint; it has no context; its CLIP is unknown, or has another width.
     """
     if source.is_dir():
-        load_run_cfg(source)  # says what is wrong with a folder that is no run
-        checkpoint, run = find_checkpoint(source / MODEL_NAME, epoch), source
+        load_run_cfg(source)  # raises an error that explains a folder without a run
+        checkpoint, run_folder = find_checkpoint(source / MODEL_NAME, epoch), source
     elif epoch is not None:
         raise UserError(f"--load-epoch is for the folder of a run; {source} is one checkpoint")
     else:
-        checkpoint, run = source, source.resolve().parent.parent
+        checkpoint, run_folder = source, source.resolve().parent.parent
     state_dict = {key.removeprefix("module."): v for key, v in load_checkpoint(checkpoint)["state_dict"].items()}
     context = state_dict.get(CONTEXT_KEY)
     if context is None or context.dim() not in (2, 3):
-        raise UserError(
-            f'{checkpoint} has no learned context "{CONTEXT_KEY}"; it has {", ".join(state_dict) or "nothing"}'
-        )
-    if not backbone and (run / CONFIG).is_file():
-        node = load_run_cfg(run).MODEL.BACKBONE
+        keys = ", ".join(state_dict) or "nothing"
+        raise UserError(f'{checkpoint} has no learned context "{CONTEXT_KEY}"; it has {keys}')
+    if not backbone and (run_folder / CONFIG_FILE).is_file():
+        node = load_run_cfg(run_folder).MODEL.BACKBONE
         backbone, weights = node.NAME, weights or node.WEIGHTS
     if not backbone and not weights:
-        raise UserError(f"whose words? {run} has no {CONFIG}: name the CLIP, --backbone RN50")
+        raise UserError(f"no CLIP is named, and {run_folder} has no {CONFIG_FILE}: name the CLIP with --backbone")
     encoder, name = build_text_encoder(load_cached_clip(backbone, weights, "fp32", "cpu")[0]), weights or backbone
     if context.shape[-1] != (width := encoder.token_embedding.weight.shape[1]):
         raise UserError(
-            f"{checkpoint} has vectors of {context.shape[-1]} numbers, the words of {name} have {width}; "
-            "it was learned with another CLIP. --backbone and --weights name it"
+            f"{checkpoint} has vectors of {context.shape[-1]} numbers, the words of {name} have {width}: "
+            "it was learned with another CLIP; name that with --backbone and --weights"
         )
     print(f"{checkpoint}: {context.shape[-2]} context tokens; the words are those of {name}")
-    names, several = load_classnames(run), context.dim() == 3
-    for number, own in enumerate(context.float() if several else [context.float()]):
-        if several:
-            print(f"\n{names[number] if len(names) == len(context) else f'class {number}'}")
-        words = find_nearest_words(own, encoder, k)
+    classnames, is_class_specific = load_classnames(run_folder), context.dim() == 3
+    for label, vectors in enumerate(context.float() if is_class_specific else [context.float()]):
+        if is_class_specific:
+            print(f"\n{classnames[label] if len(classnames) == len(context) else f'class {label}'}")
+        words = find_nearest_words(vectors, encoder, k)
         rows = [[n, ", ".join(f"{word} ({distance:.4f})" for word, distance in row)] for n, row in enumerate(words, 1)]
         print(tabulate(rows, ["token", "nearest words (distance)"], disable_numparse=True, colalign=["right", "left"]))

@@ -1,9 +1,9 @@
-"""Whether texts describe each image: BLIP, or BLIP-2 by the model's name.
+"""The probability that a text describes an image, for each text and image, by BLIP or BLIP-2 (the --model decides).
 
     python predict.py match IMAGE… --text "two cats" "a dog" [--model Salesforce/blip2-itm-vit-g]
 
-"match" is the probability that the text belongs to the image, of each text on its own; "cosine" is the similarity of
-their features.
+"match" is the probability that the text belongs to the image; each text is scored by itself. "cosine" is the cosine
+similarity of the text's and the image's features.
 """
 
 from __future__ import annotations
@@ -20,41 +20,44 @@ from .transformers_models import add_model_argument, batch_texts, check_texts, f
 if TYPE_CHECKING:
     from PIL import Image
 
-DEFAULT_MODEL = "Salesforce/blip-itm-base-coco"
+DEFAULT_MODEL = "Salesforce/blip-itm-base-coco"  # BLIP's base size: a laptop without a GPU can run it
+# Hugging Face model_type -> class in transformers
 MODEL_CLASSES = {"blip": "BlipForImageTextRetrieval", "blip-2": "Blip2ForImageTextRetrieval"}
-# A model's kind -> the option that asks for matches in place of cosines, and the output that has either.
+# Hugging Face model_type -> argument of forward (True: match logits, False: cosines), and key of that output
 MATCHING_HEADS = {"blip": ("use_itm_head", "itm_score"), "blip-2": ("use_image_text_matching_head", "logits_per_image")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``match`` to ``parser``."""
     parser.add_argument("--text", nargs="+", required=True, metavar="TEXT", help='"two cats" "a dog on a sofa"')
     add_model_argument(parser, DEFAULT_MODEL)
 
 
 def run(args: argparse.Namespace, name: str) -> None:
+    """Print match and cosine of all texts for each image; ``name`` is the command's, for messages."""
     check_texts_are_not_images(args.text, "--text", args.images)
     paths = find_images(args.images)
     model, processor = load_model(args.model, MODEL_CLASSES, name)
     check_texts(args.text, "--text", model, processor)
     for path, picture in read_each(paths):
-        found = score_texts(model, processor, picture, args.text)
-        matches = [{"text": text, "match": match, "cosine": cosine} for text, match, cosine in found]
-        rows = [(text, f"{match:.2%}", f"{cosine:.4f}") for text, match, cosine in found]
-        text = format_table(rows, ("text", "match", "cosine"), path, len(paths) == 1)
-        write_result({"image": path, "matches": matches}, text, args.json)
+        scores = score_texts(model, processor, picture, args.text)
+        matches = [{"text": text, "match": match, "cosine": cosine} for text, match, cosine in scores]
+        rows = [(text, f"{match:.2%}", f"{cosine:.4f}") for text, match, cosine in scores]
+        table = format_table(rows, ("text", "match", "cosine"), path, len(paths) == 1)
+        write_result({"image": path, "matches": matches}, table, args.json)
 
 
 def score_texts(model, processor, picture: Image.Image, texts: Sequence[str]) -> list[tuple[str, float, float]]:
-    """Return each text with the probability of its match and its cosine with the picture."""
+    """Return (text, match probability, cosine) for each text and the picture."""
     import torch
 
-    option, output = MATCHING_HEADS[model.config.model_type]
-    found = []
+    head_option, output_key = MATCHING_HEADS[model.config.model_type]
+    scores = []
     with torch.no_grad():
-        for part in batch_texts(texts):
-            inputs = prepare_inputs(model, processor, picture, part)
-            cosines = model(**inputs, **{option: False})[output][0]
-            inputs["pixel_values"] = inputs["pixel_values"].expand(len(part), -1, -1, -1)
-            matches = model(**inputs, **{option: True})[output].softmax(-1)[:, 1]
-            found += zip(part, matches.tolist(), cosines.tolist(), strict=True)
-    return found
+        for batch in batch_texts(texts):
+            inputs = prepare_inputs(model, processor, picture, batch)
+            cosines = model(**inputs, **{head_option: False})[output_key][0]
+            inputs["pixel_values"] = inputs["pixel_values"].expand(len(batch), -1, -1, -1)
+            matches = model(**inputs, **{head_option: True})[output_key].softmax(-1)[:, 1]
+            scores += zip(batch, matches.tolist(), cosines.tolist(), strict=True)
+    return scores

@@ -1,4 +1,4 @@
-"""How results are written: for people, or as JSON lines for programs."""
+"""Writing results: tables for people, or JSON lines for programs."""
 
 from __future__ import annotations
 
@@ -7,41 +7,49 @@ import json
 import sys
 from collections.abc import Sequence
 
-MAX_PATH_WIDTH, MAX_NAME_WIDTH = 60, 30  # longest that rows are aligned for
+MAX_PATH_WIDTH, MAX_NAME_WIDTH = 60, 30  # columns, in letters: a row with one class fits on a line of 120 letters
 
 
 def write_result(record: dict, text: str, as_json: bool) -> None:
-    """Print ``record``, the result for one image, as a line of JSON, or ``text``, which says the same to people."""
-    everywhere = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"  # letters that not every console has
-    print(json.dumps(record, ensure_ascii=everywhere) if as_json else text, flush=True)
+    """Print the result for one image: ``record`` as a line of JSON if ``as_json``, else ``text``."""
+    is_ascii = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"  # other consoles lack some letters
+    print(json.dumps(record, ensure_ascii=is_ascii) if as_json else text, flush=True)
 
 
 class PredictionWriter:
-    """The most probable classes: for people a table for the only image (or video), a row each for several."""
+    """Writes the most probable classes: a table for a single image (or video), a row each for several."""
 
-    def __init__(self, paths: list[str], classnames: Sequence[str], args: argparse.Namespace, what: str = "image"):
-        self.classnames, self.args, self.what, self.alone = classnames, args, what, len(paths) == 1
-        # The rows are aligned, though they are written as they come.
-        self.path_width = max(min(max(map(len, paths)), MAX_PATH_WIDTH), len(what))
+    def __init__(self, paths: list[str], classnames: Sequence[str], args: argparse.Namespace, kind: str = "image"):
+        """Print the header of the rows if there are several ``paths``, those of all images or videos.
+
+        ``args.top_k`` and ``args.json`` are used; ``kind`` is "image" or "video"; ``classnames`` are in label order.
+        """
+        self.classnames, self.args, self.kind, self.is_single = classnames, args, kind, len(paths) == 1
+        # The widths follow from all paths, since rows are printed one by one.
+        self.path_width = max(min(max(map(len, paths)), MAX_PATH_WIDTH), len(kind))
         self.name_width = max(min(max(map(len, classnames)), MAX_NAME_WIDTH), len("class"))
-        if not self.alone and not args.json:
-            print(self._row(what, "probability", "class", "then" if min(args.top_k, len(classnames)) > 1 else ""))
+        if not self.is_single and not args.json:
+            print(
+                self._format_row(kind, "probability", "class", "then" if min(args.top_k, len(classnames)) > 1 else "")
+            )
 
     def write(self, path: str, probabilities: list[float]) -> list[dict]:
-        """Write the result for one image; return its most probable classes, sorted."""
+        """Print the result for one image or video; return its ``top_k`` predictions, the most probable first."""
         ranked = sorted(zip(self.classnames, probabilities, strict=True), key=lambda pair: -pair[1])
-        predictions = [{"class": name, "probability": share} for name, share in ranked[: self.args.top_k]]
-        write_result({self.what: path, "predictions": predictions}, self._text(path, predictions), self.args.json)
+        predictions = [{"class": name, "probability": value} for name, value in ranked[: self.args.top_k]]
+        write_result({self.kind: path, "predictions": predictions}, self._format(path, predictions), self.args.json)
         return predictions
 
-    def _text(self, path: str, predictions: list[dict]) -> str:
-        shares = [(entry["class"], f"{entry['probability']:.2%}") for entry in predictions]
-        if self.alone:
+    def _format(self, path: str, predictions: list[dict]) -> str:
+        """Return the predictions of one image as a table if it is the only one, else as a row."""
+        percentages = [(entry["class"], f"{entry['probability']:.2%}") for entry in predictions]
+        if self.is_single:
             from tabulate import tabulate
 
-            return tabulate(shares, ["class", "probability"], disable_numparse=True, colalign=["left", "right"])
-        (first, probability), *others = shares
-        return self._row(path, probability, first, ", ".join(f"{name} {share}" for name, share in others))
+            return tabulate(percentages, ["class", "probability"], disable_numparse=True, colalign=["left", "right"])
+        (name, probability), *lower = percentages
+        return self._format_row(path, probability, name, ", ".join(f"{name} {value}" for name, value in lower))
 
-    def _row(self, path: str, probability: str, name: str, others: str) -> str:
-        return f"{path:{self.path_width}}  {probability:>11}  {name:{self.name_width}}  {others}".rstrip()
+    def _format_row(self, path: str, probability: str, name: str, lower: str) -> str:
+        """Return the values as one line of aligned columns; ``lower`` is the text for the less probable classes."""
+        return f"{path:{self.path_width}}  {probability:>11}  {name:{self.name_width}}  {lower}".rstrip()

@@ -1,9 +1,9 @@
-"""Where in an image texts are to be seen: CLIPSeg.
+"""Segmentation of each image by texts, with CLIPSeg.
 
     python predict.py segment IMAGE… --text "a cat" "a remote" [--out FOLDER] [--threshold 0.5]
 
-For each image the folder gets <name>.overlay.png, the picture with what was found in colours, and <name>.masks.npz:
-``masks``, the probabilities (texts, height, width) of its pixels in half precision, and ``texts``.
+Two files are written for each image: <name>.overlay.png shows the image with coloured segments. <name>.masks.npz holds
+``masks``, the probability of each text at each pixel (texts, height, width) in half precision, and ``texts``.
 """
 
 from __future__ import annotations
@@ -25,103 +25,108 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-DEFAULT_MODEL = "CIDAS/clipseg-rd64-refined"
-MODEL_CLASSES = {"clipseg": "CLIPSegForImageSegmentation"}
-COLOURS = ("#e63946", "#2e86de", "#2eae60", "#f4a221", "#8e44ad", "#16bcbc", "#ec70b0")
+DEFAULT_MODEL = "CIDAS/clipseg-rd64-refined"  # the weights that CLIPSeg's authors recommend
+MODEL_CLASSES = {"clipseg": "CLIPSegForImageSegmentation"}  # Hugging Face model_type -> class in transformers
+COLOURS = ("#e63946", "#2e86de", "#2eae60", "#f4a221", "#8e44ad", "#16bcbc", "#ec70b0")  # hues that differ clearly
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``segment`` to ``parser``."""
     add = parser.add_argument
-    add("--text", nargs="+", required=True, metavar="TEXT", help='what to look for: "a cat" "a remote"')
-    add("--out", default="output/segment", metavar="FOLDER", help="where the files go (output/segment)")
-    add("--threshold", type=float, default=0.5, metavar="P", help="probability from which on a pixel counts (0.5)")
+    add("--text", nargs="+", required=True, metavar="TEXT", help='things to segment: "a cat" "a remote"')
+    add("--out", default="output/segment", metavar="FOLDER", help="folder for the files (output/segment)")
+    add("--threshold", type=float, default=0.5, metavar="P", help="least probability of a pixel in a segment (0.5)")
     add_model_argument(parser, DEFAULT_MODEL)
 
 
 def run(args: argparse.Namespace, name: str) -> None:
+    """Write masks and overlay of each image, and print its segments; ``name`` is the command's, for messages."""
     import numpy as np
 
     check_texts_are_not_images(args.text, "--text", args.images)
     if not 0 < args.threshold < 1:
         raise UserError(f"--threshold is {args.threshold}; it must be between 0 and 1")
     paths = find_images(args.images)
-    files = _output_files(paths, Path(args.out))
+    output_paths = _build_output_paths(paths, Path(args.out))
     model, processor = load_model(args.model, MODEL_CLASSES, name)
     check_texts(args.text, "--text", model, processor)
     for path, picture in read_each(paths):
         masks = segment_texts(model, processor, picture, args.text)
-        overlay, arrays = files[path]
-        with atomic_write(arrays, "wb") as file:
+        overlay_path, masks_path = output_paths[path]
+        with atomic_write(masks_path, "wb") as file:
             np.savez_compressed(file, masks=masks.astype(np.float16), texts=np.array(args.text))
-        with atomic_write(overlay, "wb") as file:
+        with atomic_write(overlay_path, "wb") as file:
             draw_overlay(picture, masks, args.text, args.threshold).save(file, format="PNG")
-        found = [
+        segments = [
             {"text": text, "area": float((mask >= args.threshold).mean()), "highest": float(mask.max())}
             for text, mask in zip(args.text, masks, strict=True)
         ]
-        record = {"image": path, "segments": found, "overlay": str(overlay), "masks": str(arrays)}
-        rows = [(entry["text"], f"{entry['area']:.2%}", f"{entry['highest']:.2%}") for entry in found]
-        text = format_table(rows, ("text", "area", "highest probability"), path, alone=False)
-        write_result(record, f"{text}{overlay}\n{arrays}\n", args.json)
+        record = {"image": path, "segments": segments, "overlay": str(overlay_path), "masks": str(masks_path)}
+        rows = [(entry["text"], f"{entry['area']:.2%}", f"{entry['highest']:.2%}") for entry in segments]
+        table = format_table(rows, ("text", "area", "highest probability"), path, is_single=False)
+        write_result(record, f"{table}{overlay_path}\n{masks_path}\n", args.json)
 
 
-def _output_files(paths: Sequence[str], folder: Path) -> dict[str, tuple[Path, Path]]:
-    """Return the two files of each image. Images of one name in several folders get numbers: cat, cat-2, …
+def _build_output_paths(paths: Sequence[str], folder: Path) -> dict[str, tuple[Path, Path]]:
+    """Return each image's (overlay path, masks path) in ``folder``; images of equal name get numbers: cat, cat-2, …
 
     Raises:
         UserError: one of the images would be overwritten.
     """
-    files, taken, images = {}, set(), {Path(path).resolve() for path in paths}
+    output_paths, used_names, images = {}, set(), {Path(path).resolve() for path in paths}
     for path in dict.fromkeys(paths):
         name, number = Path(path).stem, 1
-        while name.lower() in taken:  # some systems fold the case
+        while name.lower() in used_names:  # some file systems do not distinguish capitals
             number += 1
             name = f"{Path(path).stem}-{number}"
-        taken.add(name.lower())
-        overlay = folder / f"{name}.overlay.png"
-        files[path] = overlay, folder / f"{name}.masks.npz"
-        if overlay.resolve() in images:
-            raise UserError(f"{overlay} is one of the images and would be overwritten: name another folder with --out")
-    return files
+        used_names.add(name.lower())
+        overlay_path = folder / f"{name}.overlay.png"
+        output_paths[path] = overlay_path, folder / f"{name}.masks.npz"
+        if overlay_path.resolve() in images:
+            raise UserError(f"{overlay_path} is one of the images and would be overwritten: name another --out folder")
+    return output_paths
 
 
 def segment_texts(model, processor, picture: Image.Image, texts: Sequence[str]) -> np.ndarray:
-    """Return the probability of each pixel to show what each text says: (texts, height, width)."""
+    """Return masks (texts, height, width): the probability that a pixel of the picture shows the text's object."""
     import torch
     from torch.nn import functional as F
 
     pixels = processor(images=picture, return_tensors="pt").pixel_values.to(model.device)
+    size = picture.height, picture.width
     masks = []
     with torch.no_grad():
-        for part in batch_texts(texts):
-            tokens = processor(text=part, padding=True, return_tensors="pt").to(model.device)
-            logits = model(pixel_values=pixels.expand(len(part), -1, -1, -1), **tokens).logits
-            logits = logits.reshape(len(part), 1, *logits.shape[-2:])  # of one text the library drops the first axis
-            size = picture.height, picture.width
+        for batch in batch_texts(texts):
+            tokens = processor(text=batch, padding=True, return_tensors="pt").to(model.device)
+            logits = model(pixel_values=pixels.expand(len(batch), -1, -1, -1), **tokens).logits
+            logits = logits.reshape(len(batch), 1, *logits.shape[-2:])  # transformers drops the axis of a single text
             masks.append(F.interpolate(logits, size, mode="bilinear").sigmoid()[:, 0].cpu())
     return torch.cat(masks).numpy()
 
 
 def draw_overlay(picture: Image.Image, masks: np.ndarray, texts: Sequence[str], threshold: float) -> Image.Image:
-    """Colour the pixels of the picture from the threshold on, and add a line for each text and its colour below."""
+    """Return a copy of the picture above a legend of the texts; each text has a colour.
+
+    Pixels whose probability in ``masks`` (texts, height, width) is at least ``threshold`` are coloured.
+    """
     import numpy as np
     from matplotlib import font_manager
     from PIL import Image, ImageColor, ImageDraw, ImageFont
 
     pixels = np.asarray(picture, dtype=np.float32).copy()
     for mask, colour in zip(masks, cycle(COLOURS), strict=False):
-        seen = mask >= threshold
-        pixels[seen] = (pixels[seen] + ImageColor.getrgb(colour)) / 2
-    wanted = font_manager.FontProperties(family=[*CJK_FONTS, "DejaVu Sans"])  # texts may be Chinese
+        segment = mask >= threshold
+        pixels[segment] = (pixels[segment] + ImageColor.getrgb(colour)) / 2
+    fonts = font_manager.FontProperties(family=[*CJK_FONTS, "DejaVu Sans"])  # texts may be Chinese
     size = min(32, max(12, picture.height // 24))
-    font = ImageFont.truetype(font_manager.findfont(wanted), size)
+    font = ImageFont.truetype(font_manager.findfont(fonts), size)
     line = size * 3 // 2
     width = max(picture.width, line + max(int(font.getlength(text)) for text in texts) + size // 2)
-    sheet = Image.new("RGB", (width, picture.height + line * len(texts)), "white")
-    sheet.paste(Image.fromarray(pixels.astype(np.uint8)))
-    pen = ImageDraw.Draw(sheet)
+    overlay = Image.new("RGB", (width, picture.height + line * len(texts)), "white")
+    overlay.paste(Image.fromarray(pixels.astype(np.uint8)))
+    draw = ImageDraw.Draw(overlay)
     for number, (text, colour) in enumerate(zip(texts, cycle(COLOURS), strict=False)):
         top = picture.height + number * line + size // 4
-        pen.rectangle((size // 4, top, size, top + size * 3 // 4), fill=colour)
-        pen.text((line, top - size // 8), text, fill="black", font=font)
-    return sheet
+        draw.rectangle((size // 4, top, size, top + size * 3 // 4), fill=colour)
+        draw.text((line, top - size // 8), text, fill="black", font=font)
+    return overlay

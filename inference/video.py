@@ -1,4 +1,4 @@
-"""How probable each class is for each video: X-CLIP. A video is a file, or a folder of its frames."""
+"""Class probabilities for each video, by X-CLIP. A video is a file, or a folder of its frames."""
 
 from __future__ import annotations
 
@@ -21,28 +21,33 @@ from .transformers_models import check_texts, load_model
 if TYPE_CHECKING:
     from PIL import Image
 
-DEFAULT_MODEL = "microsoft/xclip-base-patch32"
-MODEL_CLASSES = {"xclip": "XCLIPModel"}
-VIDEO_EXTENSIONS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
-IMAGE_ONLY_OPTIONS = ("backbone", "ensemble", "load_epoch", "model_dir", "show", "weights")  # options of classify
+DEFAULT_MODEL = "microsoft/xclip-base-patch32"  # the smallest published X-CLIP: a laptop without a GPU can run it
+MODEL_CLASSES = {"xclip": "XCLIPModel"}  # Hugging Face model_type -> class in transformers
+VIDEO_EXTENSIONS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}  # which FFmpeg decodes
+IMAGE_ONLY_OPTIONS = ("backbone", "ensemble", "load_epoch", "model_dir", "show", "weights")  # X-CLIP has none of these
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("videos", "IMAGE may be a video file; X-CLIP looks at frames from all of it")
+    """Add the options for videos to the ``parser`` of classify."""
+    group = parser.add_argument_group("videos", "IMAGE may be a video file; X-CLIP sees evenly spaced frames of it")
     group.add_argument("--video", action="store_true", help="each IMAGE is a video: a file, or a folder of its frames")
-    meaning = f"X-CLIP: its name on the Hugging Face Hub, or a folder ({DEFAULT_MODEL})"
-    group.add_argument("--model", metavar="NAME", help=meaning)
+    text = f"X-CLIP: its name on the Hugging Face Hub, or a folder ({DEFAULT_MODEL})"
+    group.add_argument("--model", metavar="NAME", help=text)
 
 
 def is_video_request(args: argparse.Namespace) -> bool:
-    """Tell whether classify is to look at videos; :class:`UserError` if there are images or options for images, too."""
+    """Return whether the arguments of classify ask for videos: by ``--video``, or by a video's file extension.
+
+    Raises:
+        UserError: videos are mixed with images, or with options for images; or images come with ``--model``.
+    """
     videos = [path for path in args.images if args.video or Path(path).suffix.lower() in VIDEO_EXTENSIONS]
     if not videos:
         if args.model is not None:
             raise UserError("--model is for videos; the CLIP that classifies images is named with --backbone")
         return False
-    if others := [path for path in args.images if path not in videos]:
-        raise UserError(f"{videos[0]} is a video and {others[0]} is not: classify them in turn (--video: folders)")
+    if images := [path for path in args.images if path not in videos]:
+        raise UserError(f"{videos[0]} is a video and {images[0]} is not: classify them in turn (--video: folders)")
     for option in IMAGE_ONLY_OPTIONS:
         if getattr(args, option):
             raise UserError(f"--{option.replace('_', '-')} does not go with videos, which X-CLIP classifies")
@@ -50,21 +55,21 @@ def is_video_request(args: argparse.Namespace) -> bool:
 
 
 def run_video(args: argparse.Namespace) -> None:
-    """Classify the videos, as ``classify`` does images."""
+    """Print the most probable classes of each video."""
     template = "{}" if args.template is None else args.template  # X-CLIP was trained with bare class names
     check_template(template, "--template")
     texts = [template.replace("{}", clean_classname(name)) for name in args.classes]
     paths = find_paths(args.images, "video")
     model, processor = load_model(args.model or DEFAULT_MODEL, MODEL_CLASSES, "the classification of videos")
     check_texts(texts, "--classes", model, processor)
-    rows = PredictionWriter(paths, args.classes, args, "video")
+    writer = PredictionWriter(paths, args.classes, args, "video")
     count = model.config.vision_config.num_frames
     for path, frames in read_each(paths, lambda path: read_frames(path, count), "video"):
-        rows.write(path, classify_frames(model, processor, frames, texts))
+        writer.write(path, classify_frames(model, processor, frames, texts))
 
 
 def classify_frames(model, processor, frames: Sequence[Image.Image], texts: Sequence[str]) -> list[float]:
-    """Return the probability of each text for the video; they add up to 1."""
+    """Return the probability of each text for the video with these frames; the probabilities add up to 1."""
     import torch
 
     inputs = processor(text=list(texts), videos=list(frames), padding=True, return_tensors="pt").to(model.device)
@@ -73,7 +78,10 @@ def classify_frames(model, processor, frames: Sequence[Image.Image], texts: Sequ
 
 
 def read_frames(path: str, count: int) -> list[Image.Image]:
-    """Return ``count`` frames of the video, evenly from all of it; of a shorter one, some more than once.
+    """Return ``count`` evenly spaced frames of a video; a video with fewer frames repeats some.
+
+    Args:
+        path: path of a video file, or of a folder with one image for each frame.
 
     Raises:
         UserError: there is no frame, or the file cannot be read as a video.
@@ -87,23 +95,27 @@ def read_frames(path: str, count: int) -> list[Image.Image]:
 
 
 def _natural_sort_key(path: Path) -> list:
-    """For sorting: frame-2 comes before frame-10."""
+    """Return a sort key of the file name in which numbers count as numbers: frame-2 comes before frame-10."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]
 
 
 def evenly_spaced(total: int, count: int) -> list[int]:
-    """Return ``count`` of the numbers below ``total``: the middles of equal parts."""
-    return [(2 * part + 1) * total // (2 * count) for part in range(count)]
+    """Return the middle index of each of ``count`` equal intervals of ``range(total)``."""
+    return [(2 * interval + 1) * total // (2 * count) for interval in range(count)]
 
 
 def _decode_frames(path: str, count: int) -> list[Image.Image]:
-    """Decode the frames that are asked for; beside them, one is in memory at a time."""
+    """Return ``count`` evenly spaced frames of a video file; memory holds these and one more.
+
+    Raises:
+        UserError: the package av is missing, the file is not a video, or it has no frame.
+    """
     av = import_optional("av", "av", "a video file (a folder of its frames needs none)")
     try:
         with av.open(path) as video:
             if not video.streams.video:
-                raise UserError(f"{path} has no pictures: it is no video")
-            # The header's count is a guess in some formats, or missing; a packet holds a frame.
+                raise UserError(f"{path} is not a video: it has no video stream")
+            # The frame count in the header is an estimate, or missing, in some formats. A packet holds one frame.
             total = sum(packet.size > 0 for packet in video.demux(video=0))
         while total:
             indices, frames, number = evenly_spaced(total, count), {}, -1
@@ -114,7 +126,7 @@ def _decode_frames(path: str, count: int) -> list[Image.Image]:
                         frames[number] = frame.to_image()
             if number == indices[-1]:
                 return [frames[index] for index in indices]
-            total = number + 1  # some packets hold no frame
+            total = number + 1  # fewer frames than packets: some packets hold none
     except (av.FFmpegError, OSError, ValueError) as error:
         raise UserError(f"cannot read {path} as a video: {error_reason(error)}") from error
     raise UserError(f"{path} has no frame")

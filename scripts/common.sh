@@ -1,6 +1,8 @@
 # Sourced by the scripts that start runs, after their cd to the repository. From the environment: DATA (./data) and
-# OUTPUT (./output); if given and relative, they are taken from the folder in which the script was called.
+# OUTPUT (./output); relative paths start from the folder in which the script was called.
 . scripts/env.sh
+
+# from_caller PATH: prints PATH, relative to the folder of the call, as an absolute path.
 from_caller() {
     case $1 in
         /* | [A-Za-z]:*) echo "$1" ;;
@@ -10,7 +12,7 @@ from_caller() {
 DATA=$([ -z "${DATA:-}" ] && echo ./data || from_caller "$DATA")
 OUTPUT=$([ -z "${OUTPUT:-}" ] && echo ./output || from_caller "$OUTPUT")
 
-# run DIR ARGUMENTS...: train.py into DIR, unless the finished run of the same command is there.
+# run DIR ARGUMENTS...: runs train.py with output folder DIR, unless DIR holds a finished run of the same command.
 run() {
     local dir=$1
     shift

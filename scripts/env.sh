@@ -1,13 +1,13 @@
-# Sourced by the scripts: the active Python environment, or else .venv (made on first use), with the packages of
-# requirements.txt. PYTHON names the interpreter that makes it (python3). Conda's base, which is active in every shell
-# of many people, is nobody's environment for this.
+# Sourced by the scripts: uses the active Python environment, or else .venv (created on first use), and installs
+# requirements.txt in it. PYTHON names the interpreter that creates .venv (python3). Conda's base environment is not
+# used: many people have it active in every shell for other purposes.
 if [ -z "${VIRTUAL_ENV:-}" ] && [ "${CONDA_DEFAULT_ENV:-base}" = base ]; then
     [ -x .venv/bin/pip ] || "${PYTHON:-python3}" -m venv .venv
     . .venv/bin/activate
 fi
-installed=${VIRTUAL_ENV:-${CONDA_PREFIX:-.venv}}/coop-dassl-requirements.txt  # what this has installed there
+installed=${VIRTUAL_ENV:-${CONDA_PREFIX:-.venv}}/coop-dassl-requirements.txt  # the requirements installed last
 if ! cmp -s requirements.txt "$installed"; then
     echo "Installing the packages in requirements.txt, which takes a few minutes" >&2
     python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-    cp requirements.txt "$installed" 2>/dev/null || true  # an environment of somebody else: checked each time
+    cp requirements.txt "$installed" 2>/dev/null || true  # a read-only environment: pip checks it each time
 fi

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The study on ImageNette with CLIP RN50: zero-shot, CoOp with 16 and with 4 context tokens at 1, 2, 4, 8, 16 shots,
-# then the table in OUTPUT/imagenet. Finished runs are skipped.
+# Runs the study on ImageNette with CLIP RN50: zero-shot, and CoOp with 16 and 4 context tokens at 1, 2, 4, 8, 16 shots.
+# Writes the results table to OUTPUT/imagenet. Finished runs are skipped.
 #   python tools/prepare_imagenette.py --root ./data
 #   bash scripts/imagenette.sh
-#   SEEDS="1 2 3" bash scripts/imagenette.sh     # each CoOp cell three times: mean ± 95% interval
+#   SEEDS="1 2 3" bash scripts/imagenette.sh     # three runs of each CoOp cell: mean ± 95% interval
 # Also from the environment: DATA (./data), OUTPUT (./output). Arguments (KEY VALUE pairs) go to every run.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the tests, in the active environment or in .venv. Arguments go to pytest: bash scripts/test.sh -k coop
-# One process a core, up to four, each on one thread: several threads a process would wait for each other's cores.
+# One process per core, up to four, each with one thread: more threads than cores would wait for each other.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/env.sh

@@ -1,4 +1,4 @@
-"""predict.py itself."""
+"""predict.py as a script."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import sys
 from tests.common import REPOSITORY
 
 
-def test_help_needs_no_torch():
+def test_help_is_printed_without_importing_torch():
     script = "import sys, atexit; atexit.register(lambda: print('torch' in sys.modules)); import predict; "
     script += "predict.main(['--help'])"
     result = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""The shell scripts, as a person calls them."""
+"""The shell scripts, called from another folder and with a space in the output folder."""
 
 import csv
 import os
@@ -18,12 +18,14 @@ ONE_EPOCH = ("OPTIM.MAX_EPOCH", "1")
 
 @pytest.fixture
 def bash(tmp_path, digits_root):
-    def call(script, *arguments, **environment):
-        settings = {"DATA": str(digits_root), "OUTPUT": str(tmp_path / "out put"), **environment}
-        active = {"VIRTUAL_ENV": sys.prefix, "PATH": f"{sys.prefix}/bin{os.pathsep}{os.environ['PATH']}"}
+    """Return a function that runs a script in the active environment, with ``variables`` in its environment."""
+
+    def call(script, *arguments, **variables):
+        folders = {"DATA": str(digits_root), "OUTPUT": str(tmp_path / "out put")}
+        python = {"VIRTUAL_ENV": sys.prefix, "PATH": f"{sys.prefix}/bin{os.pathsep}{os.environ['PATH']}"}
         return subprocess.run(
             ["bash", str(REPOSITORY / "scripts" / script), *arguments],
-            env={**os.environ, **active, **settings},
+            env={**os.environ, **python, **folders, **variables},
             cwd=tmp_path,
             capture_output=True,
             text=True,
@@ -32,7 +34,7 @@ def bash(tmp_path, digits_root):
     return call
 
 
-def test_quickstart_makes_the_table_and_repeats_nothing(bash, tmp_path):
+def test_quickstart_writes_the_table_and_repeats_only_unfinished_runs(bash, tmp_path):
     first = bash("quickstart.sh", *ONE_EPOCH, JOBS="1")
     assert first.returncode == 0, first.stderr
     study = tmp_path / "out put" / "digits"
@@ -49,7 +51,7 @@ def test_quickstart_makes_the_table_and_repeats_nothing(bash, tmp_path):
     assert changed == [study / "ZeroshotCLIP" / "log.txt"]
 
 
-def test_imagenette_runs_its_sweep_and_tells_failure(bash, tmp_path, imagenet_root):
+def test_imagenette_executes_its_sweep_and_lists_failed_runs(bash, tmp_path, imagenet_root):
     failed = bash("imagenette.sh", "OPTIM.LR", "fast", DATA=str(imagenet_root), SEEDS="1 2")
     assert failed.returncode == 1
     assert "21 of 21 runs failed" in failed.stdout
@@ -57,8 +59,7 @@ def test_imagenette_runs_its_sweep_and_tells_failure(bash, tmp_path, imagenet_ro
     assert "error: no folder" in failed.stderr
 
 
-def test_main_and_eval_and_zeroshot(bash, tmp_path):
-    """Upstream's arguments; runs that are finished are skipped."""
+def test_main_eval_and_zeroshot_take_coops_arguments_and_skip_finished_runs(bash, tmp_path):
     out = tmp_path / "out put"
     main = ("coop/main.sh", "digits", "tiny", "end", "4", "1", "False", *ONE_EPOCH)
     result = bash(*main, SEEDS="1")
@@ -66,7 +67,7 @@ def test_main_and_eval_and_zeroshot(bash, tmp_path):
     run = out / "digits/CoOp/tiny_1shots/nctx4_cscFalse_ctpend/seed1"
     assert "* accuracy: " in (run / "log.txt").read_text()
     assert "finished already" in bash(*main, SEEDS="1").stdout
-    result = bash("coop/zeroshot.sh", "digits", "tiny", OUTPUT="out put")  # from the folder of the call
+    result = bash("coop/zeroshot.sh", "digits", "tiny", OUTPUT="out put")  # relative to the folder of the call
     assert result.returncode == 0, result.stderr
     assert (out / "digits/ZeroshotCLIP/tiny/result.json").is_file()
     (out / "imagenet").symlink_to(out / "digits")
@@ -75,8 +76,7 @@ def test_main_and_eval_and_zeroshot(bash, tmp_path):
     assert (out / "evaluation/CoOp/tiny_1shots/nctx4_cscFalse_ctpend/digits/seed1/result.json").is_file()
 
 
-def test_base_to_new(bash, tmp_path):
-    """Upstream's arguments; what the scripts leave is what the table reads."""
+def test_base2new_scripts_take_coops_arguments_and_write_the_folders_of_the_table(bash, tmp_path):
     tiny = {"TRAINER": "CoOp", "CFG": "tiny", "SHOTS": "1"}
     epochs = ("OPTIM.MAX_EPOCH", "2", "TRAIN.CHECKPOINT_FREQ", "1")
     result = bash("cocoop/base2new_train.sh", "digits", "1", *epochs, **tiny)
@@ -91,8 +91,8 @@ def test_base_to_new(bash, tmp_path):
     assert "-" not in coop
 
 
-def test_transfer(bash, tmp_path, imagenet_root):
-    """From three classes of noise to the digits."""
+def test_xd_scripts_train_on_imagenet_and_write_the_folders_of_the_transfer_table(bash, tmp_path, imagenet_root):
+    """The three ImageNet classes are noise; the other data set is the digits."""
     tiny = {"TRAINER": "CoOp", "CFG": "tiny", "SHOTS": "1", "DATA": str(imagenet_root)}
     for script, *arguments in (("xd_train.sh", "1", *ONE_EPOCH), ("xd_test.sh", "digits", "1")):
         result = bash(f"cocoop/{script}", *arguments, **tiny)
@@ -104,8 +104,8 @@ def test_transfer(bash, tmp_path, imagenet_root):
 
 
 @pytest.mark.parametrize("path", sorted(REPOSITORY.glob("scripts/co*/*.sh")), ids=lambda path: path.name)
-def test_usage(path):
-    """From any folder, and before anything is installed."""
+def test_a_script_without_arguments_prints_its_usage(path):
+    """In any folder, and before packages are installed."""
     command = ["bash", f"{path.parent.name}/{path.name}"]
     result = subprocess.run(command, cwd=REPOSITORY / "scripts", capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (2, "")
@@ -114,7 +114,7 @@ def test_usage(path):
 
 
 @pytest.mark.parametrize(
-    ("active", "made"),
+    ("variables", "is_created"),
     [
         ({}, True),
         ({"VIRTUAL_ENV": "/somewhere"}, False),
@@ -122,14 +122,14 @@ def test_usage(path):
         ({"CONDA_PREFIX": "/conda", "CONDA_DEFAULT_ENV": "base"}, True),
     ],
 )
-def test_an_environment_is_made_where_none_is_active(tmp_path, active, made):
-    """With stand-ins for the interpreter, so that nothing is installed."""
-    installer = tmp_path / "python"
-    installer.write_text('#!/bin/sh\nif [ "$2" = venv ]; then mkdir -p "$3/bin" && : > "$3/bin/activate"; fi\n')
-    installer.chmod(0o755)
+def test_an_environment_is_created_if_none_is_active(tmp_path, variables, is_created):
+    """A fake interpreter takes the place of Python, so that nothing is installed."""
+    interpreter = tmp_path / "python"
+    interpreter.write_text('#!/bin/sh\nif [ "$2" = venv ]; then mkdir -p "$3/bin" && : > "$3/bin/activate"; fi\n')
+    interpreter.chmod(0o755)
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    environment = {"PATH": path, "PYTHON": str(installer), **active}
+    environment = {"PATH": path, "PYTHON": str(interpreter), **variables}
     command = ["bash", "-euc", f". {REPOSITORY}/scripts/env.sh"]
     result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert (tmp_path / ".venv").is_dir() == made
+    assert (tmp_path / ".venv").is_dir() == is_created

@@ -1,15 +1,15 @@
-"""The image features that runs keep on disk: what is there, whether it is sound, and removing it.
+"""List, verify or remove the feature cache of runs; extract the features of very many images.
 
     python tools/features.py ls                # a table, one row an encoder
-    python tools/features.py verify            # reads every file; damaged ones are removed (exit code 1)
-    python tools/features.py rm 1f0c           # the features of the encoder whose folder's name begins so
-    python tools/features.py rm                # all of them
+    python tools/features.py verify            # reads every file, removes damaged ones (then the exit code is 1)
+    python tools/features.py rm 1f0c           # removes the features of the encoder whose folder name begins with 1f0c
+    python tools/features.py rm                # removes all features
 
-``--cache-dir`` names the folder if a run was given FEATURES.CACHE_DIR. All this is safe while runs go on: they compute
-anew what they do not find.
+``--cache-dir`` names the folder if the runs have FEATURES.CACHE_DIR. All three are safe while runs are going on: a run
+computes missing features again.
 
-``extract`` writes the features of very many images as a Lance data set (vlm/images/lance_features.py), block by block, and
-goes on where it was stopped. ``--shards 100 --shard 3`` makes this call's share; ``--ray`` spreads the blocks:
+``extract`` writes the features of very many images as a Lance data set (vlm/images/lance_features.py), block by block.
+A second call continues an interrupted one. ``--shards 100 --shard 3`` computes one shard; ``--ray`` distributes blocks:
 
     python tools/features.py extract --dataset configs/datasets/imagenet.yaml --backbone RN50 --output sets/imagenet
 """
@@ -28,33 +28,38 @@ from studies.ray import build_resources, join_ray_address
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
+    """Return the parsed command line; ``command`` is ls, verify, rm or extract."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, says in (("ls", "what is there"), ("verify", "read every file"), ("rm", "remove features")):
-        command = commands.add_parser(name, help=says)
+    for name, text in (("ls", "list the encoders"), ("verify", "read every file"), ("rm", "remove features")):
+        command = commands.add_parser(name, help=text)
         command.add_argument("--cache-dir", type=Path, help="FEATURES.CACHE_DIR; by default, the user's cache folder")
-    command.add_argument("encoder", nargs="*", help="the beginning of its folder's name; none: all")
-    add = commands.add_parser("extract", help="the features of very many images").add_argument
-    add("--dataset", required=True, metavar="YAML", help="of configs/datasets/")
+    command.add_argument("encoder", nargs="*", help="beginning of its folder name; without it, all encoders")
+    add = commands.add_parser("extract", help="write the features of very many images").add_argument
+    add("--dataset", required=True, metavar="YAML", help="config of the data set, in configs/datasets/")
     add("--root", default="./data", help="folder of the data sets (./data)")
     add("--backbone", required=True, help="CLIP, such as RN50 or ViT-B/16 (MODEL.BACKBONE.NAME)")
-    add("--split", default="all", help="train, val or test; all, which is the default: each image once")
-    add("--output", type=Path, required=True, metavar="FOLDER", help="the set")
-    add("--shards", type=int, default=1, metavar="N", help="of how many calls, each with a --shard of its own (1)")
-    add("--shard", type=int, default=1, metavar="K", help="1 to N: this call's share of the blocks (1)")
-    add("--ray", nargs="?", const="", metavar="ADDRESS", help="on Ray: auto, HOST:PORT, ray://HOST:PORT; or here")
-    add("--cpus", type=float, default=1, help="with --ray: of a task (1)")
-    add("--gpus", type=float, default=0, help="with --ray: of a task (0)")
+    add("--split", default="all", help="train, val, test, or all: each image once (all)")
+    add("--output", type=Path, required=True, metavar="FOLDER", help="folder of the Lance data set")
+    add("--shards", type=int, default=1, metavar="N", help="number of shards, one for each call (1)")
+    add("--shard", type=int, default=1, metavar="K", help="the shard of this call, 1 to N (1)")
+    add("--ray", nargs="?", const="", metavar="ADDRESS", help="on Ray: auto, HOST:PORT, ray://…; or on this machine")
+    add("--cpus", type=float, default=1, help="with --ray: CPUs of a task (1)")
+    add("--gpus", type=float, default=0, help="with --ray: GPUs of a task (0)")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides, such as MODEL.BACKBONE.WEIGHTS FILE")
     return parser.parse_args(join_ray_address(argv))
 
 
 def extract(args: argparse.Namespace, argv: list[str]) -> None:
+    """Write the features that ``args`` ask for; ``argv`` is the command line, for the message after Ctrl-C.
+
+    Raise :class:`UserError` if a config override sets DATASET.NUM_SHOTS or INPUT.
+    """
     cfg = get_cfg_default()
     merge_file(cfg, args.dataset)
     merge_options(cfg, ["DATASET.ROOT", args.root, "MODEL.BACKBONE.NAME", args.backbone, *args.opts])
     if cfg.DATASET.NUM_SHOTS >= 1 or any(key.startswith("INPUT.") for key in args.opts[::2]):
-        raise UserError("a feature set is of all images, prepared as the backbone learned them: no NUM_SHOTS, no INPUT")
+        raise UserError("extract takes no NUM_SHOTS and no INPUT: it covers all images, as the backbone takes them")
     from studies.extract import ExtractionJob, extract_features
 
     job = ExtractionJob(cfg, args.split, args.output.expanduser())
@@ -66,6 +71,7 @@ def extract(args: argparse.Namespace, argv: list[str]) -> None:
 
 @command_line()
 def main(argv: list[str] | None = None) -> int | None:
+    """Run ls, verify, rm or extract; return the exit code (None: 0)."""
     command = sys.argv[1:] if argv is None else argv
     args = parse_args(command)
     if args.command == "extract":

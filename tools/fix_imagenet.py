@@ -1,11 +1,11 @@
-"""Write ``classnames.txt`` for the ImageNet class folders that are there, with the names that CLIP's authors chose.
+"""Write ``classnames.txt`` for existing ImageNet class folders, with the class names that CLIP's authors chose.
 
     python tools/fix_imagenet.py --root ./data
     python tools/fix_imagenet.py --root ./data --folder imagenet21k      # for DATASET.NAME ImageFolder
 
-Names come from open_clip (which holds CLIP's curated names in class order) and timm (which holds the folder names in
-the same order). With ``--folder``, class folders of ImageNet-21k lie in it, or in its train, val and test; they get the
-first word of WordNet, which timm holds for 21,841 of them. A file that is there is kept unless ``--force``.
+The class names come from open_clip (CLIP's names in class order), the folder names from timm (in the same order).
+``--folder`` has class folders of ImageNet-21k, or such folders in train, val and test; each of its 21,841 classes gets
+its first word in WordNet, from timm. An existing file stays unless ``--force``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from dassl.utils import UserError, atomic_write, command_line
 
 
 def locate_package_file(package: str, path: str) -> Path:
-    """A file of an installed package; the package itself, seconds of imports, stays unloaded."""
+    """Return the path of a file in an installed package. The package is not imported, which would take seconds.
+
+    ``path`` is relative to site-packages. Raise :class:`UserError` if ``package`` is not installed.
+    """
     try:
         return Path(str(distribution(package).locate_file(path)))
     except PackageNotFoundError as error:
@@ -31,34 +34,39 @@ def locate_package_file(package: str, path: str) -> Path:
 
 
 def load_imagenet_names() -> dict[str, str]:
-    """ImageNet's 1,000 folder names -> CLIP's class names."""
+    """Return CLIP's class name for each of ImageNet's 1,000 folder names (WordNet ids), in class order."""
     folders = locate_package_file("timm", "timm/data/_info/imagenet_synsets.txt").read_text().split()
     metadata = runpy.run_path(str(locate_package_file("open_clip_torch", "open_clip/zero_shot_metadata.py")))
     return dict(zip(folders, metadata["IMAGENET_CLASSNAMES"], strict=True))
 
 
 def load_imagenet21k_names() -> dict[str, str]:
-    """ImageNet-21k's 21,841 folder names -> the first word that WordNet has for each. Some have the same."""
-    information = locate_package_file("timm", "timm/data/_info")
-    lines = (information / "imagenet_synset_to_lemma.txt").read_text(encoding="utf-8").splitlines()
+    """Return the first WordNet word for each of ImageNet-21k's 21,841 folder names; the words are not unique."""
+    info_folder = locate_package_file("timm", "timm/data/_info")
+    lines = (info_folder / "imagenet_synset_to_lemma.txt").read_text(encoding="utf-8").splitlines()
     words = dict(line.split("\t", 1) for line in lines)
-    folders = (information / "imagenet22k_synsets.txt").read_text().split()
+    folders = (info_folder / "imagenet22k_synsets.txt").read_text().split()
     return {folder: words[folder].partition(",")[0].strip() for folder in folders}
 
 
-def list_class_folders(images: Path, names: Sequence[str]) -> list[str]:
-    """The names of the folders in those folders below ``images`` that are there, sorted."""
-    splits = [images / split for split in names if (images / split).is_dir()]
-    folders = {p.name for split in splits for p in split.iterdir() if p.is_dir() and not p.name.startswith(".")}
+def list_class_folders(images: Path, splits: Sequence[str]) -> list[str]:
+    """Return the folder names in ``images/<split>`` of all existing splits, sorted, without duplicates.
+
+    Raise :class:`UserError` if there is none.
+    """
+    paths = [path for split in splits if (images / split).is_dir() for path in (images / split).iterdir()]
+    folders = {path.name for path in paths if path.is_dir() and not path.name.startswith(".")}
     if not folders:
-        raise UserError(f"no class folders in {' or '.join(f'{images}/{split}' for split in names)}")
+        raise UserError(f"no class folders in {' or '.join(f'{images}/{split}' for split in splits)}")
     return sorted(folders)
 
 
 def fix_imagenet(root: Path, force: bool = False, folder: str = "") -> Path:
-    """Write ``<root>/imagenet/classnames.txt``, or that of a ``folder`` with ImageNet-21k's classes; returns its path.
+    """Write ``<root>/imagenet/classnames.txt`` and return its path. Class folders unknown to ImageNet are printed.
 
-    Folders that are not ImageNet's are listed and left out.
+    Args:
+        force: True to replace an existing file.
+        folder: folder below ``root`` with ImageNet-21k's classes, which gets the file instead.
 
     Raises:
         UserError: there are no class folders, or none of them is ImageNet's.
@@ -68,8 +76,8 @@ def fix_imagenet(root: Path, force: bool = False, folder: str = "") -> Path:
         print(f"{path} is there already; --force writes it anew")
         return path
     if folder:
-        names, below = load_imagenet21k_names(), root / folder
-        folders = list_class_folders(below, ("train", "val", "test") if (below / "train").is_dir() else ("",))
+        names, images = load_imagenet21k_names(), root / folder
+        folders = list_class_folders(images, ("train", "val", "test") if (images / "train").is_dir() else ("",))
     else:
         names, folders = load_imagenet_names(), list_class_folders(root / "imagenet" / "images", ("train", "val"))
     known = [folder for folder in folders if folder in names]
@@ -86,10 +94,11 @@ def fix_imagenet(root: Path, force: bool = False, folder: str = "") -> Path:
 
 @command_line()
 def main(argv: list[str] | None = None) -> None:
+    """Write ``classnames.txt`` of the data set that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("./data"), help="folder of the data sets (./data)")
-    parser.add_argument("--force", action="store_true", help="replace the file that is there")
-    parser.add_argument("--folder", default="", help="of ImageNet-21k's class folders, below --root")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
+    parser.add_argument("--folder", default="", help="folder below --root with ImageNet-21k's class folders")
     args = parser.parse_args(argv)
     fix_imagenet(args.root, args.force, args.folder)
 

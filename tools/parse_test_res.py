@@ -1,6 +1,6 @@
-"""Mean results over the seeds of an experiment, with Dassl's command line and output.
+"""Print mean results over the seeds of an experiment, with Dassl's command line and output.
 
-    python tools/parse_test_res.py output/digits/CoOp/tiny_16shots             # folders seed1, seed2, … with log.txt
+    python tools/parse_test_res.py output/digits/CoOp/tiny_16shots             # has the folders seed1, seed2, …
     python tools/parse_test_res.py output/digits/CoOp --multi-exp              # every experiment below the folder
     python tools/parse_test_res.py output/evaluation/… --test-log              # logs of --eval-only runs
 
@@ -23,10 +23,15 @@ from studies.tables.cells import ci95_half_width
 
 
 def parse_directory(directory: Path, keyword: str, test_log: bool, ci95: bool) -> float:
-    """Print the result of each seed and their mean; returns the mean.
+    """Print the result of each seed in ``directory`` and their mean, in percent; return the mean.
+
+    Args:
+        keyword: metric in the logs, such as "accuracy".
+        test_log: True for logs of ``--eval-only`` runs.
+        ci95: True to print the half-width of the 95% interval instead of the standard deviation.
 
     Raises:
-        UserError: no result in any sub-folder; the message says why for each.
+        UserError: no sub-folder has a result; the message gives the reason for each.
     """
     print(f"Parsing files in {directory}")
     values, missing = [], []
@@ -37,8 +42,8 @@ def parse_directory(directory: Path, keyword: str, test_log: bool, ci95: bool) -
             values.append(value)
             print(f"file: {log}. {keyword}: {value:.2f}%. ")
         elif log.parent.is_dir():
-            ended = "" if test_log else " after the end of training (for --eval-only runs: --test-log)"
-            missing.append(f"{log.parent}: {f'the log has no {keyword}{ended}' if log.is_file() else 'no log.txt'}")
+            hint = "" if test_log else " after the end of training (for --eval-only runs: --test-log)"
+            missing.append(f"{log.parent}: {f'the log has no {keyword}{hint}' if log.is_file() else 'no log.txt'}")
     if not values:
         reasons = "\n  ".join(missing or ["it has no sub-folders; give the folder that holds seed1, seed2, …"])
         raise UserError(f"no results in {directory}\n  {reasons}")
@@ -51,11 +56,12 @@ def parse_directory(directory: Path, keyword: str, test_log: bool, ci95: bool) -
 
 @command_line()
 def main(argv: list[str] | None = None) -> None:
+    """Print the results of one experiment, or with ``--multi-exp`` of all in a folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, help="folder of the experiment")
     parser.add_argument("--ci95", action="store_true", help="95%% interval instead of the standard deviation")
     parser.add_argument("--test-log", action="store_true", help="parse logs of --eval-only runs")
-    parser.add_argument("--multi-exp", action="store_true", help="the folder holds several experiments")
+    parser.add_argument("--multi-exp", action="store_true", help="the folder has several experiments")
     parser.add_argument("--keyword", default="accuracy", help="accuracy, error or macro_f1")
     args = parser.parse_args(argv)
     if not args.directory.is_dir():

@@ -1,10 +1,10 @@
-"""Put a data set where its config looks for it, or say what to fetch and where it goes.
+"""Download a data set to the folder of its config, or say which files to fetch by hand and their folder.
 
-    python tools/prepare_dataset.py oxford_pets --root ./data        # downloads what torchvision can
-    python tools/prepare_dataset.py oxford_pets --own-split          # draws a split, if CoOp's cannot be had
+    python tools/prepare_dataset.py oxford_pets --root ./data        # downloads the data set if torchvision can
+    python tools/prepare_dataset.py oxford_pets --own-split          # draws a random split if CoOp's is not at hand
 
-The split file that CoOp's authors made is on Google Drive, from where a browser fetches it. Accuracies on a split of
-one's own do not compare with published ones. docs/datasets.md lists the data sets.
+The split file of CoOp's authors is on Google Drive; a browser must fetch it. Accuracies on another split do not compare
+with published ones. docs/datasets.md lists the data sets.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ from tools.fix_imagenet import load_imagenet_names
 
 
 def expand_path(path: str) -> Path:
-    return Path(path).expanduser()  # as train.py does; a shell does not after "--root="
+    """Return ``path`` with ~ expanded: a shell does not expand it after "--root=", train.py does."""
+    return Path(path).expanduser()
 
 
 @command_line()
 def main(argv: list[str] | None = None) -> None:
+    """Prepare the data set that the command line names; a variant of ImageNet also gets ``classnames.txt``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="a data set, as in configs/datasets")
+    parser.add_argument("name", help="name of a data set in configs/datasets")
     parser.add_argument("--root", type=expand_path, default=Path("./data"), help="folder of the data sets (./data)")
-    parser.add_argument("--own-split", action="store_true", help="write a split file if there is none")
+    parser.add_argument("--own-split", action="store_true", help="draw a random split if there is no split file")
     args = parser.parse_args(argv)
     from datasets.sources import prepare_dataset
 

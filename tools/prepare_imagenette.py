@@ -1,10 +1,10 @@
-"""Put ImageNette in place: ``<root>/imagenet/images/{train,val}/<wnid>/…`` and ``classnames.txt``.
+"""Prepare ImageNette: ``<root>/imagenet/images/{train,val}/<wnid>/…`` and ``classnames.txt``.
 
     python tools/prepare_imagenette.py --root ./data                      # downloads fast.ai's archive (160 px, 99 MB)
     python tools/prepare_imagenette.py --root ./data --size 320           # or 320 (341 MB), or full (1.6 GB)
-    python tools/prepare_imagenette.py --root ./data --archive FILE       # takes a tar that you have
+    python tools/prepare_imagenette.py --root ./data --archive FILE       # unpacks a local archive
 
-A download that was cut off goes on where it stopped.
+A second call continues an interrupted download.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from dassl.utils import UserError, command_line, error_reason, file_digest, mkdi
 from tools.fix_imagenet import fix_imagenet
 
 BASE_URL = "https://s3.amazonaws.com/fast-ai-imageclas/"
-# File and MD5, as torchvision.datasets.Imagenette has them. fast.ai publishes no SHA-256. MD5 tells damage and other
-# files; a forged archive of the same MD5 could be made by fast.ai alone, and is checked entry by entry anyway.
+# --size -> (file name, MD5), from torchvision.datasets.Imagenette; fast.ai publishes no SHA-256. MD5 detects damage and
+# wrong files. Only fast.ai could forge an archive with the same MD5, and each entry is checked anyway.
 ARCHIVES = {
     "160": ("imagenette2-160.tgz", "e793b78cc4c9e9a4ccc0c1155377a412"),
     "320": ("imagenette2-320.tgz", "3df6f0d01a2c9592104656642f5e78a3"),
@@ -33,7 +33,7 @@ ARCHIVES = {
 
 
 def fetch_archive(root: Path, size: str) -> Path:
-    """The archive of that size below ``root``, downloaded unless it is there and whole."""
+    """Return the path of the archive of ``size`` (160, 320, full) in ``root``; download it if absent or damaged."""
     name, md5 = ARCHIVES[size]
     path = root / name
     if path.is_file() and file_digest(path, "md5") == md5:
@@ -42,20 +42,24 @@ def fetch_archive(root: Path, size: str) -> Path:
 
 
 def unpack_imagenette(archive: Path, images: Path) -> None:
-    """Unpack ``<folder>/{train,val}/<wnid>/<image>`` to ``images/{train,val}/…``, all of it or nothing."""
+    """Unpack ``<folder>/{train,val}/<wnid>/<image>`` of ``archive`` to ``images/{train,val}/…``, fully or not at all.
+
+    Raises:
+        UserError: the archive is damaged, is not ImageNette, or cannot be unpacked.
+    """
     mkdir_if_missing(images.parent)
     print(f"Unpacking {archive}", flush=True)
     try:
         with tempfile.TemporaryDirectory(dir=images.parent, prefix=".images.") as temporary:
             archives.unpack_archive(archive, Path(temporary))
-            found = [path.parent for path in Path(temporary).glob("*/train") if (path.parent / "val").is_dir()]
-            if len(found) != 1:
+            folders = [path.parent for path in Path(temporary).glob("*/train") if (path.parent / "val").is_dir()]
+            if len(folders) != 1:
                 raise UserError(f"{archive} holds no <folder>/{{train,val}}/<wnid>/<image>: is it ImageNette?")
-            for other in set(found[0].iterdir()) - {found[0] / "train", found[0] / "val"}:
-                shutil.rmtree(other) if other.is_dir() else other.unlink()
-            found[0].rename(images)
+            for path in set(folders[0].iterdir()) - {folders[0] / "train", folders[0] / "val"}:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            folders[0].rename(images)
     except archives.ARCHIVE_ERRORS as error:
-        raise UserError(f"{archive} is not a whole tar archive: {error_reason(error)}") from error
+        raise UserError(f"{archive} is not a complete tar archive: {error_reason(error)}") from error
     except OSError as error:
         raise UserError(f"cannot unpack {archive} to {images}: {error.strerror or error}") from error
     print(f"{images} written: {sum(1 for _ in images.glob('*/*/*')):,} images")
@@ -63,6 +67,7 @@ def unpack_imagenette(archive: Path, images: Path) -> None:
 
 @command_line()
 def main(argv: list[str] | None = None) -> None:
+    """Download or unpack ImageNette, unless it is there, and write its ``classnames.txt``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("./data"), help="folder of the data sets (./data)")
     parser.add_argument("--archive", type=Path, help="a local archive instead of a download")

@@ -1,8 +1,8 @@
-"""Write a CLIP of a published architecture with random weights: for trying things out and measuring speed offline.
+"""Write random weights for a published CLIP architecture: for trials and speed measurements without a download.
 
     python tools/random_weights.py RN50 /tmp/rn50_random.safetensors --seed 0
 
-Its accuracies are chance level and mean nothing. Use it with MODEL.BACKBONE.WEIGHTS.
+Its accuracies are at chance level. Use the file with MODEL.BACKBONE.WEIGHTS.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dassl.utils import atomic_write, command_line
 
-# (embed_dim, image_resolution, vision_layers, vision_width, vision_patch_size, context_length, vocab_size,
-#  transformer_width, transformer_heads, transformer_layers)
+# Published sizes as arguments of OpenAI's CLIP class: embed_dim, image_resolution, vision_layers, vision_width,
+# vision_patch_size, context_length, vocab_size, transformer_width, transformer_heads, transformer_layers
 ARCHITECTURES = {
     "RN50": (1024, 224, (3, 4, 6, 3), 64, None, 77, 49408, 512, 8, 12),
     "RN101": (512, 224, (3, 4, 23, 3), 64, None, 77, 49408, 512, 8, 12),
@@ -25,10 +25,10 @@ ARCHITECTURES = {
 }
 
 
-def build_random_clip(name: str, seed: int):
-    """The state dict of a CLIP as its constructor leaves it, in half precision, as OpenAI publishes weights.
+def build_random_clip(name: str, seed: int) -> dict:
+    """Return the state dict of a freshly initialized CLIP, in half precision as OpenAI publishes weights.
 
-    Residual branches that start at zero (``bn3``) are given weights, so that every layer takes part.
+    The weights of ``bn3``, which start at zero, become 0.5, so that every residual branch contributes.
     """
     import torch
 
@@ -45,10 +45,11 @@ def build_random_clip(name: str, seed: int):
 
 @command_line()
 def main(argv: list[str] | None = None) -> None:
+    """Write random weights of the architecture that the command line names to a safetensors file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=ARCHITECTURES)
-    parser.add_argument("file", type=Path, help="a .safetensors file to write")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("name", choices=ARCHITECTURES, help="a CLIP architecture")
+    parser.add_argument("file", type=Path, help="path of the new .safetensors file")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights (0)")
     args = parser.parse_args(argv)
     from safetensors.torch import save
 

@@ -1,17 +1,16 @@
-"""Tables from the logs of the runs.
+"""Write result tables and plots from the logs of runs.
 
     python tools/results_table.py output/digits        # the study: results.md, .csv, .png and parameters.png
     python tools/results_table.py output/base2new      # base_to_new.md, .csv: from base to new classes
     python tools/results_table.py output/evaluation    # transfer.md, .csv: from ImageNet to other data sets
 
-The study is zero-shot CLIP against CoOp with 16 and with 4 context tokens, and whatever else there are runs of: other
-numbers of tokens, adapters, a linear probe. Which folders are read is said in studies/tables/study.py; for the other
-two tables, in studies/tables/generalisation.py. ``parameters.png`` shows accuracy against trainable parameters
-(studies/tables/pareto.py). Files are written where the runs are.
+The study compares zero-shot CLIP with CoOp at 16 and 4 context tokens, and with all other methods that have runs: other
+numbers of tokens, adapters, a linear probe. studies/tables/study.py lists the folders that are read;
+studies/tables/generalisation.py those of the other two tables. ``parameters.png`` plots accuracy against trainable
+parameters (studies/tables/pareto.py). The files go to the folder of the runs.
 
-A ``*`` marks the cells with runs that took a shortcut with the image features (FEATURES.VIEWS, FEATURES.PREC), that
-trained over samples of the classes (TRAINER.COOP.SAMPLED_CLASSES), or that went without images, as these could not be
-read (DATASET.SKIP_BAD_IMAGES).
+A ``*`` marks cells whose runs approximate image features (FEATURES.VIEWS, FEATURES.PREC), train on sampled classes
+(TRAINER.COOP.SAMPLED_CLASSES), or skipped unreadable images (DATASET.SKIP_BAD_IMAGES).
 """
 
 from __future__ import annotations
@@ -27,18 +26,24 @@ from dassl.utils import UserError, atomic_write, command_line
 from studies.tables import generalisation, pareto, study
 
 
-def write_table(folder: Path, name: str, markdown: str, frame, *also: str) -> None:
-    """Write ``<name>.md`` and ``<name>.csv`` and print the table; ``also`` names files that are written already."""
+def write_table(folder: Path, name: str, markdown: str, frame, *plots: str) -> None:
+    """Write the table as ``<name>.md`` and ``<name>.csv`` (from the data frame), and print it.
+
+    ``plots`` are names of plots already written; they are printed, too.
+    """
     with atomic_write(folder / f"{name}.md") as file:
         file.write(markdown)
     with atomic_write(folder / f"{name}.csv") as file:
         frame.to_csv(file)
     print(markdown)
-    print(f"Written: {folder}/{', '.join((f'{name}.md', f'{name}.csv', *also))}")
+    print(f"Written: {folder}/{', '.join((f'{name}.md', f'{name}.csv', *plots))}")
 
 
 def write_study(folder: Path, config: str) -> None:
-    """Write the study's table and its plots."""
+    """Write the table and the plots of the study in ``folder``; ``config`` is the name of its runs' config.
+
+    Raise :class:`UserError` if no run is finished.
+    """
     table = study.collect_table(folder, config)
     if not any(cell.accuracies for cells in table.values() for cell in cells.values()):
         raise UserError(f"no finished run in {folder}/ZeroshotCLIP or {folder}/CoOp/<config>_<shots>shots")
@@ -55,9 +60,10 @@ def write_study(folder: Path, config: str) -> None:
 
 @command_line()
 def main(argv: list[str] | None = None) -> None:
+    """Write the tables and plots of the folder that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="such as output/digits, output/base2new, output/evaluation")
-    parser.add_argument("--config", default="", help="of a study with several: the runs to read (rn50, vit_b16)")
+    parser.add_argument("--config", default="", help="config of the runs to read, if there are several (rn50, vit_b16)")
     args = parser.parse_args(argv)
     if not args.folder.is_dir():
         raise UserError(f"no folder {args.folder}")

@@ -1,12 +1,11 @@
-"""Many runs with one command: every combination in a grid, each as ``train.py`` would do it, into its own folder.
+"""Execute a sweep: one run of train.py for each combination in a grid, each in its own folder.
 
     python tools/sweep.py configs/sweeps/digits.yaml
     python tools/sweep.py configs/sweeps/digits.yaml --seeds 1,2,3 --jobs 4
     python tools/sweep.py configs/sweeps/digits.yaml OPTIM.MAX_EPOCH 50       # KEY VALUE pairs go to every run
 
-A run's grid gives each axis a list of values, which go where ``{axis}`` stands in its folder and its arguments. An axis
-that is named as a config key is (OPTIM.LR, SEED: with a dot, or in capitals) is also set for the run by itself. This
-makes four runs:
+A grid gives each axis a list of values; each value replaces ``{axis}`` in the folder and the arguments. An axis whose
+name is a config key (with a dot or in capitals: OPTIM.LR, SEED) also sets that key. This makes four runs:
 
     runs:
       - folder: CoOp/lr{OPTIM.LR}/seed{seed}
@@ -15,19 +14,18 @@ makes four runs:
           OPTIM.LR: [0.002, 0.02]
           seed: [1, 2]
 
-A value is always one argument, whatever spaces it has. A folder is of one run alone.
+A value is always one argument, even with spaces. Two runs cannot share a folder.
 
-In arguments, ``{output}`` is the sweep's folder. A run whose --model-dir is the folder of another run of the sweep
-(``{output}/CoOp/lr{OPTIM.LR}/seed{seed}``) comes after that one, and is not started if it fails.
+In arguments, ``{output}`` is the sweep's folder. If the --model-dir of a run is the folder of another run of the sweep
+(``{output}/CoOp/lr{OPTIM.LR}/seed{seed}``), it starts after that run, and only if that run succeeds.
 
-Runs that are finished (their result.json is of the same command, and newer than its config files and its model) are
-skipped, so a sweep that was stopped goes on. A run that fails is listed at the end, and the exit code is 1.
+Finished runs are skipped, so a second call continues an interrupted sweep. A run is finished if its result.json has the
+same command and is newer than its config files and its model. Failed runs are listed at the end, with exit code 1.
 
-On many machines (see docs/scale.md), whose nodes see the repository, the data and the output folder on a file system
-that they share:
+On several machines (see docs/scale.md) that share the repository, the data and the output folder on a file system:
 
-    python tools/sweep.py CONFIG.yaml --ray auto --memory 4      # tasks of Ray, where ray start has made a cluster
-    bash scripts/slurm/submit.sh CONFIG.yaml                     # an array of Slurm jobs; each is --cell NUMBER
+    python tools/sweep.py CONFIG.yaml --ray auto --memory 4      # each run is a task of a Ray cluster (ray start)
+    bash scripts/slurm/submit.sh CONFIG.yaml                     # each run is a task of a Slurm array: --cell NUMBER
 """
 
 from __future__ import annotations
@@ -49,31 +47,33 @@ from studies.schedule import group_into_stages, run_sweep, select_unfinished
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
+    """Return the parsed and checked command line of a sweep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("sweep", type=Path, help="a YAML file, such as configs/sweeps/digits.yaml")
-    add("--root", default="", help="folder of the data sets, for every run")
-    add("--output-dir", default="", help="folder of the sweep, instead of the one in the file")
-    add("--seeds", default="", help='instead of the seeds in the file, such as "1 2 3" or 1,2,3')
-    add("--jobs", type=int, help="runs at a time (the number of cores / the file's threads; on Ray, what fits)")
-    add("--table", action="store_true", help="print a table of accuracies now and then (on Ray it is printed)")
-    add("--ray", nargs="?", const="", metavar="ADDRESS", help="run on Ray: auto, HOST:PORT, ray://HOST:PORT; or here")
-    add("--gpus", type=float, default=0, help="with --ray: of a run; 0.5: two runs share one")
-    add("--memory", type=float, default=0, metavar="GB", help="with --ray: of a run, which Ray counts, not measures")
-    add("--list", action="store_true", help="print the runs with their numbers, and do nothing")
-    add("--cell", type=int, metavar="NUMBER", help="do this run alone; the exit code is its own")
-    add("--arrays", type=int, metavar="SIZE", help="print what is to be done as Slurm arrays below that size")
+    add("sweep", type=Path, help="YAML file of the sweep, such as configs/sweeps/digits.yaml")
+    add("--root", default="", help="folder of the data sets")
+    add("--output-dir", default="", help="folder of the sweep (the one in the file)")
+    add("--seeds", default="", help='seeds that replace those in the file, such as "1 2 3" or 1,2,3')
+    add("--jobs", type=int, help="runs at a time (cores / threads in the file; on Ray, as many as fit)")
+    add("--table", action="store_true", help="print a table of accuracies during the sweep (always on Ray)")
+    add("--ray", nargs="?", const="", metavar="ADDRESS", help="on Ray: auto, HOST:PORT, ray://…; or on this machine")
+    add("--gpus", type=float, default=0, help="with --ray: GPUs of a run; 0.5: two runs share one")
+    add("--memory", type=float, default=0, metavar="GB", help="with --ray: memory of a run, reserved but not enforced")
+    add("--list", action="store_true", help="only print the runs with their numbers")
+    add("--cell", type=int, metavar="NUMBER", help="execute only this run, and return its exit code")
+    add("--arrays", type=int, metavar="SIZE", help="only print the unfinished runs as Slurm arrays, indices below SIZE")
     add("opts", nargs="*", metavar="KEY VALUE", help="config overrides for every run")
     args = parser.parse_intermixed_args(ray.join_ray_address(argv))
     if args.jobs is not None:
         check_at_least(args.jobs, 1, "--jobs")
     if args.ray is None and (args.gpus or args.memory):
-        raise UserError("--gpus and --memory say what a run needs on Ray: give --ray, too")
+        raise UserError("--gpus and --memory are for Ray: add --ray")
     return args
 
 
 @command_line()
 def main(argv: list[str] | None = None) -> int:
+    """Execute the sweep that the command line names, or only list its runs; return the exit code."""
     command = sys.argv[1:] if argv is None else argv
     args = parse_args(command)
     sweep = read_sweep(args.sweep)
@@ -90,25 +90,25 @@ def main(argv: list[str] | None = None) -> int:
     if args.cell is not None:
         return slurm.run_trial_number(stages, args.cell, threads)
     stages = select_unfinished(stages)
-    todo = len([*chain(*stages)])
+    num_unfinished = len([*chain(*stages)])
     progress = ProgressPrinter(
         Path(args.output_dir or sweep["output"]), trials if args.table or args.ray is not None else ()
     )
-    if args.ray is not None and todo:
-        place, at_once = ray.connect(args.ray, threads), args.jobs or "as many as the nodes hold"
-        needed = ray.build_resources(threads, args.gpus, args.memory)
-        executor = partial(ray.run_trials, resources=needed, at_once=args.jobs or 0, threads=threads)
+    if args.ray is not None and num_unfinished:
+        context, jobs = ray.connect(args.ray, threads), args.jobs or "as many as the nodes hold"
+        resources = ray.build_resources(threads, args.gpus, args.memory)
+        executor = partial(ray.run_trials, resources=resources, at_once=args.jobs or 0, threads=threads)
     else:
-        place, at_once = contextlib.nullcontext(), max(1, min(args.jobs or local.count_cores() // threads, len(trials)))
-        executor = partial(local.run_trials, jobs=at_once, threads=threads)
-    with place:
-        done = f"{len(trials)} runs, {len(trials) - todo} finished already"
-        print(f"{done}, {at_once} at a time; transcripts are in log.txt", flush=True)
+        context, jobs = contextlib.nullcontext(), max(1, min(args.jobs or local.count_cores() // threads, len(trials)))
+        executor = partial(local.run_trials, jobs=jobs, threads=threads)
+    with context:
+        counts = f"{len(trials)} runs, {len(trials) - num_unfinished} finished already"
+        print(f"{counts}, {jobs} at a time; transcripts are in log.txt", flush=True)
         try:
             failed = run_sweep(stages, executor, progress)
         except KeyboardInterrupt as stop:
             raise interrupted_error(
-                f"after {progress.done} of {todo} runs", "with the others", __file__, command
+                f"after {progress.done} of {num_unfinished} runs", "with the others", __file__, command
             ) from stop
     if failed:
         print(f"{len(failed)} of {len(trials)} runs failed: {', '.join(str(trial.folder) for trial in failed)}")

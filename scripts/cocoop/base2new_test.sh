@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From base to new classes: what base2new_train.sh has learned, tested on the new classes (the second half).
+# From base to new classes: tests the models of base2new_train.sh on the new classes (the second half of the classes).
 #   bash scripts/cocoop/base2new_test.sh DATASET SEED [KEY VALUE ...]
 # From the environment: DATA, OUTPUT, TRAINER (CoCoOp), CFG (vit_b16_c4_ep10_batch1_ctxv1), SHOTS (16), LOADEP (the last
 # epoch).

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# From base to new classes: training on the base classes (the first half), tested on their test images.
+# From base to new classes: trains and tests on the base classes (the first half of the classes).
 #   bash scripts/cocoop/base2new_train.sh DATASET SEED [KEY VALUE ...]
 # Then base2new_test.sh with the same arguments, and python tools/results_table.py output/base2new.
-# From the environment: DATA, OUTPUT, TRAINER (CoCoOp), CFG (vit_b16_c4_ep10_batch1_ctxv1), SHOTS (16). The CoCoOp paper's
-# runs of CoOp are TRAINER=CoOp CFG=vit_b16_ep50_ctxv1; scripts/coop/zeroshot.sh has those of zero-shot CLIP.
+# From the environment: DATA, OUTPUT, TRAINER (CoCoOp), CFG (vit_b16_c4_ep10_batch1_ctxv1), SHOTS (16). For the CoCoOp
+# paper's runs of CoOp: TRAINER=CoOp CFG=vit_b16_ep50_ctxv1; for those of zero-shot CLIP: scripts/coop/zeroshot.sh.
 set -euo pipefail
 [ $# -ge 2 ] || { sed -n '2,6p' "$0"; exit 2; }
 cd "$(dirname "$0")/../.."

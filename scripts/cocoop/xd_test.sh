@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Transfer: what xd_train.sh has learned on ImageNet, tested on another data set, or on a variant of ImageNet.
+# Transfer: tests the models of xd_train.sh on another data set, or on a variant of ImageNet.
 #   bash scripts/cocoop/xd_test.sh DATASET SEED [KEY VALUE ...]
 # From the environment: DATA, OUTPUT, TRAINER (CoCoOp), CFG (vit_b16_c4_ep10_batch1_ctxv1), SHOTS (16), LOADEP (the last
 # epoch).

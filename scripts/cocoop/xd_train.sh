@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Transfer to other data sets and to ImageNet's variants: training on ImageNet.
+# Transfer to other data sets and to ImageNet's variants: trains on ImageNet.
 #   bash scripts/cocoop/xd_train.sh SEED [KEY VALUE ...]
 # Then xd_test.sh for each data set, and python tools/results_table.py output/evaluation.
 # From the environment: DATA, OUTPUT, TRAINER (CoCoOp), CFG (vit_b16_c4_ep10_batch1_ctxv1), SHOTS (16).

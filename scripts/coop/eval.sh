@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Contexts learned on ImageNet (scripts/coop/main.sh imagenet CONFIG end 16 16 False), evaluated on another data set:
+# Evaluates contexts learned on ImageNet (scripts/coop/main.sh imagenet CONFIG end 16 16 False) on another data set:
 #   bash scripts/coop/eval.sh DATASET CONFIG
-# From the environment: DATA, OUTPUT, SEEDS ("1 2 3"), and SHOTS (16), NCTX (16), CSC (False), CTP (end), EPOCH (the last).
+# From the environment: DATA, OUTPUT, SEEDS ("1 2 3"), SHOTS (16), NCTX (16), CSC (False), CTP (end), EPOCH (the last).
 set -euo pipefail
 [ $# = 2 ] || { sed -n '2,4p' "$0"; exit 2; }
 cd "$(dirname "$0")/../.."

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# CoOp over seeds: bash scripts/coop/main.sh DATASET CONFIG POSITION N_CTX SHOTS CSC [KEY VALUE ...]
+# Runs CoOp once for each seed: bash scripts/coop/main.sh DATASET CONFIG POSITION N_CTX SHOTS CSC [KEY VALUE ...]
 #   bash scripts/coop/main.sh imagenet rn50 end 16 16 False
 # POSITION of the class name: end, middle, front. CSC: class-specific contexts. From the environment: DATA, OUTPUT,
 # SEEDS ("1 2 3").

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Zero-shot CLIP: bash scripts/coop/zeroshot.sh DATASET CONFIG
+# Evaluates zero-shot CLIP: bash scripts/coop/zeroshot.sh DATASET CONFIG
 #   bash scripts/coop/zeroshot.sh imagenet rn50
-#   SUB=new bash scripts/coop/zeroshot.sh imagenet vit_b16     # on the new classes alone; SUB=base: on the others
+#   SUB=new bash scripts/coop/zeroshot.sh imagenet vit_b16     # only on the new classes (SUB=base: the base classes)
 # From the environment: DATA, OUTPUT, SUB.
 set -euo pipefail
 [ $# = 2 ] || { sed -n '2,5p' "$0"; exit 2; }

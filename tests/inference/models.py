@@ -1,5 +1,4 @@
-"""Tiny models of transformers with random weights, each in a folder as the library saves it. What they say means
-nothing."""
+"""Tiny models of transformers with random weights, each saved to a folder. Their predictions mean nothing."""
 
 from __future__ import annotations
 
@@ -19,6 +18,7 @@ VISION = {**TOWER, "image_size": EDGE, "patch_size": PATCH}
 
 
 def clipseg(folder: Path) -> Path:
+    """Save a CLIPSeg to ``folder`` and return it."""
     from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPSegProcessor, ViTImageProcessor
 
     tokenizer = clip_tokenizer()
@@ -29,6 +29,7 @@ def clipseg(folder: Path) -> Path:
 
 
 def xclip(folder: Path) -> Path:
+    """Save an X-CLIP to ``folder`` and return it."""
     from transformers import VideoMAEImageProcessor, XCLIPConfig, XCLIPModel, XCLIPProcessor
 
     tokenizer = clip_tokenizer()
@@ -41,6 +42,7 @@ def xclip(folder: Path) -> Path:
 
 
 def blip(folder: Path, model_class: str) -> Path:
+    """Save a BLIP of that class of transformers to ``folder`` and return it."""
     import transformers
     from transformers import BlipConfig, BlipImageProcessor, BlipProcessor
 
@@ -54,20 +56,21 @@ def blip(folder: Path, model_class: str) -> Path:
 
 
 def blip2(folder: Path, model_class: str) -> Path:
+    """Save a BLIP-2 of that class of transformers to ``folder`` and return it."""
     import transformers
     from transformers import Blip2Config, Blip2Processor, BlipImageProcessor
 
-    texts = model_class == "Blip2ForImageTextRetrieval"  # the Q-Former reads them, no language model
+    uses_qformer_text = model_class == "Blip2ForImageTextRetrieval"  # this class has no language model
     tokenizer = bert_tokenizer()
     processor = Blip2Processor(BlipImageProcessor(size=SIZE), tokenizer)
-    known = {"vocab_size": len(tokenizer), "max_position_embeddings": 64}
-    text = {**known, "model_type": "opt", "hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 2}
+    vocabulary = {"vocab_size": len(tokenizer), "max_position_embeddings": 64}
+    text = {**vocabulary, "model_type": "opt", "hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 2}
     text |= {"num_attention_heads": 2, "word_embed_proj_dim": 16}
     text |= {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
     config = Blip2Config(
         text_config=text,
         vision_config=VISION,
-        qformer_config={**TOWER, **known, "use_qformer_text_input": texts},
+        qformer_config={**TOWER, **vocabulary, "use_qformer_text_input": uses_qformer_text},
         num_query_tokens=QUERIES,
         image_text_hidden_size=16,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
@@ -76,11 +79,12 @@ def blip2(folder: Path, model_class: str) -> Path:
 
 
 def save(folder: Path, model_class: type, config, processor) -> Path:
+    """Save a model with random weights and its processor to ``folder`` and return it."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = model_class(config)
         for parameter in model.parameters():
-            if parameter.dim() > 1:  # the library's own start is so small that all inputs would look alike
+            if parameter.dim() > 1:  # with transformers' small initial weights, all inputs give the same output
                 torch.nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -88,6 +92,7 @@ def save(folder: Path, model_class: type, config, processor) -> Path:
 
 
 def bert_tokenizer():
+    """Return BLIP's kind of tokenizer, with ``VOCABULARY``."""
     from transformers import BertTokenizer
 
     vocabulary = {word: number for number, word in enumerate(VOCABULARY)}
@@ -95,7 +100,7 @@ def bert_tokenizer():
 
 
 def clip_tokenizer():
-    """It spells: a token a letter."""
+    """Return a CLIP tokenizer without merges: each letter is a token."""
     from transformers import CLIPTokenizer
 
     letters = [letter + end for letter in LETTERS for end in ("", "</w>")]
@@ -104,12 +109,13 @@ def clip_tokenizer():
 
 
 def clip_text(tokenizer) -> dict:
+    """Return the configuration of a CLIP text encoder for ``tokenizer``, with 40 positions."""
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     return {**TOWER, **special, "vocab_size": len(tokenizer), "max_position_embeddings": 40}
 
 
-def picture(path: Path, seed: int, size: tuple[int, int] = (72, 48)) -> str:
-    """Write a picture of coloured squares; returns its path."""
+def write_image(path: Path, seed: int, size: tuple[int, int] = (72, 48)) -> str:
+    """Write an image of random coloured squares, of ``size`` (width, height), and return its path."""
     import numpy as np
     from PIL import Image
 

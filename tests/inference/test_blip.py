@@ -15,57 +15,59 @@ CLASSES = {
     "ask": ("BlipForQuestionAnswering", "Blip2ForConditionalGeneration"),
     "match": ("BlipForImageTextRetrieval", "Blip2ForImageTextRetrieval"),
 }
-both = pytest.mark.parametrize("kind", ["blip", "blip2"])
+both_models = pytest.mark.parametrize("kind", ["blip", "blip2"])
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
-    """By the name of the model's class."""
+    """Return class name of transformers -> folder with a model of that class."""
     root = tmp_path_factory.mktemp("models")
     names = {name for pair in CLASSES.values() for name in pair}
     return {name: (models.blip2 if "2" in name else models.blip)(root / name, name) for name in names}
 
 
 @pytest.fixture
-def say(folders, call):
-    def run_it(command: str, *arguments: object, kind: str = "blip"):
+def call_blip(folders, call):
+    """Return a function that calls a command of predict.py with the tiny BLIP or BLIP-2 for it."""
+
+    def call_command(command: str, *arguments: object, kind: str = "blip"):
         return call(command, *arguments, "--model", folders[CLASSES[command][kind == "blip2"]])
 
-    return run_it
+    return call_command
 
 
-def library(folders, command: str, kind: str):
-    """The library's own model and processor."""
+def load_reference(folders, command: str, kind: str):
+    """Return the model and the processor as transformers loads them."""
     name = CLASSES[command][kind == "blip2"]
     model = getattr(transformers, name).from_pretrained(folders[name]).eval()
     processor = transformers.AutoProcessor.from_pretrained(folders[name])
-    # Folders of early versions do not say how many tokens stand for the picture; without them it would be left out.
+    # Processors that early versions saved lack the number of image tokens; the model would then see no image.
     assert getattr(processor, "num_query_tokens", None) is None
     processor.num_query_tokens = models.QUERIES
     return model, processor
 
 
-@both
+@both_models
 @pytest.mark.parametrize("prompt", [None, "a photo of"])
-def test_captions_are_those_of_the_library(say, folders, pictures, kind, prompt):
+def test_captions_equal_those_of_transformers(call_blip, folders, image_paths, kind, prompt):
     options = ["--prompt", prompt] if prompt else []
-    records = say("caption", *pictures, *options, "--json", "--max-tokens", 12, kind=kind).records
-    assert [record["image"] for record in records] == pictures
-    model, processor = library(folders, "caption", kind)
+    records = call_blip("caption", *image_paths, *options, "--json", "--max-tokens", 12, kind=kind).records
+    assert [record["image"] for record in records] == image_paths
+    model, processor = load_reference(folders, "caption", kind)
     for record in records:
         inputs = processor(images=Image.open(record["image"]), text=prompt, return_tensors="pt")
         tokens = model.generate(**inputs, max_new_tokens=12)
         assert record["caption"] == processor.decode(tokens[0], skip_special_tokens=True).strip()
         assert record["caption"].startswith(prompt or "")
-    assert records[0]["caption"] != records[1]["caption"]  # the picture matters
+    assert records[0]["caption"] != records[1]["caption"]  # the output depends on the image
 
 
-@both
-def test_answers_are_those_of_the_library(say, folders, pictures, kind):
+@both_models
+def test_answers_equal_those_of_transformers(call_blip, folders, image_paths, kind):
     questions = ["what is red?", "two cats of what photo?"]
-    records = say("ask", *pictures, "--question", *questions, "--json", "--max-tokens", 9, kind=kind).records
-    assert [record["image"] for record in records] == pictures
-    model, processor = library(folders, "ask", kind)
+    records = call_blip("ask", *image_paths, "--question", *questions, "--json", "--max-tokens", 9, kind=kind).records
+    assert [record["image"] for record in records] == image_paths
+    model, processor = load_reference(folders, "ask", kind)
     for record in records:
         assert [entry["question"] for entry in record["answers"]] == questions
         for entry in record["answers"]:
@@ -76,18 +78,18 @@ def test_answers_are_those_of_the_library(say, folders, pictures, kind):
                 tokens = tokens[inputs.input_ids.shape[1] :]
             assert len(tokens) <= 10
             assert entry["answer"] == processor.decode(tokens, skip_special_tokens=True).strip() != ""
-    assert records[0]["answers"] != records[1]["answers"]  # the picture matters
+    assert records[0]["answers"] != records[1]["answers"]  # the output depends on the image
 
 
-@both
-def test_matches_are_those_of_the_library(say, folders, pictures, kind, monkeypatch):
-    """Of more texts than fit into one computation."""
+@both_models
+def test_matches_equal_those_of_transformers(call_blip, folders, image_paths, kind, monkeypatch):
+    """With more texts than fit into one batch."""
     monkeypatch.setattr("inference.transformers_models.BATCH_TEXTS", 2)
-    records = say("match", *pictures, "--text", *TEXTS, "--json", kind=kind).records
-    assert [record["image"] for record in records] == pictures
-    model, processor = library(folders, "match", kind)
+    records = call_blip("match", *image_paths, "--text", *TEXTS, "--json", kind=kind).records
+    assert [record["image"] for record in records] == image_paths
+    model, processor = load_reference(folders, "match", kind)
     head = "use_itm_head" if kind == "blip" else "use_image_text_matching_head"
-    seen = set()
+    distinct = set()
     for record in records:
         assert [entry["text"] for entry in record["matches"]] == TEXTS
         for entry in record["matches"]:
@@ -97,23 +99,23 @@ def test_matches_are_those_of_the_library(say, folders, pictures, kind, monkeypa
             logits, cosine = (score["itm_score" if kind == "blip" else "logits_per_image"] for score in scores)
             assert entry["match"] == pytest.approx(logits.softmax(-1)[0, 1].item(), abs=1e-5)
             assert entry["cosine"] == pytest.approx(cosine.item(), abs=1e-5)
-            seen.add(round(entry["match"], 4))
-    assert len(seen) == 6  # each text and picture has its own
+            distinct.add(round(entry["match"], 4))
+    assert len(distinct) == 6  # every pair of text and image differs
 
 
-def test_for_people(say, pictures):
-    lines = say("ask", *pictures, "--question", "what?", "--max-tokens", 3).output.splitlines()
-    assert [line for line in lines if line in pictures] == pictures
+def test_without_json_the_output_is_a_table_or_a_line_for_each_image(call_blip, image_paths):
+    lines = call_blip("ask", *image_paths, "--question", "what?", "--max-tokens", 3).output.splitlines()
+    assert [line for line in lines if line in image_paths] == image_paths
     assert lines[1].split() == ["question", "answer"]
     assert lines[3].startswith("what?")
-    alone = say("caption", pictures[0], "--max-tokens", 3).output
-    assert say("caption", *pictures, "--max-tokens", 3).output.startswith(f"{pictures[0]}  {alone}")
+    caption = call_blip("caption", image_paths[0], "--max-tokens", 3).output
+    assert call_blip("caption", *image_paths, "--max-tokens", 3).output.startswith(f"{image_paths[0]}  {caption}")
 
 
-def test_a_model_for_something_else(refused, folders, pictures):
+def test_a_model_without_weights_for_the_command_is_refused(refused, folders, image_paths):
     folder = folders["BlipForConditionalGeneration"]
-    parts = [f"{folder} was not trained for match: it has no weights for"]
-    refused("match", pictures[0], "--text", "cat", "--model", folder, parts=parts)
+    message = f"{folder} was not trained for match: it has no weights for"
+    refused("match", image_paths[0], "--text", "cat", "--model", folder, fragments=[message])
 
 
 @pytest.mark.parametrize(
@@ -125,6 +127,6 @@ def test_a_model_for_something_else(refused, folders, pictures):
         (["ask", "--question", "what? " * 40], "has 82 tokens; the model reads at most 64"),
     ],
 )
-def test_mistakes(refused, folders, pictures, arguments, message):
+def test_wrong_arguments_are_refused_with_a_message(refused, folders, image_paths, arguments, message):
     command, *options = arguments
-    refused(command, pictures[0], *options, "--model", folders[CLASSES[command][0]], parts=[message])
+    refused(command, image_paths[0], *options, "--model", folders[CLASSES[command][0]], fragments=[message])

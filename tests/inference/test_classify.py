@@ -1,4 +1,4 @@
-"""predict.py on images: probabilities against CLIP's own code, which images are found, the sheet, mistakes."""
+"""predict.py classify on images: probabilities against OpenAI's code, image arguments, the sheet, errors."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ TINY = ("--backbone", "tiny")
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    """Three pictures of other shapes and sizes than CLIP's, one in a folder below."""
+    """Return a folder with three images that are not square, or not of CLIP's size; one is in a sub-folder."""
     folder = tmp_path_factory.mktemp("photos")
     for number, (name, size) in enumerate({"a.png": (97, 61), "b.JPG": (50, 140), "more/c.png": (33, 33)}.items()):
-        models.picture(folder / name, number, size)
-    (folder / "notes.txt").write_text("no picture")
-    (folder / ".hidden.png").write_text("no picture")
+        models.write_image(folder / name, number, size)
+    (folder / "notes.txt").write_text("not an image")
+    (folder / ".hidden.png").write_text("not an image")
     return folder
 
 
 @pytest.fixture(scope="module", params=["tiny", "vit"])
 def clip(request, tmp_path_factory):
-    """OpenAI's own model, and the arguments that name the same weights."""
+    """Return OpenAI's model, and the arguments of predict.py for the same weights."""
     weights = load_tiny()
     if request.param == "vit":
         torch.manual_seed(0)
@@ -49,24 +49,25 @@ def clip(request, tmp_path_factory):
     return openai.build_model(weights).float().eval(), ("--weights", path)
 
 
-def preprocessed(model, path: Path) -> torch.Tensor:
+def preprocess(model, path: Path) -> torch.Tensor:
+    """Return the image as OpenAI's transform prepares it: (1, 3, size, size)."""
     transform = sys.modules["vlm._openai_clip.clip"]._transform
     with Image.open(path) as image:
         return transform(model.visual.input_resolution)(image)[None]
 
 
 @torch.no_grad()
-def test_probabilities_are_those_of_openais_model(clip, photos, call):
+def test_probabilities_equal_those_of_openais_model(clip, photos, call):
     model, backbone = clip
     text = openai.tokenize([f"a picture of {name}, perhaps" for name in ("cup", "red envelope", "cat")])
     paths = [photos / "a.png", photos / "b.JPG"]
     result = call(*paths, "--json", "--template", "a picture of {}, perhaps", *backbone, "--classes", *CLASSES)
     assert result.code == 0
     for number, path in enumerate(paths):
-        expected = model(preprocessed(model, path), text)[0].softmax(-1)[0].tolist()
-        found = result.probabilities(number)
-        assert [found[name] for name in CLASSES] == pytest.approx(expected, abs=1e-5)
-        assert list(found.values()) == sorted(found.values(), reverse=True)
+        expected = model(preprocess(model, path), text)[0].softmax(-1)[0].tolist()
+        predicted = result.probabilities(number)
+        assert [predicted[name] for name in CLASSES] == pytest.approx(expected, abs=1e-5)
+        assert list(predicted.values()) == sorted(predicted.values(), reverse=True)
         assert max(expected) - min(expected) > 0.01
     assert result.probabilities(0) != result.probabilities(1)
 
@@ -77,20 +78,20 @@ def test_probabilities_are_those_of_openais_model(clip, photos, call):
     ("ensemble", "templates"),
     [([], ["a photo of a {}."]), (["--ensemble", "select"], SELECTED_TEMPLATES), (["--ensemble"], IMAGENET_TEMPLATES)],
 )
-def test_templates_are_averaged_as_features(clip, photos, call, ensemble, templates):
+def test_the_features_of_several_templates_are_averaged(clip, photos, call, ensemble, templates):
     model, backbone = clip
     weights = []
     for name in ("cup", "red envelope", "cat"):
         features = model.encode_text(openai.tokenize([template.format(name) for template in templates]))
         mean = (features / features.norm(dim=-1, keepdim=True)).mean(0)
         weights.append(mean / mean.norm())
-    image = model.encode_image(preprocessed(model, photos / "a.png"))
+    image = model.encode_image(preprocess(model, photos / "a.png"))
     expected = (model.logit_scale.exp() * image / image.norm() @ torch.stack(weights).t()).softmax(-1)[0].tolist()
     result = call(photos / "a.png", "--json", "--classes", *CLASSES, *backbone, *ensemble)
     assert [result.probabilities()[name] for name in CLASSES] == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_table_for_one_image_and_rows_for_several(photos, call):
+def test_one_image_gives_a_table_and_several_give_a_row_each(photos, call):
     head, _, *rows = call(photos / "a.png", "--classes", "cup", "not cup", *TINY).output.splitlines()
     assert head.split() == ["class", "probability"]
     assert {" ".join(row.split()[:-1]) for row in rows} == {"cup", "not cup"}
@@ -103,59 +104,61 @@ def test_a_table_for_one_image_and_rows_for_several(photos, call):
     assert [row.count("%") for row in rows] == [2, 2]
 
 
-def test_folders_patterns_and_standard_input(photos, call, monkeypatch):
-    def images(*arguments):
+def test_images_are_named_by_folders_patterns_and_standard_input(photos, call, monkeypatch):
+    def list_images(*arguments):
+        """Return the classified images, relative to the folder."""
         result = call(*arguments, "--classes", *CLASSES, *TINY, "--json")
         return [str(Path(record["image"]).relative_to(photos)) for record in result.records]
 
-    assert images(photos) == ["a.png", "b.JPG", "more/c.png"]
-    assert images(photos / "**/*.png") == ["a.png", "more/c.png"]
-    assert images(photos / "m*") == ["more/c.png"]
+    assert list_images(photos) == ["a.png", "b.JPG", "more/c.png"]
+    assert list_images(photos / "**/*.png") == ["a.png", "more/c.png"]
+    assert list_images(photos / "m*") == ["more/c.png"]
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"{photos / 'b.JPG'}\n\n{photos / 'a.png'}\n"))
-    assert images("-", photos / "more") == ["b.JPG", "a.png", "more/c.png"]
-    assert "no path on standard input" in call("-", "--classes", *CLASSES).error  # which has been read
+    assert list_images("-", photos / "more") == ["b.JPG", "a.png", "more/c.png"]
+    assert "no path on standard input" in call("-", "--classes", *CLASSES).error  # it is exhausted
 
 
 def test_images_may_stand_on_both_sides_of_options_and_batches_change_nothing(photos, call):
     def classify(size):
+        """Return the result with batches of ``size`` images."""
         arguments = ("--classes", *CLASSES, "--json", photos / "b.JPG", photos / "more/c.png", "--batch-size", size)
         return call(photos / "a.png", *arguments, *TINY)
 
-    one, other = classify(2), classify(1000)
-    assert [Path(record["image"]).name for record in one.records] == ["a.png", "b.JPG", "c.png"]
+    small_batches, one_batch = classify(2), classify(1000)
+    assert [Path(record["image"]).name for record in small_batches.records] == ["a.png", "b.JPG", "c.png"]
     for number in range(3):
-        assert one.probabilities(number) == pytest.approx(other.probabilities(number), abs=1e-5)
+        assert small_batches.probabilities(number) == pytest.approx(one_batch.probabilities(number), abs=1e-5)
     assert call(*TINY, "--classes", *CLASSES, "--", photos / "a.png").code == 0
 
 
-def test_images_are_read_a_few_ahead_only():
-    seen = []
-    images = prefetch(map(str, range(10_000)), lambda path: seen.append(path) or int(path))
+def test_only_a_few_images_are_read_ahead():
+    read_paths = []
+    images = prefetch(map(str, range(10_000)), lambda path: read_paths.append(path) or int(path))
     assert [next(images) for _ in range(3)] == [("0", 0), ("1", 1), ("2", 2)]
     images.close()
-    assert len(seen) <= PREFETCH_IMAGES + 3
+    assert len(read_paths) <= PREFETCH_IMAGES + 3
 
 
-def test_one_damaged_image_does_not_cost_the_others(photos, call, tmp_path):
-    broken = [tmp_path / "first.png", tmp_path / "third.png"]
-    damage(*broken)
+def test_damaged_images_do_not_stop_the_classification_of_the_others(photos, call, tmp_path):
+    damaged = [tmp_path / "first.png", tmp_path / "third.png"]
+    damage(*damaged)
     classes = ("--classes", *CLASSES, *TINY, "--json")
-    result = call(broken[0], photos / "a.png", broken[1], photos / "b.JPG", *classes)
+    result = call(damaged[0], photos / "a.png", damaged[1], photos / "b.JPG", *classes)
     assert result.code == 2
     assert [Path(record["image"]).name for record in result.records] == ["a.png", "b.JPG"]
-    assert all(f"cannot read {path}" in result.error for path in broken)
+    assert all(f"cannot read {path}" in result.error for path in damaged)
     assert "2 of 4 images" in result.error
     for number, name in enumerate(("a.png", "b.JPG")):
         assert result.probabilities(number) == pytest.approx(call(photos / name, *classes).probabilities(), abs=1e-5)
     assert result.probabilities(0) != pytest.approx(result.probabilities(1), abs=0.01)
 
 
-def test_a_sheet_of_pictures(photos, call, tmp_path, monkeypatch):
+def test_show_writes_a_sheet_of_the_first_images(photos, call, tmp_path, monkeypatch):
     monkeypatch.setattr("inference.classify.MAX_IMAGES", 2)
     sheet = tmp_path / "new/sheet.png"
     result = call(photos, "--classes", *CLASSES, *TINY, "--json", "--show", sheet)
     assert len(result.records) == 3
-    assert f"{sheet} written: 2 pictures, the first of 3" in result.error
+    assert f"{sheet} written: 2 images, the first of 3" in result.error
     with Image.open(sheet) as image:
         assert image.format == "PNG"
         pixels = np.asarray(image.convert("RGB"))
@@ -164,7 +167,7 @@ def test_a_sheet_of_pictures(photos, call, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "parts"),
+    ("arguments", "fragments"),
     [
         (["{a}"], ["no classes", "--classes", "--model-dir"]),
         (["--classes", "cup", "cat", "{photos}"], ["{photos}", "among the texts", "before it"]),
@@ -182,12 +185,13 @@ def test_a_sheet_of_pictures(photos, call, tmp_path, monkeypatch):
         (["{a}", "--model-dir", "{empty}", "--backbone", "RN50"], ["--backbone does not go with --model-dir"]),
     ],
 )
-def test_mistakes(photos, refused, tmp_path, arguments, parts):
-    places = {"photos": photos, "a": photos / "a.png", "b": photos / "b.JPG", "empty": tmp_path}
-    refused(*[text.format(**places) for text in arguments], parts=[part.format(**places) for part in parts])
+def test_wrong_arguments_are_refused_with_a_message(photos, refused, tmp_path, arguments, fragments):
+    paths = {"photos": photos, "a": photos / "a.png", "b": photos / "b.JPG", "empty": tmp_path}
+    fragments = [fragment.format(**paths) for fragment in fragments]
+    refused(*[text.format(**paths) for text in arguments], fragments=fragments)
 
 
-def test_json_on_a_console_of_few_letters(monkeypatch):
+def test_json_is_escaped_for_a_console_that_is_not_utf_8(monkeypatch):
     console = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="backslashreplace")
     monkeypatch.setattr(sys, "stdout", console)
     write_result({"class": "café"}, "text", as_json=True)

@@ -1,4 +1,4 @@
-"""tools/export_classifier.py: the files say of an image what the run says."""
+"""tools/export_classifier.py: the exported files give the predictions of the run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import predict
-import tools.export_classifier as tool  # noqa: F401  what the fixture call runs
+import tools.export_classifier as tool  # noqa: F401  the fixture call runs it
 from datasets.digits import NAMES
 from tests.common import tensors
 from tests.inference import models
@@ -27,34 +27,38 @@ SHORT = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", True)
 ARRAYS = {"class_weights.safetensors", "class_weights.npz"}
 
 
-def predicted(capsys, image, run) -> dict[str, float]:
+def predict_with_run(capsys, image, run) -> dict[str, float]:
+    """Return class name -> probability, as predict.py prints them for the run's folder."""
     capsys.readouterr()
     predict.main([str(image), "--model-dir", str(run), "--json", "--top-k", "99"])
     (record,) = map(json.loads, capsys.readouterr().out.splitlines())
     return {entry["class"]: entry["probability"] for entry in record["predictions"]}
 
 
-def prepare(path, told: dict) -> np.ndarray:
-    """The preprocessing that the files tell, written down once more without torchvision."""
+def preprocess(path, metadata: dict) -> np.ndarray:
+    """Return the image (1, 3, size, size) as the metadata of the files describe it, without torchvision."""
     image = Image.open(path).convert("RGB")
-    factor = told["size"] / min(image.size)
-    size = [told["size"]] * 2 if told["resize"] == "squash" else [round(edge * factor) for edge in image.size]
-    image = image.resize(size, Image.Resampling[told["interpolation"].upper()])
-    left, top = ((edge - told["size"]) // 2 for edge in image.size)
-    image = image.crop((left, top, left + told["size"], top + told["size"]))
-    pixels = (np.asarray(image) / 255 - told["mean"]) / told["std"]
+    edge = metadata["size"]
+    factor = edge / min(image.size)
+    size = [edge] * 2 if metadata["resize"] == "squash" else [round(length * factor) for length in image.size]
+    image = image.resize(size, Image.Resampling[metadata["interpolation"].upper()])
+    left, top = ((length - edge) // 2 for length in image.size)
+    image = image.crop((left, top, left + edge, top + edge))
+    pixels = (np.asarray(image) / 255 - metadata["mean"]) / metadata["std"]
     return np.float32(pixels.transpose(2, 0, 1)[None])
 
 
 @torch.no_grad()
-def logits_by(arrays, clip, image: np.ndarray) -> np.ndarray:
+def compute_logits(arrays, clip, image: np.ndarray) -> np.ndarray:
+    """Return the logits (classes,) that the exported weight and bias give for one image."""
     feature = clip.visual(torch.from_numpy(image))[0].numpy()
     return arrays["weight"] @ (feature / np.linalg.norm(feature)) + arrays["bias"]
 
 
 @pytest.fixture
 def photo(tmp_path) -> str:
-    return models.picture(tmp_path / "photo.png", 0)
+    """Return the path of an image that is not square."""
+    return models.write_image(tmp_path / "photo.png", 0)
 
 
 def test_the_files_give_the_probabilities_of_the_run(run, call, capsys, photo, tmp_path, monkeypatch):
@@ -67,14 +71,14 @@ def test_the_files_give_the_probabilities_of_the_run(run, call, capsys, photo, t
     folder = trained.folder / "classifier"
     assert set(os.listdir(folder)) == {*ARRAYS, "classifier.onnx"}
     assert output.count("largest difference") == 3
-    expected = predicted(capsys, photo, trained.folder)
+    expected = predict_with_run(capsys, photo, trained.folder)
 
-    told = {p.key: json.loads(p.value) for p in onnx.load(folder / "classifier.onnx").metadata_props}
-    assert told["classnames"] == list(NAMES)
-    assert told["weights_sha256"] == trained.record["weights"]["sha256"]
+    metadata = {p.key: json.loads(p.value) for p in onnx.load(folder / "classifier.onnx").metadata_props}
+    assert metadata["classnames"] == list(NAMES)
+    assert metadata["weights_sha256"] == trained.record["weights"]["sha256"]
     clip, _ = load_cached_clip("tiny", "", "fp32", "cpu")
-    assert told["logit_scale"] == pytest.approx(clip.logit_scale.exp().item())
-    image = prepare(photo, told)
+    assert metadata["logit_scale"] == pytest.approx(clip.logit_scale.exp().item())
+    image = preprocess(photo, metadata)
     session = onnxruntime.InferenceSession(folder / "classifier.onnx", providers=["CPUExecutionProvider"])
     batch = np.concatenate([image, np.zeros_like(image), image])
     logits, probabilities = session.run(["logits", "probabilities"], {"images": batch})
@@ -82,15 +86,15 @@ def test_the_files_give_the_probabilities_of_the_run(run, call, capsys, photo, t
         assert dict(zip(NAMES, probabilities[row].tolist(), strict=True)) == pytest.approx(expected, abs=1e-4)
 
     arrays = np.load(folder / "class_weights.npz", allow_pickle=False)
-    assert json.loads(arrays["metadata"].item()) == told
+    assert json.loads(arrays["metadata"].item()) == metadata
     assert arrays["classnames"].tolist() == list(NAMES)
-    assert logits_by(arrays, clip, image) == pytest.approx(logits[0], abs=1e-4)
+    assert compute_logits(arrays, clip, image) == pytest.approx(logits[0], abs=1e-4)
     with safe_open(folder / "class_weights.safetensors", framework="np") as file:
-        assert {key: json.loads(value) for key, value in file.metadata().items()} == told
+        assert {key: json.loads(value) for key, value in file.metadata().items()} == metadata
         assert np.array_equal(file.get_tensor("weight"), arrays["weight"])
         assert np.array_equal(file.get_tensor("bias"), arrays["bias"])
 
-    # A file that disagrees is not left: here, that of the same classes in another order.
+    # A file with other logits is not kept: here, that of the same classes in another order.
     old = shutil.copy(folder / "classifier.onnx", tmp_path)
     program = SimpleNamespace(save=lambda path, **_: shutil.copy(old, path), model=SimpleNamespace(metadata_props={}))
     monkeypatch.setattr("torch.onnx.export", lambda *_, **__: program)
@@ -100,7 +104,7 @@ def test_the_files_give_the_probabilities_of_the_run(run, call, capsys, photo, t
     assert set(os.listdir(folder)) == ARRAYS
 
 
-def test_a_vision_transformer_that_was_fine_tuned_and_new_classes(run, call, tmp_path):
+def test_a_fine_tuned_vision_transformer_is_exported_for_new_classes(run, call, tmp_path):
     torch.manual_seed(0)
     model = openai.CLIP(32, 48, 1, 64, 16, 77, 49408, 64, 1, 2)
     save_file(model.state_dict(), tmp_path / "vit.safetensors")
@@ -117,47 +121,47 @@ def test_a_vision_transformer_that_was_fine_tuned_and_new_classes(run, call, tmp
 
 
 @pytest.fixture
-def weights_alone(monkeypatch):
-    """As where the packages for ONNX are not installed: seconds less, and exit code 2."""
+def without_onnx(monkeypatch):
+    """Hide the packages for ONNX, which saves seconds; the exit code is then 2."""
     monkeypatch.setattr("inference.export.find_spec", lambda name: None)
 
 
-@pytest.mark.usefixtures("weights_alone")
-def test_the_epoch_that_is_asked_for(run, call, tmp_path):
-    """The class weights of each, from its checkpoint by OpenAI's text encoder."""
-    settings = ("OPTIM.MAX_EPOCH", 2, "TRAIN.CHECKPOINT_FREQ", 1, "OPTIM.WARMUP_EPOCH", 0, "OPTIM.LR", 0.1)
-    trained = run(*SHORT, *settings)
+@pytest.mark.usefixtures("without_onnx")
+def test_load_epoch_exports_the_class_weights_of_that_epoch(run, call, tmp_path):
+    """The class weights equal those of OpenAI's text encoder with the context in the checkpoint."""
+    options = ("OPTIM.MAX_EPOCH", 2, "TRAIN.CHECKPOINT_FREQ", 1, "OPTIM.WARMUP_EPOCH", 0, "OPTIM.LR", 0.1)
+    trained = run(*SHORT, *options)
     clip, _ = load_cached_clip("tiny", "", "fp32", "cpu")
     ends = openai.tokenize([" ".join([*["X"] * 16, name]) + "." for name in NAMES]).argmax(1)
-    found = {}
+    weights = {}
     for epoch in (1, 2):
         call(trained.folder, "--load-epoch", epoch, "--out", tmp_path / str(epoch))
-        found[epoch] = torch.from_numpy(np.load(tmp_path / str(epoch) / "class_weights.npz")["weight"])
+        weights[epoch] = torch.from_numpy(np.load(tmp_path / str(epoch) / "class_weights.npz")["weight"])
         state = tensors(trained.checkpoint(epoch))
         context = state["ctx"].expand(len(NAMES), -1, -1)
         prompts = torch.cat([state["token_prefix"], context, state["token_suffix"]], dim=1)
         features = encode_prompts(clip, prompts, ends)
         expected = clip.logit_scale.exp() * features / features.norm(dim=1, keepdim=True)
-        torch.testing.assert_close(found[epoch], expected, atol=1e-4, rtol=1e-5)
-    assert (found[1] - found[2]).abs().max() > 0.01
+        torch.testing.assert_close(weights[epoch], expected, atol=1e-4, rtol=1e-5)
+    assert (weights[1] - weights[2]).abs().max() > 0.01
 
 
-@pytest.mark.usefixtures("weights_alone")
-def test_pictures_that_are_squashed(run, call, capsys, photo):
-    """As for CLIPs that learned with pictures of another shape than they take."""
+@pytest.mark.usefixtures("without_onnx")
+def test_the_metadata_say_that_images_are_squashed(run, call, capsys, photo):
+    """Some CLIPs were trained on images resized at both edges, without a crop."""
     trained = run(*SHORT, "INPUT.RESIZE", "squash")
     call(trained.folder)
     arrays = np.load(trained.folder / "classifier/class_weights.npz")
-    told = json.loads(arrays["metadata"].item())
-    assert told["resize"] == "squash"
-    logits = logits_by(arrays, load_cached_clip("tiny", "", "fp32", "cpu")[0], prepare(photo, told))
+    metadata = json.loads(arrays["metadata"].item())
+    assert metadata["resize"] == "squash"
+    logits = compute_logits(arrays, load_cached_clip("tiny", "", "fp32", "cpu")[0], preprocess(photo, metadata))
     probabilities = torch.from_numpy(logits).softmax(0).tolist()
-    expected = predicted(capsys, photo, trained.folder)
+    expected = predict_with_run(capsys, photo, trained.folder)
     assert dict(zip(NAMES, probabilities, strict=True)) == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.usefixtures("weights_alone")
-def test_without_the_packages_for_onnx_the_weights_are_there(run, call):
+@pytest.mark.usefixtures("without_onnx")
+def test_without_the_packages_for_onnx_only_the_class_weights_are_written(run, call):
     folder = run(*SHORT).folder
     (folder / "classifier").mkdir()
     (folder / "classifier/classifier.onnx").write_text("of an earlier export")
@@ -171,7 +175,7 @@ def test_without_the_packages_for_onnx_the_weights_are_there(run, call):
     ("trainer", "message"),
     [("CoCoOp", "CoCoOp has no class weights"), ("CoOp", "differ from those of the run by up to 9")],
 )
-def test_a_method_that_is_more_than_class_weights_is_refused(run, call, monkeypatch, trainer, message):
+def test_a_method_with_nonlinear_logits_is_refused(run, call, monkeypatch, trainer, message):
     folder = run(*SHORT, trainer=trainer).folder
     monkeypatch.setattr("trainers.coop.CoOp.model_inference", lambda self, x: self.model(x) + torch.arange(10.0))
     code, _, error = call(folder)

@@ -1,4 +1,4 @@
-"""tools/export_clip.py: the file is the CLIP of the run, for whatever takes a CLIP."""
+"""tools/export_clip.py: the exported file holds the CLIP of the run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-import tools.export_clip as tool  # noqa: F401  what the fixture call runs
+import tools.export_clip as tool  # noqa: F401  the fixture call runs it
 import train
 from tests.common import REPOSITORY, tensors
 from tests.vlm import foreign_models
@@ -19,12 +19,12 @@ from vlm.tiny.weights import load_tiny
 CONFIG = ("--config-file", REPOSITORY / "configs/trainers/CLIPFineTune/tiny.yaml")
 SHORT = ("OPTIM.MAX_EPOCH", 1, "OPTIM.WARMUP_EPOCH", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 16, "TEST.NO_TEST", True)
 LORA = ("TRAINER.FINETUNE.PARTS", '["lora"]')
-IMAGE = 100 / 447  # one of the test images of five digits, in percent
+IMAGE_PERCENT = 100 / 447  # accuracy of one test image; the five new digits have 447
 
 
 @pytest.fixture(scope="module")
 def tune(tmp_path_factory):
-    """Run CLIPFineTune on pairs of digits; returns the run's folder."""
+    """Return a function that runs CLIPFineTune on pairs of digits and returns the run's folder."""
     root = tmp_path_factory.mktemp("pairs")
     assert digit_pairs.main(["--root", str(root), "--pairs", "64"]) == 0
 
@@ -40,10 +40,12 @@ def tune(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lora(tune):
+    """Return the folder of a run with low-rank updates."""
     return tune("lora", *LORA, "OPTIM.LR", 0.03)
 
 
-def refused(result: tuple, message: str, folder) -> None:
+def assert_refused(result: tuple, message: str, folder) -> None:
+    """Assert that the call ended with the error ``message`` and left no safetensors file below ``folder``."""
     code, output, error = result
     assert code == 2
     assert output == ""
@@ -51,8 +53,8 @@ def refused(result: tuple, message: str, folder) -> None:
     assert not list(folder.rglob("*.safetensors*"))
 
 
-def test_zero_shot_with_the_file_classifies_as_the_run_does(lora, run, call, tmp_path):
-    file = tmp_path / "below/own.safetensors"
+def test_zero_shot_with_the_exported_file_has_the_accuracy_of_the_run(lora, run, call, tmp_path):
+    file = tmp_path / "below/exported.safetensors"
     code, output, _ = call(lora, "--load-epoch", 1, "--out", file)
     assert code == 0
     assert [path.name for path in file.parent.iterdir()] == [file.name]
@@ -63,23 +65,23 @@ def test_zero_shot_with_the_file_classifies_as_the_run_does(lora, run, call, tmp
     tuned = run(*CONFIG, "--eval-only", "--model-dir", lora, *LORA, *half, trainer="CLIPFineTune", out="tuned")
     exported = run("--eval-only", *half, "MODEL.BACKBONE.WEIGHTS", file, trainer="ZeroshotCLIP", out="exported")
     before = run(*CONFIG, "--eval-only", *half, trainer="CLIPFineTune", out="before")
-    assert float(exported.accuracy) == pytest.approx(float(tuned.accuracy), abs=2 * IMAGE + 0.01)
-    assert abs(float(before.accuracy) - float(tuned.accuracy)) > 10 * IMAGE
+    assert float(exported.accuracy) == pytest.approx(float(tuned.accuracy), abs=2 * IMAGE_PERCENT + 0.01)
+    assert abs(float(before.accuracy) - float(tuned.accuracy)) > 10 * IMAGE_PERCENT
     assert exported.record["weights"]["sha256"] in output
 
 
-def test_the_file_holds_what_was_learned_in_full_precision(tune, call):
+def test_the_exported_file_has_the_trained_parameters_in_full_precision(tune, call):
     trained = tune("projections", "TRAINER.FINETUNE.PARTS", '["projections"]')
     assert call(trained)[0] == 0
-    found, original = load_file(trained / "clip.safetensors"), load_tiny()
+    exported, original = load_file(trained / "clip.safetensors"), load_tiny()
     learned = {key.removeprefix("clip."): value for key, value in tensors(trained / "clip/model.pth.tar-1").items()}
-    assert found.keys() == original.keys()
+    assert exported.keys() == original.keys()
     assert len(learned) == 4
-    for key, value in found.items():
+    for key, value in exported.items():
         assert torch.equal(value, learned.get(key, original[key].to(value.dtype))), key
 
 
-def test_a_whole_clip_that_began_with_random_weights(tune, call):
+def test_a_clip_trained_from_random_weights_is_exported(tune, call):
     assert call(tune("random", "MODEL.BACKBONE.PRETRAINED", False))[0] == 0
 
 
@@ -90,8 +92,8 @@ def test_a_whole_clip_that_began_with_random_weights(tune, call):
         (lambda weight: weight * 1e6, "features as loaded, in half precision differ"),
     ],
 )
-def test_a_file_that_disagrees_is_not_left(lora, call, monkeypatch, tmp_path, change, message):
-    """As after a loss in the merge, and where weights are too large for half precision."""
+def test_a_file_whose_features_differ_does_not_replace_an_older_one(lora, call, monkeypatch, tmp_path, change, message):
+    """After an error in the merge, or with weights too large for half precision."""
     out = tmp_path / "clip.safetensors"
     out.write_text("of an earlier export")
 
@@ -106,19 +108,21 @@ def test_a_file_that_disagrees_is_not_left(lora, call, monkeypatch, tmp_path, ch
     assert out.read_text() == "of an earlier export"
 
 
-def test_what_cannot_be_exported(lora, run, call, tmp_path):
+def test_runs_checkpoints_and_file_names_that_do_not_fit_are_refused(lora, run, call, tmp_path):
     zero_shot = run("TEST.NO_TEST", True, trainer="ZeroshotCLIP").folder
-    refused(call(zero_shot), "ZeroshotCLIP did not change CLIP", zero_shot)
-    refused(call(tmp_path / "absent"), "no run in", tmp_path)
-    refused(call(lora, "--load-epoch", 7, "--out", tmp_path / "a.safetensors"), "no checkpoint of epoch 7", tmp_path)
-    refused(call(lora, "--out", tmp_path / "clip.pt"), "must end in .safetensors", tmp_path)
+    assert_refused(call(zero_shot), "ZeroshotCLIP did not change CLIP", zero_shot)
+    assert_refused(call(tmp_path / "absent"), "no run in", tmp_path)
+    assert_refused(
+        call(lora, "--load-epoch", 7, "--out", tmp_path / "a.safetensors"), "no checkpoint of epoch 7", tmp_path
+    )
+    assert_refused(call(lora, "--out", tmp_path / "clip.pt"), "must end in .safetensors", tmp_path)
     shutil.copytree(lora, tmp_path / "bare", ignore=shutil.ignore_patterns("model.pth*"))
-    refused(call(tmp_path / "bare"), "checkpoint", tmp_path)
+    assert_refused(call(tmp_path / "bare"), "checkpoint", tmp_path)
 
 
-def test_a_clip_of_another_library(tune, call, tmp_path):
+def test_a_clip_of_another_library_is_refused(tune, call, tmp_path):
     pytest.importorskip("open_clip", reason="needs the optional package open_clip_torch")
     name = f"open_clip:local-dir:{foreign_models.open_clip_folder(tmp_path / 'model')}"
     size = load_clip(name)[0].visual.input_resolution
     trained = tune("foreign", "MODEL.BACKBONE.NAME", name, "INPUT.SIZE", f"({size}, {size})")
-    refused(call(trained), "is not of OpenAI's architectures", trained)
+    assert_refused(call(trained), "is not of OpenAI's architectures", trained)

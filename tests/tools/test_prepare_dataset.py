@@ -1,4 +1,4 @@
-"""From torchvision's downloads to the layouts that the data sets take."""
+"""tools/prepare_dataset.py: from torchvision's downloads to the folders of the data sets."""
 
 import os
 import urllib.error
@@ -19,13 +19,13 @@ VARIANTS = " ".join(f"images_variant_{split}.txt" for split in SPLITS)
 
 @pytest.fixture
 def internet(monkeypatch):
-    """torchvision's download writes our files; all that it does with them stays its own. Returns the addresses."""
+    """Let torchvision's download write the files of downloads.py; return the list of requested addresses."""
     import torchvision
 
-    asked = []
+    addresses = []
 
     def download_url(url, root, filename=None, md5=None, **_):
-        asked.append(url)
+        addresses.append(url)
         os.makedirs(root, exist_ok=True)
         name = filename or os.path.basename(url)
         (content,) = (files[name] for files in DOWNLOADS.values() if name in files)
@@ -34,11 +34,11 @@ def internet(monkeypatch):
     monkeypatch.setattr(torchvision.datasets.utils, "download_url", download_url)
     monkeypatch.setattr(torchvision.datasets.flowers102, "download_url", download_url)
     monkeypatch.setattr(torchvision.datasets.flowers102, "check_integrity", lambda path, md5: os.path.isfile(path))
-    return asked
+    return addresses
 
 
 @pytest.mark.parametrize(
-    ("name", "left", "classes", "sizes"),
+    ("name", "files", "classes", "sizes"),
     [
         ("caltech101", "101_ObjectCategories", "airplane, crab", (10, 4, 6)),
         ("oxford_pets", "images annotations", "abyssinian, american_bulldog", (12, 4, 4)),
@@ -50,11 +50,11 @@ def internet(monkeypatch):
         ("fgvc_aircraft", f"images variants.txt {VARIANTS}", "Yak-42", (3, 3, 3)),
     ],
 )
-def test_a_download_becomes_a_data_set(name, left, classes, sizes, internet, tmp_path, capsys):
+def test_a_download_becomes_a_data_set(name, files, classes, sizes, internet, tmp_path, capsys):
     root = tmp_path / "data"
     assert prepare([name, "--root", str(root)]) == 0
     (base,) = root.iterdir()  # nothing else is left
-    assert set(os.listdir(base)) == set(left.split())
+    assert set(os.listdir(base)) == set(files.split())
     if name in SPLIT_FILES:
         path = base / f"split_zhou_{SPLIT_FILES[name][0]}.json"
         assert f"fetch CoOp's split, {path.name}, from https://drive.google.com/file/d/" in capsys.readouterr().out
@@ -62,10 +62,10 @@ def test_a_download_becomes_a_data_set(name, left, classes, sizes, internet, tmp
         assert "do not compare with published ones" in capsys.readouterr().out
     dataset = build_dataset(config_of(name, root))
     assert dataset.classnames == classes.split(", ")
-    parts = (dataset.train_x, dataset.val, dataset.test)
-    assert tuple(map(len, parts)) == sizes
-    assert len({item.impath for part in parts for item in part}) == sum(sizes)
-    if name == "oxford_pets":  # the makers' test images stay test images
+    splits = (dataset.train_x, dataset.val, dataset.test)
+    assert tuple(map(len, splits)) == sizes
+    assert len({item.impath for split in splits for item in split}) == sum(sizes)
+    if name == "oxford_pets":  # the test images of the data set's authors stay test images
         assert all(item.impath.endswith(("_1.jpg", "_2.jpg")) for item in dataset.test)
     before = len(internet)
     assert prepare([name, "--root", str(root)]) == 0
@@ -73,11 +73,11 @@ def test_a_download_becomes_a_data_set(name, left, classes, sizes, internet, tmp
 
 
 @pytest.mark.parametrize("spelling", ["oxford_pets", "OxfordPets", "oxfordpets", "oxford-pets"])
-def test_names_as_people_write_them(spelling):
+def test_a_data_set_is_found_under_several_spellings(spelling):
     assert find_dataset(spelling).__name__ == "OxfordPets"
 
 
-def test_a_split_file_that_is_there_is_kept(tmp_path):
+def test_an_existing_split_file_stays(tmp_path):
     write_images(tmp_path / "eurosat/2750", ["Forest/Forest_1.jpg"])
     path = tmp_path / "eurosat/split_zhou_EuroSAT.json"
     path.write_text("CoOp's")
@@ -85,18 +85,18 @@ def test_a_split_file_that_is_there_is_kept(tmp_path):
     assert path.read_text() == "CoOp's"
 
 
-def test_an_own_split_is_the_same_each_time():
+def test_a_drawn_split_is_the_same_each_time():
     train = {f"{name}/{i}.jpg": name for name in ("b", "a") for i in range(10)}
     split = draw_split(train, {})
     assert split == draw_split(dict(reversed(train.items())), {})
-    assert [len(split[part]) for part in ("train", "val", "test")] == [10, 4, 6]
+    assert [len(split[name]) for name in ("train", "val", "test")] == [10, 4, 6]
     assert {tuple(entry[1:]) for entry in split["test"]} == {(0, "a"), (1, "b")}
-    files = [[path.rpartition("/")[2] for path, label, _ in split["train"] if label == wanted] for wanted in (0, 1)]
-    assert files[0] != files[1]  # drawn, not counted off
+    files = [[path.rpartition("/")[2] for path, label, _ in split["train"] if label == number] for number in (0, 1)]
+    assert files[0] != files[1]  # drawn at random
 
 
 @pytest.mark.parametrize("name", ["food101", "oxford_flowers"])
-def test_offline_is_one_message(name, tmp_path, capsys, monkeypatch):
+def test_without_a_network_there_is_one_message(name, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("urllib.request.urlopen", Mock(side_effect=urllib.error.URLError("no network")))
     assert prepare([name, "--root", str(tmp_path)]) == 2
     error = capsys.readouterr().err
@@ -107,14 +107,14 @@ def test_offline_is_one_message(name, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "file"), [("food101", "food-101.tar.gz"), ("eurosat", "EuroSAT.zip")])
-def test_an_archive_that_is_cut_off_leaves_nothing(name, file, internet, tmp_path, capsys, monkeypatch):
+def test_a_truncated_archive_leaves_no_file(name, file, internet, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(DOWNLOADS[name], file, DOWNLOADS[name][file][:-100])
     assert prepare([name, "--root", str(tmp_path)]) == 2
     assert "error: cannot download" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_images_come_last_as_they_tell_that_the_rest_is_there(internet, tmp_path, monkeypatch):
+def test_the_images_are_moved_last_since_they_mark_a_complete_data_set(internet, tmp_path, monkeypatch):
     moved, rename = [], Path.rename
     monkeypatch.setattr(Path, "rename", lambda self, target: moved.append(self.name) or rename(self, target))
     assert prepare(["fgvc_aircraft", "--root", str(tmp_path)]) == 0
@@ -122,14 +122,14 @@ def test_the_images_come_last_as_they_tell_that_the_rest_is_there(internet, tmp_
     assert moved[-1] == "images"
 
 
-def test_what_is_to_be_fetched_by_hand(tmp_path, capsys):
+def test_files_to_fetch_by_hand_are_named_with_their_folder(tmp_path, capsys):
     assert prepare(["imagenetv2", "--root", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert "imagenetv2-matched-frequency.tar.gz" in error
     assert str(tmp_path / "imagenetv2/imagenetv2-matched-frequency-format-val") in error
 
 
-def test_an_own_split_of_what_was_fetched_by_hand(tmp_path):
+def test_a_split_is_drawn_for_files_fetched_by_hand(tmp_path):
     base = tmp_path / "stanford_cars"
     write_images(base, numbered("cars_train/{:05}.jpg", "cars_test/{:05}.jpg"))
     (base / "devkit").mkdir()
@@ -147,17 +147,17 @@ def test_an_own_split_of_what_was_fetched_by_hand(tmp_path):
     assert [len(split) for split in (dataset.train_x, dataset.val, dataset.test)] == [8, 2, 10]
 
 
-def test_an_own_split_of_nothing(tmp_path, capsys):
+def test_no_split_is_drawn_without_lists_or_images(tmp_path, capsys):
     write_images(tmp_path / "oxford_pets/images", ["Abyssinian_1.jpg"])
     assert prepare(["oxford_pets", "--root", str(tmp_path), "--own-split"]) == 2
-    assert "cannot draw a split of OxfordPets" in capsys.readouterr().err  # the lists are not there
+    assert "cannot draw a split of OxfordPets" in capsys.readouterr().err  # its lists are missing
     (tmp_path / "ucf101/UCF-101-midframes").mkdir(parents=True)
     assert prepare(["ucf101", "--root", str(tmp_path), "--own-split"]) == 2
     assert "no images (.jpg) below" in capsys.readouterr().err
     assert not (tmp_path / "ucf101/split_zhou_UCF101.json").exists()
 
 
-def test_imagenets_names_for_its_variants(tmp_path, capsys):
+def test_variants_of_imagenet_get_its_class_names(tmp_path, capsys):
     write_images(tmp_path / "imagenet-adversarial/imagenet-a", ["n01440764/a.jpg"])
     for _ in range(2):
         assert prepare(["imagenet_a", "--root", str(tmp_path)]) == 0
@@ -167,7 +167,7 @@ def test_imagenets_names_for_its_variants(tmp_path, capsys):
     assert build_dataset(config_of("imagenet_a", tmp_path)).classnames == ["tench"]
 
 
-def test_mistakes_are_one_message(tmp_path, capsys):
+def test_wrong_arguments_are_refused_with_a_message(tmp_path, capsys):
     assert prepare(["oxford_pet", "--root", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert 'did you mean "OxfordPets"?' in error
