@@ -101,7 +101,7 @@ def test_activations_beyond_the_memory_are_not_saved(clip):
     contexts = short.ctx.expand(200, -1, -1)
     for encode in (
         lambda encoder: encoder(learner(), layout),
-        lambda encoder: encoder.encode_contexts(contexts, short.fixed, short.layout),  # only those of the first contexts are saved
+        lambda encoder: encoder.encode_contexts(contexts, short.fixed, short.layout),
     ):
         counts = [count_saved_numbers(lambda: encode(TextEncoder(clip, memory))) for memory in (0, 1 << 40)]  # noqa: B023
         assert counts[0] < counts[1] / 5
