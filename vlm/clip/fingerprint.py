@@ -9,10 +9,8 @@ import torch
 
 
 def fingerprint(state_dict: Mapping[str, torch.Tensor], architecture: str = "") -> str:
-    """Return the SHA-256 (hexadecimal) of ``architecture`` and of the keys, sorted, each followed by its fp32 bytes.
-
-    ``architecture``: everything that features depend on beside the weights, for models that the weights do not define.
-    """
+    """Return the SHA-256 (hexadecimal) of ``architecture``, which the weights of some models do not determine, and of
+    the sorted keys, each followed by its values as fp32 bytes."""
     digest = hashlib.sha256(architecture.encode())
     for key in sorted(state_dict):
         digest.update(key.encode())

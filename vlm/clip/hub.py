@@ -18,10 +18,7 @@ DOWNLOAD_HINT = "On a machine with a network, `hf download {0} --local-dir FOLDE
 
 
 def import_optional(module: str, package: str, user: str) -> ModuleType:
-    """Return a module of an optional package, or raise :class:`UserError` if it is not installed.
-
-    ``package``: its name for pip. ``user``: what needs it, for the message.
-    """
+    """Return an optional module; UserError if ``package``, which has it and which ``user`` needs, is not installed."""
     try:
         return import_module(module)
     except ImportError as error:
@@ -55,10 +52,7 @@ def hub_access(name: str, hint: str) -> Iterator[None]:
 
 
 def _is_reachable(endpoint: str) -> bool:
-    """Return whether there is a proxy, or the Hub's host name resolves.
-
-    The library itself would try for half a minute to connect.
-    """
+    """Return whether there is a proxy or the Hub's host name resolves; the library would try for half a minute."""
     if {"https", "all"} & {*getproxies()}:
         return True
     try:

@@ -21,15 +21,13 @@ from vlm.text.encoder import TextEncoder
 
 PACKAGE_NAME = "transformers"
 ACTIVATIONS = {"quick_gelu": QuickGELU, "gelu": nn.GELU}  # those that vlm.text.layers computes, by transformers' names
-
-# An object of the optional package transformers, which need not be installed where types are checked.
-TransformersObject = Any
+HFObject = Any  # the package is optional, so its types may be missing
 
 
 class HuggingFaceImageEncoder(nn.Module):
     """The image encoder of a CLIP of transformers, with its preprocessing: ``mean``, ``std`` and ``resize``."""
 
-    def __init__(self, model: TransformersObject, processor: TransformersObject):
+    def __init__(self, model: HFObject, processor: HFObject):
         super().__init__()
         self.vision_model, self.visual_projection = model.vision_model, model.visual_projection
         self.input_resolution = model.config.vision_config.image_size
@@ -44,8 +42,7 @@ class HuggingFaceImageEncoder(nn.Module):
 class HuggingFaceCLIP(nn.Module):
     """A CLIP of transformers, with the attribute names of OpenAI's."""
 
-    def __init__(self, model: TransformersObject, processor: TransformersObject, name: str):
-        """``name``: the backbone's name, for the fingerprint."""
+    def __init__(self, model: HFObject, processor: HFObject, name: str):
         super().__init__()
         self.visual = HuggingFaceImageEncoder(model, processor)
         self.logit_scale = nn.Parameter(model.logit_scale.detach().reshape(()))
@@ -59,7 +56,7 @@ class CausalCLIP(HuggingFaceCLIP):
 
     text_encoder = TextEncoder
 
-    def __init__(self, model: TransformersObject, processor: TransformersObject, tokenizer: None, name: str):
+    def __init__(self, model: HFObject, processor: HFObject, tokenizer: None, name: str):
         super().__init__(model, processor, name)
         text, config = model.text_model, model.config.text_config
         self.token_embedding = text.embeddings.token_embedding
@@ -75,9 +72,7 @@ class ChineseCLIP(HuggingFaceCLIP):
 
     text_encoder = BertEncoder
 
-    def __init__(
-        self, model: TransformersObject, processor: TransformersObject, tokenizer: TransformersObject, name: str
-    ):
+    def __init__(self, model: HFObject, processor: HFObject, tokenizer: HFObject, name: str):
         super().__init__(model, processor, name)
         self.text_model, self.text_projection, self.tokenizer = model.text_model, model.text_projection, tokenizer
 
@@ -106,12 +101,8 @@ def load(identifier: str, weights: str) -> HuggingFaceCLIP:
     return CLIP_CLASSES[config.model_type](model, processor, tokenizer, name)
 
 
-def _convert_transformer(layers: TransformersObject, config: TransformersObject) -> Transformer:
-    """Return OpenAI's Transformer with the weights of transformers' text ``layers``; it shares most of them.
-
-    Raises:
-        UserError: the layers have another activation than those in ACTIVATIONS.
-    """
+def _convert_transformer(layers: HFObject, config: HFObject) -> Transformer:
+    """Return OpenAI's Transformer with the weights of transformers' ``layers``; UserError for an unknown activation."""
     if config.hidden_act not in ACTIVATIONS:
         raise UserError(f'the text encoder has the activation "{config.hidden_act}"; known: {", ".join(ACTIVATIONS)}')
     transformer = Transformer(config.hidden_size, len(layers), config.num_attention_heads)

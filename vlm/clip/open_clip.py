@@ -26,14 +26,7 @@ class OpenCLIP(nn.Module):
     """A CLIP of open_clip, with the attribute names of OpenAI's."""
 
     def __init__(self, model: Any, name: str):
-        """
-        Args:
-            model: the model of open_clip, a CustomTextCLIP or CLIP.
-            name: the backbone's name, for messages and the fingerprint.
-
-        Raises:
-            UserError: the model's loss or its text encoder is not CLIP's.
-        """
+        """Wrap open_clip's ``model``; UserError if its loss or its text encoder is not CLIP's."""
         super().__init__()
         text = getattr(model, "text", model)
         if getattr(model, "logit_bias", None) is not None:
@@ -61,7 +54,8 @@ class OpenCLIP(nn.Module):
 def load(identifier: str, weights: str) -> OpenCLIP:
     """Return the CLIP that ``<architecture>/<weights>``, ``hf-hub:<name>`` or ``local-dir:<folder>`` names.
 
-    ``weights``: path of a weights file that replaces the named weights; "" for none.
+    Args:
+        weights: path of a file that replaces the named weights; "" for none.
 
     Raises:
         UserError: the name is unknown, the weights cannot be loaded, or the model is not of CLIP's kind.

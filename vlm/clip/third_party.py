@@ -13,10 +13,7 @@ EXTRA_LAYERS = ("ls_1", "ls_2", "ln_attn")  # open_clip's optional layers of a b
 
 
 def describe_architecture(model: nn.Module, name: str, package: str) -> str:
-    """Return everything that features depend on beside the weights, for the fingerprint.
-
-    That is the model's name, its package and version, its modules, and the number of heads of each attention layer.
-    """
+    """Return all that features depend on beside the weights: name, package, version, modules, numbers of heads."""
     heads = [module.num_heads for module in model.modules() if hasattr(module, "num_heads")]
     return f"{name} {package} {version(package)} {model} {heads}"
 

@@ -32,34 +32,22 @@ def get_processor_name(device: torch.device) -> str:
 
 
 def get_input_dtype(visual: nn.Module) -> torch.dtype:
-    """Return the dtype of the images that an image encoder takes: that of its first convolution.
-
-    The embeddings of OpenAI's vision transformers are fp32 in half precision, too, so their dtype does not say it.
-    """
+    """Return the dtype of the images that an image encoder takes: that of its first convolution."""
+    # In half precision, other parameters of OpenAI's vision transformers, the embeddings, stay fp32.
     convolutions = (module for module in visual.modules() if isinstance(module, nn.Conv2d))
     return next(convolutions).weight.dtype
 
 
 class ImageEncoder:
-    """Base class: encodes images in blocks.
-
-    Attributes:
-        description: everything that a feature depends on, except for the image; the identity of a feature store.
-        block: images of a block.
-    """
+    """Base class. ``description`` has everything that a feature depends on, except for the image."""
 
     package = "torch"  # the package that runs the encoder
 
     def __init__(self, visual: nn.Module, weights: str, precision: str):
-        """
-        Args:
-            visual: CLIP's image encoder, frozen.
-            weights: fingerprint of the CLIP's weights.
-            precision: one of PRECISIONS.
-        """
+        """``visual``: CLIP's frozen image encoder. ``weights``: their fingerprint. ``precision``: one of PRECISIONS."""
         self.visual, self.device, self.dtype = visual, next(visual.parameters()).device, get_input_dtype(visual)
         self.size: int = visual.input_resolution  # type: ignore[assignment]  # PyTorch types it Tensor | Module
-        self.block = 8 if self.device.type == "cpu" else 64
+        self.block = 8 if self.device.type == "cpu" else 64  # images; on a CPU, each core has its own block
         self.precision = precision or str(self.dtype).rpartition(".")[2]
         self.runtime = f"{self.package} {version(self.package)}"
         self.description = {
@@ -92,11 +80,7 @@ class ImageEncoder:
 
 
 class TorchEncoder(ImageEncoder):
-    """Runs the encoder by PyTorch.
-
-    Raises:
-        UserError: the device cannot compute in the precision.
-    """
+    """Runs the encoder by PyTorch; :class:`UserError` if the device cannot compute in the precision."""
 
     def __init__(self, visual: nn.Module, weights: str, precision: str):
         super().__init__(visual, weights, precision)
@@ -118,10 +102,9 @@ class TorchEncoder(ImageEncoder):
 
 
 class OpenVINOEncoder(ImageEncoder):
-    """Runs the encoder by OpenVINO, compiled on first use: a run whose features are all cached does not compile it.
+    """Runs the encoder by OpenVINO; :class:`UserError` if the processor cannot compute in the precision.
 
-    Raises:
-        UserError: the processor cannot compute in the precision.
+    It is compiled on first use: a run whose features are all cached does not compile it.
     """
 
     package = "openvino"
@@ -137,7 +120,7 @@ class OpenVINOEncoder(ImageEncoder):
         requests = self._requests
         running: deque[tuple[Any, int]] = deque()  # requests with their number of images, in the order of the blocks
 
-        def wait_for_oldest() -> tuple[torch.Tensor, int]:
+        def wait_for_first() -> tuple[torch.Tensor, int]:
             """Return the features of the block that was started first, and its number of images."""
             request, count = running.popleft()
             request.wait()
@@ -145,12 +128,12 @@ class OpenVINOEncoder(ImageEncoder):
 
         try:
             for (block, count), request in zip(blocks, cycle(requests)):
-                if len(running) == len(requests):  # ``request`` is the oldest, as they take turns
-                    yield wait_for_oldest()
+                if len(running) == len(requests):  # ``request`` itself is running: it was started first
+                    yield wait_for_first()
                 request.start_async({0: block.numpy()})
                 running.append((request, count))
             while running:
-                yield wait_for_oldest()
+                yield wait_for_first()
         finally:
             for request, _ in running:
                 request.wait()
@@ -190,11 +173,6 @@ def _has_openvino() -> bool:
 
 @lru_cache(maxsize=1)
 def build_image_encoder(visual: nn.Module, weights: str, precision: str = "") -> ImageEncoder:
-    """Return the fastest encoder for a frozen ``visual`` on its device; the latest one is cached.
-
-    Args:
-        weights: fingerprint of the CLIP's weights.
-        precision: one of PRECISIONS.
-    """
+    """Return the fastest encoder for CLIP's frozen image encoder on its device; the latest one is cached."""
     on_cpu = next(visual.parameters()).device.type == "cpu"
     return (OpenVINOEncoder if on_cpu and _has_openvino() else TorchEncoder)(visual, weights, precision)

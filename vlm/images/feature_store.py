@@ -26,22 +26,14 @@ from dassl.utils.files import remove_temporary_files
 
 DESCRIPTION_FILE = "encoder.json"  # the description of a folder's encoder, for readers and tools/features.py
 ENCODER_FOLDER = re.compile("[0-9a-f]{32}")  # the name of an encoder's folder: a digest of 16 bytes
-# Seconds that one process of a distributed run waits for another run. Its peers may be waiting for it, so it must not
-# wait for ever.
-LOCK_TIMEOUT = 60.0
-# Seconds: a temporary file that is older belongs to no writer. Processes without the lock may be writing younger ones.
-STALE_SECONDS = 3600.0
-# Exceptions that readers of a damaged file raise, in safetensors, torch and json.
+LOCK_TIMEOUT = 60.0  # seconds that a process of a distributed run waits for another run, while its peers wait for it
+STALE_SECONDS = 3600.0  # age of a temporary file that has no writer any more; writing a shard takes far less
+# Exceptions of the readers of a damaged file.
 READ_ERRORS = (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError)
 
 
 class FeatureStore:
-    """The cached features of one encoder, by key (16 bytes).
-
-    Attributes:
-        folder: the folder of the encoder's shards.
-        encoder: the name of this folder, a digest of the encoder's description.
-    """
+    """The cached features of one encoder, by key (16 bytes)."""
 
     is_disk_full = False  # after a failed write; ``try_put`` then writes nothing more
 
@@ -56,7 +48,7 @@ class FeatureStore:
             UserError: the folder cannot be written.
         """
         self.root = Path(root).expanduser()
-        self.encoder = _blake2b(json.dumps(encoder, sort_keys=True).encode()).hex()
+        self.encoder = _blake2b(json.dumps(encoder, sort_keys=True).encode()).hex()  # digest; the folder's name
         self.folder = self.root / self.encoder
         self.description = dict(encoder)
         self.max_bytes = int(max_gb * 1e9)
@@ -71,10 +63,9 @@ class FeatureStore:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold this encoder's lock, so that no other run computes the same features at the same time.
+        """Hold this encoder's lock for this rank, so that no other run computes the same features at the same time.
 
-        Each process of a distributed run has a lock file for its rank, as the processes have different images. Such a
-        process waits no longer than LOCK_TIMEOUT; at worst, a feature is computed twice.
+        A process of a distributed run goes on after LOCK_TIMEOUT without it; at worst, a feature is computed twice.
         """
         from filelock import FileLock, Timeout
 

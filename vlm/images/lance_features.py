@@ -38,13 +38,7 @@ def open_lance_dataset(folder: Path):
 
 
 class LanceFeatures:
-    """A feature set: image features and labels, sorted by label.
-
-    Attributes:
-        data: the Lance data set.
-        classnames: class names in label order.
-        counts: number of images of each class.
-    """
+    """A feature set: image features and labels, sorted by label. ``counts``: the number of images of each class."""
 
     def __init__(self, folder: str | os.PathLike):
         """Open the feature set in ``folder``; UserError if there is none."""

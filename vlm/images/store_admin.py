@@ -36,11 +36,7 @@ def print_summary(root: Path) -> None:
 
 
 def verify_files(root: Path) -> int:
-    """Read every file of the cache and remove damaged ones; return the exit code: 1 if any was damaged, else 0.
-
-    Raises:
-        UserError: a damaged file cannot be removed.
-    """
+    """Remove damaged files; return the exit code, 1 if there were any, else 0. UserError if one cannot be removed."""
     files = [path for path, _ in list_feature_files(*list_encoder_folders(root))]
     bar = tqdm(files, disable=None, leave=False, unit="file")
     damaged = [path for path in bar if read_shard(path, path.parent.name) is None]
@@ -54,8 +50,7 @@ def remove_encoders(root: Path, prefixes: list[str]) -> None:
     """Remove the features of the encoders whose folder names begin with one of ``prefixes``; of all if it is empty.
 
     Raises:
-        UserError: no folder name, or more than one, begins with a prefix (nothing is removed), or a file cannot be
-            removed.
+        UserError: not exactly one folder name begins with a prefix (nothing is removed), or a file cannot be removed.
     """
     folders, prefixes = list_encoder_folders(root), [prefix.lower() for prefix in prefixes]
     for prefix in prefixes:
@@ -72,11 +67,7 @@ def remove_encoders(root: Path, prefixes: list[str]) -> None:
 
 
 def _remove_folder(folder: Path) -> None:
-    """Remove the files that runs wrote into an encoder's folder, and the folder itself if it is empty then.
-
-    Raises:
-        UserError: a file cannot be removed.
-    """
+    """Remove the files of runs in an encoder's folder, and the folder if it is then empty. UserError if that fails."""
     try:
         # Names of locks and of a killed run's temporary files begin with a dot.
         for path in (*folder.glob("*.safetensors"), *folder.glob(".*"), folder / DESCRIPTION_FILE):

@@ -36,7 +36,6 @@ class BertEncoder(nn.Module):
     layout = PaddedPrompts
 
     def __init__(self, clip: ChineseCLIP, memory: int = ACTIVATION_BYTES):
-        """``memory``: bytes of activations that :meth:`forward` stores for the backward pass."""
         super().__init__()
         self.text_model, self.text_projection, self.tokenizer = clip.text_model, clip.text_projection, clip.tokenizer
         self.token_embedding = self.text_model.embeddings.word_embeddings
@@ -73,13 +72,10 @@ class BertEncoder(nn.Module):
         return self(self.token_embedding.weight, self.layout(tokens, self.lengths(tokens)))
 
     def forward(self, table: torch.Tensor, layout: PaddedPrompts) -> torch.Tensor:
-        """Return features (prompts, embed_dim), not normalised, of prompts whose vectors are rows of ``table``.
-
-        Activations beyond ``memory`` are computed again in the backward pass.
-        """
+        """Return features (prompts, embed_dim), not normalised, of prompts whose vectors are rows of ``table``."""
         config, activation_bytes = self.text_model.config, 0
         outputs: list[torch.Tensor] = []
-        # The backward pass needs about 16 vectors for each token and layer.
+        # The backward pass needs about 16 vectors for each token and layer. Beyond ``memory``, it computes them again.
         bytes_per_token = 16 * config.num_hidden_layers * config.hidden_size * self.dtype.itemsize
         for index, lengths in zip(layout.index.split(BATCH_PROMPTS), layout.lengths.split(BATCH_PROMPTS), strict=True):
             activation_bytes += bytes_per_token * index.numel()
@@ -92,9 +88,7 @@ class BertEncoder(nn.Module):
     def encode_contexts(self, contexts: torch.Tensor, fixed: torch.Tensor, layout: PaddedPrompts) -> torch.Tensor:
         """Return features (m, prompts, embed_dim), not normalised, of the prompts under each of m contexts.
 
-        Args:
-            contexts: (m, n_ctx, width); for each context, the first n_ctx rows of the table of vectors.
-            fixed: (rows, width), the other rows of the table, which all contexts share.
+        ``contexts`` (m, n_ctx, width) are the first rows of the table for each context, ``fixed`` the other rows.
         """
         count, n_ctx = contexts.shape[:2]
         offsets, index = n_ctx * torch.arange(count, device=contexts.device)[:, None, None], layout.index

@@ -47,28 +47,26 @@ def encode_classes(
     return torch.cat([_encode_block(build_inputs(labels), len(labels), encode, store) for labels in bar])
 
 
-def _encode_block(
-    inputs: PromptInputs, num_classes: int, encode: EncodeFunction, store: FeatureStore | None
-) -> torch.Tensor:
-    """Return features (num_classes, embed_dim) of one block: from ``store``, or computed and written to it."""
+def _encode_block(inputs: PromptInputs, count: int, encode: EncodeFunction, store: FeatureStore | None) -> torch.Tensor:
+    """Return features (count, embed_dim) of one block of classes: from ``store``, or computed and written to it."""
     if store is None:
         return encode(*inputs)
-    keys = block_keys(inputs, num_classes)
+    keys = block_keys(inputs, count)
     cached = store.get(keys)
-    if len(cached) < num_classes:
+    if len(cached) < count:
         with store.locked():
             cached = store.get(keys)  # another process may have computed them in the meantime
-            if len(cached) < num_classes:
+            if len(cached) < count:
                 features = encode(*inputs)
                 store.try_put(keys, features.cpu())
                 return features
     return torch.stack([cached[key] for key in keys]).to(inputs[0].device)
 
 
-def block_keys(inputs: PromptInputs, num_classes: int) -> list[bytes]:
-    """Return the cache key (16 bytes) of each class of a block: a digest of the whole block and the class's number.
+def block_keys(inputs: PromptInputs, count: int) -> list[bytes]:
+    """Return the cache key (16 bytes) of each of the ``count`` classes of a block.
 
-    The digest covers the values of all ``inputs`` and the autocast state, as the bits of a feature depend on them.
+    A key is a digest of all the block's inputs, of the autocast state and of the class's number in the block.
     """
     device_type = inputs[0].device.type
     autocast = f"{torch.is_autocast_enabled(device_type)} {torch.get_autocast_dtype(device_type)}"
@@ -77,15 +75,11 @@ def block_keys(inputs: PromptInputs, num_classes: int) -> list[bytes]:
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     block = digest.digest()
-    return [hashlib.blake2b(block + str(number).encode(), digest_size=16).digest() for number in range(num_classes)]
+    return [hashlib.blake2b(block + str(number).encode(), digest_size=16).digest() for number in range(count)]
 
 
 def describe_text_encoder(encoder: TextEncoder, weights: str) -> dict[str, object]:
-    """Return everything that a text feature depends on, except for the prompts: the identity of a feature store.
-
-    Args:
-        weights: fingerprint of the CLIP's weights.
-    """
+    """Return everything that a text feature depends on, except for the prompts; ``weights``: their fingerprint."""
     device = encoder.token_embedding.weight.device
     return {
         "features": "of class names",

@@ -21,8 +21,7 @@ from vlm.text.layers import PrefixAttention, mlp
 from vlm.text.layout import CHUNK_TOKENS, Chunk, Layout
 from vlm.text.tokenizer import count_tokens, tokenize
 
-# Bytes of activations stored for the backward pass: small beside a machine's memory, and enough for RN50's text encoder
-# over ImageNet's 1,000 classes. Activations beyond are computed again in the backward pass.
+# Bytes of activations stored for the backward pass, which computes any others again: enough for RN50 and 1,000 classes.
 ACTIVATION_BYTES = 1_200_000_000
 # Tokens of the prompts under one context. Matrix products of more rows gain nothing from batching several contexts.
 MAX_BATCHED_TOKENS = 256
@@ -41,7 +40,6 @@ class TextEncoder(nn.Module):
     layout = staticmethod(Layout.build)  # (index, lengths) -> the packed prompts that ``forward`` takes
 
     def __init__(self, clip_model: CLIP, memory: int = ACTIVATION_BYTES):
-        """``memory``: bytes of activations that :meth:`forward` stores for the backward pass."""
         super().__init__()
         self.token_embedding = clip_model.token_embedding
         self.positional_embedding = clip_model.positional_embedding
@@ -49,7 +47,7 @@ class TextEncoder(nn.Module):
         self.ln_final = clip_model.ln_final
         self.text_projection = clip_model.text_projection
         self.dtype, self.embed_dim = clip_model.dtype, self.text_projection.shape[1]
-        self.memory = memory
+        self.memory = memory  # bytes of activations that are stored for the backward pass
         # The backward pass needs about 11 vectors for each token and layer.
         vector_bytes = self.positional_embedding.shape[1] * self.dtype.itemsize
         self.bytes_per_token = 11 * len(self.transformer.resblocks) * vector_bytes
@@ -154,8 +152,5 @@ class TextEncoder(nn.Module):
 
 
 def build_text_encoder(clip: CLIP, memory: int = ACTIVATION_BYTES) -> TextEncoder:
-    """Return the text encoder of a CLIP from :func:`vlm.clip.load.load_clip`; for Chinese-CLIP, a BertEncoder.
-
-    ``memory``: bytes of activations that it stores for the backward pass.
-    """
+    """Return the text encoder of a CLIP, for Chinese-CLIP a BertEncoder; it stores ``memory`` bytes of activations."""
     return getattr(clip, "text_encoder", TextEncoder)(clip, memory=memory)

@@ -17,39 +17,28 @@ CLASS_TOKEN_POSITIONS = ("end", "middle", "front")
 class PromptTable(nn.Module):
     """The prompts ``[context] [CLASS].`` of all classes, each token given as a row of a table of vectors.
 
-    The table holds the context vectors first, and behind them the frozen word embeddings of all other tokens.
-
-    Attributes:
-        tokens: (classes, length), token ids with the class name last and "X" for each context token; on the CPU.
-        fixed: (words, width), the word embeddings, one for each distinct token id.
-        rows: (classes, length), the rows of the table, with the class name last.
-        index: (classes, length), the same rows in the order of the prompts.
-        lengths: (classes,), the number of tokens of each prompt, with start and end.
-        layout: the packed prompts, for ``text_encoder(table, layout)``.
+    The table has the context vectors first, then ``fixed``, the frozen word embeddings of all other distinct tokens.
+    ``index`` (classes, length) has the rows of the prompts' tokens, ``lengths`` (classes,) the numbers of these tokens,
+    start and end included, and ``layout`` the packed prompts: the features are ``text_encoder(table, layout)``.
     """
 
     fixed: torch.Tensor
 
     def __init__(
-        self,
-        text_encoder: TextEncoder,
-        classnames: Sequence[str],
-        context: torch.Tensor,
-        class_token_position: str = "end",
+        self, text_encoder: TextEncoder, classnames: Sequence[str], context: torch.Tensor, position: str = "end"
     ):
         """
         Args:
             classnames: class names from :func:`vlm.text.classnames.clean_classnames`, in label order.
             context: (n_ctx, width), or (classes, n_ctx, width) for class-specific contexts.
-            class_token_position: "end": the class name comes behind the context tokens; "middle": behind the first
-                half of them; "front": before them.
+            position: where the class name comes: "end", behind the context; "middle", behind its first half; "front".
 
         Raises:
             UserError: a prompt is too long.
         """
         super().__init__()
         n_ctx, device = context.shape[-2], context.device
-        # "X" is one token: a placeholder for a context token.
+        # With the class name last. "X" is one token: a placeholder for a context token.
         self.tokens = tokenize_class_prompts(text_encoder, classnames, " ".join(["X"] * n_ctx + ["{}."]))
         context_rows = torch.arange(context[..., 0].numel()).view(context.shape[:-1])
         token_ids, rows = self.tokens.unique(return_inverse=True)
@@ -60,9 +49,9 @@ class PromptTable(nn.Module):
         # end-of-text token out of the name.
         pairs = zip(classnames, lengths.tolist(), strict=True)
         name_lengths = [min(text_encoder.count_tokens(name), length - n_ctx - 2) for name, length in pairs]
-        order = [_order_tokens(n_ctx, n_name, class_token_position, self.tokens.shape[1]) for n_name in name_lengths]
+        order = [_order_tokens(n_ctx, n_name, position, self.tokens.shape[1]) for n_name in name_lengths]
         self.register_buffer("fixed", text_encoder.embed(token_ids.to(device)).detach(), persistent=False)
-        self.rows = rows.to(device)
+        self.rows = rows.to(device)  # as ``index``, but with the class name last for any position
         self.index = rows.gather(1, torch.tensor(order)).to(device)
         self.lengths = lengths.to(device)
         self.layout = text_encoder.layout(self.index, self.lengths)
@@ -89,11 +78,8 @@ class PromptTable(nn.Module):
         return self.table(context[classes]), index, lengths
 
 
-def _order_tokens(n_ctx: int, n_name: int, class_token_position: str, length: int) -> list[int]:
-    """Return the permutation that moves the class name of a prompt ``[start, context, name, suffix]`` to its position.
-
-    Entry i is the position, before the move, of the prompt's token i.
-    """
-    n_before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[class_token_position]  # context tokens before the name
+def _order_tokens(n_ctx: int, n_name: int, position: str, length: int) -> list[int]:
+    """Return, for each token of a prompt, its index in ``[start, context, name, suffix]`` with the class name last."""
+    n_before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]  # context tokens before the name
     name, suffix = range(1 + n_ctx, 1 + n_ctx + n_name), range(1 + n_ctx + n_name, length)
     return [0, *range(1, 1 + n_before), *name, *range(1 + n_before, 1 + n_ctx), *suffix]
