@@ -30,7 +30,8 @@ def write_set(folder: str, rows: int, dim: int) -> None:
     fields = {"path": pa.string(), "label": pa.int32(), "feature": pa.list_(pa.float16(), dim)}
     schema, size = pa.schema(fields, metadata), -(-rows // FRAGMENTS)
 
-    def batches() -> Iterator[pa.RecordBatch]:
+    def generate_fragments() -> Iterator[pa.RecordBatch]:
+        """Yield the rows of one file after another."""
         for start in range(0, rows, size):
             numbers = np.arange(start, min(start + size, rows))
             features = np.repeat((numbers % 2000).astype(np.float16), dim)
@@ -38,10 +39,11 @@ def write_set(folder: str, rows: int, dim: int) -> None:
             columns = [np.char.mod("%d.jpg", numbers), label, pa.FixedSizeListArray.from_arrays(features, dim)]
             yield pa.RecordBatch.from_arrays([*map(pa.array, columns[:2]), columns[2]], schema=schema)
 
-    lance.write_dataset(pa.RecordBatchReader.from_batches(schema, batches()), folder, max_rows_per_file=size)
+    lance.write_dataset(pa.RecordBatchReader.from_batches(schema, generate_fragments()), folder, max_rows_per_file=size)
 
 
 def main() -> None:
+    """Parse the command line, measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000_000)
     parser.add_argument("--dim", type=int, default=16)

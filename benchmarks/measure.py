@@ -37,6 +37,7 @@ class Times:
         return statistics.median(self.cpu)
 
     def __str__(self) -> str:
+        """Return "median (least to greatest)" of the wall time."""
         return f"{self.median:.4g} ({min(self.wall):.4g} to {max(self.wall):.4g})"
 
 

@@ -92,6 +92,7 @@ def measure_step(turns: int) -> dict[str, float]:
 
 
 def main() -> None:
+    """Parse the command line, measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", default="./data", help="folder of the data sets")
     parser.add_argument("--turns", type=int, default=5)

@@ -48,6 +48,7 @@ def build_steps(classes: int, n_ctx: int, source: str) -> tuple[Callable, Callab
     weights = torch.linspace(-1, 1, classes * 1024).view(classes, 1024)
 
     def step(encode: Callable) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the features of all prompts, and the gradient of the context for a weighted sum of them."""
         learner.ctx.grad = None
         features = encode(learner())
         (features * weights).sum().backward()
@@ -65,7 +66,7 @@ def run_step(classes: int, n_ctx: int, source: str, plain: bool) -> None:
 
 
 def measure_classes(classes: int, n_ctx: int, source: str, turns: int, per_100: float | None) -> tuple[dict, float]:
-    """Return a row of the table and the plain encoder's seconds per 100 classes (``per_100`` if they are not measured)."""
+    """Return a row of the table and the plain encoder's seconds per 100 classes: measured, or else ``per_100``."""
     ours, plain, tokens = build_steps(classes, n_ctx, source)
     computations = {"ours": (ours, tune_malloc)}
     if classes <= MAX_PLAIN:
@@ -94,6 +95,7 @@ def measure_classes(classes: int, n_ctx: int, source: str, turns: int, per_100: 
 
 
 def main() -> None:
+    """Parse the command line, measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", type=int, nargs="+", default=[10, 100, 1000, 21841])
     parser.add_argument("--names", choices=["imagenet", "imagenette"], default="imagenet", help="the classes' names")

@@ -53,10 +53,8 @@ def distributed_contrastive_loss(
     else:
         all_images, all_texts = all_gather_with_grad(torch.cat([images, texts], 1)).chunk(2, dim=1)
         all_ids = all_gather_with_grad(caption_ids)
-        per_image, per_text = (
-            compute_logits(images, all_texts, logit_scale),
-            compute_logits(texts, all_images, logit_scale),
-        )
+        per_image = compute_logits(images, all_texts, logit_scale)
+        per_text = compute_logits(texts, all_images, logit_scale)
         loss = _symmetric_cross_entropy(per_image, per_text, caption_ids[:, None] == all_ids)
     return loss, all_ids[per_image.argmax(1)] == caption_ids
 

@@ -9,8 +9,10 @@ import torch
 
 
 def fingerprint(state_dict: Mapping[str, torch.Tensor], architecture: str = "") -> str:
-    """Return the SHA-256 (hexadecimal) of ``architecture``, which the weights of some models do not determine, and of
-    the sorted keys, each followed by its values as fp32 bytes."""
+    """Return the SHA-256 (hexadecimal) of ``architecture`` and of the sorted keys, each followed by its fp32 values.
+
+    ``architecture`` describes a model whose weights do not determine it.
+    """
     digest = hashlib.sha256(architecture.encode())
     for key in sorted(state_dict):
         digest.update(key.encode())

@@ -27,7 +27,9 @@ def import_optional(module: str, package: str, user: str) -> ModuleType:
 
 @contextmanager
 def hub_access(name: str, hint: str) -> Iterator[None]:
-    """Context in which a library loads ``name``, a model on the Hub or a folder, from the local cache if offline.
+    """Let a library load a model in the body of a ``with``; if offline, from its local cache.
+
+    ``name`` is a name on the Hub, or a folder.
 
     Raises:
         UserError: the folder does not exist, or the library fails; ``hint`` is the end of the message.

@@ -28,6 +28,7 @@ class HuggingFaceImageEncoder(nn.Module):
     """The image encoder of a CLIP of transformers, with its preprocessing: ``mean``, ``std`` and ``resize``."""
 
     def __init__(self, model: HFObject, processor: HFObject):
+        """Take the image encoder of ``model``, and the preprocessing of its image ``processor``."""
         super().__init__()
         self.vision_model, self.visual_projection = model.vision_model, model.visual_projection
         self.input_resolution = model.config.vision_config.image_size
@@ -43,6 +44,7 @@ class HuggingFaceCLIP(nn.Module):
     """A CLIP of transformers, with the attribute names of OpenAI's."""
 
     def __init__(self, model: HFObject, processor: HFObject, name: str):
+        """Wrap ``model``; ``name``, the backbone's, becomes part of the fingerprint."""
         super().__init__()
         self.visual = HuggingFaceImageEncoder(model, processor)
         self.logit_scale = nn.Parameter(model.logit_scale.detach().reshape(()))
@@ -57,6 +59,7 @@ class CausalCLIP(HuggingFaceCLIP):
     text_encoder = TextEncoder
 
     def __init__(self, model: HFObject, processor: HFObject, tokenizer: None, name: str):
+        """Convert the text encoder of ``model``; UserError if it is not CLIP's."""
         super().__init__(model, processor, name)
         text, config = model.text_model, model.config.text_config
         self.token_embedding = text.embeddings.token_embedding
@@ -73,6 +76,7 @@ class ChineseCLIP(HuggingFaceCLIP):
     text_encoder = BertEncoder
 
     def __init__(self, model: HFObject, processor: HFObject, tokenizer: HFObject, name: str):
+        """Wrap ``model`` and its ``tokenizer``."""
         super().__init__(model, processor, name)
         self.text_model, self.text_projection, self.tokenizer = model.text_model, model.text_projection, tokenizer
 

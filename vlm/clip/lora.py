@@ -19,7 +19,7 @@ QUERY_VALUE_NAMES = ("q_proj", "v_proj", "query", "value")
 
 
 class LoRAUpdate(nn.Module):
-    """Adds ``alpha / rank * up @ down`` to blocks of rows of a weight. ``up`` starts at zero: no change at first."""
+    """Adds ``alpha / rank * up @ down`` to blocks of rows of a weight; ``up`` starts at zero."""
 
     def __init__(self, weight: torch.Tensor, blocks: tuple[bool, ...], rank: int, alpha: float):
         """``blocks``: for each of the equal blocks of the rows of ``weight``, whether it gets an update."""

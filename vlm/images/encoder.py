@@ -39,12 +39,12 @@ def get_input_dtype(visual: nn.Module) -> torch.dtype:
 
 
 class ImageEncoder:
-    """Base class. ``description`` has everything that a feature depends on, except for the image."""
+    """Encodes images in blocks. ``description`` has everything that a feature depends on, except for the image."""
 
     package = "torch"  # the package that runs the encoder
 
     def __init__(self, visual: nn.Module, weights: str, precision: str):
-        """``visual``: CLIP's frozen image encoder. ``weights``: their fingerprint. ``precision``: one of PRECISIONS."""
+        """Use ``visual``, CLIP's frozen image encoder with the fingerprint ``weights``; ``precision`` in PRECISIONS."""
         self.visual, self.device, self.dtype = visual, next(visual.parameters()).device, get_input_dtype(visual)
         self.size: int = visual.input_resolution  # type: ignore[assignment]  # PyTorch types it Tensor | Module
         self.block = 8 if self.device.type == "cpu" else 64  # images; on a CPU, each core has its own block
@@ -60,6 +60,7 @@ class ImageEncoder:
         }
 
     def __str__(self) -> str:
+        """Return precision, package and version, for messages."""
         return f"{self.precision}, {self.runtime}"
 
     def encode(self, images: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
@@ -80,20 +81,21 @@ class ImageEncoder:
 
 
 class TorchEncoder(ImageEncoder):
-    """Runs the encoder by PyTorch; :class:`UserError` if the device cannot compute in the precision."""
+    """Runs the image encoder by PyTorch."""
 
     def __init__(self, visual: nn.Module, weights: str, precision: str):
+        """See :class:`ImageEncoder`; UserError if the device cannot compute in ``precision``."""
         super().__init__(visual, weights, precision)
         if self.device.type == "cpu":
             if precision == "bf16":
                 raise UserError("FEATURES.PREC bf16 needs OpenVINO on a CPU: pip install openvino")
             self.description["threads"] = torch.get_num_threads()  # they set the order of summation
         elif precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-            raise UserError(
-                f"FEATURES.PREC is bf16, which {get_processor_name(self.device)} does not have; leave it empty"
-            )
+            name = get_processor_name(self.device)
+            raise UserError(f"FEATURES.PREC is bf16, which {name} does not have; leave it empty")
 
     def _encode(self, blocks: Iterator[tuple[torch.Tensor, int]]) -> Iterator[tuple[torch.Tensor, int]]:
+        """Yield the features of each block, with its number of images; one block is computed at a time."""
         bf16 = self.precision == "bf16" and self.dtype != torch.bfloat16
         for block, count in blocks:
             with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
@@ -102,14 +104,12 @@ class TorchEncoder(ImageEncoder):
 
 
 class OpenVINOEncoder(ImageEncoder):
-    """Runs the encoder by OpenVINO; :class:`UserError` if the processor cannot compute in the precision.
-
-    It is compiled on first use: a run whose features are all cached does not compile it.
-    """
+    """Runs the image encoder by OpenVINO, compiled on first use: not at all if all features of a run are cached."""
 
     package = "openvino"
 
     def __init__(self, visual: nn.Module, weights: str, precision: str):
+        """See :class:`ImageEncoder`; UserError if the processor cannot compute in ``precision``."""
         super().__init__(visual, weights, precision)
         if precision == "bf16" and "BF16" not in _import_openvino().Core().get_property(
             "CPU", "OPTIMIZATION_CAPABILITIES"
@@ -117,6 +117,7 @@ class OpenVINOEncoder(ImageEncoder):
             raise UserError("FEATURES.PREC is bf16, but this processor has no bfloat16 arithmetic; leave it empty")
 
     def _encode(self, blocks: Iterator[tuple[torch.Tensor, int]]) -> Iterator[tuple[torch.Tensor, int]]:
+        """Yield the features of each block, with its number of images; each core computes a block at a time."""
         requests = self._requests
         running: deque[tuple[Any, int]] = deque()  # requests with their number of images, in the order of the blocks
 
@@ -168,11 +169,12 @@ def _import_openvino():
 
 
 def _has_openvino() -> bool:
+    """Return whether OpenVINO is installed."""
     return find_spec("openvino") is not None
 
 
 @lru_cache(maxsize=1)
 def build_image_encoder(visual: nn.Module, weights: str, precision: str = "") -> ImageEncoder:
-    """Return the fastest encoder for CLIP's frozen image encoder on its device; the latest one is cached."""
+    """Return OpenVINOEncoder for a CLIP on a CPU if OpenVINO is installed, else TorchEncoder; cache the latest one."""
     on_cpu = next(visual.parameters()).device.type == "cpu"
     return (OpenVINOEncoder if on_cpu and _has_openvino() else TorchEncoder)(visual, weights, precision)

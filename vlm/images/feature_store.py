@@ -38,9 +38,9 @@ class FeatureStore:
     is_disk_full = False  # after a failed write; ``try_put`` then writes nothing more
 
     def __init__(self, root: str | os.PathLike, encoder: Mapping[str, object], max_gb: float):
-        """
+        """Open or create the encoder's folder in the feature cache ``root``.
+
         Args:
-            root: folder of the feature cache.
             encoder: description of the encoder: everything that a feature depends on, except for the image or prompt.
             max_gb: limit of the whole cache, in GB.
 
@@ -158,7 +158,7 @@ def _split_keys(tensor: torch.Tensor) -> list[bytes]:
 
 
 def read_shard(path: Path, encoder_digest: str) -> dict[bytes, torch.Tensor] | None:
-    """Return the features (embed_dim,) of a shard by key, or None if it is absent or damaged; remove a damaged one."""
+    """Return a shard's features (embed_dim,) by key; None if it is absent or damaged. Remove a damaged one."""
     try:
         content = load(path.read_bytes())
         if torch.equal(content["checksum"], _compute_checksum(content, encoder_digest)):

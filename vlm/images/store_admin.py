@@ -67,7 +67,7 @@ def remove_encoders(root: Path, prefixes: list[str]) -> None:
 
 
 def _remove_folder(folder: Path) -> None:
-    """Remove the files of runs in an encoder's folder, and the folder if it is then empty. UserError if that fails."""
+    """Remove the files of runs from an encoder's folder, and the folder if it is empty. UserError if a file stays."""
     try:
         # Names of locks and of a killed run's temporary files begin with a dot.
         for path in (*folder.glob("*.safetensors"), *folder.glob(".*"), folder / DESCRIPTION_FILE):

@@ -36,6 +36,7 @@ class BertEncoder(nn.Module):
     layout = PaddedPrompts
 
     def __init__(self, clip: ChineseCLIP, memory: int = ACTIVATION_BYTES):
+        """Use the modules of ``clip``; store up to ``memory`` bytes of activations for the backward pass."""
         super().__init__()
         self.text_model, self.text_projection, self.tokenizer = clip.text_model, clip.text_projection, clip.tokenizer
         self.token_embedding = self.text_model.embeddings.word_embeddings

@@ -40,6 +40,7 @@ class TextEncoder(nn.Module):
     layout = staticmethod(Layout.build)  # (index, lengths) -> the packed prompts that ``forward`` takes
 
     def __init__(self, clip_model: CLIP, memory: int = ACTIVATION_BYTES):
+        """Use the modules of ``clip_model``; store up to ``memory`` bytes of activations for the backward pass."""
         super().__init__()
         self.token_embedding = clip_model.token_embedding
         self.positional_embedding = clip_model.positional_embedding
@@ -47,7 +48,7 @@ class TextEncoder(nn.Module):
         self.ln_final = clip_model.ln_final
         self.text_projection = clip_model.text_projection
         self.dtype, self.embed_dim = clip_model.dtype, self.text_projection.shape[1]
-        self.memory = memory  # bytes of activations that are stored for the backward pass
+        self.memory = memory
         # The backward pass needs about 11 vectors for each token and layer.
         vector_bytes = self.positional_embedding.shape[1] * self.dtype.itemsize
         self.bytes_per_token = 11 * len(self.transformer.resblocks) * vector_bytes

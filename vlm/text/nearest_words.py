@@ -24,7 +24,7 @@ def find_nearest_words(vectors: torch.Tensor, encoder: TextEncoder, k: int) -> l
 
 
 def decode_token(encoder: TextEncoder, token: int) -> str:
-    """Return a token id as text. In CLIP's vocabulary, a token that begins a longer word gets a hyphen at its end."""
+    """Return a token id as text; a token of CLIP that does not end a word gets a hyphen at its end."""
     tokenizer = getattr(encoder, "tokenizer", None)  # Chinese-CLIP's BERT has its own
     if tokenizer is not None:
         return tokenizer.convert_ids_to_tokens(token)

@@ -27,7 +27,8 @@ class PromptTable(nn.Module):
     def __init__(
         self, text_encoder: TextEncoder, classnames: Sequence[str], context: torch.Tensor, position: str = "end"
     ):
-        """
+        """Tokenize the prompts of all classes, and embed the tokens.
+
         Args:
             classnames: class names from :func:`vlm.text.classnames.clean_classnames`, in label order.
             context: (n_ctx, width), or (classes, n_ctx, width) for class-specific contexts.

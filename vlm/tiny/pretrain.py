@@ -117,6 +117,7 @@ def pretrain(renders: int, epochs: int, seed: int) -> tuple[dict[str, torch.Tens
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Parse the command line (by default sys.argv), pretrain, and write the weights."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=WEIGHTS_FILE)
     parser.add_argument("--renders", type=int, default=20_000)
