@@ -20,7 +20,7 @@ from vlm.text.bert import BertEncoder
 from vlm.text.encoder import TextEncoder
 
 PACKAGE_NAME = "transformers"
-ACTIVATIONS = {"quick_gelu": QuickGELU, "gelu": nn.GELU}  # those that vlm.text.layers computes, by transformers' names
+ACTIVATIONS = {"quick_gelu": QuickGELU, "gelu": nn.GELU}  # the two that vlm.text.layers computes
 HFObject = Any  # the package is optional, so its types may be missing
 
 

@@ -61,7 +61,7 @@ def _load_and_inspect(
     if colon and library in THIRD_PARTY_MODULES:
         model = import_module(f".{THIRD_PARTY_MODULES[library]}", __package__).load(identifier, weights)
         if precision in ("fp16", "bf16"):
-            print(f"Note: {precision} becomes fp32, in which CLIPs of other libraries run (amp goes, too)")
+            print(f"Note: {precision} becomes fp32, in which CLIPs of other libraries run (or amp)")
         model = model.eval().to(device).requires_grad_(False)
         return model, inspect(model.state_dict(), model.architecture)
     if weights:

@@ -19,7 +19,7 @@ from vlm.clip.third_party import check_clip_text_encoder, describe_architecture
 
 PACKAGE_NAME = "open_clip_torch"
 LOCAL_DIR_SCHEMA = "local-dir:"  # the package's prefix for a model in a local folder
-WEIGHTS_HINT = "A file or folder from elsewhere goes by MODEL.BACKBONE.WEIGHTS FILE, or open_clip:local-dir:FOLDER"
+WEIGHTS_HINT = "MODEL.BACKBONE.WEIGHTS FILE names a local weights file, open_clip:local-dir:FOLDER a local folder"
 
 
 class OpenCLIP(nn.Module):

@@ -65,7 +65,7 @@ class FeatureStore:
     def locked(self) -> Iterator[None]:
         """Hold this encoder's lock for this rank, so that no other run computes the same features at the same time.
 
-        A process of a distributed run goes on after LOCK_TIMEOUT without it; at worst, a feature is computed twice.
+        After LOCK_TIMEOUT, a process of a distributed run continues without it; at worst, a feature is computed again.
         """
         from filelock import FileLock, Timeout
 

@@ -11,8 +11,7 @@ from vlm.text.encoder import TextEncoder
 def find_nearest_words(vectors: torch.Tensor, encoder: TextEncoder, k: int) -> list[list[tuple[str, float]]]:
     """Return, for each of the ``vectors`` (n, width), its ``k`` nearest tokens as (text, Euclidean distance) pairs.
 
-    The nearest token comes first. Distances are computed from differences, not from matrix products: these lose the
-    digits that tell near vectors apart.
+    The nearest token comes first. Distances are computed from differences, since matrix products are less exact.
     """
     table = encoder.token_embedding.weight.float()
     distances = torch.cdist(vectors.to(table), table, compute_mode="donot_use_mm_for_euclid_dist")

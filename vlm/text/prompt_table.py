@@ -58,7 +58,7 @@ class PromptTable(nn.Module):
         self.layout = text_encoder.layout(self.index, self.lengths)
 
     def table(self, context: torch.Tensor) -> torch.Tensor:
-        """Return the table (rows, width) with this context, of the shape that ``__init__`` was given."""
+        """Return the table (rows, width) with this context, which has the shape of the initial one."""
         return torch.cat([context.flatten(0, -2), self.fixed])
 
     def select_classes(
@@ -66,7 +66,7 @@ class PromptTable(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the table, ``index`` and ``lengths`` for the prompts of some ``classes`` (int64 labels).
 
-        Of class-specific contexts, the table holds those of ``classes`` only.
+        Of class-specific contexts, the table has only those of these classes.
         """
         classes = classes.to(self.index.device)
         index, lengths = self.index[classes], self.lengths[classes]

@@ -23,7 +23,7 @@ def initial_token_embedding(width: int) -> torch.Tensor:
 
 
 def save_tiny(state_dict: dict[str, torch.Tensor], used: torch.Tensor, path: Path = WEIGHTS_FILE) -> None:
-    """Write the weights; of the token embeddings, only those of the token ids ``used`` (n,)."""
+    """Write the weights to ``path``; of the token embeddings, only the rows of the token ids ``used`` (n,)."""
     compact = {**state_dict, EMBEDDING_KEY: state_dict[EMBEDDING_KEY][used]}
     compact = {key: value.half() if value.is_floating_point() else value for key, value in compact.items()}
     save_file({key: value.contiguous() for key, value in compact.items()} | {TOKEN_IDS_KEY: used}, path)
