@@ -31,7 +31,7 @@ def write_set(folder: str, rows: int, dim: int) -> None:
     schema, size = pa.schema(fields, metadata), -(-rows // FRAGMENTS)
 
     def generate_fragments() -> Iterator[pa.RecordBatch]:
-        """Yield the rows of one file after another."""
+        """Yield one batch of rows for each file."""
         for start in range(0, rows, size):
             numbers = np.arange(start, min(start + size, rows))
             features = np.repeat((numbers % 2000).astype(np.float16), dim)
@@ -52,7 +52,7 @@ def main() -> None:
     table, start = [], 0.0
 
     def record_time(step: str) -> None:
-        """Append the seconds since the last call to the table."""
+        """Append a row to the table: ``step``, and the seconds since the last call."""
         nonlocal start
         table.append([step, f"{time.perf_counter() - start:.3f}"])
         start = time.perf_counter()

@@ -66,7 +66,10 @@ def run_step(classes: int, n_ctx: int, source: str, plain: bool) -> None:
 
 
 def measure_classes(classes: int, n_ctx: int, source: str, turns: int, per_100: float | None) -> tuple[dict, float]:
-    """Return a row of the table and the plain encoder's seconds per 100 classes: measured, or else ``per_100``."""
+    """Measure a step over the prompts of ``classes``; return the table's row and the plain encoder's seconds per 100.
+
+    Beyond MAX_PLAIN classes the plain encoder is not measured: its seconds per 100 classes are ``per_100``.
+    """
     ours, plain, tokens = build_steps(classes, n_ctx, source)
     computations = {"ours": (ours, tune_malloc)}
     if classes <= MAX_PLAIN:

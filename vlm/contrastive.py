@@ -62,7 +62,7 @@ def distributed_contrastive_loss(
 def encode_in_chunks(encode: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, chunk: int) -> torch.Tensor:
     """Return ``encode(inputs)``, computed ``chunk`` inputs at a time: gradient caching (Gao et al. 2021).
 
-    Only features are stored for the backward pass, which encodes each chunk again with the same random draws. This is
+    Only inputs and features are stored. The backward pass encodes each chunk again with the same random draws. This is
     exact if ``encode``, from inputs (m, …) to features (m, embed_dim), treats inputs independently; batch normalisation
     in training mode does not. A ``chunk`` below 1 means all at once.
     """

@@ -25,9 +25,9 @@ def compute_logits(
 
 
 def build_linear_head(class_features: torch.Tensor, logit_scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return :func:`compute_logits` for image features of length 1 as a linear layer.
+    """Return the weight (classes, embed_dim) and bias (classes,) of a linear layer that equals :func:`compute_logits`.
 
-    Its weight (classes, embed_dim) is the scaled class features (classes, embed_dim); its bias (classes,) is zero.
+    It takes image features of length 1. Class features and scale are those of :func:`compute_logits`.
     """
     weight = logit_scale.exp() * class_features
     return weight, weight.new_zeros(len(weight))

@@ -18,7 +18,7 @@ DOWNLOAD_HINT = "On a machine with a network, `hf download {0} --local-dir FOLDE
 
 
 def import_optional(module: str, package: str, user: str) -> ModuleType:
-    """Return an optional module; UserError if ``package``, which has it and which ``user`` needs, is not installed."""
+    """Import and return ``module``; if it is missing, raise UserError: ``user`` needs ``package``, to be installed."""
     try:
         return import_module(module)
     except ImportError as error:

@@ -84,7 +84,7 @@ class TorchEncoder(ImageEncoder):
     """Runs the image encoder by PyTorch."""
 
     def __init__(self, visual: nn.Module, weights: str, precision: str):
-        """See :class:`ImageEncoder`; UserError if the device cannot compute in ``precision``."""
+        """Use ``visual`` as :class:`ImageEncoder` does; UserError if its device cannot compute in ``precision``."""
         super().__init__(visual, weights, precision)
         if self.device.type == "cpu":
             if precision == "bf16":
@@ -109,7 +109,7 @@ class OpenVINOEncoder(ImageEncoder):
     package = "openvino"
 
     def __init__(self, visual: nn.Module, weights: str, precision: str):
-        """See :class:`ImageEncoder`; UserError if the processor cannot compute in ``precision``."""
+        """Use ``visual`` as :class:`ImageEncoder` does; UserError if the CPU cannot compute in ``precision``."""
         super().__init__(visual, weights, precision)
         if precision == "bf16" and "BF16" not in _import_openvino().Core().get_property(
             "CPU", "OPTIMIZATION_CAPABILITIES"

@@ -35,7 +35,7 @@ class CachedFeatureExtractor:
     """Computes features of images (3, height, width), and caches those of requests in ``store``."""
 
     def __init__(self, encoder: ImageEncoder, store: FeatureStore | None = None):
-        """``store``: feature store of this ``encoder``, or None to cache nothing."""
+        """Use ``encoder``, and ``store``, the feature store of this encoder; None: nothing is cached."""
         self.encoder = encoder
         self.store = store
 

@@ -128,7 +128,7 @@ class FeatureStore:
         evict_oldest(self.root, self.max_bytes)
 
     def _scan_shards(self) -> None:
-        """Read the keys in shards that are new, without their checksums."""
+        """Read the keys of shards that were written since the last scan; their checksums are verified by ``get``."""
         for path in sorted({*self.folder.glob("*.safetensors")} - self._scanned):
             self._scanned.add(path)
             try:

@@ -79,7 +79,7 @@ def block_keys(inputs: PromptInputs, count: int) -> list[bytes]:
 
 
 def describe_text_encoder(encoder: TextEncoder, weights: str) -> dict[str, object]:
-    """Return everything that a text feature depends on, except for the prompts; ``weights``: their fingerprint."""
+    """Return everything that a text feature depends on, except for the prompts; ``weights``: CLIP's fingerprint."""
     device = encoder.token_embedding.weight.device
     return {
         "features": "of class names",
