@@ -51,7 +51,7 @@ def assert_close(actual, expected, tolerance=1e-5):
         assert (actual[name] - expected[name]).abs().max() <= tolerance * scale, name
 
 
-def test_the_gradients_of_all_weights_equal_those_of_openais_forward_also_in_chunks(clip, images):
+def test_the_compute_encoder_gradients_all_weights_equal_those_of_openais_forward_also_in_chunks(clip, images):
     per_image, per_text = clip(images, openai.tokenize(TEXTS))
     target = torch.arange(COUNT)
     plain_loss = (F.cross_entropy(per_image, target) + F.cross_entropy(per_text, target)) / 2
@@ -66,15 +66,15 @@ def test_recomputation_repeats_the_random_draws():
     encode = nn.Sequential(nn.Linear(4, 64), nn.Dropout(0.5), nn.Linear(64, 4))
     inputs = torch.randn(8, 4)
 
-    def gradients_of(features):
+    def compute_encoder_gradients(features):
         return compute_gradients(
             encode, compute_logits(normalize(features), normalize(inputs), torch.tensor(1.0)).logsumexp(1).sum()
         )
 
     torch.manual_seed(3)
-    expected = gradients_of(torch.cat([encode(chunk) for chunk in inputs.split(3)]))
+    expected = compute_encoder_gradients(torch.cat([encode(chunk) for chunk in inputs.split(3)]))
     torch.manual_seed(3)
-    assert_close(gradients_of(encode_in_chunks(encode, inputs, 3)), expected, 1e-6)
+    assert_close(compute_encoder_gradients(encode_in_chunks(encode, inputs, 3)), expected, 1e-6)
 
 
 def test_only_the_inputs_are_saved_for_the_backward_pass():

@@ -106,8 +106,8 @@ def test_without_a_network_the_message_says_what_to_download_and_where_to_put_it
     with pytest.raises(UserError) as error:
         load_clip("ViT-B/16")
     url = openai.URLS["ViT-B/16"]
-    for part in (url, url.split("/")[-2], str(offline_cache / "ViT-B-16.pt"), "MODEL.BACKBONE.WEIGHTS", "no network"):
-        assert part in str(error.value)
+    for text in (url, url.split("/")[-2], str(offline_cache / "ViT-B-16.pt"), "MODEL.BACKBONE.WEIGHTS", "no network"):
+        assert text in str(error.value)
 
 
 def test_a_downloaded_file_is_used_unless_it_is_damaged(offline_cache, monkeypatch):

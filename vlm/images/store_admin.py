@@ -88,8 +88,8 @@ def _read_description(folder: Path) -> list[str]:
     """Return weights, precision and runtime of an encoder's folder for the table; "?" for each that is unknown."""
     try:
         description = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
-        weights, *others = (str(description.get(key, "?")) for key in ("weights", "precision", "runtime"))
-        return [weights[:MAX_SHOWN], *others]
+        weights, precision, runtime = (str(description.get(key, "?")) for key in ("weights", "precision", "runtime"))
+        return [weights[:MAX_SHOWN], precision, runtime]
     except (OSError, ValueError, AttributeError):
         return ["?", "?", "?"]
 

@@ -61,7 +61,7 @@ def draw_caption(digit: int, appearance: Appearance, rng: np.random.Generator) -
     if rng.random() < 0.3:
         name = str(rng.choice(("{}", "{}", "number {}", "digit {}"))).format(WORDS[digit])
         return str(rng.choice(IMAGENET_TEMPLATES)).replace("{}", name)
-    parts = [
+    phrases = [
         str(rng.choice(OPENINGS)) if rng.random() < 0.35 else "",
         "a",
         str(rng.choice(appearance.words())),
@@ -71,4 +71,4 @@ def draw_caption(digit: int, appearance: Appearance, rng: np.random.Generator) -
         f"on a {appearance.paper} background" if rng.random() < 0.3 else "",
         str(rng.choice(CLOSINGS)) if rng.random() < 0.3 else "",
     ]
-    return " ".join(part for part in parts if part) + "."
+    return " ".join(phrase for phrase in phrases if phrase) + "."
