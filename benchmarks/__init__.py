@@ -1,1 +1,1 @@
-"""What this project takes against the plain computation, measured side by side. README.md has the last tables."""
+"""Time and memory of this project's computations beside the plain ones. README.md has the latest tables."""

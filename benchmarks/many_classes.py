@@ -1,10 +1,10 @@
-"""CoOp over ImageNet-21k's 21,841 class names, at the dimensions of RN50: set-up and a training step.
+"""Time and peak memory of CoOp over ImageNet-21k's 21,841 class names with RN50: set-up and a training step.
 
     python -m benchmarks.many_classes                               # 256, 512 and 1024 sampled classes; minutes
     python -m benchmarks.many_classes --sampled 512 0 --n-ctx 4     # 0: all classes, 10 minutes and more a step
 
-Peak memory is that of a fresh process, CLIP's 0.4 GB included, after two steps of SGD over a batch of 32; with --csc
-each class has a context of its own. Weights are random.
+Peak memory is that of a new process after two steps of SGD over a batch of 32, including 0.4 GB for CLIP. With --csc,
+each class has its own context. Weights are random.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from tabulate import tabulate
 from yacs.config import CfgNode
 
-from benchmarks.measure import machine, peak_memory
+from benchmarks.measure import describe_machine, measure_peak_memory
 from dassl.utils import tune_malloc
 from tools.fix_imagenet import load_imagenet21k_names
 from tools.random_weights import build_random_clip
@@ -24,11 +24,11 @@ from trainers.coop import CustomCLIP
 from trainers.sampled_softmax import ClassSample, class_logits
 from vlm.openai import build_model
 
-BATCH = 32  # images; CoOp's batches of training images
+BATCH = 32  # images: CoOp's batches of training images
 
 
-def steps(classes: int, n_ctx: int, csc: bool, size: int, turns: int) -> dict[str, float]:
-    """Return seconds of set-up and of a step over ``size`` classes, or all (0), without the first of several."""
+def measure_steps(classes: int, n_ctx: int, csc: bool, size: int, turns: int) -> dict[str, float]:
+    """Return the seconds of set-up and of a step over ``size`` sampled classes, or all (0): the median of ``turns``."""
     tune_malloc()
     torch.manual_seed(0)
     clip, times = build_model(build_random_clip("RN50", 0)).float().requires_grad_(False), []
@@ -53,6 +53,7 @@ def steps(classes: int, n_ctx: int, csc: bool, size: int, turns: int) -> dict[st
 
 
 def main() -> None:
+    """Parse the command line, measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", type=int, default=21841)
     parser.add_argument("--sampled", type=int, nargs="+", default=[256, 512, 1024], help="classes of a step; 0: all")
@@ -60,7 +61,7 @@ def main() -> None:
     parser.add_argument("--csc", action="store_true", help="a context for each class")
     parser.add_argument("--turns", type=int, default=3, help="steps that are timed, of samples")
     args = parser.parse_args()
-    print(machine())
+    print(describe_machine())
     rows = []
     for size in args.sampled:
         turns = args.turns + 1 if size else 1
@@ -70,8 +71,8 @@ def main() -> None:
             "context tokens": args.n_ctx,
             "CSC": args.csc,
         }
-        seconds = steps(args.classes, args.n_ctx, args.csc, size, turns)
-        peak = peak_memory(steps, args.classes, args.n_ctx, args.csc, size, min(turns, 2))
+        seconds = measure_steps(args.classes, args.n_ctx, args.csc, size, turns)
+        peak = measure_peak_memory(measure_steps, args.classes, args.n_ctx, args.csc, size, min(turns, 2))
         rows.append({**row, **{key: f"{value:.3g}" for key, value in seconds.items()}, "peak GB": f"{peak:.2f}"})
     print(tabulate(rows, headers="keys", tablefmt="github"))
 

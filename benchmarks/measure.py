@@ -1,4 +1,4 @@
-"""Timing in turns, so that a machine whose speed drifts is fair to all; peak memory; the machine's limit."""
+"""Measurement of time, peak memory and the machine's rate of matrix products."""
 
 from __future__ import annotations
 
@@ -21,29 +21,35 @@ from dassl.utils.env import M_MMAP_THRESHOLD, M_TOP_PAD, M_TRIM_THRESHOLD
 
 @dataclass
 class Times:
-    """Seconds of a computation, once a turn."""
+    """Measured times of a computation in seconds, one entry a turn."""
 
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
     @property
     def median(self) -> float:
+        """The median wall time, in seconds."""
         return statistics.median(self.wall)
 
     @property
     def cpu_median(self) -> float:
+        """The median CPU time, in seconds."""
         return statistics.median(self.cpu)
 
     def __str__(self) -> str:
+        """Return "median (least to greatest)" of the wall time."""
         return f"{self.median:.4g} ({min(self.wall):.4g} to {max(self.wall):.4g})"
 
 
-def in_turns(computations: dict[str, tuple[Callable[[], object], Callable[[], None]]], turns: int) -> dict[str, Times]:
-    """Each computation once a turn, after one turn that does not count. Each comes with what sets its allocator."""
+def measure_in_turns(computations: dict[str, tuple[Callable, Callable]], turns: int) -> dict[str, Times]:
+    """Return the times of computations, each called once a turn, so that a drifting machine slows all alike.
+
+    A computation comes with the function that sets its allocator. The first turn, beside ``turns``, is not counted.
+    """
     times = {name: Times() for name in computations}
     for turn in range(turns + 1):
-        for name, (compute, allocator) in computations.items():
-            allocator()
+        for name, (compute, set_allocator) in computations.items():
+            set_allocator()
             wall, cpu = time.perf_counter(), time.process_time()
             compute()
             if turn:
@@ -52,9 +58,8 @@ def in_turns(computations: dict[str, tuple[Callable[[], object], Callable[[], No
     return times
 
 
-def default_allocator() -> None:
-    """What glibc's allocator comes to by itself in a program with large tensors: blocks from 32 MB on go back to the
-    system at once, as :func:`dassl.utils.tune_malloc` prevents."""
+def reset_malloc() -> None:
+    """Undo :func:`dassl.utils.tune_malloc`: set the thresholds that glibc adapts to in a program with large tensors."""
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
@@ -63,37 +68,38 @@ def default_allocator() -> None:
         mallopt(option, value)
 
 
-def matmul_rate(turns: int = 15) -> float:
-    """Floating-point operations a second of a product of large fp32 matrices, the median of some turns."""
+def measure_matmul_rate(turns: int = 15) -> float:
+    """Return the floating-point operations a second of a product of 2048 x 2048 fp32 matrices: the median."""
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    times = in_turns({"product": (lambda: a @ b, tune_malloc)}, turns)["product"]
+    times = measure_in_turns({"product": (lambda: a @ b, tune_malloc)}, turns)["product"]
     return 2 * 2048**3 / times.median
 
 
-def peak_memory(function: Callable, *arguments: object) -> float:
-    """Peak memory of a fresh process that calls ``function``, in GB; NaN if it ends for want of memory."""
+def measure_peak_memory(function: Callable, *arguments: object) -> float:
+    """Return the peak memory, in GB, of a new process that calls ``function``; NaN if it runs out of memory."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
-            return pool.submit(_peak, function, *arguments).result()
+            return pool.submit(_call_and_read_peak, function, *arguments).result()
         except (MemoryError, RuntimeError, OSError):
             return float("nan")
 
 
-def _peak(function: Callable, *arguments: object) -> float:
+def _call_and_read_peak(function: Callable, *arguments: object) -> float:
+    """Call ``function`` and return the peak memory of this process, in GB."""
     import resource
 
     function(*arguments)
-    try:  # the system's own figure would begin with the peak of the parent process
+    try:  # ru_maxrss would include the peak of the parent process
         status = Path("/proc/self/status").read_text()
         return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) * 1024 / 1e9
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def machine() -> str:
-    """One line about the machine and the versions."""
+def describe_machine() -> str:
+    """Return one line about the processor, the threads and the versions of the packages."""
     info = Path("/proc/cpuinfo")
     models = re.findall(r"^model name\s*: (.*)$", info.read_text(), re.MULTILINE) if info.exists() else []
     name, versions = models[0] if models else platform.machine(), get_package_versions()
-    told = ", ".join(f"{package} {versions[package]}" for package in ("python", "torch", "openvino"))
-    return f"{name}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}; {told}"
+    packages = ", ".join(f"{package} {versions[package]}" for package in ("python", "torch", "openvino"))
+    return f"{name}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}; {packages}"

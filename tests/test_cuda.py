@@ -1,4 +1,4 @@
-"""A minute on a GPU: half precision, loss scaling, features, resume."""
+"""Tests that need a GPU, and a minute: half precision, loss scaling, the feature cache, resuming."""
 
 import pytest
 import torch
@@ -13,33 +13,33 @@ SHORT = ("DATASET.NUM_SHOTS", 4, "OPTIM.MAX_EPOCH", 6, "TRAIN.CHECKPOINT_FREQ", 
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "amp"])
-def test_prompts_are_learned_and_a_resumed_run_ends_as_the_whole_one(run, precision):
-    settings = (*SHORT, "TRAINER.COOP.PREC", precision)
-    whole = run(*settings, out="whole")
-    assert whole.code == 0, whole.error
-    assert whole.record["machine"]["device"] == "cuda"
-    assert float(whole.accuracy) > 50  # chance is 10
-    parts = run(*settings, out="parts")
-    for path in (parts.checkpoint(6), parts.folder / "result.json"):
+def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(run, precision):
+    overrides = (*SHORT, "TRAINER.COOP.PREC", precision)
+    complete = run(*overrides, out="complete")
+    assert complete.code == 0, complete.error
+    assert complete.record["machine"]["device"] == "cuda"
+    assert float(complete.accuracy) > 50  # chance is 10
+    interrupted = run(*overrides, out="interrupted")
+    for path in (interrupted.checkpoint(6), interrupted.folder / "result.json"):
         path.unlink()
-    (parts.checkpoint(3).parent / "checkpoint").write_text("model.pth.tar-3\n")
-    resumed = run(*settings, out="parts")
+    (interrupted.checkpoint(3).parent / "checkpoint").write_text("model.pth.tar-3\n")
+    resumed = run(*overrides, out="interrupted")
     assert "epoch [3/6]" not in resumed.log
-    assert_same_tensors(whole.checkpoint(6), resumed.checkpoint(6))
+    assert_same_tensors(complete.checkpoint(6), resumed.checkpoint(6))
 
 
-def test_features_from_the_cache_give_the_same_bits(run, tmp_path):
-    settings = (*SHORT, "INPUT.TRANSFORMS", "('random_resized_crop','random_flip','normalize')")
-    cached = run(*settings, "FEATURES.CACHE_DIR", tmp_path / "cache", out="cached")
-    again = run(*settings, "FEATURES.CACHE_DIR", tmp_path / "cache", out="again")
-    plain = run(*settings, "FEATURES.ENABLED", False, out="plain")
+def test_a_run_with_cached_features_gives_the_same_bits(run, tmp_path):
+    overrides = (*SHORT, "INPUT.TRANSFORMS", "('random_resized_crop','random_flip','normalize')")
+    cached = run(*overrides, "FEATURES.CACHE_DIR", tmp_path / "cache", out="cached")
+    again = run(*overrides, "FEATURES.CACHE_DIR", tmp_path / "cache", out="again")
+    plain = run(*overrides, "FEATURES.ENABLED", False, out="plain")
     for other in (again, plain):
         assert other.code == 0, other.error
         assert_same_tensors(cached.checkpoint(6), other.checkpoint(6))
         assert cached.accuracy == other.accuracy
 
 
-def test_a_fine_tuned_clip_in_half_precision(run):
+def test_a_clip_can_be_fine_tuned_in_half_precision(run):
     config = ("--config-file", REPOSITORY / "configs/trainers/CLIPFineTune/tiny.yaml")
     short = ("DATASET.NUM_SHOTS", 4, "OPTIM.MAX_EPOCH", 2, "DATALOADER.TRAIN_X.BATCH_SIZE", 16)
     for precision in ("amp", "bf16"):
@@ -49,10 +49,10 @@ def test_a_fine_tuned_clip_in_half_precision(run):
 
 @pytest.mark.parametrize("name", ["RN50", "ViT-B/32"])
 def test_half_precision_changes_features_by_rounding(name):
-    """A hundred images are two blocks, one of them filled up."""
+    """A hundred images are two blocks, the second of them padded."""
     model = build_model(build_random_clip(name, 0)).cuda().requires_grad_(False)
     images = torch.rand(100, 3, 224, 224)
     half = torch.stack(list(build_image_encoder(model.visual, name).encode(iter(images)))).float()
     with torch.no_grad():
-        whole = model.float().visual(images.cuda()).cpu()
-    assert (half - whole).norm() < 0.01 * whole.norm()
+        single = model.float().visual(images.cuda()).cpu()
+    assert (half - single).norm() < 0.01 * single.norm()

@@ -1,1 +1,1 @@
-"""CLIP as it is used here: loading, text, images."""
+"""CLIP: loading its weights, encoding texts, encoding images."""

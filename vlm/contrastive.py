@@ -1,4 +1,4 @@
-"""CLIP's contrastive loss over the pairs of a batch, and large batches in little memory."""
+"""CLIP's contrastive loss over a batch of image-text pairs, for one or several processes, and chunked encoding."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from dassl.distributed import all_gather_with_grad, get_world_size
 
 from .similarity import compute_logits
 
-MAX_LOGIT_SCALE = math.log(100)  # as in CLIP: beyond that, training becomes unstable
+MAX_LOGIT_SCALE = math.log(100)  # logarithm of CLIP's largest scale: beyond it, training becomes unstable
 
 
 def contrastive_loss(logits: torch.Tensor, caption_ids: torch.Tensor) -> torch.Tensor:
-    """Return CLIP's symmetric cross-entropy (Radford et al. 2021, figure 3), with equal captions no mismatches.
+    """Return CLIP's symmetric cross-entropy (Radford et al. 2021, figure 3); equal captions are positives.
 
-    Logits are (n, n), image against caption; ``caption_ids`` (n,) are equal where captions are.
+    Args:
+        logits: (n, n), images by captions.
+        caption_ids: (n,), equal for equal captions.
     """
     return _symmetric_cross_entropy(logits, logits.t(), caption_ids[:, None] == caption_ids)
 
 
 def _symmetric_cross_entropy(per_image: torch.Tensor, per_text: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
+    """Return the mean of the cross-entropies of logits (n, m) from images and from texts; ``positive``: (n, m) mask."""
     target = positive.float()
     target = target / target.sum(1, keepdim=True)
     return (F.cross_entropy(per_image, target) + F.cross_entropy(per_text, target)) / 2
@@ -33,38 +36,36 @@ def _symmetric_cross_entropy(per_image: torch.Tensor, per_text: torch.Tensor, po
 def distributed_contrastive_loss(
     images: torch.Tensor, texts: torch.Tensor, caption_ids: torch.Tensor, logit_scale: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """:func:`contrastive_loss` of features, and which images score highest with a caption of theirs.
+    """Return :func:`contrastive_loss` of features, and whether each image scores highest with one of its captions.
 
-    Of several processes, each gets the mean over its own rows of the whole batch's scores, against all features:
-    gathered with gradients, so that the mean over all rows has the gradients of one process with the whole batch.
+    In a distributed run, a process gets the loss of its rows against the features of all processes. Features are
+    gathered with gradients, so the mean over all rows has the gradients of one process with the whole batch.
 
     Args:
-        images: (n, dim), of length 1.
-        texts: (n, dim), of length 1: of each image's caption.
-        caption_ids: (n,), equal where captions are, in all processes.
-        logit_scale: as for :func:`vlm.similarity.compute_logits`.
+        images: (n, embed_dim), image features of length 1.
+        texts: (n, embed_dim), features of length 1 of each image's caption.
+        caption_ids: (n,), equal for equal captions, across all processes.
+        logit_scale: the logarithm of the scale, as for :func:`vlm.similarity.compute_logits`.
     """
     if get_world_size() == 1:
         per_image = compute_logits(images, texts, logit_scale)
-        loss, every_id = contrastive_loss(per_image, caption_ids), caption_ids
+        loss, all_ids = contrastive_loss(per_image, caption_ids), caption_ids
     else:
-        every_image, every_text = all_gather_with_grad(torch.cat([images, texts], 1)).chunk(2, dim=1)
-        every_id = all_gather_with_grad(caption_ids)
-        per_image, per_text = (
-            compute_logits(images, every_text, logit_scale),
-            compute_logits(texts, every_image, logit_scale),
-        )
-        loss = _symmetric_cross_entropy(per_image, per_text, caption_ids[:, None] == every_id)
-    return loss, every_id[per_image.argmax(1)] == caption_ids
+        all_images, all_texts = all_gather_with_grad(torch.cat([images, texts], 1)).chunk(2, dim=1)
+        all_ids = all_gather_with_grad(caption_ids)
+        per_image = compute_logits(images, all_texts, logit_scale)
+        per_text = compute_logits(texts, all_images, logit_scale)
+        loss = _symmetric_cross_entropy(per_image, per_text, caption_ids[:, None] == all_ids)
+    return loss, all_ids[per_image.argmax(1)] == caption_ids
 
 
 def encode_in_chunks(encode: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, chunk: int) -> torch.Tensor:
-    """``encode(inputs)`` with gradients, in the memory of ``chunk`` inputs: cached gradients (Gao et al. 2021).
+    """Return ``encode(inputs)``, computed ``chunk`` inputs at a time: gradient caching (Gao et al. 2021).
 
-    Nothing of a chunk but its features is kept for the backward pass, where it is encoded a second time, with the
-    random draws of the first. Exact if ``encode``, from inputs (m, …) to features (m, dim), treats inputs one by one,
-    as batch normalisation in training mode does not. A ``chunk`` below 1: all at once.
+    Only inputs and features are stored. The backward pass encodes each chunk again with the same random draws. This is
+    exact if ``encode``, from inputs (m, …) to features (m, embed_dim), treats inputs independently; batch normalisation
+    in training mode does not. A ``chunk`` below 1 means all at once.
     """
     if chunk < 1 or chunk >= len(inputs):
         return encode(inputs)
-    return torch.cat([checkpoint(encode, part, use_reentrant=False) for part in inputs.split(chunk)])
+    return torch.cat([checkpoint(encode, batch, use_reentrant=False) for batch in inputs.split(chunk)])

@@ -1,4 +1,4 @@
-"""Many classes: their features in blocks and on disk, the best of them in blocks, samples of them, and checkpoints."""
+"""Text features of many classes: blocks and the feature cache; prompts of selected classes, checkpoints, sampling."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from vlm.text.encoder import TextEncoder
 from vlm.text.zero_shot import build_zero_shot_classifier
 
 NAMES = ["cat", "English springer", "container_ship", "dog", "zero", "grey wolf", "bee", "sea lion", "ox"]
-SENTENCES = ["a photo of a {}.", "a drawing of the {} there."]
+TEMPLATES = ["a photo of a {}.", "a drawing of the {} there."]
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +29,8 @@ def encoder(clip):
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    for place in (module, coop):
-        monkeypatch.setattr(place, "BLOCK_CLASSES", 4)
+    for user in (module, coop):
+        monkeypatch.setattr(user, "BLOCK_CLASSES", 4)
 
 
 @pytest.fixture
@@ -40,12 +40,12 @@ def store(tmp_path, encoder):
 
 @pytest.fixture
 def encoded(monkeypatch):
-    """How many prompts each call of the encoder was for."""
-    counts, real = [], TextEncoder.encode
+    """The number of prompts of each call of the encoder."""
+    counts, encode = [], TextEncoder.encode
 
     def counting(self, tokens):
         counts.append(len(tokens))
-        return real(self, tokens)
+        return encode(self, tokens)
 
     monkeypatch.setattr(TextEncoder, "encode", counting)
     return counts
@@ -54,89 +54,89 @@ def encoded(monkeypatch):
 # ---- class features ----
 
 
-def test_what_is_kept_is_what_would_be_computed(encoder, store, encoded, tmp_path):
-    plain = build_zero_shot_classifier(encoder, NAMES, SENTENCES)
+def test_cached_features_are_bit_for_bit_the_computed_ones(encoder, store, encoded, tmp_path):
+    plain = build_zero_shot_classifier(encoder, NAMES, TEMPLATES)
     assert encoded == [4, 4, 1] * 2
-    first, again = (build_zero_shot_classifier(encoder, NAMES, SENTENCES, store) for _ in range(2))
+    first, again = (build_zero_shot_classifier(encoder, NAMES, TEMPLATES, store) for _ in range(2))
     other_run = FeatureStore(tmp_path, describe_text_encoder(encoder, "abc"), 1)
     assert encoded == [4, 4, 1] * 4
-    for features in (first, again, build_zero_shot_classifier(encoder, NAMES, SENTENCES, other_run)):
+    for features in (first, again, build_zero_shot_classifier(encoder, NAMES, TEMPLATES, other_run)):
         assert torch.equal(features, plain)
     assert encoded == [4, 4, 1] * 4
-    # One class more: the last block alone is another one. Another sentence: all are.
-    build_zero_shot_classifier(encoder, [*NAMES, "owl"], SENTENCES[:1], store)
+    # Another class changes the last block only; another template changes all blocks.
+    build_zero_shot_classifier(encoder, [*NAMES, "owl"], TEMPLATES[:1], store)
     assert encoded[12:] == [2]
     build_zero_shot_classifier(encoder, NAMES, ["the {}"], store)
     assert encoded[13:] == [4, 4, 1]
 
 
-def test_blocks_are_the_whole_to_rounding(encoder, monkeypatch):
-    in_blocks = build_zero_shot_classifier(encoder, NAMES, SENTENCES)
+def test_features_in_blocks_equal_those_of_all_classes_at_once(encoder, monkeypatch):
+    in_blocks = build_zero_shot_classifier(encoder, NAMES, TEMPLATES)
     monkeypatch.setattr(module, "BLOCK_CLASSES", 100)
-    torch.testing.assert_close(in_blocks, build_zero_shot_classifier(encoder, NAMES, SENTENCES))
+    torch.testing.assert_close(in_blocks, build_zero_shot_classifier(encoder, NAMES, TEMPLATES))
 
 
-def test_keys_tell_everything(encoder, monkeypatch):
-    told = describe_text_encoder(encoder, "abc")
-    assert describe_text_encoder(encoder, "abd") != told
+def test_the_description_and_the_keys_cover_all_that_features_depend_on(encoder, monkeypatch):
+    description = describe_text_encoder(encoder, "abc")
+    assert describe_text_encoder(encoder, "abd") != description
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
-    assert describe_text_encoder(encoder, "abc") != told
+    assert describe_text_encoder(encoder, "abc") != description
     a, b = torch.arange(6).view(2, 3), torch.ones(2)
     keys = block_keys([a, b], 2)
     assert len({*keys}) == 2
     with torch.autocast("cpu", torch.bfloat16):
         under_autocast = block_keys([a, b], 2)
-    others = [
+    other_keys = [
         block_keys([a.view(3, 2), b], 2),
         block_keys([a, b + 1e-7], 2),
         block_keys([a.int(), b], 2),
         under_autocast,
     ]
-    assert all(not {*keys} & {*other} for other in others)
+    assert all(not {*keys} & {*other} for other in other_keys)
 
 
-# ---- prompts of some classes ----
+# ---- prompts of selected classes ----
 
 
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
 @pytest.mark.parametrize("csc", [False, True])
-def test_some_classes_alone_are_as_among_all(encoder, position, csc):
+def test_selected_classes_have_the_features_and_gradients_they_have_among_all(encoder, position, csc):
     torch.manual_seed(0)
     learner = PromptLearner(NAMES, encoder, 3, csc=csc, position=position)
     classes = torch.tensor([5, 0, 7])
     table, index, lengths = learner.select_classes(learner.ctx, classes)
     assert torch.equal(table[index], learner()[learner.index[classes]])
     weights = torch.linspace(-1, 1, 3 * encoder.embed_dim).view(3, -1)
-    some = encoder(table, encoder.layout(index, lengths))
-    (of_some,) = torch.autograd.grad((some * weights).sum(), learner.ctx)
-    of_all = encoder(learner(), learner.layout)[classes]
-    torch.testing.assert_close(some, of_all)
-    (expected,) = torch.autograd.grad((of_all * weights).sum(), learner.ctx)
-    torch.testing.assert_close(of_some, expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
+    features = encoder(table, encoder.layout(index, lengths))
+    (gradient,) = torch.autograd.grad((features * weights).sum(), learner.ctx)
+    expected_features = encoder(learner(), learner.layout)[classes]
+    torch.testing.assert_close(features, expected_features)
+    (expected,) = torch.autograd.grad((expected_features * weights).sum(), learner.ctx)
+    torch.testing.assert_close(gradient, expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
 
 
 @pytest.mark.parametrize("csc", [False, True])
-def test_learned_prompts_are_kept_by_their_values(clip, store, csc):
+def test_features_of_learned_prompts_are_cached_by_the_values_of_the_context(clip, store, csc):
     node = coop.CfgNode({"N_CTX": 2, "CTX_INIT": "", "CSC": csc, "CLASS_TOKEN_POSITION": "end"})
-    model, kept = coop.CustomCLIP(NAMES, clip, node), store
+    model = coop.CustomCLIP(NAMES, clip, node)
     with torch.no_grad():
         plain = model.class_features()
-        assert torch.equal(model.class_features(kept), plain)
+        assert torch.equal(model.class_features(store), plain)
         files = {*store.folder.glob("*.safetensors")}
         assert len(files) == 3
-        assert torch.equal(model.class_features(kept), plain)
+        assert torch.equal(model.class_features(store), plain)
         assert {*store.folder.glob("*.safetensors")} == files
         ctx = model.prompt_learner.ctx
-        ctx.view(-1)[-1] += 1e-3  # with contexts of their own, the last class alone has changed
-        assert not torch.equal(model.class_features(kept), plain)
+        ctx.view(-1)[-1] += 1e-3  # with class-specific contexts, only the last class changes
+        assert not torch.equal(model.class_features(store), plain)
         assert len({*store.folder.glob("*.safetensors")}) == (4 if csc else 6)
-    torch.testing.assert_close(model.class_features()[:-1], model.class_features(kept)[:-1])
+    torch.testing.assert_close(model.class_features()[:-1], model.class_features(store)[:-1])
 
 
 # ---- checkpoints ----
 
 
-def test_checkpoints_of_very_many_classes_have_a_checksum_of_their_words(encoder, monkeypatch):
+def test_checkpoints_of_very_many_classes_have_a_checksum_of_the_class_tokens(encoder, monkeypatch):
     monkeypatch.setattr(class_tokens, "MAX_BYTES", 0)
     source = PromptLearner(NAMES, encoder, 4, csc=True)
     state = source.state_dict()
@@ -147,13 +147,13 @@ def test_checkpoints_of_very_many_classes_have_a_checksum_of_their_words(encoder
     with pytest.raises(RuntimeError, match="class-specific"):
         PromptLearner([*NAMES[1:], "owl"], encoder, 4, csc=True).load_state_dict(state)
     generic = PromptLearner(NAMES, encoder, 4).state_dict()
-    PromptLearner(["owl"], encoder, 4).load_state_dict(generic)  # goes with any classes
+    PromptLearner(["owl"], encoder, 4).load_state_dict(generic)  # fits any classes
 
 
 # ---- sampled softmax ----
 
 
-def test_the_sum_below_the_fraction_is_estimated_without_bias():
+def test_sampled_softmax_estimates_the_denominator_without_bias():
     labels, size, classes = torch.tensor([0, 1, 1]), 8, 30
     values = torch.randn(3, classes, generator=torch.Generator().manual_seed(0))
     sums = []

@@ -1,4 +1,4 @@
-"""CLIPs of other libraries: small random ones, built by these libraries, against what these compute themselves."""
+"""CLIPs of other libraries: small random models, whose features must equal those of their library."""
 
 import sys
 
@@ -37,93 +37,98 @@ def names(folders):
     return {key: f"{'open_clip:local-dir' if key == 'open_clip' else 'hf'}:{path}" for key, path in folders.items()}
 
 
-def assert_close(ours, theirs):
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+def assert_close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
-def test_open_clips_features(folders, names):
+def test_features_of_an_open_clip_model_equal_those_of_open_clip(folders, names):
     import open_clip
 
     clip, _ = load_clip(names["open_clip"])
-    theirs = open_clip.create_model(f"local-dir:{folders['open_clip']}").eval()
-    assert_close(build_text_encoder(clip).encode(tokenize(TEXTS)), theirs.encode_text(open_clip.tokenize(TEXTS)))
-    assert_close(clip.visual(IMAGES), theirs.encode_image(IMAGES))
+    reference = open_clip.create_model(f"local-dir:{folders['open_clip']}").eval()
+    assert_close(build_text_encoder(clip).encode(tokenize(TEXTS)), reference.encode_text(open_clip.tokenize(TEXTS)))
+    assert_close(clip.visual(IMAGES), reference.encode_image(IMAGES))
     assert (clip.visual.mean, clip.visual.std) == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
-    assert clip.logit_scale.item() == pytest.approx(theirs.logit_scale.item())
+    assert clip.logit_scale.item() == pytest.approx(reference.logit_scale.item())
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["clip", "gelu"])
-def test_transformers_features(kind, folders, names):
+def test_features_of_a_transformers_clip_equal_those_of_transformers(kind, folders, names):
     clip, _ = load_clip(names[kind])
-    theirs = transformers.CLIPModel.from_pretrained(folders[kind]).eval()
+    reference = transformers.CLIPModel.from_pretrained(folders[kind]).eval()
     tokens = tokenize(TEXTS)
-    assert_close(build_text_encoder(clip).encode(tokens), theirs.get_text_features(input_ids=tokens).pooler_output)
-    assert_close(clip.visual(IMAGES), theirs.get_image_features(IMAGES).pooler_output)
+    assert_close(build_text_encoder(clip).encode(tokens), reference.get_text_features(input_ids=tokens).pooler_output)
+    assert_close(clip.visual(IMAGES), reference.get_image_features(IMAGES).pooler_output)
 
 
 @torch.no_grad()
-def test_chinese_clips_features(folders, names):
+def test_features_of_chinese_clip_equal_those_of_transformers(folders, names):
     clip, _ = load_clip(names["chinese"])
     encoder, texts = build_text_encoder(clip), ["一张猫的照片.", "狗", "a photo of cat dog."] * 60
-    theirs = transformers.ChineseCLIPModel.from_pretrained(folders["chinese"]).eval()
-    words = transformers.AutoTokenizer.from_pretrained(folders["chinese"])(texts, padding=True, return_tensors="pt")
-    assert_close(encoder.encode(encoder.tokenize(texts)), theirs.get_text_features(**words).pooler_output)
-    assert_close(clip.visual(IMAGES), theirs.get_image_features(IMAGES).pooler_output)
+    reference = transformers.ChineseCLIPModel.from_pretrained(folders["chinese"]).eval()
+    inputs = transformers.AutoTokenizer.from_pretrained(folders["chinese"])(texts, padding=True, return_tensors="pt")
+    assert_close(encoder.encode(encoder.tokenize(texts)), reference.get_text_features(**inputs).pooler_output)
+    assert_close(clip.visual(IMAGES), reference.get_image_features(IMAGES).pooler_output)
     assert encoder.count_tokens("一张猫") == 3
     with pytest.raises(UserError, match="514 tokens .* of 512"):
         encoder.tokenize(["猫" * 512])
 
 
 @pytest.mark.parametrize("memory", [10**9, 0])
-def test_gradients_of_a_context_among_chinese_words(memory, names, monkeypatch):
-    """Against each prompt by itself, without padding."""
+def test_features_and_gradients_of_chinese_prompts_equal_those_of_each_prompt_alone(memory, names, monkeypatch):
+    """A prompt alone has no padding."""
     monkeypatch.setattr("vlm.text.bert.BATCH_PROMPTS", 2)
     clip, _ = load_clip(names["chinese"])
     encoder = build_text_encoder(clip, memory)
     learner = PromptLearner(CHINESE, encoder, n_ctx=4)
     features = encoder(learner(), learner.layout)
     features.square().sum().backward()
-    ours, learner.ctx.grad = learner.ctx.grad, None
+    gradient, learner.ctx.grad = learner.ctx.grad, None
     lengths = encoder.lengths(encoder.tokenize([f"x x x x {name}." for name in CHINESE]))
     for i, length in enumerate(lengths):
         vectors = learner()[learner.index[i, :length]][None]
         alone = clip.text_projection(clip.text_model(inputs_embeds=vectors).last_hidden_state[:, 0])
         assert_close(features[i : i + 1], alone)
         alone.square().sum().backward()
-    assert_close(ours / ours.norm(), learner.ctx.grad / learner.ctx.grad.norm())
+    assert_close(gradient / gradient.norm(), learner.ctx.grad / learner.ctx.grad.norm())
 
 
 @pytest.mark.parametrize("key", ["open_clip", "chinese"])
-def test_trainers_do_not_notice(key, names, run):
+def test_coop_trains_and_evaluates_with_a_clip_of_another_library(key, names, run):
     options = ["--backbone", names[key], "DATASET.NUM_SHOTS", 1, "TRAINER.COOP.N_CTX", 4, "OPTIM.MAX_EPOCH", 1]
-    whole = run(*options)
-    assert whole.code == 0, whole.error
-    assert whole.record["weights"]["backbone"] == names[key]
-    assert ("Note: INPUT.PIXEL_MEAN" in whole.log) == (key == "open_clip")
-    assert ("Note: INPUT.RESIZE is crop" in whole.log) == (key == "chinese")
-    tested = run("--eval-only", "--model-dir", whole.folder, *options, out="tested")
-    assert tested.accuracy == whole.accuracy
+    trained = run(*options)
+    assert trained.code == 0, trained.error
+    assert trained.record["weights"]["backbone"] == names[key]
+    assert ("Note: INPUT.PIXEL_MEAN" in trained.log) == (key == "open_clip")
+    assert ("Note: INPUT.RESIZE is crop" in trained.log) == (key == "chinese")
+    evaluated = run("--eval-only", "--model-dir", trained.folder, *options, out="evaluated")
+    assert evaluated.accuracy == trained.accuracy
 
 
-def test_the_number_of_heads_is_in_the_fingerprint():
-    """Neither the weights nor PyTorch's description of a layer tell it."""
+def test_the_number_of_heads_changes_the_described_architecture():
+    """Neither the shapes of the weights nor PyTorch's repr of a layer depend on it."""
     one, other = (torch.nn.MultiheadAttention(8, heads) for heads in (2, 4))
     assert str(one) == str(other)
     assert describe_architecture(one, "a", "torch") != describe_architecture(other, "a", "torch")
 
 
-def test_a_file_of_weights_wins_over_those_of_the_name(tmp_path, monkeypatch):
+def test_a_weights_file_replaces_the_weights_of_the_name(tmp_path, monkeypatch):
     import open_clip
 
-    given = []
-    monkeypatch.setattr(open_clip, "create_model", lambda *_, pretrained, **__: given.append(pretrained) or 1 / 0)
-    (tmp_path / "own.pt").touch()
-    for weights, expected in ((str(tmp_path / "own.pt"), str(tmp_path / "own.pt")), ("", "laion2b_s34b_b88k")):
+    pretrained_arguments = []
+
+    def create_model(*_, pretrained, **__):
+        pretrained_arguments.append(pretrained)
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(open_clip, "create_model", create_model)
+    (tmp_path / "weights.pt").touch()
+    for weights, expected in ((str(tmp_path / "weights.pt"), str(tmp_path / "weights.pt")), ("", "laion2b_s34b_b88k")):
         with pytest.raises(UserError, match="division by zero"):
             load_clip("open_clip:ViT-B-16/laion2b_s34b_b88k", weights)
-        assert given.pop() == expected
+        assert pretrained_arguments.pop() == expected
 
 
 @pytest.mark.parametrize(
@@ -136,13 +141,13 @@ def test_a_file_of_weights_wins_over_those_of_the_name(tmp_path, monkeypatch):
         ("openclip:ViT-B-16", "open_clip:<architecture>/<weights>"),
     ],
 )
-def test_a_wrong_name_is_answered(name, message):
+def test_a_wrong_name_is_refused_with_a_hint(name, message):
     with pytest.raises(UserError, match=message):
         load_clip(name)
 
 
 @pytest.mark.parametrize("name", ["open_clip:ViT-B-16/laion2b_s34b_b88k", "hf:OFA-Sys/chinese-clip-vit-base-patch16"])
-def test_without_a_network_the_message_says_what_helps(name, monkeypatch, tmp_path):
+def test_without_a_network_the_message_says_how_to_get_the_weights(name, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match="Hub cannot be reached(.|\n)*(MODEL.BACKBONE.WEIGHTS FILE|hf download)"):
@@ -150,7 +155,7 @@ def test_without_a_network_the_message_says_what_helps(name, monkeypatch, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("text", "settings", "message"),
+    ("text_cfg", "config", "message"),
     [
         ({}, {"init_logit_bias": -10}, "sigmoid loss"),
         ({"no_causal_mask": True}, {"custom_text": True}, "not causal"),
@@ -158,19 +163,19 @@ def test_without_a_network_the_message_says_what_helps(name, monkeypatch, tmp_pa
         ({"ls_init_value": 0.1}, {}, "not built as CLIP's"),
     ],
 )
-def test_an_open_clip_of_another_kind_is_refused(text, settings, message, tmp_path):
-    folder = models.open_clip_folder(tmp_path / "model", text, **settings)
+def test_an_open_clip_of_another_kind_is_refused(text_cfg, config, message, tmp_path):
+    folder = models.open_clip_folder(tmp_path / "model", text_cfg, **config)
     with pytest.raises(UserError, match=message):
         load_clip(f"open_clip:local-dir:{folder}")
 
 
-def test_a_model_of_another_kind_is_refused(tmp_path):
+def test_a_transformers_model_of_another_kind_is_refused(tmp_path):
     transformers.SiglipConfig().save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r'kind "siglip" \(its sigmoid loss .*known: clip, chinese_clip'):
         load_clip(f"hf:{tmp_path}")
 
 
-def test_damaged_weights_are_named(tmp_path):
+def test_damaged_weights_are_refused(tmp_path):
     folder = models.open_clip_folder(tmp_path / "model")
     weights = folder / "open_clip_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -178,22 +183,22 @@ def test_damaged_weights_are_named(tmp_path):
         load_clip(f"open_clip:local-dir:{folder}")
 
 
-def test_without_the_package_the_message_says_what_to_install(monkeypatch):
+def test_without_the_package_the_message_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UserError, match="pip install transformers"):
         load_clip("hf:some/model")
 
 
 @torch.no_grad()
-def test_chinese_prompts_of_several_contexts(names):
+def test_chinese_prompts_under_several_contexts_equal_one_context_after_another(names):
     encoder = build_text_encoder(load_clip(names["chinese"])[0])
     learner = PromptLearner(CHINESE, encoder, n_ctx=2)
     contexts = torch.randn(3, 2, learner.ctx.shape[1])
-    ours = encoder.encode_contexts(contexts, learner.fixed, learner.layout)
-    assert_close(ours, torch.stack([encoder(learner.table(context), learner.layout) for context in contexts]))
+    features = encoder.encode_contexts(contexts, learner.fixed, learner.layout)
+    assert_close(features, torch.stack([encoder(learner.table(context), learner.layout) for context in contexts]))
 
 
-def test_an_open_clip_model_that_squashes_pictures(tmp_path):
+def test_an_open_clip_model_that_squashes_images_is_loaded_as_such(tmp_path):
     folder = models.open_clip_folder(tmp_path / "model")
     config = folder / "open_clip_config.json"
     config.write_text(config.read_text().replace('"preprocess_cfg": {', '"preprocess_cfg": {"resize_mode": "squash", '))
@@ -201,9 +206,9 @@ def test_an_open_clip_model_that_squashes_pictures(tmp_path):
 
 
 @torch.no_grad()
-def test_pictures_are_prepared_as_their_library_does(folders, names):
+def test_images_are_preprocessed_as_in_transformers(folders, names):
     picture = Image.effect_noise((80, 40), 80).convert("RGB")
     for key in ("clip", "chinese"):
-        ours = build_zero_shot(["猫", "cat"], ["{}"], names[key]).preprocess(picture)
+        pixels = build_zero_shot(["猫", "cat"], ["{}"], names[key]).preprocess(picture)
         processor = transformers.AutoImageProcessor.from_pretrained(folders[key])
-        torch.testing.assert_close(ours, processor(picture, return_tensors="pt").pixel_values[0], atol=0.05, rtol=0)
+        torch.testing.assert_close(pixels, processor(picture, return_tensors="pt").pixel_values[0], atol=0.05, rtol=0)

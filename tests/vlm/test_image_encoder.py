@@ -1,4 +1,4 @@
-"""The image encoders: their features are CLIP's, and those of an image do not depend on the images around it."""
+"""The image encoders: features equal CLIP's, and the feature of an image does not depend on other images."""
 
 from importlib.metadata import version
 from types import SimpleNamespace
@@ -29,8 +29,8 @@ def images():
 
 
 @pytest.fixture
-def fresh():
-    """No encoder of another test, and none left to the next."""
+def empty_cache():
+    """Empty the cache of image encoders before and after the test."""
     build_image_encoder.cache_clear()
     yield
     build_image_encoder.cache_clear()
@@ -40,14 +40,14 @@ def encode(encoder, images) -> torch.Tensor:
     return torch.stack(list(encoder.encode(iter(images))))
 
 
-def test_features_are_clips(encoder, clip, images):
+def test_features_equal_those_of_clip(encoder, clip, images):
     expected = clip.encode_image(images)
     features = encode(encoder, images)
     assert features.shape == expected.shape
     assert (features - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-def test_a_feature_depends_on_its_image_alone(encoder, images):
+def test_a_feature_does_not_depend_on_other_images(encoder, images):
     features = encode(encoder, images)
     assert len(set(map(tuple, features.tolist()))) == len(images)
     for count in (1, 7, 8, 9, 17):
@@ -55,14 +55,14 @@ def test_a_feature_depends_on_its_image_alone(encoder, images):
         assert torch.equal(encode(encoder, images[-count:]), features[-count:]), count
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))
     assert torch.equal(encode(encoder, images[order]), features[order])
-    other = images * 100
-    other[3] = images[3]
-    assert torch.equal(encode(encoder, other)[3], features[3])
+    scaled = images * 100
+    scaled[3] = images[3]
+    assert torch.equal(encode(encoder, scaled)[3], features[3])
     assert list(encoder.encode(iter([]))) == []
 
 
 @pytest.mark.parametrize("encoder", ENCODERS[:1], indirect=True)
-def test_openvinos_features_do_not_depend_on_the_threads(encoder, clip, images):
+def test_features_of_openvino_do_not_depend_on_the_number_of_threads(encoder, clip, images):
     features, threads = encode(encoder, images), torch.get_num_threads() + 1
     torch.set_num_threads(threads)
     other = OpenVINOEncoder(clip.visual, "", "")
@@ -80,19 +80,19 @@ def test_an_encoder_can_be_used_again_after_a_failure(encoder, images):
     for _ in range(3):
         with pytest.raises(ValueError, match="broken"):
             list(encoder.encode(broken()))
-        next(iter(encoder.encode(iter(images))))  # and one that is not read to its end
+        next(iter(encoder.encode(iter(images))))  # an iterator that is not exhausted
         assert torch.equal(encode(encoder, images), expected)
 
 
 @needs_openvino
-def test_the_description_tells_weights_precision_runtime_and_threads_where_they_matter(clip):
-    one, other = (kind(clip.visual, "sha", "").description for kind in (OpenVINOEncoder, TorchEncoder))
-    assert {key for key in one if one[key] != other[key]} == {"runtime"}
-    assert other.keys() - one.keys() == {"threads"}
-    assert (one["weights"], one["precision"]) == ("sha", "float32")
+def test_the_description_has_weights_precision_and_runtime_and_for_pytorch_threads(clip):
+    openvino, pytorch = (kind(clip.visual, "sha", "").description for kind in (OpenVINOEncoder, TorchEncoder))
+    assert {key for key in openvino if openvino[key] != pytorch[key]} == {"runtime"}
+    assert pytorch.keys() - openvino.keys() == {"threads"}
+    assert (openvino["weights"], openvino["precision"]) == ("sha", "float32")
 
 
-def test_the_description_tells_the_versions_of_what_reads_and_prepares_pictures(clip, monkeypatch):
+def test_the_description_has_the_versions_of_the_packages_that_read_and_preprocess_images(clip, monkeypatch):
     before = TorchEncoder(clip.visual, "", "").description
     for package in ("torch", "torchvision", "pillow"):
         monkeypatch.setattr("vlm.images.encoder.version", lambda name: "99" if name == package else version(name))  # noqa: B023
@@ -100,7 +100,7 @@ def test_the_description_tells_the_versions_of_what_reads_and_prepares_pictures(
 
 
 @needs_openvino
-def test_bf16_is_refused_where_the_processor_lacks_it(run, fresh, monkeypatch):
+def test_bf16_is_refused_on_a_processor_without_bfloat16(run, empty_cache, monkeypatch):
     core = SimpleNamespace(get_property=lambda *_: ["FP32", "INT8"])
     monkeypatch.setattr("vlm.images.encoder._import_openvino", lambda: SimpleNamespace(Core=lambda: core))
     result = run("--eval-only", "USE_CUDA", False, "FEATURES.PREC", "bf16", trainer="ZeroshotCLIP")
@@ -108,7 +108,7 @@ def test_bf16_is_refused_where_the_processor_lacks_it(run, fresh, monkeypatch):
     assert result.error.startswith("error: FEATURES.PREC is bf16, but this processor has no bfloat16")
 
 
-def test_bf16_is_refused_on_a_processor_without_openvino(run, fresh, monkeypatch):
+def test_bf16_is_refused_on_a_processor_without_openvino(run, empty_cache, monkeypatch):
     monkeypatch.setattr("vlm.images.encoder._has_openvino", lambda: False)
     for precision, message in (("bf16", "bf16 needs OpenVINO on a CPU: pip install openvino"), ("fp8", '"fp8"')):
         result = run("--eval-only", "USE_CUDA", False, "FEATURES.PREC", precision, trainer="ZeroshotCLIP")

@@ -1,4 +1,4 @@
-"""Weights by name and from files of the three formats; what is refused."""
+"""Loading of CLIPs by name and from weights files in the three formats; refused files."""
 
 import hashlib
 import os
@@ -25,8 +25,8 @@ def clip():
     return model.eval()
 
 
-def as_torchscript(clip, path):
-    """An archive like OpenAI's: a scripted module with CLIP's parameter names and its three extra buffers."""
+def save_torchscript(clip, path):
+    """Save an archive like OpenAI's: a traced module with CLIP's parameter names and its three extra buffers."""
 
     class Archive(torch.nn.Module):
         def __init__(self):
@@ -53,30 +53,30 @@ def test_every_format_gives_the_same_clip(clip, tmp_path, kind, monkeypatch):
     if kind == "safetensors":
         save_file(state_dict, path)
     elif kind == "torchscript":
-        as_torchscript(clip, path)
+        save_torchscript(clip, path)
         checksum = hashlib.sha256(path.read_bytes()).hexdigest()
         monkeypatch.setitem(openai.URLS, "made", f"https://example.org/{checksum}/made.pt")  # as if it were OpenAI's
     else:
         torch.save({"state_dict": state_dict} if kind == "nested" else state_dict, path)
     loaded, tensors = load_clip("RN50", str(path))
-    assert fingerprint(tensors) == fingerprint(state_dict)  # which does not depend on the format
+    assert fingerprint(tensors) == fingerprint(state_dict)  # independent of the format
     assert not loaded.training
     assert not any(p.requires_grad for p in loaded.parameters())
     image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(loaded.encode_image(image), clip.float().encode_image(image))
 
 
-def test_another_file_of_as_many_bytes_is_loaded(clip, tmp_path):
-    state_dict, path, prints = clip.state_dict(), tmp_path / "clip.safetensors", []
+def test_an_overwritten_weights_file_of_the_same_size_is_loaded_again(clip, tmp_path):
+    state_dict, path, fingerprints = clip.state_dict(), tmp_path / "clip.safetensors", []
     for number, scale in enumerate((1.0, 2.0, 2.0)):
         save_file({**state_dict, "logit_scale": torch.tensor(scale)}, path)
         os.utime(path, (number, number))
-        prints.append(load_cached_clip("", str(path), "fp32", "cpu")[1])
-    assert prints[0] != prints[1] == prints[2]
+        fingerprints.append(load_cached_clip("", str(path), "fp32", "cpu")[1])
+    assert fingerprints[0] != fingerprints[1] == fingerprints[2]
 
 
-def test_the_fingerprint_is_as_documented():
-    """SHA-256 over the keys in sorted order, each followed by its values in fp32."""
+def test_the_fingerprint_is_the_documented_digest():
+    """SHA-256 over the sorted keys, each followed by its values in fp32."""
     state_dict = {"b": torch.tensor([[1.0, -2.0]]), "a": torch.tensor(0.5, dtype=torch.float16)}
     documented = b"a" + struct.pack("<f", 0.5) + b"b" + struct.pack("<2f", 1, -2)
     assert fingerprint(state_dict) == hashlib.sha256(documented).hexdigest()
@@ -91,7 +91,8 @@ def test_half_precision_becomes_single_on_a_cpu(capsys):
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
+def offline_cache(tmp_path, monkeypatch):
+    """An empty folder for weights, without a network."""
     monkeypatch.setattr(load_module, "CACHE_DIR", tmp_path)
 
     def offline(*_, **__):
@@ -101,16 +102,16 @@ def cache(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_offline_says_what_to_fetch_and_where_to_put_it(cache):
+def test_without_a_network_the_message_says_what_to_download_and_where_to_put_it(offline_cache):
     with pytest.raises(UserError) as error:
         load_clip("ViT-B/16")
     url = openai.URLS["ViT-B/16"]
-    for part in (url, url.split("/")[-2], str(cache / "ViT-B-16.pt"), "MODEL.BACKBONE.WEIGHTS", "no network"):
-        assert part in str(error.value)
+    for text in (url, url.split("/")[-2], str(offline_cache / "ViT-B-16.pt"), "MODEL.BACKBONE.WEIGHTS", "no network"):
+        assert text in str(error.value)
 
 
-def test_a_whole_download_is_used_and_a_damaged_one_is_not(cache, monkeypatch):
-    path, digest = cache / "mine.pt", hashlib.sha256(b"content").hexdigest()
+def test_a_downloaded_file_is_used_unless_it_is_damaged(offline_cache, monkeypatch):
+    path, digest = offline_cache / "mine.pt", hashlib.sha256(b"content").hexdigest()
     monkeypatch.setitem(openai.URLS, "mine", f"https://example.org/{digest}/mine.pt")
     path.write_bytes(b"content")
     assert get_openai_weights("mine") == path
@@ -119,7 +120,7 @@ def test_a_whole_download_is_used_and_a_damaged_one_is_not(cache, monkeypatch):
         get_openai_weights("mine")
 
 
-def test_what_is_no_file_of_weights_is_refused(tmp_path):
+def test_a_file_without_clip_weights_is_refused(tmp_path):
     for content, message in (
         ([torch.ones(2)], "is not a state dict"),
         ({"a": 1}, "is not a state dict"),

@@ -1,4 +1,4 @@
-"""A checksum of weights: the same for the same numbers, whatever file they came in."""
+"""Fingerprint of a CLIP's weights, independent of the format of their file."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import torch
 
 
 def fingerprint(state_dict: Mapping[str, torch.Tensor], architecture: str = "") -> str:
-    """SHA-256 (hexadecimal) over ``architecture``, where the weights do not tell it, and the keys in sorted order, each
-    followed by its values as fp32 bytes."""
+    """Return the SHA-256 (hexadecimal) of ``architecture`` and of the sorted keys, each followed by its fp32 values.
+
+    ``architecture`` describes a model whose weights do not determine it.
+    """
     digest = hashlib.sha256(architecture.encode())
     for key in sorted(state_dict):
         digest.update(key.encode())

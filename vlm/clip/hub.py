@@ -1,4 +1,4 @@
-"""Weights that other libraries load: by their name on the Hugging Face Hub, or from a local folder."""
+"""Access to models on the Hugging Face Hub or in local folders, through the libraries that load them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DOWNLOAD_HINT = "On a machine with a network, `hf download {0} --local-dir FOLDE
 
 
 def import_optional(module: str, package: str, user: str) -> ModuleType:
-    """Import a module of an optional package, or raise :class:`UserError`; ``user`` is what needs it."""
+    """Import and return ``module``; if it is missing, raise UserError: ``user`` needs ``package``, to be installed."""
     try:
         return import_module(module)
     except ImportError as error:
@@ -27,32 +27,34 @@ def import_optional(module: str, package: str, user: str) -> ModuleType:
 
 @contextmanager
 def hub_access(name: str, hint: str) -> Iterator[None]:
-    """For a ``with`` in which a library fetches ``name``. Without a network, what was fetched before is taken, at once.
+    """Let a library load a model in the body of a ``with``; if offline, from its local cache.
+
+    ``name`` is a name on the Hub, or a folder.
 
     Raises:
-        UserError: what is named cannot be had, or is damaged; ``hint`` says what would help.
+        UserError: the folder does not exist, or the library fails; ``hint`` is the end of the message.
     """
     from huggingface_hub import constants
 
     if name.startswith(("/", ".", "~")) and not os.path.exists(name):
         raise UserError(f"there is no folder {name}")
-    before, level = constants.HF_HUB_OFFLINE, logging.root.manager.disable
-    constants.HF_HUB_OFFLINE = before or not _is_reachable(constants.ENDPOINT)
+    was_offline, level = constants.HF_HUB_OFFLINE, logging.root.manager.disable
+    constants.HF_HUB_OFFLINE = was_offline or not _is_reachable(constants.ENDPOINT)
     offline = "" if os.path.exists(name) or not constants.HF_HUB_OFFLINE else " (the Hub cannot be reached)"
-    logging.disable(logging.ERROR)  # the libraries log what they raise
+    logging.disable(logging.ERROR)  # the libraries log the errors that they raise
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # the libraries raise whatever their readers meet in a damaged file
+    except Exception as error:  # for a damaged file, the libraries raise any exception of their readers
         raise UserError(f"{name} cannot be loaded{offline}: {error_reason(error)}\n  {hint}") from error
     finally:
-        constants.HF_HUB_OFFLINE = before
+        constants.HF_HUB_OFFLINE = was_offline
         logging.disable(level)
 
 
 def _is_reachable(endpoint: str) -> bool:
-    """Whether the address of the Hub, or a proxy, is known here: the library itself would try for half a minute."""
+    """Return whether there is a proxy or the Hub's host name resolves; the library would try for half a minute."""
     if {"https", "all"} & {*getproxies()}:
         return True
     try:

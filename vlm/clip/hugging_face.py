@@ -1,12 +1,13 @@
 """CLIPs of the package transformers: ``hf:<name on the Hub, or local folder>``.
 
-Their image encoders are run as they are. A text encoder of CLIP's own kind is run by :mod:`vlm.text.encoder`, that of
-Chinese-CLIP, a BERT, by :mod:`vlm.text.bert`.
+Image encoders are run as they are. CLIP's text encoder is run by :mod:`vlm.text.encoder`; Chinese-CLIP's, a BERT, by
+:mod:`vlm.text.bert`.
 """
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,13 +20,15 @@ from vlm.text.bert import BertEncoder
 from vlm.text.encoder import TextEncoder
 
 PACKAGE_NAME = "transformers"
-ACTIVATIONS = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
+ACTIVATIONS = {"quick_gelu": QuickGELU, "gelu": nn.GELU}  # the two that vlm.text.layers computes
+HFObject = Any  # the package is optional, so its types may be missing
 
 
 class HuggingFaceImageEncoder(nn.Module):
-    """Images (n, 3, height, width) -> features (n, embed_dim)."""
+    """The image encoder of a CLIP of transformers, with its preprocessing: ``mean``, ``std`` and ``resize``."""
 
-    def __init__(self, model: nn.Module, processor):
+    def __init__(self, model: HFObject, processor: HFObject):
+        """Take the image encoder of ``model``, and the preprocessing of its image ``processor``."""
         super().__init__()
         self.vision_model, self.visual_projection = model.vision_model, model.visual_projection
         self.input_resolution = model.config.vision_config.image_size
@@ -33,13 +36,15 @@ class HuggingFaceImageEncoder(nn.Module):
         self.resize = "crop" if processor.do_center_crop else "squash"
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return features (n, embed_dim), not normalised, of images (n, 3, height, width)."""
         return self.visual_projection(self.vision_model(pixel_values=images).pooler_output)
 
 
 class HuggingFaceCLIP(nn.Module):
-    """A CLIP of transformers behind the names of OpenAI's."""
+    """A CLIP of transformers, with the attribute names of OpenAI's."""
 
-    def __init__(self, model: nn.Module, processor, name: str):
+    def __init__(self, model: HFObject, processor: HFObject, name: str):
+        """Wrap ``model``; ``name``, the backbone's, becomes part of the fingerprint."""
         super().__init__()
         self.visual = HuggingFaceImageEncoder(model, processor)
         self.logit_scale = nn.Parameter(model.logit_scale.detach().reshape(()))
@@ -49,11 +54,12 @@ class HuggingFaceCLIP(nn.Module):
 
 
 class CausalCLIP(HuggingFaceCLIP):
-    """With CLIP's own text encoder."""
+    """A CLIP of transformers with CLIP's own text encoder, converted to OpenAI's modules."""
 
     text_encoder = TextEncoder
 
-    def __init__(self, model: nn.Module, processor, tokenizer, name: str):
+    def __init__(self, model: HFObject, processor: HFObject, tokenizer: None, name: str):
+        """Convert the text encoder of ``model``; UserError if it is not CLIP's."""
         super().__init__(model, processor, name)
         text, config = model.text_model, model.config.text_config
         self.token_embedding = text.embeddings.token_embedding
@@ -65,28 +71,29 @@ class CausalCLIP(HuggingFaceCLIP):
 
 
 class ChineseCLIP(HuggingFaceCLIP):
-    """Yang et al., Chinese CLIP, 2022: a RoBERTa reads Chinese."""
+    """Chinese-CLIP (Yang et al. 2022): its text encoder is a RoBERTa with a Chinese vocabulary."""
 
     text_encoder = BertEncoder
 
-    def __init__(self, model: nn.Module, processor, tokenizer, name: str):
+    def __init__(self, model: HFObject, processor: HFObject, tokenizer: HFObject, name: str):
+        """Wrap ``model`` and its ``tokenizer``."""
         super().__init__(model, processor, name)
         self.text_model, self.text_projection, self.tokenizer = model.text_model, model.text_projection, tokenizer
 
 
-CLIP_CLASSES = {"clip": CausalCLIP, "chinese_clip": ChineseCLIP}
+CLIP_CLASSES = {"clip": CausalCLIP, "chinese_clip": ChineseCLIP}  # by transformers' model_type
 
 
 def load(identifier: str, weights: str) -> HuggingFaceCLIP:
-    """The CLIP of that name on the Hub, or in that local folder.
+    """Return the CLIP of this name on the Hub or in this local folder; ``weights`` must be empty.
 
     Raises:
-        UserError: it cannot be had, is not of a kind that this framework runs, or ``weights`` are named, too.
+        UserError: the model cannot be loaded or is of another kind, or ``weights`` is not empty.
     """
     name, identifier = f"hf:{identifier}", os.path.expanduser(identifier)
     package = import_optional("transformers", PACKAGE_NAME, f"the backbone {name}")
     if weights:
-        raise UserError(f"MODEL.BACKBONE.WEIGHTS does not go with {name}: a folder of one's own is hf:FOLDER")
+        raise UserError(f"MODEL.BACKBONE.WEIGHTS does not go with {name}; hf:FOLDER names a local folder")
     with hub_access(identifier, DOWNLOAD_HINT.format(identifier, "hf:")):
         config = package.AutoConfig.from_pretrained(identifier)
         if config.model_type not in CLIP_CLASSES:
@@ -98,18 +105,18 @@ def load(identifier: str, weights: str) -> HuggingFaceCLIP:
     return CLIP_CLASSES[config.model_type](model, processor, tokenizer, name)
 
 
-def _convert_transformer(layers: nn.ModuleList, config) -> Transformer:
-    """transformers' text layers in OpenAI's modules."""
+def _convert_transformer(layers: HFObject, config: HFObject) -> Transformer:
+    """Return OpenAI's Transformer with the weights of transformers' ``layers``; UserError for an unknown activation."""
     if config.hidden_act not in ACTIVATIONS:
         raise UserError(f'the text encoder has the activation "{config.hidden_act}"; known: {", ".join(ACTIVATIONS)}')
-    ours = Transformer(config.hidden_size, len(layers), config.num_attention_heads)
-    for block, layer in zip(ours.resblocks, layers, strict=True):
+    transformer = Transformer(config.hidden_size, len(layers), config.num_attention_heads)
+    for block, layer in zip(transformer.resblocks, layers, strict=True):
         block.ln_1, block.ln_2 = layer.layer_norm1, layer.layer_norm2
         block.mlp.c_fc, block.mlp.c_proj = layer.mlp.fc1, layer.mlp.fc2
         block.mlp.gelu = ACTIVATIONS[config.hidden_act]()
-        parts = [getattr(layer.self_attn, part) for part in ("q_proj", "k_proj", "v_proj")]
-        block.attn.in_proj_weight = nn.Parameter(torch.cat([part.weight.detach() for part in parts]))
-        block.attn.in_proj_bias = nn.Parameter(torch.cat([part.bias.detach() for part in parts]))
+        projections = [getattr(layer.self_attn, name) for name in ("q_proj", "k_proj", "v_proj")]
+        block.attn.in_proj_weight = nn.Parameter(torch.cat([linear.weight.detach() for linear in projections]))
+        block.attn.in_proj_bias = nn.Parameter(torch.cat([linear.bias.detach() for linear in projections]))
         block.attn.out_proj.weight = layer.self_attn.out_proj.weight
         block.attn.out_proj.bias = layer.self_attn.out_proj.bias
-    return ours
+    return transformer

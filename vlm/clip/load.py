@@ -1,5 +1,5 @@
-"""Loading a CLIP: OpenAI's nine by name, the tiny one of this project, any CLIP weights from a local file, or a CLIP of
-another library (``open_clip:…``, ``hf:…``)."""
+"""Loading of CLIPs: OpenAI's nine and this project's tiny one by name, weights from a local file, and CLIPs of other
+libraries (``open_clip:…``, ``hf:…``)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch.types import Device
 
 from dassl.data.downloads import download
 from dassl.utils import UserError, check_availability, error_reason, file_digest
@@ -25,43 +24,46 @@ from vlm.clip.fingerprint import fingerprint
 from vlm.openai import CLIP
 from vlm.tiny.weights import TINY, load_tiny
 
-CACHE_DIR = Path(os.path.expanduser("~/.cache/clip"))  # where openai-clip keeps its files too
-THIRD_PARTY_MODULES = {
-    "open_clip": "open_clip",
-    "hf": "hugging_face",
-}  # what stands before a colon -> module of this package
-THIRD_PARTY_NAMES = ("open_clip:<architecture>/<weights>", "hf:<name on the Hub, or folder>")
-PRECISIONS = ("fp32", "fp16", "bf16", "amp")
+CACHE_DIR = Path(os.path.expanduser("~/.cache/clip"))  # openai-clip's folder, so that a weights file is stored once
+THIRD_PARTY_MODULES = {"open_clip": "open_clip", "hf": "hugging_face"}  # prefix of a name -> module of this package
+THIRD_PARTY_NAMES = ("open_clip:<architecture>/<weights>", "hf:<name on the Hub, or folder>")  # for messages
+PRECISIONS = ("fp32", "fp16", "bf16", "amp")  # values of PREC
+Device = torch.device | str
 
 
 def load_clip(name: str, weights: str = "", precision: str = "fp32", device: Device = "cpu") -> tuple[CLIP, dict]:
-    """A CLIP in evaluation mode with frozen parameters, and its state dict as it was in the file.
+    """Return a CLIP in evaluation mode with frozen parameters, and the state dict of its file.
 
     Args:
         name: one of OpenAI's names (``RN50``, ``ViT-B/16``, …) or ``tiny``; ``open_clip:<architecture>/<weights>``;
             ``hf:<name on the Hub, or folder>``.
-        weights: a local file to take instead of the weights that belong to ``name``: OpenAI's TorchScript archive, a
-            plain state dict saved by ``torch.save``, or safetensors. The architecture is read off the weights.
-        precision: ``fp16`` keeps half-precision weights, as OpenAI publishes them, ``bf16`` turns these into bfloat16;
-            ``fp32`` and ``amp`` convert them. On a CPU the result is always fp32.
+        weights: path of a file that replaces the weights of ``name``: OpenAI's TorchScript archive, a state dict saved
+            by ``torch.save``, or safetensors. Its shapes determine the architecture. "" for none.
+        precision: "fp16": half precision, as OpenAI's weights are published; "bf16": bfloat16 in its place; "fp32" and
+            "amp": single precision. On a CPU the result is always single precision.
 
     Raises:
-        UserError: unknown name or precision, or weights that are absent, damaged or not CLIP's.
+        UserError: the name or precision is unknown, or the weights are absent, damaged or not CLIP's.
     """
     return _load_and_inspect(name, weights, precision, device, lambda state_dict, _="": state_dict)
 
 
-def _load_and_inspect(name: str, weights: str, precision: str, device: Device, look: Callable) -> tuple[CLIP, Any]:
-    """Return the CLIP, and what ``look`` gives for its state dict and what its weights do not tell (architecture)."""
+def _load_and_inspect(
+    name: str, weights: str, precision: str, device: Device, inspect: Callable[..., Any]
+) -> tuple[CLIP, Any]:
+    """Return the CLIP, loaded as by :func:`load_clip`, and the result of ``inspect(state_dict[, architecture])``.
+
+    The architecture is passed for CLIPs of other libraries, whose weights do not determine it.
+    """
     check_availability(precision, PRECISIONS, "precision")
     device = torch.device(device)
     library, colon, identifier = name.partition(":")
     if colon and library in THIRD_PARTY_MODULES:
         model = import_module(f".{THIRD_PARTY_MODULES[library]}", __package__).load(identifier, weights)
         if precision in ("fp16", "bf16"):
-            print(f"Note: {precision} becomes fp32, in which CLIPs of other libraries run (amp goes, too)")
+            print(f"Note: {precision} becomes fp32, in which CLIPs of other libraries run (or amp)")
         model = model.eval().to(device).requires_grad_(False)
-        return model, look(model.state_dict(), model.architecture)
+        return model, inspect(model.state_dict(), model.architecture)
     if weights:
         state_dict = read_state_dict(Path(weights))
     elif name == TINY:
@@ -70,13 +72,14 @@ def _load_and_inspect(name: str, weights: str, precision: str, device: Device, l
         check_availability(name, (*openai.URLS, TINY, *THIRD_PARTY_NAMES), "backbone (MODEL.BACKBONE.NAME)")
         state_dict = read_state_dict(get_openai_weights(name), published=True)
     with ThreadPoolExecutor(1) as pool:
-        looked = pool.submit(look, state_dict)  # a fingerprint takes as long as the construction
-        return _build_clip(state_dict, weights or name, precision, device), looked.result()
+        inspection = pool.submit(inspect, state_dict)  # a fingerprint takes as long as building the model
+        return _build_clip(state_dict, weights or name, precision, device), inspection.result()
 
 
 def _build_clip(state_dict: dict[str, torch.Tensor], source: str, precision: str, device: torch.device) -> CLIP:
+    """Return OpenAI's CLIP with these weights, frozen; :class:`UserError` names ``source`` if they are not CLIP's."""
     try:
-        # OpenAI's own constructor. It rounds the weights to half precision, in which they are published.
+        # OpenAI's function rounds the weights to half precision, in which they are published.
         model = openai.build_model(dict(state_dict))
     except (KeyError, RuntimeError, AssertionError, IndexError, ZeroDivisionError) as error:
         raise UserError(f"{source} does not hold the weights of a CLIP: {error_reason(error)}") from error
@@ -88,7 +91,7 @@ def _build_clip(state_dict: dict[str, torch.Tensor], source: str, precision: str
                 parameter.data = parameter.data.bfloat16()
     model.visual.mean, model.visual.std, model.visual.resize = openai.MEAN, openai.STD, "crop"
     if device.type == "cpu":
-        model.visual.to(memory_format=torch.channels_last)  # the same convolutions in a third less time
+        model.visual.to(memory_format=torch.channels_last)  # convolutions take a third less time
     if precision != "fp32" and device.type == "cpu":
         print(f"Note: {precision} becomes fp32, as half precision is slow and inexact on a CPU")
     return model.to(device).requires_grad_(False)
@@ -96,30 +99,30 @@ def _build_clip(state_dict: dict[str, torch.Tensor], source: str, precision: str
 
 @dataclass
 class CachedClip:
-    """A CLIP that :func:`load_cached_clip` gives, and PyTorch's random state after loading, by the state before."""
+    """The latest CLIP of :func:`load_cached_clip`."""
 
-    source: tuple
+    source: tuple  # name, weights, precision, device, and the file's time and size
     model: CLIP
     fingerprint: str
-    states: dict[bytes, torch.Tensor]
+    states: dict[bytes, torch.Tensor]  # PyTorch's random state before loading -> the state after loading
 
 
 _cached_clip: CachedClip | None = None
 
 
 def load_cached_clip(name: str, weights: str, precision: str, device: Device) -> tuple[CLIP, str]:
-    """As :func:`load_clip`, with the fingerprint of the weights in place of the state dict.
+    """Return the CLIP of :func:`load_clip` and the fingerprint of its weights; the latest CLIP is cached.
 
-    The latest one is kept: the next call of this process gets the same model, so nobody may change it. A file that has
-    changed is loaded again. As the constructor draws random numbers, a call leaves PyTorch's generator as loading would
-    have: what is drawn next does not depend on what this process did before.
+    The next call with the same arguments returns the same model, so callers must not change it. A file that has changed
+    is loaded again. Building a model draws random numbers. So a cached model comes with the random state after building
+    it: the caller's next draws are the same with and without the cache.
     """
     global _cached_clip
     path = Path(weights) if weights else CACHE_DIR / openai.URLS.get(name, "").rpartition("/")[2]
     stat = path.stat() if path.is_file() else None
     device = torch.device(device)
-    kind = "fp32" if device.type == "cpu" and precision in PRECISIONS else precision  # there, they give the same
-    source = (name, weights, kind, device, stat and (stat.st_mtime_ns, stat.st_size))
+    effective = "fp32" if device.type == "cpu" and precision in PRECISIONS else precision
+    source = (name, weights, effective, device, stat and (stat.st_mtime_ns, stat.st_size))
     before = torch.get_rng_state().numpy().tobytes()
     if _cached_clip is None or _cached_clip.source != source or before not in _cached_clip.states:
         model, checksum = _load_and_inspect(name, weights, precision, device, fingerprint)
@@ -131,10 +134,10 @@ def load_cached_clip(name: str, weights: str, precision: str, device: Device) ->
 
 
 def get_openai_weights(name: str) -> Path:
-    """OpenAI's file of that name, checked; it is downloaded if it is not there.
+    """Return the path of OpenAI's weights file of the model ``name``; download it if it is absent or damaged.
 
     Raises:
-        UserError: it is neither there nor to be had.
+        UserError: the download failed.
     """
     url = openai.URLS[name]
     checksum = url.split("/")[-2]
@@ -155,17 +158,20 @@ def get_openai_weights(name: str) -> Path:
 
 
 def read_state_dict(path: Path, published: bool = False) -> dict[str, torch.Tensor]:
-    """The tensors in a file of weights, on the CPU.
+    """Return the tensors of a weights file by name, on the CPU.
 
-    No foreign code is run: a TorchScript archive, which holds code, is opened if it is one of OpenAI's only
-    (``published``: its checksum has been compared already).
+    A TorchScript archive, which contains code, is opened only if its checksum is that of one of OpenAI's files.
+
+    Args:
+        published: whether the checksum is already known to be OpenAI's.
 
     Raises:
-        UserError: the file is absent, in none of the three formats, somebody else's TorchScript archive, or would take
-            far more memory than it has bytes.
+        UserError: the file is absent, in none of the three formats, a TorchScript archive that is not OpenAI's, or
+            would take far more memory than it has bytes.
     """
     if not path.is_file():
         raise UserError(f"no weights file {path} (MODEL.BACKBONE.WEIGHTS)")
+    state_dict: Any  # of unknown type until it is checked below
     try:
         if path.suffix == ".safetensors":
             state_dict = load_file(path)
@@ -174,13 +180,13 @@ def read_state_dict(path: Path, published: bool = False) -> dict[str, torch.Tens
                 hint = "If you trust it, save its weights: torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)"
                 raise UserError(f"{path} is a TorchScript archive, which can hold any code, and not OpenAI's. {hint}")
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # torch.jit is to go; OpenAI's files are in its format
+                warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated; OpenAI's files need it
                 state_dict = torch.jit.load(path, map_location="cpu").state_dict()
         else:
             state_dict = load_weights_only(path)
     except UserError:
         raise
-    except Exception as error:  # torch raises whatever its readers meet in a damaged file
+    except Exception as error:  # for a damaged file, torch raises any exception of its readers
         raise UserError(f"{path} cannot be read as weights (truncated or damaged?): {error_reason(error)}") from error
     if isinstance(state_dict, dict):
         state_dict = state_dict.get("state_dict", state_dict)
@@ -191,6 +197,7 @@ def read_state_dict(path: Path, published: bool = False) -> dict[str, torch.Tens
 
 
 def _is_torchscript(path: Path) -> bool:
+    """Return whether a file is a TorchScript archive, with compiled code in it."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:

@@ -1,7 +1,7 @@
-"""LoRA (Hu et al. 2021): attention layers learn through a low-rank update of their weights, which stay as they are.
+"""LoRA (Hu et al. 2021): low-rank updates of the frozen weights of attention layers, here of queries and values.
 
-As in the paper, of the query and value projections. The update is part of the weight itself (torch's parametrizations),
-so whatever reads the weight, as :mod:`vlm.text.encoder` does, finds it updated.
+An update is part of the weight itself (by torch's parametrizations), so any code that reads the weight, such as
+:mod:`vlm.text.encoder`, reads the updated one.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from dassl.utils import UserError
 
-# How other libraries name query and value projections that are layers of their own.
+# Names of the linear layers that project queries and values in other libraries: CLIP's in transformers, then BERT's.
 QUERY_VALUE_NAMES = ("q_proj", "v_proj", "query", "value")
 
 
 class LoRAUpdate(nn.Module):
-    """Adds ``alpha / rank * up @ down`` to blocks of rows of a weight. ``up`` starts at zero: nothing changes yet."""
+    """Adds ``alpha / rank * up @ down`` to blocks of rows of a weight; ``up`` starts at zero."""
 
     def __init__(self, weight: torch.Tensor, blocks: tuple[bool, ...], rank: int, alpha: float):
-        """The rows of ``weight`` are ``blocks`` of one size; True for those that are updated, each on its own."""
+        """Draw the update of ``weight``. Its rows are ``blocks`` of equal size: True for a block that is updated."""
         super().__init__()
         self.blocks, self.scale = blocks, alpha / rank
         count, size = sum(blocks), len(weight) // len(blocks)
@@ -32,28 +32,30 @@ class LoRAUpdate(nn.Module):
             nn.init.kaiming_uniform_(down, a=math.sqrt(5))
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the updated weight, of the same shape."""
         updates = iter(self.scale * self.up @ self.down)
-        parts = weight.chunk(len(self.blocks))
-        return torch.cat([part + next(updates) if on else part for part, on in zip(parts, self.blocks, strict=True)])
+        blocks = zip(weight.chunk(len(self.blocks)), self.blocks, strict=True)
+        return torch.cat([block + next(updates) if is_updated else block for block, is_updated in blocks])
 
 
 def add_lora(model: nn.Module, rank: int, alpha: float) -> list[nn.Parameter]:
-    """Give all attention layers of ``model`` low-rank updates; returns their parameters, which are to be learned.
+    """Add low-rank updates to the query and value weights of all attention layers; return the updates' parameters.
 
     Raises:
-        UserError: it has no attention layers.
+        UserError: the model has no attention layers.
     """
-    added = []
+    parameters: list[nn.Parameter] = []
     for module in list(model.modules()):
+        targets: list[tuple[nn.Module, str, tuple[bool, ...]]]
         if isinstance(module, nn.MultiheadAttention):
             targets = [(module, "in_proj_weight", (True, False, True))]  # queries, keys, values
-        else:  # CLIP's attention pool, and attention as other libraries have it
+        else:  # CLIP's attention pool, and attention layers of other libraries
             linears = [getattr(module, name, None) for name in QUERY_VALUE_NAMES]
             targets = [(linear, "weight", (True,)) for linear in linears if isinstance(linear, nn.Linear)]
-        for owner, name, blocks in targets:
-            update = LoRAUpdate(getattr(owner, name), blocks, rank, alpha)
-            register_parametrization(owner, name, update)
-            added += update.parameters()
-    if not added:
+        for layer, name, blocks in targets:
+            update = LoRAUpdate(getattr(layer, name), blocks, rank, alpha)
+            register_parametrization(layer, name, update)
+            parameters += update.parameters()
+    if not parameters:
         raise UserError("LoRA updates attention layers, and this model has none")
-    return added
+    return parameters

@@ -1,12 +1,14 @@
 """CLIPs of the package open_clip_torch: ``open_clip:<architecture>/<weights>``.
 
-Their image encoders are run as they are. Their text encoders, if they are CLIP's (causal, with CLIP's words), by
+Image encoders are run as they are. Text encoders like CLIP's (causal, with CLIP's vocabulary) are run by
 :mod:`vlm.text.encoder`; others are refused.
 """
 
 from __future__ import annotations
 
 import os
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,29 +18,30 @@ from vlm.clip.hub import hub_access, import_optional
 from vlm.clip.third_party import check_clip_text_encoder, describe_architecture
 
 PACKAGE_NAME = "open_clip_torch"
-LOCAL_DIR_SCHEMA = "local-dir:"
-WEIGHTS_HINT = "A file or folder from elsewhere goes by MODEL.BACKBONE.WEIGHTS FILE, or open_clip:local-dir:FOLDER"
+LOCAL_DIR_SCHEMA = "local-dir:"  # the package's prefix for a model in a local folder
+WEIGHTS_HINT = "MODEL.BACKBONE.WEIGHTS FILE names a local weights file, open_clip:local-dir:FOLDER a local folder"
 
 
 class OpenCLIP(nn.Module):
-    """A CLIP of open_clip behind the names of OpenAI's; :class:`UserError` where it is none."""
+    """A CLIP of open_clip, with the attribute names of OpenAI's."""
 
-    def __init__(self, model: nn.Module, name: str):
+    def __init__(self, model: Any, name: str):
+        """Wrap open_clip's ``model``; UserError if its loss or its text encoder is not CLIP's."""
         super().__init__()
         text = getattr(model, "text", model)
         if getattr(model, "logit_bias", None) is not None:
             raise UserError(f"{name} was trained with a sigmoid loss (SigLIP): its scores have a bias, and CLIP's none")
         pooling = getattr(text, "pool_type", getattr(text, "text_pool_type", ""))
-        own_words = getattr(text, "cls_emb", None) is not None
-        if pooling != "argmax" or own_words or getattr(text, "attn_mask", None) is None:
-            raise UserError(f"the text encoder of {name} is not CLIP's: it is not causal, or has words of its own")
+        has_class_token = getattr(text, "cls_emb", None) is not None
+        if pooling != "argmax" or has_class_token or getattr(text, "attn_mask", None) is None:
+            raise UserError(f"the text encoder of {name} is not CLIP's: it is not causal, or has a class token")
         check_clip_text_encoder(text.transformer, text.token_embedding, name)
         self.visual = model.visual
         size = self.visual.image_size
         self.visual.input_resolution = size[0] if isinstance(size, (list, tuple)) else size
-        settings = self.visual.preprocess_cfg
-        self.visual.mean, self.visual.std = tuple(settings["mean"]), tuple(settings["std"])
-        self.visual.resize = "squash" if settings.get("resize_mode") == "squash" else "crop"
+        preprocess_cfg = self.visual.preprocess_cfg
+        self.visual.mean, self.visual.std = tuple(preprocess_cfg["mean"]), tuple(preprocess_cfg["std"])
+        self.visual.resize = "squash" if preprocess_cfg.get("resize_mode") == "squash" else "crop"
         self.transformer, self.ln_final = text.transformer, text.ln_final
         self.token_embedding, self.positional_embedding = text.token_embedding, text.positional_embedding
         self.text_projection = _projection_matrix(text.text_projection, self.ln_final.normalized_shape[0])
@@ -49,17 +52,19 @@ class OpenCLIP(nn.Module):
 
 
 def load(identifier: str, weights: str) -> OpenCLIP:
-    """The CLIP that ``<architecture>/<weights>`` names, or an architecture with the file ``weights``; a schema of the
-    package (``hf-hub:``, ``local-dir:``) in place of the architecture names both.
+    """Return the CLIP that ``<architecture>/<weights>``, ``hf-hub:<name>`` or ``local-dir:<folder>`` names.
+
+    Args:
+        weights: path of a file that replaces the named weights; "" for none.
 
     Raises:
-        UserError: unknown name, weights that cannot be had, or a model that is not what this framework runs.
+        UserError: the name is unknown, the weights cannot be loaded, or the model is not of CLIP's kind.
     """
     name = f"open_clip:{identifier}"
     package = import_optional("open_clip", PACKAGE_NAME, f"the backbone {name}")
-    place = os.path.expanduser(identifier.removeprefix(LOCAL_DIR_SCHEMA))
+    location = os.path.expanduser(identifier.removeprefix(LOCAL_DIR_SCHEMA))
     if identifier.startswith(LOCAL_DIR_SCHEMA):
-        architecture, tag = f"{LOCAL_DIR_SCHEMA}{place}", ""
+        architecture, tag = f"{LOCAL_DIR_SCHEMA}{location}", ""
     elif identifier.startswith("hf-hub:"):
         architecture, tag = identifier, ""
     else:
@@ -67,12 +72,13 @@ def load(identifier: str, weights: str) -> OpenCLIP:
         _check_names(package, architecture, tag, weights)
     if weights and not os.path.isfile(weights):
         raise UserError(f"no weights file {weights} (MODEL.BACKBONE.WEIGHTS)")
-    with hub_access(weights or place, WEIGHTS_HINT):
+    with hub_access(weights or location, WEIGHTS_HINT):
         model = package.create_model(architecture, pretrained=weights or tag or None, require_pretrained=True)
     return OpenCLIP(model, name)
 
 
-def _check_names(package, architecture: str, tag: str, weights: str) -> None:
+def _check_names(package: ModuleType, architecture: str, tag: str, weights: str) -> None:
+    """Raise :class:`UserError` unless open_clip knows the architecture, and its weights ``tag`` if no file is named."""
     known = package.list_models()
     if architecture not in known:
         raise UserError(f'open_clip has no architecture "{architecture}"; {suggest_name(architecture, known)}')
@@ -85,7 +91,7 @@ def _check_names(package, architecture: str, tag: str, weights: str) -> None:
 
 
 def _projection_matrix(projection: nn.Parameter | nn.Linear | None, width: int) -> nn.Parameter:
-    """The projection as a matrix (width, embed_dim)."""
+    """Return a text projection as a matrix (width, embed_dim): the identity for None; UserError for a bias."""
     if projection is None:
         return nn.Parameter(torch.eye(width))
     if isinstance(projection, nn.Linear):

@@ -1,4 +1,4 @@
-"""What CLIPs of other libraries go through before they are run: is it one, and what is there beside its weights?"""
+"""Checks and descriptions of CLIPs from other libraries."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from importlib.metadata import version
 from torch import nn
 
 from dassl.utils import UserError
-from vlm.openai import tokenizer
+from vlm.openai import Transformer, tokenizer
 
-EXTRA_LAYERS = ("ls_1", "ls_2", "ln_attn")  # parts of a layer that some models have; in CLIP's they do nothing
+EXTRA_LAYERS = ("ls_1", "ls_2", "ln_attn")  # open_clip's optional layers of a block; nn.Identity in a block like CLIP's
 
 
 def describe_architecture(model: nn.Module, name: str, package: str) -> str:
-    """Everything that features depend on beside the weights: for their fingerprint."""
-    heads = [part.num_heads for part in model.modules() if hasattr(part, "num_heads")]
+    """Return all that features depend on beside the weights: name, package, version, modules, numbers of heads."""
+    heads = [module.num_heads for module in model.modules() if hasattr(module, "num_heads")]
     return f"{name} {package} {version(package)} {model} {heads}"
 
 
-def check_clip_text_encoder(transformer: nn.Module, token_embedding: nn.Embedding, name: str) -> None:
-    """Raise :class:`UserError` unless a text encoder has layers as CLIP's and reads CLIP's words."""
+def check_clip_text_encoder(transformer: Transformer, token_embedding: nn.Embedding, name: str) -> None:
+    """Raise :class:`UserError` unless a text encoder has CLIP's layers and the size of CLIP's vocabulary."""
     words = len(tokenizer.encoder)
     if token_embedding.num_embeddings != words:
         raise UserError(f"the text encoder of {name} knows {token_embedding.num_embeddings} words, not CLIP's {words}")
@@ -28,11 +28,12 @@ def check_clip_text_encoder(transformer: nn.Module, token_embedding: nn.Embeddin
 
 
 def _is_clip_block(block: nn.Module) -> bool:
+    """Return whether :mod:`vlm.text.encoder` can run a transformer block: attention with biases, GELU, no extras."""
     activation = getattr(block.mlp, "gelu", None)
-    others = [getattr(block.mlp, "ln", None), *(getattr(block, part, None) for part in EXTRA_LAYERS)]
+    extras = [getattr(block.mlp, "ln", None), *(getattr(block, name, None) for name in EXTRA_LAYERS)]
     return (
         isinstance(block.attn, nn.MultiheadAttention)
         and block.attn.in_proj_bias is not None
         and (isinstance(activation, nn.GELU) or type(activation).__name__ == "QuickGELU")
-        and all(part is None or isinstance(part, nn.Identity) for part in others)
+        and all(layer is None or isinstance(layer, nn.Identity) for layer in extras)
     )

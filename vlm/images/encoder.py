@@ -1,8 +1,7 @@
-"""CLIP's frozen image encoder, run as fast as the machine allows.
+"""CLIP's frozen image encoder: by OpenVINO on a CPU, one block of images on each core; by PyTorch otherwise.
 
-On a CPU by OpenVINO, one image block on each core; where that is not installed, and on CUDA, by PyTorch. Images are
-encoded in blocks of one size, the last one filled up: so a feature does not depend on how many images are asked for,
-nor on their order, nor (a test holds it) on the other images of its block.
+Images are encoded in blocks of a fixed size, the last one padded. So the feature of an image depends neither on the
+number of images and their order, nor on the other images of its block (a test checks that).
 """
 
 from __future__ import annotations
@@ -15,40 +14,40 @@ from functools import cached_property, lru_cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import cycle, islice
+from typing import Any
 
 import torch
 from torch import nn
 
 from dassl.utils import UserError
 
-PRECISIONS = ("", "bf16")  # empty: that of the model
+PRECISIONS = ("", "bf16")  # values of FEATURES.PREC; empty: the precision of the model
 
 
 def get_processor_name(device: torch.device) -> str:
-    """Return the name of a GPU, or what a CPU is capable of."""
+    """Return the name of a GPU, or the architecture and vector instructions of the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def get_input_dtype(visual: nn.Module) -> torch.dtype:
-    """Return the type of the images that an image encoder takes: that of its first convolution.
-
-    Of OpenAI's vision transformers in half precision, the embeddings stay fp32.
-    """
+    """Return the dtype of the images that an image encoder takes: that of its first convolution."""
+    # In half precision, other parameters of OpenAI's vision transformers, the embeddings, stay fp32.
     convolutions = (module for module in visual.modules() if isinstance(module, nn.Conv2d))
     return next(convolutions).weight.dtype
 
 
 class ImageEncoder:
-    """Turns images into features; ``description`` tells everything that a feature depends on, beside the image."""
+    """Encodes images in blocks. ``description`` has everything that a feature depends on, except for the image."""
 
-    package = "torch"  # that runs the encoder
+    package = "torch"  # the package that runs the encoder
 
     def __init__(self, visual: nn.Module, weights: str, precision: str):
+        """Use ``visual``, CLIP's frozen image encoder with the fingerprint ``weights``; ``precision`` in PRECISIONS."""
         self.visual, self.device, self.dtype = visual, next(visual.parameters()).device, get_input_dtype(visual)
-        self.size = visual.input_resolution
-        self.block = 8 if self.device.type == "cpu" else 64  # images
+        self.size: int = visual.input_resolution  # type: ignore[assignment]  # PyTorch types it Tensor | Module
+        self.block = 8 if self.device.type == "cpu" else 64  # images; on a CPU, each core has its own block
         self.precision = precision or str(self.dtype).rpartition(".")[2]
         self.runtime = f"{self.package} {version(self.package)}"
         self.description = {
@@ -61,34 +60,42 @@ class ImageEncoder:
         }
 
     def __str__(self) -> str:
+        """Return precision, package and version, for messages."""
         return f"{self.precision}, {self.runtime}"
 
     def encode(self, images: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """Images (3, height, width) -> features (embed_dim,), in order."""
+        """Yield the feature (embed_dim,) of each image (3, height, width), in order, on the CPU."""
         for features, count in self._encode(self._blocks(iter(images))):
             yield from features[:count].cpu()
 
     def _blocks(self, images: Iterator[torch.Tensor]) -> Iterator[tuple[torch.Tensor, int]]:
-        """Yield blocks (block, 3, height, width), and how many images are in each; the last one is filled up."""
-        while part := list(islice(images, self.block)):
-            block = torch.zeros(self.block, *part[0].shape)
-            torch.stack(part, out=block[: len(part)])
-            yield block, len(part)
+        """Yield blocks (block, 3, height, width) with their number of images; the last one is padded with zeros."""
+        while batch := list(islice(images, self.block)):
+            block = torch.zeros(self.block, *batch[0].shape)
+            torch.stack(batch, out=block[: len(batch)])
+            yield block, len(batch)
+
+    def _encode(self, blocks: Iterator[tuple[torch.Tensor, int]]) -> Iterator[tuple[torch.Tensor, int]]:
+        """Yield the features (block, embed_dim) of each block, with its number of images."""
+        raise NotImplementedError
 
 
 class TorchEncoder(ImageEncoder):
+    """Runs the image encoder by PyTorch."""
+
     def __init__(self, visual: nn.Module, weights: str, precision: str):
+        """Use ``visual`` as :class:`ImageEncoder` does; UserError if its device cannot compute in ``precision``."""
         super().__init__(visual, weights, precision)
         if self.device.type == "cpu":
             if precision == "bf16":
                 raise UserError("FEATURES.PREC bf16 needs OpenVINO on a CPU: pip install openvino")
-            self.description["threads"] = torch.get_num_threads()  # the order of summation depends on them
+            self.description["threads"] = torch.get_num_threads()  # they set the order of summation
         elif precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-            raise UserError(
-                f"FEATURES.PREC is bf16, which {get_processor_name(self.device)} does not have; leave it empty"
-            )
+            name = get_processor_name(self.device)
+            raise UserError(f"FEATURES.PREC is bf16, which {name} does not have; leave it empty")
 
     def _encode(self, blocks: Iterator[tuple[torch.Tensor, int]]) -> Iterator[tuple[torch.Tensor, int]]:
+        """Yield the features of each block, with its number of images; one block is computed at a time."""
         bf16 = self.precision == "bf16" and self.dtype != torch.bfloat16
         for block, count in blocks:
             with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
@@ -97,11 +104,12 @@ class TorchEncoder(ImageEncoder):
 
 
 class OpenVINOEncoder(ImageEncoder):
-    """Compiled on first use: a run that finds all its features in the cache never needs it."""
+    """Runs the image encoder by OpenVINO, compiled on first use: not at all if all features of a run are cached."""
 
     package = "openvino"
 
     def __init__(self, visual: nn.Module, weights: str, precision: str):
+        """Use ``visual`` as :class:`ImageEncoder` does; UserError if the CPU cannot compute in ``precision``."""
         super().__init__(visual, weights, precision)
         if precision == "bf16" and "BF16" not in _import_openvino().Core().get_property(
             "CPU", "OPTIMIZATION_CAPABILITIES"
@@ -109,28 +117,31 @@ class OpenVINOEncoder(ImageEncoder):
             raise UserError("FEATURES.PREC is bf16, but this processor has no bfloat16 arithmetic; leave it empty")
 
     def _encode(self, blocks: Iterator[tuple[torch.Tensor, int]]) -> Iterator[tuple[torch.Tensor, int]]:
-        requests, busy = self._requests, deque()
+        """Yield the features of each block, with its number of images; each core computes a block at a time."""
+        requests = self._requests
+        running: deque[tuple[Any, int]] = deque()  # requests with their number of images, in the order of the blocks
 
-        def finished() -> tuple[torch.Tensor, int]:
-            request, count = busy.popleft()
+        def wait_for_first() -> tuple[torch.Tensor, int]:
+            """Return the features of the block that was started first, and its number of images."""
+            request, count = running.popleft()
             request.wait()
             return torch.from_numpy(request.get_output_tensor(0).data.copy()), count
 
         try:
             for (block, count), request in zip(blocks, cycle(requests)):
-                if len(busy) == len(requests):  # this one, too
-                    yield finished()
+                if len(running) == len(requests):  # ``request`` itself is running: it was started first
+                    yield wait_for_first()
                 request.start_async({0: block.numpy()})
-                busy.append((request, count))
-            while busy:
-                yield finished()
+                running.append((request, count))
+            while running:
+                yield wait_for_first()
         finally:
-            for request, _ in busy:
+            for request, _ in running:
                 request.wait()
 
     @cached_property
     def _requests(self) -> list:
-        """One inference request a core, each on a thread of its own."""
+        """The inference requests of the compiled encoder: one for each core, each with its own thread."""
         ov = _import_openvino()
         example = torch.zeros(2, 3, self.size, self.size)
         batch = torch.export.Dim("batch", min=1, max=64)
@@ -138,29 +149,32 @@ class OpenVINOEncoder(ImageEncoder):
             model = ov.convert_model(torch.export.export(self.visual, (example,), dynamic_shapes=({0: batch},)))
         model.reshape([self.block, *example.shape[1:]])
         threads = torch.get_num_threads()
-        settings = {
+        options = {
             "NUM_STREAMS": threads,
             "INFERENCE_NUM_THREADS": threads,
-            "INFERENCE_PRECISION_HINT": "bf16" if self.precision == "bf16" else "f32",  # else it picks bf16 by itself
-            "ENABLE_CPU_PINNING": False,  # it would pin the threads that PyTorch starts later, too: all to one core
+            "INFERENCE_PRECISION_HINT": "bf16" if self.precision == "bf16" else "f32",  # OpenVINO's default may be bf16
+            "ENABLE_CPU_PINNING": False,  # pinning would also put all threads that PyTorch starts later on one core
         }
-        compiled = ov.Core().compile_model(model, "CPU", settings)
+        compiled = ov.Core().compile_model(model, "CPU", options)
         return [compiled.create_infer_request() for _ in range(threads)]
 
 
 def _import_openvino():
-    sys.modules.setdefault("openvino_telemetry", None)  # OpenVINO would report its use to its makers
+    """Return the module openvino, imported without its telemetry, which would report its use to its makers."""
+    modules: dict[str, Any] = sys.modules
+    modules.setdefault("openvino_telemetry", None)  # None lets its import fail
     import openvino
 
     return openvino
 
 
 def _has_openvino() -> bool:
+    """Return whether OpenVINO is installed."""
     return find_spec("openvino") is not None
 
 
 @lru_cache(maxsize=1)
 def build_image_encoder(visual: nn.Module, weights: str, precision: str = "") -> ImageEncoder:
-    """Return the fastest encoder for a frozen ``visual``, of fingerprint ``weights``; the latest one is kept."""
+    """Return OpenVINOEncoder for a CLIP on a CPU if OpenVINO is installed, else TorchEncoder; cache the latest one."""
     on_cpu = next(visual.parameters()).device.type == "cpu"
     return (OpenVINOEncoder if on_cpu and _has_openvino() else TorchEncoder)(visual, weights, precision)

@@ -1,9 +1,8 @@
-"""Features of images from a frozen image encoder: computed once, kept, and served to every run that asks.
+"""Extraction of image features: read from a feature store, or computed by the image encoder and written to the store.
 
-A request is a key, which tells the image's content, its preprocessing and its random draw, and a function that makes
-the preprocessed image; or gives None if it cannot be read, and then there is no feature. The encoder gives an image the
-same feature whatever other images it is encoded with, so a feature from the cache is bit for bit the one that would be
-computed.
+A request is a pair of a cache key and a function. The key is a digest of the image's content, its preprocessing and its
+random draw. The function returns the preprocessed image, or None for an image that cannot be read. The encoder gives an
+image the same feature beside any other images, so a cached feature is bit for bit the computed one.
 """
 
 from __future__ import annotations
@@ -21,75 +20,83 @@ from tqdm import tqdm
 from vlm.images.encoder import ImageEncoder
 from vlm.images.feature_store import FeatureStore
 
-SHARD_FEATURES = 512  # features; what an interrupted extraction loses at most
-PREFETCH_IMAGES = 64  # images prepared before the encoder asks for them
+SHARD_FEATURES = 512  # features of a shard: an interrupted extraction loses no more than these
+PREFETCH_IMAGES = 64  # images prepared ahead of the encoder: some seconds of its work, and 40 MB at 224 pixels
 
 Request = tuple[bytes, Callable[[], torch.Tensor | None]]
 
 
 def default_cache_dir() -> Path:
-    """Return where features are kept by default, in the user's cache folder."""
+    """Return the feature cache's default folder, in the user's cache folder (for an empty FEATURES.CACHE_DIR)."""
     return Path(user_cache_dir("coop-dassl", appauthor=False), "features")
 
 
 class CachedFeatureExtractor:
-    """Features of images (3, height, width), from ``store`` as far as it has them."""
+    """Computes features of images (3, height, width), and caches those of requests in ``store``."""
 
     def __init__(self, encoder: ImageEncoder, store: FeatureStore | None = None):
+        """Use ``encoder``, and ``store``, the feature store of this encoder; None: nothing is cached."""
         self.encoder = encoder
         self.store = store
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (n, 3, height, width) -> features (n, embed_dim), computed and not kept."""
+        """Return features (n, embed_dim) of images (n, 3, height, width), without the cache."""
         return torch.stack(list(self.encoder.encode(iter(images))))
 
     def __call__(self, requests: Sequence[Request], threads: int = 1, name: str = "images") -> torch.Tensor:
-        """Features (n, embed_dim) of those requested images that can be read.
+        """Return features (n, embed_dim) of the requested images that can be read, in the order of the requests.
 
         Args:
-            threads: how many of them prepare images while others are encoded.
-            name: of the images, for the progress bar.
+            threads: number of threads that prepare images while the encoder runs.
+            name: what the images are, for the progress bar.
         """
-        wanted = dict(requests)
-        found = self.store.get(list(wanted)) if self.store else {}
-        if len(found) < len(wanted):
+        loaders = dict(requests)
+        features = self.store.get(list(loaders)) if self.store else {}
+        if len(features) < len(loaders):
             with self.store.locked() if self.store else nullcontext():
-                # Another process may have computed some while this one waited for its turn.
-                found |= self.store.get([key for key in wanted if key not in found]) if self.store else {}
-                missing = [(key, make) for key, make in wanted.items() if key not in found]
-                found |= self._extract(missing, threads, name)
-        features = [found[key] for key, _ in requests if key in found]
-        return torch.stack(features) if features else torch.empty(0)
+                # Another process may have computed some while this one waited for the lock.
+                features |= self.store.get([key for key in loaders if key not in features]) if self.store else {}
+                missing = [(key, load) for key, load in loaders.items() if key not in features]
+                features |= self._extract(missing, threads, name)
+        rows = [features[key] for key, _ in requests if key in features]
+        return torch.stack(rows) if rows else torch.empty(0)
 
     def _extract(self, requests: Sequence[Request], threads: int, name: str) -> dict[bytes, torch.Tensor]:
-        found: dict[bytes, torch.Tensor] = {}
-        fresh: list[bytes] = []
-        read: deque[bytes] = deque()  # keys of the images that the encoder has taken and not yet answered
+        """Return the computed features by key, and write them to the store shard by shard."""
+        features: dict[bytes, torch.Tensor] = {}
+        unsaved: list[bytes] = []
+        pending: deque[bytes] = deque()  # keys of the images that the encoder has taken and not yet returned
         bar = tqdm(total=len(requests), disable=None, leave=False, desc=f"encoding {name}", unit="image")
         with bar, ThreadPoolExecutor(threads) as pool:
             try:
-                for feature in self.encoder.encode(_prefetch_images(pool, requests, read, bar)):
-                    key = read.popleft()
-                    found[key] = feature
-                    fresh.append(key)
+                for feature in self.encoder.encode(_prefetch_images(pool, requests, pending, bar)):
+                    key = pending.popleft()
+                    features[key] = feature
+                    unsaved.append(key)
                     bar.update()
-                    if len(fresh) == SHARD_FEATURES:
-                        self._keep(fresh, found)
-                        fresh = []
-            finally:  # Ctrl-C keeps what there is
-                self._keep(fresh, found)
-        return found
+                    if len(unsaved) == SHARD_FEATURES:
+                        self._save(unsaved, features)
+                        unsaved = []
+            finally:  # also after Ctrl-C
+                self._save(unsaved, features)
+        return features
 
-    def _keep(self, keys: list[bytes], found: dict[bytes, torch.Tensor]) -> None:
+    def _save(self, keys: list[bytes], features: dict[bytes, torch.Tensor]) -> None:
+        """Write the features of ``keys`` to the store, if there is one."""
         if keys and self.store:
-            self.store.keep(keys, torch.stack([found[key] for key in keys]))
+            self.store.try_put(keys, torch.stack([features[key] for key in keys]))
 
 
 def _prefetch_images(
     pool: ThreadPoolExecutor, requests: Sequence[Request], keys: deque[bytes], bar: tqdm
 ) -> Iterator[torch.Tensor]:
-    """Yield the images that can be read, made in the pool a few ahead; ``keys`` takes the key of each."""
-    waiting = deque(pool.submit(make) for _, make in requests[:PREFETCH_IMAGES])
+    """Yield the images that can be read, in order, prepared by the pool up to PREFETCH_IMAGES ahead.
+
+    Args:
+        keys: queue that the key of each image is appended to before the image is yielded.
+        bar: progress bar, updated for each image that cannot be read.
+    """
+    waiting = deque(pool.submit(load) for _, load in requests[:PREFETCH_IMAGES])
     for number, (key, _) in enumerate(requests):
         image = waiting.popleft().result()
         if number + PREFETCH_IMAGES < len(requests):

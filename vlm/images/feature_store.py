@@ -1,9 +1,9 @@
-"""Features on disk, shared by every run on the machine.
+"""The feature cache: features on disk, shared by all runs on the machine.
 
-``<root>/<encoder>/<name>.safetensors`` holds up to some hundreds of features with their keys. Files are written once,
-under a temporary name, and never changed, so any number of processes may read and write. A file is believed only if
-the checksum in it is that of its content; any other is removed, as if it had never been. The least recently used
-files go when the whole cache grows over its limit.
+A shard, ``<root>/<encoder>/<name>.safetensors``, holds some hundreds of features with their keys. It is written under a
+temporary name, renamed once complete, and never changed, so any number of processes may read and write. It is used only
+if its checksum matches its content, and removed otherwise. When the cache exceeds its limit, the least recently used
+shards are removed.
 """
 
 from __future__ import annotations
@@ -24,26 +24,31 @@ from dassl.distributed import get_rank, get_world_size
 from dassl.utils import UserError, atomic_write, write_json
 from dassl.utils.files import remove_temporary_files
 
-DESCRIPTION_FILE = "encoder.json"  # what the folder's features were made with; for people
-ENCODER_FOLDER = re.compile("[0-9a-f]{32}")  # the name of an encoder's folder
-LOCK_TIMEOUT = 60.0  # seconds in which one of several processes of a run waits for another run
-STALE_SECONDS = 3600.0  # seconds after which nobody is writing to a file any more; processes without the lock may be
+DESCRIPTION_FILE = "encoder.json"  # the description of a folder's encoder, for readers and tools/features.py
+ENCODER_FOLDER = re.compile("[0-9a-f]{32}")  # the name of an encoder's folder: a digest of 16 bytes
+LOCK_TIMEOUT = 60.0  # seconds that a process of a distributed run waits for another run, while its peers wait for it
+STALE_SECONDS = 3600.0  # age of a temporary file that has no writer any more; writing a shard takes far less
+# Exceptions of the readers of a damaged file.
 READ_ERRORS = (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError)
 
 
 class FeatureStore:
-    """The features that one encoder gave, by key (16 bytes)."""
+    """The cached features of one encoder, by key (16 bytes)."""
 
-    full = False  # whether the disk is: then nothing more is kept
+    is_disk_full = False  # after a failed write; ``try_put`` then writes nothing more
 
     def __init__(self, root: str | os.PathLike, encoder: Mapping[str, object], max_gb: float):
-        """``encoder`` describes everything that the features of an image depend on, beside the image.
+        """Open or create the encoder's folder in the feature cache ``root``.
+
+        Args:
+            encoder: description of the encoder: everything that a feature depends on, except for the image or prompt.
+            max_gb: limit of the whole cache, in GB.
 
         Raises:
             UserError: the folder cannot be written.
         """
         self.root = Path(root).expanduser()
-        self.encoder = _blake2b(json.dumps(encoder, sort_keys=True).encode()).hex()
+        self.encoder = _blake2b(json.dumps(encoder, sort_keys=True).encode()).hex()  # digest; the folder's name
         self.folder = self.root / self.encoder
         self.description = dict(encoder)
         self.max_bytes = int(max_gb * 1e9)
@@ -51,16 +56,17 @@ class FeatureStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / ".lock").touch()
         except OSError as error:
-            hint = "Name another folder with FEATURES.CACHE_DIR, or keep none: FEATURES.ENABLED False"
-            raise UserError(f"features cannot be kept in {self.folder}: {error.strerror}. {hint}") from error
-        self._where: dict[bytes, Path] = {}
-        self._seen: set[Path] = set()
+            hint = "Name another folder with FEATURES.CACHE_DIR, or cache nothing: FEATURES.ENABLED False"
+            raise UserError(f"cannot write features to {self.folder}: {error.strerror}. {hint}") from error
+        self._paths: dict[bytes, Path] = {}  # the shard of each known key
+        self._scanned: set[Path] = set()  # shards whose keys are known
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """For the body of a ``with``, no other process computes features of this encoder, but for those of the same
-        run: they have images of their own. They wait for each other as well, so none of them waits for another run
-        without end: at worst, something is computed twice."""
+        """Hold this encoder's lock for this rank, so that no other run computes the same features at the same time.
+
+        After LOCK_TIMEOUT, a process of a distributed run continues without it; at worst, a feature is computed again.
+        """
         from filelock import FileLock, Timeout
 
         lock = FileLock(self.folder / (f".lock-{get_rank()}" if get_rank() else ".lock"))
@@ -77,32 +83,32 @@ class FeatureStore:
             lock.release()
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, torch.Tensor]:
-        """Return the features that are there, each (embed_dim,)."""
-        if not all(key in self._where for key in keys):
-            self._scan_files()
-        found: dict[bytes, torch.Tensor] = {}
-        for path in {self._where[key]: None for key in keys if key in self._where}:
-            features = read_shard(path, self.encoder)
-            if features is None:
-                self._seen.discard(path)
-                self._where = {key: where for key, where in self._where.items() if where != path}
+        """Return the cached features, each (embed_dim,), by key; keys that are not cached are left out."""
+        if not all(key in self._paths for key in keys):
+            self._scan_shards()
+        features: dict[bytes, torch.Tensor] = {}
+        for path in {self._paths[key]: None for key in keys if key in self._paths}:
+            shard = read_shard(path, self.encoder)
+            if shard is None:
+                self._scanned.discard(path)
+                self._paths = {key: other for key, other in self._paths.items() if other != path}
             else:
                 with contextlib.suppress(OSError):
                     os.utime(path)  # used now
-                found |= features
-        return {key: found[key] for key in keys if key in found}
+                features |= shard
+        return {key: features[key] for key in keys if key in features}
 
-    def keep(self, keys: Sequence[bytes], features: torch.Tensor) -> None:
-        """Write features (n, embed_dim); a full disk does not stop a run, but nothing is kept from then on."""
-        if keys and not self.full:
+    def try_put(self, keys: Sequence[bytes], features: torch.Tensor) -> None:
+        """Write features (n, embed_dim) as :meth:`put`; if that fails, print a note, and write nothing from then on."""
+        if keys and not self.is_disk_full:
             try:
                 self.put(keys, features)
             except UserError as error:
                 print(f"Note: features are not kept from here on: {error}")
-                self.full = True
+                self.is_disk_full = True
 
     def put(self, keys: Sequence[bytes], features: torch.Tensor) -> None:
-        """Write features (n, embed_dim).
+        """Write features (n, embed_dim) as one shard, then remove old shards beyond the cache's limit.
 
         Raises:
             UserError: the folder cannot be written.
@@ -116,43 +122,46 @@ class FeatureStore:
         if not (self.folder / DESCRIPTION_FILE).is_file():
             write_json(self.description, self.folder / DESCRIPTION_FILE)
         with atomic_write(path, "wb") as file:
-            file.write(save({**tensors, "checksum": _checksum(tensors, self.encoder)}))
-        self._seen.add(path)
-        self._where.update(dict.fromkeys(keys, path))
+            file.write(save({**tensors, "checksum": _compute_checksum(tensors, self.encoder)}))
+        self._scanned.add(path)
+        self._paths.update(dict.fromkeys(keys, path))
         evict_oldest(self.root, self.max_bytes)
 
-    def _scan_files(self) -> None:
-        """Read the keys in new files, unchecked."""
-        for path in sorted({*self.folder.glob("*.safetensors")} - self._seen):
-            self._seen.add(path)
+    def _scan_shards(self) -> None:
+        """Read the keys of shards that were written since the last scan; their checksums are verified by ``get``."""
+        for path in sorted({*self.folder.glob("*.safetensors")} - self._scanned):
+            self._scanned.add(path)
             try:
                 with safe_open(path, framework="pt") as file:
-                    self._where.update(dict.fromkeys(_split_keys(file.get_tensor("keys")), path))
+                    self._paths.update(dict.fromkeys(_split_keys(file.get_tensor("keys")), path))
             except READ_ERRORS:
                 read_shard(path, self.encoder)  # removes it
 
 
 def _blake2b(content: bytes) -> bytes:
+    """Return the BLAKE2b digest (16 bytes) of ``content``."""
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
-def _checksum(tensors: Mapping[str, torch.Tensor], encoder: str) -> torch.Tensor:
-    digest = hashlib.blake2b(encoder.encode(), digest_size=16)
+def _compute_checksum(tensors: Mapping[str, torch.Tensor], encoder_digest: str) -> torch.Tensor:
+    """Return the checksum (16,), uint8, of a shard's keys and features and of its encoder."""
+    digest = hashlib.blake2b(encoder_digest.encode(), digest_size=16)
     for tensor in (tensors["keys"], tensors["features"]):
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.view(torch.uint8).numpy())
+        digest.update(tensor.view(torch.uint8).numpy().data)
     return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
 
 
 def _split_keys(tensor: torch.Tensor) -> list[bytes]:
+    """Return the rows of a shard's tensor "keys" (n, 16) as bytes."""
     return [row.tobytes() for row in tensor.numpy()]
 
 
-def read_shard(path: Path, encoder: str) -> dict[bytes, torch.Tensor] | None:
-    """Return the features in a file by key; None, and the file is removed, if it is not as it was written."""
+def read_shard(path: Path, encoder_digest: str) -> dict[bytes, torch.Tensor] | None:
+    """Return a shard's features (embed_dim,) by key; None if it is absent or damaged. Remove a damaged one."""
     try:
         content = load(path.read_bytes())
-        if torch.equal(content["checksum"], _checksum(content, encoder)):
+        if torch.equal(content["checksum"], _compute_checksum(content, encoder_digest)):
             return dict(zip(_split_keys(content["keys"]), content["features"], strict=True))
     except FileNotFoundError:
         return None
@@ -165,21 +174,21 @@ def read_shard(path: Path, encoder: str) -> dict[bytes, torch.Tensor] | None:
 
 
 def list_encoder_folders(root: Path) -> list[Path]:
-    """Return the folders of encoders in ``root``. Whatever else lies there is not ours."""
+    """Return the encoders' folders in the feature cache ``root``, sorted; other folders and links are ignored."""
     return sorted(p for p in root.glob("*") if ENCODER_FOLDER.fullmatch(p.name) and p.is_dir() and not p.is_symlink())
 
 
 def list_feature_files(*folders: Path) -> list[tuple[Path, os.stat_result]]:
-    """Return every file of features in the ``folders`` of encoders, the least recently used first."""
-    found = []
+    """Return the shards in encoders' ``folders`` with their stat results, the least recently used first."""
+    files = []
     for path in (path for folder in folders for path in folder.glob("*.safetensors")):
         with contextlib.suppress(OSError):  # another process may have removed it just now
-            found.append((path, path.stat()))
-    return sorted(found, key=lambda item: item[1].st_mtime)
+            files.append((path, path.stat()))
+    return sorted(files, key=lambda item: item[1].st_mtime)
 
 
 def evict_oldest(root: Path, max_bytes: int) -> None:
-    """Remove the least recently used files until the rest takes no more than ``max_bytes``."""
+    """Remove the least recently used shards of the cache until it takes at most ``max_bytes``."""
     files = list_feature_files(*list_encoder_folders(root))
     size = sum(stat.st_size for _, stat in files)
     for path, stat in files:

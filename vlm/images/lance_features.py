@@ -1,7 +1,7 @@
-"""The features of very many images: a Lance data set on disk, read by row number and never loaded whole.
+"""Feature sets: the features of very many images as a Lance data set on disk, read by row number.
 
-Its columns are ``feature`` (fp16, as the encoder gave it, not brought to length 1), ``label`` and ``path``. Rows lie
-class by class and the schema's metadata counts them, so few shots are drawn without reading a label.
+The columns are ``feature`` (fp16, not normalised), ``label`` and ``path``. Rows are sorted by class, and the schema's
+metadata has the number of rows of each class, so a few-shot draw reads no label.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import torch
 
 from dassl.utils import UserError, check_at_least, derive_seed, error_reason
 
-os.environ.setdefault("LANCE_LOG", "error")  # else Lance warns of each data set that is new
+os.environ.setdefault("LANCE_LOG", "error")  # else Lance warns about every new data set
 try:
     import lance
     import pyarrow  # noqa: F401
-except ImportError as lacks:
-    raise UserError('feature sets need Lance: pip install "coop-dassl[scale]", or pip install pylance') from lacks
+except ImportError as error:
+    raise UserError('feature sets need Lance: pip install "coop-dassl[scale]", or pip install pylance') from error
 
-METADATA_KEY = "coop_dassl"  # in the schema's metadata: classnames, counts and settings, as JSON
+METADATA_KEY = "coop_dassl"  # key of the schema's metadata: classnames, counts and settings of the extraction, as JSON
 
 
 def open_lance_dataset(folder: Path):
-    """Return the Lance data set in ``folder`` and its description; :class:`UserError` where there is none."""
+    """Return the Lance data set in ``folder`` and its metadata (a dict); UserError if there is no feature set."""
     try:
         data = lance.dataset(str(folder))
         return data, json.loads(data.schema.metadata[METADATA_KEY.encode()])
@@ -38,21 +38,25 @@ def open_lance_dataset(folder: Path):
 
 
 class LanceFeatures:
-    """Features of images and their labels, in rows class by class."""
+    """A feature set: image features and labels, sorted by label. ``counts``: the number of images of each class."""
 
     def __init__(self, folder: str | os.PathLike):
-        self.data, description = open_lance_dataset(Path(folder).expanduser())
-        self.classnames, self.counts = description["classnames"], description["counts"]
+        """Open the feature set in ``folder``; UserError if there is none."""
+        self.data, metadata = open_lance_dataset(Path(folder).expanduser())
+        self.classnames, self.counts = metadata["classnames"], metadata["counts"]
 
     def few_shot(self, shots: int, seed: int) -> list[int]:
-        """Draw ``shots`` rows a class (all, where there are fewer), by (seed, its name, the number of its images)."""
+        """Return the numbers of ``shots`` random rows of each class, or of all its rows if it has fewer.
+
+        The draw of a class depends on ``seed``, its name and its number of images. UserError for ``shots`` below 1.
+        """
         check_at_least(shots, 1, "the number of shots")
         classes = zip(self.classnames, accumulate(self.counts), self.counts, strict=True)
         draws = ((random.Random(derive_seed(seed, name)), range(end - count, end)) for name, end, count in classes)
         return [row for generator, rows in draws for row in generator.sample(rows, min(shots, len(rows)))]
 
     def take(self, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return features (n, dim), in fp32, and labels (n,) of rows."""
+        """Return features (n, embed_dim), fp32, and labels (n,), int64, of the rows with these numbers, in order."""
         table = self.data.take(list(rows), columns=["feature", "label"])
         features = table["feature"].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.float32)
         labels = table["label"].to_numpy().astype(np.int64)

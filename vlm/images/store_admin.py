@@ -1,8 +1,9 @@
-"""What is in the feature store (:mod:`vlm.images.feature_store`), whether it is sound, and removing it."""
+"""Administration of the feature cache (:mod:`vlm.images.feature_store`): list, verify and remove its files."""
 
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -15,59 +16,64 @@ from dassl.utils import UserError
 from .extractor import default_cache_dir  # noqa: F401  for tools/features.py
 from .feature_store import DESCRIPTION_FILE, READ_ERRORS, list_encoder_folders, list_feature_files, read_shard
 
-MAX_SHOWN = 12  # characters of names and checksums
+MAX_SHOWN = 12  # characters of a digest in the table: enough to tell encoders apart, few enough for a terminal's width
 
 
 def print_summary(root: Path) -> None:
-    """Print a table, one row an encoder."""
-    rows, everything = [], []
+    """Print a table of the feature cache ``root``, with a row for each encoder, and the total."""
+    rows: list[list] = []
+    all_files = []
     for folder in list_encoder_folders(root):
         files = list_feature_files(folder)
-        everything += files
+        all_files += files
         features, size = sum(_count_features(path) for path, _ in files), _format_megabytes(files)
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(files[-1][1].st_mtime)) if files else "-"
         rows.append([folder.name[:MAX_SHOWN], *_read_description(folder), len(files), features, size, used])
     head = ["encoder", "weights", "precision", "runtime", "files", "features", "MB", "last used"]
     print(tabulate(rows, head, disable_numparse=True, colalign=["left"] * 4 + ["right"] * 3 + ["left"]))
-    total = f"{len(everything):,} files, {sum(row[5] for row in rows):,} features, {_format_megabytes(everything)} MB"
+    total = f"{len(all_files):,} files, {sum(row[5] for row in rows):,} features, {_format_megabytes(all_files)} MB"
     print(f"total: {total} in {root}")
 
 
 def verify_files(root: Path) -> int:
-    """Read every file, so that damaged ones are removed; return the exit code."""
+    """Read all files of the cache, remove damaged ones, and return 1 if there were any, else 0: the exit code.
+
+    Raises:
+        UserError: a damaged file cannot be removed.
+    """
     files = [path for path, _ in list_feature_files(*list_encoder_folders(root))]
     bar = tqdm(files, disable=None, leave=False, unit="file")
-    bad = [path for path in bar if read_shard(path, path.parent.name) is None]
-    print(f"{len(files) - len(bad):,} files are sound; {len(bad):,} were damaged and removed")
-    if stay := [str(path) for path in bad if path.exists()]:
-        raise UserError(f"damaged files that cannot be removed: {', '.join(stay)}")
-    return 1 if bad else 0
+    damaged = [path for path in bar if read_shard(path, path.parent.name) is None]
+    print(f"{len(files) - len(damaged):,} files are sound; {len(damaged):,} were damaged and removed")
+    if remaining := [str(path) for path in damaged if path.exists()]:
+        raise UserError(f"damaged files that cannot be removed: {', '.join(remaining)}")
+    return 1 if damaged else 0
 
 
 def remove_encoders(root: Path, prefixes: list[str]) -> None:
-    """Remove the features of the encoders whose folders' names begin so, or of all of them.
+    """Remove the features of the encoders whose folder names begin with one of ``prefixes``; of all if it is empty.
 
     Raises:
-        UserError: no encoder's name, or that of several, begins so; nothing has been removed.
+        UserError: not exactly one folder name begins with a prefix (nothing is removed), or a file cannot be removed.
     """
     folders, prefixes = list_encoder_folders(root), [prefix.lower() for prefix in prefixes]
     for prefix in prefixes:
-        found = [folder.name for folder in folders if prefix and folder.name.startswith(prefix)]
-        if len(found) != 1:
-            what = "several encoders begin" if found else "no encoder begins"
-            raise UserError(f'{what} with "{prefix}"; there are {", ".join(found or (f.name for f in folders))}')
-    chosen = [folder for folder in folders if folder.name.startswith(tuple(prefixes) or "")]
-    files = list_feature_files(*chosen)
-    for folder in chosen:
+        matches = [folder.name for folder in folders if prefix and folder.name.startswith(prefix)]
+        if len(matches) != 1:
+            problem = "several encoders begin" if matches else "no encoder begins"
+            raise UserError(f'{problem} with "{prefix}"; there are {", ".join(matches or (f.name for f in folders))}')
+    selected = [folder for folder in folders if folder.name.startswith(tuple(prefixes) or "")]
+    files = list_feature_files(*selected)
+    for folder in selected:
         _remove_folder(folder)
-    names = ", ".join(folder.name[:MAX_SHOWN] for folder in chosen)
+    names = ", ".join(folder.name[:MAX_SHOWN] for folder in selected)
     print(f"removed {len(files):,} files of {names}; {_format_megabytes(files)} MB are free")
 
 
 def _remove_folder(folder: Path) -> None:
-    """Remove what runs have written, and the folder if that was all."""
+    """Remove the files of runs from an encoder's folder, and the folder if it is empty. UserError if a file stays."""
     try:
-        # With a dot begin locks, and what a run that was killed has left of a file.
+        # Names of locks and of a killed run's temporary files begin with a dot.
         for path in (*folder.glob("*.safetensors"), *folder.glob(".*"), folder / DESCRIPTION_FILE):
             path.unlink(missing_ok=True)
     except OSError as error:
@@ -75,21 +81,21 @@ def _remove_folder(folder: Path) -> None:
     try:
         folder.rmdir()
     except OSError:
-        print(f"Note: {folder} stays, as it holds something else")
+        print(f"Note: {folder} stays, as it holds other files")
 
 
 def _read_description(folder: Path) -> list[str]:
-    """Return weights, precision and runtime, as far as the folder tells them."""
+    """Return weights, precision and runtime of an encoder's folder for the table; "?" for each that is unknown."""
     try:
-        known = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
-        weights, *rest = (str(known.get(key, "?")) for key in ("weights", "precision", "runtime"))
-        return [weights[:MAX_SHOWN], *rest]
+        description = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
+        weights, precision, runtime = (str(description.get(key, "?")) for key in ("weights", "precision", "runtime"))
+        return [weights[:MAX_SHOWN], precision, runtime]
     except (OSError, ValueError, AttributeError):
         return ["?", "?", "?"]
 
 
 def _count_features(path: Path) -> int:
-    """Return how many features a file holds by its header; none if that cannot be read."""
+    """Return the number of features in a file according to its header, or 0 if the header cannot be read."""
     try:
         with safe_open(path, framework="pt") as file:
             return file.get_slice("features").get_shape()[0]
@@ -97,5 +103,6 @@ def _count_features(path: Path) -> int:
         return 0
 
 
-def _format_megabytes(files: list[tuple[Path, object]]) -> str:
+def _format_megabytes(files: list[tuple[Path, os.stat_result]]) -> str:
+    """Return the total size of files, listed with their stat results, in MB with two decimals."""
     return f"{sum(stat.st_size for _, stat in files) / 1e6:,.2f}"

@@ -1,39 +1,42 @@
-"""The text encoder of Chinese-CLIP: a BERT, in which every token sees all others of its text.
+"""The text encoder of Chinese-CLIP: a BERT, whose attention is bidirectional.
 
-So nothing of a prompt is common to others, and only what follows the end of a text is not computed. The feature is
-taken at the first token.
+So a shared prefix has other states in every prompt and cannot be computed once. The feature is read at the first token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from dassl.utils import UserError
-from vlm.text.encoder import ACTIVATION_BYTES, CHECKPOINT_OPTIONS
+from vlm.text.encoder import ACTIVATION_BYTES, call_with_recomputation
 
-BATCH_PROMPTS = 128  # computed together
+if TYPE_CHECKING:
+    from vlm.clip.hugging_face import ChineseCLIP
+
+BATCH_PROMPTS = 128  # prompts of one pass: enough for matrix products at full speed, few enough for little memory
 
 
 @dataclass(frozen=True)
 class PaddedPrompts:
-    """Prompts as rows of a table of vectors, and their lengths."""
+    """Prompts as rows of a table of vectors, padded to one length."""
 
-    index: torch.Tensor  # (prompts, length): rows of the table; those behind the end of a text are ignored
-    lengths: torch.Tensor  # (prompts)
+    index: torch.Tensor  # (prompts, length): rows of the table; entries behind the end of a prompt are ignored
+    lengths: torch.Tensor  # (prompts,): tokens, with start and end
 
 
 class BertEncoder(nn.Module):
-    """As :class:`vlm.text.encoder.TextEncoder`, over ``clip.text_model`` with the words of ``clip.tokenizer``."""
+    """Chinese-CLIP's text encoder, with the methods of :class:`vlm.text.encoder.TextEncoder`."""
 
     layout = PaddedPrompts
 
-    def __init__(self, clip: nn.Module, memory: int = ACTIVATION_BYTES):
+    def __init__(self, clip: ChineseCLIP, memory: int = ACTIVATION_BYTES):
+        """Use the modules of ``clip``; store up to ``memory`` bytes of activations for the backward pass."""
         super().__init__()
         self.text_model, self.text_projection, self.tokenizer = clip.text_model, clip.text_projection, clip.tokenizer
         self.token_embedding = self.text_model.embeddings.word_embeddings
@@ -41,54 +44,62 @@ class BertEncoder(nn.Module):
         self.memory = memory
 
     def tokenize(self, texts: Sequence[str], cut: bool = False) -> torch.Tensor:
-        """Token ids, int64 of shape (len(texts), length of the longest): start, words, end, padding.
+        """Return token ids of texts, int64 of shape (len(texts), length of the longest): start, words, end, padding.
 
         Raises:
-            UserError: a text has more tokens than there are positions, and is not to be ``cut``; it is named.
+            UserError: a text has more tokens than the model has positions. If ``cut``, the text is truncated instead.
         """
         limit = self.text_model.config.max_position_embeddings
         longest = max(texts, key=self.count_tokens)
         if (count := self.count_tokens(longest) + 2) > limit and not cut:
             raise UserError(f'the prompt "{longest[:100]}" has {count} tokens with start and end, of {limit} at most')
-        settings = {"padding": True, "truncation": True, "max_length": limit, "return_tensors": "pt"}
-        return self.tokenizer(list(texts), **settings)["input_ids"]
+        options = {"padding": True, "truncation": True, "max_length": limit, "return_tensors": "pt"}
+        return self.tokenizer(list(texts), **options)["input_ids"]
 
     def count_tokens(self, text: str) -> int:
+        """Return the number of tokens of a text, without start and end."""
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def lengths(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the number of tokens (n,) of each text in ``tokens`` (n, length), start and end included."""
         return (tokens != self.tokenizer.pad_token_id).sum(-1)
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the word embeddings (n, length, width) of token ids (n, length)."""
         return self.token_embedding(tokens).type(self.dtype)
 
     def encode(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return features (n, embed_dim), not normalised, of token ids (n, length)."""
         return self(self.token_embedding.weight, self.layout(tokens, self.lengths(tokens)))
 
     def forward(self, table: torch.Tensor, layout: PaddedPrompts) -> torch.Tensor:
-        """Features (prompts, embed_dim), not normalised; activations that do not fit into ``memory`` are computed
-        again."""
-        config, outputs, kept = self.text_model.config, [], 0
-        # Kept for the backward pass, about: 16 vectors a token and layer.
+        """Return features (prompts, embed_dim), not normalised, of prompts whose vectors are rows of ``table``."""
+        config, activation_bytes = self.text_model.config, 0
+        outputs: list[torch.Tensor] = []
+        # The backward pass needs about 16 vectors for each token and layer. Beyond ``memory``, it computes them again.
         bytes_per_token = 16 * config.num_hidden_layers * config.hidden_size * self.dtype.itemsize
         for index, lengths in zip(layout.index.split(BATCH_PROMPTS), layout.lengths.split(BATCH_PROMPTS), strict=True):
-            kept += bytes_per_token * index.numel()
-            if outputs and kept > self.memory and torch.is_grad_enabled():
-                outputs.append(checkpoint(self._encode, table, index, lengths, **CHECKPOINT_OPTIONS))
+            activation_bytes += bytes_per_token * index.numel()
+            if outputs and activation_bytes > self.memory and torch.is_grad_enabled():
+                outputs.append(call_with_recomputation(self._encode, table, index, lengths))
             else:
                 outputs.append(self._encode(table, index, lengths))
         return torch.cat(outputs)
 
     def encode_contexts(self, contexts: torch.Tensor, fixed: torch.Tensor, layout: PaddedPrompts) -> torch.Tensor:
-        """Features (m, prompts, embed_dim) with each of m contexts (m, n_ctx, width), the first rows of the table."""
+        """Return features (m, prompts, embed_dim), not normalised, of the prompts under each of m contexts.
+
+        ``contexts`` (m, n_ctx, width) are the first rows of the table for each context, ``fixed`` the other rows.
+        """
         count, n_ctx = contexts.shape[:2]
-        step, index = n_ctx * torch.arange(count, device=contexts.device)[:, None, None], layout.index
-        index = torch.where(index < n_ctx, index + step, index + n_ctx * (count - 1)).flatten(0, 1)
+        offsets, index = n_ctx * torch.arange(count, device=contexts.device)[:, None, None], layout.index
+        index = torch.where(index < n_ctx, index + offsets, index + n_ctx * (count - 1)).flatten(0, 1)
         features = self(torch.cat([contexts.flatten(0, 1), fixed]), PaddedPrompts(index, layout.lengths.repeat(count)))
         return features.unflatten(0, (count, -1))
 
     def _encode(self, table: torch.Tensor, index: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Return the features (n, embed_dim) of one batch of prompts, padded to its longest."""
         index = index[:, : int(lengths.max())]
-        seen = torch.arange(index.shape[1], device=index.device) < lengths[:, None]
-        states = self.text_model(inputs_embeds=F.embedding(index, table), attention_mask=seen.long())
+        attention_mask = torch.arange(index.shape[1], device=index.device) < lengths[:, None]
+        states = self.text_model(inputs_embeds=F.embedding(index, table), attention_mask=attention_mask.long())
         return self.text_projection(states.last_hidden_state[:, 0])

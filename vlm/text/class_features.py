@@ -1,7 +1,7 @@
-"""Text features of many classes: computed in blocks of classes, and kept for the runs to come.
+"""Text features of many classes: computed in blocks of classes, and cached on disk block by block.
 
-A block is the same classes in every run, computed by themselves. So what is found on disk is bit for bit what would be
-computed, and a run that was killed goes on at the block it was at. Up to :data:`BLOCK_CLASSES` classes are one block.
+A block holds the same classes in every run and is encoded by itself. So cached features are bit for bit the computed
+ones, and a run that was killed continues with the first block that is not cached.
 """
 
 from __future__ import annotations
@@ -19,62 +19,67 @@ from vlm.images.feature_store import FeatureStore
 from vlm.text.encoder import TextEncoder
 from vlm.text.layout import CHUNK_TOKENS, GROUP_TOKENS, MIN_ROWS
 
-BLOCK_CLASSES = 1024  # classes
-MIN_CACHED_PROMPTS = 2048  # prompts of a run: so few are computed in seconds, and trainers do not keep them
+BLOCK_CLASSES = 1024  # classes: an interrupted run loses at most one block, and ImageNet's 1,000 classes are one
+MIN_CACHED_PROMPTS = 2048  # prompts of a run: trainers do not cache fewer, which are encoded in seconds
 
 PromptInputs = Sequence[torch.Tensor]
 EncodeFunction = Callable[..., torch.Tensor]
 
 
 def encode_classes(
-    count: int,
-    inputs: Callable[[torch.Tensor], PromptInputs],
+    num_classes: int,
+    build_inputs: Callable[[torch.Tensor], PromptInputs],
     encode: EncodeFunction,
     store: FeatureStore | None,
-    name: str = "",
+    title: str = "",
 ) -> torch.Tensor:
-    """Return features (count, embed_dim), as ``encode(*inputs(classes))`` gives them (classes, embed_dim).
+    """Return text features (num_classes, embed_dim), cached ones or ``encode(*build_inputs(labels))`` of each block.
 
     Args:
-        count: classes.
-        inputs: tensors that tell all about the prompts of some classes (int64 numbers), beside the encoder.
-        store: has them from earlier runs, and keeps what is computed.
-        name: of the prompts, for the progress bar.
+        build_inputs: function from labels (int64) to the tensors that define the prompts of these classes.
+        encode: function from these tensors to features (classes, embed_dim).
+        store: feature store to read from and to write to; None: every block is computed.
+        title: end of the progress bar's title.
     """
-    blocks = torch.arange(count).split(BLOCK_CLASSES)
-    silent = True if len(blocks) == 1 else None
-    bar = tqdm(blocks, disable=silent, leave=False, desc=f"encoding classes{name}", unit="block")
-    return torch.cat([_encode_block(inputs(classes), len(classes), encode, store) for classes in bar])
+    blocks = torch.arange(num_classes).split(BLOCK_CLASSES)
+    is_hidden = True if len(blocks) == 1 else None  # None: hidden unless standard error is a terminal
+    bar = tqdm(blocks, disable=is_hidden, leave=False, desc=f"encoding classes{title}", unit="block")
+    return torch.cat([_encode_block(build_inputs(labels), len(labels), encode, store) for labels in bar])
 
 
 def _encode_block(inputs: PromptInputs, count: int, encode: EncodeFunction, store: FeatureStore | None) -> torch.Tensor:
+    """Return features (count, embed_dim) of one block of classes: from ``store``, or computed and written to it."""
     if store is None:
         return encode(*inputs)
     keys = block_keys(inputs, count)
-    found = store.get(keys)
-    if len(found) < count:
+    cached = store.get(keys)
+    if len(cached) < count:
         with store.locked():
-            found = store.get(keys)  # another process may have computed them in the meantime
-            if len(found) < count:
+            cached = store.get(keys)  # another process may have computed them in the meantime
+            if len(cached) < count:
                 features = encode(*inputs)
-                store.keep(keys, features.cpu())
+                store.try_put(keys, features.cpu())
                 return features
-    return torch.stack([found[key] for key in keys]).to(inputs[0].device)
+    return torch.stack([cached[key] for key in keys]).to(inputs[0].device)
 
 
 def block_keys(inputs: PromptInputs, count: int) -> list[bytes]:
-    """The key of each of ``count`` classes that are computed together: it tells all of them, and which one it is."""
-    kind = inputs[0].device.type
-    digest = hashlib.blake2b(f"{torch.is_autocast_enabled(kind)} {torch.get_autocast_dtype(kind)}".encode())
+    """Return the cache key (16 bytes) of each of the ``count`` classes of a block.
+
+    A key is a digest of all the block's inputs, of the autocast state and of the class's number in the block.
+    """
+    device_type = inputs[0].device.type
+    autocast = f"{torch.is_autocast_enabled(device_type)} {torch.get_autocast_dtype(device_type)}"
+    digest = hashlib.blake2b(autocast.encode())
     for tensor in inputs:
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     block = digest.digest()
-    return [hashlib.blake2b(block + str(row).encode(), digest_size=16).digest() for row in range(count)]
+    return [hashlib.blake2b(block + str(number).encode(), digest_size=16).digest() for number in range(count)]
 
 
 def describe_text_encoder(encoder: TextEncoder, weights: str) -> dict[str, object]:
-    """Return everything that a feature of ``encoder``, of fingerprint ``weights``, depends on, beside the prompts."""
+    """Return everything that a text feature depends on, except for the prompts; ``weights``: CLIP's fingerprint."""
     device = encoder.token_embedding.weight.device
     return {
         "features": "of class names",
@@ -82,8 +87,8 @@ def describe_text_encoder(encoder: TextEncoder, weights: str) -> dict[str, objec
         "precision": str(encoder.dtype).rpartition(".")[2],
         "runtime": f"torch {version('torch')}",
         "processor": get_processor_name(device),
-        "threads": torch.get_num_threads() if device.type == "cpu" else 0,  # the order of summation depends on them
+        "threads": torch.get_num_threads() if device.type == "cpu" else 0,  # they set the order of summation
         "products": torch.get_float32_matmul_precision(),
-        "transformers": version("transformers") if find_spec("transformers") else "",  # BERT's layers are its own
+        "transformers": version("transformers") if find_spec("transformers") else "",  # it implements BERT
         "block": [BLOCK_CLASSES, CHUNK_TOKENS, GROUP_TOKENS, MIN_ROWS],
     }

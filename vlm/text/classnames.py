@@ -1,4 +1,4 @@
-"""The names of classes as a text encoder reads them, and sentences with them."""
+"""Class names, and prompts that contain them, as a text encoder reads them."""
 
 from __future__ import annotations
 
@@ -12,45 +12,49 @@ from vlm.text.encoder import TextEncoder
 from vlm.text.templates import clean_classname
 from vlm.text.tokenizer import MAX_CHARACTERS
 
-MAX_NOTES = 5  # names that a note tells of
+MAX_NOTES = 5  # notes about identical class names: with ImageNet-21k's names there would be hundreds
 
 
 def clean_classnames(encoder: TextEncoder, classnames: Sequence[str]) -> list[str]:
-    """The names of classes as ``encoder`` reads them. It is noted where it reads two of them alike.
+    """Return class names with spaces for underscores; print notes on classes whose names have the same tokens.
 
     Raises:
-        UserError: nothing is left of a name; its class is named.
+        UserError: a name has no tokens; the message names its class.
     """
     names = [clean_classname(name) for name in classnames]
-    for number, name in enumerate(names):
+    for label, name in enumerate(names):
         if len(name) <= MAX_CHARACTERS and not encoder.count_tokens(name):
-            raise UserError(f'the name of class {number}, "{classnames[number]}", has no words that CLIP reads')
+            raise UserError(f'the name of class {label}, "{classnames[label]}", has no words that CLIP reads')
     groups = find_identical_names(encoder, names)
     for group in groups[:MAX_NOTES]:
-        told = " and ".join(f'{number} ("{names[number]}")' for number in group)
-        print(f"Note: for CLIP, the classes {told} have the same name: by their names alone, it cannot tell them apart")
+        same = " and ".join(f'{label} ("{names[label]}")' for label in group)
+        print(f"Note: for CLIP, the classes {same} have the same name: by their names alone, it cannot tell them apart")
     if len(groups) > MAX_NOTES:
-        print(f"Note: so it is with {len(groups) - MAX_NOTES} further names")
+        print(f"Note: {len(groups) - MAX_NOTES} further names are each shared by several classes")
     return names
 
 
 def find_identical_names(encoder: TextEncoder, names: Sequence[str]) -> list[list[int]]:
-    """The numbers of the names that are the same tokens: equal ones, those that differ in case or in blanks alone."""
+    """Return groups of labels whose names have the same tokens, such as names that differ only in case or blanks."""
     groups = defaultdict(list)
-    for number, ids in enumerate(tokenize_class_prompts(encoder, names).tolist()):
-        groups[tuple(ids)].append(number)
+    for label, ids in enumerate(tokenize_class_prompts(encoder, names).tolist()):
+        groups[tuple(ids)].append(label)
     return [group for group in groups.values() if len(group) > 1]
 
 
-def tokenize_class_prompts(encoder: TextEncoder, names: Sequence[str], sentence: str = "{}") -> torch.Tensor:
-    """Return token ids (classes, length) of a sentence with the name of each class in its ``{}``."""
-    texts = [sentence.replace("{}", name) for name in names]
+def tokenize_class_prompts(encoder: TextEncoder, names: Sequence[str], template: str = "{}") -> torch.Tensor:
+    """Return token ids (classes, length) of a template with each class name in place of its ``{}``.
+
+    Raises:
+        UserError: a prompt cannot be tokenized; the message names its class.
+    """
+    texts = [template.replace("{}", name) for name in names]
     try:
         return encoder.tokenize(texts)
     except UserError:
-        for number, text in enumerate(texts):
+        for label, text in enumerate(texts):
             try:
                 encoder.tokenize([text])
             except UserError as error:
-                raise UserError(f"class {number}: {error}") from error
+                raise UserError(f"class {label}: {error}") from error
         raise

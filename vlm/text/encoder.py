@@ -1,14 +1,14 @@
-"""CLIP's text encoder, which computes each state once.
+"""CLIP's text encoder for many prompts: the features and gradients of :mod:`vlm.text.plain`, to rounding, in less time.
 
-As :mod:`vlm.text.layout` has it: nothing behind the end of a text, and the common beginning of all prompts once, its
-keys and values attended to by all of them. In the last layer only the end-of-text positions are finished, as the
-feature is taken there. The tokens lie end to end in one matrix, so short prompts do not pay for long ones. All this is
-exact: features and gradients are those of the plain encoder over 77 positions, to rounding.
+Nothing is approximated. Prompts are packed as :mod:`vlm.text.layout` describes: without padding, without the tokens
+behind the end-of-text (EOT) token, and with the common prefix once, to whose keys and values all prompts attend. The
+last layer computes only the EOT tokens, at which the feature is read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -21,27 +21,26 @@ from vlm.text.layers import PrefixAttention, mlp
 from vlm.text.layout import CHUNK_TOKENS, Chunk, Layout
 from vlm.text.tokenizer import count_tokens, tokenize
 
-ACTIVATION_BYTES = (
-    1_200_000_000  # bytes of activations kept for the backward pass; what exceeds them is computed a second time
-)
-MAX_BATCHED_TOKENS = 256  # tokens: prompts of more gain nothing from being computed with those of other contexts
-CHECKPOINT_OPTIONS = {
-    "use_reentrant": False,
-    "preserve_rng_state": False,
-}  # of torch's checkpoint; nothing here is random
+# Bytes of activations stored for the backward pass, which computes any others again: enough for RN50 and 1,000 classes.
+ACTIVATION_BYTES = 1_200_000_000
+# Tokens of the prompts under one context. Matrix products of more rows gain nothing from batching several contexts.
+MAX_BATCHED_TOKENS = 256
+# Calls a function whose activations the backward pass computes again. The random state is not saved, since the text
+# encoder draws no random numbers.
+call_with_recomputation = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
 
 class TextEncoder(nn.Module):
-    """Encodes prompts whose tokens are rows of a table of vectors, some of which may be learned.
+    """CLIP's text encoder, over prompts given as rows of a table of vectors.
 
-    It knows how its CLIP reads words: ``tokenize`` makes token ids (n, 77) of texts, ``count_tokens`` counts those of a
-    text without its start and end, ``lengths`` those of token ids with both.
+    The table is an argument of :meth:`forward`, so a method can learn some of its rows, such as context tokens.
     """
 
     count_tokens = staticmethod(count_tokens)
-    layout = staticmethod(Layout.of)  # what is to be computed of prompts
+    layout = staticmethod(Layout.build)  # (index, lengths) -> the packed prompts that ``forward`` takes
 
     def __init__(self, clip_model: CLIP, memory: int = ACTIVATION_BYTES):
+        """Use the modules of ``clip_model``; store up to ``memory`` bytes of activations for the backward pass."""
         super().__init__()
         self.token_embedding = clip_model.token_embedding
         self.positional_embedding = clip_model.positional_embedding
@@ -50,102 +49,109 @@ class TextEncoder(nn.Module):
         self.text_projection = clip_model.text_projection
         self.dtype, self.embed_dim = clip_model.dtype, self.text_projection.shape[1]
         self.memory = memory
-        # Kept for the backward pass, about: 11 vectors a token and layer.
-        vector = self.positional_embedding.shape[1] * self.dtype.itemsize
-        self.bytes_per_token = 11 * len(self.transformer.resblocks) * vector
+        # The backward pass needs about 11 vectors for each token and layer.
+        vector_bytes = self.positional_embedding.shape[1] * self.dtype.itemsize
+        self.bytes_per_token = 11 * len(self.transformer.resblocks) * vector_bytes
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Token ids (n, length) -> embeddings (n, length, width)."""
+        """Return the embeddings (n, length, width) of token ids (n, length)."""
         return self.token_embedding(tokens).type(self.dtype)
 
     def tokenize(self, texts: Sequence[str], cut: bool = False) -> torch.Tensor:
-        """See :func:`vlm.text.tokenizer.tokenize`."""
+        """Return token ids (n, 77) of texts, as :func:`vlm.text.tokenizer.tokenize`."""
         return tokenize(texts, len(self.positional_embedding), cut)
 
     @staticmethod
     def lengths(tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens of each text up to its end-of-text token, which has the highest id: (n, 77) -> (n,)."""
-        return tokens.argmax(dim=-1) + 1
+        """Return the number of tokens (n,) of each text in ``tokens`` (n, 77), its start and EOT token included."""
+        return tokens.argmax(dim=-1) + 1  # the EOT token has the highest id
 
     def encode(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Token ids (n, 77) -> features (n, embed_dim), not normalised."""
+        """Return features (n, embed_dim), not normalised, of token ids (n, 77)."""
         return self(self.token_embedding.weight, self.layout(tokens, self.lengths(tokens)))
 
     def forward(self, table: torch.Tensor, layout: Layout) -> torch.Tensor:
-        """Features (n, embed_dim), not normalised, of the n prompts of ``layout``, in their order.
+        """Return features (n, embed_dim), not normalised, of the n prompts of ``layout``, in their order.
 
-        The chunks of the layout are computed one after another. For the backward pass, the activations of as many as
-        fit into ``memory`` are kept; those of the others are computed again, with the same result.
+        The chunks are computed one after another. The first ones, as many as fit into ``memory``, store their
+        activations for the backward pass. The backward pass computes the activations of the others again, bit for bit.
 
         Args:
-            table: vectors (rows, width), to which the layout's index refers; positions are not yet added.
+            table: vectors (rows, width) that ``layout.index`` refers to, without positional embeddings.
         """
         x = F.embedding(layout.index, table).type(self.dtype)
-        x = x + self.positional_embedding[layout.position].type(self.dtype)
-        first, *others = x.split([chunk.rows for chunk in layout.chunks])
-        features, shared = self._encode(first, layout.chunks[0], layout.prefix)
-        outputs, kept = [features], self.bytes_per_token * len(first)
-        for x, chunk in zip(others, layout.chunks[1:], strict=True):
-            kept += self.bytes_per_token * len(x)
-            if kept <= self.memory or not torch.is_grad_enabled():
-                features, _ = self._encode(x, chunk, layout.prefix, shared)
+        x = x + self.positional_embedding[layout.position_ids].type(self.dtype)
+        first, *later = x.split([chunk.num_tokens for chunk in layout.chunks])
+        features, prefix_key_values = self._encode(first, layout.chunks[0], layout.prefix_length)
+        outputs, activation_bytes = [features], self.bytes_per_token * len(first)
+        for x, chunk in zip(later, layout.chunks[1:], strict=True):
+            activation_bytes += self.bytes_per_token * len(x)
+            inputs = x, chunk, layout.prefix_length, prefix_key_values
+            if activation_bytes <= self.memory or not torch.is_grad_enabled():
+                features, _ = self._encode(*inputs)
             else:
-                features = checkpoint(self._recompute_chunk, x, chunk, layout.prefix, shared, **CHECKPOINT_OPTIONS)
+                features = call_with_recomputation(self._encode_later_chunk, *inputs)
             outputs.append(features)
-        return torch.cat(outputs)[layout.place]
+        return torch.cat(outputs)[layout.unsort]
 
     def encode_contexts(self, contexts: torch.Tensor, fixed: torch.Tensor, layout: Layout) -> torch.Tensor:
-        """Features (m, n, embed_dim) of the n prompts of ``layout`` with each of m contexts.
+        """Return features (m, n, embed_dim), not normalised, of the n prompts of ``layout`` under each of m contexts.
 
-        As many contexts are computed together as make a chunk; of many prompts, one after another. As in
-        :meth:`forward`, activations that do not fit into ``memory`` are computed again.
+        Short prompts are computed for several contexts at once, as many as fit into a chunk. As in :meth:`forward`,
+        activations beyond ``memory`` are computed again in the backward pass.
 
         Args:
-            contexts: (m, n_ctx, width), the first rows of the table of vectors each.
-            fixed: (rows, width), the others.
+            contexts: (m, n_ctx, width); for each context, the first n_ctx rows of the table of vectors.
+            fixed: (rows, width), the other rows of the table, which all contexts share.
         """
         count, n_ctx = contexts.shape[:2]
-        tokens = layout.prefix + sum(layout.tails)
-        together = min(count, CHUNK_TOKENS // tokens) if tokens <= MAX_BATCHED_TOKENS else 1
-        outputs, kept = [], 0
-        for part in contexts.split(max(together, 1)):
-            wide = layout.repeated(len(part), n_ctx) if len(part) > 1 else layout
-            table = torch.cat([part.flatten(0, 1), fixed])
-            kept += self.bytes_per_token * len(wide.index)
-            if outputs and kept > self.memory and torch.is_grad_enabled():
-                outputs.append(checkpoint(self, table, wide, **CHECKPOINT_OPTIONS))
+        tokens = layout.prefix_length + sum(layout.suffix_lengths)
+        batch_size = min(count, CHUNK_TOKENS // tokens) if tokens <= MAX_BATCHED_TOKENS else 1
+        outputs: list[torch.Tensor] = []
+        activation_bytes = 0
+        for batch in contexts.split(max(batch_size, 1)):
+            batch_layout = layout.repeat(len(batch), n_ctx) if len(batch) > 1 else layout
+            table = torch.cat([batch.flatten(0, 1), fixed])
+            activation_bytes += self.bytes_per_token * len(batch_layout.index)
+            if outputs and activation_bytes > self.memory and torch.is_grad_enabled():
+                outputs.append(call_with_recomputation(self, table, batch_layout))
             else:
-                outputs.append(self(table, wide))
+                outputs.append(self(table, batch_layout))
         return torch.cat(outputs).unflatten(0, (count, -1))
 
-    def _recompute_chunk(self, x: torch.Tensor, chunk: Chunk, prefix: int, shared: list[torch.Tensor]) -> torch.Tensor:
-        """Features of a chunk, for ``checkpoint`` to call again in the backward pass."""
+    def _encode_later_chunk(
+        self, x: torch.Tensor, chunk: Chunk, prefix_length: int, prefix_key_values: list[torch.Tensor]
+    ) -> torch.Tensor:
+        """Return the features (prompts, embed_dim) of a chunk without the prefix's rows, after ``trim_malloc``."""
         trim_malloc()
-        return self._encode(x, chunk, prefix, shared)[0]
+        return self._encode(x, chunk, prefix_length, prefix_key_values)[0]
 
     def _encode(
-        self, x: torch.Tensor, chunk: Chunk, prefix: int, shared: list[torch.Tensor] | None = None
+        self, x: torch.Tensor, chunk: Chunk, prefix_length: int, prefix_key_values: list[torch.Tensor] | None = None
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Features of a chunk of states ``x`` (rows, width), and the prefix's keys and values in each layer.
+        """Return the features (prompts, embed_dim) of a chunk, and the keys and values of the prefix in each layer.
 
-        Where the latter are not given (``shared``), the states of the prefix are the first rows of ``x``.
+        Args:
+            x: (rows, width), the states of the chunk's tokens before the first layer.
+            prefix_key_values: for each layer, (prefix_length, 2 * width). None: ``x`` begins with the prefix's rows.
         """
-        found = []
+        key_values = []
         for number, block in enumerate(self.transformer.resblocks):
-            last = number == len(self.transformer.resblocks) - 1
+            is_last = number == len(self.transformer.resblocks) - 1
             width, attn, y = x.shape[1], block.attn, block.ln_1(x)
             key_value = F.linear(y, attn.in_proj_weight[width:], attn.in_proj_bias[width:])
-            if last:
-                x, y = x.index_select(0, chunk.ends), y.index_select(0, chunk.ends)
+            if is_last:
+                x, y = x.index_select(0, chunk.eot_rows), y.index_select(0, chunk.eot_rows)
             query = F.linear(y, attn.in_proj_weight[:width], attn.in_proj_bias[:width])
-            found.append(shared[number] if shared else key_value[:prefix])
-            groups = chunk.eot_groups if last else chunk.groups
-            heads = PrefixAttention.apply(query, key_value, shared and shared[number], prefix, groups, attn.num_heads)
+            cached = prefix_key_values[number] if prefix_key_values else None
+            key_values.append(key_value[:prefix_length] if cached is None else cached)
+            groups = chunk.eot_groups if is_last else chunk.groups
+            heads = PrefixAttention.apply(query, key_value, cached, prefix_length, groups, attn.num_heads)
             x = x + F.linear(heads, attn.out_proj.weight, attn.out_proj.bias)
             x = x + mlp(block.mlp, block.ln_2(x))
-        return self.ln_final(x).type(self.dtype) @ self.text_projection, found
+        return self.ln_final(x).type(self.dtype) @ self.text_projection, key_values
 
 
-def build_text_encoder(clip: CLIP, memory: int = ACTIVATION_BYTES) -> nn.Module:
-    """The text encoder of a CLIP that :func:`vlm.clip.load.load_clip` gave."""
+def build_text_encoder(clip: CLIP, memory: int = ACTIVATION_BYTES) -> TextEncoder:
+    """Return the text encoder of a CLIP, for Chinese-CLIP a BertEncoder; it stores ``memory`` bytes of activations."""
     return getattr(clip, "text_encoder", TextEncoder)(clip, memory=memory)

@@ -1,8 +1,9 @@
-"""Layers of CLIP's text transformer, in few passes over memory."""
+"""Layers of CLIP's text transformer that read and write memory fewer times than the plain ones."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -10,12 +11,23 @@ from torch.nn import functional as F
 
 from vlm.text.layout import AttentionGroup
 
-QUICK_GELU_SCALE = 1.702  # of CLIP's QuickGELU
+QUICK_GELU_SCALE = 1.702  # no unit; fixed by CLIP's QuickGELU, x * sigmoid(1.702 x)
 
 
-def mlp(layers: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
-    """CLIP's MLP. Its activation ``x * sigmoid(1.702 x)`` is ``silu(1.702 x) / 1.702``: one pass over memory instead of
-    three, as the factors go into the matrix products. CLIPs of others have the true GELU."""
+class MLP(Protocol):
+    """The MLP of a transformer block, by OpenAI's names."""
+
+    c_fc: nn.Linear
+    gelu: nn.Module
+    c_proj: nn.Linear
+
+
+def mlp(layers: MLP, x: torch.Tensor) -> torch.Tensor:
+    """Return the output (rows, width) of a transformer block's MLP for ``x`` (rows, width).
+
+    ``x * sigmoid(1.702 x)`` equals ``silu(1.702 x) / 1.702``. The matrix products apply the two factors, so QuickGELU
+    passes over memory once instead of three times. An MLP with the true GELU is computed as it is.
+    """
     first, second = layers.c_fc, layers.c_proj
     if isinstance(layers.gelu, nn.GELU):
         return F.linear(layers.gelu(F.linear(x, first.weight, first.bias)), second.weight, second.bias)
@@ -24,68 +36,69 @@ def mlp(layers: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
 
 
 class PrefixAttention(torch.autograd.Function):
-    """Attention of each query to the keys that its group's mask shows it: ``Attention.apply`` with the arguments of
-    ``forward``. Autograd would do the same from the plain operations, but would copy, scatter and pass over memory more
-    often."""
+    """Masked attention of packed prompts with a common prefix; call ``PrefixAttention.apply``.
+
+    The plain operations under autograd give the same result with more copies and more passes over memory.
+    """
 
     @staticmethod
-    def forward(ctx, query, key_value, shared, prefix: int, groups: Sequence[AttentionGroup], heads: int):
-        """
+    def forward(
+        ctx, query, key_value, prefix_key_value, prefix_length: int, groups: Sequence[AttentionGroup], num_heads: int
+    ):
+        """Return the attention output (queries, width), with the heads side by side.
+
         Args:
             query: (queries, width).
-            key_value: keys and values side by side, (rows, 2 * width).
-            shared: those of the common prefix, (prefix, 2 * width); None: they are the first ``prefix`` rows of
-                ``key_value``.
-
-        Returns:
-            (queries, width), the heads side by side.
+            key_value: (rows, 2 * width), the keys and the values of the chunk side by side.
+            prefix_key_value: (prefix_length, 2 * width), those of the prefix. None: ``key_value`` begins with them.
         """
         output, weights = torch.empty_like(query), []
-        common = key_value[:prefix] if shared is None else shared
-        scale = (query.shape[1] // heads) ** -0.5
+        prefix = key_value[:prefix_length] if prefix_key_value is None else prefix_key_value
+        scale = (query.shape[1] // num_heads) ** -0.5
         with torch.autocast(query.device.type, enabled=False):
             for group in groups:
-                q = _split_heads(query[group.queries], heads)
-                k, v = _keys_and_values(group, key_value, common, heads)
-                mask = group.mask.to(q.dtype).expand(heads, -1, -1)
+                q = _split_heads(query[group.queries], num_heads)
+                k, v = _gather_keys_and_values(group, key_value, prefix, num_heads)
+                mask = group.mask.to(q.dtype).expand(num_heads, -1, -1)
                 weight = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scale).softmax(-1)
-                _split_heads(output[group.queries], heads).copy_(torch.bmm(weight, v))
+                _split_heads(output[group.queries], num_heads).copy_(torch.bmm(weight, v))
                 weights.append(weight)
-        ctx.save_for_backward(query, key_value, shared, *weights)
-        ctx.prefix, ctx.groups, ctx.heads, ctx.scale = prefix, groups, heads, scale
+        ctx.save_for_backward(query, key_value, prefix_key_value, *weights)
+        ctx.prefix_length, ctx.groups, ctx.num_heads, ctx.scale = prefix_length, groups, num_heads, scale
         return output
 
     @staticmethod
-    def backward(ctx, gradient):
-        query, key_value, shared, *weights = ctx.saved_tensors
-        prefix, heads = ctx.prefix, ctx.heads
-        common = key_value[:prefix] if shared is None else shared
-        d_query, d_key_value, d_common = torch.empty_like(query), torch.empty_like(key_value), torch.zeros_like(common)
+    def backward(ctx, d_output):
+        """Return the gradients of ``forward``'s arguments, from the gradient (queries, width) of its output."""
+        query, key_value, prefix_key_value, *weights = ctx.saved_tensors
+        prefix_length, num_heads = ctx.prefix_length, ctx.num_heads
+        prefix = key_value[:prefix_length] if prefix_key_value is None else prefix_key_value
+        d_query, d_key_value, d_prefix = torch.empty_like(query), torch.empty_like(key_value), torch.zeros_like(prefix)
         for group, weight in zip(ctx.groups, weights, strict=True):
-            q, d_output = _split_heads(query[group.queries], heads), _split_heads(gradient[group.queries], heads)
-            k, v = _keys_and_values(group, key_value, common, heads)
-            d_weight = torch.bmm(d_output, v.transpose(1, 2))
+            q, d_head = _split_heads(query[group.queries], num_heads), _split_heads(d_output[group.queries], num_heads)
+            k, v = _gather_keys_and_values(group, key_value, prefix, num_heads)
+            d_weight = torch.bmm(d_head, v.transpose(1, 2))
             d_score = (d_weight - (d_weight * weight).sum(-1, keepdim=True)).mul_(weight).mul_(ctx.scale)
-            _split_heads(d_query[group.queries], heads).copy_(torch.bmm(d_score, k))
-            d_keys = torch.stack([torch.bmm(d_score.transpose(1, 2), q), torch.bmm(weight.transpose(1, 2), d_output)])
+            _split_heads(d_query[group.queries], num_heads).copy_(torch.bmm(d_score, k))
+            d_keys = torch.stack([torch.bmm(d_score.transpose(1, 2), q), torch.bmm(weight.transpose(1, 2), d_head)])
             d_keys = d_keys.permute(2, 0, 1, 3).flatten(1)  # (keys, 2 * width)
-            d_common += d_keys[:prefix]
-            d_key_value[group.keys.stop - len(d_keys) + prefix : group.keys.stop] = d_keys[prefix:]
-        if shared is None:
-            d_key_value[:prefix] = d_common
-            d_common = None
-        return d_query, d_key_value, d_common, None, None, None
+            d_prefix += d_keys[:prefix_length]
+            d_key_value[group.keys.stop - len(d_keys) + prefix_length : group.keys.stop] = d_keys[prefix_length:]
+        if prefix_key_value is not None:
+            return d_query, d_key_value, d_prefix, None, None, None
+        d_key_value[:prefix_length] = d_prefix
+        return d_query, d_key_value, None, None, None, None
 
 
-def _split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
-    """A view of (rows, width) as (heads, rows, head_dim)."""
-    return x.unflatten(1, (heads, -1)).transpose(0, 1)
+def _split_heads(x: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """Return a view (num_heads, rows, head_dim) of ``x`` (rows, width)."""
+    return x.unflatten(1, (num_heads, -1)).transpose(0, 1)
 
 
-def _keys_and_values(
-    group: AttentionGroup, key_value: torch.Tensor, common: torch.Tensor, heads: int
+def _gather_keys_and_values(
+    group: AttentionGroup, key_value: torch.Tensor, prefix: torch.Tensor, num_heads: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Those of the prefix and of the group's own rows, each (heads, prefix + own, head_dim)."""
-    seen = key_value[group.keys] if group.has_prefix_rows else torch.cat([common, key_value[group.keys]])
-    key, value = seen.chunk(2, dim=1)
-    return _split_heads(key, heads), _split_heads(value, heads)
+    """Return the keys and the values of the prefix and the group's suffixes, each (num_heads, keys, head_dim)."""
+    rows = key_value[group.keys] if group.has_prefix_rows else torch.cat([prefix, key_value[group.keys]])
+    key, value = rows.chunk(2, dim=1)
+    return _split_heads(key, num_heads), _split_heads(value, num_heads)

@@ -1,18 +1,17 @@
-"""The words of the vocabulary that are nearest to learned vectors."""
+"""Interpretation of learned context vectors by the nearest words of the vocabulary."""
 
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from vlm import openai
+from vlm.text.encoder import TextEncoder
 
 
-def find_nearest_words(vectors: torch.Tensor, encoder: nn.Module, k: int) -> list[list[tuple[str, float]]]:
-    """For each of the ``vectors`` (n, width), the ``k`` words of the text encoder that are nearest to it, the nearest
-    first, with their Euclidean distances.
+def find_nearest_words(vectors: torch.Tensor, encoder: TextEncoder, k: int) -> list[list[tuple[str, float]]]:
+    """Return, for each of the ``vectors`` (n, width), its ``k`` nearest tokens as (text, Euclidean distance) pairs.
 
-    Exact differences, not products of matrices: the latter lose the digits that distances of near vectors are made of.
+    The nearest token comes first. Distances are computed from differences, since matrix products are less exact.
     """
     table = encoder.token_embedding.weight.float()
     distances = torch.cdist(vectors.to(table), table, compute_mode="donot_use_mm_for_euclid_dist")
@@ -23,11 +22,12 @@ def find_nearest_words(vectors: torch.Tensor, encoder: nn.Module, k: int) -> lis
     ]
 
 
-def decode_token(encoder: nn.Module, token: int) -> str:
-    """A token of the text encoder as text. Of CLIP's own, those that begin a longer word end in a hyphen."""
-    if hasattr(encoder, "tokenizer"):
-        return encoder.tokenizer.convert_ids_to_tokens(token)
+def decode_token(encoder: TextEncoder, token: int) -> str:
+    """Return a token id as text; a token of CLIP that does not end a word gets a hyphen at its end."""
+    tokenizer = getattr(encoder, "tokenizer", None)  # Chinese-CLIP's BERT has its own
+    if tokenizer is not None:
+        return tokenizer.convert_ids_to_tokens(token)
     text = openai.tokenizer.decode([token])
-    if "\N{REPLACEMENT CHARACTER}" in text:  # a part of a letter
+    if "\N{REPLACEMENT CHARACTER}" in text:  # the token is a part of a letter's UTF-8 bytes
         text = openai.tokenizer.decoder[token].replace("</w>", " ")
     return text.strip() if text.endswith(" ") else f"{text}-"

@@ -1,8 +1,8 @@
-"""Sentences that describe an image of a class, ``{}`` standing for its name, as OpenAI published them with CLIP."""
+"""The prompt templates that OpenAI published with CLIP; ``{}`` stands for the class name."""
 
 from dassl.utils import UserError
 
-# The seven that do best on ImageNet, by forward selection (CLIP's "Prompt Engineering for ImageNet" notebook).
+# The seven best templates on ImageNet, found by forward selection (CLIP's "Prompt Engineering for ImageNet" notebook).
 SELECTED_TEMPLATES = (
     "itap of a {}.",
     "a bad photo of the {}.",
@@ -13,7 +13,7 @@ SELECTED_TEMPLATES = (
     "a photo of the small {}.",
 )
 
-# The eighty of CLIP's ImageNet ensemble.
+# The eighty templates of CLIP's ensemble on ImageNet (the same notebook).
 IMAGENET_TEMPLATES = (
     "a bad photo of a {}.",
     "a photo of many {}.",
@@ -97,15 +97,16 @@ IMAGENET_TEMPLATES = (
     "a tattoo of the {}.",
 )
 
+# By the values of TRAINER.ZEROSHOTCLIP2.TEMPLATES and of predict.py --ensemble.
 TEMPLATES = {"select": SELECTED_TEMPLATES, "all": IMAGENET_TEMPLATES}
 
 
 def check_template(template: str, name: str) -> None:
-    """Raise :class:`UserError` unless a sentence, which the user knows as ``name``, has a place for the class name."""
+    """Raise :class:`UserError` unless ``template`` contains ``{}``; ``name`` is the config key or flag that set it."""
     if "{}" not in template:
         raise UserError(f'{name} "{template}" has no {{}} for the class name')
 
 
 def clean_classname(classname: str) -> str:
-    """A class name as CLIP reads it: spaces for underscores."""
+    """Return a class name with spaces for underscores."""
     return classname.replace("_", " ")

@@ -1,4 +1,4 @@
-"""From words to tokens."""
+"""CLIP's tokenizer, which names the text that does not fit."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ import torch
 from dassl.utils import UserError
 from vlm import openai
 
-CONTEXT_LENGTH = 77  # tokens; the positions of OpenAI's text encoders
-MAX_CHARACTERS = (
-    5000  # letters of a text; a single word of so many takes a second to split into tokens, of ten times a minute
-)
+CONTEXT_LENGTH = 77  # tokens: the number of positions of OpenAI's text encoders
+# Characters of a text. The BPE of a single word of 5,000 takes a second, of ten times as many a minute.
+MAX_CHARACTERS = 5000
 SOT_TOKEN, EOT_TOKEN = (openai.tokenizer.encoder[word] for word in ("<|startoftext|>", "<|endoftext|>"))
 
 
 def tokenize(texts: Sequence[str], length: int = CONTEXT_LENGTH, cut: bool = False) -> torch.Tensor:
-    """Token ids, int64 of shape (len(texts), length): start, words, end, zeros.
+    """Return token ids, int64 of shape (len(texts), length): start of text, words, end of text, zeros.
+
+    Args:
+        length: positions of the text encoder.
+        cut: whether a text that is too long is truncated instead of refused; its last token is then the end of text.
 
     Raises:
-        UserError: a text does not fit into that many tokens, or has CLIP's own mark of an end in it, and is not to be
-            ``cut``; it is named.
+        UserError: a text has more than ``length`` tokens or contains ``<|endoftext|>``, and ``cut`` is False.
     """
     tokens = torch.zeros(len(texts), length, dtype=torch.int64)
     for row, text in zip(tokens, texts, strict=True):
@@ -30,20 +32,19 @@ def tokenize(texts: Sequence[str], length: int = CONTEXT_LENGTH, cut: bool = Fal
             count = f"{len(ids)} tokens with its start and end"
             raise UserError(f'the prompt "{abbreviate(text)}" has {count}; CLIP takes {length} tokens')
         if EOT_TOKEN in ids[:-1] and not cut:
-            raise UserError(
-                f'the prompt "{abbreviate(text)}" has <|endoftext|> in it, where its text would end for CLIP'
-            )
+            raise UserError(f'the prompt "{abbreviate(text)}" contains <|endoftext|>, at which CLIP ends a text')
         ids = ids if len(ids) <= length else [*ids[: length - 1], EOT_TOKEN]
         row[: len(ids)] = torch.tensor(ids)
     return tokens
 
 
 def count_tokens(text: str) -> int:
-    """Tokens of a text, without start and end."""
+    """Return the number of tokens of a text, without start and end of text."""
     return len(_bpe_encode(text))
 
 
 def _bpe_encode(text: str) -> list[int]:
+    """Return the token ids of a text, without start and end; UserError for more than MAX_CHARACTERS characters."""
     if len(text) > MAX_CHARACTERS:
         raise UserError(
             f'the prompt "{abbreviate(text)}" has {len(text):,} letters; no prompt of CLIP has {MAX_CHARACTERS:,}'
@@ -52,4 +53,5 @@ def _bpe_encode(text: str) -> list[int]:
 
 
 def abbreviate(text: str) -> str:
+    """Return a text of up to 100 characters as it is, of a longer one the beginning and the end."""
     return text if len(text) <= 100 else f"{text[:45]} … {text[-50:]}"

@@ -1,4 +1,4 @@
-"""Classes described by sentences, as zero-shot CLIP does it (Radford et al. 2021, section 3.1)."""
+"""Zero-shot classifiers from prompt templates (Radford et al. 2021, section 3.1)."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from vlm.text.encoder import TextEncoder
 def build_zero_shot_classifier(
     encoder: TextEncoder, classnames: Sequence[str], templates: Sequence[str], store: FeatureStore | None = None
 ) -> torch.Tensor:
-    """Class features (classes, embed_dim) of length 1: the mean over the templates, averaged as unit vectors.
+    """Return class features (classes, embed_dim) of length 1: the normalised mean of the templates' unit features.
 
     Args:
-        templates: sentences with ``{}`` for the class name.
-        store: keeps the sentences' features; it must be of this ``encoder``.
+        classnames: class names in label order.
+        templates: prompts with ``{}`` for the class name.
+        store: feature store of this ``encoder``, or None to cache nothing.
 
     Raises:
-        UserError: a name is empty, or a sentence too long.
+        UserError: a class name has no tokens, or a prompt is too long.
     """
     names = clean_classnames(encoder, classnames)
     device = encoder.token_embedding.weight.device
-    features = 0
+    features = torch.tensor(0)
     for number, template in enumerate(templates, 1):
         tokens = tokenize_class_prompts(encoder, names, template).to(device)
-        of_classes = lambda classes, tokens=tokens: [tokens[classes]]  # noqa: E731
-        of_template = f", template {number} of {len(templates)}"
-        encoded = encode_classes(len(names), of_classes, encoder.encode, store, of_template)
+        select_tokens = lambda labels, tokens=tokens: [tokens[labels]]  # noqa: E731
+        title = f", template {number} of {len(templates)}"
+        encoded = encode_classes(len(names), select_tokens, encoder.encode, store, title)
         features = features + normalize(encoded)
     return normalize(features)

@@ -1,1 +1,1 @@
-"""A tiny CLIP that comes with the repository: trained on rendered digits by ``python -m vlm.tiny.pretrain``."""
+"""The tiny CLIP of this repository, pretrained on rendered digits by ``python -m vlm.tiny.pretrain``."""

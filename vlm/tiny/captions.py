@@ -1,7 +1,7 @@
-"""Captions for rendered digits: sentences that are true of the picture, in many wordings and lengths.
+"""Captions for rendered digits: true sentences about the image, in many wordings and lengths.
 
-The digit's word stands at many positions among many other words, so the text encoder learns to find it there; that is
-what lets a learned context stand in for the words around it.
+The digit's word appears at many positions among many other words, so the text encoder learns to find it in any context,
+also in one that CoOp learns.
 """
 
 from __future__ import annotations
@@ -42,32 +42,33 @@ CLOSINGS = (
 
 @dataclass
 class Appearance:
-    """What a caption may say of a picture beside its digit."""
+    """The properties of an image, beside its digit, that a caption may mention."""
 
     blurry: bool
     pixelated: bool
-    coarse: bool  # less resolution than the picture has, but not visibly square pixels
+    coarse: bool  # of low resolution, but without visibly square pixels
     bold: bool
-    paper: str  # black or white
+    paper: str  # colour of the background: black or white
 
     def words(self) -> list[str]:
-        said = {"blurry": self.blurry, "pixelated": self.pixelated, "low resolution": self.coarse, "bold": self.bold}
-        return ["", *(word for word, true in said.items() if true)]
+        """Return the adjectives that are true of the image, and "" for a caption without one."""
+        flags = {"blurry": self.blurry, "pixelated": self.pixelated, "low resolution": self.coarse, "bold": self.bold}
+        return ["", *(word for word, is_true in flags.items() if is_true)]
 
 
-def draw_caption(digit: int, looks: Appearance, rng: np.random.Generator) -> str:
-    """A random sentence about a picture of ``digit``: one of CLIP's templates, or one of our own making."""
+def draw_caption(digit: int, appearance: Appearance, rng: np.random.Generator) -> str:
+    """Return a random caption for an image of ``digit``: a template of CLIP, or a sentence from the lists above."""
     if rng.random() < 0.3:
         name = str(rng.choice(("{}", "{}", "number {}", "digit {}"))).format(WORDS[digit])
         return str(rng.choice(IMAGENET_TEMPLATES)).replace("{}", name)
-    parts = [
+    phrases = [
         str(rng.choice(OPENINGS)) if rng.random() < 0.35 else "",
         "a",
-        str(rng.choice(looks.words())),
+        str(rng.choice(appearance.words())),
         str(rng.choice(KINDS)),
         "of",
         str(rng.choice(SUBJECTS)).format(WORDS[digit]),
-        f"on a {looks.paper} background" if rng.random() < 0.3 else "",
+        f"on a {appearance.paper} background" if rng.random() < 0.3 else "",
         str(rng.choice(CLOSINGS)) if rng.random() < 0.3 else "",
     ]
-    return " ".join(part for part in parts if part) + "."
+    return " ".join(phrase for phrase in phrases if phrase) + "."

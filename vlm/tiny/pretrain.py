@@ -22,7 +22,7 @@ from vlm.text.tokenizer import tokenize
 from vlm.tiny.render import SIZE, render_dataset
 from vlm.tiny.weights import VOCAB_SIZE, WEIGHTS_FILE, initial_token_embedding, save_tiny
 
-WIDTH = 128  # of the text transformer; CLIP's build_model reads width / 64 heads off the weights, so two
+WIDTH = 128  # of the text transformer: two heads, as CLIP's build_model assumes heads of 64
 ARCHITECTURE = {
     "embed_dim": 64,
     "image_resolution": SIZE,
@@ -35,18 +35,18 @@ ARCHITECTURE = {
     "transformer_heads": WIDTH // 64,
     "transformer_layers": 2,
 }
-BATCH = 256
-MAX_LR = 4e-3  # of a one-cycle schedule
-WEIGHT_DECAY = 0.05  # matrices only, as in CLIP
+BATCH = 256  # pairs of a step: enough different captions for the contrastive loss, few enough for one core
+MAX_LR = 4e-3  # the peak of the one-cycle schedule: a small model and few steps allow a high rate
+WEIGHT_DECAY = 0.05  # of matrices only, as in CLIP
 
 
 def preprocess(images: torch.Tensor) -> torch.Tensor:
-    """Grey uint8 (n, SIZE, SIZE) -> normalised colour (n, 3, SIZE, SIZE)."""
+    """Return grey images, uint8 (n, SIZE, SIZE), as normalised colour images (n, 3, SIZE, SIZE)."""
     return normalize_colours(images[:, None].expand(-1, 3, -1, -1) / 255, openai.MEAN, openai.STD)
 
 
 def build_optimizer(model: nn.Module, frozen: nn.Parameter) -> torch.optim.Optimizer:
-    """AdamW that decays matrices only; ``frozen``, the table of all tokens, is trained through its used rows."""
+    """Return AdamW over the parameters of ``model`` except ``frozen``; only matrices decay, as in CLIP."""
     parameters = [p for p in model.parameters() if p is not frozen]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
@@ -56,9 +56,14 @@ def build_optimizer(model: nn.Module, frozen: nn.Parameter) -> torch.optim.Optim
 
 
 def encode_text(model: openai.CLIP, prompts: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Features (n, embed_dim) of embeddings (n, length, width), cut behind the longest text; all weights learn."""
-    end = tokens.argmax(dim=-1)
-    length = int(end.max()) + 1
+    """Return text features (n, embed_dim), not normalised, with gradients for all weights.
+
+    Args:
+        prompts: (n, 77, width), the token embeddings. Positions behind the longest text are not computed.
+        tokens: (n, 77), the token ids.
+    """
+    eot_positions = tokens.argmax(dim=-1)  # the end-of-text token has the highest id
+    length = int(eot_positions.max()) + 1
     x = prompts[:, :length] + model.positional_embedding[:length]
     for block in model.transformer.resblocks:
         attn = block.attn
@@ -67,16 +72,16 @@ def encode_text(model: openai.CLIP, prompts: torch.Tensor, tokens: torch.Tensor)
         heads = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         x = x + attn.out_proj(heads.transpose(1, 2).reshape(x.shape))
         x = x + block.mlp(block.ln_2(x))
-    return model.ln_final(x[torch.arange(len(x)), end]) @ model.text_projection
+    return model.ln_final(x[torch.arange(len(x)), eot_positions]) @ model.text_projection
 
 
 def pretrain(renders: int, epochs: int, seed: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Render, train; returns the state dict and the token ids that the captions used."""
+    """Train a tiny CLIP on ``renders`` rendered images; return its state dict and its captions' token ids (n,)."""
     pixels, captions = render_dataset(renders, seed)
     images = torch.from_numpy(pixels)
     texts = sorted(set(captions))
-    number = {text: i for i, text in enumerate(texts)}
-    caption_ids = torch.tensor([number[caption] for caption in captions])
+    text_ids = {text: i for i, text in enumerate(texts)}
+    caption_ids = torch.tensor([text_ids[caption] for caption in captions])
     tokens = tokenize(texts)
     used = tokens.unique()
 
@@ -84,7 +89,7 @@ def pretrain(renders: int, epochs: int, seed: int) -> tuple[dict[str, torch.Tens
     model = openai.CLIP(**ARCHITECTURE).to(memory_format=torch.channels_last).train()
     table = model.token_embedding.weight.requires_grad_(False)
     table.copy_(initial_token_embedding(WIDTH))
-    rows = nn.Parameter(table[used].clone())
+    rows = nn.Parameter(table[used].clone())  # only the embeddings of used tokens are trained
     compact_tokens = torch.searchsorted(used, tokens)
     optimizer = build_optimizer(model, frozen=table)
     optimizer.add_param_group({"params": [rows], "weight_decay": 0.0})
@@ -94,9 +99,9 @@ def pretrain(renders: int, epochs: int, seed: int) -> tuple[dict[str, torch.Tens
     with tqdm(total=steps, desc="pretraining", disable=None) as bar:
         for _ in range(epochs):
             for batch in torch.randperm(renders)[: renders // BATCH * BATCH].split(BATCH):
-                unique, of_image = caption_ids[batch].unique(return_inverse=True)
+                unique, inverse = caption_ids[batch].unique(return_inverse=True)
                 image_features = normalize(model.encode_image(preprocess(images[batch])))
-                text_features = normalize(encode_text(model, rows[compact_tokens[unique]], tokens[unique]))[of_image]
+                text_features = normalize(encode_text(model, rows[compact_tokens[unique]], tokens[unique]))[inverse]
                 logits = model.logit_scale.exp() * image_features @ text_features.t()
                 loss = contrastive_loss(logits, caption_ids[batch])
                 optimizer.zero_grad()
@@ -112,13 +117,14 @@ def pretrain(renders: int, epochs: int, seed: int) -> tuple[dict[str, torch.Tens
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Parse the command line (by default sys.argv), pretrain, and write the weights."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=WEIGHTS_FILE)
     parser.add_argument("--renders", type=int, default=20_000)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    torch.set_num_threads(1)  # the order of sums depends on the number of threads, and the weights on the order
+    torch.set_num_threads(1)  # the number of threads sets the order of summation, and so the bits of the weights
     save_tiny(*pretrain(args.renders, args.epochs, args.seed), path=args.out)
     print(f"{args.out} written: {args.out.stat().st_size:,} bytes")
 

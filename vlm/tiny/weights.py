@@ -1,4 +1,7 @@
-"""The tiny CLIP's weights: half precision, with the token rows that its captions used; the others are regenerated."""
+"""The file of the tiny CLIP's weights: half precision, and only the token embeddings that its captions used.
+
+The other token embeddings are untrained, and drawn again from a fixed seed.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +10,27 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-TINY = "tiny"  # its backbone name
+TINY = "tiny"  # the backbone's name
 WEIGHTS_FILE = Path(__file__).with_name("tiny.safetensors")
-VOCAB_SIZE = 49_408  # CLIP's tokens
-SEED = 0  # of the rows that no caption used: they are as CLIP's constructor would leave them, untrained
+VOCAB_SIZE = 49_408  # tokens: the size of CLIP's vocabulary
+SEED = 0  # of the untrained token embeddings; fixed, since the file leaves them out
 EMBEDDING_KEY, TOKEN_IDS_KEY = "token_embedding.weight", "token_embedding.ids"
 
 
 def initial_token_embedding(width: int) -> torch.Tensor:
-    """Untrained token embeddings (VOCABULARY, width), the same on every machine."""
+    """Return untrained token embeddings (VOCAB_SIZE, width), the same on every machine."""
     return torch.empty(VOCAB_SIZE, width).normal_(std=0.02, generator=torch.Generator().manual_seed(SEED))
 
 
 def save_tiny(state_dict: dict[str, torch.Tensor], used: torch.Tensor, path: Path = WEIGHTS_FILE) -> None:
-    """Write the weights, with only the ``used`` token rows (ids, shape (n,))."""
+    """Write the weights to ``path``; of the token embeddings, only the rows of the token ids ``used`` (n,)."""
     compact = {**state_dict, EMBEDDING_KEY: state_dict[EMBEDDING_KEY][used]}
     compact = {key: value.half() if value.is_floating_point() else value for key, value in compact.items()}
     save_file({key: value.contiguous() for key, value in compact.items()} | {TOKEN_IDS_KEY: used}, path)
 
 
 def load_tiny(path: Path = WEIGHTS_FILE) -> dict[str, torch.Tensor]:
-    """The state dict of the tiny CLIP, fp32."""
+    """Return the state dict of the tiny CLIP, fp32."""
     state_dict = load_file(path)
     used = state_dict.pop(TOKEN_IDS_KEY)
     table = initial_token_embedding(state_dict[EMBEDDING_KEY].shape[1])
