@@ -51,7 +51,7 @@ def assert_close(actual, expected, tolerance=1e-5):
         assert (actual[name] - expected[name]).abs().max() <= tolerance * scale, name
 
 
-def test_the_compute_encoder_gradients_all_weights_equal_those_of_openais_forward_also_in_chunks(clip, images):
+def test_the_gradients_of_all_weights_equal_those_of_openais_forward_also_in_chunks(clip, images):
     per_image, per_text = clip(images, openai.tokenize(TEXTS))
     target = torch.arange(COUNT)
     plain_loss = (F.cross_entropy(per_image, target) + F.cross_entropy(per_text, target)) / 2

@@ -108,11 +108,7 @@ class FeatureStore:
                 self.is_disk_full = True
 
     def put(self, keys: Sequence[bytes], features: torch.Tensor) -> None:
-        """Write features (n, embed_dim) as one shard, then remove old shards beyond the cache's limit.
-
-        Raises:
-            UserError: the folder cannot be written.
-        """
+        """Write a shard of features (n, embed_dim), and evict old shards; UserError if the folder cannot be written."""
         joined = b"".join(keys)
         tensors = {
             "keys": torch.frombuffer(bytearray(joined), dtype=torch.uint8).view(-1, 16),

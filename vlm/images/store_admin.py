@@ -36,11 +36,7 @@ def print_summary(root: Path) -> None:
 
 
 def verify_files(root: Path) -> int:
-    """Read all files of the cache, remove damaged ones, and return 1 if there were any, else 0: the exit code.
-
-    Raises:
-        UserError: a damaged file cannot be removed.
-    """
+    """Read all files of the cache, remove damaged ones, and return 1 if there were any, else 0: the exit code."""
     files = [path for path, _ in list_feature_files(*list_encoder_folders(root))]
     bar = tqdm(files, disable=None, leave=False, unit="file")
     damaged = [path for path in bar if read_shard(path, path.parent.name) is None]
