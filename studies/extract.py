@@ -64,15 +64,11 @@ class ExtractionJob:
 
 
 def run_block(block: tuple[Path, range] | None, job: ExtractionJob) -> str | None:
-    """Extract a block (marker, rows), or list the set's images if ``block`` is None.
-
-    Returns:
-        None, or the message of a user error, which a task can send to the driver.
-    """
+    """Extract a block (marker, rows); list the set's images if ``block`` is None. Return None or an error message."""
     node, device = job.cfg.MODEL.BACKBONE, "cuda" if job.cfg.USE_CUDA and torch.cuda.is_available() else "cpu"
     try:
         check_availability(job.cfg.FEATURES.PREC, PRECISIONS, "FEATURES.PREC")
-        # load_cached_clip finds its CLIP only under the same random state. fp16 is what trainers of prompts load.
+        # load_cached_clip reuses its CLIP only under the same random state. Prompt trainers load fp16 weights, too.
         with torch.random.fork_rng(devices=[]):
             clip, weights = load_cached_clip(node.NAME, node.WEIGHTS, "fp16", device)
         encoder = build_image_encoder(clip.visual, weights, job.cfg.FEATURES.PREC)
@@ -118,10 +114,8 @@ def _write_listing(job: ExtractionJob, settings: dict) -> None:
 def _extract_block(marker: Path, rows: range, job: ExtractionJob, encoder: ImageEncoder, transform: Pipeline) -> None:
     """Write the features of the listed ``rows`` as a Lance fragment, then the block's ``marker``.
 
-    DATASET.SKIP_BAD_IMAGES leaves out images that cannot be read, unless no image can be read.
-
     Raises:
-        UserError: images cannot be read, or a feature is not finite in fp16.
+        UserError: images cannot be read (all of them, under DATASET.SKIP_BAD_IMAGES), or a feature is not finite.
     """
     table = open_lance_dataset(job.folder / LISTING_FOLDER)[0].take([*rows])
     root = Path(job.cfg.DATASET.ROOT).expanduser()
@@ -170,16 +164,15 @@ def extract_features(
     """Extract the incomplete blocks of a shard; commit the set once all blocks are complete.
 
     Args:
-        shard: number of this shard, from 1 to ``shards``; it takes every ``shards``-th block.
-        address: of a Ray, as for :func:`studies.ray.connect`; None: extract in this process.
-        resources: resources of each Ray task.
+        shard: number of the shard, from 1 to ``shards``; the shard has every ``shards``-th block.
+        address: of a Ray, as for :func:`studies.ray.connect`, with ``resources`` for each task; None: no Ray.
 
     Raises:
         UserError: a wrong split, shard or config, or images that cannot be read.
     """
     check_availability(job.split, SPLITS, "--split")
     if not 1 <= shard <= shards:
-        raise UserError(f"--shard is {shard}; it counts from 1 to --shards, {shards}")
+        raise UserError(f"--shard is {shard}; it must be from 1 to --shards, {shards}")
     with ray.local_or_ray(address, resources) as run:
         # The list is written where the blocks are extracted: its precision is that of their device, such as a GPU.
         if error := next(run(run_block, [None], job)):

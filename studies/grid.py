@@ -74,9 +74,7 @@ def read_sweep(path: Path) -> dict:
 def _check_keys(node: object, types: Mapping[str, type], required: set[str], place: str) -> None:
     """Raise :class:`UserError` unless ``node`` is a dict with all ``required`` keys and only keys of ``types``.
 
-    Args:
-        types: the exact type of each key's value.
-        place: the file, and the entry in it, for the message.
+    ``types`` has the exact type of each key's value. The message names ``place``, the file and the entry in it.
     """
     if not isinstance(node, dict) or required - set(node):
         raise UserError(f"{place} must have the keys {', '.join(sorted(required))}")
@@ -105,10 +103,8 @@ def build_trials(sweep: dict, output: str, root: str, seeds: list[str], override
     for run in sweep["runs"]:
         axes = run.get("grid", {}).items()
         grid = {str(axis): seeds if seeds and axis in SEED_AXES else values for axis, values in axes}
-        if overridden := [key for key in overrides[::2] if key in grid]:
-            raise UserError(
-                f"{overridden[0]} is an axis of the grid of {run['folder']}, so it cannot be set for every run"
-            )
+        if clash := [key for key in overrides[::2] if key in grid]:
+            raise UserError(f"{clash[0]} is an axis of the grid of {run['folder']}, so it cannot be set for every run")
         if OUTPUT_FIELD in grid:
             raise UserError(f"{{{OUTPUT_FIELD}}} is the sweep's folder; give that axis of {run['folder']} another name")
         if (count := math.prod(map(len, grid.values()))) > MAX_RUNS:

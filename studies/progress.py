@@ -23,14 +23,12 @@ class ProgressPrinter:
     Args:
         output: the folder of the sweep.
         trials: the trials that the table averages; empty: no table is printed.
-
-    Attributes:
-        completed: number of trials that have ended.
     """
 
     def __init__(self, output: Path, trials: Sequence[Trial]):
         self.output, self.trials = output, trials
-        self.completed, self.last_table_time = 0, time.monotonic()
+        self.completed = 0  # trials that have ended, which the caller counts
+        self.last_table_time = time.monotonic()
 
     def print_line(self, line: str) -> None:
         """Print a line, then the table if the last one is older than ``TABLE_SECONDS``."""

@@ -47,7 +47,7 @@ Resources = dict[str, float]  # of a task or a node, with Ray's keys: CPU, GPU, 
 
 
 def build_resources(cpus: float = 1, gpus: float = 0, gigabytes: float = 0) -> Resources:
-    """Return the resources that a task occupies while it runs; Ray starts the task on a node where they are free.
+    """Return the resources that a task occupies while it runs; Ray starts it where they are free.
 
     Args:
         gpus: number of GPUs; a fraction, such as 0.5, lets two tasks share one.
@@ -217,11 +217,9 @@ def _get_outcome(reference: Any) -> tuple[Any, str | None]:
 
 
 def run_trials(trials: list[Trial], resources: Resources, at_once: int, threads: int) -> TrialOutcomes:
-    """Run the trials as tasks and yield each as it ends; a trial that was lost with its node resumes elsewhere.
+    """Run the trials as Ray tasks, ``at_once`` of them at a time (0: no limit); yield each as it ends.
 
-    Args:
-        at_once: largest number of trials that run at a time; 0: as many as the nodes hold.
-        threads: threads of each trial.
+    A trial whose node was lost resumes from its checkpoints on another node.
     """
     for trial, result, error in run_tasks(_run_unless_finished, trials, resources, at_once, (threads,)):
         yield trial, error or result

@@ -26,13 +26,11 @@ NAME_KEYS = ("file", "backbone", "commit", "modified")
 
 
 def build_arguments(record: dict, folder: Path, root: str, model_dir: str, overrides: list[str]) -> list[str]:
-    """Return arguments of ``train.py`` that repeat the run of a record.
+    """Return arguments of ``train.py`` that repeat the run of a record into ``folder``.
 
     Args:
-        record: the content of the run's result.json.
-        folder: the output directory of the rerun.
         root: folder of the data sets; empty: as in the record.
-        model_dir: folder of the run that this run evaluated; empty: as in the record.
+        model_dir: folder of the run whose model is evaluated; empty: as in the record.
         overrides: KEY VALUE pairs that change the record's config.
     """
     flags = train.parse_args([str(word) for word in record["command"]])
@@ -73,7 +71,7 @@ def read_current_inputs(arguments: list[str]) -> dict:
 def flatten_record(value: Any, name: str) -> dict[str, Any]:
     """Return the plain values in nested dicts and lists by dotted key, such as ``splits.test.images``.
 
-    A list also has a value ``count``. ``name`` is the key of ``value`` itself.
+    The keys begin with ``name``. Items of a list have their indices as keys; ``count`` is the length of the list.
     """
     if isinstance(value, list):
         value = {**dict(enumerate(value)), "count": len(value)}
@@ -113,8 +111,7 @@ def _format_value(value: Any) -> str:
 def compare_tensors(original: Path, repeated: Path) -> Iterator[tuple[str, str]]:
     """Compare each model's newest checkpoint and best one, if both run folders have it.
 
-    Yields:
-        The checkpoint's path below the run folder, and the difference of its tensors; empty if they are equal.
+    Yield the checkpoint's path below the run folder, and the difference of its tensors; empty if they are equal.
     """
     import torch
 
@@ -139,12 +136,8 @@ def compare_tensors(original: Path, repeated: Path) -> Iterator[tuple[str, str]]
 def rerun(source: Path, folder: Path, root: str, model_dir: str, overrides: list[str], anyway: bool) -> int:
     """Repeat the run in folder ``source`` into ``folder`` with as many threads, and print what differs.
 
-    Args:
-        root, model_dir, overrides: as for :func:`build_arguments`.
-        anyway: whether to run although inputs differ from those in the record.
-
-    Returns:
-        0 for the same results, 1 for other results, or the exit code of a run that failed.
+    Return 0 for the same results, 1 for other results, or the exit code of a run that failed. The arguments in the
+    middle are those of :func:`build_arguments`; with ``anyway``, the run starts although its inputs differ.
 
     Raises:
         UserError: the record is incomplete; or, without ``anyway``, data, class names, weights or checkpoints differ.

@@ -105,8 +105,7 @@ def _describe_weights(record: dict) -> str:
 def _find_shortcuts(record: dict, trained: bool) -> list[str]:
     """Return a sentence for each way in which a run deviated from the original: faster settings, omitted images.
 
-    Args:
-        trained: whether the run trained a model; shortcuts of training count only then.
+    Shortcuts in training count only for a run that ``trained`` a model.
     """
     config = dict(flatten(record.get("config") or {}))
     notes = []
@@ -130,8 +129,7 @@ def format_shots(shots: int) -> str:
 def format_notes(cells: dict[str, Cell]) -> list[str]:
     """Return the lines below a table: the interval's meaning, shortcuts, weights, and missing runs with the reasons.
 
-    Args:
-        cells: cells of the table by the names that the notes give them.
+    The keys of ``cells`` are the names of the cells in these lines.
     """
     lines = []
     if any(len(cell.accuracies) > 1 for cell in cells.values()):

@@ -55,10 +55,9 @@ def read_table(folder: Path) -> Page | None:
 
 
 def build_base_to_new(folder: Path, matches: list[re.Match]) -> Page:
-    """Return a table with a row for each method on each data set, and for each method's average over the data sets.
+    """Return a table with rows for each method on each data set, and for each method's average over data sets.
 
-    Args:
-        matches: matches of BASE_TO_NEW, one for each log in ``folder``.
+    ``matches`` has a match of BASE_TO_NEW for each log in ``folder``.
     """
     import pandas as pd
 
@@ -84,12 +83,10 @@ def build_base_to_new(folder: Path, matches: list[re.Match]) -> Page:
 
 
 def build_transfer(folder: Path, matches: list[re.Match]) -> Page:
-    """Return a table with a row for each method; its columns are ImageNet, its variants and the other data sets.
+    """Return a table with a row for each method and columns for ImageNet, its variants and the other data sets.
 
-    After the variants, and after the other data sets, a column has their average.
-
-    Args:
-        matches: matches of TRANSFER, one for each log in ``folder``.
+    The variants and the other data sets each have a column of averages. ``matches`` has a match of TRANSFER for each
+    log in ``folder``.
     """
     import pandas as pd
 
@@ -141,9 +138,7 @@ def _list_datasets_and_methods(matches: list[re.Match]) -> tuple[list[str], dict
 
 def _get_shots(method: str) -> int:
     """Return the number of shots in a method's path: ``shots_16/CoOp/tiny`` -> 16."""
-    match = SHOTS_PATTERN.search(method)
-    assert match is not None, "BASE_TO_NEW and TRANSFER require shots in the path of a method"
-    return int(match[1] or match[2])
+    return int("".join(SHOTS_PATTERN.findall(method)[0]))  # one of the pattern's two groups is empty
 
 
 def _expected_config(method: str) -> dict:
@@ -166,15 +161,9 @@ def _combine_cells(function: Callable[[list[float]], float], cells: Iterable[Cel
 
 
 def _format_page(folder: Path, tables: dict, cells: dict[str, Cell], left: int) -> str:
-    """Return a Markdown page of tables and the notes of their cells.
+    """Return a Markdown page of ``tables`` (pandas.DataFrame by title) and the notes of their cells (by name).
 
-    Args:
-        tables: pandas.DataFrame by title.
-        cells: cells by the names that the notes give them.
-        left: number of columns, from the first, that are aligned to the left.
-
-    Raises:
-        UserError: no cell has an accuracy.
+    The first ``left`` columns are aligned to the left. :class:`UserError`: no cell has an accuracy.
     """
     if not any(cell.accuracies for cell in cells.values()):
         reasons = (reason for cell in cells.values() for reason in cell.missing)

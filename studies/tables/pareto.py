@@ -53,11 +53,7 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
 
 
 def plot(shots: int, points: Sequence[Point], title: str, file) -> None:
-    """Write the plot to a binary file as a PNG; the axis of parameters is logarithmic, but includes 0.
-
-    Args:
-        shots: number of shots of the points, for the title.
-    """
+    """Write the plot to a binary file as a PNG; the axis of parameters is logarithmic, but includes 0."""
     import matplotlib
 
     matplotlib.use("Agg")

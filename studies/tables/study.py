@@ -82,21 +82,14 @@ def collect_table(folder: Path, config: str) -> Table:
 
 
 def _read_optional_cell(folder: Path, expected: dict, row: str) -> Cell | None:
-    """Return the cell of the runs in ``folder``, or None if there is no folder and the row is not a required one.
-
-    Args:
-        expected: config values of these runs, as for :func:`read_cell`.
-    """
+    """Return the cell of the runs in ``folder``, as :func:`read_cell`; None if an optional row has no folder."""
     if row not in REQUIRED_ROWS and not folder.is_dir():
         return None
     return read_cell(list_runs(folder), expected, trained=row not in ZERO_SHOT_ROWS)
 
 
 def _list_contexts(folder: Path, config: str) -> list[tuple[int, bool]]:
-    """Return (context tokens, class-specific) of CoOp's runs in ``folder``.
-
-    The two required settings come first; other settings follow by tokens, the class-specific ones last.
-    """
+    """Return (context tokens, class-specific) of the required rows, then of the other runs in ``folder``, sorted."""
     contexts = set()
     for path in folder.glob(f"{glob.escape(config)}_*shots*"):
         if (match := RUN_PATTERN.fullmatch(path.name)) and match["config"] == config and path.is_dir():
@@ -109,8 +102,7 @@ def _list_contexts(folder: Path, config: str) -> list[tuple[int, bool]]:
 def _context_folder(base: Path, n_ctx: int, csc: bool) -> Path:
     """Return the folder of CoOp's runs with ``n_ctx`` context tokens, class-specific ones if ``csc``.
 
-    Args:
-        base: the folder for 16 tokens that all classes share, ``<config>_<shots>shots``.
+    ``base`` is the folder for 16 tokens that all classes share, ``<config>_<shots>shots``.
     """
     variant = base / f"nctx{n_ctx}_csc{csc}_ctpend"
     if any(variant.glob("seed*/log.txt")):
