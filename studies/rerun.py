@@ -47,7 +47,7 @@ def build_arguments(record: dict, folder: Path, root: str, model_dir: str, overr
 
 
 def read_current_inputs(arguments: list[str]) -> dict:
-    """Return the entries of a record that a run with these arguments would have before it trains.
+    """Return the provenance and the inputs that a run with these arguments of ``train.py`` would record.
 
     Raises:
         UserError: a file or folder that the arguments name does not exist.
@@ -84,7 +84,7 @@ def flatten_record(value: Any, name: str) -> dict[str, Any]:
 def compare_records(saved: dict, current: dict) -> tuple[list[tuple[str, str, str]], list[str]]:
     """Return the differences (dotted key, saved value, current value), causes first, and the names of equal entries.
 
-    Keys that only one of the records has are skipped, as its version of this software may be another.
+    Keys that only one record has are skipped: another version of this software may have written the other record.
     """
     differences, same = [], []
     for name in sorted({*saved} & {*current} - {*IGNORED_KEYS}, key=lambda name: (name not in CAUSE_KEYS, name)):
@@ -134,10 +134,10 @@ def compare_tensors(original: Path, repeated: Path) -> Iterator[tuple[str, str]]
 
 
 def rerun(source: Path, folder: Path, root: str, model_dir: str, overrides: list[str], anyway: bool) -> int:
-    """Repeat the run in folder ``source`` into ``folder`` with as many threads, and print what differs.
+    """Repeat the run in folder ``source`` into ``folder``, with its number of threads, and print the differences.
 
-    Return 0 for the same results, 1 for other results, or the exit code of a run that failed. The arguments in the
-    middle are those of :func:`build_arguments`; with ``anyway``, the run starts although its inputs differ.
+    Return 0 for the same results, 1 for other results, or the exit code of a run that failed. ``root``, ``model_dir``
+    and ``overrides`` are those of :func:`build_arguments`. With ``anyway``, the run starts even if its inputs differ.
 
     Raises:
         UserError: the record is incomplete; or, without ``anyway``, data, class names, weights or checkpoints differ.

@@ -55,7 +55,7 @@ def list_runs(folder: Path) -> list[Path]:
 
 
 def read_cell(runs: Iterable[Path], expected: dict, trained: bool) -> Cell:
-    """Return the cell of some runs.
+    """Read the logs and the records of runs into a cell.
 
     Args:
         runs: folder of each run.

@@ -25,14 +25,14 @@ class Point:
 
 
 def collect_points(table: Table) -> tuple[int, list[Point]]:
-    """Return the number of shots for which most methods have results, and a point for each of these methods.
+    """Return the number of shots at which the most methods have results, and a point for each of these methods.
 
-    Of several such numbers, the largest counts. Zero-shot methods have a point, too, unless no method was trained. A
-    method whose records name no number of parameters has none.
+    The larger number of shots wins a tie. Zero-shot methods have a point, too, unless no trained method has one. A
+    method has none if its records do not have the number of trainable parameters.
     """
 
     def has_point(cells: dict[int, Cell], shots: int) -> bool:
-        """Whether the cell of a row and a number of shots has accuracies and parameters."""
+        """Whether a row's cell for ``shots`` exists and has both accuracies and numbers of parameters."""
         return shots in cells and bool(cells[shots].accuracies and cells[shots].parameters)
 
     shots = max(SHOTS[1:], key=lambda s: (sum(has_point(cells, s) for cells in table.values()), s))

@@ -23,7 +23,7 @@ from studies.tables.cells import Cell, format_notes, format_shots, list_runs, re
 
 SHOTS = (0, 1, 2, 4, 8, 16)  # columns: zero-shot, and the shots of the CoOp paper (Zhou et al. 2022, section 4.1)
 ZERO_SHOT_ROWS = {"Zero-shot CLIP": "ZeroshotCLIP", "Zero-shot ensemble": "ZeroshotCLIP2"}  # trainer by row
-STANDARD_TOKENS, EFFICIENT_TOKENS = 16, 4  # context tokens: CoOp's default, and those of its "a photo of a" start
+STANDARD_TOKENS, EFFICIENT_TOKENS = 16, 4  # context tokens: CoOp's default, and the length of "a photo of a"
 # Row by (context tokens, class-specific): the two settings that the study compares.
 COOP_ROWS = {(STANDARD_TOKENS, False): "CoOp (Standard)", (EFFICIENT_TOKENS, False): "CoOp (Efficient)"}
 FEATURE_METHODS = {  # trainer by row: methods over CLIP's image features
@@ -82,7 +82,7 @@ def collect_table(folder: Path, config: str) -> Table:
 
 
 def _read_optional_cell(folder: Path, expected: dict, row: str) -> Cell | None:
-    """Return the cell of the runs in ``folder``, as :func:`read_cell`; None if an optional row has no folder."""
+    """Return the cell of the runs in ``folder``; None if the folder does not exist and the row is optional."""
     if row not in REQUIRED_ROWS and not folder.is_dir():
         return None
     return read_cell(list_runs(folder), expected, trained=row not in ZERO_SHOT_ROWS)
