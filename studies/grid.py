@@ -126,7 +126,7 @@ def build_trials(sweep: dict, output: str, root: str, seeds: list[str], override
 def _run_folder(output: str, name: str) -> Path:
     """Return ``output``/``name``; :class:`UserError` unless ``name`` is a relative path that stays below ``output``."""
     if ".." in Path(name).parts or Path(name).is_absolute() or not is_serializable(name):
-        raise UserError(f"a run's folder is a path below {output}; {format_value(name)} is none")
+        raise UserError(f"a run's folder must be a path below {output}; got {format_value(name)}")
     return Path(output, name)
 
 
@@ -143,7 +143,7 @@ def _substitute(text: str, point: dict[str, str]) -> str:
             return match[0][0]
         if match[1] not in point:
             axes = ", ".join(point) or "none"
-            raise UserError(f'"{text}" names something in braces that is no axis of its grid ({axes})')
+            raise UserError(f'"{text}" has a field in braces that is not an axis of its grid ({axes})')
         return point[match[1]]
 
     return FIELD_PATTERN.sub(replacement, text)

@@ -54,7 +54,7 @@ class ProgressPrinter:
         return frame.map("{:.2f}".format).replace("nan", "-").to_markdown(disable_numparse=True, stralign="right")
 
     def _read_row(self, trial: Trial) -> tuple[str, int, float] | None:
-        """Return a trial's method, shots and accuracy in percent; None without a whole record or an accuracy."""
+        """Return a trial's method, shots and accuracy in percent; None if the record is damaged or has no accuracy."""
         try:
             record = read_record(trial.folder)
             accuracy, shots = record["accuracy"], max(record["config"]["DATASET"]["NUM_SHOTS"], 0)

@@ -169,7 +169,7 @@ def run_tasks(
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(all(node.get(name, 0) >= count for name, count in resources.items()) for node in nodes):
         need, have = _format_resources(resources), "; ".join(map(_format_resources, nodes)) or "nothing"
-        raise UserError(f"a task needs {need}, which no node of the cluster has. They have: {have}")
+        raise UserError(f"a task needs {need}, which no node of the cluster has. The nodes have: {have}")
     options = {"num_cpus": resources["CPU"], "num_gpus": resources["GPU"], "memory": int(resources["memory"]) or None}
     task = ray.remote(_run_in_folder).options(max_retries=MAX_RETRIES, retry_exceptions=False, **options)
     waiting = iter(items)

@@ -165,7 +165,7 @@ def rerun(source: Path, folder: Path, root: str, model_dir: str, overrides: list
     differences += [(name, "", difference) for name, difference in tensors.items() if difference]
     same += [name for name, difference in tensors.items() if not difference]
     if differences:
-        print(tabulate(differences, ["differs", "then", "now"], disable_numparse=True))
+        print(tabulate(differences, ["differs", "record", "rerun"], disable_numparse=True))
     print(f"The same: {', '.join(same)}")
     causes = [key for key, *_ in differences if key.partition(".")[0] in CAUSE_KEYS]
     if effects := [key for key, *_ in differences if key not in causes]:

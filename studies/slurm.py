@@ -53,7 +53,7 @@ def run_trial_number(stages: list[list[Trial]], number: int, threads: int) -> in
     """
     trials = list(itertools.chain(*stages))
     if not 0 <= number < len(trials):
-        raise UserError(f"there is no run {number}; the sweep's are numbered from 0 to {len(trials) - 1} (--list)")
+        raise UserError(f"no run has the number {number}; the numbers are 0 to {len(trials) - 1} (see --list)")
     trial = trials[number]
     model = next((n for n, other in enumerate(trials) if other.folder == trial.model_dir), None)
     if model is not None and not trials[model].is_finished:

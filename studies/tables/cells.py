@@ -91,7 +91,7 @@ def _find_config_mismatch(record: dict, expected: dict) -> str:
     if config.get("TRAINER.COOP.CTX_INIT"):  # its words set the number of tokens
         expected = {key: value for key, value in expected.items() if key != "TRAINER.COOP.N_CTX"}
     wrong = [f"{key} {config[key]}" for key, value in expected.items() if config.get(key, value) != value]
-    return f"its record says {', '.join(wrong)}" if wrong else ""
+    return f"its record has {', '.join(wrong)}" if wrong else ""
 
 
 def _describe_weights(record: dict) -> str:

@@ -132,7 +132,7 @@ def test_a_run_on_other_classes_or_shots_than_its_folder_names_is_missing(write_
     main([str(folder)])
     expected = {"train_base": ["-", "60.00"], "test_new": ["80.00", "-"]}[stage]
     assert read_csv(folder)[1][2:] == [*expected, "-"]
-    assert f"its record says DATASET.{message}" in read_page(folder)
+    assert f"its record has DATASET.{message}" in read_page(folder)
 
 
 def test_shortcuts_are_marked_and_different_weights_are_noted(write_base_to_new, write_runs):

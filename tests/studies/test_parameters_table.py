@@ -104,7 +104,7 @@ def test_a_run_with_class_specific_contexts_is_not_in_the_row_of_shared_contexts
     folder = write_run("CoOp/tiny_4shots", 70, 64, TRAINER={"COOP": {"N_CTX": 16, "CSC": True}})
     main([str(folder)])
     assert read_csv(folder)["CoOp (Standard)"][3] == "-"
-    assert "its record says TRAINER.COOP.CSC True" in (folder / "results.md").read_text()
+    assert "its record has TRAINER.COOP.CSC True" in (folder / "results.md").read_text()
 
 
 def test_class_specific_contexts_of_main_sh_have_a_row(write_run):

@@ -132,7 +132,7 @@ def test_a_run_whose_record_contradicts_its_folder_is_missing(write_run):
         record.write_text(json.dumps({"config": {**config, section: {key: value}}}))
         main([str(folder)])
         assert read_csv(folder)[2][4] == "-"
-        assert f"its record says {section}.{key} {value}" in (folder / "results.md").read_text()
+        assert f"its record has {section}.{key} {value}" in (folder / "results.md").read_text()
 
 
 def write_record(folder, name, **features):

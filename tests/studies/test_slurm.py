@@ -102,7 +102,7 @@ def test_a_trial_runs_by_its_number(sweep, digits_root, tmp_path, capsys):
     assert len(accuracies) == 1
     for number in ("-1", "3"):
         assert main([*command, f"--cell={number}"]) == 2
-        assert f"there is no run {number}; the sweep's are numbered from 0 to 2" in capsys.readouterr().err
+        assert f"no run has the number {number}; the numbers are 0 to 2 (see --list)" in capsys.readouterr().err
     capsys.readouterr()
     assert main([*command, "--arrays", "1000"]) == 0
     assert capsys.readouterr().out == "0 0 0\n"

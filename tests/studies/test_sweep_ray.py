@@ -187,7 +187,8 @@ def test_a_stopped_sweep_resumes_although_a_node_is_killed(cluster, write_sweep,
     command = [write_sweep(*runs), "--root", str(digits_root)]
     assert main([*command, "--ray", cluster.address, "--memory", "4000"]) == 2
     assert (
-        "a task needs 1 CPUs, 4000 GB, which no node of the cluster has. They have: 1 CPUs, " in capsys.readouterr().err
+        "a task needs 1 CPUs, 4000 GB, which no node of the cluster has. The nodes have: 1 CPUs, "
+        in capsys.readouterr().err
     )
 
     interrupter = Interrupter(tmp_path / "out")
