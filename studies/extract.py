@@ -57,7 +57,7 @@ class ExtractionJob:
         return (self.folder / "_versions").is_dir()
 
     def list_blocks(self) -> dict[Path, range]:
-        """Return the row numbers of each block by the path of its marker, the JSON file of a complete block."""
+        """Return the listed rows of each block by the path of its marker, the file that a complete block has."""
         rows = range(open_lance_dataset(self.folder / LISTING_FOLDER)[0].count_rows())
         size = max(MIN_BLOCK_IMAGES, len(rows) // MAX_BLOCKS)
         return {self.folder / f"blocks/{start // size}.json": rows[start : start + size] for start in rows[::size]}

@@ -37,7 +37,7 @@ class ProgressPrinter:
             self.print_table()
 
     def print_table(self) -> None:
-        """Print the table, unless it is empty."""
+        """Print the table of accuracies, unless it is empty."""
         if text := self.format_table():
             print(text, flush=True)
         self.last_table_time = time.monotonic()

@@ -217,7 +217,7 @@ def _get_outcome(reference: Any) -> tuple[Any, str | None]:
 
 
 def run_trials(trials: list[Trial], resources: Resources, at_once: int, threads: int) -> TrialOutcomes:
-    """Run the trials as Ray tasks, ``at_once`` of them at a time (0: no limit); yield each as it ends.
+    """Run the trials as tasks of :func:`run_tasks`; yield each as it ends.
 
     A trial whose node was lost resumes from its checkpoints on another node.
     """

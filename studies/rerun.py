@@ -97,7 +97,7 @@ def compare_records(saved: dict, current: dict) -> tuple[list[tuple[str, str, st
 
 
 def _is_renamed_only(key: str, old: dict, new: dict) -> bool:
-    """Whether a dotted key is one of NAME_KEYS in an entry whose sha256 is the same in both flat records."""
+    """Whether ``key`` is a file name, backbone or commit in an entry that has the same sha256 in both flat records."""
     entry, _, name = key.rpartition(".")
     return name in NAME_KEYS and old.get(f"{entry}.sha256", "") == new.get(f"{entry}.sha256")
 

@@ -42,7 +42,7 @@ Page = tuple[str, str, Any]  # a table as the stem of its file names, its Markdo
 
 
 def read_table(folder: Path) -> Page | None:
-    """Return the table of the runs in ``folder``, or None if their paths fit neither kind of table.
+    """Return the base-to-new or the transfer table of the runs in ``folder``; None if their paths fit neither.
 
     Raises:
         UserError: no run is finished.
@@ -55,7 +55,7 @@ def read_table(folder: Path) -> Page | None:
 
 
 def build_base_to_new(folder: Path, matches: list[re.Match]) -> Page:
-    """Return a table with rows for each method on each data set, and for each method's average over data sets.
+    """Return a table with the accuracy on base and new classes, and H: rows of data sets x methods, then averages.
 
     ``matches`` has a match of BASE_TO_NEW for each log in ``folder``.
     """
@@ -125,7 +125,7 @@ def _read_source_cell(folder: Path, method: str) -> Cell:
 
 
 def _list_datasets_and_methods(matches: list[re.Match]) -> tuple[list[str], dict[str, list[str]]]:
-    """Return the names of the data sets, and the names of the seed folders by method path.
+    """Return the names of the data sets in the matched paths, and the names of the seed folders by method path.
 
     Methods without training come first. A method without seed folders has one empty name.
     """

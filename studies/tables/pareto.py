@@ -53,7 +53,7 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
 
 
 def plot(shots: int, points: Sequence[Point], title: str, file) -> None:
-    """Write the plot to a binary file as a PNG; the axis of parameters is logarithmic, but includes 0."""
+    """Write a plot of accuracy against parameters, with the Pareto front, to a binary file as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")

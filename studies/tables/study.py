@@ -42,12 +42,13 @@ Table = dict[str, dict[int, Cell]]  # cells of each row by shots, without those 
 
 
 def choose_config(folder: Path, config: str) -> str:
-    """Return the config (``rn50``, ``tiny``) whose runs make the table: ``config``, or the only one in ``folder``.
+    """Return the config (``rn50``, ``tiny``) whose runs make the table: ``config``, or else the only one in ``folder``.
 
-    CoOp's run folders name the configs, or those of the other methods where CoOp has no runs.
+    The names of CoOp's run folders contain the configs; without runs of CoOp, those of the other methods. Without any
+    runs, an empty ``config`` becomes ``<config>``.
 
     Raises:
-        UserError: ``config`` has no runs, or is empty where there are several configs.
+        UserError: ``folder`` has runs, but none of ``config``; or ``config`` is empty and there are several.
     """
     for trainers in (["CoOp"], FEATURE_METHODS.values()):
         paths = (path for trainer in trainers for path in (folder / trainer).glob("*shots*"))
@@ -89,7 +90,7 @@ def _read_optional_cell(folder: Path, expected: dict, row: str) -> Cell | None:
 
 
 def _list_contexts(folder: Path, config: str) -> list[tuple[int, bool]]:
-    """Return (context tokens, class-specific) of the required rows, then of the other runs in ``folder``, sorted."""
+    """Return (context tokens, class-specific) of the required rows, then of other runs; class-specific ones are last."""
     contexts = set()
     for path in folder.glob(f"{glob.escape(config)}_*shots*"):
         if (match := RUN_PATTERN.fullmatch(path.name)) and match["config"] == config and path.is_dir():
