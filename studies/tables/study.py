@@ -90,7 +90,7 @@ def _read_optional_cell(folder: Path, expected: dict, row: str) -> Cell | None:
 
 
 def _list_contexts(folder: Path, config: str) -> list[tuple[int, bool]]:
-    """Return (context tokens, class-specific) of the required rows, then of other runs; class-specific ones are last."""
+    """Return (context tokens, class-specific) of the required rows, then of other runs, class-specific ones last."""
     contexts = set()
     for path in folder.glob(f"{glob.escape(config)}_*shots*"):
         if (match := RUN_PATTERN.fullmatch(path.name)) and match["config"] == config and path.is_dir():

@@ -25,7 +25,7 @@ def write_runs(tmp_path):
     It returns the first folder of ``name``. Each run has ``record`` as its record, if there is one.
     """
 
-    def call(name, *accuracies, form=TESTED, **record):
+    def write(name, *accuracies, form=TESTED, **record):
         for seed, accuracy in enumerate(accuracies, start=1):
             run = tmp_path / name / (f"seed{seed}" if len(accuracies) > 1 else "")
             run.mkdir(parents=True, exist_ok=True)
@@ -34,19 +34,19 @@ def write_runs(tmp_path):
                 (run / "result.json").write_text(json.dumps(record))
         return tmp_path / Path(name).parts[0]
 
-    return call
+    return write
 
 
 @pytest.fixture
 def write_base_to_new(write_runs):
     """A function that writes a method's runs with these accuracies on the base and the new classes of a data set."""
 
-    def call(data, method, base, new, **record):
+    def write(data, method, base, new, **record):
         trained = method != ZERO
         write_runs(f"b2n/{'train' if trained else 'test'}_base/{data}/{method}", *base, form=TRAINED, **record)
         return write_runs(f"b2n/test_new/{data}/{method}", *new, **record)
 
-    return call
+    return write
 
 
 def read_csv(folder, name="base_to_new") -> list[list[str]]:
@@ -137,6 +137,7 @@ def test_a_run_on_other_classes_or_shots_than_its_folder_names_is_missing(write_
 
 def test_shortcuts_are_marked_and_different_weights_are_noted(write_base_to_new, write_runs):
     def build_record(**features):
+        """Return a record whose config has these FEATURES."""
         return {"weights": {"backbone": "RN50", "sha256": "a" * 64}, "config": {"FEATURES": features}}
 
     write_base_to_new("dtd", COOP, [80], [60], **build_record())

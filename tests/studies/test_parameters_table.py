@@ -30,7 +30,7 @@ def write_run(tmp_path):
     """
     folder = tmp_path / "digits"
 
-    def call(name, accuracy, parameters=None, **config):
+    def write(name, accuracy, parameters=None, **config):
         (folder / name).mkdir(parents=True)
         form = TESTED if name.startswith("Zeroshot") else TRAINED
         (folder / name / "log.txt").write_text(form.format(accuracy))
@@ -39,8 +39,8 @@ def write_run(tmp_path):
             (folder / name / "result.json").write_text(json.dumps(record))
         return folder
 
-    call("ZeroshotCLIP", 60, 0)
-    return call
+    write("ZeroshotCLIP", 60, 0)
+    return write
 
 
 def read_csv(folder) -> dict[str, list[str]]:
@@ -123,6 +123,7 @@ def test_parameters_that_vary_are_shown_as_a_range():
 
 def test_the_plot_shows_the_number_of_shots_that_most_methods_have():
     def cell(accuracy, parameters):
+        """Return the cell of one run."""
         return Cell([accuracy], parameters={parameters})
 
     table = {"Zero-shot CLIP": {0: cell(60, 0)}, "A": {1: cell(70, 10), 4: cell(72, 10)}, "B": {1: cell(71, 20)}}

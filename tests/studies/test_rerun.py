@@ -241,6 +241,7 @@ def test_a_record_of_an_earlier_version_is_enough(run, call):
     original = run(*SHORT)
 
     def remove_new_entries(record):
+        """Remove the entries that earlier versions did not write."""
         for key in ("code", "machine", "splits", "started_from", "correct", "total"):
             del record[key]
         del record["config"]["FORCE_RESUME"], record["config"]["DATASET"]["TEST_PERCENT"], record["versions"]["scipy"]

@@ -85,6 +85,7 @@ def test_the_field_output_in_arguments_is_the_sweeps_folder():
 
 def test_a_trial_is_in_a_later_stage_than_the_trial_whose_model_it_evaluates():
     def trial(name, model=""):
+        """Return a trial in the folder ``name`` that evaluates the model in the folder ``model``, if any."""
         return Trial(Path("out", name), ("--eval-only", "--model-dir", f"out/{model}") if model else ())
 
     c, b, a, x, d = trial("c", "b"), trial("b", "a"), trial("a"), trial("x", "elsewhere"), trial("d")
@@ -144,12 +145,12 @@ def test_two_runs_with_one_folder_are_refused():
 def write_sweep(tmp_path):
     """A function that writes a sweep file with these runs and keys, and returns its path."""
 
-    def call(*runs, **keys):
+    def write(*runs, **keys):
         path = tmp_path / "sweep.yaml"
         path.write_text(yaml.safe_dump({"output": str(tmp_path / "out"), "runs": list(runs), **keys}))
         return str(path)
 
-    return call
+    return write
 
 
 @pytest.mark.parametrize(

@@ -89,12 +89,12 @@ def test_the_table_is_printed_every_few_seconds_and_at_the_end(tmp_path, capsys,
 def write_sweep(tmp_path):
     """A function that writes a sweep file with these runs and returns its path."""
 
-    def call(*runs):
+    def write(*runs):
         path = tmp_path / "sweep.yaml"
         path.write_text(yaml.safe_dump({"output": str(tmp_path / "out"), "threads": 1, "runs": list(runs)}))
         return str(path)
 
-    return call
+    return write
 
 
 def test_a_missing_ray_names_the_package_to_install(write_sweep, monkeypatch, capsys):
