@@ -1,7 +1,8 @@
-"""Extracting a feature set (:mod:`vlm.images.lance_features`) block by block: here, as tasks of Ray, or in shards.
+"""Extraction of a feature set (:mod:`vlm.images.lance_features`) in blocks: in this process, as Ray tasks, in shards.
 
-Each block of the list of images becomes a fragment of the Lance data set, and a small file tells that it is there. So a
-killed extraction loses one block, and who finds all blocks there commits the set.
+The images are listed once and the list is cut into blocks. A block becomes a fragment of the Lance data set, and then a
+JSON file marks the block as complete, so a killed extraction loses one block. The call that sees all blocks complete
+commits the set.
 """
 
 from __future__ import annotations
@@ -21,33 +22,30 @@ import datasets  # noqa: F401  registers the data sets
 from dassl.config.merge import flatten
 from dassl.data.datasets import build_dataset
 from dassl.data.images import unreadable_images_error
+from dassl.data.transforms import Pipeline
 from dassl.utils import UnreadableImageError, UserError, check_availability, read_image, read_json, write_json
 from inference.classifier import build_preprocessing
 from vlm.clip.load import load_cached_clip
-from vlm.images.encoder import PRECISIONS, build_image_encoder
+from vlm.images.encoder import PRECISIONS, ImageEncoder, build_image_encoder
 from vlm.images.extractor import CachedFeatureExtractor
 from vlm.images.lance_features import METADATA_KEY, lance, open_lance_dataset
 from vlm.images.lance_features import pyarrow as pa
 
 from . import ray
 
+# The lists of a DatasetBase that each value of --split takes its images from.
 SPLITS = {"train": ("train_x",), "val": ("val",), "test": ("test",), "all": ("train_x", "val", "test")}
-LISTING_FOLDER = "images.lance"  # in the set's folder, until all features are there
-MIN_BLOCK_IMAGES, MAX_BLOCKS = (
-    1024,
-    1000,
-)  # images of a block; blocks of a large set, as each is a file that random reads open
-COMPARED_KEYS = (
-    "weights",
-    "precision",
-    "preprocessing",
-)  # of the encoder: the rest moves a feature by less than fp16 does
+LISTING_FOLDER = "images.lance"  # paths and labels of the images, in the set's folder until the set is complete
+MIN_BLOCK_IMAGES = 1024  # images of a block: RN50 takes over a minute on two cores, longer than a task's start
+MAX_BLOCKS = 1000  # blocks of a large set: each is a file, and reading random rows opens all files
+# Keys of ImageEncoder.description; the others, such as the runtime, change a feature by less than rounding to fp16.
+COMPARED_KEYS = ("weights", "precision", "preprocessing")
 IGNORED_DATASET_KEYS = ("ROOT", "SKIP_BAD_IMAGES", "FOLLOW_LINKS", "TEMPLATE")  # of DATASET: no feature depends on them
 
 
 @dataclass(frozen=True)
 class ExtractionJob:
-    """A feature set to make in ``folder``: of a ``split`` of the data set of ``cfg``, by its backbone."""
+    """A feature set to make: the config of a data set and a backbone, the ``--split``, and the set's folder."""
 
     cfg: CfgNode
     split: str
@@ -55,73 +53,76 @@ class ExtractionJob:
 
     @property
     def is_complete(self) -> bool:
+        """Whether the set is committed: Lance writes ``_versions`` last."""
         return (self.folder / "_versions").is_dir()
 
-    def blocks(self) -> dict[Path, range]:
-        """Return the rows of each block, by the file that tells that it is there."""
+    def list_blocks(self) -> dict[Path, range]:
+        """Return the listed rows of each block by the path of its marker, the file that a complete block has."""
         rows = range(open_lance_dataset(self.folder / LISTING_FOLDER)[0].count_rows())
         size = max(MIN_BLOCK_IMAGES, len(rows) // MAX_BLOCKS)
         return {self.folder / f"blocks/{start // size}.json": rows[start : start + size] for start in rows[::size]}
 
 
 def run_block(block: tuple[Path, range] | None, job: ExtractionJob) -> str | None:
-    """Extract a block, or (None) begin the set; return what the user has to hint, or None."""
+    """Extract a block (marker, rows); list the set's images if ``block`` is None. Return None or an error message."""
     node, device = job.cfg.MODEL.BACKBONE, "cuda" if job.cfg.USE_CUDA and torch.cuda.is_available() else "cpu"
     try:
         check_availability(job.cfg.FEATURES.PREC, PRECISIONS, "FEATURES.PREC")
-        with torch.random.fork_rng(devices=[]):  # load_shared keeps a CLIP for the random state before loading it
-            clip, weights = load_cached_clip(
-                node.NAME, node.WEIGHTS, "fp16", device
-            )  # as the trainers over a frozen CLIP
-        encoder, transform = (
-            build_image_encoder(clip.visual, weights, job.cfg.FEATURES.PREC),
-            build_preprocessing(clip.visual),
-        )
+        # load_cached_clip reuses its CLIP only under the same random state. Prompt trainers load fp16 weights, too.
+        with torch.random.fork_rng(devices=[]):
+            clip, weights = load_cached_clip(node.NAME, node.WEIGHTS, "fp16", device)
+        encoder = build_image_encoder(clip.visual, weights, job.cfg.FEATURES.PREC)
+        transform = build_preprocessing(clip.visual)
         if block:
             _extract_block(*block, job, encoder, transform)
         else:
+            description = {key: encoder.description[key] for key in COMPARED_KEYS}
             data = {key: value for key, value in job.cfg.DATASET.items() if key not in IGNORED_DATASET_KEYS}
-            settings = {
-                "encoder": {key: encoder.description[key] for key in COMPARED_KEYS},
-                "transform": repr(transform),
-            }
-            _write_listing(job, json.loads(json.dumps({**settings, "split": job.split, "data": data})))
+            settings = {"encoder": description, "transform": repr(transform), "split": job.split, "data": data}
+            _write_listing(job, json.loads(json.dumps(settings)))
     except UserError as error:
         return str(error)
     return None
 
 
 def _write_listing(job: ExtractionJob, settings: dict) -> None:
-    """List the images; or compare the settings with those of the set that is there."""
-    if job.is_complete or (job.folder / LISTING_FOLDER).exists():
-        then = dict(
-            flatten(open_lance_dataset(job.folder if job.is_complete else job.folder / LISTING_FOLDER)[1]["settings"])
-        )
-        if other := [f"{key} {then.get(key)}, not {now}" for key, now in flatten(settings) if now != then.get(key)]:
-            raise UserError(f"{job.folder} was made with {'; '.join(other)}. Take another --output")
+    """Write the list of the set's images with ``settings``, or compare ``settings`` with those of an existing list.
+
+    Raises:
+        UserError: the settings differ, or the split has no images.
+    """
+    listing = job.folder / LISTING_FOLDER
+    if job.is_complete or listing.exists():
+        saved = dict(flatten(open_lance_dataset(job.folder if job.is_complete else listing)[1]["settings"]))
+        pairs = flatten(settings)
+        if changed := [f"{key} {saved.get(key)}, not {value}" for key, value in pairs if value != saved.get(key)]:
+            raise UserError(f"{job.folder} was made with {'; '.join(changed)}. Take another --output")
         return
     dataset, root = build_dataset(job.cfg), Path(job.cfg.DATASET.ROOT).expanduser()
-    names = list(dataset.classnames)
-    labels = {item.impath: item.label for part in SPLITS[job.split] for item in getattr(dataset, part) or ()}
+    classnames = list(dataset.classnames)
+    labels = {item.impath: item.label for name in SPLITS[job.split] for item in getattr(dataset, name) or ()}
     if not labels:
         raise UserError(f"{job.cfg.DATASET.NAME} has no images in --split {job.split}")
-    rows = sorted((label if names else 0, os.path.relpath(path, root)) for path, label in labels.items())
-    print(f"Listing {len(rows):,} images of {len(names):,} classes")
+    rows = sorted((label if classnames else 0, os.path.relpath(path, root)) for path, label in labels.items())
+    print(f"Listing {len(rows):,} images of {len(classnames):,} classes")
     label, path = zip(*rows, strict=True)
     table = pa.table({"path": [name.replace(os.sep, "/") for name in path], "label": pa.array(label, pa.int32())})
-    description = json.dumps({"classnames": names or [""], "settings": settings})
-    lance.write_dataset(table.replace_schema_metadata({METADATA_KEY: description}), str(job.folder / LISTING_FOLDER))
+    metadata = {METADATA_KEY: json.dumps({"classnames": classnames or [""], "settings": settings})}
+    lance.write_dataset(table.replace_schema_metadata(metadata), str(listing))
 
 
-def _extract_block(done: Path, rows: range, job: ExtractionJob, encoder, transform) -> None:
-    """Write the fragment of a block, without pictures that cannot be read, if these may be left out."""
-    table, root = (
-        open_lance_dataset(job.folder / LISTING_FOLDER)[0].take([*rows]),
-        Path(job.cfg.DATASET.ROOT).expanduser(),
-    )
+def _extract_block(marker: Path, rows: range, job: ExtractionJob, encoder: ImageEncoder, transform: Pipeline) -> None:
+    """Write the features of the listed ``rows`` as a Lance fragment, then the block's ``marker``.
+
+    Raises:
+        UserError: images cannot be read (all of them, under DATASET.SKIP_BAD_IMAGES), or a feature is not finite.
+    """
+    table = open_lance_dataset(job.folder / LISTING_FOLDER)[0].take([*rows])
+    root = Path(job.cfg.DATASET.ROOT).expanduser()
     bad: dict[str, str] = {}
 
     def read(path: str) -> torch.Tensor | None:
+        """Return the preprocessed image (3, height, width); None, with the reason in ``bad``, if it cannot be read."""
         try:
             return transform(read_image(root / path))
         except UnreadableImageError as error:
@@ -140,38 +141,47 @@ def _extract_block(done: Path, rows: range, job: ExtractionJob, encoder, transfo
     table = table.filter(pa.array([path not in bad for path in paths])).append_column("feature", column)
     (fragment,) = lance.fragment.write_fragments(table, str(job.folder))
     labels, counts = (array.tolist() for array in np.unique(table["label"], return_counts=True))
-    write_json({"fragment": fragment.to_json(), "dim": features.shape[1], "labels": labels, "counts": counts}, done)
+    write_json({"fragment": fragment.to_json(), "dim": features.shape[1], "labels": labels, "counts": counts}, marker)
 
 
-def _commit_dataset(job: ExtractionJob, blocks: list[Path]) -> None:
-    """Make one data set of all fragments, in the order of the list."""
+def _commit_dataset(job: ExtractionJob, markers: list[Path]) -> None:
+    """Commit the fragments of all blocks as one Lance data set with class counts; remove the list and the markers."""
     listing, description = open_lance_dataset(job.folder / LISTING_FOLDER)
-    entries, counts = [*map(read_json, blocks)], np.zeros(len(description["classnames"]), np.int64)
-    for entry in entries:
-        counts[entry["labels"]] += entry["counts"]
-    schema = listing.schema.append(pa.field("feature", pa.list_(pa.float16(), entries[0]["dim"])))
+    blocks, counts = [*map(read_json, markers)], np.zeros(len(description["classnames"]), np.int64)
+    for block in blocks:
+        counts[block["labels"]] += block["counts"]
+    schema = listing.schema.append(pa.field("feature", pa.list_(pa.float16(), blocks[0]["dim"])))
     schema = schema.with_metadata({METADATA_KEY: json.dumps({**description, "counts": counts.tolist()})})
-    fragments = [lance.FragmentMetadata.from_json(json.dumps(entry["fragment"])) for entry in entries]
+    fragments = [lance.FragmentMetadata.from_json(json.dumps(block["fragment"])) for block in blocks]
     lance.LanceDataset.commit(str(job.folder), lance.LanceOperation.Overwrite(schema, fragments))
-    for leftover in (job.folder / LISTING_FOLDER, blocks[0].parent):
-        shutil.rmtree(leftover, ignore_errors=True)
+    for folder in (job.folder / LISTING_FOLDER, markers[0].parent):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def extract_features(
     job: ExtractionJob, shard: int, shards: int, address: str | None, resources: ray.Resources
 ) -> None:
-    """Extract the missing blocks of a shard, here or (``address``) on Ray; commit the set once all blocks are there."""
+    """Extract the incomplete blocks of a shard; commit the set once all blocks are complete.
+
+    Args:
+        shard: number of the shard, from 1 to ``shards``; the shard has every ``shards``-th block.
+        address: of a Ray, as for :func:`studies.ray.connect`, with ``resources`` for each task; None: no Ray.
+
+    Raises:
+        UserError: a wrong split, shard or config, or images that cannot be read.
+    """
     check_availability(job.split, SPLITS, "--split")
     if not 1 <= shard <= shards:
-        raise UserError(f"--shard is {shard}; it counts from 1 to --shards, {shards}")
+        raise UserError(f"--shard is {shard}; it must be from 1 to --shards, {shards}")
     with ray.local_or_ray(address, resources) as run:
-        if error := next(run(run_block, [None], job)):  # where blocks are made, as a GPU has a precision of its own
+        # The list is written where the blocks are extracted: its precision is that of their device, such as a GPU.
+        if error := next(run(run_block, [None], job)):
             raise UserError(error)
-        blocks = {} if job.is_complete else job.blocks()
-        mine = [block for block in [*blocks.items()][shard - 1 :: shards] if not block[0].exists()]
-        if errors := [error for error in run(run_block, mine, job) if error]:
+        blocks = {} if job.is_complete else job.list_blocks()
+        todo = [block for block in [*blocks.items()][shard - 1 :: shards] if not block[0].exists()]
+        if errors := [error for error in run(run_block, todo, job) if error]:
             raise UserError("\n".join(errors))
-    if missing := sum(not block.exists() for block in blocks):
+    if missing := sum(not marker.exists() for marker in blocks):
         print(f"{job.folder}: {missing:,} of {len(blocks):,} blocks are missing, those of other shards")
         return
     if blocks:

@@ -1,4 +1,4 @@
-"""The trials that a sweep's YAML file means: one for each point of its grids."""
+"""The file of a sweep, and the trials that it describes: one for each point of each grid."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,19 +15,20 @@ from dassl.config.merge import format_value, is_serializable, read_yaml
 from dassl.engine.record import is_finished
 from dassl.utils import UserError, check_availability
 
-# The keys of a sweep and of a run in it, with the type of their values; those that must be there.
-SWEEP_KEYS = {"output": str, "threads": int, "arguments": str, "runs": list}
-RUN_KEYS = {"folder": str, "arguments": str, "grid": dict}
-REQUIRED_SWEEP_KEYS, REQUIRED_RUN_KEYS = {"output", "runs"}, {"folder"}
-MAX_RUNS, MAX_THREADS = 100_000, 1_024
-SEED_AXES = ("seed", "SEED")  # what --seeds replaces
-OUTPUT_FIELD = "output"  # in the braces of arguments: the sweep's folder
-FIELD_PATTERN = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")  # str.format's, but a dot is part of the name
+# The keys of a sweep's file and of each entry in its "runs", with the types of their values, as in tools/sweep.py.
+SWEEP_KEYS: dict[str, type] = {"output": str, "threads": int, "arguments": str, "runs": list}
+RUN_KEYS: dict[str, type] = {"folder": str, "arguments": str, "grid": dict}
+REQUIRED_SWEEP_KEYS, REQUIRED_RUN_KEYS = {"output", "runs"}, {"folder"}  # without these, no trial has a folder
+MAX_RUNS = 100_000  # trials of a grid: a larger grid is a slip, and would fill the memory before the first trial
+MAX_THREADS = 1_024  # threads of a trial: a larger number is a slip, and PyTorch would try to start them
+SEED_AXES = ("seed", "SEED")  # the axes that --seeds replaces: the field of --seed {seed}, and the config key
+OUTPUT_FIELD = "output"  # {output} in arguments is the sweep's folder
+FIELD_PATTERN = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")  # str.format's fields, but a name may contain dots
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of a sweep: its folder, the arguments of ``train.py``, and the KEY VALUE pairs that end them."""
+    """One run of a sweep: its folder, the arguments of ``train.py``, and the KEY VALUE pairs after them."""
 
     folder: Path
     arguments: tuple[str, ...] = ()
@@ -34,24 +36,25 @@ class Trial:
 
     @property
     def command(self) -> tuple[str, ...]:
+        """All arguments of ``train.py``: ``arguments``, then ``overrides``."""
         return (*self.arguments, *self.overrides)
 
     @property
-    def finished(self) -> bool:
-        """Whether the folder holds the record of a run of this very command."""
+    def is_finished(self) -> bool:
+        """Whether the folder holds the record of a finished run of this command."""
         return is_finished(self.folder, self.command)
 
     @property
-    def model(self) -> Path | None:
-        """The folder of the run whose model this one evaluates."""
+    def model_dir(self) -> Path | None:
+        """The value of ``--model-dir``, the folder of the run whose model this trial evaluates; or None."""
         return next((Path(folder) for flag, folder in pairwise(self.command) if flag == "--model-dir"), None)
 
 
 def read_sweep(path: Path) -> dict:
-    """Return the YAML of a sweep.
+    """Return the content of a sweep's YAML file, with its keys and types checked.
 
     Raises:
-        UserError: no such file, not YAML, or keys that are missing, unknown or of the wrong type.
+        UserError: the file is absent or not YAML; a key is missing, unknown or of the wrong type.
     """
     sweep = read_yaml(path)
     _check_keys(sweep, SWEEP_KEYS, REQUIRED_SWEEP_KEYS, f"{path}")
@@ -68,10 +71,13 @@ def read_sweep(path: Path) -> dict:
     return sweep
 
 
-def _check_keys(node: object, types: dict[str, type], needed: set[str], place: str) -> None:
-    """Raise :class:`UserError` unless ``node`` has the ``needed`` keys, and no others than those of ``types``."""
-    if not isinstance(node, dict) or needed - set(node):
-        raise UserError(f"{place} must have the keys {', '.join(sorted(needed))}")
+def _check_keys(node: object, types: Mapping[str, type], required: set[str], place: str) -> None:
+    """Raise :class:`UserError` unless ``node`` is a dict with all ``required`` keys and only keys of ``types``.
+
+    ``types`` has the exact type of each key's value. The message names ``place``, the file and the entry in it.
+    """
+    if not isinstance(node, dict) or required - set(node):
+        raise UserError(f"{place} must have the keys {', '.join(sorted(required))}")
     for key, value in node.items():
         check_availability(key, types, f"key in {place}:")
         if type(value) is not types[key]:
@@ -79,19 +85,26 @@ def _check_keys(node: object, types: dict[str, type], needed: set[str], place: s
 
 
 def build_trials(sweep: dict, output: str, root: str, seeds: list[str], overrides: list[str]) -> list[Trial]:
-    """Return a trial for every point of every grid. ``seeds`` replaces the axis ``seed`` (or ``SEED``).
+    """Return one trial for each point of each grid, in the order of the file.
+
+    Args:
+        sweep: the content of the file, from :func:`read_sweep`.
+        output: the sweep's folder; empty: the one in the file.
+        root: the value of ``--root`` for every trial; empty: no such flag.
+        seeds: values that replace those of each axis ``seed`` or ``SEED``; empty: the file's values.
+        overrides: KEY VALUE pairs for every trial.
 
     Raises:
-        UserError: braces that name no axis, two runs with one folder, a folder outside that of the sweep, an override
-            of an axis, an axis ``output``, more runs than anybody waits for.
+        UserError: a field in braces is no axis; two trials have one folder, or a folder is not below the sweep's; an
+            override sets an axis; an axis is called ``output``; a grid has more than MAX_RUNS points.
     """
     trials: dict[Path, Trial] = {}
     output = str(Path(output or sweep["output"]))
     for run in sweep["runs"]:
         axes = run.get("grid", {}).items()
         grid = {str(axis): seeds if seeds and axis in SEED_AXES else values for axis, values in axes}
-        if fixed := [key for key in overrides[::2] if key in grid]:
-            raise UserError(f"{fixed[0]} is an axis of the grid of {run['folder']}, so it cannot be set for every run")
+        if clash := [key for key in overrides[::2] if key in grid]:
+            raise UserError(f"{clash[0]} is an axis of the grid of {run['folder']}, so it cannot be set for every run")
         if OUTPUT_FIELD in grid:
             raise UserError(f"{{{OUTPUT_FIELD}}} is the sweep's folder; give that axis of {run['folder']} another name")
         if (count := math.prod(map(len, grid.values()))) > MAX_RUNS:
@@ -101,8 +114,8 @@ def build_trials(sweep: dict, output: str, root: str, seeds: list[str], override
             point = dict(zip(grid, map(str, values), strict=True))
             folder = _run_folder(output, _substitute(run["folder"], point))
             if folder in trials:
-                several = " and ".join(f"{{{axis}}}" for axis, values in grid.items() if len(values) > 1) or "an axis"
-                raise UserError(f'two runs have the folder {folder}; put {several} into "{run["folder"]}"')
+                fields = " and ".join(f"{{{axis}}}" for axis, values in grid.items() if len(values) > 1) or "an axis"
+                raise UserError(f'two runs have the folder {folder}; put {fields} into "{run["folder"]}"')
             keys = [word for axis, value in point.items() if "." in axis or axis.isupper() for word in (axis, value)]
             arguments = ["--output-dir", str(folder), *(["--root", root] if root else [])]
             arguments += [_substitute(word, {**point, OUTPUT_FIELD: output}) for word in words]
@@ -111,27 +124,33 @@ def build_trials(sweep: dict, output: str, root: str, seeds: list[str], override
 
 
 def _run_folder(output: str, name: str) -> Path:
-    """Return the folder of a run, below that of the sweep."""
+    """Return ``output``/``name``; :class:`UserError` unless ``name`` is a relative path that stays below ``output``."""
     if ".." in Path(name).parts or Path(name).is_absolute() or not is_serializable(name):
-        raise UserError(f"a run's folder is a path below {output}; {format_value(name)} is none")
+        raise UserError(f"a run's folder must be a path below {output}; got {format_value(name)}")
     return Path(output, name)
 
 
 def _substitute(text: str, point: dict[str, str]) -> str:
-    """Put a point of the grid into the ``{axis}`` of a text; ``{{`` and ``}}`` are plain braces."""
+    """Return ``text`` with each ``{axis}`` replaced by its value in ``point``, and ``{{``, ``}}`` by single braces.
 
-    def value(match: re.Match) -> str:
+    Raises:
+        UserError: a single brace, or a field whose name is not in ``point``.
+    """
+
+    def replacement(match: re.Match) -> str:
+        """Return the text that replaces one match of FIELD_PATTERN."""
         if match[0] in ("{{", "}}"):
             return match[0][0]
         if match[1] not in point:
             axes = ", ".join(point) or "none"
-            raise UserError(f'"{text}" names something in braces that is no axis of its grid ({axes})')
+            raise UserError(f'"{text}" has a field in braces that is not an axis of its grid ({axes})')
         return point[match[1]]
 
-    return FIELD_PATTERN.sub(value, text)
+    return FIELD_PATTERN.sub(replacement, text)
 
 
 def _split_words(text: str) -> list[str]:
+    """Split arguments into words as a shell does; :class:`UserError` where a quotation mark is not closed."""
     try:
         return shlex.split(text)
     except ValueError as error:

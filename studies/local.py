@@ -1,4 +1,4 @@
-"""The trials of a sweep on this machine: one after another, or in a few processes."""
+"""An executor that runs a sweep's trials on this machine: one after another, or several processes at a time."""
 
 from __future__ import annotations
 
@@ -18,12 +18,16 @@ from .schedule import TrialOutcomes
 
 
 def count_cores() -> int:
-    """Return the number of cores that this process may use, where Slurm says so; else of all."""
+    """Return the number of cores that Slurm assigned to this process; without Slurm, that of the machine."""
     return int(os.environ.get("SLURM_CPUS_PER_TASK") or os.cpu_count() or 1)
 
 
 def run_trial(trial: Trial, threads: int) -> str | None:
-    """Run one trial; return None, or what went wrong. Its output goes to its log.txt alone."""
+    """Run a trial in this process, with output to its log.txt only; return None or the error message.
+
+    Raises:
+        KeyboardInterrupt: the trial was stopped by Ctrl-C.
+    """
     import torch
 
     torch.set_num_threads(threads)
@@ -35,25 +39,31 @@ def run_trial(trial: Trial, threads: int) -> str | None:
             code = stop.code
         except Exception:
             return traceback.format_exc().strip()
-    if code == 130:
+    if code == 130:  # of train.main after Ctrl-C
         raise KeyboardInterrupt
     return errors.getvalue().strip() or f"exit code {code}" if code else None
 
 
 def exit_with_parent() -> None:
-    """End this process as soon as the sweep ends, even if that is killed: its trial would hold the run's folder."""
+    """Start a thread that ends this process when the sweep's process ends, even by SIGKILL.
 
-    def watch() -> None:
-        connection.wait([parent_process().sentinel])
+    A trial that outlived its sweep would hold the lock of its folder.
+    """
+    parent = parent_process()
+    assert parent is not None, "a pool calls this in a process that it started"
+
+    def exit_after_parent() -> None:
+        """Wait for the end of the parent process, then end this one at once."""
+        connection.wait([parent.sentinel])
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=exit_after_parent, daemon=True).start()
 
 
 def run_trials(trials: list[Trial], jobs: int, threads: int) -> TrialOutcomes:
-    """Run the trials, ``jobs`` at a time; yield each as it ends.
+    """Run the trials, ``jobs`` at a time with ``threads`` threads each; yield each as it ends.
 
-    None waits in the pool, which would run its queue to the end even if the sweep is stopped.
+    The pool gets a trial only when a process is free: a pool runs its queue to the end even if the sweep is stopped.
     """
     if jobs == 1:
         yield from ((trial, run_trial(trial, threads)) for trial in trials)
@@ -75,7 +85,7 @@ def run_trials(trials: list[Trial], jobs: int, threads: int) -> TrialOutcomes:
 
 
 def wait_for_trials(running: dict[Future, Trial]) -> TrialOutcomes:
-    """Wait until a trial ends; remove and yield those that have."""
+    """Wait until at least one trial ends; remove each ended trial from ``running`` and yield it."""
     for future in wait(running, return_when=FIRST_COMPLETED).done:
         trial = running.pop(future)
         broken = isinstance(future.exception(), BrokenProcessPool)

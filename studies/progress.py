@@ -1,4 +1,4 @@
-"""What a sweep prints while it runs: a line for each trial that has ended and, if asked for, a table of accuracies."""
+"""The output of a running sweep: a line for each trial that has ended, and a table of the accuracies so far."""
 
 from __future__ import annotations
 
@@ -12,53 +12,57 @@ from dassl.utils import UserError
 
 from .grid import Trial
 
-TABLE_SECONDS = 30  # seconds between two tables: more often, nobody could follow the lines
-SEED_PATTERN = re.compile(r"(^|[/_-])seed_?\d+(?=$|[/_-])")
-SHOTS_PATTERN = re.compile(r"(^|[/_-])(\d+_?shots?|shots?_?\d+)(?=$|[/_-])")
+TABLE_SECONDS = 30  # seconds between two tables: with more tables, the lines between them would be hard to follow
+SEED_PATTERN = re.compile(r"(^|[/_-])seed_?\d+(?=$|[/_-])")  # a seed in a trial's folder, as people write it
+SHOTS_PATTERN = re.compile(r"(^|[/_-])(\d+_?shots?|shots?_?\d+)(?=$|[/_-])")  # likewise a number of shots
 
 
 class ProgressPrinter:
-    """Prints lines, and the table every ``TABLE_SECONDS`` seconds and at the end.
+    """Prints lines; prints a table of accuracies every ``TABLE_SECONDS`` seconds and on request.
 
     Args:
         output: the folder of the sweep.
-        trials: the rows of the table; none: no table is printed.
+        trials: the trials that the table averages; empty: no table is printed.
     """
 
     def __init__(self, output: Path, trials: Sequence[Trial]):
         self.output, self.trials = output, trials
-        self.done, self.printed = 0, time.monotonic()
+        self.completed = 0  # trials that have ended, which the caller counts
+        self.last_table_time = time.monotonic()
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
+        """Print a line, then the table if the last one is older than ``TABLE_SECONDS``."""
         print(line, flush=True)
-        if time.monotonic() - self.printed >= TABLE_SECONDS:
-            self.end()
+        if time.monotonic() - self.last_table_time >= TABLE_SECONDS:
+            self.print_table()
 
-    def end(self) -> None:
-        if text := self.table():
+    def print_table(self) -> None:
+        """Print the table of accuracies, unless it is empty."""
+        if text := self.format_table():
             print(text, flush=True)
-        self.printed = time.monotonic()
+        self.last_table_time = time.monotonic()
 
-    def table(self) -> str:
-        """Return the mean accuracy of each method at each number of shots; an empty string where there is none."""
+    def format_table(self) -> str:
+        """Return a Markdown table of mean accuracies, methods x shots; empty if no trial has an accuracy."""
         import pandas as pd
 
-        rows = [row for trial in self.trials if (row := self._row(trial))]
+        rows = [row for trial in self.trials if (row := self._read_row(trial))]
         if not rows:
             return ""
         frame = pd.DataFrame(rows, columns=["accuracy (%)", "shots", "accuracy"])
         frame = frame.pivot_table("accuracy", "accuracy (%)", "shots")
         return frame.map("{:.2f}".format).replace("nan", "-").to_markdown(disable_numparse=True, stralign="right")
 
-    def _row(self, trial: Trial) -> tuple[str, int, float] | None:
+    def _read_row(self, trial: Trial) -> tuple[str, int, float] | None:
+        """Return a trial's method, shots and accuracy in percent; None if the record is damaged or has no accuracy."""
         try:
             record = read_record(trial.folder)
             accuracy, shots = record["accuracy"], max(record["config"]["DATASET"]["NUM_SHOTS"], 0)
         except (UserError, KeyError, TypeError):
             return None
         folder = trial.folder.relative_to(self.output).as_posix()
-        if named := SHOTS_PATTERN.search(folder):
-            shots = int(re.search(r"\d+", named[0])[0])
+        if match := SHOTS_PATTERN.search(folder):
+            shots = int(re.sub(r"\D", "", match[0]))
         return None if accuracy is None else (get_method_name(folder), shots, accuracy)
 
 

@@ -1,11 +1,11 @@
-"""Functions as tasks of Ray, on this machine or on a cluster that somebody has started.
+"""Functions as tasks of Ray, on this machine or on a cluster that is running already.
 
-    with connected("auto"):
-        for item, result, error in run_tasks(function, items, resources(cpus=2)):
+    with connect("auto"):
+        for item, result, error in run_tasks(function, items, build_resources(cpus=2)):
             ...
 
-Tasks run in the driver's working directory with its repository, so the nodes of a cluster must see both, data and
-results under the same paths as the driver does: on a file system that they share. Nothing is uploaded.
+Tasks run in the driver's working directory and import the driver's repository. So all nodes must see repository, data
+and results under the driver's paths, on a shared file system. Nothing is uploaded.
 """
 
 from __future__ import annotations
@@ -28,32 +28,30 @@ from .local import run_trial
 from .schedule import TrialOutcomes
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-LOCAL, AUTO_ADDRESS, CLIENT_SCHEME = "", "auto", "ray://"
+LOCAL, AUTO_ADDRESS, CLIENT_SCHEME = "", "auto", "ray://"  # addresses: a Ray of this machine; those that Ray defines
 ADDRESS_PATTERN = re.compile(r"auto|ray://[^/\s]+:\d+|[^/\s]+:\d+")
-NOT_ADDRESS_PATTERN = re.compile(
-    r"-.*|.*\.ya?ml|[A-Z][A-Z0-9_.]*"
-)  # may follow --ray instead: a flag, a file, a config key
-RAY_TIMEOUT = 10  # seconds for a cluster to answer, and for tasks that are cancelled to end
+NOT_ADDRESS_PATTERN = re.compile(r"-.*|.*\.ya?ml|[A-Z][A-Z0-9_.]*")  # after --ray: a flag, a sweep file, a config key
+RAY_TIMEOUT = 10  # seconds for a cluster to answer, and for cancelled tasks to end; a person waits for both
 LOST_NODE_TIMEOUT = 180  # seconds in which a lost node, or the file server for it, releases a folder's lock
-MAX_RETRIES = 5  # of a task whose worker or node was lost; one that kills its worker every time must come to an end
-MAX_IN_FLIGHT = 1_000  # tasks that Ray knows of at most; it starts what the nodes hold
-OBJECT_STORE_BYTES = 100_000_000  # of the object store on this machine, which holds next to nothing
-RAY_ENVIRONMENT = {  # of Ray, which reads them when it is imported
-    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to its makers
+MAX_RETRIES = 5  # retries after a worker or node was lost; a task that kills its worker each time must come to an end
+MAX_IN_FLIGHT = 1_000  # tasks submitted at a time: enough to fill the nodes, without millions in Ray's queue
+OBJECT_STORE_BYTES = 100_000_000  # of a Ray on this machine: results are short, and Ray's default is 30% of the memory
+RAY_ENVIRONMENT = {  # Ray reads these variables when it is imported
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to Ray's makers
     "RAY_task_oom_retries": str(MAX_RETRIES),  # endless by default
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a task without a GPU must not see one
 }
-FORWARDED_VARIABLES = ("XDG_CACHE_HOME", "HF_HOME", "HF_HUB_OFFLINE")  # of the driver's environment, to the nodes
+FORWARDED_VARIABLES = ("XDG_CACHE_HOME", "HF_HOME", "HF_HUB_OFFLINE")  # so that tasks use the driver's caches
 
-Resources = dict[str, float]  # of a task or a node, as Ray lists them: CPU, GPU, memory in bytes
+Resources = dict[str, float]  # of a task or a node, with Ray's keys: CPU, GPU, memory (bytes)
 
 
 def build_resources(cpus: float = 1, gpus: float = 0, gigabytes: float = 0) -> Resources:
-    """Return what a task occupies while it runs; Ray starts it where that is free.
+    """Return the resources that a task occupies while it runs; Ray starts it where they are free.
 
     Args:
-        gpus: a fraction: so many tasks share one.
-        gigabytes: of memory; 0: not declared.
+        gpus: number of GPUs; a fraction, such as 0.5, lets two tasks share one.
+        gigabytes: memory; 0: not declared.
     """
     for name, value in {"CPUs": cpus, "GPUs": gpus, "memory": gigabytes}.items():
         check_at_least(value, 0, f"{name} of a task")
@@ -61,15 +59,16 @@ def build_resources(cpus: float = 1, gpus: float = 0, gigabytes: float = 0) -> R
 
 
 def _format_resources(resources: Resources) -> str:
+    """Return resources for a message: ``2 CPUs, 1 GPUs, 4 GB``."""
     units = {"CPU": (1, "CPUs"), "GPU": (1, "GPUs"), "memory": (1e9, "GB")}
     return ", ".join(f"{resources[k] / scale:.4g} {unit}" for k, (scale, unit) in units.items() if resources.get(k))
 
 
 def join_ray_address(argv: list[str]) -> list[str]:
-    """Write ``--ray [ADDRESS]`` as ``--ray=ADDRESS``: argparse would take any word for an address.
+    """Write ``--ray [ADDRESS]`` as ``--ray=ADDRESS``, since argparse would take any next word for the address.
 
     Raises:
-        UserError: what follows ``--ray`` can neither be an address nor stand there.
+        UserError: the word after ``--ray`` is neither an address nor a flag, a YAML file or a config key.
     """
     words: list[str] = []
     for word in argv:
@@ -90,28 +89,28 @@ def connect(address: str = LOCAL, cpus: float = 0) -> Iterator[None]:
     """Connect to a Ray for the body of a ``with``.
 
     Args:
-        address: ``auto`` (the cluster that this machine belongs to), ``HOST:PORT`` or ``ray://HOST:PORT``; empty: a Ray
-            of this machine alone, which ends with the body.
-        cpus: that the latter has at least; it has one for each core.
+        address: ``auto`` (the cluster of this machine), ``HOST:PORT`` or ``ray://HOST:PORT``; empty: a Ray on this
+            machine, which starts now and ends with the body.
+        cpus: least number of CPUs of a Ray that starts here; it has at least one for each core.
 
     Raises:
-        UserError: Ray is not installed, or there is no cluster at the address.
+        UserError: Ray is not installed, or no cluster answers at the address.
     """
     ray = _import_ray()
     environment = {name: os.environ[name] for name in FORWARDED_VARIABLES if name in os.environ}
     paths = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
-    settings: dict[str, Any] = {"runtime_env": {"env_vars": {**environment, "PYTHONPATH": paths}}}
-    settings |= {"log_to_driver": False, "logging_level": "ERROR", "address": address or "local"}
+    options: dict[str, Any] = {"runtime_env": {"env_vars": {**environment, "PYTHONPATH": paths}}}
+    options |= {"log_to_driver": False, "logging_level": "ERROR", "address": address or "local"}
     if address == LOCAL:
-        settings |= {"num_cpus": max(os.cpu_count() or 1, cpus), "include_dashboard": False}
-        settings |= {"object_store_memory": OBJECT_STORE_BYTES}
+        options |= {"num_cpus": max(os.cpu_count() or 1, cpus), "include_dashboard": False}
+        options |= {"object_store_memory": OBJECT_STORE_BYTES}
     else:
         _check_listening(address)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what will change in Ray
-            ray.init(**settings)
-    except Exception as error:  # Ray raises whatever it meets on the way
+            warnings.simplefilter("ignore")  # Ray's warnings are about its future versions
+            ray.init(**options)
+    except Exception as error:  # ray.init documents no types, and raises those of its parts
         place = f"at {address} (if it asks for a token, set RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH as there)"
         raise UserError(f"cannot use the Ray {place if address else 'here'}: {error_reason(error)}") from error
     try:
@@ -121,6 +120,7 @@ def connect(address: str = LOCAL, cpus: float = 0) -> Iterator[None]:
 
 
 def _import_ray():
+    """Return the module ``ray``, imported under RAY_ENVIRONMENT; :class:`UserError` if Ray is not installed."""
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
@@ -131,7 +131,7 @@ def _import_ray():
 
 
 def _check_listening(address: str) -> None:
-    """Raise :class:`UserError` at once where nobody listens; Ray itself would try for a minute."""
+    """Raise :class:`UserError` if no server accepts a connection at ``address``; Ray would retry for a minute."""
     if address == AUTO_ADDRESS:
         return
     host, _, port = address.removeprefix(CLIENT_SCHEME).rpartition(":")
@@ -139,12 +139,13 @@ def _check_listening(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=RAY_TIMEOUT).close()
     except (OSError, ValueError, OverflowError) as error:
         raise UserError(
-            f"no Ray answers at {address}: {error_reason(error)}. An address is auto, HOST:6379 (where ray start --head "
-            "was called) or ray://HOST:10001"
+            f"no Ray answers at {address}: {error_reason(error)}. An address is auto, HOST:6379 (where ray start "
+            "--head was called) or ray://HOST:10001"
         ) from error
 
 
 def _run_in_folder(folder: str, function: Callable, *arguments: object) -> Any:
+    """Make ``folder`` the working directory and return ``function(*arguments)``; the body of each Ray task."""
     os.chdir(folder)
     return function(*arguments)
 
@@ -152,14 +153,14 @@ def _run_in_folder(folder: str, function: Callable, *arguments: object) -> Any:
 def run_tasks(
     function: Callable, items: Iterable, resources: Resources, at_once: int = 0, arguments: tuple = ()
 ) -> Iterator[tuple[Any, Any, str | None]]:
-    """Call ``function(item, *arguments)`` for each item in a task; yield (item, result, traceback or None).
+    """Call ``function(item, *arguments)`` in a task for each item; yield (item, result, error message or None).
 
-    A task whose worker or node was lost is repeated, but not for ever. Leaving the loop, as by Ctrl-C, cancels those
-    that have not ended.
+    Ray repeats a task whose worker or node was lost, MAX_RETRIES times. Leaving the loop, as by Ctrl-C, cancels the
+    running tasks.
 
     Args:
-        function: one that the other machines can import.
-        at_once: tasks that run at a time at most; 0: as many as the nodes hold.
+        function: a function that the other nodes can import.
+        at_once: largest number of tasks that run at a time; 0: as many as the nodes hold.
 
     Raises:
         UserError: no node has the resources of a task.
@@ -167,13 +168,12 @@ def run_tasks(
     ray = _import_ray()
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(all(node.get(name, 0) >= count for name, count in resources.items()) for node in nodes):
-        have = "; ".join(map(_format_resources, nodes)) or "nothing"
-        raise UserError(
-            f"a task needs {_format_resources(resources)}, which no node of the cluster has. They have: {have}"
-        )
+        need, have = _format_resources(resources), "; ".join(map(_format_resources, nodes)) or "nothing"
+        raise UserError(f"a task needs {need}, which no node of the cluster has. The nodes have: {have}")
     options = {"num_cpus": resources["CPU"], "num_gpus": resources["GPU"], "memory": int(resources["memory"]) or None}
     task = ray.remote(_run_in_folder).options(max_retries=MAX_RETRIES, retry_exceptions=False, **options)
-    waiting, running = iter(items), {}
+    waiting = iter(items)
+    running: dict[Any, Any] = {}  # item by the reference to its task's result
     try:
         while True:
             while len(running) < (at_once or MAX_IN_FLIGHT) and (item := next(waiting, running)) is not running:
@@ -191,19 +191,21 @@ def run_tasks(
 
 @contextmanager
 def local_or_ray(address: str | None, resources: Resources) -> Iterator[Callable]:
-    """Yield ``run(function, items, *arguments)``, which yields what the function returns for each item.
+    """Yield ``run(function, items, *arguments)``, a generator of the results of ``function(item, *arguments)``.
 
-    It is called in this process (``address`` None) or in tasks of a Ray; one that fails there yields its traceback.
+    It calls the function in this process (``address`` None) or in tasks of the Ray at ``address``. There, the result of
+    a task that raises is its traceback.
     """
     if address is None:
         yield lambda function, items, *arguments: (function(item, *arguments) for item in items)
         return
     with connect(address, resources["CPU"]):
         tasks = partial(run_tasks, resources=resources)
-        yield lambda function, items, *rest: (e or r for _, r, e in tasks(function, items, arguments=rest))
+        yield lambda function, items, *args: (error or r for _, r, error in tasks(function, items, arguments=args))
 
 
-def _get_outcome(reference) -> tuple[Any, str | None]:
+def _get_outcome(reference: Any) -> tuple[Any, str | None]:
+    """Return (result, None) of an ended task, or (None, error message) if it raised or its worker was lost."""
     from ray import exceptions
 
     try:
@@ -215,15 +217,19 @@ def _get_outcome(reference) -> tuple[Any, str | None]:
 
 
 def run_trials(trials: list[Trial], resources: Resources, at_once: int, threads: int) -> TrialOutcomes:
-    """Run the trials as tasks; yield each as it ends. One that was lost with its node goes on from its checkpoints."""
+    """Run the trials as tasks of :func:`run_tasks`; yield each as it ends.
+
+    A trial whose node was lost resumes from its checkpoints on another node.
+    """
     for trial, result, error in run_tasks(_run_unless_finished, trials, resources, at_once, (threads,)):
         yield trial, error or result
 
 
 def _run_unless_finished(trial: Trial, threads: int) -> str | None:
-    if trial.finished:  # by the task that was lost
+    """Run a trial unless a lost task has finished it; return None or the error message."""
+    if trial.is_finished:
         return None
-    # The worker that was lost outlives its node by a moment; if it never ends, the trial says who has the folder.
+    # A lost worker outlives its node by a moment. If it never ends, the trial's error names it as the lock's owner.
     with suppress(FolderLockedError), exclusive_lock(trial.folder, LOST_NODE_TIMEOUT):
         pass
     return run_trial(trial, threads)

@@ -1,4 +1,4 @@
-"""A finished run done again from its record alone, and the two compared."""
+"""Repeating a finished run from its record alone, and comparing the two runs."""
 
 from __future__ import annotations
 
@@ -14,37 +14,44 @@ from dassl.engine.record import RECORD_FILE, read_record
 from dassl.utils import UserError
 from inference.trained_run import suppress_stdout
 
-FOLDER_KEYS = ("OUTPUT_DIR", "RESUME", "FORCE_RESUME")  # settings: where a run writes, whether it was ever stopped
-CAUSE_KEYS = ("code", "versions", "machine", "config", "weights", "splits", "classnames")  # of other results
+# Config keys that differ in every rerun: where a run writes, and whether it was ever stopped and resumed.
+FOLDER_KEYS = ("OUTPUT_DIR", "RESUME", "FORCE_RESUME")
+# Entries of a record whose change may change the results.
+CAUSE_KEYS: tuple[str, ...] = ("code", "versions", "machine", "config", "weights", "splits", "classnames")
 CAUSE_KEYS += ("started_from", "forced", "bad_images")
-IGNORED_KEYS = (
-    "command",
-    "seconds",
-    "trainer",
-    "dataset",
-    "split",
-    "seed",
-    "few_shot_split",
-)  # the time; said elsewhere
-NAME_KEYS = ("file", "backbone", "commit", "modified")  # of no account where the checksum beside them is the same
+# Entries of a record that are not compared: seconds vary, and the entries "config" and "splits" imply the others.
+IGNORED_KEYS = ("command", "seconds", "trainer", "dataset", "split", "seed", "few_shot_split")
+# Keys in an entry that do not matter where the sha256 in the same entry is the same: the content is.
+NAME_KEYS = ("file", "backbone", "commit", "modified")
 
 
 def build_arguments(record: dict, folder: Path, root: str, model_dir: str, overrides: list[str]) -> list[str]:
-    """Return the arguments of ``train.py`` that do the run of a record again into ``folder``."""
+    """Return arguments of ``train.py`` that repeat the run of a record into ``folder``.
+
+    Args:
+        root: folder of the data sets; empty: as in the record.
+        model_dir: folder of the run whose model is evaluated; empty: as in the record.
+        overrides: KEY VALUE pairs that change the record's config.
+    """
     flags = train.parse_args([str(word) for word in record["command"]])
-    given = {"--root": root, "--model-dir": model_dir or flags.model_dir, "--load-epoch": flags.load_epoch}
+    options = {"--root": root, "--model-dir": model_dir or flags.model_dir, "--load-epoch": flags.load_epoch}
     arguments = ["--output-dir", str(folder), *(["--eval-only"] if flags.eval_only else [])]
-    arguments += [str(word) for pair in given.items() if pair[1] not in ("", None) for word in pair]
-    resumed, own = (Path(record["config"].get(key) or "").resolve() for key in ("RESUME", "OUTPUT_DIR"))
-    began_with_another = record["config"].get("RESUME") and resumed != own
-    left_out = {*FOLDER_KEYS[: 1 if began_with_another else None], *(["DATASET.ROOT"] if root else [])}
-    settings = [(key, value) for key, value in flatten(record["config"]) if key not in left_out]
-    words = [(key, repr(value) if isinstance(value, str) else str(value)) for key, value in settings]
-    return [*arguments, *(word for pair in words for word in pair), *overrides]
+    arguments += [str(word) for pair in options.items() if pair[1] not in ("", None) for word in pair]
+    resume_dir, output_dir = (Path(record["config"].get(key) or "").resolve() for key in ("RESUME", "OUTPUT_DIR"))
+    started_elsewhere = record["config"].get("RESUME") and resume_dir != output_dir
+    skipped = {*FOLDER_KEYS[: 1 if started_elsewhere else None], *(["DATASET.ROOT"] if root else [])}
+    for key, value in flatten(record["config"]):
+        if key not in skipped:
+            arguments += [key, repr(value) if isinstance(value, str) else str(value)]
+    return [*arguments, *overrides]
 
 
 def read_current_inputs(arguments: list[str]) -> dict:
-    """Return what the run would be made from; :class:`UserError` where a file that the record names is not there."""
+    """Return the provenance and the inputs that a run with these arguments of ``train.py`` would record.
+
+    Raises:
+        UserError: a file or folder that the arguments name does not exist.
+    """
     import torch
 
     flags = train.parse_args(arguments)
@@ -53,8 +60,8 @@ def read_current_inputs(arguments: list[str]) -> dict:
     paths |= {"DATASET.ROOT": cfg.DATASET.ROOT, "MODEL.BACKBONE.WEIGHTS": cfg.MODEL.BACKBONE.WEIGHTS}
     if absent := [f"{key} {path}" for key, path in paths.items() if path and not Path(path).expanduser().exists()]:
         raise UserError(
-            f"not there, seen from {Path.cwd()}: {', '.join(absent)}. Relative paths are those of the run's command: "
-            "start this in the folder where the run was started, or give --root, --model-dir or KEY VALUE"
+            f"paths that do not exist, seen from {Path.cwd()}: {', '.join(absent)}. Relative paths start in the run's "
+            "working directory: start this command there, or give --root, --model-dir or KEY VALUE"
         )
     with suppress_stdout(), torch.random.fork_rng(devices=[]):
         trainer = engine.build_trainer(cfg)
@@ -62,54 +69,59 @@ def read_current_inputs(arguments: list[str]) -> dict:
 
 
 def flatten_record(value: Any, name: str) -> dict[str, Any]:
-    """Return the values in a nest of dicts and lists, by their places, written with dots."""
+    """Return the plain values in nested dicts and lists by dotted key, such as ``splits.test.images``.
+
+    The keys begin with ``name``. Items of a list have their indices as keys; ``count`` is the length of the list.
+    """
     if isinstance(value, list):
         value = {**dict(enumerate(value)), "count": len(value)}
     if not isinstance(value, dict):
         return {name: value}
-    return {
-        place: inner for key, below in value.items() for place, inner in flatten_record(below, f"{name}.{key}").items()
-    }
+    nested = (flatten_record(inner, f"{name}.{key}") for key, inner in value.items())
+    return {key: inner for values in nested for key, inner in values.items()}
 
 
-def compare_records(then: dict, now: dict) -> tuple[list[tuple[str, str, str]], list[str]]:
-    """Return what differs between two records, causes first (place, then, now), and which entries are the same.
+def compare_records(saved: dict, current: dict) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """Return the differences (dotted key, saved value, current value), causes first, and the names of equal entries.
 
-    What one of two versions of this software does not record is neither.
+    Keys that only one record has are skipped: another version of this software may have written the other record.
     """
     differences, same = [], []
-    for name in sorted({*then} & {*now} - {*IGNORED_KEYS}, key=lambda name: (name not in CAUSE_KEYS, name)):
-        old, new = flatten_record(then[name], name), flatten_record(now[name], name)
-        others = [
-            place
-            for place in old
-            if place in new and old[place] != new[place] and not _is_renamed_only(place, old, new)
-        ]
-        others = [place for place in others if place.removeprefix("config.") not in FOLDER_KEYS]
-        differences += [(place, _short(old[place]), _short(new[place])) for place in others]
-        same += [] if others else [name]
+    for name in sorted({*saved} & {*current} - {*IGNORED_KEYS}, key=lambda name: (name not in CAUSE_KEYS, name)):
+        old, new = flatten_record(saved[name], name), flatten_record(current[name], name)
+        changed = [key for key in old if key in new and old[key] != new[key] and not _is_renamed_only(key, old, new)]
+        changed = [key for key in changed if key.removeprefix("config.") not in FOLDER_KEYS]
+        differences += [(key, _format_value(old[key]), _format_value(new[key])) for key in changed]
+        same += [] if changed else [name]
     return differences, same
 
 
-def _is_renamed_only(place: str, old: dict, new: dict) -> bool:
-    node, _, last = place.rpartition(".")
-    return last in NAME_KEYS and old.get(f"{node}.sha256", "") == new.get(f"{node}.sha256")
+def _is_renamed_only(key: str, old: dict, new: dict) -> bool:
+    """Whether ``key`` is a file name, backbone or commit in an entry that has the same sha256 in both flat records."""
+    entry, _, name = key.rpartition(".")
+    return name in NAME_KEYS and old.get(f"{entry}.sha256", "") == new.get(f"{entry}.sha256")
 
 
-def _short(value: Any) -> str:
+def _format_value(value: Any) -> str:
+    """Return a value as text; of a checksum, its first 12 digits."""
     checksum = isinstance(value, str) and len(value) in (40, 64) and set(value) <= set(hexdigits)
     return value[:12] if checksum else str(value)
 
 
-def compare_tensors(then: Path, now: Path) -> Iterator[tuple[str, str]]:
-    """Yield the newest checkpoint of each model and its best one, if both runs have it, and how they differ, if so."""
+def compare_tensors(original: Path, repeated: Path) -> Iterator[tuple[str, str]]:
+    """Compare each model's newest checkpoint and best one, if both run folders have it.
+
+    Yield the checkpoint's path below the run folder, and the difference of its tensors; empty if they are equal.
+    """
     import torch
 
     from dassl.utils.checkpoint import BEST_NAME, latest_checkpoint, load_checkpoint
 
-    for folder in (pointer.parent for pointer in sorted(now.glob("*/checkpoint"))):
-        for name in dict.fromkeys((latest_checkpoint(folder).name, BEST_NAME)):
-            paths = then / folder.name / name, folder / name
+    for folder in (pointer.parent for pointer in sorted(repeated.glob("*/checkpoint"))):
+        latest = latest_checkpoint(folder)
+        assert latest is not None, "the file `checkpoint`, which names it, is in the folder"
+        for name in dict.fromkeys((latest.name, BEST_NAME)):
+            paths = original / folder.name / name, folder / name
             if not all(path.is_file() for path in paths):
                 continue
             old, new = (load_checkpoint(path)["state_dict"] for path in paths)
@@ -122,26 +134,28 @@ def compare_tensors(then: Path, now: Path) -> Iterator[tuple[str, str]]:
 
 
 def rerun(source: Path, folder: Path, root: str, model_dir: str, overrides: list[str], anyway: bool) -> int:
-    """Do the run in the folder ``source`` again into ``folder``, on as many threads; compare; return the exit code.
+    """Repeat the run in folder ``source`` into ``folder``, with its number of threads, and print the differences.
+
+    Return 0 for the same results, 1 for other results, or the exit code of a run that failed. ``root``, ``model_dir``
+    and ``overrides`` are those of :func:`build_arguments`. With ``anyway``, the run starts even if its inputs differ.
 
     Raises:
-        UserError: the record does not tell enough; or data, class names, weights or checkpoints are others than then,
-            and not ``anyway``.
+        UserError: the record is incomplete; or, without ``anyway``, data, class names, weights or checkpoints differ.
     """
     import torch
     from tabulate import tabulate
 
     record = read_record(source)
     if missing := [key for key in ("command", "config") if not record.get(key)]:
-        raise UserError(f"{source / RECORD_FILE} lacks {', '.join(missing)}, so the run cannot be done again")
+        raise UserError(f"{source / RECORD_FILE} has no {', '.join(missing)}, so the run cannot be repeated")
     if threads := record.get("machine", {}).get("threads"):  # sums depend on their number
-        print(f"Threads: {threads}, as then (by itself, this process would take {torch.get_num_threads()})")
+        print(f"Threads: {threads}, as in the record (the default of this process is {torch.get_num_threads()})")
         torch.set_num_threads(threads)
     arguments = build_arguments(record, folder, root, model_dir, overrides)
-    changed, _ = compare_records(record, read_current_inputs(arguments))
-    changed = [f"{place} {then} -> {now}" for place, then, now in changed if place.partition(".")[0] in CAUSE_KEYS]
+    differences, _ = compare_records(record, read_current_inputs(arguments))
+    changed = [f"{key} {old} -> {new}" for key, old, new in differences if key.partition(".")[0] in CAUSE_KEYS]
     if changed and not anyway:
-        raise UserError(f"the run would be another one: {'; '.join(changed)}. --anyway goes on")
+        raise UserError(f"the run would have other inputs: {'; '.join(changed)}. Restore them, or add --anyway")
     print(f"Doing {source / RECORD_FILE} again; the transcript is {folder / 'log.txt'}", flush=True)
     with suppress_stdout():
         if code := train.main(arguments):
@@ -151,11 +165,11 @@ def rerun(source: Path, folder: Path, root: str, model_dir: str, overrides: list
     differences += [(name, "", difference) for name, difference in tensors.items() if difference]
     same += [name for name, difference in tensors.items() if not difference]
     if differences:
-        print(tabulate(differences, ["differs", "then", "now"], disable_numparse=True))
+        print(tabulate(differences, ["differs", "record", "rerun"], disable_numparse=True))
     print(f"The same: {', '.join(same)}")
-    causes = [place for place, *_ in differences if place.partition(".")[0] in CAUSE_KEYS]
-    if others := [place for place, *_ in differences if place not in causes]:
-        print(f"Not the same: {', '.join(others)}. What may explain it: {', '.join(causes) or 'nothing recorded'}")
+    causes = [key for key, *_ in differences if key.partition(".")[0] in CAUSE_KEYS]
+    if effects := [key for key, *_ in differences if key not in causes]:
+        print(f"Not the same: {', '.join(effects)}. Possible causes: {', '.join(causes) or 'none recorded'}")
         return 1
     print(f"The same results{', and the same tensors' if tensors else '; there are no checkpoints to compare'}")
     return 0

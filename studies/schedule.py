@@ -1,10 +1,10 @@
-"""The order of a sweep's trials: which come before which, which are to be done, and doing them."""
+"""The order of a sweep's trials: stages, the selection of unfinished trials, and the loop that runs them."""
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
 
@@ -14,58 +14,58 @@ from dassl.utils import UserError
 from .grid import Trial
 from .progress import ProgressPrinter
 
-TrialOutcomes = Iterator[tuple[Trial, str | None]]  # trials that have ended: None, or what went wrong
-Executor = Callable[[list[Trial]], TrialOutcomes]  # runs trials that do not wait for one another
+TrialOutcomes = Generator[tuple[Trial, str | None], None, None]  # ended trials; None or the error
+Executor = Callable[[list[Trial]], TrialOutcomes]  # runs trials that are independent of one another
 
 
 def group_into_stages(trials: list[Trial]) -> list[list[Trial]]:
-    """Return the trials in their order, each in a later stage than the one whose model it evaluates.
+    """Return the trials in stages; a trial's stage is later than that of the trial whose model it evaluates.
 
     Raises:
-        UserError: trials would have to wait for one another.
+        UserError: trials evaluate each other's models in a circle.
     """
     stages = []
     while trials:
-        waiting = {trial.folder for trial in trials}
-        stages.append([trial for trial in trials if trial.model not in waiting])
+        folders = {trial.folder for trial in trials}
+        stages.append([trial for trial in trials if trial.model_dir not in folders])
         if not stages[-1]:
-            raise UserError(f"{trials[0].folder} is to evaluate a model that comes out of its own result: --model-dir")
-        trials = [trial for trial in trials if trial.model in waiting]
+            raise UserError(f"{trials[0].folder} would evaluate a model that depends on its result; change --model-dir")
+        trials = [trial for trial in trials if trial.model_dir in folders]
     return stages
 
 
 def select_unfinished(stages: list[list[Trial]]) -> list[list[Trial]]:
-    """Return the stages without the trials that are finished and whose models stay as they are."""
-    todo: set[Path] = set()
+    """Return the stages with only the trials to run: unfinished ones, and those whose model will be trained again."""
+    selected: set[Path] = set()
     for trial in itertools.chain(*stages):
-        if not trial.finished or trial.model in todo:
-            todo.add(trial.folder)
-    return [[trial for trial in stage if trial.folder in todo] for stage in stages]
+        if not trial.is_finished or trial.model_dir in selected:
+            selected.add(trial.folder)
+    return [[trial for trial in stage if trial.folder in selected] for stage in stages]
 
 
 def run_stages(stages: list[list[Trial]], executor: Executor) -> TrialOutcomes:
-    """Run the trials stage by stage and yield each as it ends; none is started whose model's run failed."""
+    """Run the trials stage by stage, without those whose model's run failed; yield each trial as it ends."""
     failed: set[Path] = set()
     for stage in stages:
-        lost = [
-            (trial, f"not started: its model's run failed, {trial.model}") for trial in stage if trial.model in failed
-        ]
-        ready = [trial for trial in stage if trial.model not in failed]
-        for trial, error in itertools.chain(lost, executor(ready)):
+        blocked = [trial for trial in stage if trial.model_dir in failed]
+        errors = [f"not started: its model's run failed, {trial.model_dir}" for trial in blocked]
+        ready = [trial for trial in stage if trial.model_dir not in failed]
+        for trial, error in itertools.chain(zip(blocked, errors, strict=True), executor(ready)):
             if error:
                 failed.add(trial.folder)
             yield trial, error
 
 
 def run_sweep(stages: list[list[Trial]], executor: Executor, progress: ProgressPrinter) -> list[Trial]:
-    """Run the trials, with a line for each; return those that failed."""
+    """Run the trials and print a line for each as it ends; return the trials that failed."""
     total, start, failed = sum(map(len, stages)), time.time(), []
     with closing(run_stages(stages, executor)) as outcomes:
         for trial, error in outcomes:
-            progress.done += 1
+            progress.completed += 1
             accuracy = None if error else read_record(trial.folder)["accuracy"]
             outcome = f"FAILED\n{error}" if error else "done" if accuracy is None else f"{accuracy:.2f}%"
             failed += [trial] if error else []
-            progress.say(f"[{progress.done}/{total}, {time.time() - start:.0f} s] {trial.folder}: {outcome}")
-    progress.end()
+            seconds = time.time() - start
+            progress.print_line(f"[{progress.completed}/{total}, {seconds:.0f} s] {trial.folder}: {outcome}")
+    progress.print_table()
     return failed

@@ -1,4 +1,4 @@
-"""A sweep as numbered trials, which the array jobs of Slurm run one by one."""
+"""A sweep as numbered trials, which array jobs of Slurm run one by one."""
 
 from __future__ import annotations
 
@@ -12,53 +12,53 @@ from .schedule import select_unfinished
 
 
 def format_trial_list(stages: list[list[Trial]]) -> list[str]:
-    """Return a line for each trial: number, stage, folder. A trial stands behind the one whose model it evaluates."""
+    """Return a line for each trial: its number, its stage and its folder, separated by tabs."""
     numbers = itertools.count()
     return [f"{next(numbers)}\t{stage}\t{trial.folder}" for stage, trials in enumerate(stages) for trial in trials]
 
 
 def check_config(trial: Trial) -> None:
-    """Raise :class:`UserError` for a wrong config, before many tasks wait for their turn to say so."""
+    """Raise :class:`UserError` if a trial's config is wrong, before many Slurm tasks wait in a queue to find out."""
     train.setup_cfg(train.parse_args(list(trial.command)))
 
 
 def format_arrays(stages: list[list[Trial]], size: int) -> list[str]:
-    """Return a line for each array of unfinished trials: stage, offset, indices as Slurm writes them (0-3,7).
+    """Return a line for each Slurm array of unfinished trials: stage, offset, and indices such as ``0-3,7``.
 
-    A trial's number is its offset plus its index, which is below ``size``.
+    A trial's number is its offset plus its index; indices are below ``size``, as Slurm limits them.
     """
     check_at_least(size, 1, "--arrays")
     first, lines = 0, []
-    for stage, (trials, todo) in enumerate(zip(stages, select_unfinished(stages), strict=True)):
-        folders = {trial.folder for trial in todo}
+    for stage, (trials, unfinished) in enumerate(zip(stages, select_unfinished(stages), strict=True)):
+        folders = {trial.folder for trial in unfinished}
         numbers = [number for number, trial in enumerate(trials, start=first) if trial.folder in folders]
-        for offset, part in itertools.groupby(numbers, key=lambda number: number - number % size):
-            lines.append(f"{stage} {offset} {_format_ranges([number - offset for number in part])}")
+        for offset, array in itertools.groupby(numbers, key=lambda number: number - number % size):
+            lines.append(f"{stage} {offset} {_format_ranges([number - offset for number in array])}")
         first += len(trials)
     return lines
 
 
 def _format_ranges(numbers: list[int]) -> str:
     """Write ascending numbers as Slurm does: [0, 1, 2, 7] -> 0-2,7."""
-    runs = [list(run) for _, run in itertools.groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])]
-    ends = [(run[0][1], run[-1][1]) for run in runs]
+    ranges = [list(pairs) for _, pairs in itertools.groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])]
+    ends = [(pairs[0][1], pairs[-1][1]) for pairs in ranges]
     return ",".join(f"{first}-{last}" if last > first else f"{first}" for first, last in ends)
 
 
 def run_trial_number(stages: list[list[Trial]], number: int, threads: int) -> int:
-    """Run the trial of a number, unless it is finished; return its exit code.
+    """Run the trial with a number from :func:`format_trial_list`, unless it is finished; return its exit code.
 
     Raises:
-        UserError: there is no such trial, or the one whose model it evaluates is not finished.
+        UserError: no trial has the number, or the trial whose model this one evaluates is not finished.
     """
     trials = list(itertools.chain(*stages))
     if not 0 <= number < len(trials):
-        raise UserError(f"there is no run {number}; the sweep's are numbered from 0 to {len(trials) - 1} (--list)")
+        raise UserError(f"no run has the number {number}; the numbers are 0 to {len(trials) - 1} (see --list)")
     trial = trials[number]
-    model = next((at for at, other in enumerate(trials) if other.folder == trial.model), None)
-    if model is not None and not trials[model].finished:
-        raise UserError(f"run {number} evaluates the model of run {model}, {trial.model}, which is not finished")
-    if trial.finished:
+    model = next((n for n, other in enumerate(trials) if other.folder == trial.model_dir), None)
+    if model is not None and not trials[model].is_finished:
+        raise UserError(f"run {number} evaluates the model of run {model}, {trial.model_dir}, which is not finished")
+    if trial.is_finished:
         print(f"finished already: {trial.folder}")
         return 0
     import torch

@@ -1,4 +1,4 @@
-"""Names that several tests use."""
+"""Paths, marks and helpers of several test files."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ import pytest
 import torch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-SHARED = REPOSITORY.parent / "shared"  # the makers' reference data, which a clone does not have
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared, the makers' reference data")
+SHARED = REPOSITORY.parent / "shared"  # reference data of the project, which a clone does not have
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared, the project's reference data")
+# WordNet IDs, the names of ImageNet's class folders, with the class names; three suffice for tests.
 WNIDS = {"n01440764": "tench", "n02102040": "English springer", "n03028079": "church"}
 
 
 def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Return the state dict in a checkpoint."""
     return torch.load(checkpoint, weights_only=True)["state_dict"]
 
 
-def assert_same_tensors(one: Path, other: Path) -> None:
-    """Two checkpoints hold bit for bit the same."""
-    one, other = tensors(one), tensors(other)
-    assert one.keys() == other.keys()
-    for key in one:
-        assert torch.equal(one[key], other[key]), key
+def assert_same_tensors(first: Path, second: Path) -> None:
+    """Assert that two checkpoints have state dicts with the same keys and bit for bit the same tensors."""
+    state, other_state = tensors(first), tensors(second)
+    assert state.keys() == other_state.keys()
+    for key in state:
+        assert torch.equal(state[key], other_state[key]), key
 
 
 def damage(*paths: str | Path) -> None:
-    """Put the same few bytes, which are no whole picture, in place of pictures."""
+    """Replace each file by the first bytes of a PNG image, which cannot be read."""
     for path in paths:
         Path(path).write_bytes(b"\x89PNG\r\n\x1a\n" + b"cut")

@@ -1,4 +1,4 @@
-"""Shared pieces: small data sets of the real layout, and runs through the real ``train.main``."""
+"""Fixtures: small data sets in the real layouts, and runs by the real ``train.main``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.common import REPOSITORY, WNIDS
 
 @dataclass
 class Run:
-    """What a call of ``train.main`` left."""
+    """A run that ended: its exit code, its output directory, and what it wrote to stderr."""
 
     code: int
     folder: Path
@@ -28,38 +28,44 @@ class Run:
 
     @property
     def log(self) -> str:
+        """The text of log.txt."""
         return (self.folder / "log.txt").read_text()
 
     @property
     def record(self) -> dict:
+        """The content of result.json."""
         return json.loads((self.folder / "result.json").read_text())
 
     @property
     def accuracy(self) -> str:
+        """The last accuracy in log.txt, in percent with two decimals."""
         return re.findall(r"^\* accuracy: (.*)%$", self.log, re.MULTILINE)[-1]
 
     def checkpoint(self, epoch: int) -> Path:
+        """Return the path of the prompt learner's checkpoint after ``epoch`` epochs."""
         return self.folder / "prompt_learner" / f"model.pth.tar-{epoch}"
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _sigint():
-    """Ctrl-C stops what the tests start, even where the tests themselves run in the background of a script: there, the
-    shell has them ignore SIGINT, and the programs they start would, too."""
+def _restore_sigint():
+    """Restore Python's handler of SIGINT, which a shell sets to "ignore" for a program in the background of a script.
+
+    Programs that tests start inherit the setting, and would ignore the Ctrl-C of a test.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
-def _as_many_threads():
-    """A sweep in this process sets their number; tests that run beside each other have one core each."""
+def _restore_threads():
+    """Restore PyTorch's number of threads after a test, since a sweep in this process changes it."""
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory):
-    """Features go to a folder of the tests, not to the user's cache; scripts that the tests start use it too."""
+def _cache_folder(tmp_path_factory):
+    """Set the user's cache folder to one of the tests, for this process and the scripts that it starts."""
     patch = pytest.MonkeyPatch()
     patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     yield
@@ -68,6 +74,7 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def digits_root(tmp_path_factory) -> Path:
+    """The root of a data folder with the digits."""
     root = tmp_path_factory.mktemp("data")
     write_digits(root / "digits")
     return root
@@ -75,7 +82,7 @@ def digits_root(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run(tmp_path, digits_root, capsys):
-    """Call ``train.main`` on the digits with the tiny CLIP; arguments are added at the end, so they win."""
+    """A function that runs ``train.main`` on the digits with the tiny CLIP; ``arguments`` come last, so they win."""
 
     def call(*arguments: object, out: str = "run", trainer: str = "CoOp", seed: int = 1) -> Run:
         folder = tmp_path / out
@@ -90,7 +97,7 @@ def run(tmp_path, digits_root, capsys):
 
 @pytest.fixture
 def imagenet_root(tmp_path) -> Path:
-    """Three ImageNet classes of noise pictures: five training and two test images each."""
+    """The root of a data folder with noise in ImageNet's layout: 3 classes, each with 5 training and 2 test images."""
     root = tmp_path / "data"
     base = root / "imagenet"
     rng = np.random.default_rng(0)
@@ -106,11 +113,14 @@ def imagenet_root(tmp_path) -> Path:
 
 @pytest.fixture
 def call(request, capsys):
-    """Call ``main`` of what the tests' file imports as ``tool``; returns its exit code, output and errors."""
+    """A function that calls ``main`` of the module that the test file imports as ``tool``.
 
-    def run_it(*arguments):
+    It returns the exit code, the output and the errors.
+    """
+
+    def call_main(*arguments):
         capsys.readouterr()
         code = request.module.tool.main([str(argument) for argument in arguments])
         return code, *capsys.readouterr()
 
-    return run_it
+    return call_main

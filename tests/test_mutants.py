@@ -1,4 +1,4 @@
-"""The list of slips fits the code, and its program tells what is noticed from what is not."""
+"""The list of slips fits the code, and ``python -m tests.mutants`` reports which slips the tests notice."""
 
 import ast
 import re
@@ -13,12 +13,12 @@ from tests.mutants import __main__ as mutants
 SLIPS = mutants.read_slips()
 
 
-def test_no_slip_is_there_twice():
+def test_no_slip_is_listed_twice():
     assert len({slip.slip for slip in SLIPS}) == len({(s.file, s.old, s.new) for s in SLIPS}) == len(SLIPS) > 70
 
 
 @pytest.mark.parametrize("slip", SLIPS, ids=lambda slip: slip.slip)
-def test_a_slip_fits_the_code_and_its_tests_are_there(slip):
+def test_a_slip_changes_the_code_and_its_tests_exist(slip):
     text = (REPOSITORY / slip.file).read_text()
     assert text.count(slip.old) == 1
     ast.parse(text.replace(slip.old, slip.new))
@@ -27,8 +27,8 @@ def test_a_slip_fits_the_code_and_its_tests_are_there(slip):
         assert (f"def {name}(" if name else "") in (REPOSITORY / file).read_text()
 
 
-def test_what_is_noticed_and_what_is_not(tmp_path, capsys, monkeypatch):
-    """In place of pytest, a program that fails where the code says 50."""
+def test_noticed_slips_are_distinguished_from_unnoticed_ones(tmp_path, capsys, monkeypatch):
+    """A mock of pytest fails if the code contains 50."""
     (tmp_path / "pytest.py").write_text(
         "from pathlib import Path\n"
         "if '50.0 / len' in Path('dassl/metrics/__init__.py').read_text():\n"

@@ -57,7 +57,7 @@ def check_availability(requested: str | Iterable[str], available: Iterable[str],
             raise UserError(f"{problem}; {suggest_name(name, available)}")
 
 
-def check_at_least(value: int, minimum: int, name: str) -> None:
+def check_at_least(value: float, minimum: float, name: str) -> None:
     """Raise :class:`UserError`, which calls the value ``name``, unless ``value`` is ``minimum`` or more."""
     if value < minimum:
         raise UserError(f"{name} is {value}; it must be at least {minimum}")

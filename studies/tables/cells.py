@@ -1,4 +1,4 @@
-"""Cells of the results tables: what the runs of a folder gave, and what is to be said about them below a table."""
+"""Cells of the results tables: reading accuracies from run folders, and the notes below a table."""
 
 from __future__ import annotations
 
@@ -15,24 +15,34 @@ from dassl.log_format import read_result
 
 @dataclass
 class Cell:
-    """The accuracies of one cell, one a seed, why runs are missing, and what else their records tell."""
+    """One cell of a table, from the runs of one setting with several seeds.
+
+    Attributes:
+        accuracies: accuracy of each finished run, in percent.
+        missing: for each run without a usable result, its folder and the reason.
+        weights: descriptions of the CLIP weights that the runs used.
+        parameters: numbers of trainable parameters in the runs' records.
+        shortcuts: how runs deviated from the original method, one sentence each.
+    """
 
     accuracies: list[float] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     weights: set[str] = field(default_factory=set)
-    parameters: set[int] = field(default_factory=set)  # how many were trained
+    parameters: set[int] = field(default_factory=set)
     shortcuts: set[str] = field(default_factory=set)
 
     @property
     def mean(self) -> float:
+        """Mean accuracy in percent; an error for a cell without accuracies."""
         return statistics.mean(self.accuracies)
 
     @property
     def spread(self) -> float:
-        """Half of the 95% interval; 0 for a single run."""
+        """Half the width of the 95% confidence interval of the mean; 0 for a single run."""
         return ci95_half_width(self.accuracies) if len(self.accuracies) > 1 else 0
 
     def __str__(self) -> str:
+        """Return the text of the cell, such as ``72.00 ± 6.57*``; ``-`` without accuracies, ``*`` for shortcuts."""
         if not self.accuracies:
             return "-"
         spread = f" ± {self.spread:.2f}" if len(self.accuracies) > 1 else ""
@@ -40,14 +50,17 @@ class Cell:
 
 
 def list_runs(folder: Path) -> list[Path]:
-    """The runs in ``folder``: its seed folders, or the folder itself."""
+    """Return the run folders ``seed*`` in ``folder``; without any, ``folder`` itself."""
     return sorted(folder.glob("seed*")) or [folder]
 
 
 def read_cell(runs: Iterable[Path], expected: dict, trained: bool) -> Cell:
-    """The cell of ``runs``, each the folder of one run: ``trained``, or else evaluated only.
+    """Read the logs and the records of runs into a cell.
 
-    A run whose record tells of other settings than ``expected`` (config key: value) is not taken.
+    Args:
+        runs: folder of each run.
+        expected: config values by dotted key; a run whose record has another value counts as missing.
+        trained: whether the runs trained a model; False: they only evaluated one.
     """
     cell = Cell()
     for run in runs:
@@ -61,8 +74,8 @@ def read_cell(runs: Iterable[Path], expected: dict, trained: bool) -> Cell:
             continue
         if (run / RECORD_FILE).is_file():
             record = read_record(run)
-            if reason := _find_config_mismatch(record, {"TEST.SPLIT": "test", **expected}):
-                cell.missing.append(f"{run}: {reason}")
+            if mismatch := _find_config_mismatch(record, {"TEST.SPLIT": "test", **expected}):
+                cell.missing.append(f"{run}: {mismatch}")
                 continue
             cell.weights.add(_describe_weights(record))
             if type(count := record.get("trainable_parameters")) is int and 0 <= count < 2**63:
@@ -73,15 +86,16 @@ def read_cell(runs: Iterable[Path], expected: dict, trained: bool) -> Cell:
 
 
 def _find_config_mismatch(record: dict, expected: dict) -> str:
-    """Why a run does not belong in the cell that its folder names; empty if it does."""
+    """Return a message that lists the config values other than ``expected``; empty if there are none."""
     config = dict(flatten(record.get("config") or {}))
     if config.get("TRAINER.COOP.CTX_INIT"):  # its words set the number of tokens
         expected = {key: value for key, value in expected.items() if key != "TRAINER.COOP.N_CTX"}
     wrong = [f"{key} {config[key]}" for key, value in expected.items() if config.get(key, value) != value]
-    return f"its record says {', '.join(wrong)}" if wrong else ""
+    return f"its record has {', '.join(wrong)}" if wrong else ""
 
 
 def _describe_weights(record: dict) -> str:
+    """Return the backbone and the checksum of the weights that a record names, for the notes."""
     weights = record.get("weights")
     if not isinstance(weights, dict):
         return "not recorded"
@@ -89,47 +103,52 @@ def _describe_weights(record: dict) -> str:
 
 
 def _find_shortcuts(record: dict, trained: bool) -> list[str]:
-    """What a run did otherwise than the original: settings that trade exactness for speed, and images that were left
-    out; old records have none."""
+    """Return a sentence for each way in which a run deviated from the original: faster settings, omitted images.
+
+    Shortcuts in training count only for a run that ``trained`` a model.
+    """
     config = dict(flatten(record.get("config") or {}))
-    found = []
+    notes = []
     if trained and (views := config.get("FEATURES.VIEWS")):
         epochs = "every epoch" if views == 1 else f"{views} epochs"
-        found.append(f"FEATURES.VIEWS {views}: training images repeat their random draws after {epochs}.")
+        notes.append(f"FEATURES.VIEWS {views}: training images repeat their random draws after {epochs}.")
     if trained and (sampled := record.get("sampled_classes")):
-        found.append(f"TRAINER.COOP.SAMPLED_CLASSES {sampled}: training steps over some of the classes, drawn anew.")
+        notes.append(f"TRAINER.COOP.SAMPLED_CLASSES {sampled}: each training step uses a random sample of the classes.")
     if precision := config.get("FEATURES.PREC"):
-        found.append(f"FEATURES.PREC {precision}: image features in that precision.")
+        notes.append(f"FEATURES.PREC {precision}: image features in that precision.")
     if record.get("bad_images"):
-        found.append("DATASET.SKIP_BAD_IMAGES: images that could not be read were left out; result.json names them.")
-    return found
+        notes.append("DATASET.SKIP_BAD_IMAGES: images that could not be read were left out; result.json names them.")
+    return notes
 
 
 def format_shots(shots: int) -> str:
+    """Return ``1 shot`` or ``<shots> shots``."""
     return f"{shots} shot" if shots == 1 else f"{shots} shots"
 
 
 def format_notes(cells: dict[str, Cell]) -> list[str]:
-    """The lines below a table whose cells are called as the keys say: shortcuts, weights, what is missing and why."""
+    """Return the lines below a table: the interval's meaning, shortcuts, weights, and missing runs with the reasons.
+
+    The keys of ``cells`` are the names of the cells in these lines.
+    """
     lines = []
     if any(len(cell.accuracies) > 1 for cell in cells.values()):
         lines += ["", "± is the 95% confidence interval of the mean over seeds (Student's t)."]
     for shortcut in sorted(set().union(*(cell.shortcuts for cell in cells.values()))):
-        places = "; ".join(place for place, cell in cells.items() if shortcut in cell.shortcuts)
-        lines += ["", f"\\* {shortcut} In: {places}."]
+        marked = "; ".join(name for name, cell in cells.items() if shortcut in cell.shortcuts)
+        lines += ["", f"\\* {shortcut} In: {marked}."]
     weights = sorted(set().union(*(cell.weights for cell in cells.values())))
     if weights:
         lines += ["", f"Weights: {'; '.join(weights)}."]
     if len(weights) > 1:
         lines += ["", "**The cells come from different weights and cannot be compared.**"]
-    missing = [f"- {place}: {why}" for place, cell in cells.items() for why in cell.missing]
-    if missing:
+    if missing := [f"- {name}: {reason}" for name, cell in cells.items() for reason in cell.missing]:
         lines += ["", "Missing:", "", *missing]
     return lines
 
 
 def ci95_half_width(values: Sequence[float]) -> float:
-    """Half the width of the 95% confidence interval of the mean of a few runs (Student's t); NaN for fewer than two."""
+    """Return half the width of the 95% confidence interval of the mean (Student's t); NaN for fewer than two values."""
     if len(values) < 2:
         return math.nan
     from scipy.stats import t

@@ -1,18 +1,18 @@
-"""Tables of generalisation, for ``tools/results_table.py``: what a method gives beyond what it was trained on.
+"""Tables of generalisation, for ``tools/results_table.py``: accuracy on classes and data sets without training.
 
-From base to new classes, with the harmonic mean H of the two accuracies (of their means over seeds; in the average, of
-the means over data sets, as in CoCoOp, Zhou et al., CVPR 2022, table 1):
+From base to new classes, with the harmonic mean H of the two accuracies. H is that of the means over seeds; the
+average's H is that of the means over data sets (CoCoOp, Zhou et al., CVPR 2022, table 1):
 
-    <folder>/train_base/<data set>/shots_<shots>/<trainer>/<config>/seed<n>     trained, and tested on the base classes
-    <folder>/test_base/…                                                        instead of it, where nothing is trained
+    <folder>/train_base/<data set>/shots_<shots>/<trainer>/<config>/seed<n>     trained and tested on the base classes
+    <folder>/test_base/…                                                        the same for methods without training
     <folder>/test_new/…                                                         tested on the new classes
 
-From ImageNet to its variants and to other data sets (tables 3 and 2):
+From ImageNet to its variants and to other data sets (tables 3 and 2 of the same paper):
 
-    <folder>/../imagenet/<trainer>/<config>_<shots>shots[/nctx…]/seed<n>        trained, and tested on ImageNet
-    <folder>/<trainer>/<config>_<shots>shots[/nctx…]/<data set>/seed<n>         tested elsewhere
+    <folder>/../imagenet/<trainer>/<config>_<shots>shots[/nctx…]/seed<n>        trained and tested on ImageNet
+    <folder>/<trainer>/<config>_<shots>shots[/nctx…]/<data set>/seed<n>         tested on another data set
 
-Folders ``seed<n>`` are averaged. An average over data sets is there once all of them are.
+Folders ``seed<n>`` are averaged. An average over data sets needs results on all of them.
 """
 
 from __future__ import annotations
@@ -22,126 +22,138 @@ from collections.abc import Callable, Iterable
 from itertools import product
 from pathlib import Path
 from statistics import harmonic_mean, mean
+from typing import Any
 
 from dassl.utils import UserError
 from studies.tables.cells import Cell, format_notes, format_shots, list_runs, read_cell
 
+# A run's log below the table's folder: of base-to-new runs, and of runs on other data sets than they trained on.
 SEED_SUFFIX = r"(?:/(?P<seed>seed[^/]*))?/log\.txt"
 BASE_TO_NEW = re.compile(
-    r"(?P<part>train_base|test_base|test_new)/(?P<data>[^/]+)/(?P<method>shots_\d+/[^/]+/[^/]+)" + SEED_SUFFIX
+    r"(?:train_base|test_base|test_new)/(?P<data>[^/]+)/(?P<method>shots_\d+/[^/]+/[^/]+)" + SEED_SUFFIX
 )
 TRANSFER = re.compile(
     r"(?P<method>[^/]+/[^/]+_\d+shots[^/]*(?:/nctx[^/]*)?)/(?P<data>(?!seed|nctx)[^/]+)" + SEED_SUFFIX
 )
-SHOTS_PATTERN = re.compile(r"shots_(\d+)/|_(\d+)shots")  # in the path of a method
-SOURCE_DATASET = "imagenet"  # what is transferred was learned there; its variants are called imagenetv2, imagenet_a, …
+SHOTS_PATTERN = re.compile(r"shots_(\d+)/|_(\d+)shots")  # in a method's path, as each of the two patterns has it
+SOURCE_DATASET = "imagenet"  # where transferred models were trained; the prefix of its variants, such as imagenetv2
+
+Page = tuple[str, str, Any]  # a table as the stem of its file names, its Markdown, and its pandas.DataFrame
 
 
-def read_table(folder: Path):
-    """The table of the runs in ``folder``: its name, as Markdown, as a data frame; None if they are of another kind.
+def read_table(folder: Path) -> Page | None:
+    """Return the base-to-new or the transfer table of the runs in ``folder``; None if their paths fit neither.
 
     Raises:
-        UserError: none of the runs is finished.
+        UserError: no run is finished.
     """
     logs = [path.relative_to(folder).as_posix() for path in folder.rglob("log.txt")]
-    for pattern, table in ((BASE_TO_NEW, build_base_to_new), (TRANSFER, build_transfer)):
-        if found := [match for match in map(pattern.fullmatch, logs) if match]:
-            return table(folder, found)
+    for pattern, build in ((BASE_TO_NEW, build_base_to_new), (TRANSFER, build_transfer)):
+        if matches := [match for match in map(pattern.fullmatch, logs) if match]:
+            return build(folder, matches)
     return None
 
 
-def build_base_to_new(folder: Path, found: list[re.Match]):
-    """A row for every method on every data set, and for its averages over them."""
+def build_base_to_new(folder: Path, matches: list[re.Match]) -> Page:
+    """Return a table with the accuracy on base and new classes, and H: rows of data sets x methods, then averages.
+
+    ``matches`` has a match of BASE_TO_NEW for each log in ``folder``.
+    """
     import pandas as pd
 
-    datasets, methods = _datasets_and_methods(found)
+    datasets, methods = _list_datasets_and_methods(matches)
     cells, rows = {}, []
     for data, method in product(datasets, methods):
         runs = [Path(data, method, seed) for seed in methods[method]]
-        settings = _expected_config(method)
-        part = "train_base" if settings else "test_base"
-        base_settings = {**settings, "DATASET.SUBSAMPLE_CLASSES": "base"}
-        base = read_cell([folder / part / run for run in runs], base_settings, trained=bool(settings))
-        settings = {"DATASET.SUBSAMPLE_CLASSES": "new"}
-        new = read_cell([folder / "test_new" / run for run in runs], settings, trained=False)
-        new.shortcuts |= base.shortcuts  # the model that is tested took them in its training
+        config = _expected_config(method)
+        stage = "train_base" if config else "test_base"
+        base_config = {**config, "DATASET.SUBSAMPLE_CLASSES": "base"}
+        base = read_cell([folder / stage / run for run in runs], base_config, trained=bool(config))
+        new_config = {"DATASET.SUBSAMPLE_CLASSES": "new"}
+        new = read_cell([folder / "test_new" / run for run in runs], new_config, trained=False)
+        new.shortcuts |= base.shortcuts  # the tested model was trained with them
         cells[data, method, "base"], cells[data, method, "new"] = base, new
         rows.append((data, _format_method(method), base, new, _combine_cells(harmonic_mean, (base, new))))
     for method in methods if len(datasets) > 1 else ():
-        averages = [_combine_cells(mean, [cells[data, method, name] for data in datasets]) for name in ("base", "new")]
-        rows.append(("average", _format_method(method), *averages, _combine_cells(harmonic_mean, averages)))
+        base, new = (_combine_cells(mean, [cells[data, method, name] for data in datasets]) for name in ("base", "new"))
+        rows.append(("average", _format_method(method), base, new, _combine_cells(harmonic_mean, (base, new))))
     frame = pd.DataFrame(rows, columns=["data set", "method", "base", "new", "H"]).astype(str).set_index("data set")
     named = {f"{data}, {_format_method(method)}, {name}": cell for (data, method, name), cell in cells.items()}
     return "base_to_new", _format_page(folder, {"From base to new classes: accuracy (%)": frame}, named, left=2), frame
 
 
-def build_transfer(folder: Path, found: list[re.Match]):
-    """Rows of methods, columns of data sets: ImageNet, its variants and their average, the others and theirs."""
+def build_transfer(folder: Path, matches: list[re.Match]) -> Page:
+    """Return a table with a row for each method and columns for ImageNet, its variants and the other data sets.
+
+    The variants and the other data sets each have a column of averages. ``matches`` has a match of TRANSFER for each
+    log in ``folder``.
+    """
     import pandas as pd
 
-    datasets, methods = _datasets_and_methods(found)
+    datasets, methods = _list_datasets_and_methods(matches)
     groups = {
         "variants": [data for data in datasets if data.startswith(SOURCE_DATASET) and data != SOURCE_DATASET],
         "other data sets": [data for data in datasets if not data.startswith(SOURCE_DATASET)],
     }
     groups = {name: group for name, group in groups.items() if group}
-    tested = {name: {match["method"] for match in found if match["data"] in group} for name, group in groups.items()}
+    tested = {name: {match["method"] for match in matches if match["data"] in group} for name, group in groups.items()}
     cells = {(SOURCE_DATASET, method): _read_source_cell(folder, method) for method in methods}
     columns = {SOURCE_DATASET: [cells[SOURCE_DATASET, method] for method in methods]}
     for name, group in groups.items():
         for data, method in product(group, methods):
             runs = [folder / method / data / seed for seed in methods[method] if method in tested[name]]
             cells[data, method] = read_cell(runs, {"DATASET.SUBSAMPLE_CLASSES": "all"}, trained=False)
-            cells[data, method].shortcuts |= cells[SOURCE_DATASET, method].shortcuts  # taken in the training
+            cells[data, method].shortcuts |= cells[SOURCE_DATASET, method].shortcuts  # the model was trained with them
         columns |= {data: [cells[data, method] for method in methods] for data in group}
-        columns[f"average of {name}"] = [
-            _combine_cells(mean, [cells[data, method] for data in group]) for method in methods
-        ]
+        averages = [_combine_cells(mean, [cells[data, method] for data in group]) for method in methods]
+        columns[f"average of {name}"] = averages
     frame = pd.DataFrame(columns, pd.Index(map(_format_method, methods), name="accuracy (%)")).astype(str)
     tables = {}
     for name, group in groups.items():
         rows = [method in tested[name] for method in methods]
-        tables[f"From {SOURCE_DATASET} to {name}: accuracy (%)"] = frame.loc[
-            rows, [SOURCE_DATASET, *group, f"average of {name}"]
-        ]
+        group_frame = frame.loc[rows, [SOURCE_DATASET, *group, f"average of {name}"]]
+        tables[f"From {SOURCE_DATASET} to {name}: accuracy (%)"] = group_frame
     named = {f"{data}, {_format_method(method)}": cell for (data, method), cell in cells.items()}
     return "transfer", _format_page(folder, tables, named, left=1), frame
 
 
 def _read_source_cell(folder: Path, method: str) -> Cell:
-    """What the method gave where it was trained, beside the folder of the tests; empty if that is not there."""
+    """Return the cell of a method's training runs, in the folder ``imagenet`` beside ``folder``; empty without them."""
     runs = folder.absolute().parent / SOURCE_DATASET / method
-    settings = _expected_config(method)
-    return read_cell(list_runs(runs) if runs.is_dir() else [], settings, trained=bool(settings))
+    config = _expected_config(method)
+    return read_cell(list_runs(runs) if runs.is_dir() else [], config, trained=bool(config))
 
 
-def _datasets_and_methods(found: list[re.Match]) -> tuple[list[str], dict[str, list[str]]]:
-    """The data sets, and the methods with the folders of their seeds; methods that are not trained come first."""
-    datasets = sorted({match["data"] for match in found})
-    methods = sorted(
-        {match["method"] for match in found}, key=lambda m: (_get_shots(m) > 0, SHOTS_PATTERN.sub("", m), _get_shots(m))
-    )
-    seeds = {m: {match["seed"] for match in found if match["method"] == m} for m in methods}
-    return datasets, {m: sorted(filter(None, seeds[m])) or [""] for m in methods}
+def _list_datasets_and_methods(matches: list[re.Match]) -> tuple[list[str], dict[str, list[str]]]:
+    """Return the names of the data sets in the matched paths, and the names of the seed folders by method path.
+
+    Methods without training come first. A method without seed folders has one empty name.
+    """
+    datasets = sorted({match["data"] for match in matches})
+    methods = {match["method"] for match in matches}
+    ordered = sorted(methods, key=lambda m: (_get_shots(m) > 0, SHOTS_PATTERN.sub("", m), _get_shots(m)))
+    seeds = {m: {match["seed"] for match in matches if match["method"] == m} for m in ordered}
+    return datasets, {m: sorted(filter(None, seeds[m])) or [""] for m in ordered}
 
 
 def _get_shots(method: str) -> int:
-    return int(next(filter(None, SHOTS_PATTERN.search(method).groups())))
+    """Return the number of shots in a method's path: ``shots_16/CoOp/tiny`` -> 16."""
+    return int("".join(SHOTS_PATTERN.findall(method)[0]))  # one of the pattern's two groups is empty
 
 
 def _expected_config(method: str) -> dict:
-    """What the record of its training shows; of 0 shots there is no training."""
+    """Return the config values that records of a method's training runs must have; empty for 0 shots, no training."""
     shots = _get_shots(method)
     return {"DATASET.NUM_SHOTS": shots} if shots else {}
 
 
 def _format_method(method: str) -> str:
-    """``shots_16/CoOp/tiny`` and ``CoOp/tiny_16shots`` are both called "CoOp, tiny, 16 shots"."""
+    """Return a method's name: "CoOp, tiny, 16 shots" for ``shots_16/CoOp/tiny`` and for ``CoOp/tiny_16shots``."""
     return f"{SHOTS_PATTERN.sub('', method).replace('/', ', ')}, {format_shots(_get_shots(method))}"
 
 
 def _combine_cells(function: Callable[[list[float]], float], cells: Iterable[Cell]) -> Cell:
-    """A function of the cells' means, as a cell; empty unless all of them are there."""
+    """Return a cell with ``function`` of the cells' means; empty if a cell has no accuracies."""
     cells = list(cells)
     if not all(cell.accuracies for cell in cells):
         return Cell()
@@ -149,9 +161,13 @@ def _combine_cells(function: Callable[[list[float]], float], cells: Iterable[Cel
 
 
 def _format_page(folder: Path, tables: dict, cells: dict[str, Cell], left: int) -> str:
-    """Title and table each, then the notes; the first ``left`` columns are aligned to the left."""
+    """Return a Markdown page of ``tables`` (pandas.DataFrame by title) and the notes of their cells (by name).
+
+    The first ``left`` columns are aligned to the left. :class:`UserError`: no cell has an accuracy.
+    """
     if not any(cell.accuracies for cell in cells.values()):
-        raise UserError(f"no finished run in {folder}; {next(why for cell in cells.values() for why in cell.missing)}")
+        reasons = (reason for cell in cells.values() for reason in cell.missing)
+        raise UserError(f"no finished run in {folder}; {next(reasons)}")
     lines = []
     for title, frame in tables.items():
         align = ["left"] * left + ["right"] * (frame.shape[1] + 1 - left)

@@ -1,6 +1,6 @@
-"""Accuracy against trainable parameters, for ``tools/results_table.py``: what the parameters of each method buy.
+"""The plot of accuracy against trainable parameters, for ``tools/results_table.py``.
 
-A method is on the Pareto front if none with as few parameters, or fewer, is as accurate.
+A method is on the Pareto front if no method with as few or fewer parameters is as accurate.
 """
 
 from __future__ import annotations
@@ -11,35 +11,40 @@ from dataclasses import dataclass
 from .cells import Cell, format_shots
 from .study import SHOTS, ZERO_SHOT_ROWS, Table
 
-MARKERS = "osD^vP*X"
+MARKERS = "osD^vP*X"  # matplotlib's filled markers, which stay distinct where points overlap
 
 
 @dataclass(frozen=True)
 class Point:
+    """A method in the plot: trainable parameters, mean accuracy in percent, half its 95% interval."""
+
     name: str
     parameters: int
     accuracy: float
-    spread: float  # half of its 95% interval
+    spread: float
 
 
 def collect_points(table: Table) -> tuple[int, list[Point]]:
-    """Return the number of shots that most methods have results with, the largest of them, and the points there.
+    """Return the number of shots at which the most methods have results, and a point for each of these methods.
 
-    Methods whose records do not tell their parameters have none; zero-shot ones have one, unless nothing was trained.
+    The larger number of shots wins a tie. Zero-shot methods have a point, too, unless no trained method has one. A
+    method has none if its records do not have the number of trainable parameters.
     """
 
-    def known(cells: dict[int, Cell], shots: int) -> bool:
+    def has_point(cells: dict[int, Cell], shots: int) -> bool:
+        """Whether a row's cell for ``shots`` exists and has both accuracies and numbers of parameters."""
         return shots in cells and bool(cells[shots].accuracies and cells[shots].parameters)
 
-    shots = max(SHOTS[1:], key=lambda s: (sum(known(cells, s) for cells in table.values()), s))
-    if not any(known(cells, shots) for cells in table.values()):
+    shots = max(SHOTS[1:], key=lambda s: (sum(has_point(cells, s) for cells in table.values()), s))
+    if not any(has_point(cells, shots) for cells in table.values()):
         return shots, []
-    chosen = {row: cells[s] for row, cells in table.items() if known(cells, s := 0 if row in ZERO_SHOT_ROWS else shots)}
+    columns = {row: 0 if row in ZERO_SHOT_ROWS else shots for row in table}
+    chosen = {row: cells[columns[row]] for row, cells in table.items() if has_point(cells, columns[row])}
     return shots, [Point(row, max(cell.parameters), cell.mean, cell.spread) for row, cell in chosen.items()]
 
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:
-    """Return the points that no other one beats, from few parameters to many."""
+    """Return the points on the Pareto front, by ascending parameters; of equal points, one."""
     front: list[Point] = []
     for point in sorted(points, key=lambda p: (p.parameters, -p.accuracy)):
         if not front or point.accuracy > front[-1].accuracy:
@@ -48,7 +53,7 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
 
 
 def plot(shots: int, points: Sequence[Point], title: str, file) -> None:
-    """Write the picture as a PNG. The axis of parameters is logarithmic, with a place for 0."""
+    """Write a plot of accuracy against parameters, with the Pareto front, to a binary file as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -134,7 +134,7 @@ def test_a_damaged_record_is_refused_or_its_run_counts_with_the_result_of_its_lo
     if isinstance(record, Refusal):
         assert cell == names == record
     else:
-        assert cell.accuracies == [98.5] or "its record says" in cell.missing[0]
+        assert cell.accuracies == [98.5] or "its record has" in cell.missing[0]
         assert format_notes({"CoOp": cell}) is not None
         assert names == [str(name) for name in record.get("classnames", [])]
         assert all(type(count) is int for count in cell.parameters)

@@ -1,4 +1,4 @@
-"""tools/features.py extract: feature sets, made whole or in shares, stopped and gone on with, read by row number."""
+"""tools/features.py extract: feature sets, extracted whole or in shards, resumed, and read by row number."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-import tools.features as tool  # noqa: F401  what `call` calls
+import tools.features as tool  # noqa: F401  the module whose main the fixture `call` calls
 from dassl.utils import read_image
 from inference.classifier import build_preprocessing
 from studies import extract
@@ -19,47 +19,53 @@ from vlm.images.encoder import build_image_encoder
 from vlm.images.lance_features import LanceFeatures
 
 DIGITS, IMAGENET = (REPOSITORY / f"configs/datasets/{name}.yaml" for name in ("digits", "imagenet"))
-PLACE = "imagenet/images/train/n02102040/n02102040_{}.JPEG"
+IMAGE_PATH = "imagenet/images/train/n02102040/n02102040_{}.JPEG"
 pytest.importorskip("lance", reason="needs Lance: pip install pylance")
 
 
 @pytest.fixture
-def make(call, tmp_path, imagenet_root, monkeypatch):
-    """Extract the noise pictures in ImageNet's layout, 15 for training."""
+def extract_set(call, tmp_path, imagenet_root, monkeypatch):
+    """A function that extracts a feature set; by default, of the 15 training images of ``imagenet_root``.
 
-    def run_it(*more, dataset=IMAGENET, root=imagenet_root, split="train", out="set", block=4):
+    Args:
+        extra: further arguments.
+        out: the set's folder below tmp_path.
+        block: images of a block.
+    """
+
+    def call_extract(*extra, dataset=IMAGENET, root=imagenet_root, split="train", out="set", block=4):
         monkeypatch.setattr(extract, "MIN_BLOCK_IMAGES", block)
         flags = {"dataset": dataset, "root": root, "backbone": "tiny", "split": split, "output": tmp_path / out}
-        return call("extract", *(word for flag, value in flags.items() for word in (f"--{flag}", value)), *more)
+        return call("extract", *(word for flag, value in flags.items() for word in (f"--{flag}", value)), *extra)
 
-    return run_it
+    return call_extract
 
 
-def test_shares_make_one_set_of_what_the_encoder_gives(make, tmp_path, imagenet_root):
-    code, text, error = make("--shards", 2, "--shard", 2)
+def test_shards_make_one_set_with_the_features_of_the_encoder(extract_set, tmp_path, imagenet_root):
+    code, text, error = extract_set("--shards", 2, "--shard", 2)
     assert (code, error) == (0, "")
     assert "2 of 4 blocks are missing, those of other shards" in text
     with pytest.raises(lance_features.UserError, match="no set of"):
         LanceFeatures(tmp_path / "set")
-    assert make("--shards", 2)[1].endswith("set: complete, 15 images\n")
+    assert extract_set("--shards", 2)[1].endswith("set: complete, 15 images\n")
     features = LanceFeatures(tmp_path / "set")
     assert (features.classnames, features.counts) == (list(WNIDS.values()), [5, 5, 5])
     rows = [14, 0, 7, 7]
-    found, labels = features.take(rows)
+    taken, labels = features.take(rows)
     assert labels.tolist() == [2, 0, 1, 1]
     paths = [f"imagenet/images/train/{wnid}/{wnid}_{i}.JPEG" for wnid in WNIDS for i in range(5)]
     assert features.data.to_table(columns=["path"])["path"].to_pylist() == paths
     clip, weights = load_cached_clip("tiny", "", "fp16", "cpu")
     images = (build_preprocessing(clip.visual)(read_image(imagenet_root / paths[row])) for row in rows)
     expected = torch.stack(list(build_image_encoder(clip.visual, weights).encode(images)))
-    torch.testing.assert_close(found, expected, rtol=2**-11, atol=1e-7)
-    assert torch.equal(features.take(range(15))[0][rows], found)
-    assert make()[1].endswith("complete, 15 images\n")
+    torch.testing.assert_close(taken, expected, rtol=2**-11, atol=1e-7)
+    assert torch.equal(features.take(range(15))[0][rows], taken)
+    assert extract_set()[1].endswith("complete, 15 images\n")
 
 
-def test_a_probe_learns_from_few_shots_of_a_set_without_the_images(make, digits_root, tmp_path):
+def test_a_linear_probe_learns_from_few_shots_of_a_feature_set(extract_set, digits_root, tmp_path):
     for split in ("train", "test"):
-        assert make(dataset=DIGITS, root=digits_root, split=split, out=split, block=400)[0] == 0
+        assert extract_set(dataset=DIGITS, root=digits_root, split=split, out=split, block=400)[0] == 0
     train, test = LanceFeatures(tmp_path / "train"), LanceFeatures(tmp_path / "test")
     shots = train.few_shot(16, seed=1)
     assert shots == train.few_shot(16, seed=1) != train.few_shot(16, seed=2)
@@ -71,8 +77,9 @@ def test_a_probe_learns_from_few_shots_of_a_set_without_the_images(make, digits_
     assert (predict(head, features).argmax(1) == labels).float().mean() > 0.8
 
 
-def test_a_class_draws_its_shots_whatever_the_others_are():
-    def shots(**counts):
+def test_the_shots_of_a_class_do_not_depend_on_the_other_classes():
+    def draw_shots(**counts):
+        """Return three drawn rows of each class, counted from the first row of the class."""
         features = object.__new__(LanceFeatures)
         features.classnames, features.counts = [*counts], [*counts.values()]
         starts = [sum(features.counts[:i]) for i in range(len(counts))]
@@ -82,12 +89,12 @@ def test_a_class_draws_its_shots_whatever_the_others_are():
             for name, start in zip(counts, starts, strict=True)
         }
 
-    assert shots(a=10, b=20)["b"] == shots(b=20, c=1)["b"]
-    assert sorted(shots(c=2)["c"]) == [0, 1]
+    assert draw_shots(a=10, b=20)["b"] == draw_shots(b=20, c=1)["b"]
+    assert sorted(draw_shots(c=2)["c"]) == [0, 1]
 
 
-def test_a_killed_extraction_loses_one_block(make, tmp_path, digits_root):
-    """SIGKILL in the middle; what was there is not encoded again."""
+def test_an_extraction_resumes_after_a_kill_without_its_complete_blocks(extract_set, tmp_path, digits_root):
+    """SIGKILL ends the extraction; the resumed set equals an undisturbed one."""
     code = "import sys; from studies import extract; extract.MIN_BLOCK_IMAGES = 32; from tools import features; "
     arguments = ["extract", "--dataset", DIGITS, "--root", digits_root, "--backbone", "tiny", "--split", "train"]
     command = [sys.executable, "-c", f"{code}features.main(sys.argv[1:])", *arguments, "--output", tmp_path / "set"]
@@ -98,24 +105,24 @@ def test_a_killed_extraction_loses_one_block(make, tmp_path, digits_root):
         time.sleep(0.002)
     process.kill()
     process.wait()
-    kept = {path.name: path.stat().st_mtime_ns for path in blocks.glob("*.json")}
-    assert 3 <= len(kept) < 29
-    assert make("--shards", 2, dataset=DIGITS, root=digits_root, block=32)[0] == 0
-    assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in blocks.glob("*.json")}.items()
-    assert make(dataset=DIGITS, root=digits_root, block=32)[1].endswith("complete, 901 images\n")
-    assert make(dataset=DIGITS, root=digits_root, out="other", block=400)[0] == 0
+    complete = {path.name: path.stat().st_mtime_ns for path in blocks.glob("*.json")}
+    assert 3 <= len(complete) < 29
+    assert extract_set("--shards", 2, dataset=DIGITS, root=digits_root, block=32)[0] == 0
+    assert complete.items() <= {path.name: path.stat().st_mtime_ns for path in blocks.glob("*.json")}.items()
+    assert extract_set(dataset=DIGITS, root=digits_root, block=32)[1].endswith("complete, 901 images\n")
+    assert extract_set(dataset=DIGITS, root=digits_root, out="other", block=400)[0] == 0
     whole = [LanceFeatures(tmp_path / name).take(range(901)) for name in ("set", "other")]
     assert torch.equal(whole[0][0], whole[1][0])
     assert torch.equal(whole[0][1], whole[1][1])
 
 
-def test_pictures_that_cannot_be_read_are_named_or_left_out(make, tmp_path, imagenet_root):
-    bad = [imagenet_root / PLACE.format(i) for i in (0, 3)]
+def test_unreadable_images_are_listed_or_left_out(extract_set, tmp_path, imagenet_root):
+    bad = [imagenet_root / IMAGE_PATH.format(i) for i in (0, 3)]
     damage(*bad)
-    code, _, error = make()
+    code, _, error = extract_set()
     assert code == 2
-    assert all(PLACE.format(i) in error for i in (0, 3))
-    code, text, _ = make("DATASET.SKIP_BAD_IMAGES", True)
+    assert all(IMAGE_PATH.format(i) in error for i in (0, 3))
+    code, text, _ = extract_set("DATASET.SKIP_BAD_IMAGES", True)
     assert code == 0
     assert text.endswith("complete, 13 images\n")
     features = LanceFeatures(tmp_path / "set")
@@ -123,37 +130,37 @@ def test_pictures_that_cannot_be_read_are_named_or_left_out(make, tmp_path, imag
     assert features.take(range(13))[1].tolist() == [0] * 5 + [1] * 3 + [2] * 5
 
 
-def test_what_is_asked_for_otherwise_or_makes_no_sense_is_refused(make, tmp_path):
-    assert make("--shards", 2)[0] == 0
-    for more, words in (
+def test_changed_settings_and_wrong_flags_are_refused(extract_set, tmp_path):
+    assert extract_set("--shards", 2)[0] == 0
+    for extra, messages in (
         (("FEATURES.PREC", "bf1"), ["FEATURES.PREC", "bf1"]),
         (("DATASET.VAL_PERCENT", 0.2), ["data.VAL_PERCENT 0.1, not 0.2"]),
         (("DATASET.NUM_SHOTS", 4), ["no NUM_SHOTS"]),
         (("INPUT.SIZE", "(8, 8)"), ["no INPUT"]),
         (("--shards", 2, "--shard", 3), ["--shard is 3"]),
     ):
-        code, _, error = make(*more)
+        code, _, error = extract_set(*extra)
         assert code == 2
-        assert all(word in error for word in words), error
-    assert make(split="bits")[0] == 2
-    assert make(dataset="Nothing", out="nothing")[0] == 2
+        assert all(message in error for message in messages), error
+    assert extract_set(split="bits")[0] == 2
+    assert extract_set(dataset="Nothing", out="nothing")[0] == 2
 
 
-def test_without_lance(make, monkeypatch):
+def test_a_missing_lance_names_the_package_to_install(extract_set, monkeypatch):
     monkeypatch.setitem(sys.modules, "lance", None)
     for module in ("studies.extract", "vlm.images.lance_features"):
         monkeypatch.delitem(sys.modules, module)
-    code, _, error = make()
+    code, _, error = extract_set()
     assert code == 2
     assert 'pip install "coop-dassl[scale]"' in error
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Ray on Windows is not tried")
-def test_blocks_as_tasks_of_ray(make, tmp_path):
+@pytest.mark.skipif(sys.platform == "win32", reason="Ray is not tested on Windows")
+def test_extraction_on_ray_gives_the_same_bits(extract_set, tmp_path):
     pytest.importorskip("ray", reason="needs Ray: pip install ray")
-    assert make(out="here")[0] == 0
-    code, text, error = make("--ray")
+    assert extract_set(out="local")[0] == 0
+    code, text, error = extract_set("--ray")
     assert (code, error) == (0, ""), error
     assert text.endswith("complete, 15 images\n")
-    sets = [LanceFeatures(tmp_path / name).take(range(15))[0] for name in ("here", "set")]
+    sets = [LanceFeatures(tmp_path / name).take(range(15))[0] for name in ("local", "set")]
     assert torch.equal(*sets)

@@ -1,4 +1,4 @@
-"""What the study's table says of methods beyond its three rows, and of trainable parameters; the sweep behind it."""
+"""The study's rows beyond the three required ones, the trainable parameters, and the sweeps that fill them."""
 
 import csv
 import json
@@ -23,11 +23,14 @@ SWEEPS = REPOSITORY / "configs/sweeps"
 
 
 @pytest.fixture
-def write(tmp_path):
-    """A function that writes a run into output/digits/<name>: its accuracy, its trained parameters."""
+def write_run(tmp_path):
+    """A function that writes a run into digits/<name>: a log with its accuracy, and a record if it has parameters.
+
+    It returns the folder ``digits``, which has a run of zero-shot CLIP already.
+    """
     folder = tmp_path / "digits"
 
-    def call(name, accuracy, parameters=None, **config):
+    def write(name, accuracy, parameters=None, **config):
         (folder / name).mkdir(parents=True)
         form = TESTED if name.startswith("Zeroshot") else TRAINED
         (folder / name / "log.txt").write_text(form.format(accuracy))
@@ -36,24 +39,25 @@ def write(tmp_path):
             (folder / name / "result.json").write_text(json.dumps(record))
         return folder
 
-    call("ZeroshotCLIP", 60, 0)
-    return call
+    write("ZeroshotCLIP", 60, 0)
+    return write
 
 
-def table(folder) -> dict[str, list[str]]:
+def read_csv(folder) -> dict[str, list[str]]:
+    """Return the cells of results.csv by row."""
     return {row: cells for row, *cells in csv.reader((folder / "results.csv").open())}
 
 
-def test_methods_with_runs_have_rows_and_their_parameters(write):
-    write("ZeroshotCLIP2", 61, 0)
+def test_methods_with_runs_have_a_row_with_their_trainable_parameters(write_run):
+    write_run("ZeroshotCLIP2", 61, 0)
     for shots in (1, 16):
-        write(f"CoOp/tiny_{shots}shots/seed1", 70, 1024)
-        write(f"TipAdapterF/tiny_{shots}shots/seed1", 75, 640 * shots)
-    write("CoOp/tiny_16shots_ctx1", 69, 64)
-    write("CoOp/tiny_16shots_ctx2_csc", 68, 1280)
-    folder = write("LinearProbe/tiny_4shots", 74)
+        write_run(f"CoOp/tiny_{shots}shots/seed1", 70, 1024)
+        write_run(f"TipAdapterF/tiny_{shots}shots/seed1", 75, 640 * shots)
+    write_run("CoOp/tiny_16shots_ctx1", 69, 64)
+    write_run("CoOp/tiny_16shots_ctx2_csc", 68, 1280)
+    folder = write_run("LinearProbe/tiny_4shots", 74)
     assert main([str(folder)]) == 0
-    assert table(folder) == {
+    assert read_csv(folder) == {
         "accuracy (%)": ["0 shots", "1 shot", "2 shots", "4 shots", "8 shots", "16 shots", "parameters"],
         "Zero-shot CLIP": ["60.00", *"-----", "0"],
         "Zero-shot ensemble": ["61.00", *"-----", "0"],
@@ -65,72 +69,73 @@ def test_methods_with_runs_have_rows_and_their_parameters(write):
         "Linear probe": [*"---", "74.00", *"--", "-"],
     }
     text = (folder / "results.md").read_text()
-    assert "CoOp (Efficient), 16 shots: " in text  # the study's own rows are to be filled, others need not be
+    assert "CoOp (Efficient), 16 shots: " in text  # missing runs of a required row are listed
     assert "LinearProbe" not in text
     assert len({len(line) for line in text.splitlines() if line.startswith("|")}) == 1
 
 
-def test_a_method_that_was_begun_is_listed_until_it_has_ended(write):
-    folder = write("TipAdapter/tiny_1shots", 70)
+def test_a_method_with_an_unfinished_run_has_an_empty_row_and_a_note(write_run):
+    folder = write_run("TipAdapter/tiny_1shots", 70)
     (folder / "TipAdapter/tiny_1shots/log.txt").write_text("Cache: 10 keys\n")
     main([str(folder)])
-    assert table(folder)["Tip-Adapter"] == ["-"] * 7
+    assert read_csv(folder)["Tip-Adapter"] == ["-"] * 7
     assert "tiny_1shots: the run has not ended" in (folder / "results.md").read_text()
 
 
-def test_rows_are_of_one_config(write, capsys):
-    write("CoOp/rn50_4shots", 70)
-    write("TipAdapter/rn50_4shots", 70)
-    folder = write("LinearProbe/vit_b16_4shots", 80)
-    assert main([str(folder)]) == 0  # CoOp's
-    assert "Tip-Adapter" in table(folder)
-    assert "Linear probe" not in table(folder)
+def test_rows_are_those_of_the_config_of_coop(write_run, capsys):
+    write_run("CoOp/rn50_4shots", 70)
+    write_run("TipAdapter/rn50_4shots", 70)
+    folder = write_run("LinearProbe/vit_b16_4shots", 80)
+    assert main([str(folder)]) == 0  # the config of CoOp
+    assert "Tip-Adapter" in read_csv(folder)
+    assert "Linear probe" not in read_csv(folder)
 
 
-def test_without_coop_the_other_methods_tell_the_config(write, capsys):
-    folder = write("LinearProbe/vit_b16_4shots", 80)
+def test_without_coop_the_config_is_that_of_the_other_methods(write_run, capsys):
+    folder = write_run("LinearProbe/vit_b16_4shots", 80)
     assert main([str(folder)]) == 0
-    assert table(folder)["Linear probe"][3] == "80.00"
-    write("TipAdapter/rn50_4shots", 70)
+    assert read_csv(folder)["Linear probe"][3] == "80.00"
+    write_run("TipAdapter/rn50_4shots", 70)
     assert main([str(folder)]) == 2
     assert "choose with --config: rn50, vit_b16" in capsys.readouterr().err
 
 
-def test_a_run_with_class_specific_contexts_is_not_a_generic_one(write):
-    folder = write("CoOp/tiny_4shots", 70, 64, TRAINER={"COOP": {"N_CTX": 16, "CSC": True}})
+def test_a_run_with_class_specific_contexts_is_not_in_the_row_of_shared_contexts(write_run):
+    folder = write_run("CoOp/tiny_4shots", 70, 64, TRAINER={"COOP": {"N_CTX": 16, "CSC": True}})
     main([str(folder)])
-    assert table(folder)["CoOp (Standard)"][3] == "-"
-    assert "its record says TRAINER.COOP.CSC True" in (folder / "results.md").read_text()
+    assert read_csv(folder)["CoOp (Standard)"][3] == "-"
+    assert "its record has TRAINER.COOP.CSC True" in (folder / "results.md").read_text()
 
 
-def test_main_sh_s_class_specific_contexts_have_a_row(write):
-    write("CoOp/rn50_4shots/nctx16_cscFalse_ctpend/seed1", 70)
-    folder = write("CoOp/rn50_4shots/nctx16_cscTrue_ctpend/seed1", 65)
+def test_class_specific_contexts_of_main_sh_have_a_row(write_run):
+    write_run("CoOp/rn50_4shots/nctx16_cscFalse_ctpend/seed1", 70)
+    folder = write_run("CoOp/rn50_4shots/nctx16_cscTrue_ctpend/seed1", 65)
     main([str(folder)])
-    assert table(folder)["CoOp (Standard)"][3] == "70.00"
-    assert table(folder)["CoOp, 16 tokens, CSC"][3] == "65.00"
+    assert read_csv(folder)["CoOp (Standard)"][3] == "70.00"
+    assert read_csv(folder)["CoOp, 16 tokens, CSC"][3] == "65.00"
 
 
-def test_parameters_as_text():
+def test_parameters_that_vary_are_shown_as_a_range():
     assert format_parameters([Cell(), Cell()]) == "-"
     assert format_parameters([Cell(parameters={2048}), Cell(parameters={2048})]) == "2,048"
     assert format_parameters([Cell(parameters={640}), Cell(), Cell(parameters={10240, 1280})]) == "640 to 10,240"
 
 
-def test_points_are_of_the_shots_that_most_methods_have():
+def test_the_plot_shows_the_number_of_shots_that_most_methods_have():
     def cell(accuracy, parameters):
+        """Return the cell of one run."""
         return Cell([accuracy], parameters={parameters})
 
-    some = {"Zero-shot CLIP": {0: cell(60, 0)}, "A": {1: cell(70, 10), 4: cell(72, 10)}, "B": {1: cell(71, 20)}}
-    shots, points = collect_points({**some, "no record": {1: Cell([99.0])}, "C": {16: cell(90, 5)}})
+    table = {"Zero-shot CLIP": {0: cell(60, 0)}, "A": {1: cell(70, 10), 4: cell(72, 10)}, "B": {1: cell(71, 20)}}
+    shots, points = collect_points({**table, "no record": {1: Cell([99.0])}, "C": {16: cell(90, 5)}})
     assert shots == 1
     assert points == [Point("Zero-shot CLIP", 0, 60, 0), Point("A", 10, 70, 0), Point("B", 20, 71, 0)]
-    del some["B"]
-    assert collect_points(some)[0] == 4  # of equally many, the largest
+    del table["B"]
+    assert collect_points(table)[0] == 4  # with as many methods at several numbers of shots, the largest
     assert collect_points({"Zero-shot CLIP": {0: cell(60, 0)}, "Zero-shot ensemble": {0: cell(61, 0)}})[1] == []
 
 
-def test_the_front_is_what_nothing_beats():
+def test_the_pareto_front_has_the_points_that_no_other_point_beats():
     a, b, c, d, e = (
         Point(*values, 0) for values in [("a", 0, 60), ("b", 0, 65), ("c", 10, 64), ("d", 20, 70), ("e", 20, 70)]
     )
@@ -140,13 +145,13 @@ def test_the_front_is_what_nothing_beats():
     assert pareto_front([]) == []
 
 
-def test_a_picture_is_drawn_of_two_methods_or_more(write, capsys):
-    folder = write("CoOp/tiny_16shots/seed1", 70)  # without a record
+def test_the_plot_is_drawn_for_two_methods_or_more(write_run, capsys):
+    folder = write_run("CoOp/tiny_16shots/seed1", 70)  # without a record
     main([str(folder)])
     assert not (folder / "parameters.png").exists()
     assert "parameters.png" not in capsys.readouterr().out
-    write("CoOp/tiny_16shots_ctx4/seed1", 71, 256)
-    write("CoOp/tiny_16shots_ctx4/seed2", 75, 256)
+    write_run("CoOp/tiny_16shots_ctx4/seed1", 71, 256)
+    write_run("CoOp/tiny_16shots_ctx4/seed2", 75, 256)
     main([str(folder)])
     with Image.open(folder / "parameters.png") as image:
         assert image.width > 500
@@ -155,10 +160,10 @@ def test_a_picture_is_drawn_of_two_methods_or_more(write, capsys):
 @pytest.mark.parametrize(
     ("study", "parameters"), [("digits", "digits_parameters"), ("imagenette", "imagenette_parameters")]
 )
-def test_the_two_sweeps_share_their_folder(study, parameters):
-    """A run that both have is the same command, so the second one finds it finished."""
+def test_runs_that_two_sweeps_share_have_the_same_command(study, parameters):
+    """Hence the second sweep skips a run that the first one has finished."""
     study, parameters = (
-        {cell.folder: cell for cell in build_trials(read_sweep(SWEEPS / f"{name}.yaml"), "", "", ["1", "2"], [])}
+        {trial.folder: trial for trial in build_trials(read_sweep(SWEEPS / f"{name}.yaml"), "", "", ["1", "2"], [])}
         for name in (study, parameters)
     )
     both = set(study) & set(parameters)
@@ -173,7 +178,7 @@ def test_the_two_sweeps_share_their_folder(study, parameters):
     + sorted(REPOSITORY.glob("configs/trainers/LinearProbe/*.yaml")),
     ids=str,
 )
-def test_configs_begin_with_their_command(path):
+def test_a_config_file_names_its_command_and_loads(path):
     method, name = path.parent.name, path.stem
     text = path.read_text()
     assert f"--trainer {method} " in text
@@ -183,20 +188,20 @@ def test_configs_begin_with_their_command(path):
     merge_file(cfg, path)
 
 
-def test_the_sweep_fills_the_table(tmp_path, digits_root, capsys):
-    """With its first values of the grids, one epoch."""
+def test_the_digits_parameters_sweep_fills_every_row(tmp_path, digits_root, capsys):
+    """The sweep runs with one shot and one epoch."""
     text = (SWEEPS / "digits_parameters.yaml").read_text()
-    few = (
+    smaller = (
         text.replace("[16, 8, 4, 2, 1]", "[1]")
         .replace("[8, 4, 2, 1]", "[1]")
         .replace("SHOTS 16", "SHOTS 1")
         .replace("16shots", "1shots")
     )
-    (tmp_path / "few.yaml").write_text(few.replace("configs/", f"{REPOSITORY}/configs/"))
+    (tmp_path / "sweep.yaml").write_text(smaller.replace("configs/", f"{REPOSITORY}/configs/"))
     options = ["--root", str(digits_root), "--output-dir", str(tmp_path / "digits"), "--jobs", "1"]
-    assert sweep.main([str(tmp_path / "few.yaml"), *options, "OPTIM.MAX_EPOCH", "1"]) == 0
+    assert sweep.main([str(tmp_path / "sweep.yaml"), *options, "OPTIM.MAX_EPOCH", "1"]) == 0
     assert main([str(tmp_path / "digits")]) == 0
-    rows = table(tmp_path / "digits")
+    rows = read_csv(tmp_path / "digits")
     parameters = {row: cells[-1] for row, cells in rows.items()}
     width = int(parameters["CoOp, 1 token"])
     assert parameters == {

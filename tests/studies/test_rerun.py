@@ -1,4 +1,4 @@
-"""tools/rerun.py: a record is enough to do its run again, and what has changed since is named."""
+"""tools/rerun.py: a run is repeated from its record alone, and changes since the run are reported."""
 
 from __future__ import annotations
 
@@ -21,22 +21,25 @@ SHORT = ("DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 3)
 
 @pytest.fixture
 def call(capsys):
-    def run_it(*arguments: object):
+    """A function that calls tools/rerun.py and returns its exit code, output and errors."""
+
+    def run_main(*arguments: object):
         code = main([str(argument) for argument in arguments])
         output, error = capsys.readouterr()
         return code, output, error
 
-    return run_it
+    return run_main
 
 
-def verdicts(output: str) -> dict[str, str]:
-    """What differs, and what is the same, by name."""
+def read_comparison(output: str) -> dict[str, str]:
+    """Return ``same`` or ``DIFFERS`` by the name of each compared value in the output."""
     same = re.search(r"^The same: (.*)$", output, re.MULTILINE)[1].split(", ")
     rows = re.findall(r"^(\S+)  +.*$", output.partition("\n---")[2].partition("\nThe same: ")[0], re.MULTILINE)
     return {**dict.fromkeys(same, "same"), **dict.fromkeys(rows, "DIFFERS")}
 
 
-def edit(folder: Path, change) -> None:
+def edit_record(folder: Path, change) -> None:
+    """Call ``change`` with the record in ``folder``, a dict, and write the dict back."""
     path = folder / "result.json"
     record = json.loads(path.read_text())
     change(record)
@@ -44,29 +47,29 @@ def edit(folder: Path, change) -> None:
 
 
 @pytest.fixture
-def moved(digits_root, tmp_path) -> Path:
-    """A copy of the digits, of this test alone."""
-    shutil.copytree(digits_root / "digits", tmp_path / "own/digits")
-    return tmp_path / "own"
+def digits_copy(digits_root, tmp_path) -> Path:
+    """The root of a copy of the digits that a test may change."""
+    shutil.copytree(digits_root / "digits", tmp_path / "copy/digits")
+    return tmp_path / "copy"
 
 
 @pytest.mark.parametrize(
     ("trainer", "model", "epoch"),
     [("CoOp", "prompt_learner", 3), ("CLIPFineTune", "clip", 3), ("LinearProbe", "linear_probe", 1)],
 )
-def test_the_same_run_from_the_record_alone(run, call, tmp_path, trainer, model, epoch):
-    """The YAML files are not read again, and neither the drawn seed nor a text that looks like a number is lost."""
-    config = tmp_path / "gone.yaml"
+def test_a_rerun_from_the_record_alone_gives_the_same_bits(run, call, tmp_path, trainer, model, epoch):
+    """The YAML file is not needed; the record has the drawn seed and a text as written, with quotation marks."""
+    config = tmp_path / "deleted.yaml"
     shutil.copy(REPOSITORY / "configs/trainers/CoOp/tiny.yaml", config)
     quoted = ("DATASET.TEMPLATE", "'{}'") if trainer == "CLIPFineTune" else ()
     batches = ("DATALOADER.TRAIN_X.BATCH_SIZE", 8)
-    done = run("--config-file", config, *SHORT, *batches, *quoted, trainer=trainer, seed=-1)
-    assert done.code == 0, done.error
+    original = run("--config-file", config, *SHORT, *batches, *quoted, trainer=trainer, seed=-1)
+    assert original.code == 0, original.error
     config.unlink()
-    code, output, error = call(done.folder / "result.json")
+    code, output, error = call(original.folder / "result.json")
     assert (code, error) == (0, "")
     assert output.endswith("The same results, and the same tensors\n")
-    assert "DIFFERS" not in verdicts(output).values()
+    assert "DIFFERS" not in read_comparison(output).values()
     again = tmp_path / "run-rerun"
     same = [
         "code",
@@ -81,46 +84,46 @@ def test_the_same_run_from_the_record_alone(run, call, tmp_path, trainer, model,
         "total",
         "macro_f1",
     ]
-    assert all(verdicts(output)[name] == "same" for name in same)
-    for folder in (done.folder, again):
+    assert all(read_comparison(output)[name] == "same" for name in same)
+    for folder in (original.folder, again):
         assert (folder / model / "checkpoint").read_text() == f"model.pth.tar-{epoch}\n"
     name = f"{model}/model.pth.tar-{epoch}"
-    assert verdicts(output)[name] == "same"
-    assert_same_tensors(done.folder / name, again / name)
-    assert json.loads((again / "result.json").read_text())["seed"] == done.record["seed"]
+    assert read_comparison(output)[name] == "same"
+    assert_same_tensors(original.folder / name, again / name)
+    assert json.loads((again / "result.json").read_text())["seed"] == original.record["seed"]
 
 
-def test_an_evaluation_of_another_run(run, call):
+def test_an_evaluation_is_repeated_with_the_model_of_its_run(run, call):
     base = run(*SHORT, "TRAIN.CHECKPOINT_FREQ", 1, "DATASET.SUBSAMPLE_CLASSES", "base", out="base")
     evaluate = ("--eval-only", "--model-dir", base.folder, "--load-epoch", 2, *SHORT)
     new = run(*evaluate, "DATASET.SUBSAMPLE_CLASSES", "new", out="new")
     code, output, _ = call(new.folder)
     assert code == 0
-    assert verdicts(output)["started_from"] == "same"
+    assert read_comparison(output)["started_from"] == "same"
     assert output.endswith("The same results; there are no checkpoints to compare\n")
     assert not list(Path(f"{new.folder}-rerun").glob("*/checkpoint"))
 
-    there = base.folder.rename(base.folder.with_name("there"))
+    renamed = base.folder.rename(base.folder.with_name("renamed"))
     code, _, error = call(new.folder, "--output-dir", new.folder / "again")
     assert code == 2
     assert "give --root, --model-dir or KEY VALUE" in error
-    code, output, _ = call(new.folder, "--model-dir", there, "--output-dir", new.folder / "moved")
-    assert (code, verdicts(output)["accuracy"]) == (0, "same")
-    there.rename(base.folder)
+    code, output, _ = call(new.folder, "--model-dir", renamed, "--output-dir", new.folder / "moved")
+    assert (code, read_comparison(output)["accuracy"]) == (0, "same")
+    renamed.rename(base.folder)
 
     save_checkpoint({"state_dict": {}, "epoch": 2}, base.checkpoint(2).parent)
     code, _, error = call(new.folder, "--output-dir", new.folder / "again")
     assert code == 2
-    assert "the run would be another one: started_from.0.sha256" in error
+    assert "the run would have other inputs: started_from.0.sha256" in error
     assert not (new.folder / "again").exists()
     shutil.rmtree(base.folder)
     assert (
-        f"not there, seen from {Path.cwd()}: --model-dir {base.folder}."
+        f"paths that do not exist, seen from {Path.cwd()}: --model-dir {base.folder}."
         in call(new.folder, "--anyway", "--output-dir", new.folder / "again")[2]
     )
 
 
-def test_a_run_of_a_sweep(tmp_path, digits_root, call):
+def test_a_run_of_a_sweep_is_repeated(tmp_path, digits_root, call):
     settings = f"--dataset-config-file {REPOSITORY}/configs/datasets/digits.yaml --trainer CoOp"
     settings += f" --config-file {REPOSITORY}/configs/trainers/CoOp/tiny.yaml"
     runs = [{"folder": "lr{OPTIM.LR}", "arguments": settings, "grid": {"OPTIM.LR": [0.02], "OPTIM.MAX_EPOCH": [2]}}]
@@ -129,83 +132,83 @@ def test_a_run_of_a_sweep(tmp_path, digits_root, call):
     assert sweep([str(tmp_path / "sweep.yaml"), "--root", str(digits_root), "DATASET.NUM_SHOTS", "1"]) == 0
     code, output, _ = call(tmp_path / "out/lr0.02/result.json")
     assert code == 0
-    assert verdicts(output)["prompt_learner/model.pth.tar-2"] == "same"
+    assert read_comparison(output)["prompt_learner/model.pth.tar-2"] == "same"
 
 
-def test_a_run_that_went_on_from_another_and_one_that_was_stopped(run, call):
+def test_resumed_runs_are_repeated(run, call):
     first = run(*SHORT, out="first")
     longer = (*SHORT, "OPTIM.MAX_EPOCH", 4)
     second = run("--force-resume", "--resume", first.folder, *longer, out="second")
     code, output, _ = call(second.folder)
-    assert (code, verdicts(output)["prompt_learner/model.pth.tar-4"]) == (0, "same")
+    assert (code, read_comparison(output)["prompt_learner/model.pth.tar-4"]) == (0, "same")
     assert "epoch [4/4]" in (Path(f"{second.folder}-rerun") / "log.txt").read_text()
 
-    own = run("--resume", first.folder, *SHORT, out="first")
-    assert own.code == 0
-    assert call(own.folder)[0] == 0
-    assert "epoch [1/3]" in (Path(f"{own.folder}-rerun") / "log.txt").read_text()
+    stopped = run("--resume", first.folder, *SHORT, out="first")
+    assert stopped.code == 0
+    assert call(stopped.folder)[0] == 0
+    assert "epoch [1/3]" in (Path(f"{stopped.folder}-rerun") / "log.txt").read_text()
 
 
-def test_a_changed_image_is_named_once_results_differ(run, call, moved):
-    done = run("--root", moved, *SHORT)
-    for image in (moved / "digits/images/val/3").iterdir():
-        shutil.copy(next((moved / "digits/images/val/5").iterdir()), image)
-    code, output, _ = call(done.folder)
+def test_a_changed_image_is_reported_as_a_possible_cause(run, call, digits_copy):
+    original = run("--root", digits_copy, *SHORT)
+    for image in (digits_copy / "digits/images/val/3").iterdir():
+        shutil.copy(next((digits_copy / "digits/images/val/5").iterdir()), image)
+    code, output, _ = call(original.folder)
     assert code == 1
-    assert verdicts(output)["splits.test.content"] == "DIFFERS"
-    assert not any(name.startswith("splits.train_x") for name in verdicts(output))
-    assert verdicts(output)["prompt_learner/model.pth.tar-3"] == "same"
-    assert re.search(r"^Not the same: .*accuracy.* What may explain it: splits.test.content$", output, re.MULTILINE)
+    assert read_comparison(output)["splits.test.content"] == "DIFFERS"
+    assert not any(name.startswith("splits.train_x") for name in read_comparison(output))
+    assert read_comparison(output)["prompt_learner/model.pth.tar-3"] == "same"
+    assert re.search(r"^Not the same: .*accuracy.* Possible causes: splits.test.content$", output, re.MULTILINE)
 
 
-def test_other_data_are_refused_before_training(run, call, moved):
-    done = run("--root", moved, *SHORT)
-    again = Path(f"{done.folder}-rerun")
-    names = moved / "digits/classnames.txt"
-    before = names.read_text()
-    names.write_text(before.replace("3 three", "3 drei"))
-    code, _, error = call(done.folder)
+def test_changed_data_is_refused_before_training(run, call, digits_copy):
+    original = run("--root", digits_copy, *SHORT)
+    again = Path(f"{original.folder}-rerun")
+    names = digits_copy / "digits/classnames.txt"
+    saved = names.read_text()
+    names.write_text(saved.replace("3 three", "3 drei"))
+    code, _, error = call(original.folder)
     assert code == 2
     assert "classnames.3 three -> drei" in error
     assert "splits.train_x.sha256" in error
-    names.write_text(before)
-    next((moved / "digits/images/val/3").iterdir()).unlink()
-    code, _, error = call(done.folder)
+    names.write_text(saved)
+    next((digits_copy / "digits/images/val/3").iterdir()).unlink()
+    code, _, error = call(original.folder)
     assert code == 2
     assert "splits.test.images 896 -> 895; splits.test.sha256" in error
     assert "train_x" not in error
     assert not again.exists()
-    assert call(done.folder, "--anyway")[0] == 1
+    assert call(original.folder, "--anyway")[0] == 1
     assert (again / "prompt_learner/model.pth.tar-3").is_file()
 
 
-def test_moved_data(run, call, moved):
-    done = run("--root", moved, *SHORT)
-    there = moved.rename(moved.with_name("there"))
-    code, _, error = call(done.folder)
+def test_moved_data_requires_the_flag_root(run, call, digits_copy):
+    original = run("--root", digits_copy, *SHORT)
+    renamed = digits_copy.rename(digits_copy.with_name("renamed"))
+    code, _, error = call(original.folder)
     assert code == 2
-    assert f"DATASET.ROOT {moved}" in error
-    code, output, _ = call(done.folder, "--root", there)
+    assert f"DATASET.ROOT {digits_copy}" in error
+    code, output, _ = call(original.folder, "--root", renamed)
     assert code == 0
-    assert (verdicts(output)["config.DATASET.ROOT"], verdicts(output)["splits"]) == ("DIFFERS", "same")
+    assert (read_comparison(output)["config.DATASET.ROOT"], read_comparison(output)["splits"]) == ("DIFFERS", "same")
 
 
-def test_other_weights_are_refused_and_another_name_of_theirs_is_not(run, call):
-    done = run(*SHORT)
-    edit(done.folder, lambda record: record["weights"].update(file="old.pt"))
-    code, output, _ = call(done.folder)
-    assert (code, verdicts(output)["weights"]) == (0, "same")
-    edit(done.folder, lambda record: record["weights"].update(sha256="0" * 64))
-    code, _, error = call(done.folder, "--output-dir", done.folder / "again")
+def test_changed_weights_are_refused_and_renamed_weights_are_not(run, call):
+    original = run(*SHORT)
+    edit_record(original.folder, lambda record: record["weights"].update(file="old.pt"))
+    code, output, _ = call(original.folder)
+    assert (code, read_comparison(output)["weights"]) == (0, "same")
+    edit_record(original.folder, lambda record: record["weights"].update(sha256="0" * 64))
+    code, _, error = call(original.folder, "--output-dir", original.folder / "again")
     assert code == 2
     assert "weights.sha256 000000000000 -> " in error
 
 
-def test_other_tensors_and_settings_are_told(run, call):
-    done = run(*SHORT)
-    code, output, _ = call(done.folder, "OPTIM.LR", 0.1, "TEST.NO_TEST", True)
+def test_changed_settings_and_tensors_are_reported_with_causes_first(run, call):
+    original = run(*SHORT)
+    code, output, _ = call(original.folder, "OPTIM.LR", 0.1, "TEST.NO_TEST", True)
     assert code == 1
-    rows = verdicts(output)
+    rows = read_comparison(output)
     assert rows["config.OPTIM.LR"] == rows["prompt_learner/model.pth.tar-3"] == rows["accuracy"] == "DIFFERS"
     assert re.search(r"config.OPTIM.LR +0.002 +0.1$", output, re.MULTILINE)
     assert re.search(r"largest difference \d", output)
@@ -213,69 +216,72 @@ def test_other_tensors_and_settings_are_told(run, call):
 
 
 def test_the_newest_checkpoint_and_the_best_are_compared(tmp_path):
-    for run, best in (("then", 1.0), ("now", 2.0)):
+    for run, best in (("original", 1.0), ("repeated", 2.0)):
         for epoch, value, name in ((1, best, "model-best.pth.tar"), (2, 0.0, "")):
             state = {"state_dict": {"ctx": torch.tensor([value])}, "epoch": epoch}
             save_checkpoint(state, tmp_path / run / "prompt_learner", model_name=name)
-    found = dict(compare_tensors(tmp_path / "then", tmp_path / "now"))
-    assert found["prompt_learner/model.pth.tar-2"] == ""
-    assert found["prompt_learner/model-best.pth.tar"] == "largest difference 1"
+    differences = dict(compare_tensors(tmp_path / "original", tmp_path / "repeated"))
+    assert differences["prompt_learner/model.pth.tar-2"] == ""
+    assert differences["prompt_learner/model-best.pth.tar"] == "largest difference 1"
 
 
-def test_on_as_many_threads_as_then(run, call):
-    done = run(*SHORT)
-    before = torch.get_num_threads()
-    edit(done.folder, lambda record: record["machine"].update(threads=before + 1))
-    code, output, _ = call(done.folder)
-    assert f"Threads: {before + 1}, as then" in output
-    assert json.loads((Path(f"{done.folder}-rerun") / "result.json").read_text())["machine"]["threads"] == before + 1
+def test_a_rerun_uses_the_number_of_threads_in_the_record(run, call):
+    original = run(*SHORT)
+    default = torch.get_num_threads()
+    edit_record(original.folder, lambda record: record["machine"].update(threads=default + 1))
+    code, output, _ = call(original.folder)
+    assert f"Threads: {default + 1}, as in the record" in output
+    assert (
+        json.loads((Path(f"{original.folder}-rerun") / "result.json").read_text())["machine"]["threads"] == default + 1
+    )
     assert code in (0, 1)
 
 
-def test_a_record_of_an_earlier_version(run, call):
-    done = run(*SHORT)
+def test_a_record_of_an_earlier_version_is_enough(run, call):
+    original = run(*SHORT)
 
-    def age(record):
+    def remove_new_entries(record):
+        """Remove the entries that earlier versions did not write."""
         for key in ("code", "machine", "splits", "started_from", "correct", "total"):
             del record[key]
         del record["config"]["FORCE_RESUME"], record["config"]["DATASET"]["TEST_PERCENT"], record["versions"]["scipy"]
 
-    edit(done.folder, age)
-    code, output, _ = call(done.folder)
+    edit_record(original.folder, remove_new_entries)
+    code, output, _ = call(original.folder)
     assert code == 0
-    rows = verdicts(output)
+    rows = read_comparison(output)
     assert not {"code", "splits", "correct"} & {*rows}
     assert rows["versions"] == rows["config"] == rows["accuracy"] == "same"
 
 
 @pytest.mark.parametrize(
-    ("text", "parts"),
+    ("text", "messages"),
     [
         (None, ["cannot read", "result.json"]),
         ("{", ["result.json is not valid JSON"]),
         ("[]", ["result.json is damaged"]),
-        ('{"accuracy": 50.0}', ["result.json lacks command, config, so the run cannot be done again"]),
+        ('{"accuracy": 50.0}', ["result.json has no command, config, so the run cannot be repeated"]),
         ('{"command": ["--seed", "1"], "config": {"NOTHING": 1}}', ['unknown config key "NOTHING"']),
     ],
 )
-def test_a_record_that_is_no_record(call, tmp_path, text, parts):
+def test_a_damaged_or_incomplete_record_is_refused(call, tmp_path, text, messages):
     path = tmp_path / "run/result.json"
     path.parent.mkdir()
     if text is not None:
         path.write_text(text)
     code, _, error = call(path)
     assert code == 2
-    assert all(part in error for part in parts), error
+    assert all(message in error for message in messages), error
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
-def test_a_folder_that_holds_something_is_not_written_to(run, call, tmp_path):
-    done = run(*SHORT)
-    taken = tmp_path / "taken"
-    taken.mkdir()
-    (taken / "notes.txt").write_text("")
-    for folder in (taken, taken / "notes.txt", done.folder):
-        code, _, error = call(done.folder, "--output-dir", folder)
+def test_an_output_folder_that_is_not_empty_is_refused(run, call, tmp_path):
+    original = run(*SHORT)
+    occupied = tmp_path / "occupied"
+    occupied.mkdir()
+    (occupied / "notes.txt").write_text("")
+    for folder in (occupied, occupied / "notes.txt", original.folder):
+        code, _, error = call(original.folder, "--output-dir", folder)
         assert code == 2
         assert f"{folder} is there already" in error
-    assert [path.name for path in taken.iterdir()] == ["notes.txt"]
+    assert [path.name for path in occupied.iterdir()] == ["notes.txt"]

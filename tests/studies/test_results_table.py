@@ -1,4 +1,4 @@
-"""The study's table from folders of logs."""
+"""The table of a few-shot study from run folders: tools/results_table.py."""
 
 import csv
 import json
@@ -12,8 +12,11 @@ DONE = "Finish training\nFinished training\n=> result\n* accuracy: {}%\n"
 
 
 @pytest.fixture
-def study(tmp_path):
-    """A function that writes a run's log into output/imagenet/<name>."""
+def write_run(tmp_path):
+    """A function that writes a run's log, and a record if ``sha256`` is given, into imagenet/<name>.
+
+    It returns the folder ``imagenet``, which has a run of zero-shot CLIP already.
+    """
     folder = tmp_path / "imagenet"
 
     def write(name, accuracy, form=DONE, sha256=None):
@@ -28,16 +31,17 @@ def study(tmp_path):
     return write
 
 
-def table(folder) -> list[list[str]]:
+def read_csv(folder) -> list[list[str]]:
+    """Return the rows of results.csv."""
     return list(csv.reader((folder / "results.csv").open()))
 
 
-def test_the_table_of_a_whole_study(study):
+def test_a_complete_study_fills_the_table_and_the_plot(write_run):
     for i, shots in enumerate((1, 2, 4, 8, 16)):
-        study(f"CoOp/rn50_{shots}shots", f"{70 + i}.00")
-        folder = study(f"CoOp/rn50_{shots}shots_ctx4", f"{69.5 + i:.2f}")
+        write_run(f"CoOp/rn50_{shots}shots", f"{70 + i}.00")
+        folder = write_run(f"CoOp/rn50_{shots}shots_ctx4", f"{69.5 + i:.2f}")
     assert main([str(folder)]) == 0
-    assert table(folder) == [
+    assert read_csv(folder) == [
         ["accuracy (%)", "0 shots", "1 shot", "2 shots", "4 shots", "8 shots", "16 shots", "parameters"],
         ["Zero-shot CLIP", "60.00", "-", "-", "-", "-", "-", "-"],
         ["CoOp (Standard)", "-", "70.00", "71.00", "72.00", "73.00", "74.00", "-"],
@@ -54,18 +58,19 @@ def test_the_table_of_a_whole_study(study):
 
 
 @pytest.mark.parametrize(("efficient", "verdict"), [("60.00", "lower than"), ("80.00", "higher than")])
-def test_the_verdict_follows_the_gap(study, efficient, verdict):
-    study("CoOp/rn50_4shots", "70.00")
-    folder = study("CoOp/rn50_4shots_ctx4", efficient)
+def test_the_comparison_states_which_setting_is_more_accurate(write_run, efficient, verdict):
+    write_run("CoOp/rn50_4shots", "70.00")
+    folder = write_run("CoOp/rn50_4shots_ctx4", efficient)
     main([str(folder)])
     assert f"{verdict} CoOp (Standard)'s: {float(efficient) - 70:+.2f} points" in (folder / "results.md").read_text()
 
 
-def test_missing_cells_stay_open_and_are_listed(study):
-    study("CoOp/rn50_1shots", "70.00")
-    folder = study("CoOp/rn50_2shots", "99.00", "=> result\n* accuracy: {}%\nepoch [3/200]\n")  # a validation result
+def test_cells_without_a_finished_run_are_empty_and_listed(write_run):
+    write_run("CoOp/rn50_1shots", "70.00")
+    validation_log = "=> result\n* accuracy: {}%\nepoch [3/200]\n"
+    folder = write_run("CoOp/rn50_2shots", "99.00", validation_log)
     main([str(folder)])
-    assert table(folder)[2][1:5] == ["-", "70.00", "-", "-"]
+    assert read_csv(folder)[2][1:5] == ["-", "70.00", "-", "-"]
     text = (folder / "results.md").read_text()
     assert "CoOp (Standard), 2 shots: " in text
     assert "rn50_2shots: the run has not ended" in text
@@ -73,47 +78,47 @@ def test_missing_cells_stay_open_and_are_listed(study):
     assert "cannot be compared yet" in text
 
 
-def test_seeds_are_averaged_with_their_interval(study):
+def test_seeds_are_averaged_with_a_confidence_interval(write_run):
     for seed, accuracy in enumerate((70, 71, 75), start=1):
-        folder = study(f"CoOp/rn50_4shots/seed{seed}", f"{accuracy}.00")
+        folder = write_run(f"CoOp/rn50_4shots/seed{seed}", f"{accuracy}.00")
     main([str(folder)])
-    assert table(folder)[2][4] == "72.00 ± 6.57"
+    assert read_csv(folder)[2][4] == "72.00 ± 6.57"
     assert "Student's t" in (folder / "results.md").read_text()
 
 
-def test_what_main_sh_writes_is_read(study):
-    study("CoOp/rn50_4shots/nctx16_cscFalse_ctpend/seed1", "70.00")
-    study("CoOp/rn50_4shots/nctx4_cscFalse_ctpend/seed1", "69.00")
-    folder = study("CoOp/rn50_4shots/nctx16_cscTrue_ctpend/seed1", "10.00")
+def test_the_folders_of_main_sh_are_read(write_run):
+    write_run("CoOp/rn50_4shots/nctx16_cscFalse_ctpend/seed1", "70.00")
+    write_run("CoOp/rn50_4shots/nctx4_cscFalse_ctpend/seed1", "69.00")
+    folder = write_run("CoOp/rn50_4shots/nctx16_cscTrue_ctpend/seed1", "10.00")
     main([str(folder)])
-    assert (table(folder)[2][4], table(folder)[3][4]) == ("70.00", "69.00")
+    assert (read_csv(folder)[2][4], read_csv(folder)[3][4]) == ("70.00", "69.00")
 
 
-def test_several_configs_must_be_chosen_from(study, capsys):
-    study("CoOp/rn50_4shots", "70.00")
-    folder = study("CoOp/vit_b16_4shots", "80.00")
+def test_several_configs_require_the_flag_config(write_run, capsys):
+    write_run("CoOp/rn50_4shots", "70.00")
+    folder = write_run("CoOp/vit_b16_4shots", "80.00")
     assert main([str(folder)]) == 2
     assert "choose with --config: rn50, vit_b16" in capsys.readouterr().err
     assert main([str(folder), "--config", "vit_b16"]) == 0
-    assert table(folder)[2][4] == "80.00"
+    assert read_csv(folder)[2][4] == "80.00"
     assert main([str(folder), "--config", "vit_b1"]) == 2
     assert 'did you mean "vit_b16"' in capsys.readouterr().err
 
 
-def test_weights_are_named_and_mixing_them_is_too(study):
-    study("CoOp/rn50_1shots", "70.00", sha256="a" * 64)
-    folder = study("CoOp/rn50_2shots", "70.00", sha256="a" * 64)
+def test_weights_are_listed_with_a_warning_if_they_differ(write_run):
+    write_run("CoOp/rn50_1shots", "70.00", sha256="a" * 64)
+    folder = write_run("CoOp/rn50_2shots", "70.00", sha256="a" * 64)
     main([str(folder)])
     text = (folder / "results.md").read_text()
     assert f"Weights: RN50, SHA-256 {'a' * 16}…." in text
     assert "different weights" not in text
-    study("CoOp/rn50_4shots", "70.00", sha256="b" * 64)
+    write_run("CoOp/rn50_4shots", "70.00", sha256="b" * 64)
     main([str(folder)])
     assert "different weights" in (folder / "results.md").read_text()
 
 
-def test_a_run_that_is_not_what_its_folder_says_is_left_out(study):
-    folder = study("CoOp/rn50_4shots", "70.00")
+def test_a_run_whose_record_contradicts_its_folder_is_missing(write_run):
+    folder = write_run("CoOp/rn50_4shots", "70.00")
     config = {
         "TEST": {"SPLIT": "test"},
         "DATASET": {"NUM_SHOTS": 4},
@@ -122,55 +127,56 @@ def test_a_run_that_is_not_what_its_folder_says_is_left_out(study):
     record = folder / "CoOp/rn50_4shots/result.json"
     record.write_text(json.dumps({"config": config}))
     main([str(folder)])
-    assert table(folder)[2][4] == "70.00"
+    assert read_csv(folder)[2][4] == "70.00"
     for section, key, value in (("TEST", "SPLIT", "val"), ("DATASET", "NUM_SHOTS", 16)):
         record.write_text(json.dumps({"config": {**config, section: {key: value}}}))
         main([str(folder)])
-        assert table(folder)[2][4] == "-"
-        assert f"its record says {section}.{key} {value}" in (folder / "results.md").read_text()
+        assert read_csv(folder)[2][4] == "-"
+        assert f"its record has {section}.{key} {value}" in (folder / "results.md").read_text()
 
 
-def record_features(folder, name, **features):
+def write_record(folder, name, **features):
+    """Write a record whose config has these FEATURES."""
     (folder / name / "result.json").write_text(json.dumps({"config": {"FEATURES": features}}))
 
 
-def test_cells_with_shortcuts_are_marked_and_named(study):
+def test_cells_with_shortcuts_are_marked_and_explained(write_run):
     for name in ("rn50_1shots", "rn50_2shots", "rn50_4shots/seed1", "rn50_4shots/seed2"):
-        folder = study(f"CoOp/{name}", "70.00")
-    record_features(folder, "CoOp/rn50_1shots", VIEWS=0, PREC="")
+        folder = write_run(f"CoOp/{name}", "70.00")
+    write_record(folder, "CoOp/rn50_1shots", VIEWS=0, PREC="")
     main([str(folder)])
     assert "*" not in (folder / "results.csv").read_text()
     assert "\\*" not in (folder / "results.md").read_text()
-    record_features(folder, "CoOp/rn50_1shots", VIEWS=16, PREC="bf16")
-    record_features(folder, "CoOp/rn50_4shots/seed2", VIEWS=0, PREC="bf16")
+    write_record(folder, "CoOp/rn50_1shots", VIEWS=16, PREC="bf16")
+    write_record(folder, "CoOp/rn50_4shots/seed2", VIEWS=0, PREC="bf16")
     (folder / "CoOp/rn50_2shots/result.json").write_text(json.dumps({"bad_images": {"test": ["a.jpg"]}}))
     main([str(folder)])
-    assert table(folder)[2] == ["CoOp (Standard)", "-", "70.00*", "70.00*", "70.00 ± 0.00*", "-", "-", "-"]
+    assert read_csv(folder)[2] == ["CoOp (Standard)", "-", "70.00*", "70.00*", "70.00 ± 0.00*", "-", "-", "-"]
     text = (folder / "results.md").read_text()
     assert len({len(line) for line in text.splitlines() if line.startswith("|")}) == 1
     assert "draws after 16 epochs. In: CoOp (Standard), 1 shot.\n" in text
     both = "CoOp (Standard), 1 shot; CoOp (Standard), 4 shots"
     assert f"\n\\* FEATURES.PREC bf16: image features in that precision. In: {both}.\n" in text
-    told = "images that could not be read were left out; result.json names them."
-    assert f"\n\\* DATASET.SKIP_BAD_IMAGES: {told} In: CoOp (Standard), 2 shots.\n" in text
+    note = "images that could not be read were left out; result.json names them."
+    assert f"\n\\* DATASET.SKIP_BAD_IMAGES: {note} In: CoOp (Standard), 2 shots.\n" in text
 
 
-def test_an_empty_folder_of_main_sh_hides_nothing(study):
-    folder = study("CoOp/rn50_4shots", "70.00")
+def test_an_empty_folder_of_main_sh_does_not_hide_a_run(write_run):
+    folder = write_run("CoOp/rn50_4shots", "70.00")
     (folder / "CoOp/rn50_4shots/nctx16_cscFalse_ctpend").mkdir()
     main([str(folder)])
-    assert table(folder)[2][4] == "70.00"
+    assert read_csv(folder)[2][4] == "70.00"
 
 
-def test_a_damaged_record_is_named(study, capsys):
-    folder = study("CoOp/rn50_1shots", "70.00")
+def test_a_damaged_record_is_an_error_with_its_path(write_run, capsys):
+    folder = write_run("CoOp/rn50_1shots", "70.00")
     for damaged in ("{", "[]"):
         (folder / "CoOp/rn50_1shots/result.json").write_text(damaged)
         assert main([str(folder)]) == 2
         assert "rn50_1shots/result.json" in capsys.readouterr().err
 
 
-def test_nothing_to_read(tmp_path, capsys):
+def test_a_folder_without_finished_runs_is_an_error(tmp_path, capsys):
     assert main([str(tmp_path / "absent")]) == 2
     assert "no folder" in capsys.readouterr().err
     assert main([str(tmp_path)]) == 2

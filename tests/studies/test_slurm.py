@@ -1,4 +1,4 @@
-"""A sweep as array jobs of Slurm: the numbers of its runs, the scripts, and a real Slurm of one node."""
+"""Sweeps as array jobs of Slurm: trial numbers, the scripts, and a real Slurm with one node."""
 
 import json
 import os
@@ -54,25 +54,26 @@ PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
 
 
-def runs(*names: str, of: str = "") -> list[Trial]:
-    return [Trial(Path(name), ("--model-dir", of) if of else ()) for name in names]
+def build_stage(*names: str, model_dir: str = "") -> list[Trial]:
+    """Return trials with these folders, which evaluate the model in ``model_dir``, if any."""
+    return [Trial(Path(name), ("--model-dir", model_dir) if model_dir else ()) for name in names]
 
 
-def test_arrays_hold_what_is_unfinished_by_stage(monkeypatch):
-    stages = [runs(*"abcde"), runs("f", of="a"), runs("g", of="f")]
+def test_arrays_hold_the_unfinished_trials_of_each_stage(monkeypatch):
+    stages = [build_stage(*"abcde"), build_stage("f", model_dir="a"), build_stage("g", model_dir="f")]
     assert format_arrays(stages, 100) == ["0 0 0-4", "1 0 5", "2 0 6"]
     assert format_arrays(stages, 2) == ["0 0 0-1", "0 2 0-1", "0 4 0", "1 4 1", "2 6 0"]
-    monkeypatch.setattr(Trial, "finished", property(lambda cell: cell.folder.name in "abdfg"))
+    monkeypatch.setattr(Trial, "is_finished", property(lambda trial: trial.folder.name in "abdfg"))
     assert format_arrays(stages, 100) == ["0 0 2,4"]
-    monkeypatch.setattr(Trial, "finished", property(lambda cell: cell.folder.name in "bcdefg"))
-    assert format_arrays(stages, 100) == ["0 0 0", "1 0 5", "2 0 6"]  # the models that f and g evaluated go
-    monkeypatch.setattr(Trial, "finished", property(lambda cell: True))
+    monkeypatch.setattr(Trial, "is_finished", property(lambda trial: trial.folder.name in "bcdefg"))
+    assert format_arrays(stages, 100) == ["0 0 0", "1 0 5", "2 0 6"]  # f and g evaluate models that are trained again
+    monkeypatch.setattr(Trial, "is_finished", property(lambda trial: True))
     assert format_arrays(stages, 100) == []
 
 
 @pytest.fixture
 def sweep(tmp_path):
-    """A run, two evaluations of its model (the first in the file, the last in order), and a run that fails."""
+    """The path of a sweep file with an evaluation (in the last stage), its training run, and a run that fails."""
     test = {"folder": "test{n}", "arguments": f"--trainer CoOp {SETTINGS} --eval-only --model-dir {{output}}/made"}
     made = {"folder": "made", "arguments": f"--trainer CoOp --seed 1 {SETTINGS} DATASET.NUM_SHOTS 1 OPTIM.MAX_EPOCH 1"}
     bad = {"folder": "bad", "arguments": "--trainer Nothing"}
@@ -82,7 +83,7 @@ def sweep(tmp_path):
     return str(path)
 
 
-def test_one_run_of_a_sweep(sweep, digits_root, tmp_path, capsys):
+def test_a_trial_runs_by_its_number(sweep, digits_root, tmp_path, capsys):
     command = [sweep, "--root", str(digits_root)]
     assert main([*command, "--list"]) == 0
     out = tmp_path / "out"
@@ -101,32 +102,34 @@ def test_one_run_of_a_sweep(sweep, digits_root, tmp_path, capsys):
     assert len(accuracies) == 1
     for number in ("-1", "3"):
         assert main([*command, f"--cell={number}"]) == 2
-        assert f"there is no run {number}; the sweep's are numbered from 0 to 2" in capsys.readouterr().err
+        assert f"no run has the number {number}; the numbers are 0 to 2 (see --list)" in capsys.readouterr().err
     capsys.readouterr()
     assert main([*command, "--arrays", "1000"]) == 0
     assert capsys.readouterr().out == "0 0 0\n"
 
 
-def environment(**more: str) -> dict[str, str]:
+def environment(**variables: str) -> dict[str, str]:
+    """Return the environment of this process and its virtual environment, with further variables."""
     path = f"{sys.prefix}/bin{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "VIRTUAL_ENV": sys.prefix, "PATH": path, "OMP_NUM_THREADS": "1", **more}
+    return {**os.environ, "VIRTUAL_ENV": sys.prefix, "PATH": path, "OMP_NUM_THREADS": "1", **variables}
 
 
-def bash(script: str, *arguments: str, folder: Path = REPOSITORY, **more: str) -> subprocess.CompletedProcess:
+def bash(script: str, *arguments: str, folder: Path = REPOSITORY, **variables: str) -> subprocess.CompletedProcess:
+    """Run a script of scripts/slurm in ``folder`` with environment variables."""
     command = ["bash", str(REPOSITORY / "scripts/slurm" / script), *arguments]
-    return subprocess.run(command, cwd=folder, env=environment(**more), capture_output=True, text=True)
+    return subprocess.run(command, cwd=folder, env=environment(**variables), capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("script", ["submit.sh", "sweep.sbatch"])
-def test_usage(script, tmp_path):
-    """From any folder."""
+def test_a_script_without_arguments_prints_its_usage(script, tmp_path):
+    """This works from any folder."""
     result = bash(script, folder=tmp_path)
     assert (result.returncode, result.stderr) == (2, "")
     assert f"scripts/slurm/{script}" in result.stdout
     assert all(line.startswith("# ") for line in result.stdout.splitlines()), result.stdout
 
 
-def test_a_task_does_the_run_of_its_number(sweep, digits_root, tmp_path):
+def test_an_array_task_runs_the_trial_of_its_number(sweep, digits_root, tmp_path):
     task = {"FIRST": "1", "SLURM_ARRAY_TASK_ID": "0", "SLURM_SUBMIT_DIR": str(REPOSITORY), "SLURM_CPUS_PER_TASK": "1"}
     result = bash("sweep.sbatch", sweep, "--root", str(digits_root), "OPTIM.LR", "0.01", folder=tmp_path, **task)
     assert result.returncode == 0, result.stderr
@@ -134,46 +137,47 @@ def test_a_task_does_the_run_of_its_number(sweep, digits_root, tmp_path):
     assert not (tmp_path / "out/bad").exists()
 
 
-def test_arrays_wait_for_one_another(sweep, tmp_path):
-    """With stand-ins for Slurm's commands."""
-    stand_ins = tmp_path / "bin"
-    stand_ins.mkdir()
+def test_the_array_of_a_later_stage_waits_for_the_earlier_one(sweep, tmp_path):
+    """Mocks of Slurm's commands log their arguments."""
+    mocks = tmp_path / "bin"
+    mocks.mkdir()
     log = tmp_path / "log"
     commands = {
         "scontrol": "echo 'MaxArraySize            = 1001'",
         "sbatch": f'echo "$@" >> "{log}"; wc -l < "{log}"',
     }
     for name, body in commands.items():
-        (stand_ins / name).write_text(f"#!/bin/sh\n{body}\n")
-        (stand_ins / name).chmod(0o755)
-    path = f"{stand_ins}{os.pathsep}{environment()['PATH']}"
+        (mocks / name).write_text(f"#!/bin/sh\n{body}\n")
+        (mocks / name).chmod(0o755)
+    path = f"{mocks}{os.pathsep}{environment()['PATH']}"
     result = bash(
         "submit.sh", sweep, "OPTIM.LR", "1", folder=tmp_path, PATH=path, SBATCH="-p gpu --mem=1G", AT_ONCE="5"
     )
     assert result.returncode == 0, result.stderr
     first, second = log.read_text().splitlines()
-    rest = f"--export=ALL,FIRST=0 scripts/slurm/sweep.sbatch {sweep} OPTIM.LR 1"
-    assert first == f"--parsable -p gpu --mem=1G --array=0-1%5 {rest}"
-    assert second == f"--parsable -p gpu --mem=1G --dependency=afterany:1 --array=2%5 {rest}"
+    script = f"--export=ALL,FIRST=0 scripts/slurm/sweep.sbatch {sweep} OPTIM.LR 1"
+    assert first == f"--parsable -p gpu --mem=1G --array=0-1%5 {script}"
+    assert second == f"--parsable -p gpu --mem=1G --dependency=afterany:1 --array=2%5 {script}"
     result = bash("submit.sh", str(tmp_path / "absent.yaml"), PATH=path)
     assert result.returncode == 2
     assert "cannot read" in result.stderr
 
 
 def free_ports(count: int) -> list[int]:
+    """Return ports of this machine that no program listens on."""
     sockets = [socket.socket() for _ in range(count)]
     try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        for s in sockets:
+            s.bind(("127.0.0.1", 0))
+        return [s.getsockname()[1] for s in sockets]
     finally:
-        for each in sockets:
-            each.close()
+        for s in sockets:
+            s.close()
 
 
 @pytest.fixture
 def slurm(tmp_path):
-    """A Slurm of this machine alone; its slurm.conf."""
+    """The path of slurm.conf of a running Slurm whose only node is this machine."""
     folder = tmp_path / "slurm"
     for name in ("state", "spool"):
         (folder / name).mkdir(parents=True)
@@ -191,8 +195,8 @@ def slurm(tmp_path):
     daemons = []
     try:
         for command in commands:
-            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            daemons.append(subprocess.Popen(command, env=environment(SLURM_CONF=str(conf)), **quiet))
+            silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            daemons.append(subprocess.Popen(command, env=environment(SLURM_CONF=str(conf)), **silent))
             time.sleep(1)
         yield conf
     finally:
@@ -204,21 +208,21 @@ def slurm(tmp_path):
 
 @pytest.mark.skipif(not all(map(shutil.which, DAEMONS)), reason="needs Slurm: apt-get install slurm-wlm")
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="starts Slurm's daemons as root")
-def test_a_sweep_through_slurm(slurm, sweep, digits_root, tmp_path):
-    """The evaluation waits for its model; the run that fails stands in nobody's way."""
-    given = {"SLURM_CONF": str(slurm), "SBATCH": f"--cpus-per-task=1 --mem=0 --output={tmp_path}/%A_%a.txt"}
+def test_slurm_runs_a_sweep_although_one_run_fails(slurm, sweep, digits_root, tmp_path):
+    """The evaluation waits for its training run; the failed run does not stop the others."""
+    variables = {"SLURM_CONF": str(slurm), "SBATCH": f"--cpus-per-task=1 --mem=0 --output={tmp_path}/%A_%a.txt"}
     for _ in range(20):
-        if "idle" in subprocess.run(["sinfo"], env=environment(**given), capture_output=True, text=True).stdout:
+        if "idle" in subprocess.run(["sinfo"], env=environment(**variables), capture_output=True, text=True).stdout:
             break
         time.sleep(1)
-    result = bash("submit.sh", sweep, "--root", str(digits_root), **given)
+    result = bash("submit.sh", sweep, "--root", str(digits_root), **variables)
     assert result.returncode == 0, result.stderr
     assert result.stdout == "job 1: runs 0 + 0-1\njob 2: runs 2 + 0, after 1\n"
-    done, deadline = tmp_path / "out/test1/result.json", time.monotonic() + 120
-    while not done.is_file() and time.monotonic() < deadline:
+    record, deadline = tmp_path / "out/test1/result.json", time.monotonic() + 120
+    while not record.is_file() and time.monotonic() < deadline:
         time.sleep(0.5)
-    said = {path.name: path.read_text() for path in tmp_path.glob("*_*.txt")}
-    assert done.is_file(), said
-    assert 'unknown trainer "Nothing"' in said["1_0.txt"]
+    outputs = {path.name: path.read_text() for path in tmp_path.glob("*_*.txt")}
+    assert record.is_file(), outputs
+    assert 'unknown trainer "Nothing"' in outputs["1_0.txt"]
     made = json.loads((tmp_path / "out/made/result.json").read_text())
-    assert made["accuracy"] == json.loads(done.read_text())["accuracy"]
+    assert made["accuracy"] == json.loads(record.read_text())["accuracy"]

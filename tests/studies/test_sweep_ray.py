@@ -1,4 +1,4 @@
-"""A sweep on a cluster: the runs are those of one machine, whatever is shared and whatever is lost."""
+"""Sweeps on Ray: the runs give the bits of one machine even if a node is lost; addresses and the table."""
 
 import json
 import os
@@ -29,7 +29,7 @@ TRAIN = f"--trainer CoOp --seed {{seed}} {SETTINGS} DATASET.NUM_SHOTS 1"
 
 
 @pytest.mark.parametrize(
-    ("given", "read"),
+    ("words", "joined"),
     [
         ("c.yaml --ray", "c.yaml --ray="),
         ("--ray c.yaml", "--ray= c.yaml"),
@@ -41,12 +41,12 @@ TRAIN = f"--trainer CoOp --seed {{seed}} {SETTINGS} DATASET.NUM_SHOTS 1"
         ("c.yaml A 1", "c.yaml A 1"),
     ],
 )
-def test_what_follows_ray_is_an_address_or_not(given, read):
-    assert join_ray_address(given.split()) == read.split()
+def test_the_word_after_ray_is_joined_if_it_is_an_address(words, joined):
+    assert join_ray_address(words.split()) == joined.split()
 
 
 @pytest.mark.parametrize("wrong", ["--ray head", "--ray=head", "--ray 10.0.0.1", "--ray http://head:1"])
-def test_no_address(wrong):
+def test_a_word_that_is_no_address_is_refused(wrong):
     with pytest.raises(UserError, match="--ray takes nothing or the address"):
         join_ray_address(["c.yaml", *wrong.split()])
 
@@ -61,57 +61,58 @@ def test_no_address(wrong):
         ("seed1", "seed1"),
     ],
 )
-def test_rows_of_the_growing_table(folder, method):
+def test_a_method_name_is_the_folder_without_seed_and_shots(folder, method):
     assert get_method_name(folder) == method
 
 
-def test_the_table_of_a_sweep(tmp_path, capsys, monkeypatch):
-    """Printed every so often, and at the end."""
+def test_the_table_is_printed_every_few_seconds_and_at_the_end(tmp_path, capsys, monkeypatch):
     accuracies = {"zs": 70.0, "CoOp/x_1shots/seed1": 80.0, "CoOp/x_1shots/seed2": 82.0, "CoOp/x_4shots/seed1": 90.0}
     for folder, accuracy in accuracies.items():
         (tmp_path / folder).mkdir(parents=True)
         record = {"accuracy": accuracy, "config": {"DATASET": {"NUM_SHOTS": -1}}}
         (tmp_path / folder / "result.json").write_text(json.dumps(record))
     progress = ProgressPrinter(tmp_path, [Trial(tmp_path / folder) for folder in (*accuracies, "absent")])
-    progress.say("a line")
+    progress.print_line("a line")
     assert capsys.readouterr().out == "a line\n"
-    progress.end()
+    progress.print_table()
     rows = [re.split(r" *\| *", line.strip("| \n")) for line in capsys.readouterr().out.splitlines()]
     assert rows[0] == ["accuracy (%)", "0", "1", "4"]
     assert rows[2:] == [["CoOp/x", "-", "81.00", "90.00"], ["zs", "70.00", "-", "-"]]
-    monkeypatch.setattr(progress, "printed", -100.0)
-    progress.say("another")
-    assert capsys.readouterr().out == f"another\n{progress.table()}\n"
-    ProgressPrinter(tmp_path, ()).end()
+    monkeypatch.setattr(progress, "last_table_time", -100.0)
+    progress.print_line("another")
+    assert capsys.readouterr().out == f"another\n{progress.format_table()}\n"
+    ProgressPrinter(tmp_path, ()).print_table()
     assert capsys.readouterr().out == ""
 
 
 @pytest.fixture
-def write(tmp_path):
-    def call(*runs):
+def write_sweep(tmp_path):
+    """A function that writes a sweep file with these runs and returns its path."""
+
+    def write(*runs):
         path = tmp_path / "sweep.yaml"
         path.write_text(yaml.safe_dump({"output": str(tmp_path / "out"), "threads": 1, "runs": list(runs)}))
         return str(path)
 
-    return call
+    return write
 
 
-def test_without_ray(write, monkeypatch, capsys):
+def test_a_missing_ray_names_the_package_to_install(write_sweep, monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    assert main([write({"folder": "x"}), "--ray"]) == 2
+    assert main([write_sweep({"folder": "x"}), "--ray"]) == 2
     assert 'pip install "coop-dassl[ray]"' in capsys.readouterr().err
 
 
 @needs_ray
-def test_nobody_at_the_address(write, capsys):
+def test_an_address_without_a_cluster_is_refused(write_sweep, capsys):
     for address in ("localhost:1", "ray://localhost:1"):
-        assert main([write({"folder": "x"}), "--ray", address]) == 2
+        assert main([write_sweep({"folder": "x"}), "--ray", address]) == 2
         assert f"no Ray answers at {address}" in capsys.readouterr().err
 
 
 @pytest.fixture
 def cluster(monkeypatch):
-    """Two nodes with a processor each."""
+    """A cluster of two nodes with one CPU each; its attribute ``second`` is the node that a test may remove."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     import ray
     from ray.cluster_utils import Cluster
@@ -126,8 +127,13 @@ def cluster(monkeypatch):
         cluster.shutdown()
 
 
-class Killer(threading.Thread):
-    """Kills the second node once a run has ended and the node is in the middle of another."""
+class NodeKiller(threading.Thread):
+    """Removes the second node once a run has ended and the node is in the middle of another.
+
+    Attributes:
+        finished: modification time of each record at that moment, by path.
+        lost: folder of the run that the node was running.
+    """
 
     def __init__(self, cluster, out: Path):
         super().__init__(daemon=True)
@@ -139,15 +145,15 @@ class Killer(threading.Thread):
         raylet = self.cluster.second.all_processes["raylet"][0].process.pid
         while not self.lost:
             time.sleep(0.05)
-            done = {path: path.stat().st_mtime_ns for path in self.out.rglob("result.json")}
-            here = [path.parent for path in self.out.rglob(".running.json") if parent_of(path) == raylet]
-            if done and here and any(here[0].glob("*/model*")):
+            records = {path: path.stat().st_mtime_ns for path in self.out.rglob("result.json")}
+            folders = [path.parent for path in self.out.rglob(".running.json") if get_parent_pid(path) == raylet]
+            if records and folders and any(folders[0].glob("*/model*")):
                 self.cluster.remove_node(self.cluster.second, allow_graceful=False)
-                self.finished, self.lost = done, here[0]
+                self.finished, self.lost = records, folders[0]
 
 
-def parent_of(owner: Path) -> int | None:
-    """The parent of the process that is in a run's folder."""
+def get_parent_pid(owner: Path) -> int | None:
+    """Return the parent of the process that holds the lock of a run's folder; None if the process has ended."""
     try:
         status = Path("/proc", str(json.loads(owner.read_text())["pid"]), "stat").read_text()
         return int(status.rpartition(")")[2].split()[1])
@@ -155,8 +161,8 @@ def parent_of(owner: Path) -> int | None:
         return None
 
 
-class Stopper(threading.Thread):
-    """Presses Ctrl-C once a run is in the middle."""
+class Interrupter(threading.Thread):
+    """Sends SIGINT to this process once a run has a checkpoint; ``processes`` are those that ran trials then."""
 
     def __init__(self, out: Path):
         super().__init__(daemon=True)
@@ -171,27 +177,28 @@ class Stopper(threading.Thread):
 
 @needs_ray
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
-def test_two_nodes_of_which_one_is_killed_in_a_sweep_that_was_stopped(cluster, write, digits_root, tmp_path, capsys):
-    """All runs end, those that had ended stay, and each is bit for bit that of a sweep on this machine."""
+def test_a_stopped_sweep_resumes_although_a_node_is_killed(cluster, write_sweep, digits_root, tmp_path, capsys):
+    """Finished runs are not repeated, and all runs equal those of a sweep on this machine bit for bit."""
     seeds = {"seed": [1, 2, 3, 4]}
     runs = [
         {"folder": "test", "arguments": f"--trainer CoOp {SETTINGS} --eval-only --model-dir {{output}}/s1"},
         {"folder": "s{seed}", "arguments": f"{TRAIN} OPTIM.MAX_EPOCH 40 TRAIN.CHECKPOINT_FREQ 5", "grid": seeds},
     ]
-    command = [write(*runs), "--root", str(digits_root)]
+    command = [write_sweep(*runs), "--root", str(digits_root)]
     assert main([*command, "--ray", cluster.address, "--memory", "4000"]) == 2
     assert (
-        "a task needs 1 CPUs, 4000 GB, which no node of the cluster has. They have: 1 CPUs, " in capsys.readouterr().err
+        "a task needs 1 CPUs, 4000 GB, which no node of the cluster has. The nodes have: 1 CPUs, "
+        in capsys.readouterr().err
     )
 
-    stopper = Stopper(tmp_path / "out")
-    stopper.start()
+    interrupter = Interrupter(tmp_path / "out")
+    interrupter.start()
     assert main([*command, "--ray", cluster.address]) == 130
     assert f"this goes on with the others:\n  python {SCRIPT}" in capsys.readouterr().err
-    assert stopper.processes
-    assert not any(Path("/proc", str(process)).exists() for process in stopper.processes)
+    assert interrupter.processes
+    assert not any(Path("/proc", str(process)).exists() for process in interrupter.processes)
 
-    killer = Killer(cluster, tmp_path / "out")
+    killer = NodeKiller(cluster, tmp_path / "out")
     killer.start()
     code = main([*command, "--ray", cluster.address])
     output = capsys.readouterr().out
@@ -202,17 +209,18 @@ def test_two_nodes_of_which_one_is_killed_in_a_sweep_that_was_stopped(cluster, w
     assert killer.finished
     for path, time_ns in killer.finished.items():
         assert path.stat().st_mtime_ns == time_ns
-    assert main([*command, "--output-dir", str(tmp_path / "here"), "--jobs", "1"]) == 0
+    assert main([*command, "--output-dir", str(tmp_path / "local"), "--jobs", "1"]) == 0
     for name in ("s1", "s2", "s3", "s4", "test"):
-        there, here = (json.loads((tmp_path / place / name / "result.json").read_text()) for place in ("out", "here"))
-        assert there["accuracy"] == here["accuracy"]
+        ray, local = (json.loads((tmp_path / out / name / "result.json").read_text()) for out in ("out", "local"))
+        assert ray["accuracy"] == local["accuracy"]
         if name != "test":
             checkpoint = f"{name}/prompt_learner/model.pth.tar-40"
-            assert_same_tensors(tmp_path / "out" / checkpoint, tmp_path / "here" / checkpoint)
-    assert "5 finished already" in said(capsys, [*command, "--ray", cluster.address])
+            assert_same_tensors(tmp_path / "out" / checkpoint, tmp_path / "local" / checkpoint)
+    assert "5 finished already" in run_sweep(capsys, [*command, "--ray", cluster.address])
 
 
-def said(capsys, command: list[str]) -> str:
+def run_sweep(capsys, command: list[str]) -> str:
+    """Run a sweep that must succeed, and return its output."""
     capsys.readouterr()
     assert main(command) == 0
     return capsys.readouterr().out
