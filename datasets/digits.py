@@ -14,7 +14,7 @@ from dassl.utils import UserError, mkdir_if_missing
 
 from .class_folders import CLASSNAMES_FILE, ClassFolders
 
-NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 @DATASET_REGISTRY.register()
@@ -50,12 +50,12 @@ def write_digits(folder: Path) -> None:
     try:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".digits.") as temporary:
             unfinished = Path(temporary, "digits")
-            for digit in range(len(NAMES)):
+            for digit in range(len(DIGIT_NAMES)):
                 for position, index in enumerate(np.flatnonzero(digits == digit)):
                     path = unfinished / "images" / ("train", "val")[position % 2] / str(digit) / f"{index:04}.png"
                     path.parent.mkdir(parents=True, exist_ok=True)
                     Image.fromarray(pixels[index]).save(path)
-            lines = (f"{digit} {name}\n" for digit, name in enumerate(NAMES))
+            lines = (f"{digit} {name}\n" for digit, name in enumerate(DIGIT_NAMES))
             (unfinished / CLASSNAMES_FILE).write_text("".join(lines), encoding="utf-8")
             try:
                 unfinished.rename(folder)

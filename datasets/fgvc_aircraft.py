@@ -9,7 +9,7 @@ from dassl.utils import UserError
 
 from .links import LinkPolicy
 from .protocol import FewShotDataset
-from .split_file import SPLITS, check_images_exist, check_relative_path
+from .split_file import SPLIT_FILE_KEYS, check_images_exist, check_relative_path
 
 
 @DATASET_REGISTRY.register()
@@ -32,7 +32,7 @@ class FGVCAircraft(FewShotDataset):
             prepare = f"python tools/prepare_dataset.py FGVCAircraft --root {self.base.parent}"
             raise UserError(f"no folder {self.base / self.images}. {prepare} downloads it")
         labels = {name: label for label, name in enumerate(self._read_lines("variants.txt"))}
-        train, val, test = (self._read_split(f"images_variant_{split}.txt", labels) for split in SPLITS)
+        train, val, test = (self._read_split(f"images_variant_{split}.txt", labels) for split in SPLIT_FILE_KEYS)
         check_images_exist(self.base / self.images, [*train, *val, *test], LinkPolicy(cfg, self.base))
         super().__init__(cfg, train, test, val)
 

@@ -28,11 +28,13 @@ class ImageNetVariant(DatasetBase):
         base = Path(cfg.DATASET.ROOT).expanduser() / self.dataset_dir
         prepare = f"tools/prepare_dataset.py {type(self).__name__} --root {base.parent}"
         folders = list_class_folders([base / self.images], f"{prepare} says where to get it")
-        names = self.class_names(base / CLASSNAMES_FILE, folders, f"Copy it from imagenet/; {prepare} writes it, too")
+        names = self.classnames_by_folder(
+            base / CLASSNAMES_FILE, folders, f"Copy it from imagenet/; {prepare} writes it, too"
+        )
         test = list_images(base / self.images, names, LinkPolicy(cfg, base))
         (test,) = subsample_classes(test, subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
         super().__init__(train_x=test, test=test)
 
-    def class_names(self, path: Path, folders: list[str], hint: str) -> dict[str, str]:
+    def classnames_by_folder(self, path: Path, folders: list[str], hint: str) -> dict[str, str]:
         """Return the class name of each folder, from the file ``path``, in label order (see ``match_classnames``)."""
         return match_classnames(path, folders, hint)

@@ -18,7 +18,7 @@ class ImageNetV2(ImageNetVariant):
     dataset_dir = "imagenetv2"
     images = "imagenetv2-matched-frequency-format-val"
 
-    def class_names(self, path: Path, folders: list[str], hint: str) -> dict[str, str]:
+    def classnames_by_folder(self, path: Path, folders: list[str], hint: str) -> dict[str, str]:
         """Return the class name of each folder, whose name is a line number, from 0, of ImageNet's file ``path``."""
         names = list(read_classnames(path, hint).values())
         if len(names) != NUM_CLASSES:

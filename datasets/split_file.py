@@ -21,7 +21,7 @@ from .links import LinkPolicy, scan_folder
 from .protocol import FewShotDataset
 from .split_pickle import is_split_entry
 
-SPLITS = ("train", "val", "test")  # keys of a split file
+SPLIT_FILE_KEYS = ("train", "val", "test")  # keys of a split file
 
 
 class SplitFile(FewShotDataset):
@@ -61,10 +61,10 @@ class SplitFile(FewShotDataset):
 def read_split(path: Path, images: Path) -> list[list[Datum]]:
     """Return the train, val and test images that the split file ``path`` lists, in the folder ``images``."""
     content = read_json(path)
-    if not isinstance(content, dict) or set(content) != set(SPLITS):
-        raise UserError(f"{path} must hold {', '.join(SPLITS)}, as split files do")
+    if not isinstance(content, dict) or set(content) != set(SPLIT_FILE_KEYS):
+        raise UserError(f"{path} must hold {', '.join(SPLIT_FILE_KEYS)}, as split files do")
     splits: list[list[Datum]] = []
-    for split in SPLITS:
+    for split in SPLIT_FILE_KEYS:
         if not isinstance(content[split], list) or not (content[split] or split == "val"):
             raise UserError(f"{path}: {split} must be a list of images")
         splits.append([])

@@ -91,7 +91,7 @@ def build_from_run(
     """
     trainer = load_trainer(folder, classnames, epoch, weights)
     if classnames and hasattr(trainer, "backbone"):
-        _check_distinct_classes(trainer.backbone.text_encoder(), classnames)
+        _check_distinct_classes(trainer.backbone.build_text_encoder(), classnames)
     visual = get_frozen_image_encoder(trainer)
     encode = _build_encode_function(visual) if visual else lambda images: images.to(trainer.device)
     with suppress_stdout():

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from dassl.utils import UserError, atomic_write, mkdir_if_missing
-from vlm.clip.fingerprint import fingerprint
+from vlm.clip.fingerprint import weights_fingerprint
 from vlm.clip.load import load_clip
 from vlm.openai import CLIP
 from vlm.similarity import normalize
@@ -205,7 +205,7 @@ def export_clip(run_folder: Path, out_path: Path, epoch: int | None) -> None:
             os.replace(path, out_path)
     except OSError as error:
         raise UserError(f"cannot write {out_path}: {error.strerror or error}") from error
-    print(f"{out_path} written: {len(content):,} bytes, fingerprint of its weights {fingerprint(weights)}")
+    print(f"{out_path} written: {len(content):,} bytes, fingerprint of its weights {weights_fingerprint(weights)}")
     print(f"{exact}\n{rounded}")
 
 

@@ -13,7 +13,7 @@ from dassl.utils import UserError, read_image
 
 IMAGE_EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}  # which Pillow reads
 NUM_THREADS = min(8, os.cpu_count() or 1)  # reading threads; eight keep a model on a GPU busy
-PREFETCH_IMAGES = 32  # images read ahead: one batch of the default size
+PREFETCH_FILES = 32  # images read ahead: one batch of the default size
 
 
 def find_images(arguments: Sequence[str]) -> list[str]:
@@ -114,7 +114,7 @@ def _try_read(read: Callable, path: str):
 
 
 def prefetch(paths: Iterable[str], read: Callable) -> Iterator[tuple]:
-    """Yield (path, result) in order; threads read up to ``PREFETCH_IMAGES`` paths ahead.
+    """Yield (path, result) in order; threads read up to ``PREFETCH_FILES`` paths ahead.
 
     A result is ``read(path)``, or the :class:`UserError` that it raises. Memory does not grow with the number of paths.
     """
@@ -122,7 +122,7 @@ def prefetch(paths: Iterable[str], read: Callable) -> Iterator[tuple]:
 
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         jobs = ((path, pool.submit(_try_read, read, path)) for path in paths)
-        waiting = list(islice(jobs, PREFETCH_IMAGES))
+        waiting = list(islice(jobs, PREFETCH_FILES))
         try:
             while waiting:
                 path, future = waiting.pop(0)

@@ -26,7 +26,7 @@ from dassl.data.transforms import Pipeline
 from dassl.utils import UnreadableImageError, UserError, check_availability, read_image, read_json, write_json
 from inference.classifier import build_preprocessing
 from vlm.clip.load import load_cached_clip
-from vlm.images.encoder import PRECISIONS, ImageEncoder, build_image_encoder
+from vlm.images.encoder import FEATURE_PRECISIONS, ImageEncoder, build_image_encoder
 from vlm.images.extractor import CachedFeatureExtractor
 from vlm.images.lance_features import METADATA_KEY, lance, open_lance_dataset
 from vlm.images.lance_features import pyarrow as pa
@@ -34,7 +34,7 @@ from vlm.images.lance_features import pyarrow as pa
 from . import ray
 
 # The lists of a DatasetBase that each value of --split takes its images from.
-SPLITS = {"train": ("train_x",), "val": ("val",), "test": ("test",), "all": ("train_x", "val", "test")}
+SPLIT_ATTRIBUTES = {"train": ("train_x",), "val": ("val",), "test": ("test",), "all": ("train_x", "val", "test")}
 LISTING_FOLDER = "images.lance"  # paths and labels of the images, in the set's folder until the set is complete
 MIN_BLOCK_IMAGES = 1024  # images of a block: RN50 takes over a minute on two cores, longer than a task's start
 MAX_BLOCKS = 1000  # blocks of a large set: each is a file, and reading random rows opens all files
@@ -67,7 +67,7 @@ def run_block(block: tuple[Path, range] | None, job: ExtractionJob) -> str | Non
     """Extract a block (marker, rows); list the set's images if ``block`` is None. Return None or an error message."""
     node, device = job.cfg.MODEL.BACKBONE, "cuda" if job.cfg.USE_CUDA and torch.cuda.is_available() else "cpu"
     try:
-        check_availability(job.cfg.FEATURES.PREC, PRECISIONS, "FEATURES.PREC")
+        check_availability(job.cfg.FEATURES.PREC, FEATURE_PRECISIONS, "FEATURES.PREC")
         # load_cached_clip reuses its CLIP only under the same random state. Prompt trainers load fp16 weights, too.
         with torch.random.fork_rng(devices=[]):
             clip, weights = load_cached_clip(node.NAME, node.WEIGHTS, "fp16", device)
@@ -100,7 +100,7 @@ def _write_listing(job: ExtractionJob, settings: dict) -> None:
         return
     dataset, root = build_dataset(job.cfg), Path(job.cfg.DATASET.ROOT).expanduser()
     classnames = list(dataset.classnames)
-    labels = {item.impath: item.label for name in SPLITS[job.split] for item in getattr(dataset, name) or ()}
+    labels = {item.impath: item.label for name in SPLIT_ATTRIBUTES[job.split] for item in getattr(dataset, name) or ()}
     if not labels:
         raise UserError(f"{job.cfg.DATASET.NAME} has no images in --split {job.split}")
     rows = sorted((label if classnames else 0, os.path.relpath(path, root)) for path, label in labels.items())
@@ -170,7 +170,7 @@ def extract_features(
     Raises:
         UserError: a wrong split, shard or config, or images that cannot be read.
     """
-    check_availability(job.split, SPLITS, "--split")
+    check_availability(job.split, SPLIT_ATTRIBUTES, "--split")
     if not 1 <= shard <= shards:
         raise UserError(f"--shard is {shard}; it must be from 1 to --shards, {shards}")
     with ray.local_or_ray(address, resources) as run:

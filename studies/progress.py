@@ -14,7 +14,7 @@ from .grid import Trial
 
 TABLE_SECONDS = 30  # seconds between two tables: with more tables, the lines between them would be hard to follow
 SEED_PATTERN = re.compile(r"(^|[/_-])seed_?\d+(?=$|[/_-])")  # a seed in a trial's folder, as people write it
-SHOTS_PATTERN = re.compile(r"(^|[/_-])(\d+_?shots?|shots?_?\d+)(?=$|[/_-])")  # likewise a number of shots
+FOLDER_SHOTS_PATTERN = re.compile(r"(^|[/_-])(\d+_?shots?|shots?_?\d+)(?=$|[/_-])")  # likewise a number of shots
 
 
 class ProgressPrinter:
@@ -61,11 +61,11 @@ class ProgressPrinter:
         except (UserError, KeyError, TypeError):
             return None
         folder = trial.folder.relative_to(self.output).as_posix()
-        if match := SHOTS_PATTERN.search(folder):
+        if match := FOLDER_SHOTS_PATTERN.search(folder):
             shots = int(re.sub(r"\D", "", match[0]))
         return None if accuracy is None else (get_method_name(folder), shots, accuracy)
 
 
 def get_method_name(folder: str) -> str:
     """Return a trial's folder without its seed and shots: ``CoOp/rn50_4shots_ctx4/seed1`` -> ``CoOp/rn50_ctx4``."""
-    return SHOTS_PATTERN.sub("", SEED_PATTERN.sub("", folder)).strip("/_-") or folder
+    return FOLDER_SHOTS_PATTERN.sub("", SEED_PATTERN.sub("", folder)).strip("/_-") or folder

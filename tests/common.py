@@ -14,20 +14,20 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared, 
 WNIDS = {"n01440764": "tench", "n02102040": "English springer", "n03028079": "church"}
 
 
-def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
+def load_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Return the state dict in a checkpoint."""
     return torch.load(checkpoint, weights_only=True)["state_dict"]
 
 
 def assert_same_tensors(first: Path, second: Path) -> None:
     """Assert that two checkpoints have state dicts with the same keys and bit for bit the same tensors."""
-    state, other_state = tensors(first), tensors(second)
+    state, other_state = load_tensors(first), load_tensors(second)
     assert state.keys() == other_state.keys()
     for key in state:
         assert torch.equal(state[key], other_state[key]), key
 
 
-def damage(*paths: str | Path) -> None:
+def damage_images(*paths: str | Path) -> None:
     """Replace each file by the first bytes of a PNG image, which cannot be read."""
     for path in paths:
         Path(path).write_bytes(b"\x89PNG\r\n\x1a\n" + b"cut")

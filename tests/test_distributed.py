@@ -21,7 +21,7 @@ from dassl.data.data_manager import build_data_loader
 from dassl.data.samplers import ShardedBatchSampler
 from dassl.engine import TrainerXU
 from dassl.utils import UserError, listdir_nohidden, load_checkpoint, save_checkpoint
-from tests.common import REPOSITORY, tensors
+from tests.common import REPOSITORY, load_tensors
 from tests.conftest import Run
 from vlm.images import encoder
 
@@ -75,7 +75,7 @@ def stable_lines(log: str) -> list[str]:
 
 def assert_close_checkpoints(one: Path, two: Path) -> None:
     """Check that two checkpoints hold the same tensors up to rounding."""
-    first, second = tensors(one), tensors(two)
+    first, second = load_tensors(one), load_tensors(two)
     assert first.keys() == second.keys()
     for key in first:
         torch.testing.assert_close(first[key], second[key], rtol=0, atol=1e-5)

@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl.log_format import END_OF_TRAINING
-from tests.common import REPOSITORY, assert_same_tensors, tensors
+from tests.common import REPOSITORY, assert_same_tensors, load_tensors
 from trainers.coop import CoOp
 
 TEST_SCANS = 896  # test images of the digits
@@ -112,7 +112,7 @@ def test_the_same_command_gives_the_same_tensors_with_any_number_of_workers(run)
 def test_zero_is_a_seed_and_seeds_differ(run):
     zero, one = run(*SHORT, out="a", seed=0), run(*SHORT, out="b", seed=1)
     assert zero.record["seed"] == 0
-    assert not torch.equal(tensors(zero.checkpoint(2))["ctx"], tensors(one.checkpoint(2))["ctx"])
+    assert not torch.equal(load_tensors(zero.checkpoint(2))["ctx"], load_tensors(one.checkpoint(2))["ctx"])
 
 
 def test_a_rerun_leaves_only_its_own_result_where_parsers_read(run):

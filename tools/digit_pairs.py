@@ -22,12 +22,12 @@ from dassl.utils import UserError, check_at_least, command_line, mkdir_if_missin
 from vlm.tiny.render import render_dataset
 
 # English words for the numbers 0 to 9, 10 to 19, and the tens
-WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TEENS = ("ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen")
 TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-SIZE = 32  # pixels of an image's edge: the input size of the tiny CLIP
+IMAGE_PIXELS = 32  # pixels of an image's edge: the input size of the tiny CLIP
 DIGIT_SIZE, TOP = (16, 28), 2  # width and height of a digit, margin above it, in pixels: two digits fill the image
-SPLITS = ("train", "test")  # the scans of each digit go to these in turn, as in datasets/digits.py
+DIGIT_SPLITS = ("train", "test")  # the scans of each digit go to these in turn, as in datasets/digits.py
 
 Sample = tuple[Any, list[str], str]  # pixels, uint8 (SIZE, SIZE); captions; split
 
@@ -35,15 +35,15 @@ Sample = tuple[Any, list[str], str]  # pixels, uint8 (SIZE, SIZE); captions; spl
 def spell_number(tens: int, ones: int) -> str:
     """Return a two-digit number in English words: "zero seven", "forty seven"."""
     if tens == 0:
-        return f"zero {WORDS[ones]}"
+        return f"zero {DIGIT_WORDS[ones]}"
     if tens == 1:
         return TEENS[ones]
-    return f"{TENS[tens]} {WORDS[ones]}" if ones else TENS[tens]
+    return f"{TENS[tens]} {DIGIT_WORDS[ones]}" if ones else TENS[tens]
 
 
 def build_captions(left: int, right: int) -> list[str]:
     """Return five captions for an image of the digits ``left`` and ``right``; none of them fits another pair."""
-    a, b = WORDS[left], WORDS[right]
+    a, b = DIGIT_WORDS[left], DIGIT_WORDS[right]
     return [
         f"the number {spell_number(left, right)}",
         f"a photo of the digits {a} and {b}.",
@@ -61,13 +61,15 @@ def generate_pairs(count: int, seed: int) -> Iterator[Sample]:
     from datasets.digits import read_scans
 
     scans, digits = read_scans()
-    indices = {split: [np.flatnonzero(digits == d)[start::2] for d in range(10)] for start, split in enumerate(SPLITS)}
+    indices = {
+        split: [np.flatnonzero(digits == d)[start::2] for d in range(10)] for start, split in enumerate(DIGIT_SPLITS)
+    }
     rng = np.random.default_rng(seed)
-    for split, total in zip(SPLITS, (count, 100), strict=True):
+    for split, total in zip(DIGIT_SPLITS, (count, 100), strict=True):
         for index in range(total):
             left, right = divmod(index % 100, 10)
             pair = [scans[rng.choice(indices[split][digit])] for digit in (left, right)]
-            pixels = np.zeros((SIZE, SIZE), np.uint8)
+            pixels = np.zeros((IMAGE_PIXELS, IMAGE_PIXELS), np.uint8)
             for position, scan in enumerate(pair):
                 resized = Image.fromarray(scan).resize(DIGIT_SIZE, Image.Resampling.BICUBIC)
                 start = position * DIGIT_SIZE[0]

@@ -49,7 +49,7 @@ def load_imagenet21k_names() -> dict[str, str]:
     return {folder: words[folder].partition(",")[0].strip() for folder in folders}
 
 
-def list_class_folders(images: Path, splits: Sequence[str]) -> list[str]:
+def find_class_folders(images: Path, splits: Sequence[str]) -> list[str]:
     """Return the folder names in ``images/<split>`` of all existing splits, sorted, without duplicates.
 
     Raise :class:`UserError` if there is none.
@@ -77,9 +77,9 @@ def fix_imagenet(root: Path, force: bool = False, folder: str = "") -> Path:
         return path
     if folder:
         names, images = load_imagenet21k_names(), root / folder
-        folders = list_class_folders(images, ("train", "val", "test") if (images / "train").is_dir() else ("",))
+        folders = find_class_folders(images, ("train", "val", "test") if (images / "train").is_dir() else ("",))
     else:
-        names, folders = load_imagenet_names(), list_class_folders(root / "imagenet" / "images", ("train", "val"))
+        names, folders = load_imagenet_names(), find_class_folders(root / "imagenet" / "images", ("train", "val"))
     known = [folder for folder in folders if folder in names]
     unknown = [folder for folder in folders if folder not in names]
     if not known:

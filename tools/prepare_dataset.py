@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
 
     cls = prepare_dataset(args.name, args.root, args.own_split)
     names = args.root / cls.dataset_dir / "classnames.txt"
-    if hasattr(cls, "class_names") and not names.exists():  # a variant of ImageNet
+    if hasattr(cls, "classnames_by_folder") and not names.exists():  # a variant of ImageNet
         with atomic_write(names) as file:
             file.writelines(f"{folder} {name}\n" for folder, name in load_imagenet_names().items())
         print(f"{names} written: ImageNet's 1,000 names")

@@ -49,12 +49,12 @@ def write_study(folder: Path, config: str) -> None:
         raise UserError(f"no finished run in {folder}/ZeroshotCLIP or {folder}/CoOp/<config>_<shots>shots")
     title, plots = f"Few-shot accuracy on {folder.resolve().name}", ["results.png"]
     with atomic_write(folder / "results.png", "wb") as file:
-        study.plot(table, title, file)
+        study.plot_study(table, title, file)
     shots, points = pareto.collect_points(table)
     if len(points) > 1:
         plots.append("parameters.png")
         with atomic_write(folder / "parameters.png", "wb") as file:
-            pareto.plot(shots, points, title, file)
+            pareto.plot_pareto(shots, points, title, file)
     write_table(folder, "results", study.to_markdown(table, title), study.to_frame(table), *plots)
 
 

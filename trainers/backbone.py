@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 from dassl.engine import SimpleTrainer
 from dassl.utils import UserError, check_at_least, check_availability, count_num_param
 from vlm.clip.load import load_cached_clip
-from vlm.images.encoder import PRECISIONS, build_image_encoder
+from vlm.images.encoder import FEATURE_PRECISIONS, build_image_encoder
 from vlm.images.extractor import CachedFeatureExtractor, FeatureStore, default_cache_dir
 from vlm.openai import CLIP
 from vlm.similarity import compute_logits
@@ -26,11 +26,11 @@ class Backbone:
     sha256: str  # checksum of the weights of ``clip``
     cfg: CfgNode
 
-    def text_encoder(self, clip: CLIP | None = None) -> TextEncoder:
+    def build_text_encoder(self, clip: CLIP | None = None) -> TextEncoder:
         """Return the text encoder of ``clip`` (default: the frozen CLIP); ACTIVATIONS_GB limits its memory."""
         return build_text_encoder(clip or self.clip, memory=int(self.cfg.MODEL.BACKBONE.ACTIVATIONS_GB * 1e9))
 
-    def feature_extractor(self) -> CachedFeatureExtractor:
+    def build_feature_extractor(self) -> CachedFeatureExtractor:
         """Return a feature extractor for the frozen image encoder, with a cache on disk if FEATURES.ENABLED."""
         node = self.cfg.FEATURES
         encoder = build_image_encoder(self.clip.visual, self.sha256, node.PREC)
@@ -40,7 +40,7 @@ class Backbone:
             print(f"FEATURES.VIEWS {node.VIEWS}: training images repeat their random draws after {node.VIEWS} epochs")
         return CachedFeatureExtractor(encoder, store)
 
-    def text_feature_store(self, encoder: TextEncoder) -> FeatureStore | None:
+    def build_text_feature_store(self, encoder: TextEncoder) -> FeatureStore | None:
         """Return the feature store for the text features of ``encoder``, or None unless FEATURES.ENABLED."""
         return self._feature_store(describe_text_encoder(encoder, self.sha256))
 
@@ -53,12 +53,12 @@ class Backbone:
         """Return CLIP's logits (images, classes) for image features (images, dim) and unit class features."""
         return compute_logits(image_features, class_features, self.clip.logit_scale)
 
-    def report(self, trainer: SimpleTrainer, frozen: int | None = None) -> dict:
+    def report_parameters(self, trainer: SimpleTrainer, frozen: int | None = None) -> dict:
         """Print the number of trainable parameters; return the record's entries on parameters, weights and classes.
 
         ``frozen`` is the number of frozen parameters (default: all parameters of ``clip``).
         """
-        trainable = trainer.trainable_parameters()
+        trainable = trainer.num_trainable_parameters()
         total = (count_num_param(self.clip) if frozen is None else frozen) + trainable
         print(f"Trainable parameters: {trainable:,} of {total:,} ({100 * trainable / total:.4f}%)")
         node = self.cfg.MODEL.BACKBONE
@@ -85,7 +85,7 @@ def load_backbone(trainer: SimpleTrainer, precision: str = "fp16", needs_classes
     check_at_least(cfg.FEATURES.VIEWS, 0, "FEATURES.VIEWS")
     check_at_least(cfg.FEATURES.MAX_GB, 0, "FEATURES.MAX_GB")
     check_at_least(cfg.TEST.LOGITS_GB, 0, "TEST.LOGITS_GB")
-    check_availability(cfg.FEATURES.PREC, PRECISIONS, "FEATURES.PREC")
+    check_availability(cfg.FEATURES.PREC, FEATURE_PRECISIONS, "FEATURES.PREC")
     if needs_classes and not trainer.dm.dataset.classnames:
         raise UserError(f"{cfg.TRAINER.NAME} needs classes, and the data set {cfg.DATASET.NAME} has none")
     print(f"Loading CLIP (backbone: {node.NAME})")

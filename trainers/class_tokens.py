@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 CLASS_TOKEN_KEYS = ("token_prefix", "token_suffix")  # CoOp's keys: tokens before and after the context
 CHECKSUM_KEY = "class_tokens_blake2b"  # key of the checksum that replaces class tokens above MAX_BYTES
-MAX_BYTES = 500_000_000  # bytes of class tokens in a checkpoint; ImageNet's 1,000 classes have 150 million
+MAX_CLASS_TOKEN_BYTES = 500_000_000  # bytes of class tokens in a checkpoint; ImageNet's 1,000 classes have 150 million
 
 
 def hash_class_tokens(learner: PromptLearner) -> torch.Tensor:
@@ -37,9 +37,9 @@ def embed_class_tokens(learner: PromptLearner) -> dict[str, torch.Tensor]:
 
 
 def exceeds_limit(learner: PromptLearner) -> bool:
-    """Return whether the embeddings of the class tokens take more than ``MAX_BYTES``."""
+    """Return whether the embeddings of the class tokens take more than ``MAX_CLASS_TOKEN_BYTES``."""
     vectors = learner.index.numel() - learner.lengths.numel() * learner.ctx.shape[-2]
-    return vectors * learner.fixed[0].nbytes > MAX_BYTES
+    return vectors * learner.fixed_embeddings[0].nbytes > MAX_CLASS_TOKEN_BYTES
 
 
 def add_class_tokens(learner: PromptLearner, state_dict: dict, prefix: str, *_) -> None:

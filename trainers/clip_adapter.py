@@ -61,7 +61,7 @@ class CLIPAdapter(TrainerX):
         """Build and register the adapter, encode the class names and set the feature extractor."""
         cfg, classnames = self.cfg, self.dm.dataset.classnames
         self.backbone = load_backbone(self)
-        classifier = build_zero_shot_classifier(self.backbone.text_encoder(), classnames, [cfg.DATASET.TEMPLATE])
+        classifier = build_zero_shot_classifier(self.backbone.build_text_encoder(), classnames, [cfg.DATASET.TEMPLATE])
         self.class_features = classifier.float()
         dim, reduction = classifier.shape[1], cfg.TRAINER.CLIPADAPTER.REDUCTION
         if not 1 <= reduction <= dim:
@@ -73,8 +73,8 @@ class CLIPAdapter(TrainerX):
         self.optim = build_optimizer(self.model, cfg.OPTIM)
         self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
         self.register_model("clip_adapter", self.model, self.optim, self.sched)
-        self.feature_extractor = self.backbone.feature_extractor()
-        self.provenance = self.backbone.report(self)
+        self.feature_extractor = self.backbone.build_feature_extractor()
+        self.provenance = self.backbone.report_parameters(self)
 
     forward_backward = cross_entropy_step
 

@@ -57,7 +57,9 @@ class ConditionalCLIP(nn.Module):
         """Return logits (images, classes) for image features (images, embed_dim)."""
         image_features = normalize(image_features.to(self.text_encoder.dtype))
         learner = self.prompt_learner
-        class_features = self.text_encoder.encode_contexts(learner(image_features), learner.fixed, learner.layout)
+        class_features = self.text_encoder.encode_contexts(
+            learner(image_features), learner.fixed_embeddings, learner.layout
+        )
         return self.logit_scale.exp() * torch.einsum("id,icd->ic", image_features, normalize(class_features))
 
 
@@ -80,10 +82,12 @@ class CoCoOp(TrainerX):
         """Build the model, register its prompt learner and set the feature extractor."""
         node, classnames = self.cfg.TRAINER.COCOOP, self.dm.dataset.classnames
         self.backbone = load_backbone(self, node.PREC)
-        self.model = ConditionalCLIP(classnames, self.backbone.clip, node, self.backbone.text_encoder())
+        self.model = ConditionalCLIP(classnames, self.backbone.clip, node, self.backbone.build_text_encoder())
         self.optim, self.sched = register_prompt_learner(self, self.model.prompt_learner, node.PREC)
-        self.feature_extractor = self.backbone.feature_extractor()  # the image encoder is frozen: batches hold features
-        self.provenance = self.backbone.report(self)
+        self.feature_extractor = (
+            self.backbone.build_feature_extractor()
+        )  # the image encoder is frozen: batches hold features
+        self.provenance = self.backbone.report_parameters(self)
 
     def forward_backward(self, batch: dict) -> dict[str, float]:
         """Train on a batch by cross-entropy; return ``loss`` and ``acc`` (%)."""

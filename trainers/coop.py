@@ -77,7 +77,7 @@ class CustomCLIP(nn.Module):
 
     def encode(self, table: torch.Tensor, index: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Return features (n, embed_dim) of n prompts, whose tokens are the rows ``index`` (n, length) of ``table``."""
-        return self.text_encoder(table, self.text_encoder.layout(index, lengths))
+        return self.text_encoder(table, self.text_encoder.build_layout(index, lengths))
 
 
 @TRAINER_REGISTRY.register()
@@ -104,10 +104,12 @@ class CoOp(TrainerX):
         """Build the model, register its prompt learner and set the feature extractor."""
         node, classnames = self.cfg.TRAINER.COOP, self.dm.dataset.classnames
         self.backbone = load_backbone(self, node.PREC)
-        self.model = CustomCLIP(classnames, self.backbone.clip, node, self.backbone.text_encoder())
+        self.model = CustomCLIP(classnames, self.backbone.clip, node, self.backbone.build_text_encoder())
         self.optim, self.sched = register_prompt_learner(self, self.model.prompt_learner, node.PREC)
-        self.feature_extractor = self.backbone.feature_extractor()  # the image encoder is frozen: batches hold features
-        self.provenance = self.backbone.report(self)
+        self.feature_extractor = (
+            self.backbone.build_feature_extractor()
+        )  # the image encoder is frozen: batches hold features
+        self.provenance = self.backbone.report_parameters(self)
         self.sampled_softmax = SampledSoftmax.from_trainer(self)
 
     def forward_backward(self, batch: dict) -> dict[str, float]:
@@ -136,7 +138,7 @@ class CoOp(TrainerX):
         if self.model.text_features is None:
             # Other runs reuse only the class features of the initial and of the final context.
             reusable = self.epoch in (0, self.max_epoch - 1) and len(self.dm.dataset.classnames) > MIN_CACHED_PROMPTS
-            store = self.backbone.text_feature_store(self.model.text_encoder) if reusable else None
+            store = self.backbone.build_text_feature_store(self.model.text_encoder) if reusable else None
             self.model.text_features = self.model.class_features(store)
         return self.backbone.logits(input, self.model.text_features)
 

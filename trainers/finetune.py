@@ -40,7 +40,7 @@ from vlm.text.zero_shot import build_zero_shot_classifier
 from .backbone import load_backbone
 
 PARTS = ("image", "text", "projections", "lora")  # values of TRAINER.FINETUNE.PARTS
-PRECISIONS = {"fp32": None, "amp": torch.float16, "bf16": torch.bfloat16}  # autocast types; weights stay fp32
+AUTOCAST_DTYPES = {"fp32": None, "amp": torch.float16, "bf16": torch.bfloat16}  # autocast types; weights stay fp32
 LOGIT_SCALE_NAME = "logit_scale"  # always trained: on other data, CLIP's temperature may be wrong
 # Names of the last linear layer of an image encoder (OpenAI's two kinds, other libraries) and of the text encoder.
 PROJECTION_PREFIXES = ("visual.proj", "visual.attnpool.c_proj.", "visual.visual_projection.", "visual.head.",
@@ -134,7 +134,7 @@ class CLIPFineTune(TrainerX):
         """Raise :class:`UserError` for values and combinations of TRAINER.FINETUNE that cannot be used."""
         node = cfg.TRAINER.FINETUNE
         check_availability(list(node.PARTS), PARTS, "TRAINER.FINETUNE.PARTS")
-        check_availability(node.PREC, PRECISIONS, "TRAINER.FINETUNE.PREC")
+        check_availability(node.PREC, AUTOCAST_DTYPES, "TRAINER.FINETUNE.PREC")
         check_at_least(node.LORA_RANK, 1, "TRAINER.FINETUNE.LORA_RANK")
         check_at_least(node.CHUNK, 0, "TRAINER.FINETUNE.CHUNK")
         check_template(cfg.DATASET.TEMPLATE, "DATASET.TEMPLATE")
@@ -174,8 +174,8 @@ class CLIPFineTune(TrainerX):
             clip = nn.SyncBatchNorm.convert_sync_batchnorm(clip)
         self.model = FineTunedCLIP(clip, batch_norm)
         if set(node.PARTS) == {"text"}:
-            self.feature_extractor = self.backbone.feature_extractor()  # batches hold features, as in CoOp
-        self.encoder = self.backbone.text_encoder(clip)
+            self.feature_extractor = self.backbone.build_feature_extractor()  # batches hold features, as in CoOp
+        self.encoder = self.backbone.build_text_encoder(clip)
         if weights := self.cfg.MODEL.INIT_WEIGHTS:
             # Every run trains the logit scale, so that name does not show that the parts match.
             expected = self.model.trained_names - {f"clip.{LOGIT_SCALE_NAME}"}
@@ -183,12 +183,14 @@ class CLIPFineTune(TrainerX):
                 raise UserError(f"{weights} has no weights of the parts in TRAINER.FINETUNE.PARTS")
             load_pretrained_weights(self.model, weights)
         self.register_model("clip", self.model, *self._build_optimizer())
-        self.precision = PRECISIONS[node.PREC]
+        self.precision = AUTOCAST_DTYPES[node.PREC]
         if node.PREC == "amp" and self.device.type != "cuda":
             print("Note: amp becomes fp32, as half precision is slow and inexact on a CPU")
             self.precision = None
         self.scaler = torch.amp.GradScaler("cuda") if self.precision == torch.float16 else None
-        self.provenance = self.backbone.report(self, count_num_param(self.model) - self.trainable_parameters())
+        self.provenance = self.backbone.report_parameters(
+            self, count_num_param(self.model) - self.num_trainable_parameters()
+        )
         print(f"They are in {', '.join(node.PARTS)}, and the logit scale")
 
     def _build_optimizer(self) -> tuple[Optimizer, LRScheduler]:
@@ -214,7 +216,7 @@ class CLIPFineTune(TrainerX):
         # Equal captions have equal ids in all processes.
         caption_ids = torch.tensor([derive_seed(caption) for caption in captions], device=self.device)
         chunk, logit_scale = self.cfg.TRAINER.FINETUNE.CHUNK, self.model.clip.logit_scale
-        tokens = self.encoder.tokenize(list(unique), cut=True).to(self.device)
+        tokens = self.encoder.tokenize(list(unique), truncate=True).to(self.device)
         image_features = normalize(encode_in_chunks(self.encode_images, images, chunk))
         text_features = normalize(encode_in_chunks(self.encode_tokens, tokens, chunk))[text_index]
         loss, correct = distributed_contrastive_loss(image_features, text_features, caption_ids, logit_scale)
@@ -261,7 +263,7 @@ class CLIPFineTune(TrainerX):
             return images, labels
         all_captions = self.dm.dataset.captions  # type: ignore[attr-defined]  # checked in build_data_loader
         captions = [all_captions[label] for label in labels.tolist()]
-        tokens = self.encoder.tokenize([text for texts in captions for text in texts], cut=True).to(self.device)
+        tokens = self.encoder.tokenize([text for texts in captions for text in texts], truncate=True).to(self.device)
         text_labels = labels.repeat_interleave(torch.tensor([len(texts) for texts in captions], device=self.device))
         return (images, tokens), (labels, text_labels)
 

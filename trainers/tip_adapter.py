@@ -124,14 +124,14 @@ class TipAdapter(TrainerX):
         """Build and register an empty cache; encode the class names; set the feature extractor."""
         data, node, template = self.dm.dataset, self.cfg.TRAINER.TIPADAPTER, self.cfg.DATASET.TEMPLATE
         self.backbone = load_backbone(self)
-        classifier = build_zero_shot_classifier(self.backbone.text_encoder(), data.classnames, [template])
+        classifier = build_zero_shot_classifier(self.backbone.build_text_encoder(), data.classnames, [template])
         self.class_features = classifier.float()
         shots = len(getattr(data, "train_x", ()))  # 0 in prediction without data; _resize_cache follows the checkpoint
         self.model = CacheModel(shots, classifier.shape[1], len(classifier), node, self.trains_keys).to(self.device)
         bind_classnames(self.model, data.classnames, self.device)
         self.register_cache()
-        self.feature_extractor = self.backbone.feature_extractor()
-        self.provenance = self.backbone.report(self)
+        self.feature_extractor = self.backbone.build_feature_extractor()
+        self.provenance = self.backbone.report_parameters(self)
 
     def register_cache(self) -> None:
         """Register the cache without an optimizer, for a single epoch."""

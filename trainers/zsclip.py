@@ -28,12 +28,12 @@ class ZeroshotCLIP(TrainerX):
         self.backbone = load_backbone(self)
         templates = self.templates()
         print(f"Prompt ensembling (n={len(templates)})" if len(templates) > 1 else f'Prompt: "{templates[0]}"')
-        encoder, classnames = self.backbone.text_encoder(), self.dm.dataset.classnames
+        encoder, classnames = self.backbone.build_text_encoder(), self.dm.dataset.classnames
         use_cache = len(classnames) * len(templates) > MIN_CACHED_PROMPTS
-        store = self.backbone.text_feature_store(encoder) if use_cache else None
+        store = self.backbone.build_text_feature_store(encoder) if use_cache else None
         self.class_features = build_zero_shot_classifier(encoder, classnames, templates, store)
-        self.feature_extractor = self.backbone.feature_extractor()
-        self.provenance = self.backbone.report(self)
+        self.feature_extractor = self.backbone.build_feature_extractor()
+        self.provenance = self.backbone.report_parameters(self)
 
     def templates(self) -> list[str]:
         """Return the prompt templates, sentences with ``{}`` for the class name."""

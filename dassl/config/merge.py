@@ -22,7 +22,9 @@ TYPE_NAMES = {  # in error messages
     tuple: "a list",
     list: "a list",
 }
-MAX_SHOWN = 100  # characters of a value that a message shows, so that it stays on one line of a wide terminal
+MAX_MESSAGE_CHARACTERS = (
+    100  # characters of a value that a message shows, so that it stays on one line of a wide terminal
+)
 MAX_YAML_ENTRIES = 100_000  # far above any config; nested aliases of a few lines could expand to fill the memory
 
 
@@ -77,7 +79,9 @@ def _merge_value(cfg: CN, key: str, value: Any, source: str, text: Any) -> None:
     if subkeys := [k.removeprefix(f"{key}.") for k in known if k.startswith(f"{key}.")]:
         raise UserError(f"{key} in {source} is a group of keys, not a key: {', '.join(subkeys)}")
     if key not in known:
-        raise UserError(f'unknown config key "{abbreviate(key)}" in {source}; {_suggest_key(key[:MAX_SHOWN], known)}')
+        raise UserError(
+            f'unknown config key "{abbreviate(key)}" in {source}; {_suggest_key(key[:MAX_MESSAGE_CHARACTERS], known)}'
+        )
     current = known[key]
     try:
         decoded = CN._decode_cfg_value(value)
@@ -118,8 +122,12 @@ def format_value(value: Any) -> str:
 
 
 def abbreviate(text: str) -> str:
-    """Return ``text`` for a message; the middle of a text above MAX_SHOWN characters is replaced by an ellipsis."""
-    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN // 2]} … {text[-MAX_SHOWN // 2 :]}"
+    """Return ``text`` for a message; the middle of a text above MAX_MESSAGE_CHARACTERS is replaced by an ellipsis."""
+    return (
+        text
+        if len(text) <= MAX_MESSAGE_CHARACTERS
+        else f"{text[: MAX_MESSAGE_CHARACTERS // 2]} … {text[-MAX_MESSAGE_CHARACTERS // 2 :]}"
+    )
 
 
 def _suggest_key(key: str, known: dict[str, Any]) -> str:

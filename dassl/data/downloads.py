@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dassl.utils import UserError, file_digest, mkdir_if_missing
 
-MAX_BYTES = 8 << 30  # bytes, more than any file that the project downloads has; ends a download without an end
+MAX_DOWNLOAD_BYTES = 8 << 30  # bytes, more than any file that the project downloads has; ends a download without an end
 
 
 def download(url: str, path: str | os.PathLike, checksum: str, algorithm: str = "sha256") -> Path:
@@ -35,7 +35,7 @@ def download(url: str, path: str | os.PathLike, checksum: str, algorithm: str = 
 
 
 def _fetch(url: str, partial: Path) -> None:
-    """Append the missing bytes of ``url`` to ``partial``, up to ``MAX_BYTES`` in all; OSError without a connection."""
+    """Append the missing bytes of ``url`` to ``partial``, up to MAX_DOWNLOAD_BYTES in all; OSError if it fails."""
     from tqdm import tqdm
 
     offset = partial.stat().st_size if partial.exists() else 0
@@ -53,7 +53,7 @@ def _fetch(url: str, partial: Path) -> None:
             open(partial, "ab" if offset else "wb") as file,
             tqdm(total=size, initial=offset, unit="B", unit_scale=True, desc=partial.stem) as bar,
         ):
-            while file.tell() <= MAX_BYTES and (chunk := response.read(1 << 20)):
+            while file.tell() <= MAX_DOWNLOAD_BYTES and (chunk := response.read(1 << 20)):
                 file.write(chunk)
                 bar.update(len(chunk))
             file.flush()

@@ -186,7 +186,7 @@ def get_provenance(trainer) -> dict:
     """Return the trainer's provenance; ``total_parameters``, frozen and trained, replaces ``frozen_parameters``."""
     provenance = dict(trainer.provenance)
     if "frozen_parameters" in provenance:
-        provenance["total_parameters"] = provenance.pop("frozen_parameters") + trainer.trainable_parameters()
+        provenance["total_parameters"] = provenance.pop("frozen_parameters") + trainer.num_trainable_parameters()
     return provenance
 
 
@@ -206,7 +206,7 @@ def write_record(trainer, seconds: float, command: list[str], code: dict, inputs
         "trainer": cfg.TRAINER.NAME,
         "dataset": cfg.DATASET.NAME,
         "seed": cfg.SEED,
-        "trainable_parameters": trainer.trainable_parameters(),
+        "trainable_parameters": trainer.num_trainable_parameters(),
         **get_provenance(trainer),
         **inputs,
         "splits": splits,

@@ -165,7 +165,7 @@ class TrainerBase:
             self._models[name].train(mode == "train")
             distributed.broadcast_parameters(self._models[name])  # as running means differ between processes
 
-    def trainable_parameters(self) -> int:
+    def num_trainable_parameters(self) -> int:
         """Return the number of elements of all trainable parameters of the registered models."""
         return sum(parameter.numel() for parameter in self._trainable())
 

@@ -52,7 +52,7 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
     return front
 
 
-def plot(shots: int, points: Sequence[Point], title: str, file) -> None:
+def plot_pareto(shots: int, points: Sequence[Point], title: str, file) -> None:
     """Write a plot of accuracy against parameters, with the Pareto front, to a binary file as a PNG."""
     import matplotlib
 

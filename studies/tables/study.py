@@ -152,7 +152,7 @@ def to_markdown(table: Table, title: str) -> str:
     return "\n".join([*lines, *format_notes(cells)]) + "\n"
 
 
-def plot(table: Table, title: str, file) -> None:
+def plot_study(table: Table, title: str, file) -> None:
     """Write a plot of accuracy against shots, one curve per method, to a binary file as a PNG."""
     import matplotlib
 

@@ -33,7 +33,7 @@ class Shades(DatasetBase):
 
 
 @pytest.fixture
-def config_of(tmp_path):
+def make_config(tmp_path):
     """A function that returns the config of a trainer: four epochs of three batches on Shades."""
 
     def make(trainer: str, out: str = "run", **values) -> CfgNode:

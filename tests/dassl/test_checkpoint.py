@@ -15,7 +15,7 @@ from dassl.engine import TrainerBase
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, load_checkpoint, resume_from_checkpoint, save_checkpoint
 from dassl.utils.checkpoint import resume_from_checkpoint_file
-from tests.common import assert_same_tensors, tensors
+from tests.common import assert_same_tensors, load_tensors
 from tests.stress.attacks import ATTACKS, MARKER, payload, text, torch_zip
 
 
@@ -149,7 +149,7 @@ def test_coop_resumes_a_run_of_the_original_and_saves_what_the_original_loads(ru
     unbroken = run(*settings, out="unbroken")
     assert torch.serialization.get_unsafe_globals_in_checkpoint(unbroken.checkpoint(4)) == []
     assert (unbroken.folder / "prompt_learner/checkpoint").read_text().strip() == "model.pth.tar-4"
-    saved = tensors(unbroken.checkpoint(2))
+    saved = load_tensors(unbroken.checkpoint(2))
     width = saved["ctx"].shape[1]
     shapes = {"ctx": (16, width), "token_prefix": (5, 1, width), "token_suffix": (5, 77 - 1 - 16, width)}
     assert {name: tuple(tensor.shape) for name, tensor in saved.items()} == shapes

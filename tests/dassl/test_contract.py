@@ -178,13 +178,13 @@ def test_methods_of_a_trainer_have_dassls_parameters():
             assert parameters[: 1 + len(expected.split())] == ["self", *expected.split()], method
 
 
-def test_custom_transforms_and_wrapper_reach_the_batches(config_of):
+def test_custom_transforms_and_wrapper_reach_the_batches(make_config):
     class Halved(DatasetWrapper):
         def __getitem__(self, idx):
             item = super().__getitem__(idx)
             return {**item, "img": item["img"] / 2}
 
-    cfg = config_of("BothKinds", DATALOADER__RETURN_IMG0=True)
+    cfg = make_config("BothKinds", DATALOADER__RETURN_IMG0=True)
     plain = build_transform(cfg, is_train=False)
     dm = DataManager(cfg, custom_tfm_train=[plain, plain], custom_tfm_test=plain, dataset_wrapper=Halved)
     batch = next(iter(dm.train_loader_x))
@@ -195,16 +195,16 @@ def test_custom_transforms_and_wrapper_reach_the_batches(config_of):
 
 
 @pytest.mark.parametrize(("count", "number"), [("train_x", 3), ("train_u", 5), ("smaller_one", 3)])
-def test_an_epoch_of_pairs_is_as_long_as_count_iter_says(config_of, count, number, capsys):
-    trainer = build_trainer(config_of("BothKinds", TRAIN__COUNT_ITER=count, OPTIM__MAX_EPOCH=2))
+def test_an_epoch_of_pairs_is_as_long_as_count_iter_says(make_config, count, number, capsys):
+    trainer = build_trainer(make_config("BothKinds", TRAIN__COUNT_ITER=count, OPTIM__MAX_EPOCH=2))
     trainer.train()
     assert [epoch for epoch, _, _ in trainer.batches] == [epoch for epoch in range(2) for _ in range(number)]
     last = rf"^epoch \[2/2\] batch \[{number}/{number}\] time .* data .* loss .* lr 1.0000e-02 eta 0"
     assert re.search(last, capsys.readouterr().out, re.MULTILINE)
 
 
-def test_the_shorter_loader_starts_again_in_another_order_which_a_resumed_run_repeats(config_of, tmp_path):
-    cfg = config_of("BothKinds", TRAIN__COUNT_ITER="train_u", TRAIN__CHECKPOINT_FREQ=1, OPTIM__MAX_EPOCH=3)
+def test_the_shorter_loader_starts_again_in_another_order_which_a_resumed_run_repeats(make_config, tmp_path):
+    cfg = make_config("BothKinds", TRAIN__COUNT_ITER="train_u", TRAIN__CHECKPOINT_FREQ=1, OPTIM__MAX_EPOCH=3)
     unbroken = build_trainer(cfg)
     unbroken.train()
     orders = []
@@ -220,10 +220,10 @@ def test_the_shorter_loader_starts_again_in_another_order_which_a_resumed_run_re
     assert resumed.batches == unbroken.batches  # the attribute is in the checkpoints
 
 
-def test_pairs_without_unlabelled_images_or_with_an_unknown_count_iter_are_refused(config_of):
+def test_pairs_without_unlabelled_images_or_with_an_unknown_count_iter_are_refused(make_config):
     with pytest.raises(UserError, match="TRAIN.COUNT_ITER"):
-        build_trainer(config_of("BothKinds", TRAIN__COUNT_ITER="train_z")).train()
-    trainer = build_trainer(config_of("BothKinds"))
+        build_trainer(make_config("BothKinds", TRAIN__COUNT_ITER="train_z")).train()
+    trainer = build_trainer(make_config("BothKinds"))
     trainer.train_loader_u = None
     with pytest.raises(UserError, match="needs unlabelled images"):
         trainer.train()

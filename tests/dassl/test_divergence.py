@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from dassl.engine import TrainerBase
 from dassl.engine.checkpoint import DivergenceError
-from tests.common import tensors
+from tests.common import load_tensors
 from trainers.coop import CoOp
 
 # 40 images: two batches an epoch; the last 8 images are dropped
@@ -59,7 +59,7 @@ def test_a_method_that_does_not_check_its_loss_is_stopped(run, monkeypatch):
     assert_diverged(result, "Loss is", "epoch 3, batch 2 of 2, at a learning rate of 0.001707", result.checkpoint(2))
     assert "--force-resume" in result.error
     assert not result.checkpoint(3).exists()
-    assert all(value.isfinite().all() for value in tensors(result.checkpoint(2)).values())
+    assert all(value.isfinite().all() for value in load_tensors(result.checkpoint(2)).values())
 
 
 def test_parameters_that_are_not_finite_are_never_saved(run, monkeypatch):

@@ -46,18 +46,18 @@ class TwoLayers(TrainerX):
 
 
 @pytest.fixture
-def trainer(config_of):
+def trainer(make_config):
     """A function that builds a TwoLayers trainer."""
 
     def make(out="run", **values):
         set_random_seed(1)
-        return build_trainer(config_of("TwoLayers", out, **values))
+        return build_trainer(make_config("TwoLayers", out, **values))
 
     return make
 
 
-def test_a_trainer_has_dassls_attributes(config_of, tmp_path):
-    cfg = config_of("TwoLayers")
+def test_a_trainer_has_dassls_attributes(make_config, tmp_path):
+    cfg = make_config("TwoLayers")
     trainer = build_trainer(cfg)
     assert trainer.cfg is cfg
     assert trainer.dm.dataset.classnames == ["dark", "bright"]

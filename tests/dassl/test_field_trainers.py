@@ -196,10 +196,10 @@ class FieldDeepCopy(Field):
 
 
 @pytest.fixture
-def config(config_of):
+def config(make_config):
     """A function that returns the config of one of the trainers above."""
     augmented = {"INPUT__TRANSFORMS": ("random_flip", "random_crop", "normalize"), "TRAIN__CHECKPOINT_FREQ": 1}
-    return lambda kind="", out="run", **values: config_of(f"Field{kind}", out, **augmented | values)
+    return lambda kind="", out="run", **values: make_config(f"Field{kind}", out, **augmented | values)
 
 
 def run(cfg: CfgNode, monkeypatch=None, stop_in: int | None = None):

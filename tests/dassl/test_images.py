@@ -10,7 +10,7 @@ import pytest
 
 from dassl.data.images import find_unreadable
 from dassl.utils import read_json
-from tests.common import REPOSITORY, assert_same_tensors, damage
+from tests.common import REPOSITORY, assert_same_tensors, damage_images
 from tools import check_images, digit_pairs
 from vlm.images.extractor import CachedFeatureExtractor
 
@@ -56,7 +56,7 @@ def assert_refused(result, *texts: object) -> None:
 
 
 def test_find_unreadable_returns_the_reason_of_each_image(tmp_path):
-    damage(tmp_path / "cut.png")
+    damage_images(tmp_path / "cut.png")
     (tmp_path / "text.png").write_text("no picture")
     paths = [str(tmp_path / name) for name in ("cut.png", "text.png", "absent.png", "cut.png")]
     reasons = find_unreadable(paths)
@@ -68,7 +68,7 @@ def test_find_unreadable_returns_the_reason_of_each_image(tmp_path):
 def test_one_error_lists_all_unreadable_images_and_features_of_the_others_are_stored(short, root, monkeypatch):
     bad = image_paths(root / "train", 2, 7, 14)
     contents = [path.read_bytes() for path in bad]
-    damage(*bad)
+    damage_images(*bad)
     stopped = short(*RANDOM)
     assert_refused(
         stopped, "3 of 15 train_x images cannot be read:", *(f"\n  {path}: " for path in bad), "SKIP_BAD_IMAGES True"
@@ -90,7 +90,7 @@ def test_one_error_lists_all_unreadable_images_and_features_of_the_others_are_st
 
 def test_unreadable_test_images_are_reported_by_the_evaluation(short, root):
     bad = image_paths(root / "val", 0, 4)
-    damage(*bad)
+    damage_images(*bad)
     stopped = short()
     assert_refused(stopped, "2 of 6 test images cannot be read:", *bad)
     assert stopped.checkpoint(2).is_file()
@@ -99,7 +99,7 @@ def test_unreadable_test_images_are_reported_by_the_evaluation(short, root):
 
 def test_an_image_loader_raises_at_the_first_unreadable_image(run, imagenet_root, root):
     path = image_paths(root / "train", 3)[0]
-    damage(path)
+    damage_images(path)
     flags = ("--root", imagenet_root, "--dataset-config-file", IMAGENET, "--trainer", "CLIPFineTune")
     flags += ("--config-file", REPOSITORY / "configs/trainers/CLIPFineTune/tiny.yaml")
     settings = ("OPTIM.MAX_EPOCH", 1, "DATALOADER.TRAIN_X.BATCH_SIZE", 15, "DATALOADER.NUM_WORKERS", 2)
@@ -108,7 +108,7 @@ def test_an_image_loader_raises_at_the_first_unreadable_image(run, imagenet_root
 
 def test_skip_bad_images_leaves_unreadable_images_out_and_prints_them(short, root):
     bad = [*image_paths(root / "train", 2, 9), *image_paths(root / "val", 1)]
-    damage(*bad)
+    damage_images(*bad)
     first = short(*RANDOM, *SKIP, out="first")
     assert first.code == 0, first.error
     for path in bad:
@@ -128,21 +128,21 @@ def test_skip_bad_images_reads_only_the_images_of_the_run(short, root):
     split = Path(short(*shots, *SKIP, out="whole").record["few_shot_split"]["file"]).read_text()
     unused = [path for path in image_paths(root / "train", *range(15)) if path.name not in split]
     assert unused
-    damage(*unused)
+    damage_images(*unused)
     again = short(*shots, *SKIP, out="again")
     assert again.code == 0, again.error
     assert "bad_images" not in again.record
 
 
 def test_a_split_without_readable_images_is_refused(short, root):
-    damage(*image_paths(root / "val", *range(6)))
+    damage_images(*image_paths(root / "val", *range(6)))
     result = short(*SKIP)
     assert result.code == 2
     assert "has no images for a loader" in result.error
 
 
 def test_a_linear_probe_needs_a_readable_image_of_each_class(short, root):
-    damage(*image_paths(root / "train", *range(5)))
+    damage_images(*image_paths(root / "train", *range(5)))
     tiny = ("--config-file", REPOSITORY / "configs/trainers/LinearProbe/tiny.yaml")
     assert_refused(
         short(*SKIP, more_flags=tiny, trainer="LinearProbe"), "a training image of each class; without: tench"
@@ -160,7 +160,7 @@ def test_an_image_is_left_out_with_its_captions(run, tmp_path):
     images, texts = (int(re.search(rf"\* {name}: (\d+)", complete.log)[1]) for name in ("images", "texts"))
     entries = read_json(folder / "captions.json")
     bad = [next(folder / entry["image"] for entry in entries if entry["split"] == split) for split in ("train", "test")]
-    damage(*bad)
+    damage_images(*bad)
     accepted = call(*SKIP)
     assert accepted.code == 0, accepted.error
     assert f"* images: {images - 1}\n" in accepted.log
@@ -173,7 +173,7 @@ def test_check_images_reads_all_images_of_a_data_set(imagenet_root, root, capsys
     assert check_images.main(command) == 0
     assert capsys.readouterr().out.endswith("0 of 21 images cannot be read\n")
     bad = [*image_paths(root / "train", 3), *image_paths(root / "val", 0)]
-    damage(*bad)
+    damage_images(*bad)
     assert check_images.main(command) == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(": ")[0] for line in lines[-3:-1]] == [str(path) for path in bad]

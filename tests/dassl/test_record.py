@@ -14,7 +14,7 @@ import torch
 
 import train
 from dassl.data.datasets import DatasetBase, Datum
-from dassl.data.datasets.fingerprint import fingerprint, split_fingerprints
+from dassl.data.datasets.fingerprint import split_fingerprint, split_fingerprints
 from dassl.engine.record import code_version, is_finished
 from tests.common import REPOSITORY
 
@@ -27,10 +27,14 @@ def make_items(root="/data", names=("cat", "dog"), domain=0, order=1):
 
 
 def test_moved_data_keep_their_fingerprint_and_changed_data_get_another(tmp_path, monkeypatch):
-    original = fingerprint(make_items(), "/data")
-    assert original == fingerprint(make_items("/mnt/other"), "/mnt/other") == fingerprint(make_items(), "/data/../data")
+    original = split_fingerprint(make_items(), "/data")
+    assert (
+        original
+        == split_fingerprint(make_items("/mnt/other"), "/mnt/other")
+        == split_fingerprint(make_items(), "/data/../data")
+    )
     monkeypatch.chdir(tmp_path)
-    assert original == fingerprint(make_items("data"), "./data")
+    assert original == split_fingerprint(make_items("data"), "./data")
     relabelled = [Datum(item.impath, 1 - item.label, 0, item.classname) for item in make_items()]
     renamed = [Datum(item.impath, item.label, 0, f"{item.classname}s") for item in make_items()]
     changed = [
@@ -41,14 +45,14 @@ def test_moved_data_keep_their_fingerprint_and_changed_data_get_another(tmp_path
         relabelled,
         renamed,
     ]
-    assert len({original, *(fingerprint(split, "/data") for split in changed)}) == len(changed) + 1
+    assert len({original, *(split_fingerprint(split, "/data") for split in changed)}) == len(changed) + 1
 
 
 def test_captions_are_part_of_the_fingerprint():
     item = SimpleNamespace(impath="/data/a.jpg", label=0, domain=0, classname="", captions=("a cat", "a pet"))
-    before = fingerprint([item], "/data")
+    before = split_fingerprint([item], "/data")
     item.captions = ("a cat", "a dog")
-    assert fingerprint([item], "/data") != before
+    assert split_fingerprint([item], "/data") != before
 
 
 def test_only_splits_that_a_data_set_has_get_a_fingerprint():

@@ -151,7 +151,7 @@ def test_a_finished_run_with_other_weights_or_fewer_epochs_or_a_damaged_checkpoi
     shorter = run("--force-resume", *SHORT, "OPTIM.MAX_EPOCH", 4)
     assert "is at epoch 6; OPTIM.MAX_EPOCH is 4" in shorter.error
     with monkeypatch.context() as patch:
-        patch.setattr(Backbone, "report", lambda *_: {"weights": {"sha256": "0" * 64}})
+        patch.setattr(Backbone, "report_parameters", lambda *_: {"weights": {"sha256": "0" * 64}})
         assert re.search("made with other weights [0-9a-f]{12} -> 000000000000", run(*SHORT).error)
     path = first.checkpoint(6)
     torch.save({**torch.load(path, weights_only=True), "random": {"python": 1}}, path)

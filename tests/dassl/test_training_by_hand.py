@@ -75,13 +75,13 @@ class Scripted(TrainerX):
 
 
 @pytest.fixture
-def trainer(config_of):
+def trainer(make_config):
     """A function that builds a Scripted trainer."""
 
     def make(out="run", **values):
         values = {"DATASET__NAME": "Greys", "DATALOADER__TRAIN_X__BATCH_SIZE": 2, **values}
         set_random_seed(1)
-        return build_trainer(config_of("Scripted", out, **values))
+        return build_trainer(make_config("Scripted", out, **values))
 
     return make
 

@@ -38,7 +38,7 @@ def config(root: Path, name: str, **values: object) -> CfgNode:
     return cfg
 
 
-def config_of(file: str, root: Path, **values: object) -> CfgNode:
+def make_config(file: str, root: Path, **values: object) -> CfgNode:
     """Return a config with seed 1, the file ``configs/datasets/<file>.yaml`` and these ``values`` of DATASET."""
     cfg = config(root, "", **values)
     merge_file(cfg, REPOSITORY / f"configs/datasets/{file}.yaml")

@@ -7,14 +7,14 @@ from PIL import Image
 from dassl.data.datasets import Datum, build_dataset
 from dassl.utils import UserError
 from datasets import class_folders
-from datasets.digits import NAMES, read_scans
+from datasets.digits import DIGIT_NAMES, read_scans
 from datasets.protocol import subsample_classes
 from tests.datasets.shapes import config
 
 
 def test_digits_have_ten_classes_and_two_halves(digits_root):
     dataset = build_dataset(config(digits_root, "Digits"))
-    assert dataset.classnames == list(NAMES)
+    assert dataset.classnames == list(DIGIT_NAMES)
     assert (len(dataset.train_x), len(dataset.test)) == (901, 896)
     assert not dataset.val
     per_class = [sum(d.label == label for d in dataset.test) for label in range(10)]

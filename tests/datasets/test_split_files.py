@@ -9,7 +9,7 @@ from dassl.data.datasets import Datum, build_dataset
 from dassl.utils import UserError
 from datasets.few_shot_split import FewShotSplit
 from tests.common import REPOSITORY
-from tests.datasets.shapes import CLASSES, COUNTS, SPLIT_FILES, config_of, write_images, write_split_file
+from tests.datasets.shapes import CLASSES, COUNTS, SPLIT_FILES, make_config, write_images, write_split_file
 
 AIRCRAFT = ("DHC-8-100", "707-320", "Model B200", "A340-300")  # not sorted
 
@@ -32,7 +32,7 @@ def aircraft(tmp_path):
 @pytest.mark.parametrize("file", SPLIT_FILES)
 def test_a_split_file_gives_paths_labels_class_names_and_splits(file, tmp_path):
     path = write_split_file(file, tmp_path)
-    cfg = config_of(file, tmp_path)
+    cfg = make_config(file, tmp_path)
     name, images, _, template = SPLIT_FILES[file]
     assert (name, template) == (cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)
     dataset = build_dataset(cfg)
@@ -43,7 +43,7 @@ def test_a_split_file_gives_paths_labels_class_names_and_splits(file, tmp_path):
 
 
 def test_the_label_of_an_aircraft_is_the_line_number_of_its_variant(aircraft):
-    cfg = config_of("fgvc_aircraft", aircraft)
+    cfg = make_config("fgvc_aircraft", aircraft)
     assert cfg.DATASET.TEMPLATE == "a photo of a {}, a type of aircraft."
     dataset = build_dataset(cfg)
     assert dataset.classnames == list(AIRCRAFT)
@@ -57,20 +57,20 @@ def test_missing_aircraft_and_unknown_variants_are_refused(aircraft):
     with open(base / "images_variant_test.txt", "a") as file:
         file.write("1234 Concorde\n")
     with pytest.raises(UserError, match='images_variant_test.txt: "1234 Concorde" is not'):
-        build_dataset(config_of("fgvc_aircraft", aircraft))
+        build_dataset(make_config("fgvc_aircraft", aircraft))
     (base / "variants.txt").unlink()
     with pytest.raises(UserError, match="cannot read .*variants.txt"):
-        build_dataset(config_of("fgvc_aircraft", aircraft))
+        build_dataset(make_config("fgvc_aircraft", aircraft))
     (base / "images").rename(base / "elsewhere")
     with pytest.raises(UserError, match="no folder .*fgvc_aircraft/images. python tools/prepare_dataset.py FGVC"):
-        build_dataset(config_of("fgvc_aircraft", aircraft))
+        build_dataset(make_config("fgvc_aircraft", aircraft))
 
 
 @pytest.mark.parametrize(("shots", "val_shots", "seed"), [(2, 2, 1), (5, 4, 2)])
 def test_few_shots_are_drawn_for_training_and_then_for_validation(tmp_path, shots, val_shots, seed):
     """Both are drawn by one generator of Python's random, class by class in the order of the split file."""
     path = write_split_file("dtd", tmp_path)
-    cfg = config_of("dtd", tmp_path, NUM_SHOTS=shots)
+    cfg = make_config("dtd", tmp_path, NUM_SHOTS=shots)
     cfg.SEED = seed
     dataset = build_dataset(cfg)
     content = json.loads(path.read_text())
@@ -86,7 +86,7 @@ def test_few_shots_are_drawn_for_training_and_then_for_validation(tmp_path, shot
 def test_a_second_run_uses_the_stored_split(tmp_path, capsys):
     """There are more shots than the at most 4 validation images of a class."""
     write_split_file("dtd", tmp_path)
-    first, again = (build_dataset(config_of("dtd", tmp_path, NUM_SHOTS=5)) for _ in range(2))
+    first, again = (build_dataset(make_config("dtd", tmp_path, NUM_SHOTS=5)) for _ in range(2))
     output = capsys.readouterr().out
     assert (output.count("Few-shot split kept: "), output.count("Few-shot split: ")) == (1, 1)
     for expected, actual in ((first.train_x, again.train_x), (first.val, again.val)):
@@ -95,7 +95,7 @@ def test_a_second_run_uses_the_stored_split(tmp_path, capsys):
 
 def test_val_is_test_does_not_replace_the_validation_images_of_a_split_file(tmp_path):
     write_split_file("dtd", tmp_path)
-    dataset = build_dataset(config_of("dtd", tmp_path, VAL_IS_TEST=True))
+    dataset = build_dataset(make_config("dtd", tmp_path, VAL_IS_TEST=True))
     assert {item.impath.rpartition("/")[2].partition("_")[0] for item in dataset.val} == {"val"}
 
 
@@ -126,7 +126,7 @@ def test_a_wrong_split_file_is_refused(change, message, tmp_path):
     path = write_split_file("dtd", tmp_path)
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
     with pytest.raises(UserError, match=message):
-        build_dataset(config_of("dtd", tmp_path))
+        build_dataset(make_config("dtd", tmp_path))
 
 
 @pytest.mark.parametrize("file", ["bee/test_1.jpg", "bee"])
@@ -135,7 +135,7 @@ def test_missing_images_are_refused_with_their_number_and_the_first_path(file, t
     (tmp_path / "dtd/images" / file).rename(tmp_path / "elsewhere")
     count, first = (1, "test_1") if file.endswith("jpg") else (13, "test_0")
     with pytest.raises(UserError, match=rf"^{count} images .* the first is .*dtd/images/bee/{first}\.jpg$"):
-        build_dataset(config_of("dtd", tmp_path))
+        build_dataset(make_config("dtd", tmp_path))
 
 
 def test_missing_images_and_a_missing_or_damaged_split_file_give_one_message_with_a_hint(run, tmp_path):

@@ -50,14 +50,14 @@ def test_tokens_equal_those_of_openais_tokenizer(texts):
     else:
         assert isinstance(tokens, Refusal)
     short = [text for text in texts if len(text) <= MAX_CHARACTERS]
-    assert torch.equal(outcome(tokenize, short, cut=True), openai.tokenize(short, truncate=True).long())
+    assert torch.equal(outcome(tokenize, short, truncate=True), openai.tokenize(short, truncate=True).long())
 
 
 @pytest.mark.parametrize("text", ["x" * 1_000_000, "ab" * 500_000, " " * 6000], ids=range(3))
 def test_a_text_that_would_take_hours_to_tokenize_is_refused_at_once(text):
     assert "letters" in outcome(tokenize, [text])
     assert "letters" in outcome(count_tokens, text)
-    assert outcome(tokenize, [text], cut=True).shape == (1, 77)
+    assert outcome(tokenize, [text], truncate=True).shape == (1, 77)
 
 
 @given(names, st.sampled_from([1, 4, 16, 80, 10**12]), st.booleans(), st.sampled_from(["end", "middle", "front"]))

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from inference.images import PREFETCH_IMAGES, prefetch
+from inference.images import PREFETCH_FILES, prefetch
 from inference.output import write_result
-from tests.common import damage
+from tests.common import damage_images
 from tests.inference import models
 from vlm import openai
 from vlm.text.templates import IMAGENET_TEMPLATES, SELECTED_TEMPLATES
@@ -136,12 +136,12 @@ def test_only_a_few_images_are_read_ahead():
     images = prefetch(map(str, range(10_000)), lambda path: read_paths.append(path) or int(path))
     assert [next(images) for _ in range(3)] == [("0", 0), ("1", 1), ("2", 2)]
     images.close()
-    assert len(read_paths) <= PREFETCH_IMAGES + 3
+    assert len(read_paths) <= PREFETCH_FILES + 3
 
 
 def test_damaged_images_do_not_stop_the_classification_of_the_others(photos, call, tmp_path):
     damaged = [tmp_path / "first.png", tmp_path / "third.png"]
-    damage(*damaged)
+    damage_images(*damaged)
     classes = ("--classes", *CLASSES, *TINY, "--json")
     result = call(damaged[0], photos / "a.png", damaged[1], photos / "b.JPG", *classes)
     assert result.code == 2

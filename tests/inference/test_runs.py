@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from datasets.digits import NAMES
+from datasets.digits import DIGIT_NAMES
 from vlm.tiny.weights import load_tiny
 
 TINY = ("--backbone", "tiny")
@@ -39,7 +39,8 @@ def test_predictions_of_a_run_have_the_accuracy_in_its_log(run, call, few_digits
     result = call(few_digits / "digits/images/val", "--model-dir", trained.folder, "--json")
     assert result.code == 0
     correct = [
-        record["predictions"][0]["class"] == NAMES[int(Path(record["image"]).parent.name)] for record in result.records
+        record["predictions"][0]["class"] == DIGIT_NAMES[int(Path(record["image"]).parent.name)]
+        for record in result.records
     ]
     assert len(correct) == 80
     assert f"{100 * sum(correct) / len(correct):.2f}" == trained.accuracy
@@ -72,7 +73,7 @@ def test_a_learned_context_works_with_new_classes(run, call, three):
 def test_a_model_bound_to_its_classes_refuses_others(run, call, three, refused, trainer, options, message):
     command = (three, "--model-dir", run(*SHORT, *options, trainer=trainer).folder)
     assert call(*command).code == 0
-    refused(*command, "--classes", *NAMES[1:], NAMES[0], fragments=[message, "--classes"])
+    refused(*command, "--classes", *DIGIT_NAMES[1:], DIGIT_NAMES[0], fragments=[message, "--classes"])
 
 
 def test_load_epoch_weights_and_the_folder_are_checked_against_the_run(run, call, three, refused, tmp_path):
@@ -87,12 +88,12 @@ def test_load_epoch_weights_and_the_folder_are_checked_against_the_run(run, call
     refused(three, "--model-dir", folder.parent, fragments=["no run in", f"below it there are {folder}"])
     (folder / "result.json").unlink()
     refused(*command, fragments=[folder, "no result.json", "--classes"])
-    assert call(*command, "--classes", *NAMES).output == newest.output
+    assert call(*command, "--classes", *DIGIT_NAMES).output == newest.output
 
 
 def test_a_run_that_only_evaluated_predicts_as_zero_shot_clip(run, call, few_digits, three):
     trained = run("--root", few_digits, "--eval-only", trainer="ZeroshotCLIP")
     assert not (trained.folder / "config.yaml").exists()
-    zero_shot = call(three, "--json", "--classes", *NAMES, *TINY, "--template", "a photo of the number {}.")
+    zero_shot = call(three, "--json", "--classes", *DIGIT_NAMES, *TINY, "--template", "a photo of the number {}.")
     from_run = call(three, "--json", "--model-dir", trained.folder)
     assert from_run.probabilities() == pytest.approx(zero_shot.probabilities(), abs=1e-5)

@@ -88,7 +88,7 @@ def merge_executable_config(folder: Path) -> None:
 def download_endless_file(folder: Path) -> None:
     """Download a file that is larger than the limit."""
     write_images(folder, ["source.jpg"])
-    with mock.patch("dassl.data.downloads.MAX_BYTES", 10):
+    with mock.patch("dassl.data.downloads.MAX_DOWNLOAD_BYTES", 10):
         try:
             download((folder / "source.jpg").as_uri(), folder / "target/weights.pt", "0" * 64)
         finally:

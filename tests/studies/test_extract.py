@@ -11,7 +11,7 @@ import tools.features as tool  # noqa: F401  the module whose main the fixture `
 from dassl.utils import read_image
 from inference.classifier import build_preprocessing
 from studies import extract
-from tests.common import REPOSITORY, WNIDS, damage
+from tests.common import REPOSITORY, WNIDS, damage_images
 from trainers.linear_probe import fit_linear_probe, predict
 from vlm.clip.load import load_cached_clip
 from vlm.images import lance_features
@@ -118,7 +118,7 @@ def test_an_extraction_resumes_after_a_kill_without_its_complete_blocks(extract_
 
 def test_unreadable_images_are_listed_or_left_out(extract_set, tmp_path, imagenet_root):
     bad = [imagenet_root / IMAGE_PATH.format(i) for i in (0, 3)]
-    damage(*bad)
+    damage_images(*bad)
     code, _, error = extract_set()
     assert code == 2
     assert all(IMAGE_PATH.format(i) in error for i in (0, 3))

@@ -142,10 +142,7 @@ def test_the_array_of_a_later_stage_waits_for_the_earlier_one(sweep, tmp_path):
     mocks = tmp_path / "bin"
     mocks.mkdir()
     log = tmp_path / "log"
-    commands = {
-        "scontrol": "echo 'MaxArraySize            = 1001'",
-        "sbatch": f'echo "$@" >> "{log}"; wc -l < "{log}"',
-    }
+    commands = {"scontrol": "echo 'MaxArraySize            = 1001'", "sbatch": f'echo "$@" >> "{log}"; wc -l < "{log}"'}
     for name, body in commands.items():
         (mocks / name).write_text(f"#!/bin/sh\n{body}\n")
         (mocks / name).chmod(0o755)

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 
 import predict
 import tools.export_classifier as tool  # noqa: F401  the fixture call runs it
-from datasets.digits import NAMES
-from tests.common import tensors
+from datasets.digits import DIGIT_NAMES
+from tests.common import load_tensors
 from tests.inference import models
 from vlm import openai
 from vlm.clip.load import load_cached_clip
@@ -74,7 +74,7 @@ def test_the_files_give_the_probabilities_of_the_run(run, call, capsys, photo, t
     expected = predict_with_run(capsys, photo, trained.folder)
 
     metadata = {p.key: json.loads(p.value) for p in onnx.load(folder / "classifier.onnx").metadata_props}
-    assert metadata["classnames"] == list(NAMES)
+    assert metadata["classnames"] == list(DIGIT_NAMES)
     assert metadata["weights_sha256"] == trained.record["weights"]["sha256"]
     clip, _ = load_cached_clip("tiny", "", "fp32", "cpu")
     assert metadata["logit_scale"] == pytest.approx(clip.logit_scale.exp().item())
@@ -83,11 +83,11 @@ def test_the_files_give_the_probabilities_of_the_run(run, call, capsys, photo, t
     batch = np.concatenate([image, np.zeros_like(image), image])
     logits, probabilities = session.run(["logits", "probabilities"], {"images": batch})
     for row in (0, 2):
-        assert dict(zip(NAMES, probabilities[row].tolist(), strict=True)) == pytest.approx(expected, abs=1e-4)
+        assert dict(zip(DIGIT_NAMES, probabilities[row].tolist(), strict=True)) == pytest.approx(expected, abs=1e-4)
 
     arrays = np.load(folder / "class_weights.npz", allow_pickle=False)
     assert json.loads(arrays["metadata"].item()) == metadata
-    assert arrays["classnames"].tolist() == list(NAMES)
+    assert arrays["classnames"].tolist() == list(DIGIT_NAMES)
     assert compute_logits(arrays, clip, image) == pytest.approx(logits[0], abs=1e-4)
     with safe_open(folder / "class_weights.safetensors", framework="np") as file:
         assert {key: json.loads(value) for key, value in file.metadata().items()} == metadata
@@ -98,7 +98,7 @@ def test_the_files_give_the_probabilities_of_the_run(run, call, capsys, photo, t
     old = shutil.copy(folder / "classifier.onnx", tmp_path)
     program = SimpleNamespace(save=lambda path, **_: shutil.copy(old, path), model=SimpleNamespace(metadata_props={}))
     monkeypatch.setattr("torch.onnx.export", lambda *_, **__: program)
-    code, _, error = call(trained.folder, "--classes", *reversed(NAMES))
+    code, _, error = call(trained.folder, "--classes", *reversed(DIGIT_NAMES))
     assert code == 2
     assert "logits of classifier.onnx" in error
     assert set(os.listdir(folder)) == ARRAYS
@@ -114,7 +114,7 @@ def test_a_fine_tuned_vision_transformer_is_exported_for_new_classes(run, call, 
     assert code == 0, error
     assert set(os.listdir(tmp_path / "out")) == {*ARRAYS, "classifier.onnx"}
     arrays = np.load(tmp_path / "out/class_weights.npz")
-    learned = tensors(trained.folder / "clip/model.pth.tar-1")["clip.logit_scale"].exp().item()
+    learned = load_tensors(trained.folder / "clip/model.pth.tar-1")["clip.logit_scale"].exp().item()
     assert json.loads(arrays["metadata"].item())["logit_scale"] == pytest.approx(learned, abs=1e-5)
     assert np.linalg.norm(arrays["weight"], axis=1) == pytest.approx([learned] * 2, rel=1e-5)
     assert learned != pytest.approx(model.logit_scale.exp().item(), rel=1e-4)
@@ -132,13 +132,13 @@ def test_load_epoch_exports_the_class_weights_of_that_epoch(run, call, tmp_path)
     options = ("OPTIM.MAX_EPOCH", 2, "TRAIN.CHECKPOINT_FREQ", 1, "OPTIM.WARMUP_EPOCH", 0, "OPTIM.LR", 0.1)
     trained = run(*SHORT, *options)
     clip, _ = load_cached_clip("tiny", "", "fp32", "cpu")
-    ends = openai.tokenize([" ".join([*["X"] * 16, name]) + "." for name in NAMES]).argmax(1)
+    ends = openai.tokenize([" ".join([*["X"] * 16, name]) + "." for name in DIGIT_NAMES]).argmax(1)
     weights = {}
     for epoch in (1, 2):
         call(trained.folder, "--load-epoch", epoch, "--out", tmp_path / str(epoch))
         weights[epoch] = torch.from_numpy(np.load(tmp_path / str(epoch) / "class_weights.npz")["weight"])
-        state = tensors(trained.checkpoint(epoch))
-        context = state["ctx"].expand(len(NAMES), -1, -1)
+        state = load_tensors(trained.checkpoint(epoch))
+        context = state["ctx"].expand(len(DIGIT_NAMES), -1, -1)
         prompts = torch.cat([state["token_prefix"], context, state["token_suffix"]], dim=1)
         features = encode_prompts(clip, prompts, ends)
         expected = clip.logit_scale.exp() * features / features.norm(dim=1, keepdim=True)
@@ -157,7 +157,7 @@ def test_the_metadata_say_that_images_are_squashed(run, call, capsys, photo):
     logits = compute_logits(arrays, load_cached_clip("tiny", "", "fp32", "cpu")[0], preprocess(photo, metadata))
     probabilities = torch.from_numpy(logits).softmax(0).tolist()
     expected = predict_with_run(capsys, photo, trained.folder)
-    assert dict(zip(NAMES, probabilities, strict=True)) == pytest.approx(expected, abs=1e-4)
+    assert dict(zip(DIGIT_NAMES, probabilities, strict=True)) == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.usefixtures("without_onnx")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save
 
 import tools.export_clip as tool  # noqa: F401  the fixture call runs it
 import train
-from tests.common import REPOSITORY, tensors
+from tests.common import REPOSITORY, load_tensors
 from tests.vlm import foreign_models
 from tools import digit_pairs
 from vlm.clip.load import load_clip
@@ -74,7 +74,9 @@ def test_the_exported_file_has_the_trained_parameters_in_full_precision(tune, ca
     trained = tune("projections", "TRAINER.FINETUNE.PARTS", '["projections"]')
     assert call(trained)[0] == 0
     exported, original = load_file(trained / "clip.safetensors"), load_tiny()
-    learned = {key.removeprefix("clip."): value for key, value in tensors(trained / "clip/model.pth.tar-1").items()}
+    learned = {
+        key.removeprefix("clip."): value for key, value in load_tensors(trained / "clip/model.pth.tar-1").items()
+    }
     assert exported.keys() == original.keys()
     assert len(learned) == 4
     for key, value in exported.items():

@@ -9,7 +9,7 @@ import torch
 
 import tools.interpret_prompt as tool  # noqa: F401  the fixture call runs it
 from dassl.utils import save_checkpoint
-from datasets.digits import NAMES
+from datasets.digits import DIGIT_NAMES
 from vlm import openai
 from vlm.tiny.weights import load_tiny
 
@@ -79,7 +79,7 @@ def test_class_specific_contexts_are_printed_under_their_class_names(run, call):
     trained = run(*SHORT, "TRAINER.COOP.CSC", "True", "TRAINER.COOP.N_CTX", 2)
     _, output, _ = call(trained.folder, "--topk", 2)
     assert len(parse_words(output)) == 20
-    assert [line for line in output.splitlines() if line in NAMES] == list(NAMES)
+    assert [line for line in output.splitlines() if line in DIGIT_NAMES] == list(DIGIT_NAMES)
     (trained.folder / "result.json").unlink()
     assert "class 9" in call(trained.folder, "--topk", 2)[1]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.common import REPOSITORY, tensors
+from tests.common import REPOSITORY, load_tensors
 
 TINY = ("--config-file", REPOSITORY / "configs/trainers/CLIPAdapter/tiny.yaml")
 
@@ -31,7 +31,7 @@ def test_a_run_trains_the_adapter_whose_checkpoint_gives_the_same_accuracy(run):
     assert trained.record["trainable_parameters"] == 2 * 64 * 16
     losses = [float(line.split("loss ")[1].split()[0]) for line in trained.log.splitlines() if "epoch [" in line]
     assert losses[-1] < losses[0] - 0.05
-    first, last = (tensors(trained.folder / f"clip_adapter/model.pth.tar-{epoch}") for epoch in (15, 30))
+    first, last = (load_tensors(trained.folder / f"clip_adapter/model.pth.tar-{epoch}") for epoch in (15, 30))
     assert list(first) == ["fc.0.weight", "fc.2.weight"]  # as in the authors' checkpoints
     assert all(not torch.equal(first[key], last[key]) for key in first)
     loaded = run(*TINY, "--eval-only", "--model-dir", trained.folder, trainer="CLIPAdapter", out="eval")

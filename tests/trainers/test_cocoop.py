@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 from yacs.config import CfgNode
 
-from tests.common import tensors
+from tests.common import load_tensors
 from trainers.cocoop import ConditionalCLIP
 from vlm.clip.load import load_clip
 from vlm.text.encoder import TextEncoder
@@ -76,7 +76,7 @@ def test_the_checkpoint_of_a_run_evaluates_to_the_same_accuracy(run):
     trained = run(*options, trainer="CoCoOp")
     assert trained.code == 0, trained.error
     names = {"ctx", "token_prefix", "token_suffix", "meta_net.linear1.weight", "meta_net.linear2.bias"}
-    assert names <= set(tensors(trained.checkpoint(1)))
+    assert names <= set(load_tensors(trained.checkpoint(1)))
     evaluated = run("--eval-only", "--model-dir", trained.folder, *options, trainer="CoCoOp", out="evaluated")
     assert evaluated.accuracy == trained.accuracy
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from dassl.utils import listdir_nohidden
-from tests.common import REPOSITORY, assert_same_tensors, tensors
+from tests.common import REPOSITORY, assert_same_tensors, load_tensors
 from tests.conftest import Run
 from tests.trainers.conftest import CONFIGS
 from tools import digit_pairs
@@ -78,7 +78,7 @@ def test_eval_only_without_a_model_dir_evaluates_the_pretrained_clip(fine_tune):
 
 def test_a_checkpoint_with_lora_is_small_and_evaluates_on_captions_and_on_classes(fine_tune, run):
     trained = fine_tune(*LORA, *SHORT, "OPTIM.LR", 0.05)
-    trained_tensors = tensors(checkpoint_path(trained, 2))
+    trained_tensors = load_tensors(checkpoint_path(trained, 2))
     assert all(name == "clip.logit_scale" or re.search(r"weight\.0\.(up|down)$", name) for name in trained_tensors)
     assert any("visual" in name for name in trained_tensors)
     evaluation = ("--eval-only", "--model-dir", trained.folder, *LORA)
@@ -95,7 +95,7 @@ def test_a_run_on_projections_warms_up_in_each_step_and_loads_with_the_same_part
     trained = fine_tune(*PROJECTIONS, *SHORT, "OPTIM.LR", 0.1)
     assert re.findall(r"lr (\S+) eta", trained.log) == ["1.0000e-05", "5.0000e-02", "1.0000e-01", "2.9289e-02"]
     linear = {"clip.visual.attnpool.c_proj.weight", "clip.visual.attnpool.c_proj.bias"}
-    assert set(tensors(checkpoint_path(trained, 2))) == {"clip.logit_scale", "clip.text_projection", *linear}
+    assert set(load_tensors(checkpoint_path(trained, 2))) == {"clip.logit_scale", "clip.text_projection", *linear}
     for parts in (LORA, ()):
         result = fine_tune("--eval-only", "--model-dir", trained.folder, *parts, out="other")
         assert_refused(result, "TRAINER.FINETUNE must be")

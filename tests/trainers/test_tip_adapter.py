@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.common import REPOSITORY, assert_same_tensors, tensors
+from tests.common import REPOSITORY, assert_same_tensors, load_tensors
 from trainers import tip_adapter
 from trainers.tip_adapter import ALPHAS, BETAS, TipAdapterF, search_hyperparameters
 from vlm.similarity import normalize
@@ -46,7 +46,7 @@ def test_a_run_fills_the_cache_and_its_checkpoint_evaluates_without_the_shots(ru
     assert trained.record["trainable_parameters"] == parameters
     assert "Cache: 20 keys of 64 numbers, 1 view each" in trained.log
     assert len(re.findall(r"^Searched on 20 validation images: \d+\.\d\d% of them$", trained.log, re.MULTILINE)) == 1
-    cache = tensors(checkpoint_path(trained, epochs))
+    cache = load_tensors(checkpoint_path(trained, epochs))
     assert cache["values"].sum(0).tolist() == [2.0] * 10  # each shot once
     assert cache["alpha"] in torch.tensor([1.0, *ALPHAS])
     assert cache["beta"] in torch.tensor([5.5, *BETAS])
@@ -119,7 +119,7 @@ def test_every_epoch_trains_with_the_initial_alpha_and_beta(run, monkeypatch, fi
     result = run(*tiny_config("TipAdapterF"), *options, trainer="TipAdapterF")
     assert result.code == 0, result.error
     assert in_training == [(1.0, 5.5)] * 3
-    last = tensors(checkpoint_path(result, 3))
+    last = load_tensors(checkpoint_path(result, 3))
     expected = (1.5, 2.5) if final == "best_val" else (2.5, 3.5)  # the third search, or the only one
     assert (last["alpha"], last["beta"]) == expected
     assert (result.folder / "tip_adapter/model-best.pth.tar").is_file() == (final == "best_val")
@@ -128,7 +128,7 @@ def test_every_epoch_trains_with_the_initial_alpha_and_beta(run, monkeypatch, fi
 def test_a_resumed_run_continues_with_its_cache_whose_keys_alone_are_trained(run):
     options = (*tiny_config("TipAdapterF"), "DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 2, "TRAIN.CHECKPOINT_FREQ", 1)
     uninterrupted = run(*options, trainer="TipAdapterF")
-    before, after = (tensors(checkpoint_path(uninterrupted, epoch)) for epoch in (1, 2))
+    before, after = (load_tensors(checkpoint_path(uninterrupted, epoch)) for epoch in (1, 2))
     assert torch.equal(before["values"], after["values"])
     assert 0 < (before["keys"] - after["keys"]).abs().max() < 0.01  # a step of at most 1e-3
     expected = checkpoint_path(uninterrupted, 2).rename(uninterrupted.folder / "uninterrupted.pth")

@@ -21,14 +21,7 @@ def open_clip_folder(folder: Path, text: dict | None = None, **config) -> Path:
     model_cfg = {
         "embed_dim": 24,
         "vision_cfg": {"image_size": SIZE, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
-        "text_cfg": {
-            "context_length": 77,
-            "vocab_size": WORDS,
-            "width": 32,
-            "heads": 2,
-            "layers": 2,
-            **(text or {}),
-        },
+        "text_cfg": {"context_length": 77, "vocab_size": WORDS, "width": 32, "heads": 2, "layers": 2, **(text or {})},
         **config,
     }
     folder.mkdir()

@@ -107,7 +107,7 @@ def test_selected_classes_have_the_features_and_gradients_they_have_among_all(en
     table, index, lengths = learner.select_classes(learner.ctx, classes)
     assert torch.equal(table[index], learner()[learner.index[classes]])
     weights = torch.linspace(-1, 1, 3 * encoder.embed_dim).view(3, -1)
-    features = encoder(table, encoder.layout(index, lengths))
+    features = encoder(table, encoder.build_layout(index, lengths))
     (gradient,) = torch.autograd.grad((features * weights).sum(), learner.ctx)
     expected_features = encoder(learner(), learner.layout)[classes]
     torch.testing.assert_close(features, expected_features)
@@ -137,7 +137,7 @@ def test_features_of_learned_prompts_are_cached_by_the_values_of_the_context(cli
 
 
 def test_checkpoints_of_very_many_classes_have_a_checksum_of_the_class_tokens(encoder, monkeypatch):
-    monkeypatch.setattr(class_tokens, "MAX_BYTES", 0)
+    monkeypatch.setattr(class_tokens, "MAX_CLASS_TOKEN_BYTES", 0)
     source = PromptLearner(NAMES, encoder, 4, csc=True)
     state = source.state_dict()
     assert set(state) == {"ctx", "class_tokens_blake2b"}

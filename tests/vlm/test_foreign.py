@@ -194,7 +194,7 @@ def test_chinese_prompts_under_several_contexts_equal_one_context_after_another(
     encoder = build_text_encoder(load_clip(names["chinese"])[0])
     learner = PromptLearner(CHINESE, encoder, n_ctx=2)
     contexts = torch.randn(3, 2, learner.ctx.shape[1])
-    features = encoder.encode_contexts(contexts, learner.fixed, learner.layout)
+    features = encoder.encode_contexts(contexts, learner.fixed_embeddings, learner.layout)
     assert_close(features, torch.stack([encoder(learner.table(context), learner.layout) for context in contexts]))
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from dassl.utils import UserError
 from vlm import openai
 from vlm.clip import load as load_module
-from vlm.clip.fingerprint import fingerprint
+from vlm.clip.fingerprint import weights_fingerprint
 from vlm.clip.load import get_openai_weights, load_cached_clip, load_clip
 
 
@@ -59,7 +59,7 @@ def test_every_format_gives_the_same_clip(clip, tmp_path, kind, monkeypatch):
     else:
         torch.save({"state_dict": state_dict} if kind == "nested" else state_dict, path)
     loaded, tensors = load_clip("RN50", str(path))
-    assert fingerprint(tensors) == fingerprint(state_dict)  # independent of the format
+    assert weights_fingerprint(tensors) == weights_fingerprint(state_dict)  # independent of the format
     assert not loaded.training
     assert not any(p.requires_grad for p in loaded.parameters())
     image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -79,7 +79,7 @@ def test_the_fingerprint_is_the_documented_digest():
     """SHA-256 over the sorted keys, each followed by its values in fp32."""
     state_dict = {"b": torch.tensor([[1.0, -2.0]]), "a": torch.tensor(0.5, dtype=torch.float16)}
     documented = b"a" + struct.pack("<f", 0.5) + b"b" + struct.pack("<2f", 1, -2)
-    assert fingerprint(state_dict) == hashlib.sha256(documented).hexdigest()
+    assert weights_fingerprint(state_dict) == hashlib.sha256(documented).hexdigest()
 
 
 def test_half_precision_becomes_single_on_a_cpu(capsys):

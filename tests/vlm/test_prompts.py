@@ -13,7 +13,7 @@ def test_a_prompt_that_is_too_long_is_refused_by_name():
 
 
 def test_a_truncated_text_keeps_its_start_and_end_tokens():
-    (tokens,) = tokenize(["very " * 100], cut=True).tolist()
+    (tokens,) = tokenize(["very " * 100], truncate=True).tolist()
     very = tokenize(["very"])[0, 1].item()
     assert tokens == [49406, *[very] * 75, 49407]
 

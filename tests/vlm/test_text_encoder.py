@@ -81,7 +81,7 @@ def test_several_contexts_together_equal_one_after_another(clip, names):
     expected = results(one_by_one)
     for memory in (0, 1 << 30):
         encoder = TextEncoder(clip, memory)
-        ours = results(lambda contexts: encoder.encode_contexts(contexts, learner.fixed, learner.layout))  # noqa: B023
+        ours = results(lambda contexts: encoder.encode_contexts(contexts, learner.fixed_embeddings, learner.layout))  # noqa: B023
         for actual, plain in zip(ours, expected, strict=True):
             torch.testing.assert_close(actual, plain, atol=1e-5 * plain.abs().max().item(), rtol=0)
 
@@ -101,7 +101,7 @@ def test_activations_beyond_the_memory_are_not_saved(clip):
     contexts = short.ctx.expand(200, -1, -1)
     for encode in (
         lambda encoder: encoder(learner(), layout),
-        lambda encoder: encoder.encode_contexts(contexts, short.fixed, short.layout),
+        lambda encoder: encoder.encode_contexts(contexts, short.fixed_embeddings, short.layout),
     ):
         counts = [count_saved_numbers(lambda: encode(TextEncoder(clip, memory))) for memory in (0, 1 << 40)]  # noqa: B023
         assert counts[0] < counts[1] / 5

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 
 
-def fingerprint(state_dict: Mapping[str, torch.Tensor], architecture: str = "") -> str:
+def weights_fingerprint(state_dict: Mapping[str, torch.Tensor], architecture: str = "") -> str:
     """Return the SHA-256 (hexadecimal) of ``architecture`` and of the sorted keys, each followed by its fp32 values.
 
     ``architecture`` describes a model whose weights do not determine it.

@@ -20,7 +20,7 @@ from dassl.data.downloads import download
 from dassl.utils import UserError, check_availability, error_reason, file_digest
 from dassl.utils.safe_load import load_weights_only
 from vlm import openai
-from vlm.clip.fingerprint import fingerprint
+from vlm.clip.fingerprint import weights_fingerprint
 from vlm.openai import CLIP
 from vlm.tiny.weights import TINY, load_tiny
 
@@ -125,7 +125,7 @@ def load_cached_clip(name: str, weights: str, precision: str, device: Device) ->
     source = (name, weights, effective, device, stat and (stat.st_mtime_ns, stat.st_size))
     before = torch.get_rng_state().numpy().tobytes()
     if _cached_clip is None or _cached_clip.source != source or before not in _cached_clip.states:
-        model, checksum = _load_and_inspect(name, weights, precision, device, fingerprint)
+        model, checksum = _load_and_inspect(name, weights, precision, device, weights_fingerprint)
         if _cached_clip is None or _cached_clip.source != source:
             _cached_clip = CachedClip(source, model, checksum, {})
         _cached_clip.states[before] = torch.get_rng_state()

@@ -21,7 +21,7 @@ from torch import nn
 
 from dassl.utils import UserError
 
-PRECISIONS = ("", "bf16")  # values of FEATURES.PREC; empty: the precision of the model
+FEATURE_PRECISIONS = ("", "bf16")  # values of FEATURES.PREC; empty: the precision of the model
 
 
 def get_processor_name(device: torch.device) -> str:

@@ -26,7 +26,9 @@ from dassl.utils.files import remove_temporary_files
 
 DESCRIPTION_FILE = "encoder.json"  # the description of a folder's encoder, for readers and tools/features.py
 ENCODER_FOLDER = re.compile("[0-9a-f]{32}")  # the name of an encoder's folder: a digest of 16 bytes
-LOCK_TIMEOUT = 60.0  # seconds that a process of a distributed run waits for another run, while its peers wait for it
+STORE_LOCK_TIMEOUT = (
+    60.0  # seconds that a process of a distributed run waits for another run, while its peers wait for it
+)
 STALE_SECONDS = 3600.0  # age of a temporary file that has no writer any more; writing a shard takes far less
 # Exceptions of the readers of a damaged file.
 READ_ERRORS = (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError)
@@ -75,7 +77,7 @@ class FeatureStore:
         except Timeout:
             print("Waiting for another process that computes features with the same encoder")
             with contextlib.suppress(Timeout):
-                lock.acquire(timeout=LOCK_TIMEOUT if get_world_size() > 1 else -1)
+                lock.acquire(timeout=STORE_LOCK_TIMEOUT if get_world_size() > 1 else -1)
         try:
             remove_temporary_files(self.folder, older_than=STALE_SECONDS)
             yield
@@ -174,7 +176,7 @@ def list_encoder_folders(root: Path) -> list[Path]:
     return sorted(p for p in root.glob("*") if ENCODER_FOLDER.fullmatch(p.name) and p.is_dir() and not p.is_symlink())
 
 
-def list_feature_files(*folders: Path) -> list[tuple[Path, os.stat_result]]:
+def list_shards(*folders: Path) -> list[tuple[Path, os.stat_result]]:
     """Return the shards in encoders' ``folders`` with their stat results, the least recently used first."""
     files = []
     for path in (path for folder in folders for path in folder.glob("*.safetensors")):
@@ -185,7 +187,7 @@ def list_feature_files(*folders: Path) -> list[tuple[Path, os.stat_result]]:
 
 def evict_oldest(root: Path, max_bytes: int) -> None:
     """Remove the least recently used shards of the cache until it takes at most ``max_bytes``."""
-    files = list_feature_files(*list_encoder_folders(root))
+    files = list_shards(*list_encoder_folders(root))
     size = sum(stat.st_size for _, stat in files)
     for path, stat in files:
         if size <= max_bytes:

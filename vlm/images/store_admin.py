@@ -14,9 +14,11 @@ from tqdm import tqdm
 from dassl.utils import UserError
 
 from .extractor import default_cache_dir  # noqa: F401  for tools/features.py
-from .feature_store import DESCRIPTION_FILE, READ_ERRORS, list_encoder_folders, list_feature_files, read_shard
+from .feature_store import DESCRIPTION_FILE, READ_ERRORS, list_encoder_folders, list_shards, read_shard
 
-MAX_SHOWN = 12  # characters of a digest in the table: enough to tell encoders apart, few enough for a terminal's width
+PREFIX_CHARACTERS = (
+    12  # characters of a digest in the table: enough to tell encoders apart, few enough for a terminal's width
+)
 
 
 def print_summary(root: Path) -> None:
@@ -24,11 +26,11 @@ def print_summary(root: Path) -> None:
     rows: list[list] = []
     all_files = []
     for folder in list_encoder_folders(root):
-        files = list_feature_files(folder)
+        files = list_shards(folder)
         all_files += files
         features, size = sum(_count_features(path) for path, _ in files), _format_megabytes(files)
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(files[-1][1].st_mtime)) if files else "-"
-        rows.append([folder.name[:MAX_SHOWN], *_read_description(folder), len(files), features, size, used])
+        rows.append([folder.name[:PREFIX_CHARACTERS], *_read_description(folder), len(files), features, size, used])
     head = ["encoder", "weights", "precision", "runtime", "files", "features", "MB", "last used"]
     print(tabulate(rows, head, disable_numparse=True, colalign=["left"] * 4 + ["right"] * 3 + ["left"]))
     total = f"{len(all_files):,} files, {sum(row[5] for row in rows):,} features, {_format_megabytes(all_files)} MB"
@@ -37,7 +39,7 @@ def print_summary(root: Path) -> None:
 
 def verify_files(root: Path) -> int:
     """Read all files of the cache, remove damaged ones, and return 1 if there were any, else 0: the exit code."""
-    files = [path for path, _ in list_feature_files(*list_encoder_folders(root))]
+    files = [path for path, _ in list_shards(*list_encoder_folders(root))]
     bar = tqdm(files, disable=None, leave=False, unit="file")
     damaged = [path for path in bar if read_shard(path, path.parent.name) is None]
     print(f"{len(files) - len(damaged):,} files are sound; {len(damaged):,} were damaged and removed")
@@ -59,10 +61,10 @@ def remove_encoders(root: Path, prefixes: list[str]) -> None:
             problem = "several encoders begin" if matches else "no encoder begins"
             raise UserError(f'{problem} with "{prefix}"; there are {", ".join(matches or (f.name for f in folders))}')
     selected = [folder for folder in folders if folder.name.startswith(tuple(prefixes) or "")]
-    files = list_feature_files(*selected)
+    files = list_shards(*selected)
     for folder in selected:
         _remove_folder(folder)
-    names = ", ".join(folder.name[:MAX_SHOWN] for folder in selected)
+    names = ", ".join(folder.name[:PREFIX_CHARACTERS] for folder in selected)
     print(f"removed {len(files):,} files of {names}; {_format_megabytes(files)} MB are free")
 
 
@@ -85,7 +87,7 @@ def _read_description(folder: Path) -> list[str]:
     try:
         description = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
         weights, precision, runtime = (str(description.get(key, "?")) for key in ("weights", "precision", "runtime"))
-        return [weights[:MAX_SHOWN], precision, runtime]
+        return [weights[:PREFIX_CHARACTERS], precision, runtime]
     except (OSError, ValueError, AttributeError):
         return ["?", "?", "?"]
 

@@ -33,7 +33,7 @@ class PaddedPrompts:
 class BertEncoder(nn.Module):
     """Chinese-CLIP's text encoder, with the methods of :class:`vlm.text.encoder.TextEncoder`."""
 
-    layout = PaddedPrompts
+    build_layout = PaddedPrompts
 
     def __init__(self, clip: ChineseCLIP, memory: int = ACTIVATION_BYTES):
         """Use the modules of ``clip``; store up to ``memory`` bytes of activations for the backward pass."""
@@ -43,15 +43,15 @@ class BertEncoder(nn.Module):
         self.dtype, self.embed_dim = clip.dtype, self.text_projection.out_features
         self.memory = memory
 
-    def tokenize(self, texts: Sequence[str], cut: bool = False) -> torch.Tensor:
+    def tokenize(self, texts: Sequence[str], truncate: bool = False) -> torch.Tensor:
         """Return token ids of texts, int64 of shape (len(texts), length of the longest): start, words, end, padding.
 
         Raises:
-            UserError: a text has more tokens than the model has positions. If ``cut``, the text is truncated instead.
+            UserError: a text has more tokens than the model has positions, and ``truncate`` is False.
         """
         limit = self.text_model.config.max_position_embeddings
         longest = max(texts, key=self.count_tokens)
-        if (count := self.count_tokens(longest) + 2) > limit and not cut:
+        if (count := self.count_tokens(longest) + 2) > limit and not truncate:
             raise UserError(f'the prompt "{longest[:100]}" has {count} tokens with start and end, of {limit} at most')
         options = {"padding": True, "truncation": True, "max_length": limit, "return_tensors": "pt"}
         return self.tokenizer(list(texts), **options)["input_ids"]
@@ -70,7 +70,7 @@ class BertEncoder(nn.Module):
 
     def encode(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return features (n, embed_dim), not normalised, of token ids (n, length)."""
-        return self(self.token_embedding.weight, self.layout(tokens, self.lengths(tokens)))
+        return self(self.token_embedding.weight, self.build_layout(tokens, self.lengths(tokens)))
 
     def forward(self, table: torch.Tensor, layout: PaddedPrompts) -> torch.Tensor:
         """Return features (prompts, embed_dim), not normalised, of prompts whose vectors are rows of ``table``."""
@@ -86,15 +86,19 @@ class BertEncoder(nn.Module):
                 outputs.append(self._encode(table, index, lengths))
         return torch.cat(outputs)
 
-    def encode_contexts(self, contexts: torch.Tensor, fixed: torch.Tensor, layout: PaddedPrompts) -> torch.Tensor:
+    def encode_contexts(
+        self, contexts: torch.Tensor, fixed_embeddings: torch.Tensor, layout: PaddedPrompts
+    ) -> torch.Tensor:
         """Return features (m, prompts, embed_dim), not normalised, of the prompts under each of m contexts.
 
-        ``contexts`` (m, n_ctx, width) are the first rows of the table for each context, ``fixed`` the other rows.
+        ``contexts`` (m, n_ctx, width) are the first rows of the table for each context, ``fixed_embeddings`` the rest.
         """
         count, n_ctx = contexts.shape[:2]
         offsets, index = n_ctx * torch.arange(count, device=contexts.device)[:, None, None], layout.index
         index = torch.where(index < n_ctx, index + offsets, index + n_ctx * (count - 1)).flatten(0, 1)
-        features = self(torch.cat([contexts.flatten(0, 1), fixed]), PaddedPrompts(index, layout.lengths.repeat(count)))
+        features = self(
+            torch.cat([contexts.flatten(0, 1), fixed_embeddings]), PaddedPrompts(index, layout.lengths.repeat(count))
+        )
         return features.unflatten(0, (count, -1))
 
     def _encode(self, table: torch.Tensor, index: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

@@ -37,7 +37,7 @@ class TextEncoder(nn.Module):
     """
 
     count_tokens = staticmethod(count_tokens)
-    layout = staticmethod(Layout.build)  # (index, lengths) -> the packed prompts that ``forward`` takes
+    build_layout = staticmethod(Layout.build)  # (index, lengths) -> the packed prompts that ``forward`` takes
 
     def __init__(self, clip_model: CLIP, memory: int = ACTIVATION_BYTES):
         """Use the modules of ``clip_model``; store up to ``memory`` bytes of activations for the backward pass."""
@@ -57,9 +57,9 @@ class TextEncoder(nn.Module):
         """Return the embeddings (n, length, width) of token ids (n, length)."""
         return self.token_embedding(tokens).type(self.dtype)
 
-    def tokenize(self, texts: Sequence[str], cut: bool = False) -> torch.Tensor:
+    def tokenize(self, texts: Sequence[str], truncate: bool = False) -> torch.Tensor:
         """Return token ids (n, 77) of texts, as :func:`vlm.text.tokenizer.tokenize`."""
-        return tokenize(texts, len(self.positional_embedding), cut)
+        return tokenize(texts, len(self.positional_embedding), truncate)
 
     @staticmethod
     def lengths(tokens: torch.Tensor) -> torch.Tensor:
@@ -68,7 +68,7 @@ class TextEncoder(nn.Module):
 
     def encode(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return features (n, embed_dim), not normalised, of token ids (n, 77)."""
-        return self(self.token_embedding.weight, self.layout(tokens, self.lengths(tokens)))
+        return self(self.token_embedding.weight, self.build_layout(tokens, self.lengths(tokens)))
 
     def forward(self, table: torch.Tensor, layout: Layout) -> torch.Tensor:
         """Return features (n, embed_dim), not normalised, of the n prompts of ``layout``, in their order.
@@ -94,7 +94,7 @@ class TextEncoder(nn.Module):
             outputs.append(features)
         return torch.cat(outputs)[layout.unsort]
 
-    def encode_contexts(self, contexts: torch.Tensor, fixed: torch.Tensor, layout: Layout) -> torch.Tensor:
+    def encode_contexts(self, contexts: torch.Tensor, fixed_embeddings: torch.Tensor, layout: Layout) -> torch.Tensor:
         """Return features (m, n, embed_dim), not normalised, of the n prompts of ``layout`` under each of m contexts.
 
         Short prompts are computed for several contexts at once, as many as fit into a chunk. As in :meth:`forward`,
@@ -102,7 +102,7 @@ class TextEncoder(nn.Module):
 
         Args:
             contexts: (m, n_ctx, width); for each context, the first n_ctx rows of the table of vectors.
-            fixed: (rows, width), the other rows of the table, which all contexts share.
+            fixed_embeddings: (rows, width), the other rows of the table, which all contexts share.
         """
         count, n_ctx = contexts.shape[:2]
         tokens = layout.prefix_length + sum(layout.suffix_lengths)
@@ -111,7 +111,7 @@ class TextEncoder(nn.Module):
         activation_bytes = 0
         for batch in contexts.split(max(batch_size, 1)):
             batch_layout = layout.repeat(len(batch), n_ctx) if len(batch) > 1 else layout
-            table = torch.cat([batch.flatten(0, 1), fixed])
+            table = torch.cat([batch.flatten(0, 1), fixed_embeddings])
             activation_bytes += self.bytes_per_token * len(batch_layout.index)
             if outputs and activation_bytes > self.memory and torch.is_grad_enabled():
                 outputs.append(call_with_recomputation(self, table, batch_layout))

@@ -17,12 +17,12 @@ CLASS_TOKEN_POSITIONS = ("end", "middle", "front")
 class PromptTable(nn.Module):
     """The prompts ``[context] [CLASS].`` of all classes, each token given as a row of a table of vectors.
 
-    The table has the context vectors first, then ``fixed``, the frozen word embeddings of all other distinct tokens.
-    ``index`` (classes, length) has the rows of the prompts' tokens, ``lengths`` (classes,) the numbers of these tokens,
-    start and end included, and ``layout`` the packed prompts: the features are ``text_encoder(table, layout)``.
+    The table has the context vectors first, then ``fixed_embeddings``: the frozen word embeddings of all other distinct
+    tokens. ``index`` (classes, length) has the rows of the prompts' tokens, ``lengths`` (classes,) the numbers of these
+    tokens, start and end included, and ``layout`` the packed prompts: ``text_encoder(table, layout)`` are the features.
     """
 
-    fixed: torch.Tensor
+    fixed_embeddings: torch.Tensor
 
     def __init__(
         self, text_encoder: TextEncoder, classnames: Sequence[str], context: torch.Tensor, position: str = "end"
@@ -51,15 +51,15 @@ class PromptTable(nn.Module):
         pairs = zip(classnames, lengths.tolist(), strict=True)
         name_lengths = [min(text_encoder.count_tokens(name), length - n_ctx - 2) for name, length in pairs]
         order = [_order_tokens(n_ctx, n_name, position, self.tokens.shape[1]) for n_name in name_lengths]
-        self.register_buffer("fixed", text_encoder.embed(token_ids.to(device)).detach(), persistent=False)
+        self.register_buffer("fixed_embeddings", text_encoder.embed(token_ids.to(device)).detach(), persistent=False)
         self.rows = rows.to(device)  # as ``index``, but with the class name last for any position
         self.index = rows.gather(1, torch.tensor(order)).to(device)
         self.lengths = lengths.to(device)
-        self.layout = text_encoder.layout(self.index, self.lengths)
+        self.layout = text_encoder.build_layout(self.index, self.lengths)
 
     def table(self, context: torch.Tensor) -> torch.Tensor:
         """Return the table (rows, width) with this context, which has the shape of the initial one."""
-        return torch.cat([context.flatten(0, -2), self.fixed])
+        return torch.cat([context.flatten(0, -2), self.fixed_embeddings])
 
     def select_classes(
         self, context: torch.Tensor, classes: torch.Tensor

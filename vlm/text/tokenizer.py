@@ -15,24 +15,24 @@ MAX_CHARACTERS = 5000
 SOT_TOKEN, EOT_TOKEN = (openai.tokenizer.encoder[word] for word in ("<|startoftext|>", "<|endoftext|>"))
 
 
-def tokenize(texts: Sequence[str], length: int = CONTEXT_LENGTH, cut: bool = False) -> torch.Tensor:
+def tokenize(texts: Sequence[str], length: int = CONTEXT_LENGTH, truncate: bool = False) -> torch.Tensor:
     """Return token ids, int64 of shape (len(texts), length): start of text, words, end of text, zeros.
 
     Args:
         length: positions of the text encoder.
-        cut: whether a text that is too long is truncated instead of refused; its last token is then the end of text.
+        truncate: whether a text that is too long loses its last words instead of raising.
 
     Raises:
-        UserError: a text has more than ``length`` tokens or contains ``<|endoftext|>``, and ``cut`` is False.
+        UserError: a text has more than ``length`` tokens or contains ``<|endoftext|>``, and ``truncate`` is False.
     """
     tokens = torch.zeros(len(texts), length, dtype=torch.int64)
     for row, text in zip(tokens, texts, strict=True):
-        ids = [SOT_TOKEN, *_bpe_encode(text[:MAX_CHARACTERS] if cut else text), EOT_TOKEN]
-        if len(ids) > length and not cut:
+        ids = [SOT_TOKEN, *_bpe_encode(text[:MAX_CHARACTERS] if truncate else text), EOT_TOKEN]
+        if len(ids) > length and not truncate:
             count = f"{len(ids)} tokens with its start and end"
-            raise UserError(f'the prompt "{abbreviate(text)}" has {count}; CLIP takes {length} tokens')
-        if EOT_TOKEN in ids[:-1] and not cut:
-            raise UserError(f'the prompt "{abbreviate(text)}" contains <|endoftext|>, at which CLIP ends a text')
+            raise UserError(f'the prompt "{abbreviate_prompt(text)}" has {count}; CLIP takes {length} tokens')
+        if EOT_TOKEN in ids[:-1] and not truncate:
+            raise UserError(f'the prompt "{abbreviate_prompt(text)}" contains <|endoftext|>, at which CLIP ends a text')
         ids = ids if len(ids) <= length else [*ids[: length - 1], EOT_TOKEN]
         row[: len(ids)] = torch.tensor(ids)
     return tokens
@@ -46,12 +46,11 @@ def count_tokens(text: str) -> int:
 def _bpe_encode(text: str) -> list[int]:
     """Return the token ids of a text, without start and end; UserError for more than MAX_CHARACTERS characters."""
     if len(text) > MAX_CHARACTERS:
-        raise UserError(
-            f'the prompt "{abbreviate(text)}" has {len(text):,} letters; no prompt of CLIP has {MAX_CHARACTERS:,}'
-        )
+        start = f'the prompt "{abbreviate_prompt(text)}" has {len(text):,} letters'
+        raise UserError(f"{start}; no prompt of CLIP has {MAX_CHARACTERS:,}")
     return openai.tokenizer.encode(text)
 
 
-def abbreviate(text: str) -> str:
+def abbreviate_prompt(text: str) -> str:
     """Return a text of up to 100 characters as it is, of a longer one the beginning and the end."""
     return text if len(text) <= 100 else f"{text[:45]} … {text[-50:]}"

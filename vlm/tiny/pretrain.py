@@ -19,13 +19,13 @@ from vlm import openai
 from vlm.contrastive import MAX_LOGIT_SCALE, contrastive_loss
 from vlm.similarity import normalize
 from vlm.text.tokenizer import tokenize
-from vlm.tiny.render import SIZE, render_dataset
+from vlm.tiny.render import IMAGE_SIZE, render_dataset
 from vlm.tiny.weights import VOCAB_SIZE, WEIGHTS_FILE, initial_token_embedding, save_tiny
 
 WIDTH = 128  # of the text transformer: two heads, as CLIP's build_model assumes heads of 64
 ARCHITECTURE = {
     "embed_dim": 64,
-    "image_resolution": SIZE,
+    "image_resolution": IMAGE_SIZE,
     "vision_layers": (1, 1, 1, 1),
     "vision_width": 16,
     "vision_patch_size": None,
@@ -45,7 +45,7 @@ def preprocess(images: torch.Tensor) -> torch.Tensor:
     return normalize_colours(images[:, None].expand(-1, 3, -1, -1) / 255, openai.MEAN, openai.STD)
 
 
-def build_optimizer(model: nn.Module, frozen: nn.Parameter) -> torch.optim.Optimizer:
+def build_adamw(model: nn.Module, frozen: nn.Parameter) -> torch.optim.Optimizer:
     """Return AdamW over the parameters of ``model`` except ``frozen``; only matrices decay, as in CLIP."""
     parameters = [p for p in model.parameters() if p is not frozen]
     groups = [
@@ -91,7 +91,7 @@ def pretrain(renders: int, epochs: int, seed: int) -> tuple[dict[str, torch.Tens
     table.copy_(initial_token_embedding(WIDTH))
     rows = nn.Parameter(table[used].clone())  # only the embeddings of used tokens are trained
     compact_tokens = torch.searchsorted(used, tokens)
-    optimizer = build_optimizer(model, frozen=table)
+    optimizer = build_adamw(model, frozen=table)
     optimizer.add_param_group({"params": [rows], "weight_decay": 0.0})
     steps = epochs * (renders // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, MAX_LR, total_steps=steps)

@@ -13,8 +13,10 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from .captions import Appearance, draw_caption
 
-SIZE = 32  # pixels: the input resolution of the tiny CLIP, enough for a digit, little enough for training on one core
-CANVAS = 48  # pixels: glyphs are warped at this resolution, finer than SIZE, to which they are then scaled down
+IMAGE_SIZE = (
+    32  # pixels: the input resolution of the tiny CLIP, enough for a digit, little enough for training on one core
+)
+CANVAS = 48  # pixels: glyphs are warped at this resolution, finer than IMAGE_SIZE, to which they are then scaled down
 # All fonts of matplotlib but its symbol fonts, which have no digits.
 FONT_FILES = (
     [f"DejaVuSans{s}.ttf" for s in ("", "-Bold", "-Oblique", "-BoldOblique")]
@@ -72,14 +74,14 @@ def render_digit(digit: int, rng: np.random.Generator) -> tuple[np.ndarray, Appe
     canvas = warp(draw_glyph(digit, str(rng.choice(FONT_FILES)), stroke), rng)
     blur = rng.choice([0, rng.uniform(0.3, 1.2), rng.uniform(1.2, 2.0)])
     image = Image.fromarray(np.uint8(canvas * 255)).filter(ImageFilter.GaussianBlur(float(blur)))
-    pixels = int(rng.choice([8, int(rng.integers(8, 17)), SIZE], p=[0.45, 0.25, 0.3]))
+    pixels = int(rng.choice([8, int(rng.integers(8, 17)), IMAGE_SIZE], p=[0.45, 0.25, 0.3]))
     image = image.resize((pixels, pixels), Image.Resampling.BOX)
-    image = image.resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+    image = image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
     values = np.clip(np.asarray(image, dtype=np.float32) / 255 * rng.uniform(1.0, 1.6), 0, 1)
     ink, paper = (1.0, rng.uniform(0, 0.15)) if rng.random() < 0.7 else (rng.uniform(0, 0.15), 1.0)
     values = paper + (ink - paper) * values * rng.uniform(0.7, 1.0)
     values += rng.normal(0, rng.uniform(0, 0.06), values.shape)
-    colour, coarse = "black" if paper < 0.5 else "white", 12 <= pixels < SIZE
+    colour, coarse = "black" if paper < 0.5 else "white", 12 <= pixels < IMAGE_SIZE
     appearance = Appearance(blurry=blur > 1.2, pixelated=pixels < 12, coarse=coarse, bold=stroke == 2, paper=colour)
     return np.uint8(np.clip(values, 0, 1) * 255), appearance
 

@@ -12,7 +12,7 @@ from .base_dataset import DatasetBase, Datum
 SPLITS = ("train_x", "train_u", "val", "test")  # attributes of DatasetBase
 
 
-def fingerprint(items: Iterable[Datum], root: str | os.PathLike) -> str:
+def split_fingerprint(items: Iterable[Datum], root: str | os.PathLike) -> str:
     """Return the SHA-256 (hexadecimal) of a split's images in their order.
 
     It covers each image's path below ``root`` with forward slashes, its label, domain, class name and captions, if any.
@@ -36,4 +36,8 @@ def fingerprint(items: Iterable[Datum], root: str | os.PathLike) -> str:
 def split_fingerprints(dataset: DatasetBase, root: str | os.PathLike) -> dict[str, dict]:
     """Return ``{"images": number of images, "sha256": fingerprint}`` for each non-empty split of a data set."""
     splits = {name: getattr(dataset, name, None) for name in SPLITS}
-    return {name: {"images": len(items), "sha256": fingerprint(items, root)} for name, items in splits.items() if items}
+    return {
+        name: {"images": len(items), "sha256": split_fingerprint(items, root)}
+        for name, items in splits.items()
+        if items
+    }
