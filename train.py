@@ -80,7 +80,7 @@ def setup_cfg(args: argparse.Namespace):
     return cfg
 
 
-@command_line("stopped before training; the same command begins anew")
+@command_line("stopped before training; the same command starts again")
 def main(argv: list[str] | None = None) -> None:
     """Train or evaluate as ``argv`` (default: the command line) says; the decorator makes it return an exit code."""
     start_time = time.time()

@@ -167,7 +167,7 @@ def test_ctrl_c_before_training_prints_how_to_begin_anew(run, monkeypatch):
     monkeypatch.setattr("trainers.coop.CoOp.build_model", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     result = run(*SHORT)
     assert result.code == 130
-    assert result.error == "\nstopped before training; the same command begins anew\n"
+    assert result.error == "\nstopped before training; the same command starts again\n"
 
 
 def test_an_error_of_the_program_is_raised(run, monkeypatch):

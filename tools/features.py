@@ -66,7 +66,7 @@ def extract(args: argparse.Namespace, argv: list[str]) -> None:
     try:
         extract_features(job, args.shard, args.shards, args.ray, build_resources(args.cpus, args.gpus))
     except KeyboardInterrupt as stop:
-        raise interrupted_error("in the extraction", "from the images that are done", __file__, argv) from stop
+        raise interrupted_error("in the extraction", "with the remaining images", __file__, argv) from stop
 
 
 @command_line()

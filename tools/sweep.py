@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
             failed = run_sweep(stages, executor, progress)
         except KeyboardInterrupt as stop:
             raise interrupted_error(
-                f"after {progress.completed} of {num_unfinished} runs", "with the others", __file__, command
+                f"after {progress.completed} of {num_unfinished} runs", "with the remaining runs", __file__, command
             ) from stop
     if failed:
         print(f"{len(failed)} of {len(trials)} runs failed: {', '.join(str(trial.folder) for trial in failed)}")

@@ -146,7 +146,7 @@ def resume_from_checkpoint_file(
     """
     checkpoint = load_checkpoint(path)
     if not isinstance(checkpoint.get("epoch"), int):
-        raise UserError(f"{path} does not say after which epoch it was saved; a run cannot go on from it")
+        raise UserError(f"{path} does not say after which epoch it was saved; a run cannot resume from it")
     print(f'Loading checkpoint from "{path}"')
     load_model_state(model, checkpoint["state_dict"], path)
     if optimizer is not None and checkpoint.get("optimizer") is not None:
@@ -178,9 +178,9 @@ def _check_same_optimizer(optimizer: torch.optim.Optimizer, saved: dict, path: P
         for key in ("initial_lr", "weight_decay", "momentum", "dampening", "nesterov", "betas", "amsgrad", "alpha"):
             if current.get(key) != former.get(key):
                 raise UserError(
-                    f"{path} was trained with {key} {former.get(key)}, but OPTIM sets {current.get(key)}: a run "
-                    "goes on with the optimizer it began with, unless --force-resume is given. To begin anew from its "
-                    "weights, use MODEL.INIT_WEIGHTS"
+                    f"{path} was trained with {key} {former.get(key)}, but OPTIM sets {current.get(key)}. "
+                    "Resume with the same optimizer settings, or force the new ones with --force-resume; or start a new "
+                    "run from the weights with MODEL.INIT_WEIGHTS"
                 )
 
 

@@ -44,7 +44,7 @@ class NonFiniteError(UserError, FloatingPointError):
 
 def write_error(path: str | os.PathLike, error: OSError) -> UserError:
     """Return the error that reports that ``path`` cannot be written; for a full disk, the message says what to do."""
-    hint = ". What was written before is whole: make room, and the same command goes on"
+    hint = ". Earlier files are intact: free some space, then run the same command again"
     return UserError(f"cannot write {path}: {error.strerror or error}{hint if error.errno in DISK_FULL_ERRNOS else ''}")
 
 
@@ -80,7 +80,7 @@ def interrupted_error(where: str, resume_point: str, script: str, argv: list[str
     if "TORCHELASTIC_RUN_ID" in os.environ:
         launcher = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1")]
     command = shlex.join([*launcher, os.path.relpath(script), *argv])
-    return KeyboardInterrupt(f"stopped {where}; this goes on {resume_point}:\n  {command}")
+    return KeyboardInterrupt(f"stopped {where}; this command resumes {resume_point}:\n  {command}")
 
 
 def command_line(interrupt_message: str = "stopped") -> Callable[[Callable], Callable]:

@@ -188,7 +188,7 @@ def test_a_checkpoint_without_its_epoch_is_refused(trainer, tmp_path):
 
 def test_a_resumed_run_keeps_its_optimizer(trainer):
     trainer().train()
-    with pytest.raises(UserError, match="goes on with the optimizer it began with"):
+    with pytest.raises(UserError, match="Resume with the same optimizer settings"):
         trainer(OPTIM__MAX_EPOCH=6, OPTIM__LR=0.5).train()
 
 

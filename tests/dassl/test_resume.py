@@ -35,7 +35,7 @@ def test_ctrl_c_prints_the_epoch_and_the_command_that_resumes_the_run(run, monke
     stopped = run(*SHORT, "TRAIN.CHECKPOINT_FREQ", 2, out="a folder")
     assert stopped.code == 130
     message, command = stopped.error.strip().splitlines()
-    assert message == "stopped in epoch 4 of 6; this goes on after epoch 2:"
+    assert message == "stopped in epoch 4 of 6; this command resumes after epoch 2:"
     assert re.fullmatch(r"  python (.*/)?train.py --root .* --output-dir '.*/a folder' .*", command)
     assert command.split()[-2:] == ["TRAIN.CHECKPOINT_FREQ", "2"]
     assert stopped.log.endswith(f"{message}\n{command}\n")
@@ -54,7 +54,7 @@ def test_old_checkpoints_are_removed_after_a_kill_at_the_end_of_training(run):
 
 def test_ctrl_c_before_the_first_checkpoint_says_that_the_run_starts_again(run, monkeypatch):
     stop_after(monkeypatch, 0)
-    assert "stopped in epoch 1 of 6; this goes on from the beginning:\n" in run(*SHORT).error
+    assert "stopped in epoch 1 of 6; this command resumes from the beginning:\n" in run(*SHORT).error
 
 
 def test_a_negative_number_of_checkpoints_to_keep_is_refused(run):
@@ -165,7 +165,7 @@ def test_a_run_that_resumed_from_another_folder_resumes_from_its_own_checkpoints
     (first.folder / "prompt_learner/checkpoint").write_text("model.pth.tar-2\n")
     command = ("--resume", first.folder, *SHORT, "TRAIN.CHECKPOINT_FREQ", 1)
     stop_after(monkeypatch, 4)
-    assert "this goes on after epoch 4:" in run(*command, out="second").error
+    assert "this command resumes after epoch 4:" in run(*command, out="second").error
     second = run(*command, out="second")
     assert re.findall(r"epoch \[(\d)/6\]", second.log) == ["5", "6"]
     assert_same_tensors(first.checkpoint(6), second.checkpoint(6))

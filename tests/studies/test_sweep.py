@@ -263,7 +263,7 @@ def test_ctrl_c_prints_the_command_that_continues_the_sweep(write_sweep, monkeyp
     path = write_sweep({"folder": "x"}, {"folder": "y"})
     assert main([path, "--jobs", "1"]) == 130
     error = capsys.readouterr().err
-    assert "stopped after 0 of 2 runs; this goes on with the others:\n" in error
+    assert "stopped after 0 of 2 runs; this command resumes with the remaining runs:\n" in error
     assert error.endswith(f"tools/sweep.py {path} --jobs 1\n")
 
 

@@ -194,7 +194,7 @@ def test_a_stopped_sweep_resumes_although_a_node_is_killed(cluster, write_sweep,
     interrupter = Interrupter(tmp_path / "out")
     interrupter.start()
     assert main([*command, "--ray", cluster.address]) == 130
-    assert f"this goes on with the others:\n  python {SCRIPT}" in capsys.readouterr().err
+    assert f"this command resumes with the remaining runs:\n  python {SCRIPT}" in capsys.readouterr().err
     assert interrupter.processes
     assert not any(Path("/proc", str(process)).exists() for process in interrupter.processes)
 
