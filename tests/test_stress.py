@@ -28,7 +28,7 @@ def test_a_run_beyond_a_limit_on_file_sizes_resumes_from_its_last_checkpoint(fol
     ended = full_disk.file_too_large(folder / name, name)
     assert ended.code == 2
     message = (
-        f"error: cannot write {folder / name}/output/(prompt_learner/)?{name}: File too large. What was written .*\n"
+        f"error: cannot write {folder / name}/output/(prompt_learner/)?{name}: File too large. Earlier files are intact: .*\n"
     )
     assert re.fullmatch(message, ended.errors)
 
@@ -38,4 +38,4 @@ def test_a_run_on_a_full_disk_resumes_from_its_last_checkpoint(folder):
         pytest.skip("this user may not mount a small disk")
     ended = full_disk.disk_full(folder / "full")
     assert ended.code == 2
-    assert re.fullmatch("error: cannot write .*: No space left on device. What was written .*\n", ended.errors)
+    assert re.fullmatch("error: cannot write .*: No space left on device. Earlier files are intact: .*\n", ended.errors)
