@@ -22,7 +22,7 @@ SPLIT_ALIASES = {"train": "train", "restval": "train", "val": "val", "test": "te
 
 
 class CaptionedImage(Datum):
-    """An image with its captions. ``label`` is its number in the data set, ``name`` its path below the folder."""
+    """An image with its captions. ``label`` is its number, from 0, ``name`` its path relative to DATASET.FOLDER."""
 
     def __init__(self, impath: str, label: int, captions: tuple[str, ...], name: str):
         super().__init__(impath, label)
@@ -38,10 +38,11 @@ class Captions(DatasetBase):
     * any other file: a table with a header, tabs or commas between its columns ``image`` and ``caption``.
 
     An image may have several rows. The splits come from the rows' ``split`` (train, restval, val or test). With
-    CAPTIONS_TEST (and CAPTIONS_VAL), each file is one split. Without either, TEST_PERCENT of the images are test
-    images, drawn by their names alone. If there are validation but no test images, they become the test images.
+    CAPTIONS_TEST (and CAPTIONS_VAL), each file is one split, whatever its rows say. Without either, the fraction
+    TEST_PERCENT of the images, drawn by their names alone, is for testing. If there are validation but no test images,
+    the validation images become the test images.
 
-    The attribute ``captions`` holds a tuple of captions for each image, by its label.
+    The attribute ``captions`` is a list of each image's tuple of captions, in the order of the labels.
 
     Raises:
         UserError: a file or a row is wrong; the message names it.
@@ -77,9 +78,9 @@ class Captions(DatasetBase):
 def _collect_captions(
     captions: dict[str, list[str]], split_by_name: dict[str, str | None], file: Path, root: Path, file_split: str | None
 ) -> None:
-    """Add the rows of ``file`` to ``captions`` and ``split_by_name``, whose keys are image paths below ``root``.
+    """Add the rows of ``file`` to ``captions`` and ``split_by_name``, whose keys are paths relative to ``root``.
 
-    ``file_split`` is the split of all rows; if it is None, each row may name its split.
+    ``file_split`` is the split of all rows. If it is None, a row may name its split; if not, the split is None.
     """
     for number, row in _read_rows(file):
         where = f"{file}, row {number}"
@@ -100,7 +101,7 @@ def _collect_captions(
 
 
 def _read_rows(file: Path) -> Iterator[tuple[int, dict]]:
-    """Yield the numbers and rows of a caption file: positions in a list, from 1, or line numbers of a table."""
+    """Yield (number, row) of a caption file; the number is the position in a list, from 1, or the line in a table."""
     if not os.path.isfile(file):  # unlike Path.is_file, it raises no error for names that no file can have
         raise UserError(f"there is no file {file}; DATASET.CAPTIONS names it, below FOLDER")
     if file.suffix.lower() != ".json":
@@ -118,7 +119,7 @@ def _read_rows(file: Path) -> Iterator[tuple[int, dict]]:
 
 
 def _read_table(file: Path) -> Iterator[tuple[int, dict]]:
-    """Yield the rows of a table with a header, separated by tabs or commas, with their line numbers."""
+    """Yield (line number, {column: text}) of a table with a header and tabs (if the header has one) or commas."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             delimiter = "\t" if "\t" in lines.readline() else ","
@@ -147,7 +148,7 @@ def _convert_karpathy(row: dict) -> dict:
 
 
 def _get_value(row: dict, keys: tuple[str, ...], where: str) -> object:
-    """Return the value of the first of ``keys`` that a row has; ``where`` names file and row for the error."""
+    """Return the value of the first of ``keys`` that ``row`` has, not None; ``where`` begins the :class:`UserError`."""
     for key in keys:
         if row.get(key) is not None:
             return row[key]
@@ -155,7 +156,7 @@ def _get_value(row: dict, keys: tuple[str, ...], where: str) -> object:
 
 
 def _relative_path(path: object, root: Path, where: str) -> str:
-    """Return an image's path relative to ``root``, with forward slashes; ``where`` names file and row for the error."""
+    """Return ``path`` relative to ``root``, with /; if it leads outside, a :class:`UserError` begins with ``where``."""
     if not isinstance(path, str) or not is_utf8(path):
         raise UserError(f"{where}: the path of its image is no text in UTF-8")
     absolute = os.path.normpath(root / path.replace("\\", "/"))
@@ -166,7 +167,10 @@ def _relative_path(path: object, root: Path, where: str) -> str:
 
 
 def _split_images(split_by_name: dict[str, str | None], test_percent: float, file: Path) -> dict[str, list[str]]:
-    """Return the image names of each split; if no image has a split, draw ``test_percent`` of them for testing."""
+    """Return the names by split (train, val, test); if none has a split, draw the fraction ``test_percent`` as test.
+
+    ``file`` is for messages. Validation images become the test images if there are no others.
+    """
     known = set(split_by_name.values())
     if known == {None}:
         test = draw_test_set(split_by_name, test_percent, derive_seed)

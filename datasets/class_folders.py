@@ -22,7 +22,7 @@ CLASSNAMES_FILE = "classnames.txt"
 
 
 class ClassFolders(FewShotDataset):
-    """A data set in ``<DATASET.ROOT>/<dataset_dir>`` with any number of class folders.
+    """A data set ``<DATASET.ROOT>/<dataset_dir>/images/{train,val}/<folder>/…``, with a file ``classnames.txt``.
 
     The folder ``val`` is the test set; validation images come from the training images (:class:`FewShotDataset`).
 
@@ -45,10 +45,10 @@ class ClassFolders(FewShotDataset):
 
 
 def list_class_folders(roots: Sequence[Path], hint: str) -> list[str]:
-    """Return the sorted names of the class folders in ``roots``.
+    """Return the sorted names of the class folders, which must be the same in all ``roots``; hidden ones do not count.
 
     Raises:
-        UserError: a root is missing (``hint`` tells the user what to do), has no class folders, or has other ones.
+        UserError: a root is missing (``hint`` ends the message), has no class folder, or lacks one that another has.
     """
     folders: dict[Path, list[str]] = {}
     for root in roots:
@@ -69,7 +69,7 @@ def list_class_folders(roots: Sequence[Path], hint: str) -> list[str]:
 def list_images(root: Path, names: dict[str, str], links: LinkPolicy) -> list[Datum]:
     """Return the images in the class folders of ``root``, sorted by file name in each folder.
 
-    Labels count the folders in the order of ``names``, which has the class name of each.
+    ``names`` has the class name of each folder; the folder's position in ``names``, from 0, is its label.
 
     Raises:
         UserError: a class folder is empty or holds something other than images, or ``links`` refuses a symbolic link.
@@ -93,7 +93,10 @@ def list_images(root: Path, names: dict[str, str], links: LinkPolicy) -> list[Da
 
 
 def match_classnames(path: Path, folders: Iterable[str], hint: str) -> dict[str, str]:
-    """Return the class name of each of ``folders``; raise :class:`UserError` if the file ``path`` does not have all."""
+    """Return the class name of each of ``folders``, in their order, from the file ``path`` (:func:`read_classnames`).
+
+    Raises :class:`UserError` if the file is missing (``hint`` ends the message) or lacks a folder.
+    """
     names = read_classnames(path, hint)
     if missing := [folder for folder in folders if _normalize_unicode(folder) not in names]:
         form = "<folder> <class name>, with a tab between the two where the folder's name has spaces"
@@ -107,12 +110,12 @@ def _normalize_unicode(name: str) -> str:
 
 
 def read_classnames(path: Path, hint: str = "") -> dict[str, str]:
-    """Return the class name of each folder, from the lines of the file ``path``, such as ``n01440764 tench``.
+    """Return the class name of each folder, in the order of the lines of ``path``, such as ``n01440764 tench``.
 
     A tab separates a folder name with spaces from the class name. Folder names are returned in the Unicode form NFC.
 
     Raises:
-        UserError: the file is missing (``hint`` tells the user what to do), or a line is wrong.
+        UserError: the file is missing (``hint`` ends the message), a line is wrong, or a folder has two names.
     """
     if not os.path.isfile(path):
         raise UserError(f"no {path}: it names the class folders, one a line (n01440764 tench). {hint}")

@@ -31,7 +31,7 @@ class Digits(ClassFolders):
 
 
 def read_scans() -> tuple[np.ndarray, np.ndarray]:
-    """Return the scans, uint8 (1797, 8, 8), and the digits that they show, int64 (1797,)."""
+    """Return the scans, uint8 (1797, 8, 8) from 0 to 255, and the digits that they show, int64 (1797,)."""
     from sklearn.datasets import load_digits
 
     scans, digits = load_digits(return_X_y=True)
@@ -41,8 +41,8 @@ def read_scans() -> tuple[np.ndarray, np.ndarray]:
 def write_digits(folder: Path) -> None:
     """Write the scans to ``folder`` as ``images/{train,val}/<digit>/<index>.png``, with ``classnames.txt``.
 
-    Every second scan of a digit is for testing, so both halves show the same writers. A temporary folder is renamed at
-    the end, so an interruption leaves no incomplete data set.
+    Every second scan of a digit is for testing (val), so both halves show the same writers. A temporary folder is
+    renamed to ``folder`` at the end, so an interruption leaves no incomplete data set.
     """
     pixels, digits = read_scans()
     print(f"Writing scikit-learn's digits to {folder}")

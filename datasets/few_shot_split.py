@@ -33,9 +33,9 @@ class SplitMismatch(Exception):
 
 
 class FewShotSplit:
-    """The stored few-shot split of the data set in ``folder``, whose images are ``train`` and ``val``.
+    """The stored split of ``shots`` images a class, drawn with ``seed`` from the data set in ``folder``.
 
-    If ``val`` is None, validation images are drawn from the training images that are no shots.
+    ``train`` and ``val`` are all its images. If ``val`` is None, validation images come from the other training images.
     """
 
     def __init__(self, folder: Path, shots: int, seed: int, train: list[Datum], val: list[Datum] | None):
@@ -48,7 +48,8 @@ class FewShotSplit:
     def read(self) -> Split:
         """Return the split stored as JSON, else as a pickle of CoOp's code; an empty dict if neither matches.
 
-        It prints a note for each file that does not match the data set, and renames such a JSON file.
+        It prints a note for each file that does not match the data set, and renames such a JSON file. It writes a
+        pickle's split as JSON.
         """
         readers = {self.path: self._read_json, self.path.with_suffix(".pkl"): self._read_pickle}
         existing = [path for path in readers if path.exists()]
@@ -71,7 +72,7 @@ class FewShotSplit:
         return {}
 
     def write(self, split: Split) -> None:
-        """Write a split to the JSON file. If that fails, print a note: the next run draws the same split."""
+        """Write a split to ``self.path`` (JSON). If that fails, print a note: the next run draws the same split."""
         blocks = [f'"{key}": {_to_json(value)}' for key, value in self.metadata.items()]
         for name, items in split.items():
             lines = (f"  {_to_json([self._relative_path(item), item.label, item.classname])}" for item in items)
@@ -100,7 +101,7 @@ class FewShotSplit:
         return item.impath.removeprefix(self.prefix).replace(os.sep, "/")
 
     def _read_json(self, path: Path) -> dict[str, list]:
-        """Return the entries [path, label, class name] of each split in our file, if its metadata match."""
+        """Return the entries [path, label, class name] by split; raise :class:`SplitMismatch` if metadata differ."""
         try:
             content = read_json(path)
             metadata = {key: content[key] for key in self.metadata}
@@ -114,7 +115,7 @@ class FewShotSplit:
         return entries
 
     def _read_pickle(self, path: Path) -> dict[str, list]:
-        """Return the entries (relative path, label, class name) of each split in a pickle of CoOp's code."""
+        """Return a pickle's entries (relative path, label, class name) by split; SplitMismatch if it is damaged."""
         relative_paths = {self._relative_path(item) for item in [*self.train, *(self.val or [])]}
         try:
             entries = read_split_pickle(path, max_bytes=(1 << 20) + 4096 * len(relative_paths))
@@ -122,7 +123,7 @@ class FewShotSplit:
             raise SplitMismatch(f"it cannot be read ({error})") from error
 
         def to_relative(path: str) -> str:
-            """Return the longest tail of an absolute path that is the relative path of an image, or ``path`` itself."""
+            """Return the longest tail of ``path`` that is the relative path of an image; ``path`` if there is none."""
             components = path.replace("\\", "/").split("/")[-MAX_PATH_DEPTH:]
             tails = ("/".join(components[start:]) for start in range(len(components)))
             return next((tail for tail in tails if tail in relative_paths), path)
@@ -141,7 +142,8 @@ class FewShotSplit:
         """Return the images of ``pool`` that the entries name.
 
         Raises:
-            SplitMismatch: an entry names no such image, or another class; or a class has not ``shots`` images.
+            SplitMismatch: an entry names no such image, or another class; or a class has not ``shots`` different
+                images, or all that ``pool`` has if these are fewer.
         """
         pool_items = {self._relative_path(item): item for item in pool}
         matches = []

@@ -14,7 +14,7 @@ from .split_file import SPLIT_FILE_KEYS, check_images_exist, check_relative_path
 
 @DATASET_REGISTRY.register()
 class FGVCAircraft(FewShotDataset):
-    """The images ``images/<id>.jpg``, split and labelled by the files of the data set.
+    """The images ``images/<id>.jpg`` in ``<DATASET.ROOT>/fgvc_aircraft``, split and labelled by its files.
 
     ``variants.txt`` has a class name in each line, in label order; ``images_variant_{train,val,test}.txt`` have lines
     ``<id> <variant>``.
@@ -37,7 +37,7 @@ class FGVCAircraft(FewShotDataset):
         super().__init__(cfg, train, test, val)
 
     def _read_split(self, file: str, labels: dict[str, int]) -> list[Datum]:
-        """Return the images that ``file`` lists; ``labels`` has the label of each variant."""
+        """Return the images that ``file``, below the data set's folder, lists; ``labels`` has each variant's label."""
         items = []
         for line in self._read_lines(file):
             image, _, variant = line.partition(" ")

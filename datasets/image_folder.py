@@ -20,9 +20,9 @@ SPLIT_FOLDERS = ("train", "test", "val")  # in the order of FewShotDataset's arg
 class ImageFolder(FewShotDataset):
     """Images ``DATASET.FOLDER/<class>/<image>``, split by TEST_PERCENT, or the same below ``train``, ``test``, ``val``.
 
-    With both ``test`` and ``val``, ``val`` holds the validation images; either alone holds the test images. Class names
-    are the folder names, with spaces for underscores, or come from the file DATASET.CLASSNAMES. Images lie directly in
-    the class folders.
+    FOLDER is below DATASET.ROOT, and CLASSNAMES below FOLDER. With both ``test`` and ``val``, ``val``
+    holds the validation images; either alone holds the test images. Class names are the folder names, with spaces for
+    underscores, or come from the file DATASET.CLASSNAMES. Images lie directly in the class folders.
 
     Raises:
         UserError: a folder or class name is missing, a class is too small, or a file is no image; the message names it.
@@ -43,9 +43,10 @@ class ImageFolder(FewShotDataset):
         super().__init__(cfg, train, test, *val)
 
     def _split_in_two(self, items: list[Datum], test_percent: float) -> tuple[list[Datum], list[Datum]]:
-        """Return training images and, as test images, the fraction ``test_percent`` of each class, at least 1 image.
+        """Return training images and, as test images, the fraction ``test_percent`` of each class.
 
-        The draw depends on the names of class folder and file alone, so it is the same for all seeds and machines.
+        Both have at least 1 image of each class; raises :class:`UserError` for a class of 1 image. The draw depends on
+        the names of class folder and file alone, so it is the same for all seeds and machines.
         """
         train, test = [], []
         for class_items in self.split_dataset_by_label(items).values():
@@ -72,7 +73,10 @@ def folder_to_classname(folder: str) -> str:
 
 
 def find_split_roots(root: Path) -> list[Path]:
-    """Return the folders train, test and val of ``root`` that exist, or ``root`` itself if it has the class folders."""
+    """Return the folders train, test and val of ``root`` that exist, if train and another do; else ``root`` alone.
+
+    Raises :class:`UserError` for a train/ of class folders without test/ and val/, and for a broken link.
+    """
     for split in SPLIT_FOLDERS:
         check_link_target(root / split)
     existing = [root / split for split in SPLIT_FOLDERS if (root / split).is_dir()]

@@ -19,7 +19,7 @@ class ImageNetV2(ImageNetVariant):
     images = "imagenetv2-matched-frequency-format-val"
 
     def classnames_by_folder(self, path: Path, folders: list[str], hint: str) -> dict[str, str]:
-        """Return the class name of each folder, whose name is a line number, from 0, of ImageNet's file ``path``."""
+        """Return the class name of each folder, a line number, from 0, of ImageNet's 1,000-line file ``path``."""
         names = list(read_classnames(path, hint).values())
         if len(names) != NUM_CLASSES:
             raise UserError(f"{path} has {len(names)} names; it takes all {NUM_CLASSES:,} of ImageNet. {hint}")

@@ -34,7 +34,7 @@ class LinkPolicy:
         self.allowed_folders = {os.path.realpath(path) for path in (Path(cfg.DATASET.ROOT).expanduser(), folder)}
 
     def check(self, paths: Iterable[str | os.PathLike], split_folder: str | os.PathLike) -> None:
-        """Raise :class:`UserError` if one of ``paths`` leads out of the allowed folders and ``split_folder``.
+        """Raise :class:`UserError` if one of ``paths`` leads out of the allowed folders; ``split_folder`` is one more.
 
         A broken link passes, and is reported as an unreadable image when it is read.
         """

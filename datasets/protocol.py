@@ -17,14 +17,15 @@ from .few_shot_split import MAX_VAL_SHOTS, FewShotSplit, exclude_items
 class FewShotDataset(DatasetBase):
     """A data set from whose images the keys of DATASET select few shots and classes.
 
-    In each class, NUM_SHOTS images are drawn for training, then up to 4 for validation, by one random generator seeded
-    with SEED. Below 1, NUM_SHOTS selects all images. If ``val`` is None, the validation images are drawn from the
-    training images that are no shots, so model selection does not use test images; with all images there are none.
+    In each class, NUM_SHOTS images are drawn for training, then as many for validation, up to 4, by one random
+    generator seeded with SEED. Below 1, NUM_SHOTS selects all images. If ``val`` is None, the validation images are
+    drawn from the training images that are no shots, so model selection does not use test images; with all images there
+    are none. With VAL_IS_TEST, they are then the test images.
 
     The split is stored in the data set's folder (:class:`FewShotSplit`).
 
     Raises:
-        UserError: the labels do not count the classes (:func:`check_labels`), or a stored split is hostile.
+        UserError: the labels do not count the classes (:func:`check_labels`), or a stored pickle is refused.
     """
 
     split_source: dict[str, str] | None = None  # file and fingerprint of the few-shot split; None with all images
@@ -53,12 +54,12 @@ class FewShotDataset(DatasetBase):
 
     @classmethod
     def folder(cls, cfg: CfgNode) -> Path:
-        """Return the folder of the data set."""
+        """Return the folder of the data set, ``<DATASET.ROOT>/<dataset_dir>``."""
         return Path(cfg.DATASET.ROOT).expanduser() / cls.dataset_dir
 
 
 def check_labels(train: list[Datum], *other_splits: list[Datum]) -> None:
-    """Raise :class:`UserError` unless ``train`` has the labels 0, 1, 2, … and each has one class name in all splits.
+    """Raise :class:`UserError` unless labels are 0, 1, 2, …, all are in ``train``, and each has one class name.
 
     A prediction is a position in the list of class names, so a gap in the labels would make all accuracies wrong.
     """
@@ -75,10 +76,10 @@ def check_labels(train: list[Datum], *other_splits: list[Datum]) -> None:
 
 
 def subsample_classes(*splits: list[Datum], subsample: str) -> list[list[Datum]]:
-    """Return the images of each split in all classes, or in the first (``base``) or second half (``new``) of them.
+    """Return each split with the images of ``all`` classes, or of their first half (``base``) or second (``new``).
 
-    Labels of a half start at 0 again. With an odd number of classes, ``base`` has one more (CoCoOp, Zhou et al., CVPR
-    2022, section 4.1). ``subsample`` (DATASET.SUBSAMPLE_CLASSES) is all, base or new.
+    ``subsample`` (DATASET.SUBSAMPLE_CLASSES) says which. The classes are those of the first split. Labels of a half
+    start at 0 again. With an odd number, ``base`` has one more (CoCoOp, Zhou et al., CVPR 2022, section 4.1).
     """
     check_availability(subsample, ("all", "base", "new"), "DATASET.SUBSAMPLE_CLASSES")
     if subsample == "all":
@@ -94,7 +95,7 @@ def subsample_classes(*splits: list[Datum], subsample: str) -> list[list[Datum]]
 
 
 def draw_test_set(items: Collection, percent: float, key: Callable[..., int]) -> set:
-    """Return the fraction ``percent`` of the items, at least one and not all: those with the lowest hash ``key``."""
+    """Return the items of lowest ``key(item)``, a hash: the fraction ``percent`` (0 to 1), at least one, not all."""
     if not 0 < percent < 1:
         raise UserError(f"DATASET.TEST_PERCENT is {percent}; it must be between 0 and 1")
     count = min(max(round(len(items) * percent), 1), len(items) - 1)

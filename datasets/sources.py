@@ -41,17 +41,17 @@ class Source:
 
 
 def list_caltech(base: Path, images: Path) -> TrainTestPaths:
-    """Return all images of Caltech101 but those of two classes that CoOp leaves out, as training images."""
+    """Return all images of Caltech101 below ``images`` as training images, except two classes that CoOp leaves out."""
     names = {"airplanes": "airplane", "Faces": "face", "Leopards": "leopard", "Motorbikes": "motorbike"}
     paths = label_by_folder(images, lambda folder: names.get(folder, folder))
     return {path: name for path, name in paths.items() if name not in ("BACKGROUND_Google", "Faces_easy")}, {}
 
 
 def list_pets(base: Path, images: Path) -> TrainTestPaths:
-    """Return the training and test images of OxfordPets."""
+    """Return the training and test images of OxfordPets, by the lists in ``base``/annotations."""
 
     def read_list(split: str) -> LabelledPaths:
-        """Return the images in the authors' list ``split``."""
+        """Return the images in the authors' list ``split``, trainval or test."""
         lines = (base / "annotations" / f"{split}.txt").read_text(encoding="utf-8").splitlines()
         ids = [line.split()[0] for line in lines if line.strip() and not line.startswith("#")]
         return {f"{id}.jpg": id.rpartition("_")[0].lower() for id in ids}
@@ -60,7 +60,7 @@ def list_pets(base: Path, images: Path) -> TrainTestPaths:
 
 
 def list_flowers(base: Path, images: Path) -> TrainTestPaths:
-    """Return the training and test images of OxfordFlowers."""
+    """Return the training (with validation) and test images of OxfordFlowers, by ``setid.mat`` in ``base``."""
     from scipy.io import loadmat
     from torchvision.datasets import Flowers102
 
@@ -68,7 +68,7 @@ def list_flowers(base: Path, images: Path) -> TrainTestPaths:
     ids = loadmat(base / "setid.mat", squeeze_me=True)
 
     def select_splits(*splits: str) -> LabelledPaths:
-        """Return the images of the authors' ``splits``."""
+        """Return the images of the authors' ``splits``, keys of ``setid.mat``."""
         numbers = (int(number) for split in splits for number in ids[split])
         return {f"image_{number:05}.jpg": Flowers102.classes[labels[number - 1] - 1] for number in numbers}
 
@@ -76,10 +76,10 @@ def list_flowers(base: Path, images: Path) -> TrainTestPaths:
 
 
 def list_food(base: Path, images: Path) -> TrainTestPaths:
-    """Return the training and test images of Food101."""
+    """Return the training and test images of Food101, by the lists in ``base``/meta."""
 
     def read_list(split: str) -> LabelledPaths:
-        """Return the images in the authors' list ``split``."""
+        """Return the images in the authors' list ``split``, train or test."""
         classes = read_json(base / "meta" / f"{split}.json")
         return {f"{path}.jpg": name for name, paths in classes.items() for path in paths}
 
@@ -92,14 +92,14 @@ def list_scenes(base: Path, images: Path) -> TrainTestPaths:
 
 
 def list_textures(base: Path, images: Path) -> TrainTestPaths:
-    """Return the training and test images of DescribableTextures, by the first of its ten splits."""
+    """Return the training and test images of DescribableTextures, by the first of ten splits in ``base``/labels."""
     test = set((base / "labels" / "test1.txt").read_text(encoding="utf-8").split())
     train = {path: name for path, name in label_by_folder(images).items() if path not in test}
     return train, {path: path.partition("/")[0] for path in test}
 
 
 def list_land(base: Path, images: Path) -> TrainTestPaths:
-    """Return all images of EuroSAT as training images."""
+    """Return all images of EuroSAT below ``images`` as training images."""
     names = {
         "AnnualCrop": "Annual Crop Land",
         "HerbaceousVegetation": "Herbaceous Vegetation Land",
@@ -114,13 +114,13 @@ def list_land(base: Path, images: Path) -> TrainTestPaths:
 
 
 def list_cars(base: Path, images: Path) -> TrainTestPaths:
-    """Return the training and test images of StanfordCars."""
+    """Return the training and test images of StanfordCars, by the annotations (.mat) in ``base``."""
     from scipy.io import loadmat
 
     names = loadmat(base / "devkit" / "cars_meta.mat", squeeze_me=True)["class_names"].tolist()
 
     def read_annotations(file: Path, folder: str) -> LabelledPaths:
-        """Return the images that ``file`` annotates; the class "Audi R8 Coupe 2012" becomes "2012 Audi R8 Coupe"."""
+        """Return ``file``'s images, in ``folder``; the class "Audi R8 Coupe 2012" becomes "2012 Audi R8 Coupe"."""
         rows = loadmat(file, squeeze_me=True)["annotations"]
         models = {f"{folder}/{row['fname']}": names[int(row["class"]) - 1].rpartition(" ") for row in rows}
         return {path: f"{year} {model}" for path, (model, _, year) in models.items()}
@@ -163,7 +163,10 @@ SOURCES = {
 
 
 def find_dataset(name: str) -> type:
-    """Return the data set of ``SOURCES`` with this registry or config name, in any spelling."""
+    """Return the class of a data set in ``SOURCES`` by its registry or config name; capitals, - and _ do not count.
+
+    Raises :class:`UserError` for an unknown name.
+    """
     plain = name.lower().replace("_", "").replace("-", "")
     for cls in map(DATASET_REGISTRY.get, SOURCES):
         if plain in (cls.__name__.lower(), cls.__module__.rpartition(".")[2].replace("_", "")):
@@ -174,14 +177,15 @@ def find_dataset(name: str) -> type:
 
 
 def download_dataset(name: str, base: Path, last: str) -> None:
-    """Download a data set with torchvision to a temporary folder, and move its files to ``base``.
+    """Download data set ``name`` of ``SOURCES`` with torchvision to a temporary folder, and move its files to ``base``.
 
-    The image folder ``last`` is moved last, so it exists only if all files do.
+    Files that ``base`` has stay. The image folder ``last`` is moved last, so it exists only if all files do.
+    Raises :class:`UserError` if the download fails.
     """
     import torchvision
 
     def unpack_safely(archive: str, folder: str, compression: str | None) -> None:
-        """Unpack an archive with our checks, in place of torchvision's function, which has none."""
+        """Unpack with our checks, in place of torchvision's function, which has none; ``compression`` is ignored."""
         unpack_archive(Path(archive), Path(folder))
 
     torchvision.datasets.utils._ARCHIVE_EXTRACTORS.update({".tar": unpack_safely, ".zip": unpack_safely})
@@ -202,9 +206,9 @@ def download_dataset(name: str, base: Path, last: str) -> None:
 
 
 def draw_split(train: LabelledPaths, test: LabelledPaths) -> dict[str, list]:
-    """Draw a split, by the paths alone, and return it in the format of split files.
+    """Draw a split, by the paths alone, and return it in the format of split files (:mod:`datasets.split_file`).
 
-    A fifth of ``train`` becomes ``val``. If ``test`` is empty, 50% of ``train`` remain, 20% become val, 30% test.
+    Of each class in ``train``, a fifth becomes val. If ``test`` is empty, 50% remain, 20% become val, 30% test.
     """
     train_end, val_end = (0.8, 1.0) if test else (0.5, 0.7)
     classes = defaultdict(list)
@@ -221,12 +225,14 @@ def draw_split(train: LabelledPaths, test: LabelledPaths) -> dict[str, list]:
 
 
 def prepare_dataset(name: str, root: Path, own_split: bool) -> type:
-    """Download a data set into the data root ``root`` unless it exists, prepare its split file, and return its class.
+    """Download a data set into the data root ``root``, prepare its split file, and return its class.
 
-    If there is no split file, it draws one (``own_split``) or prints where CoOp's comes from.
+    Existing images and split files stay. A missing split file is drawn if ``own_split``; if not, a message says where
+    to get the one of CoOp's authors. ``name`` is as for :func:`find_dataset`.
 
     Raises:
-        UserError: the images need a manual download, which the message describes; or the download or draw fails.
+        UserError: the images need a manual download, which the message describes; the download or draw fails; the name
+            is unknown; or ``own_split`` is set for a data set without split file.
     """
     cls = find_dataset(name)
     base, source = root / cls.dataset_dir, SOURCES[cls.__name__]
@@ -246,7 +252,10 @@ def prepare_dataset(name: str, root: Path, own_split: bool) -> type:
 
 
 def _prepare_split(cls: type[SplitFile], root: Path, own_split: bool) -> None:
-    """Unless the split file exists, draw and write one if ``own_split``, else print where CoOp's comes from."""
+    """Prepare the split file of ``cls`` in the data root ``root``; an existing one stays.
+
+    A missing one is drawn and written if ``own_split``. If not, a message says where to get that of CoOp's authors.
+    """
     path = cls.split_path(root)
     if path.exists():
         print(f"{path} is there already")

@@ -25,7 +25,7 @@ SPLIT_FILE_KEYS = ("train", "val", "test")  # keys of a split file
 
 
 class SplitFile(FewShotDataset):
-    """The images in ``<DATASET.ROOT>/<dataset_dir>/<images>`` that the split file in ``<dataset_dir>`` lists.
+    """The images ``<DATASET.ROOT>/<dataset_dir>/<images>/…`` that ``<dataset_dir>/split_zhou_<Name>.json`` lists.
 
     Raises:
         UserError: images or the split file are missing, or the file has another form.
@@ -59,7 +59,10 @@ class SplitFile(FewShotDataset):
 
 
 def read_split(path: Path, images: Path) -> list[list[Datum]]:
-    """Return the train, val and test images that the split file ``path`` lists, in the folder ``images``."""
+    """Return the lists of train, val and test images in the split file ``path``, whose paths are below ``images``.
+
+    Raises :class:`UserError` if the file has another form. It does not look at the images.
+    """
     content = read_json(path)
     if not isinstance(content, dict) or set(content) != set(SPLIT_FILE_KEYS):
         raise UserError(f"{path} must hold {', '.join(SPLIT_FILE_KEYS)}, as split files do")
@@ -79,13 +82,16 @@ def read_split(path: Path, images: Path) -> list[list[Datum]]:
 
 
 def check_relative_path(name: str, where: str, images: Path) -> None:
-    """Raise :class:`UserError` unless ``name``, read at ``where``, is a relative path that stays below ``images``."""
+    """Raise :class:`UserError`, which names ``where``, unless ``name`` is a relative path (with /) below ``images``."""
     if set(name) & {"\\", ":", "\0"} or {"", ".", ".."} & set(name.split("/")):  # Windows separates by \ and :
         raise UserError(f"{where}: {name} is no path of a file below {images}")
 
 
 def check_images_exist(images: Path, items: Iterable[Datum], links: LinkPolicy) -> None:
-    """Raise :class:`UserError` if an image in the folder ``images`` is missing, or a link that ``links`` refuses."""
+    """Raise :class:`UserError` if the image of an item is missing, or if ``links`` refuses it or its folder.
+
+    All items' ``impath`` begin with the folder ``images``. Links that stay in this folder are not refused.
+    """
     names_by_folder: dict[str, set[str]] = defaultdict(set)
     for item in items:
         folder, name = os.path.split(item.impath)

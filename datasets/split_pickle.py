@@ -14,7 +14,7 @@ FEW_SHOT_SPLITS = ("train", "val")  # keys in a stored split
 
 
 def read_split_pickle(path: Path, max_bytes: int) -> dict[str, list[tuple[str, int, str]]]:
-    """Return the path, label and class name of each image, by split.
+    """Return the path (as stored), label and class name of each image, by split: train and, if it is there, val.
 
     Raises:
         UserError: the file refers to code other than ``Datum``, has over ``max_bytes``, or asks for much memory.
@@ -40,7 +40,7 @@ def read_split_pickle(path: Path, max_bytes: int) -> dict[str, list[tuple[str, i
 
 
 class _SplitUnpickler(pickle.Unpickler):
-    """An unpickler that knows a single class: an empty substitute for ``Datum``, which takes the stored attributes."""
+    """An unpickler of ``data`` from the file ``path`` that knows one class: an empty substitute for ``Datum``."""
 
     def __init__(self, path: Path, data: bytes):
         super().__init__(io.BytesIO(data))

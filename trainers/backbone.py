@@ -27,7 +27,7 @@ class Backbone:
     cfg: CfgNode
 
     def build_text_encoder(self, clip: CLIP | None = None) -> TextEncoder:
-        """Return the text encoder of ``clip`` (default: the frozen CLIP); ACTIVATIONS_GB limits its memory."""
+        """Return the text encoder of ``clip`` (None: the frozen CLIP); ACTIVATIONS_GB limits its stored activations."""
         return build_text_encoder(clip or self.clip, memory=int(self.cfg.MODEL.BACKBONE.ACTIVATIONS_GB * 1e9))
 
     def build_feature_extractor(self) -> CachedFeatureExtractor:
@@ -41,22 +41,23 @@ class Backbone:
         return CachedFeatureExtractor(encoder, store)
 
     def build_text_feature_store(self, encoder: TextEncoder) -> FeatureStore | None:
-        """Return the feature store for the text features of ``encoder``, or None unless FEATURES.ENABLED."""
+        """Return the feature store for the text features of ``encoder``; None if FEATURES.ENABLED is False."""
         return self._feature_store(describe_text_encoder(encoder, self.sha256))
 
     def _feature_store(self, description: dict[str, object]) -> FeatureStore | None:
-        """Return the feature store for the encoder with this ``description``, or None unless FEATURES.ENABLED."""
+        """Return the feature store of the encoder with this ``description``; None if FEATURES.ENABLED is False."""
         node = self.cfg.FEATURES
         return FeatureStore(node.CACHE_DIR or default_cache_dir(), description, node.MAX_GB) if node.ENABLED else None
 
     def logits(self, image_features: torch.Tensor, class_features: torch.Tensor) -> torch.Tensor:
-        """Return CLIP's logits (images, classes) for image features (images, dim) and unit class features."""
+        """Return scaled logits (images, classes) for image features (n, dim) of any length and unit class features."""
         return compute_logits(image_features, class_features, self.clip.logit_scale)
 
     def report_parameters(self, trainer: SimpleTrainer, frozen: int | None = None) -> dict:
-        """Print the number of trainable parameters; return the record's entries on parameters, weights and classes.
+        """Print the number of trainable parameters; return what the record, ``result.json``, says of the model.
 
-        ``frozen`` is the number of frozen parameters (default: all parameters of ``clip``).
+        It says the number of frozen parameters (``frozen``; None: all of ``clip``), CLIP's name, file and checksum, and
+        the class names.
         """
         trainable = trainer.num_trainable_parameters()
         total = (count_num_param(self.clip) if frozen is None else frozen) + trainable
@@ -75,7 +76,7 @@ def load_backbone(trainer: SimpleTrainer, precision: str = "fp16", needs_classes
     It prints a note where the pixel mean, standard deviation or resizing of INPUT differ from CLIP's training.
 
     Args:
-        precision: precision of the weights; with CoOp's default, all methods share one cache of image features.
+        precision: fp32, fp16, bf16 or amp; with fp16, CoOp's default, all methods share one cache of image features.
         needs_classes: whether the method needs a data set with classes.
 
     Raises:

@@ -11,19 +11,19 @@ if TYPE_CHECKING:
     from .coop import PromptLearner
 
 CLASS_TOKEN_KEYS = ("token_prefix", "token_suffix")  # CoOp's keys: tokens before and after the context
-CHECKSUM_KEY = "class_tokens_blake2b"  # key of the checksum that replaces class tokens above MAX_BYTES
+CHECKSUM_KEY = "class_tokens_blake2b"  # key of the checksum that replaces class tokens above MAX_CLASS_TOKEN_BYTES
 MAX_CLASS_TOKEN_BYTES = 500_000_000  # bytes of class tokens in a checkpoint; ImageNet's 1,000 classes have 150 million
 
 
 def hash_class_tokens(learner: PromptLearner) -> torch.Tensor:
-    """Return the checksum of the token ids after the context of all classes, uint8 (16,)."""
+    """Return one checksum, uint8 (16,), of the token ids that follow the context in the prompts of all classes."""
     suffix_ids = learner.tokens[:, 1 + learner.ctx.shape[-2] :]  # on the CPU
     digest = hashlib.blake2b(suffix_ids.numpy().tobytes(), digest_size=16).digest()
     return torch.tensor([*digest], dtype=torch.uint8)
 
 
 def register_class_token_hooks(learner: PromptLearner) -> None:
-    """Register the hooks by which ``learner`` saves its class tokens and checks loaded ones."""
+    """Make ``learner`` save the class tokens (its prompts' tokens around the context), and check loaded ones."""
     if exceeds_limit(learner):
         print("Checkpoints have a checksum of the class tokens in their place: token_prefix, token_suffix")
     learner.register_state_dict_post_hook(add_class_tokens)
@@ -31,7 +31,7 @@ def register_class_token_hooks(learner: PromptLearner) -> None:
 
 
 def embed_class_tokens(learner: PromptLearner) -> dict[str, torch.Tensor]:
-    """Return the embeddings of the tokens before (classes, 1, width) and after the context (classes, n, width)."""
+    """Return embeddings: token_prefix (classes, 1, width), before the context, and token_suffix (classes, n, width)."""
     table, suffix_start = learner.table(learner.ctx.detach()), 1 + learner.ctx.shape[-2]
     return dict(zip(CLASS_TOKEN_KEYS, (table[learner.rows[:, :1]], table[learner.rows[:, suffix_start:]]), strict=True))
 
@@ -43,7 +43,7 @@ def exceeds_limit(learner: PromptLearner) -> bool:
 
 
 def add_class_tokens(learner: PromptLearner, state_dict: dict, prefix: str, *_) -> None:
-    """Add the class tokens to ``state_dict``, or their checksum if they exceed the limit (state-dict post-hook)."""
+    """Add the class tokens' embeddings to ``state_dict``; above the limit, a checksum (state-dict post-hook)."""
     if exceeds_limit(learner):
         state_dict[prefix + CHECKSUM_KEY] = learner.checksum
     else:

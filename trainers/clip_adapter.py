@@ -32,7 +32,7 @@ class Adapter(nn.Module):
         self.fc = nn.Sequential(down, nn.ReLU(), up, nn.ReLU())
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return adapted features (images, dim) for image features (images, dim)."""
+        """Return adapted features (images, dim) for image features (images, dim), neither normalised."""
         return self.fc(features)
 
 
@@ -47,6 +47,7 @@ class CLIPAdapter(TrainerX):
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
+        """Add TRAINER.CLIPADAPTER, the config node of this method, with its defaults to ``cfg``, in place."""
         cfg.TRAINER.CLIPADAPTER = CfgNode()
         cfg.TRAINER.CLIPADAPTER.RATIO = 0.2  # weight of adapted features, from 0 (zero-shot) to 1; the authors' value
         cfg.TRAINER.CLIPADAPTER.REDUCTION = 4  # feature width / bottleneck width; the authors' value
@@ -58,7 +59,7 @@ class CLIPAdapter(TrainerX):
             raise UserError(f"TRAINER.CLIPADAPTER.RATIO is {ratio}; it must be from 0 to 1")
 
     def build_model(self) -> None:
-        """Build and register the adapter, encode the class names and set the feature extractor."""
+        """Build and register the adapter, encode the prompts, and make the image encoder the feature extractor."""
         cfg, classnames = self.cfg, self.dm.dataset.classnames
         self.backbone = load_backbone(self)
         classifier = build_zero_shot_classifier(self.backbone.build_text_encoder(), classnames, [cfg.DATASET.TEMPLATE])
@@ -79,7 +80,7 @@ class CLIPAdapter(TrainerX):
     forward_backward = cross_entropy_step
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
-        """Return logits (images, classes) for image features (images, dim) as CLIP gives them."""
+        """Return scaled logits (images, classes) for CLIP's image features (images, dim), not normalised."""
         features = input.float()
         mixed = mix_features(features, self.model(features), self.cfg.TRAINER.CLIPADAPTER.RATIO)
         return self.backbone.logits(mixed, self.class_features)

@@ -29,7 +29,10 @@ META_NET_REDUCTION = 16  # image feature width / hidden width of the Meta-Net, a
 
 
 class ConditionalPromptLearner(PromptLearner):
-    """A context ``ctx`` (n_ctx, width), shared by all classes and followed by the class name, and the Meta-Net."""
+    """A context ``ctx`` (n_ctx, width), shared by all classes and followed by the class name, and the Meta-Net.
+
+    ``ctx`` starts as the embeddings of the words ``ctx_init``, whatever ``n_ctx``, or as ``n_ctx`` noise vectors if "".
+    """
 
     def __init__(self, classnames: Sequence[str], text_encoder: TextEncoder, n_ctx: int, ctx_init: str = ""):
         super().__init__(classnames, text_encoder, n_ctx, ctx_init)
@@ -40,12 +43,12 @@ class ConditionalPromptLearner(PromptLearner):
         self.meta_net = nn.Sequential(layers).to(self.ctx)
 
     def forward(self, image_features: torch.Tensor) -> torch.Tensor:  # type: ignore[override]  # conditional on images
-        """Return the contexts (images, n_ctx, width) for unit image features (images, embed_dim)."""
+        """Return (images, n_ctx, width): ``ctx`` plus Meta-Net's vectors of unit image features (images, embed_dim)."""
         return self.ctx + self.meta_net(image_features.to(self.ctx.dtype))[:, None]
 
 
 class ConditionalCLIP(nn.Module):
-    """A frozen CLIP with a conditional prompt learner before its text encoder; it takes image features."""
+    """A frozen CLIP with conditional prompts (``node``: TRAINER.COCOOP) for its ``text_encoder`` (None: built here)."""
 
     def __init__(self, classnames: Sequence[str], clip: CLIP, node: CfgNode, text_encoder: TextEncoder | None = None):
         super().__init__()
@@ -54,7 +57,7 @@ class ConditionalCLIP(nn.Module):
         self.prompt_learner = ConditionalPromptLearner(classnames, self.text_encoder, node.N_CTX, node.CTX_INIT)
 
     def forward(self, image_features: torch.Tensor) -> torch.Tensor:
-        """Return logits (images, classes) for image features (images, embed_dim)."""
+        """Return scaled logits (images, classes) for image features (images, embed_dim) of any length."""
         image_features = normalize(image_features.to(self.text_encoder.dtype))
         learner = self.prompt_learner
         class_features = self.text_encoder.encode_contexts(
@@ -69,6 +72,7 @@ class CoCoOp(TrainerX):
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
+        """Add TRAINER.COCOOP, the config node of this method, with its defaults to ``cfg``, in place."""
         cfg.TRAINER.COCOOP = CfgNode()
         cfg.TRAINER.COCOOP.N_CTX = 16  # number of context tokens; CoOp's default
         cfg.TRAINER.COCOOP.CTX_INIT = ""  # words that initialise the context, such as "a photo of a"; they set N_CTX
@@ -79,14 +83,12 @@ class CoCoOp(TrainerX):
         check_context(cfg.TRAINER.COCOOP, "TRAINER.COCOOP")
 
     def build_model(self) -> None:
-        """Build the model, register its prompt learner and set the feature extractor."""
+        """Build the model, register its prompt learner, and make CLIP's image encoder the feature extractor."""
         node, classnames = self.cfg.TRAINER.COCOOP, self.dm.dataset.classnames
         self.backbone = load_backbone(self, node.PREC)
         self.model = ConditionalCLIP(classnames, self.backbone.clip, node, self.backbone.build_text_encoder())
         self.optim, self.sched = register_prompt_learner(self, self.model.prompt_learner, node.PREC)
-        self.feature_extractor = (
-            self.backbone.build_feature_extractor()
-        )  # the image encoder is frozen: batches hold features
+        self.feature_extractor = self.backbone.build_feature_extractor()  # frozen encoder: batches hold features
         self.provenance = self.backbone.report_parameters(self)
 
     def forward_backward(self, batch: dict) -> dict[str, float]:
@@ -101,9 +103,9 @@ class CoCoOp(TrainerX):
         return {"loss": loss.item(), "acc": compute_accuracy(output, label)[0].item()}
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
-        """Return logits (images, classes) for image features (images, embed_dim), computed in blocks of images.
+        """Return scaled logits (images, classes) for image features (images, embed_dim) of any length, in blocks.
 
-        The class features of a block take at most TEST.LOGITS_GB, unless those of a single image take more.
+        The class features of a block take at most TEST.LOGITS_GB gigabytes, but a block has at least one image.
         """
         encoder = self.model.text_encoder
         images = int(1e9 * self.cfg.TEST.LOGITS_GB / (self.num_classes * encoder.embed_dim * encoder.dtype.itemsize))

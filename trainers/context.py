@@ -31,10 +31,10 @@ def check_context(node: CfgNode, name: str) -> None:
 def build_initial_context(
     text_encoder: TextEncoder, n_ctx: int, ctx_init: str, num_classes: int | None = None
 ) -> torch.Tensor:
-    """Return the embeddings of the words ``ctx_init``, or Gaussian noise (standard deviation 0.02, as in CoOp).
+    """Return the embeddings of the words ``ctx_init``; if it is "", Gaussian noise (standard deviation 0.02).
 
     Args:
-        n_ctx: number of context tokens if ``ctx_init`` is empty.
+        n_ctx: number of context tokens of the noise; words have as many as they have tokens.
         num_classes: number of class-specific contexts; None for one context that all classes share.
 
     Returns:
@@ -65,7 +65,7 @@ def build_initial_context(
 def register_prompt_learner(trainer: TrainerX, learner: nn.Module, precision: str) -> tuple[Optimizer, LRScheduler]:
     """Register ``learner`` with a new optimizer and learning-rate schedule, and return both.
 
-    It loads MODEL.INIT_WEIGHTS if that is set, and sets ``trainer.scaler`` for mixed precision (``amp``) on CUDA.
+    It first loads MODEL.INIT_WEIGHTS, if set. It sets ``trainer.scaler`` on CUDA if ``precision`` (PREC) is ``amp``.
     """
     cfg = trainer.cfg
     print("Turning off gradients in both the image and the text encoder")

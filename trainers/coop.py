@@ -1,8 +1,7 @@
 """CoOp: context optimization for the prompts of a frozen CLIP.
 
-Zhou et al., Learning to Prompt for Vision-Language Models, IJCV 2022, section 3. A prompt is
-``[V]_1 ... [V]_M [CLASS]``: the M context tokens are vectors in the space of word embeddings, either a unified context
-of all classes (equation 2) or class-specific contexts (CSC). They are trained by cross-entropy (equation 3).
+Zhou et al., Learning to Prompt for Vision-Language Models, IJCV 2022, section 3. Of ``[V]_1 ... [V]_M [CLASS]``, the M
+context vectors, unified (equation 2) or class-specific (CSC), are trained by cross-entropy (equation 3).
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class PromptLearner(PromptTable):
     def __init__(
         self, classnames: Sequence[str], text_encoder: TextEncoder, n_ctx: int, ctx_init="", csc=False, position="end"
     ):
-        """Initialise ``ctx`` by words (``ctx_init``) or noise. ``position`` of the class name: end, middle or front."""
+        """Set ``ctx`` to words ``ctx_init``; if "", ``n_ctx`` noise vectors. Name ``position``: end, middle, front."""
         names = clean_classnames(text_encoder, classnames)
         context = build_initial_context(text_encoder, n_ctx, ctx_init, len(names) if csc else None)
         super().__init__(text_encoder, names, context, position)
@@ -51,7 +50,7 @@ class PromptLearner(PromptTable):
 
 
 class CustomCLIP(nn.Module):
-    """A frozen CLIP with a prompt learner before its text encoder; it takes image features."""
+    """A frozen CLIP with learned prompts (``node``: TRAINER.COOP). ``text_encoder`` None: that of ``clip``."""
 
     def __init__(self, classnames: Sequence[str], clip: CLIP, node: CfgNode, text_encoder: TextEncoder | None = None):
         super().__init__()
@@ -62,13 +61,13 @@ class CustomCLIP(nn.Module):
         self.prompt_learner = PromptLearner(classnames, self.text_encoder, *options)
 
     def forward(self, image_features: torch.Tensor) -> torch.Tensor:
-        """Return logits (images, classes) for image features (images, embed_dim)."""
+        """Return scaled logits (images, classes) for image features (images, embed_dim) of any length."""
         text_features = self.text_encoder(self.prompt_learner(), self.prompt_learner.layout)
         return compute_logits(image_features, normalize(text_features), self.logit_scale)
 
     @torch.no_grad()
     def class_features(self, store: FeatureStore | None = None) -> torch.Tensor:
-        """Return unit text features (classes, embed_dim); above BLOCK_CLASSES classes, ``store`` caches them."""
+        """Return unit text features (classes, embed_dim); ``store`` caches over BLOCK_CLASSES of them, by context."""
         learner = self.prompt_learner
         if len(learner.lengths) <= BLOCK_CLASSES:
             return normalize(self.text_encoder(learner(), learner.layout))
@@ -76,7 +75,7 @@ class CustomCLIP(nn.Module):
         return normalize(encode_classes(len(learner.lengths), prompts, self.encode, store))
 
     def encode(self, table: torch.Tensor, index: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Return features (n, embed_dim) of n prompts, whose tokens are the rows ``index`` (n, length) of ``table``."""
+        """Return features (n, embed_dim), not normalised, of n prompts from :meth:`PromptTable.select_classes`."""
         return self.text_encoder(table, self.text_encoder.build_layout(index, lengths))
 
 
@@ -86,6 +85,7 @@ class CoOp(TrainerX):
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
+        """Add TRAINER.COOP, the config node of this method, with its defaults to ``cfg``, in place."""
         cfg.TRAINER.COOP = CfgNode()
         cfg.TRAINER.COOP.N_CTX = 16  # number of context tokens, M in the paper
         cfg.TRAINER.COOP.CTX_INIT = ""  # words that initialise the context, such as "a photo of a"; they set N_CTX
@@ -101,14 +101,12 @@ class CoOp(TrainerX):
         check_availability(node.CLASS_TOKEN_POSITION, CLASS_TOKEN_POSITIONS, "TRAINER.COOP.CLASS_TOKEN_POSITION")
 
     def build_model(self) -> None:
-        """Build the model, register its prompt learner and set the feature extractor."""
+        """Build the model, register its prompt learner, and make CLIP's image encoder the feature extractor."""
         node, classnames = self.cfg.TRAINER.COOP, self.dm.dataset.classnames
         self.backbone = load_backbone(self, node.PREC)
         self.model = CustomCLIP(classnames, self.backbone.clip, node, self.backbone.build_text_encoder())
         self.optim, self.sched = register_prompt_learner(self, self.model.prompt_learner, node.PREC)
-        self.feature_extractor = (
-            self.backbone.build_feature_extractor()
-        )  # the image encoder is frozen: batches hold features
+        self.feature_extractor = self.backbone.build_feature_extractor()  # frozen encoder: batches hold features
         self.provenance = self.backbone.report_parameters(self)
         self.sampled_softmax = SampledSoftmax.from_trainer(self)
 
@@ -132,7 +130,7 @@ class CoOp(TrainerX):
         self.model.text_features = None  # training changes the context
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
-        """Return logits (images, classes) for image features (images, embed_dim)."""
+        """Return scaled logits (images, classes) for image features (images, embed_dim) of any length."""
         if torch.is_grad_enabled():
             return self.model(input)
         if self.model.text_features is None:

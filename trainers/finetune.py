@@ -49,7 +49,7 @@ BATCH_NORM = nn.modules.batchnorm._BatchNorm  # base class of all batch normalis
 
 
 class FineTunedCLIP(nn.Module):
-    """A CLIP of which some parameters are trained. Its state dict holds only the trained tensors.
+    """A CLIP whose parameters with ``requires_grad`` are trained. Its state dict holds only the trained tensors.
 
     With ``batch_norm``, the running statistics of batch normalisation are trained, too; else they are frozen.
     """
@@ -86,7 +86,10 @@ class FineTunedCLIP(nn.Module):
 
 
 def set_trainable(clip: CLIP, parts: tuple[str, ...], rank: int, alpha: float) -> None:
-    """Make ``parts`` (some of ``PARTS``) and the logit scale trainable; ``rank`` and ``alpha`` are those of LoRA."""
+    """Make ``parts`` (some of ``PARTS``) and the logit scale trainable, and freeze the rest of ``clip``, in place.
+
+    ``rank`` and ``alpha`` are those of LoRA, which is added if ``parts`` has ``lora``.
+    """
     for name, parameter in clip.named_parameters():
         tower = "image" if name.startswith("visual.") else "text"
         projection = "projections" in parts and name.startswith(PROJECTION_PREFIXES)
@@ -120,6 +123,7 @@ class CLIPFineTune(TrainerX):
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
+        """Add TRAINER.FINETUNE, the config node of this method, with its defaults to ``cfg``, in place."""
         cfg.TRAINER.FINETUNE = CfgNode()
         cfg.TRAINER.FINETUNE.PARTS = ("image", "text")  # trained parts; or projections, lora
         cfg.TRAINER.FINETUNE.LORA_RANK = 4
@@ -156,7 +160,7 @@ class CLIPFineTune(TrainerX):
             raise UserError(f"the data set {self.cfg.DATASET.NAME} has {has} evaluates, not {evaluator}")
 
     def build_model(self) -> None:
-        """Copy the backbone, make its parts trainable and register it; if only the text is trained, cache features."""
+        """Copy CLIP, make its parts trainable and register it; if only the text is trained, batches hold features."""
         node, backbone = self.cfg.TRAINER.FINETUNE, self.cfg.MODEL.BACKBONE
         self.backbone = load_backbone(self, "fp32", needs_classes=False)
         clip = copy.deepcopy(self.backbone.clip)  # other trainers of this process share the original
@@ -234,14 +238,14 @@ class CLIPFineTune(TrainerX):
         return item.captions[derive_seed(self.cfg.SEED, self.epoch, "caption", item.name) % len(item.captions)]
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        """Return fp32 features (n, embed_dim) of images (n, 3, height, width), or of their cached features."""
+        """Return unnormalised fp32 features (n, embed_dim) of images (n, 3, height, width); cached features stay."""
         if self.feature_extractor is not None:
             return images.float()
         with self._autocast():
             return self.model.clip.visual(images).float()
 
     def encode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return fp32 features (n, embed_dim) of token ids (n, length)."""
+        """Return unnormalised fp32 features (n, embed_dim) of token ids (n, length)."""
         with self._autocast():
             return self.encoder.encode(tokens).float()
 
@@ -268,7 +272,7 @@ class CLIPFineTune(TrainerX):
         return (images, tokens), (labels, text_labels)
 
     def model_inference(self, input: torch.Tensor | tuple) -> torch.Tensor | tuple:  # type: ignore[override]  # pairs
-        """Return logits (n, classes) for images; for a pair of images and tokens, the unit features of both."""
+        """Return scaled logits (n, classes) for images; for a pair of images and tokens, the unit features of both."""
         if isinstance(input, tuple):
             images, tokens = input
             return normalize(self.encode_images(images)), normalize(self.encode_tokens(tokens))

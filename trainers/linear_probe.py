@@ -105,6 +105,7 @@ class LinearProbe(TrainerX):
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
+        """Add TRAINER.LINEARPROBE, the config node of this method, with its defaults to ``cfg``, in place."""
         cfg.TRAINER.LINEARPROBE = CfgNode()
         cfg.TRAINER.LINEARPROBE.C = 0.0  # inverse strength of the L2 regularisation; 0: swept on validation images
 
@@ -114,7 +115,7 @@ class LinearProbe(TrainerX):
         check_at_least(cfg.TRAINER.LINEARPROBE.C, 0, "TRAINER.LINEARPROBE.C")
 
     def build_model(self) -> None:
-        """Build and register the linear classifier without an optimizer, and set the feature extractor."""
+        """Register a linear classifier without an optimizer; make CLIP's image encoder the feature extractor."""
         classnames = self.dm.dataset.classnames
         if len(classnames) < 2:
             raise UserError(f"the linear probe needs 2 classes or more; {self.cfg.DATASET.NAME} has {len(classnames)}")
@@ -127,7 +128,7 @@ class LinearProbe(TrainerX):
         self.provenance = self.backbone.report_parameters(self)
 
     def run_epoch(self) -> None:
-        """Fit the classifier to the shots, with C from the config, a sweep on validation images, or the default."""
+        """Fit the classifier to the shots. A C of 0 is swept on validation images; without any, it is DEFAULT_C."""
         shots = collect_features(self, build_shots_loader(self, augmented=False))
         if missing := sorted({*self.dm.dataset.lab2cname} - {*shots[1].tolist()}):
             names = ", ".join(self.dm.dataset.lab2cname[label] for label in missing)

@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 
 class SampledSoftmax:
-    """CoOp's loss over a sample of ``size`` of all ``classes``, drawn anew in each step."""
+    """CoOp's loss over ``size`` of ``classes`` classes, drawn anew in each step by ``seed``; None is a seed, too."""
 
     def __init__(self, size: int, classes: int, seed: int | None):
         self.size, self.classes, self.seed = size, classes, seed
 
     @classmethod
     def from_trainer(cls, trainer: TrainerX) -> SampledSoftmax | None:
-        """Return the loss for SAMPLED_CLASSES, which is noted in the provenance, or None if it is over all classes."""
+        """Return the loss for TRAINER.COOP.SAMPLED_CLASSES, noted in ``trainer.provenance``; None for 0 or all."""
         size, batch_size = trainer.cfg.TRAINER.COOP.SAMPLED_CLASSES, trainer.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
         check_at_least(size, 0, "TRAINER.COOP.SAMPLED_CLASSES")
         if not 0 < size < trainer.num_classes:
@@ -53,7 +53,7 @@ class SampledSoftmax:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the loss, the logits (batch, sampled), and labels (batch,) that are positions in the sample.
 
-        Seed, ``epoch`` and the number of the ``batch`` determine the sample.
+        Image features are of any length. Seed, ``epoch`` and the number of the ``batch`` determine the sample.
         """
         sample = ClassSample.draw(labels, self.size, self.classes, derive_seed(self.seed, epoch, batch, "classes"))
         output = class_logits(model, image_features, sample.classes)
@@ -61,7 +61,7 @@ class SampledSoftmax:
 
 
 def class_logits(model: CustomCLIP, image_features: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """Return the logits (images, sampled) of the classes with the numbers ``classes`` (sampled,), int64."""
+    """Return scaled logits (images, sampled) of features of any length for ``classes`` (sampled,), int64 labels."""
     prompts = model.prompt_learner.select_classes(model.prompt_learner.ctx, classes)
     return compute_logits(image_features, normalize(model.encode(*prompts)), model.logit_scale)
 

@@ -25,7 +25,7 @@ def check_no_init_weights(cfg: CfgNode) -> None:
 
 
 def collect_features(trainer: TrainerX, loader: Iterable[dict]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the features (images, embed_dim), fp32, and the labels (images,) of all batches of ``loader``."""
+    """Return the fp32 features (images, embed_dim), not normalised, and labels (images,) of a loader of features."""
     batches = [trainer.parse_batch_train(batch)[:2] for batch in loader]
     features, labels = (torch.cat(tensors) for tensors in zip(*batches, strict=True))
     return features.float(), labels
@@ -49,7 +49,7 @@ def build_shots_loader(trainer: TrainerX, augmented: bool) -> DataLoader:
 
 
 def collect_validation_features(trainer: TrainerX) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Return the features (images, embed_dim) and labels (images,) of the validation images.
+    """Return the features (images, embed_dim), not normalised, and labels (images,) of the validation images.
 
     If there are none, or if some are test images (DATASET.VAL_IS_TEST), it prints a note and returns None.
     """
@@ -64,7 +64,7 @@ def collect_validation_features(trainer: TrainerX) -> tuple[torch.Tensor, torch.
 
 
 def cross_entropy_step(trainer: TrainerX, batch: dict) -> dict[str, float]:
-    """Train on a batch by the cross-entropy of ``model_inference``; trainers use this as their ``forward_backward``."""
+    """Train by the cross-entropy of ``model_inference``, as ``forward_backward``; return ``loss`` and ``acc`` (%)."""
     image_features, label, _ = trainer.parse_batch_train(batch)
     output = trainer.model_inference(image_features)
     loss = F.cross_entropy(output, label)
@@ -75,13 +75,13 @@ def cross_entropy_step(trainer: TrainerX, batch: dict) -> dict[str, float]:
 
 
 def bind_classnames(model: nn.Module, classnames: Sequence[str], device: torch.device) -> None:
-    """Add checksums of the class names to ``model``, so it loads only checkpoints of the same names in this order."""
+    """Add checksums of the class names to ``model``, which then refuses checkpoints of other names or another order."""
     model.register_buffer("classes", torch.tensor([derive_seed(name) for name in classnames], device=device))
     model.register_load_state_dict_pre_hook(_check_classnames)
 
 
 def _check_classnames(model: nn.Module, state_dict: dict, prefix: str, *hook_args) -> None:
-    """Report a load error if ``state_dict`` has other class checksums than ``model`` (load-state-dict pre-hook)."""
+    """Report a load error if ``state_dict`` has class checksums, but not those of ``model`` (pre-hook)."""
     expected = model.get_buffer("classes")
     if not torch.equal(state_dict.setdefault(f"{prefix}classes", expected).to(expected), expected):
         error_messages = hook_args[-1]

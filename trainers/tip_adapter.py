@@ -61,8 +61,9 @@ def search_hyperparameters(
 
     Args:
         zero_shot: logits (images, classes) of zero-shot CLIP.
+        cache: features of these images, keys and values, as for :func:`cache_logits`.
         labels: (images,).
-        initial: alpha and beta that win a tie (see :func:`score_candidates`).
+        initial: alpha and beta to try first; they win a tie (see :func:`score_candidates`).
     """
     candidates: list[tuple[tuple[float, float], float, float]] = []  # score, alpha, beta
     for beta in [initial[1], *BETAS]:
@@ -74,7 +75,7 @@ def search_hyperparameters(
 
 
 class CacheModel(nn.Module):
-    """The key-value cache of ``shots`` training images, with alpha and beta; ``TipAdapter.fill_cache`` fills it."""
+    """A cache of ``shots`` images, zeros until ``fill_cache``, with ALPHA and BETA of ``node`` (TRAINER.TIPADAPTER)."""
 
     values: torch.Tensor
     alpha: torch.Tensor
@@ -109,6 +110,7 @@ class TipAdapter(TrainerX):
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
+        """Add TRAINER.TIPADAPTER, the config node of this method, with its defaults to ``cfg``, in place."""
         cfg.TRAINER.TIPADAPTER = CfgNode()
         cfg.TRAINER.TIPADAPTER.ALPHA = 1.0  # initial weight of the cache's logits
         cfg.TRAINER.TIPADAPTER.BETA = 5.5  # initial sharpness of the weights of the shots
@@ -121,7 +123,7 @@ class TipAdapter(TrainerX):
         check_at_least(cfg.TRAINER.TIPADAPTER.AUGMENT_EPOCH, 1, "TRAINER.TIPADAPTER.AUGMENT_EPOCH")
 
     def build_model(self) -> None:
-        """Build and register an empty cache; encode the class names; set the feature extractor."""
+        """Register a cache of zeros; encode the prompts; make CLIP's image encoder the feature extractor."""
         data, node, template = self.dm.dataset, self.cfg.TRAINER.TIPADAPTER, self.cfg.DATASET.TEMPLATE
         self.backbone = load_backbone(self)
         classifier = build_zero_shot_classifier(self.backbone.build_text_encoder(), data.classnames, [template])
@@ -139,7 +141,7 @@ class TipAdapter(TrainerX):
         self.max_epoch = 1  # the epoch only searches alpha and beta
 
     def before_train(self) -> None:
-        """Prepare training, and fill the cache unless the run is resumed from a checkpoint."""
+        """Prepare training; fill the cache in a new run, as a resumed one has it from the checkpoint."""
         super().before_train()
         if not self.start_epoch:
             self.fill_cache()
@@ -160,7 +162,7 @@ class TipAdapter(TrainerX):
         print(f"Cache: {shots:,} keys of {dim:,} numbers, {per_key} each{suffix}")
 
     def run_epoch(self) -> None:
-        """Search alpha and beta."""
+        """Search alpha and beta (:meth:`search_alpha_and_beta`), the only step of the only epoch."""
         self.search_alpha_and_beta()
 
     def search_alpha_and_beta(self) -> None:
@@ -201,7 +203,7 @@ class TipAdapterF(TipAdapter):
         self.register_model("tip_adapter", self.model, self.optim, self.sched)
 
     def run_epoch(self) -> None:
-        """Train the keys with the initial alpha and beta, then search both if the epoch's model may be deployed."""
+        """Train the keys with the initial alpha and beta; then search both in the last epoch, or in any (best_val)."""
         node = self.cfg.TRAINER.TIPADAPTER
         self.model.alpha.fill_(node.ALPHA)
         self.model.beta.fill_(node.BETA)

@@ -24,7 +24,7 @@ class ZeroshotCLIP(TrainerX):
         check_template(cfg.DATASET.TEMPLATE, "DATASET.TEMPLATE")
 
     def build_model(self) -> None:
-        """Encode the prompts of all classes and set the feature extractor; no model is registered."""
+        """Encode the prompts, and make CLIP's image encoder the feature extractor; no model is registered."""
         self.backbone = load_backbone(self)
         templates = self.templates()
         print(f"Prompt ensembling (n={len(templates)})" if len(templates) > 1 else f'Prompt: "{templates[0]}"')
@@ -40,7 +40,7 @@ class ZeroshotCLIP(TrainerX):
         return [self.cfg.DATASET.TEMPLATE]
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
-        """Return logits (images, classes) for image features (images, embed_dim)."""
+        """Return scaled logits (images, classes) for image features (images, embed_dim) of any length."""
         return self.backbone.logits(input, self.class_features)
 
     def linear_head(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,6 +58,7 @@ class ZeroshotCLIP2(ZeroshotCLIP):
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
+        """Add TRAINER.ZEROSHOTCLIP2, the config node of this method, with its defaults to ``cfg``, in place."""
         cfg.TRAINER.ZEROSHOTCLIP2 = CfgNode()
         cfg.TRAINER.ZEROSHOTCLIP2.TEMPLATES = "select"  # CoOp's default
 
