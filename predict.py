@@ -20,7 +20,7 @@ from inference import COMMANDS, DEFAULT_COMMAND
 
 @command_line()
 def main(argv: list[str] | None = None) -> int | None:
-    """Run the command that ``argv`` begins with, by default classify; return the exit code (None: 0)."""
+    """Run the command that ``argv`` (None: sys.argv) begins with, else classify; return the exit code (None: 0)."""
     argv = sys.argv[1:] if argv is None else argv
     name, arguments = (argv[0], argv[1:]) if argv and argv[0] in COMMANDS else (DEFAULT_COMMAND, argv)
     command = import_module(f"inference.{name}")

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, name: str) -> None:
-    """Print the answers to all questions for each image; ``name`` is the command's, for messages."""
+    """Print the answers to all questions for each image; ``name`` is the command's name, for messages."""
     check_texts_are_not_images(args.question, "--question", args.images)
     check_at_least(args.max_tokens, 1, "--max-tokens")
     paths = find_images(args.images)

@@ -9,9 +9,10 @@ if TYPE_CHECKING:
 
 
 def prepare_inputs(model, processor, picture: Image.Image, texts: list[str] | None):
-    """Return a dict of the model's inputs for one picture and several texts (None: no text), on the model's device.
+    """Return a dict of inputs of a BLIP or BLIP-2 ``model``, on its device, for one picture and several texts.
 
-    ``pixel_values`` is (1, 3, height, width), ``input_ids`` (texts, tokens).
+    ``pixel_values`` is (1, 3, height, width), ``input_ids`` (texts, tokens). ``texts`` None: the picture alone.
+    ``processor`` is the model's, from :func:`inference.transformers_models.load_model`.
     """
     if getattr(model.config, "image_token_index", None) is not None:  # BLIP-2: image tokens stand before the text
         # Processors that early versions of transformers saved lack this number; the model would then see no image.
@@ -23,9 +24,10 @@ def prepare_inputs(model, processor, picture: Image.Image, texts: list[str] | No
 def generate_text(
     model, processor, picture: Image.Image, prompt: str | None, max_tokens: int, return_full_text: bool
 ) -> str:
-    """Return the text that the model generates for the picture, by greedy decoding of at most ``max_tokens`` tokens.
+    """Return the text that a BLIP or BLIP-2 ``model`` generates for the picture, greedily, with ``processor``.
 
-    The text continues or answers ``prompt``; without ``return_full_text``, a prompt repeated by the model is cut off.
+    The text continues or answers ``prompt`` (None: no prompt) by at most ``max_tokens`` tokens. Without
+    ``return_full_text``, the prompt that some BLIP-2 models repeat is cut off.
     """
     # One prompt at a time: BLIP's answers would depend on the padding of a shorter prompt.
     inputs = prepare_inputs(model, processor, picture, None if prompt is None else [prompt])

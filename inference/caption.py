@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, name: str) -> None:
-    """Print a caption for each image; ``name`` is the command's, for messages."""
+    """Print a caption for each image; ``name`` is the command's name, for messages."""
     check_at_least(args.max_tokens, 1, "--max-tokens")
     paths = find_images(args.images)
     model, processor = load_model(args.model, MODEL_CLASSES, name)

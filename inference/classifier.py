@@ -36,14 +36,14 @@ class Classifier:
 
     @torch.no_grad()
     def predict_probabilities(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the class probabilities (n, classes) of ``images`` (n, 3, height, width), on the CPU in fp32."""
+        """Return class probabilities (n, classes), fp32 on the CPU, of preprocessed images (n, 3, height, width)."""
         return self.logits(images).float().softmax(-1).cpu()
 
 
 def build_zero_shot(
     classnames: Sequence[str], templates: Sequence[str], backbone: str, weights: str = ""
 ) -> Classifier:
-    """Return a zero-shot CLIP classifier. The class features are computed once, for all images.
+    """Return a zero-shot CLIP classifier, on a GPU if there is one. It computes the class features once.
 
     Args:
         classnames: class names in label order.
@@ -65,7 +65,7 @@ def build_zero_shot(
 
 
 def build_preprocessing(visual: nn.Module) -> Pipeline:
-    """Return the test-time image transform of the image encoder ``visual`` of a loaded CLIP."""
+    """Return the test-time transform, from a picture to a tensor, of the image encoder ``visual`` of a loaded CLIP."""
     cfg = get_cfg_default()
     cfg.INPUT.SIZE = (visual.input_resolution,) * 2
     cfg.INPUT.INTERPOLATION = "bicubic"
@@ -108,11 +108,11 @@ def _check_distinct_classes(encoder: TextEncoder, classnames: Sequence[str]) -> 
 
 
 def get_frozen_image_encoder(trainer) -> nn.Module | None:
-    """Return the frozen image encoder whose features ``model_inference`` takes; None if that method takes images."""
+    """Return the frozen image encoder whose features ``trainer.model_inference`` takes; None if it takes images."""
     return trainer.feature_extractor and trainer.feature_extractor.encoder.visual
 
 
 def _build_encode_function(visual: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return a function from images on any device to image features on the device of ``visual``."""
+    """Return a function from images on any device to features, not normalized, on the device of ``visual``."""
     device, dtype = next(visual.parameters()).device, get_input_dtype(visual)
     return lambda images: visual(images.to(device, dtype))

@@ -43,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, name: str) -> None:
-    """Print the most probable classes of each image (or video), and write a contact sheet for ``--show``.
+    """Print the most probable classes of each image or video; write a contact sheet if ``args.show``.
+
+    ``name``, the command's name, is not used.
 
     Raises:
         UserError: wrong arguments; or, after all readable images, some images could not be read.

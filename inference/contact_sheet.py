@@ -23,7 +23,7 @@ CJK_FONTS = ("Noto Sans CJK SC", "Noto Sans SC", "Microsoft YaHei", "PingFang SC
 def write_contact_sheet(path: str, sheet: Sequence[tuple[str, Image.Image, list[dict]]]) -> None:
     """Write a PNG of pictures, each below its file name and above its predictions.
 
-    ``sheet`` has (image path, picture, predictions) of each image; a prediction has ``class`` and ``probability``.
+    ``sheet`` has (image path, picture, predictions) of each image; a prediction is {"class": …, "probability": …}.
     """
     import matplotlib
 
@@ -57,6 +57,6 @@ def write_contact_sheet(path: str, sheet: Sequence[tuple[str, Image.Image, list[
 
 
 def _shorten(text: str) -> str:
-    """Return ``text`` cut to ``MAX_LETTERS``, with dollar signs escaped."""
+    """Return ``text``, cut to ``MAX_LETTERS`` with a final … if longer, with dollar signs escaped for Matplotlib."""
     text = text.replace("$", r"\$")  # Matplotlib reads $…$ as a formula
     return text if len(text) <= MAX_LETTERS else f"{text[: MAX_LETTERS - 1]}…"

@@ -42,9 +42,10 @@ EXACT_TOLERANCE, HALF_TOLERANCE = 1e-4, 1e-2
 
 
 def check_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float, name: str) -> str:
-    """Return a sentence with the largest difference between ``actual`` and ``expected``; ``name`` is their noun.
+    """Return a sentence with the largest difference between ``actual`` and ``expected``.
 
-    Raise :class:`UserError` if it is NaN, or above ``tolerance`` times the largest absolute value in ``expected``.
+    ``name`` is the noun for the values in messages, such as "logits". Raise :class:`UserError` if the difference is
+    NaN, or above ``tolerance`` times the largest absolute value in ``expected``.
     """
     difference, largest = (actual - expected).abs().max().item(), expected.abs().max().item()
     if not difference <= tolerance * largest:  # this form also refuses NaN
@@ -82,8 +83,8 @@ def export_classifier(run_folder: Path, out_folder: Path, epoch: int | None, cla
     ``epoch`` and ``classnames`` are those of :func:`inference.trained_run.load_trainer`.
 
     Raises:
-        UserError: as ``load_trainer``; the method's logits are not linear in image features; or, after the class
-            weights are written, a package for ONNX is missing.
+        UserError: as ``load_trainer``; the method's logits are not linear in image features; exported logits differ
+            from the run's; or, after the class weights are written, a package for ONNX is missing.
     """
     trainer = load_trainer(run_folder, classnames, epoch, cuda=False)
     description = _build_metadata(trainer)
@@ -175,8 +176,8 @@ def export_clip(run_folder: Path, out_path: Path, epoch: int | None) -> None:
     ``epoch`` is that of :func:`inference.trained_run.load_trainer`.
 
     Raises:
-        UserError: as ``load_trainer``; the run is of another method; its CLIP is not of OpenAI's architectures; or the
-            file's features differ from the run's.
+        UserError: as ``load_trainer``; the run is of another method; its CLIP is not of OpenAI's architectures; the
+            file's features differ from the run's; or ``out_path`` does not end in .safetensors or cannot be written.
     """
     if out_path.suffix != ".safetensors":
         raise UserError(f"--out {out_path} has an unknown suffix: the name must end in .safetensors to be loadable")
@@ -211,7 +212,7 @@ def export_clip(run_folder: Path, out_path: Path, epoch: int | None) -> None:
 
 @torch.no_grad()
 def _sample_features(clip: nn.Module) -> torch.Tensor:
-    """Return normalized features (n, embed_dim) of random images and of ``SAMPLE_TEXTS``."""
+    """Return normalized features (8, embed_dim) of :func:`random_images`, the same each time, then ``SAMPLE_TEXTS``."""
     encoder = build_text_encoder(clip)
     images = clip.visual(random_images(clip.visual.input_resolution))
     return normalize(torch.cat([images, encoder.encode(encoder.tokenize(list(SAMPLE_TEXTS)))]))

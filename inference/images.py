@@ -20,7 +20,7 @@ def find_images(arguments: Sequence[str]) -> list[str]:
     """Return the image paths that ``arguments`` name; a folder stands for all images in it and below it, sorted.
 
     Raises:
-        UserError: there are no arguments, or an argument matches no image.
+        UserError: there are no arguments, a folder has no image, or as :func:`find_paths`, which reads the arguments.
     """
     if not arguments:
         raise UserError("no images: name files, folders, glob patterns, or - for paths on standard input")
@@ -28,13 +28,13 @@ def find_images(arguments: Sequence[str]) -> list[str]:
 
 
 def find_paths(arguments: Sequence[str], kind: str) -> list[str]:
-    """Return the existing paths that ``arguments`` name, in their order.
+    """Return the paths that ``arguments`` (files, folders, glob patterns, ``-``) name, in the order of the arguments.
 
-    A glob pattern stands for its matches, sorted; ``-`` for the paths on standard input, one a line. ``kind`` is the
-    noun for a path in messages, such as "image".
+    A glob pattern stands for its matches, sorted; ``-`` for the paths on standard input, one a line, which need not
+    exist. ``kind`` is the noun for a path in messages, such as "image".
 
     Raises:
-        UserError: an argument matches nothing, or standard input has no path.
+        UserError: an argument other than ``-`` matches nothing, or there is no path at all.
     """
     paths = []
     for argument in arguments:
@@ -50,7 +50,7 @@ def find_paths(arguments: Sequence[str], kind: str) -> list[str]:
 
 
 def _list_images(path: str) -> list[str]:
-    """Return the images in and below the folder ``path``, sorted; ``[path]`` if it is not a folder."""
+    """Return the images in and below the folder ``path``, sorted, or UserError without any; ``[path]`` for a file."""
     if not os.path.isdir(path):
         return [path]
     images = sorted(str(file) for file in Path(path).rglob("*") if is_image(file))
@@ -60,14 +60,14 @@ def _list_images(path: str) -> list[str]:
 
 
 def is_image(path: Path) -> bool:
-    """Return whether ``path`` is an existing file with an image's extension that is not hidden (no dot in front)."""
+    """Return whether ``path`` is an existing file with an image's extension and no dot in front of its name."""
     return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".") and path.is_file()
 
 
 def check_texts_are_not_images(texts: Sequence[str], option: str, images: Sequence[str]) -> None:
-    """Raise :class:`UserError` if one of the ``texts`` after ``option`` is an image, which belongs to ``images``.
+    """Raise :class:`UserError` if one of ``texts``, the values of ``option``, is the path of an image file.
 
-    Without ``images`` (the image arguments of the command line), any existing path among the texts is an error.
+    If ``images``, the image arguments of the command line, are empty, any existing path among the texts is an error.
     """
     for text in texts:
         if is_image(Path(text)) or (not images and os.path.exists(text)):
@@ -76,7 +76,7 @@ def check_texts_are_not_images(texts: Sequence[str], option: str, images: Sequen
 
 
 def read_each(paths: Sequence[str], read: Callable = read_image, kind: str = "image") -> Iterator[tuple]:
-    """Read the paths one by one; yield (path, ``read(path)``), with errors as in :func:`iterate_successes`."""
+    """Read the paths one by one; yield (path, ``read(path)``), errors and ``kind`` as in :func:`iterate_successes`."""
     return iterate_successes(((path, _try_read(read, path)) for path in paths), len(paths), kind)
 
 

@@ -27,7 +27,8 @@ def interpret_context(source: Path, epoch: int | None, backbone: str, weights: s
         weights: path of a CLIP weights file that replaces the backbone's weights, or "".
 
     Raises:
-        UserError: there is no run or checkpoint; it has no context; its CLIP is unknown, or has another width.
+        UserError: there is no run or checkpoint; it has no context; its CLIP is unknown, or has another width; or
+            ``epoch`` is given for a checkpoint.
     """
     if source.is_dir():
         load_run_cfg(source)  # raises an error that explains a folder without a run

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, name: str) -> None:
-    """Print match and cosine of all texts for each image; ``name`` is the command's, for messages."""
+    """Print match probability and cosine of all texts for each image; ``name`` is the command's name, for messages."""
     check_texts_are_not_images(args.text, "--text", args.images)
     paths = find_images(args.images)
     model, processor = load_model(args.model, MODEL_CLASSES, name)
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace, name: str) -> None:
 
 
 def score_texts(model, processor, picture: Image.Image, texts: Sequence[str]) -> list[tuple[str, float, float]]:
-    """Return (text, match probability, cosine) for each text and the picture."""
+    """Return (text, match probability, cosine) of each text and the picture, by a BLIP or BLIP-2 and its processor."""
     import torch
 
     head_option, output_key = MATCHING_HEADS[model.config.model_type]

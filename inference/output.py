@@ -20,9 +20,10 @@ class PredictionWriter:
     """Writes the most probable classes: a table for a single image (or video), a row each for several."""
 
     def __init__(self, paths: list[str], classnames: Sequence[str], args: argparse.Namespace, kind: str = "image"):
-        """Print the header of the rows if there are several ``paths``, those of all images or videos.
+        """Print the header of the rows if there are several ``paths`` and ``args.json`` is False.
 
-        ``args.top_k`` and ``args.json`` are used; ``kind`` is "image" or "video"; ``classnames`` are in label order.
+        ``paths`` are those of all images or videos (``kind``: "image", "video"), ``classnames`` are in label order, and
+        ``args.top_k`` classes are shown of each.
         """
         self.classnames, self.args, self.kind, self.is_single = classnames, args, kind, len(paths) == 1
         # The widths follow from all paths, since rows are printed one by one.
@@ -34,7 +35,7 @@ class PredictionWriter:
             )
 
     def write(self, path: str, probabilities: list[float]) -> list[dict]:
-        """Print the result for one image or video; return its ``top_k`` predictions, the most probable first."""
+        """Print and return the ``args.top_k`` most probable classes, in order: {"class": …, "probability": …} each."""
         ranked = sorted(zip(self.classnames, probabilities, strict=True), key=lambda pair: -pair[1])
         predictions = [{"class": name, "probability": value} for name, value in ranked[: self.args.top_k]]
         write_result({self.kind: path, "predictions": predictions}, self._format(path, predictions), self.args.json)

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, name: str) -> None:
-    """Write masks and overlay of each image, and print its segments; ``name`` is the command's, for messages."""
+    """Write masks and overlay of each image, and print its segments; ``name`` is the command's name, for messages."""
     import numpy as np
 
     check_texts_are_not_images(args.text, "--text", args.images)
@@ -88,7 +88,7 @@ def _build_output_paths(paths: Sequence[str], folder: Path) -> dict[str, tuple[P
 
 
 def segment_texts(model, processor, picture: Image.Image, texts: Sequence[str]) -> np.ndarray:
-    """Return masks (texts, height, width): the probability that a pixel of the picture shows the text's object."""
+    """Return masks (texts, height, width): CLIPSeg's probability that a pixel of the picture shows a text's object."""
     import torch
     from torch.nn import functional as F
 

@@ -55,7 +55,7 @@ def _read_record_if_any(folder: Path) -> dict:
 
 
 def load_classnames(folder: Path) -> list[str]:
-    """Return the class names in the record of the run in ``folder``, in label order; [] without them."""
+    """Return a run's class names from its record, ``folder``/result.json, in label order; [] without file or names."""
     return [str(name) for name in _read_record_if_any(folder).get("classnames", ())]
 
 
@@ -120,7 +120,7 @@ def _subclass_without_data(name: str, classnames: list[str]) -> type:
 
 
 def _check_weights(trainer, folder: Path) -> None:
-    """Raise :class:`UserError` if the run in ``folder`` was trained with other CLIP weights than ``trainer`` has."""
+    """Raise :class:`UserError` if the record of the run in ``folder`` names other CLIP weights than ``trainer`` has."""
     recorded, loaded = (record.get("weights", {}) for record in (_read_record_if_any(folder), trainer.provenance))
     if recorded.get("sha256") and recorded["sha256"] != loaded.get("sha256"):
         raise UserError(

@@ -55,9 +55,10 @@ def load_model(name: str, model_classes: Mapping[str, str], purpose: str):
 
 
 def _load_complete_model(model_class: type, name: str, purpose: str):
-    """Return the model in fp32, on a GPU if there is one, frozen and in evaluation mode.
+    """Return the model ``name`` of :func:`load_model` in fp32, on a GPU if there is one, frozen, in evaluation mode.
 
-    Raise :class:`UserError` if the weights are damaged, or if some are missing: transformers would draw them at random.
+    ``model_class`` is its class in transformers. Raise :class:`UserError` if the weights are damaged, or if some are
+    missing, which transformers would draw at random; the message names ``purpose``.
     """
     import torch
     from safetensors import SafetensorError
@@ -81,7 +82,7 @@ def batch_texts(texts: Sequence[str]) -> list[list[str]]:
 
 
 def check_texts(texts: Sequence[str], option: str, model, processor) -> None:
-    """Raise :class:`UserError` if a text of the command line's ``option`` is empty or too long for the model."""
+    """Raise :class:`UserError` if a text of ``option`` is empty, or too long for ``model``, in ``processor`` tokens."""
     configs = (getattr(model.config, name, None) for name in ("text_config", "qformer_config"))
     configs = [config for config in configs if config is not None]
     limit = min(getattr(config, "max_position_embeddings", DEFAULT_MAX_TOKENS) for config in configs)
@@ -97,7 +98,7 @@ def format_table(
 ) -> str:
     """Return the result for one image as a table; the image's path stands above it unless ``is_single``.
 
-    ``align`` ("left", "right") holds for all columns but the first.
+    ``align`` ("left", "right") holds for all columns but the first, which is left-aligned.
     """
     from tabulate import tabulate
 

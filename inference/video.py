@@ -55,7 +55,7 @@ def is_video_request(args: argparse.Namespace) -> bool:
 
 
 def run_video(args: argparse.Namespace) -> None:
-    """Print the most probable classes of each video."""
+    """Print the most probable of ``args.classes`` for each video in ``args.images``, by X-CLIP."""
     template = "{}" if args.template is None else args.template  # X-CLIP was trained with bare class names
     check_template(template, "--template")
     texts = [template.replace("{}", clean_classname(name)) for name in args.classes]
@@ -69,7 +69,10 @@ def run_video(args: argparse.Namespace) -> None:
 
 
 def classify_frames(model, processor, frames: Sequence[Image.Image], texts: Sequence[str]) -> list[float]:
-    """Return the probability of each text for the video with these frames; the probabilities add up to 1."""
+    """Return the probability of each text for the video with these frames; the probabilities add up to 1.
+
+    ``model`` is an X-CLIP and ``processor`` its own; ``frames`` are ``model.config.vision_config.num_frames`` pictures.
+    """
     import torch
 
     inputs = processor(text=list(texts), videos=list(frames), padding=True, return_tensors="pt").to(model.device)
@@ -81,7 +84,7 @@ def read_frames(path: str, count: int) -> list[Image.Image]:
     """Return ``count`` evenly spaced frames of a video; a video with fewer frames repeats some.
 
     Args:
-        path: path of a video file, or of a folder with one image for each frame.
+        path: path of a video file, or of a folder with one image for each frame, in the order of their numbers.
 
     Raises:
         UserError: there is no frame, or the file cannot be read as a video.
@@ -100,7 +103,7 @@ def _natural_sort_key(path: Path) -> list:
 
 
 def evenly_spaced(total: int, count: int) -> list[int]:
-    """Return the middle index of each of ``count`` equal intervals of ``range(total)``."""
+    """Return the middle index, rounded down, of each of ``count`` equal intervals of ``range(total)``."""
     return [(2 * interval + 1) * total // (2 * count) for interval in range(count)]
 
 

@@ -53,18 +53,18 @@ class ExtractionJob:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the set is committed: Lance writes ``_versions`` last."""
+        """Whether the feature set is complete: ``folder`` has ``_versions``, which Lance writes last."""
         return (self.folder / "_versions").is_dir()
 
     def list_blocks(self) -> dict[Path, range]:
-        """Return the listed rows of each block by the path of its marker, the file that a complete block has."""
+        """Return each block's rows in the list of images, by its marker: the path of a complete block's file."""
         rows = range(open_lance_dataset(self.folder / LISTING_FOLDER)[0].count_rows())
         size = max(MIN_BLOCK_IMAGES, len(rows) // MAX_BLOCKS)
         return {self.folder / f"blocks/{start // size}.json": rows[start : start + size] for start in rows[::size]}
 
 
 def run_block(block: tuple[Path, range] | None, job: ExtractionJob) -> str | None:
-    """Extract a block (marker, rows); list the set's images if ``block`` is None. Return None or an error message."""
+    """Write the features of a block (marker, rows); None: the list of images. Return an error message or None."""
     node, device = job.cfg.MODEL.BACKBONE, "cuda" if job.cfg.USE_CUDA and torch.cuda.is_available() else "cpu"
     try:
         check_availability(job.cfg.FEATURES.PREC, FEATURE_PRECISIONS, "FEATURES.PREC")
@@ -86,7 +86,9 @@ def run_block(block: tuple[Path, range] | None, job: ExtractionJob) -> str | Non
 
 
 def _write_listing(job: ExtractionJob, settings: dict) -> None:
-    """Write the list of the set's images with ``settings``, or compare ``settings`` with those of an existing list.
+    """Write the list of the set's images, with ``settings``; of an existing list, only compare the settings.
+
+    The features depend on the ``settings``.
 
     Raises:
         UserError: the settings differ, or the split has no images.
@@ -112,17 +114,17 @@ def _write_listing(job: ExtractionJob, settings: dict) -> None:
 
 
 def _extract_block(marker: Path, rows: range, job: ExtractionJob, encoder: ImageEncoder, transform: Pipeline) -> None:
-    """Write the features of the listed ``rows`` as a Lance fragment, then the block's ``marker``.
+    """Write the fp16 features of ``rows`` in the list of images as a Lance fragment, then the file ``marker``.
 
     Raises:
-        UserError: images cannot be read (all of them, under DATASET.SKIP_BAD_IMAGES), or a feature is not finite.
+        UserError: an image cannot be read (with DATASET.SKIP_BAD_IMAGES: no image can), or a feature is not finite.
     """
     table = open_lance_dataset(job.folder / LISTING_FOLDER)[0].take([*rows])
     root = Path(job.cfg.DATASET.ROOT).expanduser()
     bad: dict[str, str] = {}
 
     def read(path: str) -> torch.Tensor | None:
-        """Return the preprocessed image (3, height, width); None, with the reason in ``bad``, if it cannot be read."""
+        """Return the preprocessed image (3, height, width) at root/``path``; if unreadable, None; reason in ``bad``."""
         try:
             return transform(read_image(root / path))
         except UnreadableImageError as error:
@@ -161,14 +163,15 @@ def _commit_dataset(job: ExtractionJob, markers: list[Path]) -> None:
 def extract_features(
     job: ExtractionJob, shard: int, shards: int, address: str | None, resources: ray.Resources
 ) -> None:
-    """Extract the incomplete blocks of a shard; commit the set once all blocks are complete.
+    """Extract the incomplete blocks of one shard, a part of the set; commit the set once all blocks are complete.
 
     Args:
         shard: number of the shard, from 1 to ``shards``; the shard has every ``shards``-th block.
-        address: of a Ray, as for :func:`studies.ray.connect`, with ``resources`` for each task; None: no Ray.
+        address: address of a Ray, as for :func:`studies.ray.connect`; None: the blocks are computed in this process.
+        resources: what each Ray task occupies, from :func:`studies.ray.build_resources`.
 
     Raises:
-        UserError: a wrong split, shard or config, or images that cannot be read.
+        UserError: a wrong split, shard or config, settings other than the set's, or images that cannot be read.
     """
     check_availability(job.split, SPLIT_ATTRIBUTES, "--split")
     if not 1 <= shard <= shards:

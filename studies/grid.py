@@ -41,7 +41,7 @@ class Trial:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the folder holds the record of a finished run of this command."""
+        """Whether the folder has a result.json of this command, newer than the command's config files and model."""
         return is_finished(self.folder, self.command)
 
     @property
@@ -54,7 +54,7 @@ def read_sweep(path: Path) -> dict:
     """Return the content of a sweep's YAML file, with its keys and types checked.
 
     Raises:
-        UserError: the file is absent or not YAML; a key is missing, unknown or of the wrong type.
+        UserError: the file is absent or not YAML; a key is missing or unknown; a value has the wrong type or range.
     """
     sweep = read_yaml(path)
     _check_keys(sweep, SWEEP_KEYS, REQUIRED_SWEEP_KEYS, f"{path}")
@@ -85,14 +85,14 @@ def _check_keys(node: object, types: Mapping[str, type], required: set[str], pla
 
 
 def build_trials(sweep: dict, output: str, root: str, seeds: list[str], overrides: list[str]) -> list[Trial]:
-    """Return one trial for each point of each grid, in the order of the file.
+    """Return a trial (run of ``train.py``) for each point of each grid (no grid: one point), in the file's order.
 
     Args:
         sweep: the content of the file, from :func:`read_sweep`.
         output: the sweep's folder; empty: the one in the file.
         root: the value of ``--root`` for every trial; empty: no such flag.
         seeds: values that replace those of each axis ``seed`` or ``SEED``; empty: the file's values.
-        overrides: KEY VALUE pairs for every trial.
+        overrides: KEY VALUE pairs for every trial, as a flat list.
 
     Raises:
         UserError: a field in braces is no axis; two trials have one folder, or a folder is not below the sweep's; an

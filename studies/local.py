@@ -23,7 +23,7 @@ def count_cores() -> int:
 
 
 def run_trial(trial: Trial, threads: int) -> str | None:
-    """Run a trial in this process, with output to its log.txt only; return None or the error message.
+    """Run a trial in this process, with output to its log.txt only; return the error message, or None for success.
 
     Raises:
         KeyboardInterrupt: the trial was stopped by Ctrl-C.
@@ -61,9 +61,10 @@ def exit_with_parent() -> None:
 
 
 def run_trials(trials: list[Trial], jobs: int, threads: int) -> TrialOutcomes:
-    """Run the trials, ``jobs`` at a time with ``threads`` threads each; yield each as it ends.
+    """Run the trials, ``jobs`` at a time with ``threads`` threads each; yield (trial, error or None) as each ends.
 
-    The pool gets a trial only when a process is free: a pool runs its queue to the end even if the sweep is stopped.
+    A single job runs in this process; several run in a pool. The pool gets a trial only when a process is free: a pool
+    runs its queue to the end even if the sweep is stopped.
     """
     if jobs == 1:
         yield from ((trial, run_trial(trial, threads)) for trial in trials)
@@ -85,7 +86,7 @@ def run_trials(trials: list[Trial], jobs: int, threads: int) -> TrialOutcomes:
 
 
 def wait_for_trials(running: dict[Future, Trial]) -> TrialOutcomes:
-    """Wait until at least one trial ends; remove each ended trial from ``running`` and yield it."""
+    """Wait until at least one trial ends; remove each ended trial from ``running``; yield (trial, error or None)."""
     for future in wait(running, return_when=FIRST_COMPLETED).done:
         trial = running.pop(future)
         broken = isinstance(future.exception(), BrokenProcessPool)

@@ -43,7 +43,7 @@ class ProgressPrinter:
         self.last_table_time = time.monotonic()
 
     def format_table(self) -> str:
-        """Return a Markdown table of mean accuracies, methods x shots; empty if no trial has an accuracy."""
+        """Return a Markdown table of mean accuracies (%) by method (row) and shots (column); empty without any."""
         import pandas as pd
 
         rows = [row for trial in self.trials if (row := self._read_row(trial))]

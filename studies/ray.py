@@ -47,11 +47,11 @@ Resources = dict[str, float]  # of a task or a node, with Ray's keys: CPU, GPU, 
 
 
 def build_resources(cpus: float = 1, gpus: float = 0, gigabytes: float = 0) -> Resources:
-    """Return the resources that a task occupies while it runs; Ray starts it where they are free.
+    """Return the resources that a task occupies while it runs, with Ray's keys; Ray starts it where they are free.
 
     Args:
         gpus: number of GPUs; a fraction, such as 0.5, lets two tasks share one.
-        gigabytes: memory; 0: not declared.
+        gigabytes: memory, in 10^9 bytes; 0: not declared.
     """
     for name, value in {"CPUs": cpus, "GPUs": gpus, "memory": gigabytes}.items():
         check_at_least(value, 0, f"{name} of a task")
@@ -65,10 +65,10 @@ def _format_resources(resources: Resources) -> str:
 
 
 def join_ray_address(argv: list[str]) -> list[str]:
-    """Write ``--ray [ADDRESS]`` as ``--ray=ADDRESS``, since argparse would take any next word for the address.
+    """Return ``argv`` with ``--ray [ADDRESS]`` as ``--ray=[ADDRESS]``: argparse would take any next word for it.
 
     Raises:
-        UserError: the word after ``--ray`` is neither an address nor a flag, a YAML file or a config key.
+        UserError: the word after ``--ray`` is none of: address, flag, YAML file, config key.
     """
     words: list[str] = []
     for word in argv:
@@ -89,9 +89,9 @@ def connect(address: str = LOCAL, cpus: float = 0) -> Iterator[None]:
     """Connect to a Ray for the body of a ``with``.
 
     Args:
-        address: ``auto`` (the cluster of this machine), ``HOST:PORT`` or ``ray://HOST:PORT``; empty: a Ray on this
-            machine, which starts now and ends with the body.
-        cpus: least number of CPUs of a Ray that starts here; it has at least one for each core.
+        address: ``auto`` (the cluster that this machine belongs to), ``HOST:PORT`` or ``ray://HOST:PORT``; LOCAL (""):
+            a new Ray on this machine, which ends with the body.
+        cpus: least number of CPUs of a LOCAL Ray, which has at least one for each core; other Rays ignore it.
 
     Raises:
         UserError: Ray is not installed, or no cluster answers at the address.
@@ -120,7 +120,7 @@ def connect(address: str = LOCAL, cpus: float = 0) -> Iterator[None]:
 
 
 def _import_ray():
-    """Return the module ``ray``, imported under RAY_ENVIRONMENT; :class:`UserError` if Ray is not installed."""
+    """Return the module ``ray``, imported with RAY_ENVIRONMENT in the environment; :class:`UserError` without Ray."""
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
@@ -131,7 +131,7 @@ def _import_ray():
 
 
 def _check_listening(address: str) -> None:
-    """Raise :class:`UserError` if no server accepts a connection at ``address``; Ray would retry for a minute."""
+    """Raise :class:`UserError` if no server answers at ``address``, except ``auto``; Ray would retry for a minute."""
     if address == AUTO_ADDRESS:
         return
     host, _, port = address.removeprefix(CLIENT_SCHEME).rpartition(":")
@@ -155,11 +155,12 @@ def run_tasks(
 ) -> Iterator[tuple[Any, Any, str | None]]:
     """Call ``function(item, *arguments)`` in a task for each item; yield (item, result, error message or None).
 
-    Ray repeats a task whose worker or node was lost, MAX_RETRIES times. Leaving the loop, as by Ctrl-C, cancels the
-    running tasks.
+    A Ray must be connected (:func:`connect`). Results come as tasks end. Ray repeats a task whose worker or node was
+    lost, MAX_RETRIES times. Leaving the loop, as by Ctrl-C, cancels the running tasks.
 
     Args:
         function: a function that the other nodes can import.
+        resources: what each task occupies, from :func:`build_resources`.
         at_once: largest number of tasks that run at a time; 0: as many as the nodes hold.
 
     Raises:
@@ -193,8 +194,9 @@ def run_tasks(
 def local_or_ray(address: str | None, resources: Resources) -> Iterator[Callable]:
     """Yield ``run(function, items, *arguments)``, a generator of the results of ``function(item, *arguments)``.
 
-    It calls the function in this process (``address`` None) or in tasks of the Ray at ``address``. There, the result of
-    a task that raises is its traceback.
+    ``address`` None: ``run`` calls the function in this process. Else ``run`` calls the function in tasks of the Ray at
+    ``address`` with ``resources`` each, and yields results as tasks end. The result of a task that raises is its
+    traceback.
     """
     if address is None:
         yield lambda function, items, *arguments: (function(item, *arguments) for item in items)
@@ -217,7 +219,7 @@ def _get_outcome(reference: Any) -> tuple[Any, str | None]:
 
 
 def run_trials(trials: list[Trial], resources: Resources, at_once: int, threads: int) -> TrialOutcomes:
-    """Run the trials as tasks of :func:`run_tasks`; yield each as it ends.
+    """Run the trials by :func:`run_tasks` with ``threads`` threads each; yield (trial, error or None) as each ends.
 
     A trial whose node was lost resumes from its checkpoints on another node.
     """
@@ -226,7 +228,7 @@ def run_trials(trials: list[Trial], resources: Resources, at_once: int, threads:
 
 
 def _run_unless_finished(trial: Trial, threads: int) -> str | None:
-    """Run a trial unless a lost task has finished it; return None or the error message."""
+    """Run a trial unless a lost task has finished it; return the error message, or None for success."""
     if trial.is_finished:
         return None
     # A lost worker outlives its node by a moment. If it never ends, the trial's error names it as the lock's owner.

@@ -26,12 +26,12 @@ NAME_KEYS = ("file", "backbone", "commit", "modified")
 
 
 def build_arguments(record: dict, folder: Path, root: str, model_dir: str, overrides: list[str]) -> list[str]:
-    """Return arguments of ``train.py`` that repeat the run of a record into ``folder``.
+    """Return arguments of ``train.py`` that repeat the run of ``record``, a result.json, into the folder ``folder``.
 
     Args:
         root: folder of the data sets; empty: as in the record.
         model_dir: folder of the run whose model is evaluated; empty: as in the record.
-        overrides: KEY VALUE pairs that change the record's config.
+        overrides: KEY VALUE pairs, as a flat list, that change the record's config.
     """
     flags = train.parse_args([str(word) for word in record["command"]])
     options = {"--root": root, "--model-dir": model_dir or flags.model_dir, "--load-epoch": flags.load_epoch}
@@ -47,7 +47,7 @@ def build_arguments(record: dict, folder: Path, root: str, model_dir: str, overr
 
 
 def read_current_inputs(arguments: list[str]) -> dict:
-    """Return the provenance and the inputs that a run with these arguments of ``train.py`` would record.
+    """Return the entries on weights, data and checkpoints that ``train.py`` would record with these ``arguments``.
 
     Raises:
         UserError: a file or folder that the arguments name does not exist.
@@ -84,7 +84,8 @@ def flatten_record(value: Any, name: str) -> dict[str, Any]:
 def compare_records(saved: dict, current: dict) -> tuple[list[tuple[str, str, str]], list[str]]:
     """Return the differences (dotted key, saved value, current value), causes first, and the names of equal entries.
 
-    Keys that only one record has are skipped: another version of this software may have written the other record.
+    Causes are entries of result.json that may change the results (CAUSE_KEYS). IGNORED_KEYS are skipped, and keys that
+    only one of the two records has: another version of this software may have written the other one.
     """
     differences, same = [], []
     for name in sorted({*saved} & {*current} - {*IGNORED_KEYS}, key=lambda name: (name not in CAUSE_KEYS, name)):
@@ -111,7 +112,7 @@ def _format_value(value: Any) -> str:
 def compare_tensors(original: Path, repeated: Path) -> Iterator[tuple[str, str]]:
     """Compare each model's newest checkpoint and best one, if both run folders have it.
 
-    Yield the checkpoint's path below the run folder, and the difference of its tensors; empty if they are equal.
+    Yield the checkpoint's path below the run folder, and a text on the difference of its tensors: empty if equal.
     """
     import torch
 
@@ -140,7 +141,7 @@ def rerun(source: Path, folder: Path, root: str, model_dir: str, overrides: list
     and ``overrides`` are those of :func:`build_arguments`. With ``anyway``, the run starts even if its inputs differ.
 
     Raises:
-        UserError: the record is incomplete; or, without ``anyway``, data, class names, weights or checkpoints differ.
+        UserError: result.json is incomplete; or, without ``anyway``, data, class names, weights or checkpoints differ.
     """
     import torch
     from tabulate import tabulate

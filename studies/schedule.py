@@ -44,7 +44,10 @@ def select_unfinished(stages: list[list[Trial]]) -> list[list[Trial]]:
 
 
 def run_stages(stages: list[list[Trial]], executor: Executor) -> TrialOutcomes:
-    """Run the trials stage by stage, without those whose model's run failed; yield each trial as it ends."""
+    """Run the trials stage by stage with ``executor``; yield (trial, error or None) as each ends.
+
+    A trial that evaluates the model of a failed trial is not run, and has an error.
+    """
     failed: set[Path] = set()
     for stage in stages:
         blocked = [trial for trial in stage if trial.model_dir in failed]
@@ -57,7 +60,7 @@ def run_stages(stages: list[list[Trial]], executor: Executor) -> TrialOutcomes:
 
 
 def run_sweep(stages: list[list[Trial]], executor: Executor, progress: ProgressPrinter) -> list[Trial]:
-    """Run the trials and print a line for each as it ends; return the trials that failed."""
+    """Run the trials, print a line for each as it ends and a final table; return the trials that failed."""
     total, start, failed = sum(map(len, stages)), time.time(), []
     with closing(run_stages(stages, executor)) as outcomes:
         for trial, error in outcomes:

@@ -12,20 +12,21 @@ from .schedule import select_unfinished
 
 
 def format_trial_list(stages: list[list[Trial]]) -> list[str]:
-    """Return a line for each trial: its number, its stage and its folder, separated by tabs."""
+    """Return a line for each trial: number in the sweep, stage, and folder, separated by tabs. Both count from 0."""
     numbers = itertools.count()
     return [f"{next(numbers)}\t{stage}\t{trial.folder}" for stage, trials in enumerate(stages) for trial in trials]
 
 
 def check_config(trial: Trial) -> None:
-    """Raise :class:`UserError` if a trial's config is wrong, before many Slurm tasks wait in a queue to find out."""
+    """Raise :class:`UserError` if ``train.py`` would refuse a trial's config, before many Slurm tasks queue for it."""
     train.setup_cfg(train.parse_args(list(trial.command)))
 
 
 def format_arrays(stages: list[list[Trial]], size: int) -> list[str]:
     """Return a line for each Slurm array of unfinished trials: stage, offset, and indices such as ``0-3,7``.
 
-    A trial's number is its offset plus its index; indices are below ``size``, as Slurm limits them.
+    Spaces separate the three. A trial's number, as in :func:`format_trial_list`, is its offset plus its index; indices
+    are below ``size``, as Slurm limits them.
     """
     check_at_least(size, 1, "--arrays")
     first, lines = 0, []

@@ -54,7 +54,7 @@ def build_captions(left: int, right: int) -> list[str]:
 
 
 def generate_pairs(count: int, seed: int) -> Iterator[Sample]:
-    """Yield ``count`` training samples and 100 test samples of two handwritten digits."""
+    """Yield ``count`` training and 100 test samples (pixels, captions, split) of two digit scans, drawn by ``seed``."""
     import numpy as np
     from PIL import Image
 
@@ -78,14 +78,17 @@ def generate_pairs(count: int, seed: int) -> Iterator[Sample]:
 
 
 def generate_renders(count: int, seed: int) -> Iterator[Sample]:
-    """Yield ``count`` training samples and 500 test samples like the tiny CLIP's pretraining data, one caption each."""
+    """Yield ``count`` training and 500 test samples like the tiny CLIP's pretraining data, one caption each."""
     for split, total, split_seed in (("train", count, seed), ("test", 500, seed + 1)):
         for pixels, caption in zip(*render_dataset(total, split_seed), strict=True):
             yield pixels, [caption], split
 
 
 def write_dataset(folder: Path, samples: Iterator[Sample]) -> int:
-    """Write images and ``captions.json`` to a new ``folder``, all or nothing; return the number of images."""
+    """Write images and ``captions.json`` to ``folder``, all or nothing; return the number of images.
+
+    Raise :class:`UserError` if ``folder`` exists or cannot be written.
+    """
     from PIL import Image
 
     if folder.exists():

@@ -65,8 +65,8 @@ def fix_imagenet(root: Path, force: bool = False, folder: str = "") -> Path:
     """Write ``<root>/imagenet/classnames.txt`` and return its path. Class folders unknown to ImageNet are printed.
 
     Args:
-        force: True to replace an existing file.
-        folder: folder below ``root`` with ImageNet-21k's classes, which gets the file instead.
+        force: True to replace an existing file, which otherwise stays as it is.
+        folder: folder below ``root`` with ImageNet-21k's classes, which gets the file instead; "": ImageNet's.
 
     Raises:
         UserError: there are no class folders, or none of them is ImageNet's.

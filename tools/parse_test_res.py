@@ -23,7 +23,9 @@ from studies.tables.cells import ci95_half_width
 
 
 def parse_directory(directory: Path, keyword: str, test_log: bool, ci95: bool) -> float:
-    """Print the result of each seed in ``directory`` and their mean, in percent; return the mean.
+    """Print the result of each sub-folder (seed) of ``directory`` and their mean, in percent; return the mean.
+
+    Sub-folders without a result do not count and are named on standard error.
 
     Args:
         keyword: metric in the logs, such as "accuracy".

@@ -26,7 +26,7 @@ ARCHITECTURES = {
 
 
 def build_random_clip(name: str, seed: int) -> dict:
-    """Return the state dict of a freshly initialized CLIP, in half precision as OpenAI publishes weights.
+    """Return the state dict of CLIP ``name``, a key of ARCHITECTURES, with half-precision random weights from ``seed``.
 
     The weights of ``bn3``, which start at zero, become 0.5, so that every residual branch contributes.
     """

@@ -27,7 +27,7 @@ from studies.tables import generalisation, pareto, study
 
 
 def write_table(folder: Path, name: str, markdown: str, frame, *plots: str) -> None:
-    """Write the table as ``<name>.md`` and ``<name>.csv`` (from the data frame), and print it.
+    """Write the table as ``<name>.md`` and ``<name>.csv`` (from ``frame``, a pandas.DataFrame), and print it.
 
     ``plots`` are names of plots already written; they are printed, too.
     """

@@ -33,16 +33,16 @@ class Cell:
 
     @property
     def mean(self) -> float:
-        """Mean accuracy in percent; an error for a cell without accuracies."""
+        """Mean accuracy in percent; StatisticsError for a cell without accuracies."""
         return statistics.mean(self.accuracies)
 
     @property
     def spread(self) -> float:
-        """Half the width of the 95% confidence interval of the mean; 0 for a single run."""
+        """Half the width, in percent, of the 95% confidence interval of the mean (Student's t); 0 below two runs."""
         return ci95_half_width(self.accuracies) if len(self.accuracies) > 1 else 0
 
     def __str__(self) -> str:
-        """Return the text of the cell, such as ``72.00 ± 6.57*``; ``-`` without accuracies, ``*`` for shortcuts."""
+        """Return the text of the cell, such as ``72.00 ± 6.57*``; ``-`` without accuracies, ``*`` with shortcuts."""
         if not self.accuracies:
             return "-"
         spread = f" ± {self.spread:.2f}" if len(self.accuracies) > 1 else ""
@@ -59,7 +59,7 @@ def read_cell(runs: Iterable[Path], expected: dict, trained: bool) -> Cell:
 
     Args:
         runs: folder of each run.
-        expected: config values by dotted key; a run whose record has another value counts as missing.
+        expected: config values by dotted key; a run whose record (result.json) has another value counts as missing.
         trained: whether the runs trained a model; False: they only evaluated one.
     """
     cell = Cell()
@@ -86,7 +86,7 @@ def read_cell(runs: Iterable[Path], expected: dict, trained: bool) -> Cell:
 
 
 def _find_config_mismatch(record: dict, expected: dict) -> str:
-    """Return a message that lists the config values other than ``expected``; empty if there are none."""
+    """Return a message on the record's config values other than ``expected`` (by dotted key); empty without any."""
     config = dict(flatten(record.get("config") or {}))
     if config.get("TRAINER.COOP.CTX_INIT"):  # its words set the number of tokens
         expected = {key: value for key, value in expected.items() if key != "TRAINER.COOP.N_CTX"}
@@ -95,7 +95,7 @@ def _find_config_mismatch(record: dict, expected: dict) -> str:
 
 
 def _describe_weights(record: dict) -> str:
-    """Return the backbone and the checksum of the weights that a record names, for the notes."""
+    """Return the backbone and the checksum of the CLIP weights in a record; "not recorded" without them."""
     weights = record.get("weights")
     if not isinstance(weights, dict):
         return "not recorded"
@@ -105,7 +105,7 @@ def _describe_weights(record: dict) -> str:
 def _find_shortcuts(record: dict, trained: bool) -> list[str]:
     """Return a sentence for each way in which a run deviated from the original: faster settings, omitted images.
 
-    Shortcuts in training count only for a run that ``trained`` a model.
+    Shortcuts in training count only if ``trained`` is True: the run trained a model.
     """
     config = dict(flatten(record.get("config") or {}))
     notes = []
@@ -127,9 +127,10 @@ def format_shots(shots: int) -> str:
 
 
 def format_notes(cells: dict[str, Cell]) -> list[str]:
-    """Return the lines below a table: the interval's meaning, shortcuts, weights, and missing runs with the reasons.
+    """Return the Markdown lines below a table: what ± means, shortcuts, CLIP weights, missing runs with reasons.
 
-    The keys of ``cells`` are the names of the cells in these lines.
+    Shortcuts are deviations from the original method, as in :class:`Cell`. The keys of ``cells`` name the cells in
+    these lines. A note that concerns no cell is left out.
     """
     lines = []
     if any(len(cell.accuracies) > 1 for cell in cells.values()):

@@ -45,7 +45,7 @@ def read_table(folder: Path) -> Page | None:
     """Return the base-to-new or the transfer table of the runs in ``folder``; None if their paths fit neither.
 
     Raises:
-        UserError: no run is finished.
+        UserError: paths fit, but no run is finished.
     """
     logs = [path.relative_to(folder).as_posix() for path in folder.rglob("log.txt")]
     for pattern, build in ((BASE_TO_NEW, build_base_to_new), (TRANSFER, build_transfer)):
@@ -55,8 +55,9 @@ def read_table(folder: Path) -> Page | None:
 
 
 def build_base_to_new(folder: Path, matches: list[re.Match]) -> Page:
-    """Return a table with the accuracy on base and new classes, and H: rows of data sets x methods, then averages.
+    """Return a table with the accuracy on base and new classes and their harmonic mean H, in percent.
 
+    It has a row for each data set and method; with several data sets, then one for each method's averages.
     ``matches`` has a match of BASE_TO_NEW for each log in ``folder``.
     """
     import pandas as pd

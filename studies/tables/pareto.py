@@ -27,8 +27,8 @@ class Point:
 def collect_points(table: Table) -> tuple[int, list[Point]]:
     """Return the number of shots at which the most methods have results, and a point for each of these methods.
 
-    The larger number of shots wins a tie. Zero-shot methods have a point, too, unless no trained method has one. A
-    method has none if its records do not have the number of trainable parameters.
+    The larger number of shots wins a tie. If a trained method has a point, zero-shot methods have one, too. A method
+    whose records lack the number of trainable parameters has no point.
     """
 
     def has_point(cells: dict[int, Cell], shots: int) -> bool:

@@ -63,7 +63,7 @@ def choose_config(folder: Path, config: str) -> str:
 
 
 def collect_table(folder: Path, config: str) -> Table:
-    """Read the cells of all rows from the run folders of ``config`` in ``folder``."""
+    """Return the cells, by row and number of shots, from the runs of ``config`` in the study's ``folder``."""
     table: dict[str, dict[int, Cell | None]] = {}
     for row, trainer in ZERO_SHOT_ROWS.items():
         path = folder / trainer / config if (folder / trainer / config).is_dir() else folder / trainer
@@ -83,14 +83,14 @@ def collect_table(folder: Path, config: str) -> Table:
 
 
 def _read_optional_cell(folder: Path, expected: dict, row: str) -> Cell | None:
-    """Return the cell of the runs in ``folder``; None if the folder does not exist and the row is optional."""
+    """Return the cell of the runs in ``folder``; None if it does not exist and ``row`` is not in REQUIRED_ROWS."""
     if row not in REQUIRED_ROWS and not folder.is_dir():
         return None
     return read_cell(list_runs(folder), expected, trained=row not in ZERO_SHOT_ROWS)
 
 
 def _list_contexts(folder: Path, config: str) -> list[tuple[int, bool]]:
-    """Return (context tokens, class-specific) of the required rows, then of other runs, class-specific ones last."""
+    """Return (context tokens, class-specific) of CoOp's required rows, then of other runs, class-specific ones last."""
     contexts = set()
     for path in folder.glob(f"{glob.escape(config)}_*shots*"):
         if (match := RUN_PATTERN.fullmatch(path.name)) and match["config"] == config and path.is_dir():
