@@ -27,9 +27,8 @@ def folder(tmp_path_factory):
 def test_a_run_beyond_a_limit_on_file_sizes_resumes_from_its_last_checkpoint(folder, name):
     ended = full_disk.file_too_large(folder / name, name)
     assert ended.code == 2
-    message = (
-        f"error: cannot write {folder / name}/output/(prompt_learner/)?{name}: File too large. Earlier files are intact: .*\n"
-    )
+    path = f"{folder / name}/output/(prompt_learner/)?{name}"
+    message = f"error: cannot write {path}: File too large. Earlier files are intact: .*\n"
     assert re.fullmatch(message, ended.errors)
 
 

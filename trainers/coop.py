@@ -1,7 +1,9 @@
 """CoOp: context optimization for the prompts of a frozen CLIP.
 
-Zhou et al., Learning to Prompt for Vision-Language Models, IJCV 2022, section 3. Of ``[V]_1 ... [V]_M [CLASS]``, the M
-context vectors, unified (equation 2) or class-specific (CSC), are trained by cross-entropy (equation 3).
+Zhou et al., Learning to Prompt for Vision-Language Models, IJCV 2022, section 3. A prompt is
+``[V]_1 ... [V]_M [CLASS]``. Its M context tokens are vectors in the space of word embeddings. All classes share them
+(equation 2), or each class has its own (CSC). They are trained by cross-entropy over CLIP's scores (equation 3),
+through the frozen text encoder.
 """
 
 from __future__ import annotations
