@@ -22,7 +22,7 @@ CODE_PATHS = (__file__, "dassl", "vlm", "datasets", "trainers")  # files and fol
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """Parse the command line: Dassl's flags, --force-resume, --skip-finished, and KEY VALUE pairs in ``opts``."""
+    """Parse ``argv`` (None: the command line). The result has each flag by name, the KEY VALUE words in ``opts``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--root", default="", help="folder of the data sets (DATASET.ROOT, ./data)")
@@ -48,7 +48,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def setup_cfg(args: argparse.Namespace):
-    """Return the frozen config. Defaults, data set file, method file, flags, KEY VALUE pairs: the later one wins."""
+    """Return the frozen config: defaults, then data set file, method file, flags, KEY VALUE pairs; the later one wins.
+    A negative SEED is replaced. Raises :class:`UserError` for an unknown name or key, or a wrong value."""
     import datasets  # registers the data sets in its files
     import trainers  # noqa: F401  registers the methods in its files
 
@@ -82,7 +83,8 @@ def setup_cfg(args: argparse.Namespace):
 
 @command_line("stopped before training; the same command starts again")
 def main(argv: list[str] | None = None) -> None:
-    """Train or evaluate as ``argv`` (default: the command line) says; the decorator makes it return an exit code."""
+    """Train or evaluate as ``argv`` (None: the command line) says.
+    The decorator makes it return an exit code: 0 for success, 2 for a :class:`UserError`, 130 for Ctrl-C."""
     start_time = time.time()
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)

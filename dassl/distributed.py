@@ -26,22 +26,22 @@ IS_AVERAGED = "_averaged"  # attribute of a parameter: whether its gradient is t
 
 
 def get_world_size() -> int:
-    """Return the number of processes of the run."""
+    """Return the number of processes of the run; 1 without torchrun."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def get_rank() -> int:
-    """Return the number of this process in the run, from 0."""
+    """Return the number of this process in the run, from 0; 0 without torchrun."""
     return dist.get_rank() if get_world_size() > 1 else 0
 
 
 def get_local_world_size() -> int:
-    """Return the number of processes of the run on this machine."""
+    """Return the number of processes of the run on this machine; 1 without torchrun."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if get_world_size() > 1 else 1
 
 
 def get_local_rank() -> int:
-    """Return the number of this process on this machine, from 0."""
+    """Return the number of this process on this machine, from 0; 0 without torchrun."""
     return int(os.environ.get("LOCAL_RANK", 0)) if get_world_size() > 1 else 0
 
 
@@ -51,8 +51,8 @@ def is_main_process() -> bool:
 
 
 def get_device(use_cuda: bool) -> torch.device:
-    """Return this process's device: the CPU, or with ``use_cuda``, if there is one, a GPU of its own.
-    Raises :class:`UserError` if this machine has fewer GPUs than processes."""
+    """Return this process's device: with ``use_cuda``, if the machine has GPUs, that of its local rank; else the CPU.
+    Raises :class:`UserError` if the machine has GPUs, but fewer than the run's processes on it."""
     if not (use_cuda and torch.cuda.is_available()):
         return torch.device("cpu")
     if get_world_size() == 1:
@@ -69,7 +69,7 @@ def get_device(use_cuda: bool) -> torch.device:
 @contextmanager
 def process_group() -> Iterator[None]:
     """Connect the processes that torchrun started, for the body of a ``with``; :class:`UserError` if that fails.
-    Does nothing without torchrun, or if they are connected. Processes other than the main one print only errors."""
+    Does nothing in one process, or if connected already. Processes other than the main one print only errors."""
     if not dist.is_torchelastic_launched() or int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         yield
         return
@@ -99,7 +99,7 @@ def _suppress_output() -> Iterator[None]:
 
 @contextmanager
 def local_main_process_first() -> Iterator[None]:
-    """Run the body of a ``with`` on each machine's first process before the others, which find its files."""
+    """Run a ``with`` body on each machine's local rank 0, then on its other ranks, which find the files of rank 0."""
     if get_local_rank():
         all_gather_objects(None)  # waits for all processes
     yield
@@ -108,7 +108,7 @@ def local_main_process_first() -> Iterator[None]:
 
 
 def run_on_main(function: Callable[[], T]) -> T:
-    """Call ``function`` on the main process alone, and return its result on every process."""
+    """Call ``function`` on the main process alone; return its result, pickled, on every process. All must call this."""
     if get_world_size() == 1:
         return function()
     result: list[Any] = [function() if is_main_process() else None]
@@ -117,13 +117,13 @@ def run_on_main(function: Callable[[], T]) -> T:
 
 
 def shard(items: Sequence[T]) -> Sequence[T]:
-    """Return the consecutive ``items`` of this process. The shards of all processes differ by at most 1 in length."""
+    """Return this process's consecutive share of ``items``, in rank order. Shares differ by at most 1 in length."""
     rank, world_size = get_rank(), get_world_size()
     return items[len(items) * rank // world_size : len(items) * (rank + 1) // world_size]
 
 
 def all_gather_objects(value: T) -> list[T]:
-    """Return the ``value`` of each process, in rank order. The values are pickled."""
+    """Return the ``value`` of each process, pickled, in rank order. All processes must call this."""
     if get_world_size() == 1:
         return [value]
     values: list[Any] = [None] * get_world_size()
@@ -133,7 +133,7 @@ def all_gather_objects(value: T) -> list[T]:
 
 def gather_in_order(outputs: Iterator[Any], device: torch.device) -> Iterator[Any]:
     """Yield the outputs of all processes on every process, in batch order and on ``device``.
-    ``outputs`` has a tensor or a tuple of tensors for each batch of this process: rank, rank + world_size, …"""
+    ``outputs`` yields a tensor or tuple of tensors for each batch of this process: batch rank, rank + world_size, …"""
     while True:
         output = next(outputs, None)
         gathered = all_gather_objects(None if output is None else move_to(output, "cpu"))
@@ -143,7 +143,7 @@ def gather_in_order(outputs: Iterator[Any], device: torch.device) -> Iterator[An
 
 
 def move_to(value: Any, device: torch.device | str) -> Any:
-    """Return a tensor, or a tuple or named tuple of tensors, on ``device``."""
+    """Return ``value`` on ``device``: a tensor, or a tuple or named tuple of tensors, nested or not."""
     if isinstance(value, torch.Tensor):
         return value.to(device)
     items = [move_to(item, device) for item in value]
@@ -165,7 +165,7 @@ class _AllGatherWithGrad(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """Return the gradient of this process's rows, summed over the processes."""
+        """Return the gradient of this process's rows, summed over the processes' losses, and None for ``sizes``."""
         gradient = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient)
         return gradient.split(ctx.sizes)[get_rank()], None
@@ -179,10 +179,8 @@ def all_gather_with_grad(rows: torch.Tensor) -> torch.Tensor:
 
 def local_loss_weight(*sizes: int) -> float:
     """Return the factor for this process's mean loss: its images * world_size / images of the whole batch.
-
-    The mean of the weighted losses over the processes is the mean loss of the whole batch. ``sizes`` are the numbers of
-    this process's images in a batch, or in a labelled and an unlabelled one; :class:`UserError` if the factors differ.
-    """
+    The processes' mean of the weighted losses is the mean loss of the whole batch. ``sizes``: this process's number of
+    images in a batch, or in a labelled and an unlabelled one; :class:`UserError` if their factors differ."""
     totals = torch.tensor(sizes, dtype=torch.float64)
     dist.all_reduce(totals)
     weights = {size * get_world_size() / total for size, total in zip(sizes, totals.tolist(), strict=True)}
@@ -195,15 +193,14 @@ def local_loss_weight(*sizes: int) -> float:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter], loss: torch.Tensor) -> torch.Tensor:
-    """Replace each gradient by its mean over the processes; return the mean of the loss.
-    A missing gradient counts as zero. A parameter that has no gradient in any process stays without one."""
+    """Replace each parameter's gradient by its mean over the processes; return the mean of ``loss``, a scalar.
+    A missing gradient counts as zero; if it is missing in all processes, it stays so. All processes must call this."""
     parameters = list(parameters)
     dtype = reduce(torch.promote_types, (p.dtype for p in parameters), torch.float32)
     has_gradient = torch.tensor([p.grad is not None for p in parameters], dtype=dtype, device=loss.device)
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    # One tensor, as one reduction is faster than one for each parameter.
     flat = torch.cat([has_gradient, *(t.detach().flatten().to(loss.device, dtype) for t in (loss, *gradients))])
-    dist.all_reduce(flat)
+    dist.all_reduce(flat)  # one reduction is faster than one for each parameter
     counts, sums = flat[: len(parameters)].tolist(), flat[len(parameters) :]
     mean_loss, *means = (sums / get_world_size()).split([1, *(p.numel() for p in parameters)])
     for parameter, gradient, count, mean in zip(parameters, gradients, counts, means, strict=True):
@@ -216,14 +213,15 @@ def average_gradients(parameters: Iterable[nn.Parameter], loss: torch.Tensor) ->
 
 
 def prepare_model(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-    """Give every process the main process's parameters; make ``optimizer`` refuse gradients that are not averaged."""
+    """Give every process the main process's parameters and buffers; make ``optimizer`` refuse unaveraged gradients.
+    Does nothing in one process. ``optimizer`` is None for a model that the engine does not update."""
     broadcast_parameters(model)
     if get_world_size() > 1 and optimizer is not None:
         optimizer.register_step_pre_hook(_refuse_local_gradients)
 
 
 def _refuse_local_gradients(optimizer: torch.optim.Optimizer, *_) -> None:
-    """Raise :class:`UserError` before a step with a gradient that :func:`average_gradients` has not averaged."""
+    """Raise :class:`UserError`, before each step, if a gradient is not averaged (see :func:`average_gradients`)."""
     for parameter in (p for group in optimizer.param_groups for p in group["params"]):
         if parameter.grad is not None and not getattr(parameter, IS_AVERAGED, False):
             raise UserError(
@@ -233,7 +231,7 @@ def _refuse_local_gradients(optimizer: torch.optim.Optimizer, *_) -> None:
 
 
 def reduce_dict(metrics: dict[str, Any] | None, weight: float) -> dict[str, Any] | None:
-    """Return the mean of each metric over the processes, weighted by ``weight`` (see :func:`local_loss_weight`)."""
+    """Return each metric's mean over the processes, weighted by a :func:`local_loss_weight`; None or {} as it is."""
     if not metrics:
         return metrics
     values = torch.tensor([*map(float, metrics.values())], dtype=torch.float64) * weight
@@ -243,7 +241,7 @@ def reduce_dict(metrics: dict[str, Any] | None, weight: float) -> dict[str, Any]
 
 @torch.no_grad()
 def broadcast_parameters(model: nn.Module) -> None:
-    """Replace the trainable parameters and the buffers of ``model`` by those of the main process."""
+    """Replace ``model``'s trainable parameters and all buffers by the main process's. All processes must call this."""
     trainable = (parameter for parameter in model.parameters() if parameter.requires_grad)
     for tensor in (*trainable, *model.buffers()) if get_world_size() > 1 else ():
         contiguous = tensor.data.contiguous()  # as broadcast takes no other layout

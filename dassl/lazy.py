@@ -11,17 +11,17 @@ from typing import Any
 
 
 def attach(package: str) -> tuple[Callable[[str], Any], list[str]]:
-    """Return ``__getattr__`` and ``__all__`` for ``package``: its public names, each imported on first use.
+    """Return ``__getattr__``, which imports a public name on first use, and ``__all__`` for the module ``package``.
 
-    The public names are those that the package's ``__init__.py`` imports from its own modules under ``TYPE_CHECKING``,
-    where editors and type checkers see them.
+    ``package`` is the full name of a package, ``__name__`` in its ``__init__.py``. The public names are those that this
+    file imports from the package's own modules under ``TYPE_CHECKING``, where editors and type checkers see them.
     """
     tree = ast.parse(inspect.getsource(sys.modules[package]))
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
     modules = {alias.name: node.module for node in imports for alias in node.names}
 
     def __getattr__(name: str) -> Any:
-        """Import a public name from its module; ``AttributeError`` for another name."""
+        """Import the package's public ``name`` from its module, and return it; ``AttributeError`` for another name."""
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(import_module(f"{package}.{modules[name]}"), name)

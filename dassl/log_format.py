@@ -15,7 +15,7 @@ NUMBER_PATTERN = re.compile(r"[0-9.eE+-]+")  # float() would accept nan and 1_0,
 
 
 def format_result(total: int, correct: int, macro_f1: float) -> str:
-    """Return the result lines of one evaluation. ``total`` and ``correct`` count images; ``macro_f1`` is in percent."""
+    """Return an evaluation's result lines as one text. ``total`` and ``correct`` count images; ``macro_f1`` is in %."""
     accuracy = 100 * correct / total  # two decimals below: with 3,925 test images, one decimal would hide four of them
     return "\n".join(
         (
@@ -30,13 +30,13 @@ def format_result(total: int, correct: int, macro_f1: float) -> str:
 
 
 def format_class_result(label: int, name: str, total: int, correct: int) -> str:
-    """Return the result line of the class ``name``; ``total`` and ``correct`` are numbers of its images."""
+    """Return the result line of the class ``name``; ``total`` and ``correct`` count its test images."""
     name = " ".join(name.splitlines())  # a parser could take a second line for a result
     return f"* class: {label} ({name})\ttotal: {total:,}\tcorrect: {correct:,}\tacc: {100 * correct / total:.2f}%"
 
 
 def read_result(log: Path, keyword: str = "accuracy", test_log: bool = False) -> float | None:
-    """Return the number in the last line ``* <keyword>: <number>%`` of a log, in percent, or None.
+    """Return the number in a log's last line ``* <keyword>: <number>%``, in percent, or None without such a line.
 
     Lines before the end of training do not count, so a validation result is never taken for a test result. With
     ``test_log``, for an ``--eval-only`` run, all lines after ``=> result`` count. Raises :class:`UserError` if the log
@@ -56,7 +56,7 @@ def read_result(log: Path, keyword: str = "accuracy", test_log: bool = False) ->
 
 
 def _parse_percent(text: str, location: str) -> float:
-    """Return ``text`` as a number from 0 to 100; :class:`UserError`, with ``location``, if it is none."""
+    """Return ``text`` as a number; :class:`UserError`, which names its place ``location``, if it is not in 0 to 100."""
     with contextlib.suppress(ValueError):
         if NUMBER_PATTERN.fullmatch(text) and 0 <= (value := float(text)) <= 100:
             return value

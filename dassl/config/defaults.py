@@ -11,7 +11,7 @@ UNUSED_KEYS = (
 
 
 def get_cfg_default() -> CN:
-    """Return a new config with the default of every key. A key that Dassl has keeps Dassl's default."""
+    """Return a new config with the default of every key but the trainers' own. Keys of Dassl keep Dassl's defaults."""
     cfg = CN()
     cfg.VERSION = 1
     cfg.OUTPUT_DIR = "./output"  # log.txt, result.json, checkpoints, tensorboard
@@ -63,7 +63,8 @@ def get_cfg_default() -> CN:
 
 
 def fill_defaults(cfg: CN) -> CN:
-    """Return ``cfg`` if it has every key, else a copy with defaults for the missing keys, frozen if ``cfg`` is."""
+    """Return ``cfg`` if it has every key of :func:`get_cfg_default`, else a copy with the missing keys added.
+    The copy is frozen if ``cfg`` is."""
     complete = cfg.clone()
     complete.defrost()
     _fill_node(complete, get_cfg_default())
@@ -73,7 +74,7 @@ def fill_defaults(cfg: CN) -> CN:
 
 
 def _fill_node(cfg: CN, defaults: CN) -> None:
-    """Add the keys of ``defaults`` that ``cfg`` does not have, in all nodes."""
+    """Add to ``cfg``, in place, the keys and values of ``defaults`` that it does not have, in all nodes."""
     for key, value in defaults.items():
         if key not in cfg:
             cfg[key] = value

@@ -29,7 +29,7 @@ MAX_YAML_ENTRIES = 100_000  # far above any config; nested aliases of a few line
 
 
 def merge_file(cfg: CN, path: str | os.PathLike) -> None:
-    """Merge the YAML file at ``path`` into ``cfg``.
+    """Merge the YAML file at ``path`` into ``cfg``, in place. An empty file changes nothing.
     Raises :class:`UserError` if the file is missing or not YAML, a key is unknown, or a value has the wrong type."""
     if not Path(path).is_file():
         folder = Path(path).parent
@@ -46,8 +46,8 @@ def merge_file(cfg: CN, path: str | os.PathLike) -> None:
 
 
 def merge_options(cfg: CN, options: list[str]) -> None:
-    """Merge the command line's KEY VALUE pairs, ``["OPTIM.LR", "0.01", …]``, into ``cfg``.
-    Raises :class:`UserError` as :func:`merge_file` does, or if ``options`` has a flag or an odd number of words."""
+    """Merge the command line's KEY VALUE pairs, ``["OPTIM.LR", "0.01", …]``, into ``cfg``, in place.
+    Raises :class:`UserError` for an unknown key, a value of a wrong type, a word ``--…``, or an odd number of words."""
     if flags := [option for option in options if option.startswith("--")]:
         raise UserError(f"{flags[0]} stands among the KEY VALUE pairs; flags go before them")
     if len(options) % 2:
@@ -57,14 +57,15 @@ def merge_options(cfg: CN, options: list[str]) -> None:
 
 
 def merge_flag(cfg: CN, key: str, value: Any) -> None:
-    """Set ``key`` to the value of a command-line flag. Text stays text, even if it looks like a number."""
+    """Set ``key``, such as ``OPTIM.LR``, to the value of a flag. Text stays text, even if it looks like a number.
+    Raises :class:`UserError` if a config file cannot hold ``value`` (see :func:`is_serializable`)."""
     if not is_serializable(value):
         raise UserError(f"{key} on the command line is not text in UTF-8: {format_value(value)}")
     cfg.merge_from_list([key, repr(value) if isinstance(value, str) else value])
 
 
 def flatten(node: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield each key of a nested config and its value; the key is joined with dots and starts with ``prefix``."""
+    """Yield ("A.B.C", value) for each value of a nested config that is no dict; ``prefix`` goes before each key."""
     for key, value in node.items():
         if isinstance(value, dict):
             yield from flatten(value, f"{prefix}{key}.")
@@ -73,8 +74,9 @@ def flatten(node: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _merge_value(cfg: CN, key: str, value: Any, source: str, text: Any) -> None:
-    """Set ``key`` to ``value``, converted to the type of its default; :class:`UserError` if it has another type.
-    Messages name ``source``, the file or the command line. ``text`` is the value before YAML parsed it."""
+    """Set ``key``, such as ``OPTIM.LR``, in ``cfg`` to ``value``, converted to the type of the present value.
+    ``text`` is the value before YAML parsed it. ``source``, the file or the command line, is for messages. Raises
+    :class:`UserError` if the key is unknown or a node, or ``value`` cannot be converted."""
     known = dict(flatten(cfg))
     if subkeys := [k.removeprefix(f"{key}.") for k in known if k.startswith(f"{key}.")]:
         raise UserError(f"{key} in {source} is a group of keys, not a key: {', '.join(subkeys)}")
@@ -114,7 +116,7 @@ def is_serializable(value: Any) -> bool:
 
 
 def format_value(value: Any) -> str:
-    """Return the literal of ``value`` for a message, abbreviated."""
+    """Return the ``repr`` of ``value`` for a message, abbreviated as by :func:`abbreviate`."""
     try:
         return abbreviate(repr(value))
     except ValueError:  # Python converts no integers of more than 4,300 digits to text
@@ -122,7 +124,7 @@ def format_value(value: Any) -> str:
 
 
 def abbreviate(text: str) -> str:
-    """Return ``text`` for a message; the middle of a text above MAX_MESSAGE_CHARACTERS is replaced by an ellipsis."""
+    """Return ``text``; if it exceeds MAX_MESSAGE_CHARACTERS, keep that many, half at each end, around " … "."""
     return (
         text
         if len(text) <= MAX_MESSAGE_CHARACTERS
@@ -131,7 +133,8 @@ def abbreviate(text: str) -> str:
 
 
 def _suggest_key(key: str, known: dict[str, Any]) -> str:
-    """Return a hint for an unknown key: the most similar one of ``known``, and the keys of its node."""
+    """Return a hint for the unknown ``key``: the most similar key of ``known``, and all keys of the node it names.
+    ``known`` maps dotted keys (:func:`flatten`) to values, which are not used."""
     hint = suggest_name(key, known).partition("Known: ")[0]
     node = key.rpartition(".")[0]
     siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == node]
@@ -141,7 +144,7 @@ def _suggest_key(key: str, known: dict[str, Any]) -> str:
 
 
 def clean_cfg(cfg: CN, trainer: str, keep: Collection[str] = ()) -> None:
-    """Remove all nodes below TRAINER but that of ``trainer``, a trainer's name, and those that ``keep`` names.
+    """Remove from ``cfg`` each node below TRAINER whose name is neither ``trainer``, in any case, nor in ``keep``.
     ``keep`` is for the nodes of the trainer's base classes. The printed config then shows what the run reads."""
     for key in list(cfg.TRAINER):
         if key not in ("NAME", *keep) and key.upper() != trainer.upper():
@@ -149,7 +152,7 @@ def clean_cfg(cfg: CN, trainer: str, keep: Collection[str] = ()) -> None:
 
 
 def to_dict(cfg: CN) -> dict[str, Any]:
-    """Return ``cfg`` as nested dicts and lists, for JSON."""
+    """Return ``cfg`` as nested dicts for JSON, with lists in place of tuples."""
     plain = {k: to_dict(v) if isinstance(v, CN) else v for k, v in cfg.items()}
     return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
 
@@ -158,7 +161,7 @@ class _StrictLoader(yaml.SafeLoader):
     """Reads YAML, but refuses duplicate keys, of which YAML takes the last, and aliases that would fill the memory."""
 
     def get_single_node(self) -> yaml.Node | None:
-        """Return the root node of the document, or None if the document is empty."""
+        """Return the document's root node, or None if the document is empty; raise as :func:`_count_entries` does."""
         node = super().get_single_node()
         if node is not None:
             _count_entries(node, {})
@@ -172,9 +175,9 @@ class _TextLoader(_StrictLoader):
 
 
 def read_yaml(path: str | os.PathLike, as_text: bool = False) -> Any:
-    """Return the content of the YAML file at ``path``; with ``as_text``, every scalar as the text in the file.
-    Raises :class:`UserError` if the file cannot be read or is not YAML, has duplicate keys, or its aliases expand too
-    far."""
+    """Return the content of the YAML file at ``path``, None if it is empty; with ``as_text``, every scalar as text.
+    Raises :class:`UserError` if the file cannot be read, is not YAML, has duplicate keys, or its aliases expand to
+    MAX_YAML_ENTRIES."""
     try:
         return yaml.load(Path(path).read_text(encoding="utf-8"), _TextLoader if as_text else _StrictLoader)
     except OSError as error:
@@ -186,8 +189,8 @@ def read_yaml(path: str | os.PathLike, as_text: bool = False) -> Any:
 def _count_entries(node: yaml.Node, sizes: dict[yaml.Node, int]) -> int:
     """Return the number of nodes in the tree below ``node``, itself included, with aliases expanded.
 
-    ``sizes`` holds the results for earlier nodes. Raises ``yaml.YAMLError`` from MAX_YAML_ENTRIES nodes on, or if a
-    mapping has duplicate keys.
+    ``sizes``, empty at first, collects the results by node. Raises ``yaml.YAMLError`` from MAX_YAML_ENTRIES nodes on,
+    or if a mapping has duplicate keys.
     """
     if node not in sizes:
         sizes[node] = MAX_YAML_ENTRIES  # a node that contains itself is refused

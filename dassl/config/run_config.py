@@ -23,10 +23,11 @@ RESUMABLE_KEYS = (
 
 
 def find_resume_conflicts(cfg: CN, defaults: CN) -> tuple[list[str], bool]:
-    """Return the reasons why a run may not resume from its checkpoints, and whether OUTPUT_DIR holds checkpoints.
+    """Return why a run of ``cfg`` may not resume, and whether OUTPUT_DIR holds checkpoints; at most one reason.
 
-    ``defaults`` has the defaults of all keys; a saved config without a key, from an earlier version, gets its default.
-    Raises :class:`UserError` if RESUME names a folder without checkpoints.
+    The run resumes from OUTPUT_DIR if it holds checkpoints, else from RESUME. A key that is missing in the
+    saved config, of an earlier version, has its value in ``defaults``. Raises :class:`UserError` if RESUME holds no
+    checkpoints, or the saved config is damaged.
     """
     folder, source = Path(cfg.OUTPUT_DIR), Path(cfg.RESUME or cfg.OUTPUT_DIR)
     has_checkpoints, is_same_folder = _has_checkpoints(folder), source.resolve() == folder.resolve()
@@ -47,8 +48,8 @@ def find_resume_conflicts(cfg: CN, defaults: CN) -> tuple[list[str], bool]:
 
 
 def diff_configs(saved: str, current: str, defaults: CN) -> list[str]:
-    """Return the changes between two dumped configs, as "KEY old -> new"; RESUMABLE_KEYS are left out.
-    ``defaults`` as for :func:`find_resume_conflicts`. Raises :class:`UserError` if a dump is damaged."""
+    """Return the changes between two configs, texts of ``cfg.dump()``, as "KEY old -> new", but not of RESUMABLE_KEYS.
+    A key that ``saved`` lacks has its value in ``defaults``. Raises :class:`UserError` if a text is damaged."""
     try:
         return _diff(yaml.safe_load(saved), yaml.safe_load(current), defaults)
     except (yaml.YAMLError, AttributeError) as error:
@@ -56,7 +57,7 @@ def diff_configs(saved: str, current: str, defaults: CN) -> list[str]:
 
 
 def read_run_seed(*folders: str) -> int | None:
-    """Return SEED in the config of the first of ``folders`` that holds checkpoints and a config, or None."""
+    """Return SEED from the first of ``folders`` that holds checkpoints and their ``config.yaml``, or None."""
     for run in (Path(folder) for folder in folders if folder):
         if _has_checkpoints(run) and (run / CONFIG_FILE).is_file():
             return _read_config(run / CONFIG_FILE).get("SEED")
@@ -69,7 +70,7 @@ def _has_checkpoints(folder: Path) -> bool:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """Return the config in a run's ``config.yaml``; :class:`UserError` if the file is damaged."""
+    """Return the config in ``path``, a run's ``config.yaml``, as nested dicts; :class:`UserError` if it is damaged."""
     try:
         return dict(read_yaml(path))
     except (UserError, TypeError, ValueError) as error:
@@ -77,7 +78,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _diff(saved: dict[str, Any], current: dict[str, Any], defaults: CN) -> list[str]:
-    """Return the changes from ``saved`` to ``current``; see :func:`diff_configs`."""
+    """Return the changes from ``saved`` to ``current``, as :func:`diff_configs` of parsed configs, nested dicts."""
     known, new = dict(flatten(yaml.safe_load(defaults.dump()))), dict(flatten(current))
     old = {**{key: value for key, value in known.items() if key in new}, **dict(flatten(saved))}
     keys = [key for key in sorted({*old, *new}) if not key.startswith(RESUMABLE_KEYS)]

@@ -20,7 +20,7 @@ def default_cfg() -> CfgNode:
 
 
 def get_trainer_nodes(trainer: type) -> set[str]:
-    """Return the names of the nodes below TRAINER that the class ``trainer`` or one of its base classes adds."""
+    """Return the keys of TRAINER: NAME, and the nodes that the class ``trainer`` or one of its base classes adds."""
     cfg = get_cfg_default()
     for base in trainer.__mro__:
         if hasattr(base, "extend_cfg"):
@@ -29,7 +29,7 @@ def get_trainer_nodes(trainer: type) -> set[str]:
 
 
 def build_trainer(cfg: CfgNode):
-    """Build the trainer that TRAINER.NAME names, with its data and model.
+    """Build the trainer that TRAINER.NAME names, with its data and model; :class:`UserError` for an unknown name.
     Keys that are missing in ``cfg``, as in one made from another copy of Dassl's defaults, get their defaults."""
     trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
     if cfg.VERBOSE:

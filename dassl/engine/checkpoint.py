@@ -39,7 +39,7 @@ class DivergenceError(NonFiniteError):
 
 
 def divergence_error(trainer, problem: str) -> DivergenceError:
-    """Return an error that adds to ``problem`` the epoch and batch, the last good checkpoint, and remedies."""
+    """Return an error: ``problem``, a sentence, then the epoch, the batch, the last good checkpoint, and remedies."""
     position = f"epoch {trainer.epoch + 1}"
     if trainer.current_lr is not None:
         batch = f"batch {trainer.batch_idx + 1} of {trainer.num_batches}"
@@ -55,7 +55,7 @@ def divergence_error(trainer, problem: str) -> DivergenceError:
 
 @contextmanager
 def translate_divergence(trainer) -> Iterator[None]:
-    """In the body of a ``with``, turn a ``NonFiniteError`` into :func:`divergence_error`, if training has begun."""
+    """Turn a ``NonFiniteError`` in the body of a ``with`` into :func:`divergence_error`; before training, leave it."""
     try:
         yield
     except NonFiniteError as error:
@@ -65,8 +65,8 @@ def translate_divergence(trainer) -> Iterator[None]:
 
 
 def latest_common_checkpoints(folder: str | Path, names: Iterable[str]) -> list[Path]:
-    """Return each model's checkpoint of the last epoch that all models in ``names`` have, or [] without one.
-    The models' newest epochs differ if a run was killed between two saves."""
+    """Return the checkpoint file of each model in ``names``, of the last epoch that all have; [] without such an epoch.
+    ``folder`` is a run's. The models' newest epochs differ if the run was killed between two saves."""
     names = list(names)
     paths = {name: path for name in names if (path := latest_checkpoint(Path(folder, name)))}
     if len(paths) < len(names):
@@ -87,7 +87,8 @@ def latest_common_checkpoints(folder: str | Path, names: Iterable[str]) -> list[
 
 def build_checkpoints(trainer, epoch: int, val_result: float | None) -> dict[str, dict[str, Any]]:
     """Return the content of each model's checkpoint after ``epoch`` (from 0), by the model's name.
-    Raises :class:`DivergenceError` if a parameter is infinite or NaN."""
+    ``val_result`` is the result on validation images, if there is one. Raises :class:`DivergenceError` if a parameter
+    is infinite or NaN."""
     for name, model in trainer._models.items():
         for key, parameter in model.named_parameters():
             if not torch.isfinite(parameter).all():
@@ -109,8 +110,9 @@ def build_checkpoints(trainer, epoch: int, val_result: float | None) -> dict[str
 def get_run_state(trainer) -> dict[str, Any]:
     """Return the state of the run, which every model's checkpoint holds so that a resume is exact.
 
-    The entries: random states, the trainer's extra state, best result, origin (:func:`get_origin`), world sizes, forced
-    changes, and the scale of mixed precision.
+    Entries: ``random`` (states of generators), those of ``ExtraState.state_dict``, ``best_result``, ``origin``
+    (:func:`get_origin`), ``processes`` (:func:`get_world_sizes`, if ever other than 1), ``forced`` (texts: changes
+    that --force-resume has accepted), ``scaler`` (of mixed precision). Entries that do not apply are missing.
     """
     state = {"random": get_rng_states(), **trainer.extra_state.state_dict(trainer)}
     if hasattr(trainer, "cfg"):
@@ -125,10 +127,10 @@ def get_run_state(trainer) -> dict[str, Any]:
 
 
 def load_models(trainer, directory: str) -> dict[str, Any] | None:
-    """Load every model, optimizer, schedule and the run's state from the newest checkpoints in ``directory``.
+    """Load every model, optimizer, schedule and the run's state from the newest checkpoints in ``directory``, a run's.
 
-    Returns the checkpoint of the last model, or None if there are no checkpoints. Raises :class:`UserError` if a
-    checkpoint is damaged, or does not fit the run.
+    Returns the checkpoint of the model registered last, or None, with nothing loaded, if there are no checkpoints (see
+    :func:`latest_common_checkpoints`). Raises :class:`UserError` if a checkpoint is damaged, or does not fit the run.
     """
     names = trainer.get_model_names()
     if not (paths := latest_common_checkpoints(directory, names)):
@@ -145,10 +147,11 @@ def load_models(trainer, directory: str) -> dict[str, Any] | None:
 
 
 def load_run_state(trainer, checkpoint: dict[str, Any]) -> None:
-    """Restore the state that :func:`get_run_state` saved. The original CoOp's checkpoints have none.
+    """Restore the generators and ``trainer`` to the state that :func:`get_run_state` put into ``checkpoint``.
 
-    Raises :class:`UserError` if the origin (:func:`get_origin`) has changed and FORCE_RESUME is False, or if the
-    checkpoint names an attribute of the trainer that it could not hold.
+    Entries may be missing, as in the original CoOp's checkpoints. Raises :class:`UserError` if the origin
+    (:func:`get_origin`) has changed; with FORCE_RESUME, instead appends the changes to ``trainer.forced`` and forgets
+    the best result. Also raises it if the checkpoint names an attribute of the trainer that it could not hold.
     """
     if "random" in checkpoint:
         set_rng_states(checkpoint["random"])
@@ -170,8 +173,9 @@ def load_run_state(trainer, checkpoint: dict[str, Any]) -> None:
 
 
 def resume(trainer) -> int:
-    """Resume from OUTPUT_DIR if it holds checkpoints, else from RESUME; return the epoch to start at, from 0.
-    Raises :class:`UserError` if RESUME has no checkpoint, is past OPTIM.MAX_EPOCH, or the best model is missing."""
+    """Resume from OUTPUT_DIR if it holds checkpoints, else from RESUME; return the epoch to start at (0: a new run).
+    Raises :class:`UserError` if RESUME has no checkpoint, the epoch is past OPTIM.MAX_EPOCH or differs between
+    processes, or the best model is missing though TEST.FINAL_MODEL is best_val."""
     cfg, folder = trainer.cfg, trainer.output_dir
     has_checkpoints = latest_common_checkpoints(folder, trainer.get_model_names())
     directory = folder if has_checkpoints or not cfg.RESUME else cfg.RESUME
@@ -193,15 +197,16 @@ def resume(trainer) -> int:
 
 
 def remove_old_checkpoints(trainer) -> None:
-    """Remove each model's timed checkpoints, and others before the last TRAIN.KEEP_CHECKPOINTS (0: none).
-    The newest and the best checkpoint always stay."""
+    """Remove each model's timed checkpoints, and all but the last TRAIN.KEEP_CHECKPOINTS of the others (0: all stay).
+    The newest and the best checkpoint always stay. Timed ones are ``model-latest.pth.tar-<epoch>``."""
     for name in trainer.get_model_names() if is_main_process() else ():
         remove_old_checkpoint_files(Path(trainer.output_dir, name), trainer.cfg.TRAIN.KEEP_CHECKPOINTS)
 
 
 def restore_best(trainer, directory: str) -> None:
-    """Copy the best model from ``directory``, and its result, unless it is the output directory.
-    In the output directory, only set ``best_result``, if the newest checkpoint had none."""
+    """Copy each model's best checkpoint from ``directory`` to the output directory; set ``best_result`` to its result.
+    If ``directory`` is the output directory, copies nothing, and sets ``best_result`` only if it is still infinite.
+    Raises :class:`UserError` if a best checkpoint is missing."""
     check_best_exists(trainer, directory)
     is_copy = Path(directory).resolve() != Path(trainer.output_dir).resolve()
     for name in trainer.get_model_names() if is_copy or math.isinf(trainer.best_result) else ():
@@ -220,8 +225,9 @@ def check_best_exists(trainer, directory: str) -> None:
 
 
 def get_origin(trainer) -> dict[str, str]:
-    """Return the config, the fingerprints of training and validation images, and the digest of the pretrained weights.
-    The trained parameters depend on these; a resume compares them with those in the checkpoint. Computed once."""
+    """Return the origin of the trained parameters: what they depend on, which a resume compares. Computed once.
+    Entries: ``settings``, the config as YAML; ``<split> images``, the SHA-256 fingerprint of each split but test;
+    ``weights``, the SHA-256 digest of the pretrained model's weights, if it is known."""
     if not hasattr(trainer, "_origin"):
         images = {f"{name} images": entry["sha256"] for name, entry in get_splits(trainer).items() if name != "test"}
         weights = (trainer.provenance.get("weights") or {}).get("sha256")
@@ -230,7 +236,8 @@ def get_origin(trainer) -> dict[str, str]:
 
 
 def get_splits(trainer) -> dict[str, dict]:
-    """Return, by split, the number of images (``images``) and their fingerprint (``sha256``). Computed once."""
+    """Return {"images": number of images, "sha256": their fingerprint} of each split by name, such as ``train_x``.
+    Empty splits are left out; without a data set, returns {}. Computed once."""
     if not hasattr(trainer, "_splits"):
         node = trainer.cfg.DATASET
         root = os.path.join(os.path.expanduser(node.ROOT), os.path.expanduser(node.FOLDER))
@@ -239,7 +246,7 @@ def get_splits(trainer) -> dict[str, dict]:
 
 
 def diff_origins(saved: dict[str, str], current: dict[str, str]) -> list[str]:
-    """Return the changes between two origins, as "name old -> new"; a missing entry counts as equal."""
+    """Return the changes between two origins (:func:`get_origin`) as "name old -> new"; not of missing entries."""
     names = [name for name in current if name != "settings" and saved.get(name, current[name]) != current[name]]
     changes = [f"{name} {saved[name][:12]} -> {current[name][:12]}" for name in names]
     settings = diff_configs(saved["settings"], current["settings"], default_cfg()) if "settings" in saved else []
@@ -247,6 +254,6 @@ def diff_origins(saved: dict[str, str], current: dict[str, str]) -> list[str]:
 
 
 def get_world_sizes(trainer) -> list[int]:
-    """Return the world sizes that the run has had, in order, each change once; the current one is the last."""
+    """Return the numbers of processes that the run has had, each change once; the current number is the last."""
     earlier = list(trainer.earlier_world_sizes)
     return earlier if earlier[-1:] == [get_world_size()] else [*earlier, get_world_size()]

@@ -64,7 +64,7 @@ ROW_ELEMENTS = 4096  # so that a tensor of 16 million elements has about as many
 
 
 class Unsavable:
-    """Stands for a value that a checkpoint cannot hold; ``kind`` is the name of its type.
+    """Stands, in a saved form (:func:`to_state`), for ``value``, which no checkpoint can hold; ``kind`` names its type.
     The value counts as changed if its ``identity`` has; an object of STATEFUL_TYPES gets a new one each time."""
 
     def __init__(self, value: Any):
@@ -80,7 +80,7 @@ change_counter = itertools.count()
 
 
 class ExtraState:
-    """The extra state of one trainer: it finds the attributes that have changed, saves and restores them."""
+    """Finds, saves and restores one trainer's extra state: the attributes that its method changes in training."""
 
     def __init__(self):
         self.frozen: list[nn.Module] = []  # modules that never change, so that they need no digests
@@ -89,14 +89,15 @@ class ExtraState:
         self._is_resume = True  # whether they are from the run's checkpoint, not from an evaluated model's
 
     def begin(self, trainer) -> None:
-        """Remember a digest of each attribute, on the first call; then restore loaded attributes."""
+        """On the first call, remember a digest of each attribute of ``trainer``; on every call, :meth:`restore`.
+        By the digests, :meth:`state_dict` finds what has changed. The loop calls this method before each epoch."""
         if self._initial_digests is None:
             self._initial_digests = {name: digest_state(value) for name, value in collect_attributes(trainer).items()}
         self.restore(trainer)
 
     def restore(self, trainer) -> None:
-        """Set the attributes of ``trainer`` that :meth:`load_state_dict` took from a checkpoint, once.
-        Raises :class:`UserError` if a saved value does not fit the attribute; in an evaluation, prints a note."""
+        """Set, only once, the attributes of ``trainer`` that :meth:`load_state_dict` took from a checkpoint.
+        For a saved value that does not fit, a resume raises :class:`UserError`; an evaluation prints a note."""
         loaded, self._loaded = self._loaded, {}
         for name, value in loaded.items():
             is_empty = isinstance(value, dict) and value in (AS_IS, {"module": {}}, {"object": {}})
@@ -111,7 +112,8 @@ class ExtraState:
                 print(f"Note: {message}")
 
     def state_dict(self, trainer) -> dict[str, Any]:
-        """Return the changed attributes as entries of a checkpoint: EXTRA_STATE and UNSAVED_STATE, if not empty."""
+        """Return the attributes that have changed since :meth:`begin` (before it: {}), as entries of a checkpoint.
+        EXTRA_STATE: saved forms by name; UNSAVED_STATE: names that cannot be saved. An empty entry is left out."""
         if (initial := self._initial_digests) is None:
             return {}
         state, unsaved = {}, []
@@ -127,8 +129,8 @@ class ExtraState:
     def load_state_dict(self, checkpoint: Mapping[str, Any], resume: bool = True) -> None:
         """Take the entries of :meth:`state_dict` from a checkpoint; :meth:`restore` later sets the attributes.
 
-        ``resume`` is False if the model is only evaluated. Raises :class:`UserError` if it is True and the checkpoint
-        names attributes that it could not hold.
+        ``resume`` is False if the model is only evaluated; after :meth:`begin`, nothing is then taken. Raises
+        :class:`UserError` if ``resume`` is True and the checkpoint names attributes that it could not hold.
         """
         if not resume and self._initial_digests is not None:
             return  # the best model is loaded after training: as in Dassl, attributes stay as training left them
@@ -141,7 +143,7 @@ class ExtraState:
 
 
 def collect_attributes(trainer) -> dict[str, Any]:
-    """Return the saved form (:func:`to_state`) of each attribute of ``trainer`` that the engine does not set."""
+    """Return the saved form (:func:`to_state`) of each attribute of ``trainer`` not in ENGINE_ATTRIBUTES, by name."""
     values, memo = {}, dict.fromkeys(registered_ids(trainer), AS_IS)
     for name, value in vars(trainer).items():
         if name not in ENGINE_ATTRIBUTES:
@@ -169,13 +171,14 @@ def storage_id(tensor: torch.Tensor) -> int:
 
 
 def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the parameters and buffers of ``module`` by name."""
+    """Return the parameters and buffers of ``module`` and its submodules, by dotted name."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 def to_state(value: Any, memo: dict[int, Any]) -> Any:
     """Return the saved form of ``value``: a plain value, a list, a tensor, ``{kind: content}``, or :class:`Unsavable`.
-    ``memo`` holds the saved forms of earlier objects by ``id``, and of registered tensors by :func:`storage_id`."""
+    A checkpoint holds this form; :func:`from_state` turns it back. ``memo`` collects the saved forms of earlier objects
+    by ``id``; it begins with those of :func:`registered_ids`, as AS_IS."""
     if type(value) in PLAIN_TYPES:
         return value
     if id(value) in memo or (isinstance(value, torch.Tensor) and storage_id(value) in memo):
@@ -196,7 +199,7 @@ def to_state(value: Any, memo: dict[int, Any]) -> Any:
 
 
 def container_to_state(value: Any, memo: dict[int, Any]) -> Any:
-    """Return the saved form of a container, a module or another object; ``memo`` as for :func:`to_state`."""
+    """Return the saved form (:func:`to_state`, also for ``memo``) of a container, a module or another object."""
     kind = next((kind for kind, sequence in SEQUENCE_TYPES.items() if type(value) is sequence), None)
     if type(value) is list:
         return [to_state(item, memo) for item in value]
@@ -218,7 +221,7 @@ def container_to_state(value: Any, memo: dict[int, Any]) -> Any:
 
 
 def find_unsavable(state: Any) -> set[str]:
-    """Return the type names of all :class:`Unsavable` objects within a saved form."""
+    """Return the type names of all :class:`Unsavable` objects within ``state``, a saved form (:func:`to_state`)."""
     if isinstance(state, Unsavable):
         return {state.kind}
     items = state.values() if isinstance(state, dict) else state if isinstance(state, list) else ()
@@ -229,8 +232,9 @@ def find_unsavable(state: Any) -> set[str]:
 def from_state(current: Any, state: Any, trainer) -> Any:
     """Return the value whose saved form (:func:`to_state`) is ``state``.
 
-    If ``current``, the attribute's value, is a module, an object or a trained tensor, it is changed and returned.
-    Raises ``ValueError`` if ``state`` is that of a module or an object, and ``current`` is None.
+    ``current`` is the attribute's present value, or None. A module, an object or a trained tensor of the same shape is
+    changed in place and returned. Raises ``ValueError`` if ``state`` is that of a module or an object, and ``current``
+    is None.
     """
     if isinstance(state, torch.Tensor):
         # A trained tensor is changed in place, as the method's optimizer may hold it; registered memory is not changed.
@@ -274,13 +278,14 @@ def from_state(current: Any, state: Any, trainer) -> Any:
 
 
 def digest_state(state: Any) -> Any:
-    """Return a digest of a saved form; for a module or an object, ``{kind: {name: digest}}`` with nested digests."""
+    """Return a digest of ``state``, a saved form (:func:`to_state`), as hexadecimal text.
+    For a module or an object, returns ``{kind: {name: digest}}`` with nested digests."""
     if isinstance(state, dict) and {*state} <= {"module", "object"}:
         return {kind: {name: digest_state(item) for name, item in items.items()} for kind, items in state.items()}
     result = hashlib.blake2b(digest_size=16)
 
     def add(item: Any) -> None:
-        """Add a part of the saved form to the digest."""
+        """Add ``item``, ``state`` or a part of it, to the digest, with all that it contains."""
         if isinstance(item, torch.Tensor):
             result.update(f"{item.dtype} {tuple(item.shape)} ".encode() + tensor_bytes(item))
         elif isinstance(item, list) and all(type(element) in PLAIN_TYPES for element in item):
@@ -297,7 +302,7 @@ def digest_state(state: Any) -> Any:
 
 
 def tensor_bytes(tensor: torch.Tensor) -> bytes:
-    """Return bytes that change if the tensor does: all its bytes, or those of sums if MAX_EXACT_ELEMENTS are exceeded.
+    """Return bytes by which to notice a change of a CPU tensor: all bytes; above MAX_EXACT_ELEMENTS, those of sums.
     The sums are over the rows and columns of the tensor, flattened and cut into rows of ROW_ELEMENTS."""
     flat = tensor.detach().contiguous().flatten()
     if flat.numel() <= MAX_EXACT_ELEMENTS or flat.element_size() not in (2, 4, 8):
@@ -311,7 +316,7 @@ def tensor_bytes(tensor: torch.Tensor) -> bytes:
 
 def changed_items(state: Any, initial: Any) -> Any:
     """Return the saved form ``state``; for a module or an object, only the items that have changed.
-    ``initial`` is the digest (:func:`digest_state`) of the value as training began."""
+    ``initial`` is the digest (:func:`digest_state`) of the value as training began, or None if there was none."""
     if not isinstance(state, dict) or not isinstance(initial, dict) or initial.keys() != state.keys():
         return state
     ((kind, items),) = state.items()

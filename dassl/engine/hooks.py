@@ -21,10 +21,10 @@ class HookBase:
     ``trainer._losses`` holds the metrics that ``forward_backward`` returned in this epoch, in meters by name."""
 
     def after_step(self, trainer) -> None:
-        """Called after each ``forward_backward``."""
+        """Act after each ``forward_backward`` of ``trainer``; here, do nothing."""
 
     def after_epoch(self, trainer) -> None:
-        """Called after each ``after_epoch`` of the trainer."""
+        """Act after each ``after_epoch`` of ``trainer``; here, do nothing."""
 
 
 class FiniteLossCheck(HookBase):
@@ -39,10 +39,10 @@ class FiniteLossCheck(HookBase):
 
 
 class LogPrinter(HookBase):
-    """Prints Dassl's training line every TRAIN.PRINT_FREQ batches, or every batch if an epoch has fewer."""
+    """Prints the progress of training, in Dassl's format."""
 
     def after_step(self, trainer) -> None:
-        """Print the training line, if it is due."""
+        """Print Dassl's training line every TRAIN.PRINT_FREQ batches, or every batch if an epoch has fewer."""
         frequency, batch = trainer.cfg.TRAIN.PRINT_FREQ, trainer.batch_idx + 1
         if batch % frequency and trainer.num_batches >= frequency:
             return
@@ -57,10 +57,10 @@ class LogPrinter(HookBase):
 
 
 class TensorBoardWriter(HookBase):
-    """Writes the metrics, as means over the epoch so far, and the learning rate to TensorBoard."""
+    """Writes the metrics and the learning rate to TensorBoard."""
 
     def after_step(self, trainer) -> None:
-        """Write ``train/<metric>`` and ``train/lr``, counted in batches since the first epoch."""
+        """Write ``train/<metric>``, the epoch's mean so far, and ``train/lr``; steps count the run's batches from 0."""
         step = trainer.epoch * trainer.num_batches + trainer.batch_idx
         for name, meter in trainer._losses.meters.items():
             trainer.write_scalar(f"train/{name}", meter.avg, step)
@@ -75,7 +75,7 @@ class TimedCheckpointer(HookBase):
         self.last_save_time = time.time()
 
     def after_epoch(self, trainer) -> None:
-        """Save a timed checkpoint, if it is due; after any checkpoint of this epoch, remove old ones."""
+        """Save a checkpoint if the last is TRAIN.CHECKPOINT_MINUTES old (0: never); after any save, remove old ones."""
         minutes, epoch = trainer.cfg.TRAIN.CHECKPOINT_MINUTES, trainer.epoch + 1
         can_save = trainer.last_saved_epoch != epoch and minutes > 0
         if can_save and run_on_main(lambda: time.time() - self.last_save_time >= 60 * minutes):

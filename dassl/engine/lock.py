@@ -30,8 +30,8 @@ class FolderLockedError(UserError):
 def exclusive_lock(folder: str | os.PathLike, timeout: float | None = None) -> Iterator[None]:
     """Hold the lock of ``folder`` for the body of a ``with``, and remove temporary files that killed processes left.
 
-    The folder is created if it is missing. The lock ends with the process, also if that is killed. ``timeout``: seconds
-    to wait for the lock (None: LOCK_TIMEOUT).
+    The folder is created if it is missing. The lock ends with the process, also if the process is killed. ``timeout``:
+    seconds to wait for the lock (None: LOCK_TIMEOUT).
 
     Raises:
         FolderLockedError: another process holds the lock; the message gives its process id, host and start time.
@@ -55,7 +55,8 @@ def exclusive_lock(folder: str | os.PathLike, timeout: float | None = None) -> I
 
 
 def _acquire_lock(path: Path, owner_path: Path, timeout: float) -> FileLock:
-    """Acquire the lock file at ``path`` within ``timeout`` seconds and return it; errors of :func:`exclusive_lock`."""
+    """Acquire the lock file at ``path`` within ``timeout`` seconds and return it; raise as :func:`exclusive_lock` does.
+    The message describes the process that holds the lock, from the file ``owner_path``."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(path)
@@ -71,7 +72,7 @@ def _acquire_lock(path: Path, owner_path: Path, timeout: float) -> FileLock:
 
 
 def _describe_owner(owner_path: Path) -> str:
-    """Return "process PID on HOST, since TIME" for the process that holds a lock, or "another process"."""
+    """Return "process PID on HOST, since TIME" from the file ``owner_path``; if unreadable, "another process"."""
     try:
         owner = json.loads(owner_path.read_text(encoding="utf-8"))
         return f"process {owner['pid']} on {owner['host']}, since {owner['since']}"

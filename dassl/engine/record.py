@@ -16,7 +16,7 @@ GIT_TIMEOUT = 5  # seconds: git takes a fraction of one, and on a slow disk the 
 
 
 def read_record(folder: Path) -> dict:
-    """Return the record of the run in ``folder``; :class:`UserError` if it is missing or damaged."""
+    """Return the record, ``result.json``, of the run in ``folder``; :class:`UserError` if it is missing or damaged."""
     record = read_json(folder / RECORD_FILE)
     if not isinstance(record, dict):
         raise UserError(f"{folder / RECORD_FILE} is damaged: it is not a record of a run")
@@ -27,9 +27,9 @@ def read_record(folder: Path) -> dict:
 
 
 def is_finished(folder: str | Path, command: Sequence[str]) -> bool:
-    """Return whether ``folder`` holds the record of a finished run of the same ``command`` (train.py's arguments).
+    """Return whether ``folder`` holds the record, ``result.json``, of a run with the arguments ``command``.
 
-    Returns False, too, if the record is damaged, a config file of the command is missing, or a config file or a
+    Returns False, too, if the record is damaged, a config file in ``command`` is missing, or a config file or a
     checkpoint in its ``--model-dir`` is newer than the record.
     """
     try:
@@ -44,7 +44,7 @@ def is_finished(folder: str | Path, command: Sequence[str]) -> bool:
 
 
 def code_version(root: Path, paths: Sequence[str]) -> dict:
-    """Return the version of the Python files in ``paths``, folders and files below ``root``, for the record.
+    """Return the version of the Python files in ``paths``, folders and files in ``root``, for ``result.json``.
 
     Its entries: ``sha256`` over the files' names and contents, with line ends as ``\\n``; in a git checkout also
     ``commit``, and ``modified``: whether a file in ``paths`` differs from the commit.
@@ -58,7 +58,7 @@ def code_version(root: Path, paths: Sequence[str]) -> dict:
 
 
 def _git_commit(root: Path, paths: Sequence[str]) -> dict:
-    """Return ``commit`` and ``modified`` of :func:`code_version`; an empty dict outside a checkout or without git."""
+    """Return ``commit`` and ``modified`` of :func:`code_version`; {} if ``root`` is no checkout, or git fails."""
     if not (root / ".git").exists():  # a parent folder may be a checkout of another project
         return {}
     command = ["git", "--no-optional-locks", "status", "--porcelain=v2", "--branch", "--", *paths]

@@ -32,7 +32,7 @@ from .record import RECORD_FILE, code_version
 
 
 def choose_seed(cfg: CfgNode) -> int:
-    """Return SEED; if it is negative, the seed of the run to resume; if there is none, a new seed.
+    """Return SEED; if it is negative, the seed of the run to resume; without such a run, a new seed from the clock.
     Raises :class:`UserError` if the seed is too large for PyTorch, or the output directory cannot be read."""
     try:
         seed = cfg.SEED if cfg.SEED >= 0 else run_on_main(lambda: read_run_seed(cfg.OUTPUT_DIR, cfg.RESUME))
@@ -46,7 +46,7 @@ def choose_seed(cfg: CfgNode) -> int:
 
 
 def setup_run(args: argparse.Namespace, cfg: CfgNode) -> None:
-    """Log the arguments, the config and the machine, then seed all generators with SEED.
+    """Print the program's ``args``, the config and the machine, then seed all random generators with SEED.
 
     Each epoch seeds the generators again (``TrainerBase.epoch``). The number of threads is PyTorch's default
     (OMP_NUM_THREADS) or that set by the caller of ``train.main``.
@@ -75,15 +75,15 @@ def setup_run(args: argparse.Namespace, cfg: CfgNode) -> None:
 def run_directory(cfg: CfgNode, trains: bool, keep_record: bool = False) -> Iterator[None]:
     """Lock the output directory for the body of a ``with``, and copy standard output to its ``log.txt``.
 
-    The log and the record of an earlier run are renamed, so that their results are not taken for this run's. Only the
-    main process locks and writes.
+    An earlier run's log and its record, ``result.json``, are renamed with their dates, also by a resume, so that nobody
+    takes their results for this run's. Only the main process locks and writes.
 
     Args:
-        trains: whether the run trains, and so writes ``config.yaml``
-        keep_record: whether the record of an earlier run keeps its name
+        trains: whether the run trains; :func:`write_run_config` then checks the settings and writes ``config.yaml``
+        keep_record: whether an earlier run's ``result.json`` keeps its name
 
-    Raises :class:`UserError` if another process holds the lock, the directory cannot be written, or it holds
-    checkpoints of a run with other settings and FORCE_RESUME is False.
+    Raises :class:`UserError` if another process holds the lock, the directory cannot be written, or, with ``trains``,
+    it holds checkpoints of a run with other settings and FORCE_RESUME is False.
     """
     if not is_main_process():
         yield
@@ -99,8 +99,8 @@ def run_directory(cfg: CfgNode, trains: bool, keep_record: bool = False) -> Iter
 
 
 def write_run_config(cfg: CfgNode) -> list[str]:
-    """Write ``config.yaml``; return the conflicts with the run to resume (see :func:`find_resume_conflicts`).
-    Raises :class:`UserError` if there are conflicts, and FORCE_RESUME is False."""
+    """Write OUTPUT_DIR's ``config.yaml``; return the conflicts with the run to resume (:func:`find_resume_conflicts`).
+    Raises :class:`UserError` if there are conflicts without FORCE_RESUME; with it, a file beside checkpoints stays."""
     folder = Path(cfg.OUTPUT_DIR)
     conflicts, has_checkpoints = find_resume_conflicts(cfg, default_cfg())
     if conflicts and not cfg.FORCE_RESUME:
@@ -116,7 +116,7 @@ def write_run_config(cfg: CfgNode) -> list[str]:
 
 
 def check_training_cfg(trainer) -> None:
-    """Raise :class:`UserError` for config values that would fail only after hours of training."""
+    """Raise :class:`UserError` for values of OPTIM, TRAIN and TEST that would fail only after hours of training."""
     cfg = trainer.cfg
     check_at_least(trainer.max_epoch, 1, "OPTIM.MAX_EPOCH")
     check_at_least(cfg.TRAIN.PRINT_FREQ, 1, "TRAIN.PRINT_FREQ")
@@ -129,8 +129,9 @@ def check_training_cfg(trainer) -> None:
 
 
 def check_evaluation(trainer, model_dir: str) -> None:
-    """Raise :class:`UserError` if ``--eval-only`` has no model to evaluate.
-    It needs ``--model-dir``, MODEL.INIT_WEIGHTS, a zero-shot method, or one without models to train."""
+    """Raise :class:`UserError` if ``--eval-only`` has no trained model to evaluate.
+    It has one by ``model_dir`` ("": not given) or MODEL.INIT_WEIGHTS. A zero-shot method needs none, nor one that
+    registers no model."""
     has_model = model_dir or trainer.cfg.MODEL.INIT_WEIGHTS or trainer.supports_zero_shot
     if trainer.get_model_names() and not has_model:
         raise UserError(f"--eval-only with {trainer.cfg.TRAINER.NAME} needs --model-dir, the folder of a finished run")
@@ -145,11 +146,12 @@ def record_run(
 ) -> Iterator[None]:
     """Write the record, ``result.json``, after the body of a ``with``: the results, and all that repeating them needs.
 
-    A Ctrl-C in the body gets a message: where the run stopped, and the command that resumes it.
+    If the body raises, no record is written. A Ctrl-C in it gets a message: where the run stopped, and the command that
+    resumes it.
 
     Args:
-        args: the parsed arguments of the program
-        command: the arguments as words
+        args: the parsed arguments of the program; ``eval_only``, ``model_dir`` and ``load_epoch`` are read
+        command: the program's arguments as words
         code_paths: the program's file, then the names of the folders beside it that hold the run's code
         start_time: the ``time.time()`` at which the program started
     """
@@ -166,8 +168,9 @@ def record_run(
 
 
 def get_inputs(trainer, model_dir: str = "", epoch: int | None = None) -> dict:
-    """Return the record's entries on the data and the checkpoints that a run starts from; call it before training.
-    For ``--eval-only``, the checkpoints are those in ``model_dir`` of ``epoch`` (None: the best, else the newest)."""
+    """Return the record's ``splits``, ``few_shot_split`` and ``started_from`` (checkpoint files); call before training.
+    The files are MODEL.INIT_WEIGHTS, and those in ``model_dir`` of ``epoch`` (from 1; None: the best, else the newest),
+    or without ``model_dir``, those of RESUME."""
     cfg, names = trainer.cfg, trainer.get_model_names()
     files = [Path(cfg.MODEL.INIT_WEIGHTS)] if cfg.MODEL.INIT_WEIGHTS else []
     if model_dir:
@@ -183,7 +186,8 @@ def get_inputs(trainer, model_dir: str = "", epoch: int | None = None) -> dict:
 
 
 def get_provenance(trainer) -> dict:
-    """Return the trainer's provenance; ``total_parameters``, frozen and trained, replaces ``frozen_parameters``."""
+    """Return a copy of ``trainer.provenance``, entries for the record that ``build_model`` sets.
+    ``total_parameters``, frozen and trained, replaces ``frozen_parameters``."""
     provenance = dict(trainer.provenance)
     if "frozen_parameters" in provenance:
         provenance["total_parameters"] = provenance.pop("frozen_parameters") + trainer.num_trainable_parameters()
@@ -191,7 +195,7 @@ def get_provenance(trainer) -> dict:
 
 
 def write_record(trainer, seconds: float, command: list[str], code: dict, inputs: dict) -> None:
-    """Write ``result.json`` of a finished run, which took ``seconds``; ``command`` are the program's arguments.
+    """Write ``result.json`` of a run that took ``seconds``, on the main process; ``command``: the program's arguments.
     ``code`` is the result of :func:`code_version`, ``inputs`` that of :func:`get_inputs`."""
     cfg = trainer.cfg
     splits = {name: {**entry, **_content_checksum(trainer, name)} for name, entry in inputs["splits"].items()}
@@ -223,14 +227,14 @@ def write_record(trainer, seconds: float, command: list[str], code: dict, inputs
 
 
 def _result_counts(trainer) -> dict[str, int]:
-    """Return the numbers of ``correct`` and ``total`` test images, or an empty dict if the result is no accuracy."""
+    """Return the numbers of ``correct`` and of all (``total``) test images; {} if the test measured no accuracy."""
     names = ("correct", "total") if "accuracy" in (trainer.results or {}) else ()
     return {name: getattr(trainer.evaluator, f"_{name}") for name in names if hasattr(trainer.evaluator, f"_{name}")}
 
 
 def _content_checksum(trainer, split: str) -> dict[str, str]:
-    """Return ``content``: a SHA-256 over the checksums of a split's image files, in order.
-    Returns an empty dict unless the feature dataset knows all of them, since it has used their features."""
+    """Return {"content": SHA-256 over the checksums of all image files of ``split``, such as ``train_x``, in order}.
+    Returns {} if a checksum is unknown: only a loader of image features has them, of the images it has served."""
     dataset = getattr(getattr(trainer, checkpoint.LOADER_NAMES[split], None), "dataset", None)
     checksums: dict[str, str] = {}
     for contents in all_gather_objects(getattr(dataset, "contents", {})):

@@ -81,7 +81,7 @@ class TrainerBase:
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
-        """Add this method's node, ``cfg.TRAINER.<NAME>``, with its defaults."""
+        """Add this method's node ``TRAINER.<NAME>``, with the defaults of its keys, to ``cfg`` in place."""
 
     @cached_property
     def _hooks(self) -> Sequence[HookBase]:
@@ -95,7 +95,8 @@ class TrainerBase:
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
-        """Begin an epoch: seed the generators by (seed, epoch), so that a resume is exact; set the loaders' epoch."""
+        """Begin an epoch: seed the generators by (seed, epoch), so that a resume is exact; set the loaders' epoch.
+        Does no more than set the number if it is negative or the same again, or no model is registered."""
         self._epoch = epoch
         if epoch < 0 or not self._models or epoch == self._seeded_epoch:  # training has ended, or nothing is built yet
             return
@@ -123,27 +124,31 @@ class TrainerBase:
                 hook.after_epoch(self)
         self.after_train()
 
-    def before_train(self) -> None: ...
+    def before_train(self) -> None:
+        """Act once before the first epoch; here, do nothing."""
 
-    def after_train(self) -> None: ...
+    def after_train(self) -> None:
+        """Act once after the last epoch; here, do nothing."""
 
-    def before_epoch(self) -> None: ...
+    def before_epoch(self) -> None:
+        """Act before each epoch; here, do nothing."""
 
-    def after_epoch(self) -> None: ...
+    def after_epoch(self) -> None:
+        """Act after each epoch; here, do nothing."""
 
     def run_epoch(self) -> None:
-        """Train for one epoch."""
+        """Train for one epoch; a subclass must override this method."""
         raise NotImplementedError
 
     def test(self, split: str | None = None) -> float:
-        """Evaluate on ``split``; return the result."""
+        """Evaluate on ``split`` (None: the default); return the result. A subclass must override this method."""
         raise NotImplementedError
 
     # ---- models ----
 
     def register_model(self, name: str = "model", model: nn.Module | None = None, optim=None, sched=None) -> None:
-        """Register a model: the engine sets its mode, updates it, and saves it in ``<output_dir>/<name>/``.
-        The first model needs an optimizer, whose learning rate is logged. ``sched`` is the schedule of that rate."""
+        """Register a model: the engine sets its mode, updates it by ``optim``, and saves it in ``OUTPUT_DIR/<name>/``.
+        Only the first model needs ``optim``, whose learning rate is logged. ``sched`` is the schedule of ``optim``."""
         assert model is not None  # it has a default only because Dassl's signature has one
         if name in self._models:
             raise ValueError(f"a model is already registered as {name}")
@@ -151,7 +156,7 @@ class TrainerBase:
         distributed.prepare_model(model, optim)
 
     def get_model_names(self, names: Names = None) -> list[str]:
-        """Return the names of all models, or ``names`` as a list; ``KeyError`` if one is not registered."""
+        """Return the names of all models, or ``names``, one or several, as a list; ``KeyError`` for an unknown one."""
         if names is None:
             return list(self._models)
         names = tolist_if_not(names)
@@ -172,7 +177,7 @@ class TrainerBase:
     # ---- optimisation ----
 
     def detect_anomaly(self, loss: torch.Tensor) -> None:
-        """Raise a ``FloatingPointError`` unless ``loss`` is finite."""
+        """Raise a ``FloatingPointError`` if an element of ``loss`` is infinite or NaN."""
         if not torch.isfinite(loss).all():
             raise checkpoint.divergence_error(self, "Loss is infinite or NaN!")
 
@@ -243,7 +248,7 @@ class TrainerBase:
                 self._scheds[name].step()
 
     def get_current_lr(self, names: Names = None) -> float:
-        """Return the learning rate of the first of the models in ``names`` (None: all): of its first group."""
+        """Return the learning rate of the first parameter group of the first model in ``names`` (None: of all)."""
         return self._optims[self.get_model_names(names)[0]].param_groups[0]["lr"]
 
     # ---- checkpoints ----
@@ -253,13 +258,14 @@ class TrainerBase:
     ) -> None:
         """Save every registered model after ``epoch`` (from 0) as ``<directory>/<name>/model.pth.tar-<epoch + 1>``.
 
-        ``model_name`` replaces that file name; ``is_best`` also writes ``model-best.pth.tar``. A text file
-        ``checkpoint`` names the file that was saved last, from which a run resumes. If a parameter is not finite,
-        nothing is saved, and a ``FloatingPointError`` is raised.
+        ``model_name`` replaces that file name; ``is_best`` also writes ``model-best.pth.tar``. The files hold
+        ``val_result``, the result on validation images. A text file ``checkpoint`` names the file that was saved last,
+        from which a run resumes. If a parameter is not finite, saves nothing and raises a ``FloatingPointError``.
         """
         checkpoints = checkpoint.build_checkpoints(self, epoch, val_result)
 
         def save() -> None:
+            """Write the checkpoints of all models."""
             for name, content in checkpoints.items():
                 save_checkpoint(content, Path(directory, name), is_best=is_best, model_name=model_name)
 
@@ -268,7 +274,7 @@ class TrainerBase:
 
     def resume_model_if_exist(self, directory: str) -> int:
         """Load the newest checkpoints in ``directory``; return the epoch to start at, 0 without checkpoints.
-        It loads models, optimizers, schedules, extra state and random states, which a run without a seed needs."""
+        Loads models, optimizers, schedules, random generators, and the attributes that the method had changed."""
         loaded = checkpoint.load_models(self, directory)
         if loaded is None:
             print("No checkpoint found, train from scratch")
@@ -277,7 +283,8 @@ class TrainerBase:
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Load every model for evaluation: the one saved after ``epoch`` (from 1); None: the best, else the newest.
-        Raises :class:`UserError` if the directory or the checkpoint is missing, or does not fit the model."""
+        ``directory`` is a run's; "" loads nothing. Raises :class:`UserError` if the directory or a checkpoint is
+        missing, or a checkpoint does not fit its model."""
         if not directory:
             print("Note that load_model() is skipped as no model directory is given")
             return
@@ -294,7 +301,7 @@ class TrainerBase:
     # ---- TensorBoard ----
 
     def init_writer(self, log_dir: str) -> None:
-        """Open a TensorBoard writer in the folder ``log_dir``, on the main process alone."""
+        """Open a TensorBoard writer in the folder ``log_dir``, on the main process alone, if none is open."""
         if self._writer is None and distributed.is_main_process():
             from torch.utils.tensorboard import SummaryWriter
 
@@ -346,10 +353,10 @@ class SimpleTrainer(TrainerBase):
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """Raise :class:`UserError` for config values that this method cannot use."""
+        """Raise :class:`UserError` for config values that this method cannot use; here, for none."""
 
     def build_data_loader(self) -> None:
-        """Set ``self.dm``, its loaders, and the numbers and names of classes and domains."""
+        """Set ``self.dm``, a DataManager, and on ``self`` its loaders, class names, numbers of classes and domains."""
         with distributed.local_main_process_first():  # the data set may write the file of the few-shot split
             self.dm = DataManager(self.cfg)
         self.train_loader_x = self.dm.train_loader_x
@@ -361,7 +368,7 @@ class SimpleTrainer(TrainerBase):
         self.lab2cname = self.dm.lab2cname
 
     def build_model(self) -> None:
-        """Set ``self.model``; register each model to train, with its optimizer and schedule."""
+        """Set ``self.model``; register each model to train, with its optimizer and schedule. Methods override this."""
         raise NotImplementedError
 
     @cached_property
@@ -372,7 +379,7 @@ class SimpleTrainer(TrainerBase):
     # ---- the steps of the loop, as in Dassl ----
 
     def train(self) -> None:  # type: ignore[override]  # Dassl's signature: the epochs are attributes of this class
-        """Train all epochs and test; a method without models to train is only tested."""
+        """Train until OPTIM.MAX_EPOCH, then test; a method without models to train is only tested."""
         if self.get_model_names():
             super().train(self.start_epoch, self.max_epoch)
         else:
@@ -388,7 +395,8 @@ class SimpleTrainer(TrainerBase):
         self.time_start = time.time()
 
     def after_epoch(self) -> None:
-        """Validate and save the best model, for ``best_val``; save a checkpoint every CHECKPOINT_FREQ epochs."""
+        """With TEST.FINAL_MODEL best_val, and not TEST.NO_TEST, validate, and save the model if it is the best so far.
+        Save a checkpoint every TRAIN.CHECKPOINT_FREQ epochs (0: never) and after the last epoch."""
         epoch, frequency = self.epoch + 1, self.cfg.TRAIN.CHECKPOINT_FREQ
         if self.cfg.TEST.FINAL_MODEL == "best_val" and not self.cfg.TEST.NO_TEST:
             result = self.test(split="val")
@@ -445,7 +453,7 @@ class SimpleTrainer(TrainerBase):
 
     @torch.no_grad()
     def test(self, split: str | None = None, is_final: bool = False) -> float:
-        """Evaluate on ``split`` (default TEST.SPLIT); return the first result, for classification the accuracy.
+        """Evaluate on ``split`` (None: TEST.SPLIT); return the first result, for classification the accuracy in %.
         ``is_final`` has no effect; some versions of Dassl pass it."""
         split = split or self.cfg.TEST.SPLIT
         self.extra_state.restore(self)  # for a finished run that is started again: its loop begins no epoch
@@ -467,11 +475,11 @@ class SimpleTrainer(TrainerBase):
         return next(iter(self.results.values()))
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
-        """Return the model's output, such as logits (N, classes), for N images or their features."""
+        """Return the model's output, such as logits (n, classes); ``input``: n images, or their features."""
         return self.model(input)
 
     def parse_batch_test(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return images (or their features) and labels of a batch, on the device."""
+        """Return ``img``, images or their features, and ``label`` of a batch, on the device."""
         return batch["img"].to(self.device), batch["label"].to(self.device)
 
 
@@ -485,7 +493,7 @@ class TrainerX(SimpleTrainer):
             self.run_batches(zip(self.train_loader_x))  # forward_backward(batch)
 
     def forward_backward(self, batch: dict) -> dict[str, float]:
-        """Make a step on a batch, call ``update_lr`` on an epoch's last batch, and return metrics for the log."""
+        """Make a step on a batch, call ``update_lr`` on an epoch's last batch, and return named metrics for the log."""
         raise NotImplementedError
 
     def parse_batch_train(self, batch: dict) -> tuple[torch.Tensor, ...]:
@@ -517,7 +525,7 @@ class TrainerXU(SimpleTrainer):
             self.run_batches(zip(self._repeated(loader_x), self._repeated(loader_u), strict=True))  # (batch_x, batch_u)
 
     def _repeated(self, loader: TrainLoader) -> Iterator[dict]:
-        """Yield ``num_batches`` batches; when ``loader`` ends, start it again with a new order and augmentations."""
+        """Return an iterator over ``num_batches`` batches; when ``loader`` ends, it starts again with new draws."""
         passes = math.ceil(self.num_batches / len(loader))
         if isinstance(loader, TrainLoader):
             loader.epoch = self.epoch * passes  # each pass is an epoch of the loader
