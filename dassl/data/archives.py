@@ -24,7 +24,7 @@ class _SafeTarInfo(tarfile.TarInfo):
     """An entry of a tar archive whose header is read only up to ``MAX_HEADER_BYTES``; tarfile itself has no limit."""
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        """Read the rest of an entry's header, such as a long name; ``tarfile.ReadError`` if it is too large."""
+        """Read the rest of an entry's header, such as a long name; ``tarfile.ReadError`` above MAX_HEADER_BYTES."""
         if not self.isreg() and not 0 <= self.size <= MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header claims to have {self.size:,} bytes")
         return super()._proc_member(archive)  # type: ignore[misc]  # a hook of tarfile that the stubs leave out
@@ -38,11 +38,12 @@ class SafeTarFile(tarfile.TarFile):
 
 
 def _check_entry(archive: Path, name: str, is_plain: bool, end: int) -> None:
-    """Raise :class:`UserError` unless an entry may be unpacked.
+    """Raise :class:`UserError` unless an entry of ``archive`` may be unpacked.
 
     Args:
-        is_plain: whether the entry is a regular file without holes, or a folder.
-        end: offset in bytes of the entry's end in the uncompressed archive.
+        name: the entry's path; refused if it is absolute or has a part "..", a backslash, a colon or a null character.
+        is_plain: whether the entry is a regular file without holes, or a folder; any other is refused.
+        end: bytes of the uncompressed archive up to the entry's end; SLACK plus RATIO times the archive's size at most.
     """
     path = PurePosixPath(name)
     if not is_plain or path.is_absolute() or ".." in path.parts or set(name) & {"\\", ":", "\0"}:  # "\\", ":": Windows
@@ -57,7 +58,7 @@ def safe_members(archive: SafeTarFile) -> Iterator[tarfile.TarInfo]:
     """Yield the entries of a tar archive; check each before its data are read.
 
     Raises:
-        UserError: an entry is a link or a device, or lies outside the folder, or the archive unpacks to far too much.
+        UserError: an entry is refused (:func:`_check_entry`), such as a link, a path upwards, or one of a zip bomb.
         tarfile.ReadError: the archive is cut off or damaged.
     """
     for member in archive:
@@ -76,8 +77,8 @@ def unpack_archive(path: Path, folder: Path) -> None:
     """Unpack a tar or zip archive to ``folder``, which must exist.
 
     Raises:
-        UserError: an entry is refused, as in :func:`safe_members`; earlier entries of a tar archive are unpacked then.
-        ARCHIVE_ERRORS: the archive is damaged.
+        UserError: an entry is refused, as in :func:`safe_members`; entries before it in a tar archive are unpacked.
+        ARCHIVE_ERRORS (a tuple of classes): the archive is damaged, or has another format.
     """
     if not zipfile.is_zipfile(path):
         with SafeTarFile.open(path) as archive:

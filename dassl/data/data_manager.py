@@ -41,7 +41,12 @@ class DatasetWrapper(Dataset):
         transform: Callable | list[Callable] | None = None,
         is_train: bool = False,
     ):
-        """``transform``: a list of transforms gives ``img``, ``img2``, … of an item; None gives the PIL image."""
+        """Use the whole config ``cfg``; UserError if, in training, K_TRANSFORMS is below 1 or needs a transform.
+
+        Args:
+            transform: takes a PIL image, gives ``img``; a list gives ``img``, ``img2``, …; None: the PIL image itself.
+            is_train: whether to seed the random transforms, apply K_TRANSFORMS and keep images in memory.
+        """
         self.cfg = cfg
         self.data_source = data_source
         self.transform = transform
@@ -59,11 +64,14 @@ class DatasetWrapper(Dataset):
         return len(self.data_source)
 
     def __getitem__(self, idx: int) -> dict:
-        """Return the item ``idx`` of the current epoch."""
+        """Return the item ``idx`` of the current epoch, as :meth:`load_item`."""
         return self.load_item(idx, self.epoch)
 
     def load_item(self, idx: int, epoch: int | None) -> dict:
-        """Return the item ``idx`` of an epoch: the transformed image (img) and its label, domain, impath and index."""
+        """Return the item ``idx`` in ``epoch``: a dict of the transformed image (img), label, domain, impath and index.
+
+        Random transforms are seeded only in training and with an ``epoch``. RETURN_IMG0 adds ``img0``, not augmented.
+        """
         item = self.data_source[idx]
         img0 = self._read_image(item.impath)
         with temporary_seed(self.transform_seed(idx, epoch)) if self.is_train and epoch is not None else nullcontext():
@@ -74,7 +82,7 @@ class DatasetWrapper(Dataset):
         return output
 
     def transform_seed(self, idx: int, epoch: int) -> int:
-        """Return the seed of an image's random transforms in an epoch."""
+        """Return the seed of an image's random transforms in ``epoch``, modulo FEATURES.VIEWS if that is above 0."""
         if views := self.cfg.FEATURES.VIEWS:
             epoch %= views
         return derive_seed(self.cfg.SEED, epoch, self._relative_path(self.data_source[idx]))
@@ -91,7 +99,7 @@ class DatasetWrapper(Dataset):
         return image
 
     def _relative_path(self, item: Datum) -> str:
-        """Return an image's path below the data root, from which its seed follows: moved data gives the same draws."""
+        """Return an image's path below DATASET.ROOT/FOLDER, with forward slashes; moved data gets the same seeds."""
         node = self.cfg.DATASET
         root = os.path.join(os.path.expanduser(node.ROOT), os.path.expanduser(node.FOLDER))
         return os.path.relpath(item.impath, root).replace(os.sep, "/")
@@ -104,7 +112,7 @@ class DatasetWrapper(Dataset):
         return {"img" if i == 1 else f"img{i}": self._transform_image(tfm, img0) for i, tfm in transforms}
 
     def _transform_image(self, tfm: Callable, img0: Image.Image):
-        """Return a random view of an image, or a list of K_TRANSFORMS views. Third-party subclasses call it, too."""
+        """Return ``tfm(img0)``; with ``k_tfm`` above 1, a list of as many views. Third-party subclasses call it."""
         views = [tfm(img0) for _ in range(self.k_tfm)]
         return views if self.k_tfm > 1 else views[0]
 
@@ -137,19 +145,21 @@ def build_data_loader(
     is_train: bool = True,
     dataset_wrapper: type[DatasetWrapper] | None = None,
 ) -> DataLoader:
-    """Return a loader of batches of ``data_source``.
+    """Return a loader of batches of ``data_source``, in training (``is_train``) a :class:`TrainLoader`.
 
     As in Dassl, training drops a last batch that is not full, unless it is the only one.
 
     Args:
-        batch_size: images in a batch; in training, all processes share a batch.
+        sampler_type: name of the sampler, as in :func:`build_sampler`.
+        batch_size: images in a batch; in training, the processes divide each batch among them.
         n_domain: domains in a batch of RandomDomainSampler (0: all).
         n_ins: images of each class in a batch of RandomClassSampler.
         tfm: transform of the images, as in :class:`DatasetWrapper`.
+        dataset_wrapper: class of the data set in place of :class:`DatasetWrapper`, with the same arguments.
 
     Raises:
-        UserError: there are no images, the batch size is below 1 (in training, below the number of processes), or the
-            number of workers is below 0.
+        UserError: there are no images, the batch size is below 1 (in training, below the number of processes), the
+            number of workers is below 0, or the sampler refuses its values.
     """
     if not data_source:
         raise UserError(f"the data set {cfg.DATASET.NAME} has no images for a loader; is the data folder complete?")
@@ -183,23 +193,23 @@ class DataManager:
         custom_tfm_test: Callable | None = None,
         dataset_wrapper: type[DatasetWrapper] | None = None,
     ):
-        """Build all loaders; the custom transforms replace those of INPUT."""
+        """Build all loaders; custom transforms replace those of INPUT, ``dataset_wrapper`` replaces DatasetWrapper."""
         self.dataset = build_dataset(cfg)
         self.bad_images = skip_unreadable(self.dataset) if cfg.DATASET.SKIP_BAD_IMAGES else {}
         tfm_train = custom_tfm_train if custom_tfm_train is not None else build_transform(cfg, is_train=True)
         tfm_test = custom_tfm_test if custom_tfm_test is not None else build_transform(cfg, is_train=False)
 
         def build_loader(data_source, node, **options):
-            """Return a loader of :class:`Datum` objects with the sampler and batch size of a DATALOADER node."""
+            """Return a loader with the node's SAMPLER and BATCH_SIZE; ``options`` as in :func:`build_data_loader`."""
             options["dataset_wrapper"] = dataset_wrapper
             return build_data_loader(cfg, node.SAMPLER, data_source, node.BATCH_SIZE, **options)
 
         def build_train_loader(data_source, node):
-            """Return a loader of augmented images."""
+            """Return a loader of augmented images with the keys of ``node``, such as DATALOADER.TRAIN_X."""
             return build_loader(data_source, node, n_domain=node.N_DOMAIN, n_ins=node.N_INS, tfm=tfm_train)
 
         def build_test_loader(data_source):
-            """Return a loader of images as DATALOADER.TEST describes, without augmentation."""
+            """Return a loader of images without augmentation, with the keys of DATALOADER.TEST."""
             return build_loader(data_source, cfg.DATALOADER.TEST, tfm=tfm_test, is_train=False)
 
         loaders = cfg.DATALOADER

@@ -14,10 +14,12 @@ MAX_DOWNLOAD_BYTES = 8 << 30  # bytes, more than any file that the project downl
 
 
 def download(url: str, path: str | os.PathLike, checksum: str, algorithm: str = "sha256") -> Path:
-    """Download ``url`` to ``path`` with a progress bar and return the path; an interrupted download is resumed.
+    """Download ``url`` to ``path``, in place of any file there, with a progress bar; return the path.
+
+    ``checksum`` is the file's digest in hexadecimal by ``algorithm``, a name of hashlib.
 
     Raises:
-        UserError: the address cannot be reached, or the file has another checksum or no end and is deleted.
+        UserError: the download failed, and the next call resumes it; or the checksum differs, and the file is deleted.
     """
     path = Path(path)
     partial = path.with_name(path.name + ".part")

@@ -33,14 +33,14 @@ class FeatureExtractor(Protocol):
     """A frozen image encoder that can store features. An image's feature does not depend on the other images."""
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Return features (n, dim) of images (n, 3, height, width); store nothing."""
+        """Return features (n, dim) of transformed images (n, 3, height, width), in their order; store nothing."""
 
     def __call__(self, requests: Sequence[Request], threads: int, name: str) -> torch.Tensor:
         """Return features (n, dim) in the order of the requests; store those that are not stored yet.
 
         Args:
-            requests: unique keys, each with a function that loads the image (3, height, width). Where it returns None,
-                because the image cannot be read, the result has no row.
+            requests: unique keys, each with a function that returns the transformed image (3, height, width), or None
+                if the image cannot be read. The result has no row for None.
             threads: number of threads that load images.
             name: name of the images in the progress bar.
         """
@@ -69,7 +69,7 @@ class FeatureDataset(Dataset):
         self._inspect_transform()
 
     def _inspect_transform(self) -> None:
-        """Set the attributes that follow from the transform of the data set, and forget the features in memory."""
+        """Set ``is_cacheable``, ``is_random`` and the transform's text for the keys; forget the features in memory."""
         self._features: dict[tuple[int | None, str], torch.Tensor] = {}  # by epoch (None: any epoch) and path
         dataset, transform = self.dataset, getattr(self.dataset, "transform", None)
         self._inspected_transform = transform
@@ -85,7 +85,7 @@ class FeatureDataset(Dataset):
 
     @property
     def wrapper(self) -> DatasetWrapper:
-        """Return the data set of images if its features are cacheable."""
+        """Return the data set of images; only where ``is_cacheable``, as it then is a :class:`DatasetWrapper`."""
         assert isinstance(self.dataset, DatasetWrapper)  # implied by is_cacheable
         return self.dataset
 
@@ -116,14 +116,14 @@ class FeatureDataset(Dataset):
         return new
 
     def __getitem__(self, index: int) -> dict:
-        """Return the item of an image, with its feature (dim,) as ``img``."""
+        """Return the item ``index`` of the data set of images, with the feature (dim,) as ``img``."""
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[dict]:
         """Return the items of a batch; DataLoader calls it instead of ``__getitem__``.
 
         Raises:
-            UserError: images cannot be read; the message lists all such images of the split.
+            UserError: images cannot be read; where ``is_cacheable``, the message lists all such images of the split.
         """
         if getattr(self.dataset, "transform", None) is not self._inspected_transform:
             self._inspect_transform()
@@ -139,7 +139,7 @@ class FeatureDataset(Dataset):
         ]
 
     def _encode_items(self, indices: list[int]) -> list[dict]:
-        """Return the items of a batch with features that are computed now and not stored."""
+        """Return the items of a batch; features, computed now and not stored, replace all images but ``img0``."""
         if isinstance(self.dataset, DatasetWrapper):
             self.dataset.epoch = self.epoch
         items = [self.dataset[index] for index in indices]
@@ -197,14 +197,14 @@ class FeatureDataset(Dataset):
             batches = self._list_batches(epoch) if epoch < self.wrapper.cfg.OPTIM.MAX_EPOCH else []
 
     def _served_indices(self) -> Iterator[int]:
-        """Yield the index of every image; where processes share the batches, only those of this process."""
+        """Yield the indices of all images, or if batches are divided, of this process's; none without batches."""
         if getattr(self.batch_sampler, "shard_by", ""):
             yield from (index for batch in self._list_batches(self.epoch) for index in batch)
         elif self.batch_sampler is not None:
             yield from range(len(self))
 
     def _list_batches(self, epoch: int | None) -> list[list[int]]:
-        """Return the batches of an epoch as lists of indices; an empty list if its sampler cannot draw them twice."""
+        """Return the batches of an epoch as lists of indices; [] if the sampler would draw others the next time."""
         batch_sampler = self.batch_sampler
         sampler = getattr(batch_sampler, "sampler", None)
         if batch_sampler is None or not isinstance(sampler, (EpochSampler, SequentialSampler)):
@@ -217,7 +217,7 @@ class FeatureDataset(Dataset):
         return batches
 
     def _feature_key(self, epoch: int | None, index: int, reasons: dict[str, str]) -> bytes:
-        """Return a digest of an image's file, transform and seed; put the reason into ``reasons`` if unreadable."""
+        """Return a digest (16 bytes) of an image's file, transform and seed; if unreadable, note why in ``reasons``."""
         path = self.wrapper.data_source[index].impath
         seed = self.wrapper.transform_seed(index, epoch) if self.is_random and epoch is not None else ""
         try:
@@ -228,7 +228,7 @@ class FeatureDataset(Dataset):
         return hashlib.blake2b(f"{content} {self._transform_text} {seed}".encode(), digest_size=16).digest()
 
     def _load_image(self, epoch: int | None, index: int, reasons: dict[str, str]) -> torch.Tensor | None:
-        """Return the image of an epoch; return None and put the reason into ``reasons`` if it is unreadable."""
+        """Return the image transformed as in ``epoch``; None, with the reason in ``reasons`` by path, if unreadable."""
         try:
             return self.wrapper.load_item(index, epoch)["img"]
         except UnreadableImageError as error:
@@ -237,7 +237,7 @@ class FeatureDataset(Dataset):
 
 
 def build_feature_loader(loader: DataLoader, extractor: FeatureExtractor, name: str) -> DataLoader:
-    """Return a loader of the same class and with the same batches as ``loader``, with features in place of images."""
+    """Return a loader with the class and batches of ``loader``, and features for images; ``name`` is the split's."""
     dataset = FeatureDataset(loader.dataset, extractor, name, max(1, loader.num_workers))
     options: dict[str, Any] = {key: getattr(loader, key) for key in ("collate_fn", "generator", "pin_memory")}
     batch_options = ("batch_sampler",) if loader.batch_size is None else ("sampler", "batch_size", "drop_last")
@@ -249,5 +249,5 @@ def build_feature_loader(loader: DataLoader, extractor: FeatureExtractor, name: 
 
 @lru_cache(maxsize=1 << 20)  # files; bounds the memory with very large data sets
 def _cached_file_digest(path: str, time: int, size: int) -> str:
-    """Return the checksum of a file; the file is read again only if its time or size has changed."""
+    """Return a file's BLAKE2b checksum; read it again only if ``time`` (of its last change) or ``size`` is new."""
     return file_digest(path, "blake2b")

@@ -46,7 +46,7 @@ def unreadable_images_error(reasons: Mapping[str, str], name: str) -> UserError:
 
 
 def skip_unreadable(dataset: DatasetBase) -> dict[str, list[str]]:
-    """Remove unreadable images from a data set's splits and print them; return their sorted paths by split."""
+    """Remove and print unreadable images of a data set's splits; return their sorted paths by split, if it had any."""
     removed = {}
     for split in SPLITS:
         if items := getattr(dataset, split, None):

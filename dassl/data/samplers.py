@@ -19,7 +19,7 @@ from .datasets import Datum
 
 
 class EpochSampler(Sampler[int]):
-    """A sampler whose order depends on ``seed`` and ``epoch`` alone; with ``epoch`` None, each order is random."""
+    """A sampler whose order depends on ``seed`` and its ``epoch`` alone; with ``epoch`` None, each order is random."""
 
     epoch: int | None = None  # set by TrainLoader; None under a loader that does not count epochs
 
@@ -28,7 +28,7 @@ class EpochSampler(Sampler[int]):
         self.seed = seed
 
     def rng(self) -> random.Random:
-        """Return a random generator seeded by (seed, epoch), or randomly with ``epoch`` None."""
+        """Return a random generator seeded by (seed, epoch), or with ``epoch`` None, by Python's global generator."""
         if self.epoch is None:
             return random.Random(random.getrandbits(64))
         return random.Random(derive_seed(self.seed, self.epoch, type(self).__name__))
@@ -50,7 +50,7 @@ class RandomSampler(EpochSampler):
 class _GroupedSampler(EpochSampler):
     """A sampler that fills each batch with ``images_per_group`` images of each of ``groups_per_batch`` random groups.
 
-    A group is all images with the same label or domain (``key``). A group that is used up begins in a new random order.
+    A group is all images of one "label" or "domain" (``key``). A group that is used up begins in a new random order.
     """
 
     def __init__(self, data_source: list[Datum], seed: int, key: str, groups_per_batch: int, images_per_group: int):
@@ -62,7 +62,7 @@ class _GroupedSampler(EpochSampler):
         self.images_per_group = images_per_group
 
     def __iter__(self) -> Iterator[int]:
-        """Yield the indices of the images, batch after batch."""
+        """Yield the images' indices, batch after batch: as many whole batches as there are images for, at least one."""
         rng = self.rng()
         remaining = {group: rng.sample(members, len(members)) for group, members in self.groups.items()}
         for _ in range(max(1, len(self) // (self.groups_per_batch * self.images_per_group))):
@@ -78,6 +78,7 @@ class RandomDomainSampler(_GroupedSampler):
     """A sampler that fills each batch from ``n_domain`` random domains (0: all), with equally many images of each."""
 
     def __init__(self, data_source: list[Datum], seed: int, batch_size: int, n_domain: int):
+        """Raise :class:`UserError` if ``n_domain`` does not divide ``batch_size`` or exceeds the number of domains."""
         domains = len({item.domain for item in data_source})
         n_domain = n_domain if n_domain > 0 else domains
         if n_domain > domains or batch_size % n_domain:
@@ -92,6 +93,7 @@ class RandomClassSampler(_GroupedSampler):
     """A sampler that fills each batch with ``n_ins`` images of each of ``batch_size / n_ins`` random classes."""
 
     def __init__(self, data_source: list[Datum], seed: int, batch_size: int, n_ins: int):
+        """Raise :class:`UserError` if ``n_ins`` is below 1 or no divisor of ``batch_size``, or classes are too few."""
         classes = len({item.label for item in data_source})
         if n_ins < 1 or batch_size % n_ins or batch_size // n_ins > classes:
             raise UserError(
@@ -109,7 +111,11 @@ def build_sampler(
     n_domain: int = 0,
     n_ins: int = 16,
 ) -> Sampler[int]:
-    """Return the sampler that ``sampler_type`` names, seeded by ``cfg.SEED``; UserError for an unknown name."""
+    """Return a sampler of ``data_source``, which must be given, seeded by ``cfg.SEED`` (without ``cfg``, by 0).
+
+    ``sampler_type`` is RandomSampler, SequentialSampler, RandomDomainSampler (with ``n_domain``) or RandomClassSampler
+    (with ``n_ins``). Any other name, or a value that does not suit the sampler, raises :class:`UserError`.
+    """
     seed = cfg.SEED if cfg is not None else 0
     samplers: dict[str, Callable[[list[Datum]], Sampler[int]]] = {
         "RandomSampler": lambda images: RandomSampler(images, seed),
@@ -132,24 +138,24 @@ class ShardedBatchSampler(BatchSampler):
     shard_by = ""  # set by shard_loader
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Return an iterator over this process's batches (lists of indices)."""
+        """Return an iterator over this process's batches (lists of indices), divided as ``shard_by`` says."""
         batches = super().__iter__()
         if self.shard_by == "images":
             return (list(shard(batch)) for batch in batches)
         return islice(batches, get_rank(), None, get_world_size()) if self.shard_by == "batches" else batches
 
     def __len__(self) -> int:
-        """Return the number of this process's batches."""
+        """Return the number of all batches; with ``shard_by`` "batches", of this process's."""
         length = super().__len__()
         return len(range(get_rank(), length, get_world_size())) if self.shard_by == "batches" else length
 
 
 @contextmanager
 def shard_loader(loader: Any, shard_by: str) -> Iterator[bool]:
-    """Divide a loader's batches among the processes by "images" or "batches", for the body of a ``with``.
+    """Divide a loader's batches among the processes for the body of a ``with``; yield whether they are divided.
 
-    Yields:
-        Whether they are divided: not without a :class:`ShardedBatchSampler`; each process then gets all batches.
+    ``shard_by`` is "images" (each process gets its part of every batch) or "batches" (every n-th batch of n processes).
+    Without a :class:`ShardedBatchSampler`, each process gets all batches.
     """
     sampler = getattr(loader, "batch_sampler", None)
     if not isinstance(sampler, ShardedBatchSampler):

@@ -8,5 +8,5 @@ EVALUATOR_REGISTRY = Registry("EVALUATOR")
 
 
 def build_evaluator(cfg: CfgNode, **kwargs):
-    """Return the evaluator that TEST.EVALUATOR names; raise :class:`UserError` for an unknown name."""
+    """Return the evaluator that TEST.EVALUATOR names, made with ``cfg`` and ``kwargs``; UserError if it is unknown."""
     return EVALUATOR_REGISTRY.get(cfg.TEST.EVALUATOR)(cfg, **kwargs)

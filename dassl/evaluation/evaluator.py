@@ -43,6 +43,7 @@ class Classification(EvaluatorBase):
     """
 
     def __init__(self, cfg: CfgNode, lab2cname: dict[int, str] | None = None, **_):
+        """``lab2cname``: class names by label, printed in the results of each class (default: the label)."""
         super().__init__(cfg)
         self._lab2cname = lab2cname or {}
         self.reset()
@@ -70,7 +71,10 @@ class Classification(EvaluatorBase):
         self._y_true.extend(true)
 
     def evaluate(self) -> OrderedDict[str, float]:
-        """Print and return accuracy, error rate, macro F1 and, with PER_CLASS_RESULT, the average over classes."""
+        """Print and return accuracy, error_rate, macro_f1 and, with PER_CLASS_RESULT, perclass_accuracy, in percent.
+
+        With COMPUTE_CMAT, save the confusion matrix. Raise :class:`UserError` if no image was processed.
+        """
         if not self._total:
             raise UserError("there is nothing to evaluate: the test set is empty")
         from sklearn.metrics import f1_score  # here, as its import takes seconds
@@ -87,7 +91,7 @@ class Classification(EvaluatorBase):
         return results
 
     def _per_class(self) -> float:
-        """Print the accuracy of each class in percent and return the average over the classes."""
+        """Print the accuracy of each class in percent; return the mean over the classes that occur in the test set."""
         print("=> per-class result")
         results = self._per_class_res
         for label, hits in sorted(results.items()):
@@ -97,7 +101,7 @@ class Classification(EvaluatorBase):
         return average
 
     def _confusion_matrix(self) -> None:
-        """Save the confusion matrix to ``cmat.pt``: a tensor (true classes, predicted classes) whose rows sum to 1."""
+        """Save the confusion matrix (true, predicted classes) to ``cmat.pt`` in OUTPUT_DIR; each row sums to 1."""
         from sklearn.metrics import confusion_matrix
 
         path = Path(self.cfg.OUTPUT_DIR, "cmat.pt")

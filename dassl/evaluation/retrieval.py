@@ -43,13 +43,13 @@ class Retrieval(EvaluatorBase):
 
         Args:
             mo: features of images (n, dim) and of texts (m, dim); their dot product is the score.
-            gt: unique numbers of the images (n,), and the number of each text's image (m,).
+            gt: numbers of the images (n,), unique in the test set, and the number of each text's image (m,).
         """
         for tensors, tensor in zip(self._batches, (*mo, *gt), strict=True):
             tensors.append(tensor)
 
     def evaluate(self) -> OrderedDict[str, float]:
-        """Print and return ``recall@1`` and the metrics of both directions, such as ``i2t_recall@5``.
+        """Print and return ``recall@1``, then recall@1, 5, 10 and map@10 of each direction, such as ``i2t_recall@5``.
 
         Raises:
             UserError: no image was processed, or a feature is infinite or not a number.
@@ -77,12 +77,16 @@ class Retrieval(EvaluatorBase):
 
 
 def recall(hits: torch.Tensor, k: int) -> float:
-    """Return the percentage of queries with a match among the first ``k``; :func:`rank_matches` returns ``hits``."""
+    """Return the percentage of queries with a match in the first ``k`` columns of ``hits`` (queries, ranks)."""
     return 100 * hits[:, :k].any(1).double().mean().item()
 
 
 def mean_average_precision(hits: torch.Tensor, counts: torch.Tensor, k: int) -> float:
-    """Return mAP@k in percent; :func:`rank_matches` returns ``hits`` and ``counts``."""
+    """Return mAP@k in percent, the mean of AP@k over all queries.
+
+    ``hits`` (queries, ranks) and ``counts`` (queries,) are the results of :func:`rank_matches`. AP@k is the sum of the
+    precision at each rank up to ``k`` that is a hit, divided by min(``k``, count); it is NaN for a count of 0.
+    """
     hits = hits[:, :k].double()
     precision = hits.cumsum(1) / torch.arange(1, hits.shape[1] + 1)
     return 100 * ((precision * hits).sum(1) / counts.clamp(max=k)).mean().item()
@@ -97,10 +101,11 @@ def rank_matches(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return which of the best candidates of each query are matches, and the number of all matches of each query.
 
-    Scores are computed in blocks of ``block``, so the matrix of all scores is never in memory.
+    About ``block`` scores are computed at a time, so the matrix of all scores is never in memory. Among equal scores,
+    matches come last.
 
     Args:
-        queries: features (n, dim).
+        queries: features (n, dim); the score is the dot product with the candidate's.
         candidates: features (m, dim).
         query_images: number of each query's image (n,); a candidate of the same image is a match.
         candidate_images: number of each candidate's image (m,).

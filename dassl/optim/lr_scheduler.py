@@ -17,8 +17,8 @@ from dassl.utils import UserError, check_availability, tolist_if_not
 def build_lr_scheduler(optimizer: torch.optim.Optimizer, optim_cfg: CfgNode, per_epoch: int = 1) -> LambdaLR:
     """Return the schedule that OPTIM.LR_SCHEDULER names: cosine, single_step or multi_step.
 
-    It begins with a warm-up of OPTIM.WARMUP_EPOCH epochs (OPTIM.WARMUP_TYPE constant or linear). ``per_epoch`` is the
-    number of its steps in an epoch. Unknown names, and an OPTIM.STEPSIZE that is no list of epochs, raise UserError.
+    It begins with a warm-up of OPTIM.WARMUP_EPOCH epochs (OPTIM.WARMUP_TYPE constant or linear). Call its ``step``
+    ``per_epoch`` times an epoch. Unknown names, and an OPTIM.STEPSIZE that is no list of epochs, raise UserError.
     """
     check_availability(optim_cfg.LR_SCHEDULER, ("cosine", "single_step", "multi_step"), "schedule OPTIM.LR_SCHEDULER")
     check_availability(optim_cfg.WARMUP_TYPE, ("constant", "linear"), "OPTIM.WARMUP_TYPE")
@@ -43,14 +43,14 @@ def _lr_factor(c: CfgNode, base_lr: float, per_epoch: int, step: int) -> float:
 
 
 def _warmup_lr(c: CfgNode, base_lr: float, epoch: float) -> float:
-    """Return the learning rate at an epoch of the warm-up (a fraction, too), for the OPTIM node ``c``."""
+    """Return the learning rate of the OPTIM node ``c`` at ``epoch`` of the warm-up, from 0 and perhaps fractional."""
     if c.WARMUP_TYPE == "constant":
         return c.WARMUP_CONS_LR
     return c.WARMUP_MIN_LR if epoch == 0 else base_lr * epoch / c.WARMUP_EPOCH
 
 
 def _decay_factor(c: CfgNode) -> Callable[[float], float]:
-    """Return the schedule without its warm-up: a function from the epoch to the rate divided by the base rate."""
+    """Return the OPTIM node's schedule without warm-up: a function from the epoch to the rate / the base rate."""
     if c.LR_SCHEDULER == "cosine":
         return lambda epoch: (1 + math.cos(math.pi * epoch / c.MAX_EPOCH)) / 2
     steps = tolist_if_not(c.STEPSIZE)
@@ -72,7 +72,7 @@ class _WarmupScheduler(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def step(self, epoch: int | None = None) -> None:
-        """Set the rates of the next epoch: those of the warm-up, or of the successor after it."""
+        """Set the rates of the next epoch (or of ``epoch``): those of the warm-up, or of the successor after it."""
         if self.last_epoch < self.warmup_epoch:
             super().step(epoch)
         else:
@@ -117,7 +117,7 @@ class LinearWarmupScheduler(_WarmupScheduler):
         super().__init__(optimizer, successor, warmup_epoch, last_epoch)
 
     def warmup_rates(self) -> list[float | torch.Tensor]:
-        """Return the rate of each parameter group in the epoch ``last_epoch``."""
+        """Return for each group ``min_lr`` in epoch 0, then its base rate * ``last_epoch`` / ``warmup_epoch``."""
         if self.last_epoch == 0:
             return [self.min_lr for _ in self.base_lrs]
         return [lr * self.last_epoch / self.warmup_epoch for lr in self.base_lrs]

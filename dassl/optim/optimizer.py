@@ -48,7 +48,10 @@ def build_optimizer(
 
 
 def _staged_param_groups(model: nn.Module, c: CfgNode) -> list[dict]:
-    """Return two parameter groups: the layers in NEW_LAYERS with rate LR, all others with LR * BASE_LR_MULT."""
+    """Return two parameter groups: the old layers with rate LR * BASE_LR_MULT, then NEW_LAYERS with the default, LR.
+
+    NEW_LAYERS names children of ``model``; :class:`UserError` if it is empty or has another name.
+    """
     new_layers = tolist_if_not(c.NEW_LAYERS)
     children = dict(model.named_children())
     if not new_layers or not set(new_layers) <= set(children):

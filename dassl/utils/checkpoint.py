@@ -32,8 +32,8 @@ def save_checkpoint(
     """Save ``state`` to a file in ``save_dir`` and write the file's name to the text file ``checkpoint``.
 
     Args:
-        state: the checkpoint, with the keys state_dict, epoch, optimizer, scheduler and val_result.
-        is_best: whether to save it as ``model-best.pth.tar``, too.
+        state: the checkpoint: state_dict, epoch (number of finished epochs), optimizer, scheduler, val_result, …
+        is_best: whether to save ``state`` as ``model-best.pth.tar``, too.
         remove_module_from_keys: whether to drop the prefix ``module.`` of ``nn.DataParallel`` from parameter names.
         model_name: the file's name; by default ``model.pth.tar-<epoch>``.
     """
@@ -50,7 +50,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(fpath: str | os.PathLike) -> dict[str, Any]:
-    """Return a checkpoint's dict, with its tensors on the CPU and without live objects (the original's schedulers).
+    """Return a checkpoint's dict, with tensors on the CPU and without entries that are objects, as Dassl's schedulers.
 
     Raises:
         UserError: the file is absent, truncated, damaged, or no checkpoint.
@@ -83,19 +83,19 @@ def load_model_state(model: nn.Module, state_dict: dict[str, torch.Tensor], sour
 
 
 def latest_checkpoint(save_dir: str | os.PathLike) -> Path | None:
-    """Return the path that the text file ``checkpoint`` in ``save_dir`` names, or None without that file."""
+    """Return the path that ``save_dir``'s text file ``checkpoint`` names, absent or not; None without the text file."""
     pointer = Path(save_dir, "checkpoint")
     return Path(save_dir, Path(pointer.read_text(errors="replace").strip()).name) if pointer.is_file() else None
 
 
 def checkpoints_by_epoch(save_dir: str | os.PathLike, pattern: str = EPOCH_NAME) -> dict[int, Path]:
-    """Return the checkpoints in ``save_dir`` whose names have the form ``pattern``, by epoch, the earliest first."""
+    """Return the checkpoints in ``save_dir`` named as ``pattern`` ({}: the epoch), by epoch, the earliest first."""
     paths = {path.name.rpartition("-")[2]: path for path in Path(save_dir).glob(pattern.format("*"))}
     return {int(epoch): paths[epoch] for epoch in sorted(filter(str.isdecimal, paths), key=int)}
 
 
 def remove_old_checkpoint_files(save_dir: str | os.PathLike, keep: int = 0) -> None:
-    """Remove ``model-latest`` checkpoints, and those of all but the ``keep`` last epochs (0: of no epoch).
+    """Remove the ``model-latest`` checkpoints, and all but the last ``keep`` of those named by epoch (0: remove none).
 
     The newest checkpoint and the best one are never removed.
     """
@@ -125,10 +125,10 @@ def find_checkpoint(save_dir: str | os.PathLike, epoch: int | None = None) -> Pa
 def resume_from_checkpoint(
     fdir: str | os.PathLike, model: nn.Module, optimizer=None, scheduler=None, epoch: int | None = None, scaler=None
 ) -> int:
-    """Load the checkpoint of ``epoch`` (by default, the newest) in ``fdir`` into the model, optimizer and so on.
+    """Load the checkpoint of ``epoch`` (None: the newest) in ``fdir``; return the number of its finished epochs.
 
-    Return the number of epochs that it was trained for, which is the epoch to start at, counted from 0. Raise
-    :class:`UserError` if there is no such checkpoint, or it does not fit the model or the optimizer.
+    The checkpoint fills the model and, if given, optimizer, scheduler and scaler. The number is the next epoch, counted
+    from 0. Raise :class:`UserError` if there is no such checkpoint, or it does not fit the model or the optimizer.
     """
     path = latest_checkpoint(fdir) if epoch is None else find_checkpoint(fdir, epoch)
     if path is None:
@@ -139,10 +139,10 @@ def resume_from_checkpoint(
 def resume_from_checkpoint_file(
     path: Path, model: nn.Module, optimizer=None, scheduler=None, scaler=None, force: bool = False
 ) -> dict[str, Any]:
-    """Load a checkpoint file into the model, optimizer, scheduler and gradient scaler; return the checkpoint.
+    """Load a checkpoint file into the model and, if given, optimizer, scheduler and scaler; return the checkpoint.
 
-    With ``force``, the optimizer and the schedule keep their current hyperparameters. Without, other ones in the file
-    raise :class:`UserError`, as does a file that is no checkpoint or does not fit the model.
+    With ``force``, the optimizer and the schedule keep their current hyperparameters. Otherwise, hyperparameters of the
+    optimizer that differ raise :class:`UserError`, as does a file that is no checkpoint or does not fit the model.
     """
     checkpoint = load_checkpoint(path)
     if not isinstance(checkpoint.get("epoch"), int):
@@ -187,8 +187,8 @@ def _check_same_optimizer(optimizer: torch.optim.Optimizer, saved: dict, path: P
 def _resume_schedule(scheduler, saved: dict | None, epoch: int, force: bool) -> None:
     """Bring a schedule to its rate after ``epoch`` epochs; ``saved`` is its state in the checkpoint.
 
-    A schedule of ours (LambdaLR) does not load a state of the original's, which stop counting after the warm-up, but
-    takes its rate at ``epoch``. With ``force``, it takes only the count of steps from a state of ours.
+    A LambdaLR loads the state of a LambdaLR; with ``force``, only its count of steps. From any other state, or None, it
+    takes its rate at ``epoch``: Dassl's schedulers stop counting after the warm-up. Other schedulers load ``saved``.
     """
     is_lambda_state = saved is not None and "lr_lambdas" in saved
     if not isinstance(scheduler, LambdaLR) or (is_lambda_state and not force):

@@ -28,7 +28,7 @@ class UnreadableImageError(UserError):
 
     @classmethod
     def for_file(cls, path: str | os.PathLike, reason: str) -> UnreadableImageError:
-        """Return the error for the image file ``path``; a worker's copy of it holds the message alone."""
+        """Return the error for the image file ``path``. A DataLoader worker passes it on without its attributes."""
         error = cls(f"cannot read {path} as an image: {reason}")
         error.path, error.reason = str(path), reason
         return error
@@ -58,14 +58,14 @@ def suggest_name(name: str, known: Iterable[str]) -> str:
 
 
 def error_reason(error: BaseException) -> str:
-    """Return the first line of an error's message, to quote in another message; without one, the class name."""
+    """Return the first line of an error's message (for UnpicklingError, a better text); without one, the class name."""
     if isinstance(error, UnpicklingError):  # PyTorch's message advises to load the file unsafely
         return "it is no file of torch.save, or holds more than tensors and plain values"
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(":")
 
 
 def _escape_control_characters(text: str) -> str:
-    """Return ``text`` with control characters escaped: a file's name in a message must not steer the terminal."""
+    """Return ``text`` with control characters but newlines escaped: a file's name must not steer the terminal."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
@@ -75,6 +75,7 @@ def interrupted_error(where: str, resume_point: str, script: str, argv: list[str
     Args:
         where: place of the stop, such as "in epoch 4 of 6".
         resume_point: place from which the command resumes, such as "after epoch 2".
+        script: path of the program; ``argv`` are its arguments.
     """
     launcher = ["python"]
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -86,9 +87,9 @@ def interrupted_error(where: str, resume_point: str, script: str, argv: list[str
 def command_line(interrupt_message: str = "stopped") -> Callable[[Callable], Callable]:
     """Return a decorator for ``main(argv)`` that turns results and errors into exit codes.
 
-    The exit code is the return value, or 0 for None; 2 for a :class:`UserError` or a full disk, whose message is
-    printed; 130 for Ctrl-C, after its message or ``interrupt_message``; 141 if the reader of standard output, such as
-    ``head``, has closed it. Other exceptions are raised.
+    The exit code is the return value, or 0 for None; 2 for a :class:`UserError` or a full disk; 130 for a
+    KeyboardInterrupt (Ctrl-C); 141 if the reader of standard output, such as ``head``, has closed it. For 2 and
+    130, the message goes to stderr; ``interrupt_message`` replaces an empty one. Other exceptions are raised.
     """
 
     def decorate(main: Callable) -> Callable[..., int]:

@@ -24,8 +24,10 @@ TEMPORARY_SUFFIX = ".tmp"
 def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     """Open a temporary file beside ``path``; rename it to ``path`` after the body of the ``with``, once it is synced.
 
+    If the body raises, ``path`` is unchanged. Missing folders are made. ``mode`` is "w" (UTF-8) or "wb".
+
     Raises:
-        UserError: the file cannot be written (no permission, full disk, quota); ``path`` is unchanged.
+        UserError: the file cannot be written (no permission, full disk, quota).
     """
     path = Path(path)
     mkdir_if_missing(path.parent)
@@ -47,9 +49,9 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
 
 
 def remove_temporary_files(folder: str | os.PathLike, older_than: float = 0) -> None:
-    """Remove the temporary files that killed processes left in a folder.
+    """Remove the temporary files of :func:`atomic_write` that killed processes left in a folder, not below it.
 
-    Files written to in the last ``older_than`` seconds stay; with 0, no process may be writing to the folder.
+    Files written to in the last ``older_than`` seconds stay. With 0, all go: then no process may be writing there.
     """
     for path in Path(folder).glob(f".*{TEMPORARY_SUFFIX}"):
         with contextlib.suppress(OSError):
@@ -66,7 +68,7 @@ def mkdir_if_missing(dirname: str | os.PathLike) -> None:
 
 
 def listdir_nohidden(path: str | os.PathLike, sort: bool = False) -> list[str]:
-    """Return the names in a folder that do not begin with a dot."""
+    """Return the names in a folder that do not begin with a dot; without ``sort``, in any order."""
     names = [name for name in os.listdir(path) if not name.startswith(".")]
     return sorted(names) if sort else names
 
@@ -79,7 +81,7 @@ def check_isfile(fpath: str | os.PathLike) -> bool:
 
 
 def file_digest(path: str | os.PathLike, algorithm: str = "sha256") -> str:
-    """Return the checksum of a file in hexadecimal."""
+    """Return the checksum of a file in hexadecimal; ``algorithm`` is a name of hashlib."""
     with open(path, "rb") as file:
         digest = hashlib.new(algorithm)
         while chunk := file.read(1 << 20):
@@ -106,7 +108,7 @@ def read_json(fpath: str | os.PathLike) -> Any:
 
 
 def write_json(obj: Any, fpath: str | os.PathLike) -> None:
-    """Write ``obj`` to a JSON file; raise :class:`UserError` where it cannot be written."""
+    """Write ``obj`` to a JSON file, and make missing folders; :class:`UserError` if the file cannot be written."""
     with atomic_write(fpath) as file:
         json.dump(obj, file, indent=2, ensure_ascii=False)
         file.write("\n")
@@ -116,7 +118,7 @@ def read_image(path: str | os.PathLike):
     """Return the image in a file as an RGB ``PIL.Image``.
 
     Raises:
-        UnreadableImageError: the file is absent, or cannot be read, or PIL cannot decode it; the message names it.
+        UnreadableImageError: the file is absent or unreadable, or PIL cannot decode it; the message names the file.
     """
     from PIL import Image
 

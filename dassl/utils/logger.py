@@ -20,6 +20,7 @@ class Logger:
     """A stream that writes to standard output and to a file."""
 
     def __init__(self, path: Path):
+        """Create or empty ``path``; OSError if that fails. If ``sys.stdout`` is a Logger, use its console."""
         self.path = path
         stdout = sys.stdout
         self.console: TextIO = stdout.console if isinstance(stdout, Logger) else stdout
@@ -35,7 +36,7 @@ class Logger:
             raise write_error(self.path, error) from error
 
     def close(self, ending: str = "") -> None:
-        """Write ``ending`` to the file and close it."""
+        """Write ``ending`` to the file and close it; an error is ignored."""
         with contextlib.suppress(OSError), self.file:  # ``write`` has raised the same error
             self.file.write(ending)
 
@@ -50,7 +51,7 @@ class Logger:
 
 
 def rotate_file(path: Path) -> None:
-    """Rename an earlier run's file, if it exists, to ``<name>-<its date>``, so that nobody takes it for a new run's."""
+    """Rename an earlier run's file, if any, to ``<name>-<time of its last change>``, to tell it from a new run's."""
     if path.exists():
         stamp = time.strftime("%Y-%m-%d-%H-%M-%S", time.localtime(path.stat().st_mtime))
         rotated, copies = path.with_name(f"{path.name}-{stamp}"), 1
@@ -80,7 +81,7 @@ def setup_logger(output: str | os.PathLike | None = None) -> None:
 
 @contextmanager
 def tee_stdout(output: str | os.PathLike) -> Iterator[None]:
-    """Copy standard output to a log, as ``setup_logger``, in the body of a ``with``; an error in it ends the log."""
+    """Copy standard output, and any exception, to a log for the body of a ``with``, as :func:`setup_logger`."""
     original = sys.stdout
     setup_logger(output)
     logger, ending = sys.stdout, ""

@@ -8,7 +8,7 @@ from collections import defaultdict
 class AverageMeter:
     """The last value of a metric (``val``) and the average of all its values (``avg``).
 
-    With ``ema``, ``avg`` is the exponential moving average: 0.9 times the average plus 0.1 times the new value.
+    With ``ema``, ``avg`` is a moving average, at first 0: 0.9 times the average plus 0.1 times the new value.
     """
 
     val = avg = sum = 0.0
@@ -31,17 +31,17 @@ class AverageMeter:
 
 
 class MetricMeter:
-    """An :class:`AverageMeter` for each metric; as text: ``loss 0.1234 (0.2345) acc 96.8750 (95.1234)``."""
+    """An :class:`AverageMeter` for each metric; as text, joined by ``delimiter``: ``loss 0.1234 (0.2345) acc …``."""
 
     def __init__(self, delimiter: str = " "):
         self.meters: dict[str, AverageMeter] = defaultdict(AverageMeter)
         self.delimiter = delimiter
 
     def update(self, input_dict: dict | None) -> None:
-        """Add each value in ``input_dict`` to the meter of its name."""
+        """Add each value in ``input_dict`` to the meter of its name; None adds nothing."""
         for name, value in (input_dict or {}).items():
             self.meters[name].update(value)
 
     def __str__(self) -> str:
-        """Return the name, the last value and the average of each metric."""
+        """Return the name, the last value and, in parentheses, the average of each metric, with four decimals."""
         return self.delimiter.join(f"{name} {meter.val:.4f} ({meter.avg:.4f})" for name, meter in self.meters.items())

@@ -9,7 +9,7 @@ from .errors import UserError, suggest_name
 
 
 class Registry:
-    """A map from names to classes or functions.
+    """A map from names to classes or functions; ``name`` is what messages call these, such as "TRAINER".
 
     >>> TRAINER_REGISTRY = Registry("TRAINER")
     >>> @TRAINER_REGISTRY.register()
@@ -48,6 +48,7 @@ def check_availability(requested: str | Iterable[str], available: Iterable[str],
     """Raise :class:`UserError` unless each ``requested`` name is ``available``.
 
     Args:
+        requested: a name, or a list or tuple of names.
         kind: the kind of the names in the message, such as "trainer".
     """
     available = list(available)
@@ -58,7 +59,7 @@ def check_availability(requested: str | Iterable[str], available: Iterable[str],
 
 
 def check_at_least(value: float, minimum: float, name: str) -> None:
-    """Raise :class:`UserError`, which calls the value ``name``, unless ``value`` is ``minimum`` or more."""
+    """Raise :class:`UserError`, with ``name`` as the value's name in the message, if ``value`` is below ``minimum``."""
     if value < minimum:
         raise UserError(f"{name} is {value}; it must be at least {minimum}")
 

@@ -26,7 +26,7 @@ class Placeholder:
     __slots__ = ()
 
     def __new__(cls, *_):
-        """Ignore the arguments that the file gives to the class."""
+        """Return an empty object; ignore the arguments that the file gives to the class."""
         return super().__new__(cls)
 
     def __setstate__(self, state) -> None:
@@ -62,6 +62,7 @@ def load_weights_only(path: str | os.PathLike) -> Any:
     Raises:
         UserError: the content would take more memory than the file has bytes. A file of torch.save never does: it is
             not compressed and holds all bytes of each tensor.
+        UnpicklingError: the file names classes that torch.load refuses. A damaged file raises various classes.
     """
     size = os.path.getsize(path)
     _check_archive(path, size)
@@ -107,11 +108,11 @@ def safe_torch_load(path: str | os.PathLike) -> Any:
     """Return the tensors, plain values and containers in a file of torch.save, on the CPU.
 
     Where the file names classes that ``torch.load`` with ``weights_only`` refuses, a :class:`Placeholder` replaces each
-    of them. Entries with a placeholder are then dropped from the file's dict and from the dicts directly in it.
+    of them. Entries whose value is a placeholder are dropped from the file's dict and from the dicts directly in it.
 
     Raises:
         UserError: the content would take more memory than the file has bytes.
-        UnpicklingError: the file is damaged, or is not one of torch.save.
+        Exception: the file is damaged, or is not one of torch.save; torch.load has no class of its own for that.
     """
     try:
         return load_weights_only(path)

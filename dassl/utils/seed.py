@@ -36,7 +36,7 @@ def get_rng_states() -> dict[str, Any]:
 
 
 def set_rng_states(states: dict[str, Any]) -> None:
-    """Set the generators to the states that :func:`get_rng_states` returned: the same draws follow again."""
+    """Set the generators to what :func:`get_rng_states` returned; those of GPUs only if there are as many as then."""
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     np.random.set_state(tuple(states["numpy"]))

@@ -10,7 +10,7 @@ from dassl.utils import UserError, check_availability
 
 
 class Datum:
-    """An item of a data set: an image's path, label, domain (both counted from 0) and class name."""
+    """An image of a data set: its path (opened as it is), label, domain (both from 0) and class name."""
 
     def __init__(self, impath: str = "", label: int = 0, domain: int = 0, classname: str = ""):
         # Pickled splits of third-party repositories hold these attribute names.
@@ -44,6 +44,7 @@ class DatasetBase:
         val: list[Datum] | None = None,
         test: list[Datum] | None = None,
     ):
+        """Take the classes from ``train_x``; UserError if it is empty. Another split may be None or empty."""
         if not train_x:
             raise UserError(f"the data set {type(self).__name__} has no training images")
         self._train_x, self._train_u, self._val, self._test = train_x, train_u, val, test
@@ -60,7 +61,7 @@ class DatasetBase:
 
     @staticmethod
     def get_num_classes(data_source: list[Datum]) -> int:
-        """Return the largest label plus one."""
+        """Return the largest label plus one, even if smaller labels are missing."""
         return max(item.label for item in data_source) + 1
 
     @staticmethod
@@ -70,7 +71,7 @@ class DatasetBase:
         return names, [names[label] for label in sorted(names)]
 
     def check_input_domains(self, source_domains, target_domains) -> None:
-        """Raise :class:`UserError` unless all source and target domains are in ``self.domains``."""
+        """Raise :class:`UserError` unless every name in both lists is in ``self.domains``."""
         check_availability([*source_domains, *target_domains], self.domains)
 
     def generate_fewshot_dataset(self, *data_sources: list[Datum], num_shots: int = -1, repeat: bool = False):

@@ -13,9 +13,9 @@ SPLITS = ("train_x", "train_u", "val", "test")  # attributes of DatasetBase
 
 
 def split_fingerprint(items: Iterable[Datum], root: str | os.PathLike) -> str:
-    """Return the SHA-256 (hexadecimal) of a split's images in their order.
+    """Return the SHA-256 (hexadecimal) of a split's list of images, in their order; no image is read.
 
-    It covers each image's path below ``root`` with forward slashes, its label, domain, class name and captions, if any.
+    It covers each image's path below ``root`` (with forward slashes), label, domain and class name, and any captions.
     """
     start = os.path.abspath(os.path.expanduser(root))
 

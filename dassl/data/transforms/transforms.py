@@ -24,7 +24,7 @@ class Cutout:
     length: int
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        """Return a copy of the image with black squares."""
+        """Return a copy of the image (channels, height, width) with black squares, cut off at its edges."""
         height, width = image.shape[-2:]
         image = image.clone()
         for _ in range(self.n):
@@ -43,7 +43,7 @@ class GaussianNoise:
     p: float = 0.5
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        """Return the image, with noise or unchanged."""
+        """Return the image plus noise with probability ``p``, and otherwise the image itself."""
         if torch.rand(()) > self.p:
             return image
         return image + torch.randn_like(image) * self.std + self.mean
@@ -54,7 +54,7 @@ class InstanceNormalization:
     """A transform that gives each channel of an image mean 0 and standard deviation 1."""
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        """Return the normalized image."""
+        """Return the image (channels, height, width) with mean 0 and standard deviation 1 in each channel."""
         mean, std = image.mean((-2, -1), keepdim=True), image.std((-2, -1), keepdim=True)
         return (image - mean) / (std + 1e-8)
 
@@ -74,7 +74,7 @@ class Pipeline(T.Compose):
 
 
 def _image_transforms(c: CfgNode) -> dict[str, Step]:
-    """Return all transforms of PIL images by name, in the order in which they are applied, for the INPUT node ``c``."""
+    """Return (description, transform) of all transforms of PIL images by name, in order, for the INPUT node ``c``."""
     size, mode = tuple(c.SIZE), get_interpolation(c)
     jitter = {"brightness": c.COLORJITTER_B, "contrast": c.COLORJITTER_C, "saturation": c.COLORJITTER_S}
     jitter["hue"] = c.COLORJITTER_H
@@ -98,7 +98,7 @@ def _image_transforms(c: CfgNode) -> dict[str, Step]:
 
 
 def _tensor_transforms(c: CfgNode) -> dict[str, Step]:
-    """Return all transforms of tensors (channels, height, width) in [0, 1] by name, in the order of application."""
+    """Return the tensor transforms as :func:`_image_transforms`; they take (channels, height, width) in [0, 1]."""
     return {
         "cutout": (f"cutout (n_holes={c.CUTOUT_N}, length={c.CUTOUT_LEN})", Cutout(c.CUTOUT_N, c.CUTOUT_LEN)),
         "normalize": (f"normalization (mean={list(c.PIXEL_MEAN)}, std={list(c.PIXEL_STD)})", _build_normalize(c)),
@@ -108,7 +108,7 @@ def _tensor_transforms(c: CfgNode) -> dict[str, Step]:
 
 
 def _build_normalize(c: CfgNode) -> T.Normalize:
-    """Return the normalization by PIXEL_MEAN and PIXEL_STD; raise :class:`UserError` unless they are valid."""
+    """Return the normalization by PIXEL_MEAN and PIXEL_STD; UserError unless each has 3 numbers, PIXEL_STD above 0."""
     mean, std = list(c.PIXEL_MEAN), list(c.PIXEL_STD)
     are_numbers = len(mean) == len(std) == 3 and all(isinstance(value, (int, float)) for value in mean + std)
     if not are_numbers or min(std) <= 0:
@@ -124,6 +124,9 @@ def get_interpolation(c: CfgNode) -> InterpolationMode:
 
 def build_transform(cfg: CfgNode, is_train: bool = True, choices: tuple[str, ...] | None = None) -> Pipeline | None:
     """Return the transform of training or of test images and print its steps; return None with INPUT.NO_TRANSFORM.
+
+    Steps have a fixed order. Training images are squashed to SIZE if no random crop is named. Test images get the
+    resize that RESIZE names and, of the named transforms, only normalize and instance_norm.
 
     Args:
         choices: names of transforms in place of INPUT.TRANSFORMS.
@@ -160,7 +163,7 @@ def build_transform(cfg: CfgNode, is_train: bool = True, choices: tuple[str, ...
 
 
 def _test_resize_steps(c: CfgNode) -> list[Step]:
-    """Return the steps that bring a test image to SIZE: CLIP's resize and centre crop, or RESIZE squash."""
+    """Return the steps that bring a test image to SIZE: for RESIZE "crop", as CLIP does; for "squash", uncropped."""
     check_availability(c.RESIZE, ("crop", "squash"), "INPUT.RESIZE")
     if c.RESIZE == "squash":
         return [_squash_step(c)]
@@ -175,7 +178,7 @@ def _squash_step(c: CfgNode) -> Step:
 
 
 def build_plain_transform(cfg: CfgNode) -> Callable:
-    """Return the transform of ``img0`` in a batch: the whole image at the input size, without augmentation."""
+    """Return the transform of ``img0`` in a batch: the whole image at SIZE, normalized if TRANSFORMS has normalize."""
     c = cfg.INPUT
     steps = [T.Resize(tuple(c.SIZE), interpolation=get_interpolation(c)), T.ToTensor()]
     if "normalize" in c.TRANSFORMS:
