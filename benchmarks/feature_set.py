@@ -24,7 +24,7 @@ FRAGMENTS = 1_000  # files of the set: as many as tools/features.py extract writ
 
 
 def write_set(folder: str, rows: int, dim: int) -> None:
-    """Write a set of ``rows`` features of ``dim`` numbers; each number is the row's number modulo 2000."""
+    """Write a feature set of CLASSES classes to ``folder``; row i, from 0, is ``dim`` times i modulo 2000."""
     counts = np.diff(rows * np.arange(CLASSES + 1) // CLASSES)
     metadata = {METADATA_KEY: json.dumps({"classnames": [*map(str, range(CLASSES))], "counts": counts.tolist()})}
     fields = {"path": pa.string(), "label": pa.int32(), "feature": pa.list_(pa.float16(), dim)}
@@ -52,7 +52,7 @@ def main() -> None:
     table, start = [], 0.0
 
     def record_time(step: str) -> None:
-        """Append a row to the table: ``step``, and the seconds since the last call."""
+        """Append ``step`` and the seconds since ``start`` to the table; set ``start`` to now."""
         nonlocal start
         table.append([step, f"{time.perf_counter() - start:.3f}"])
         start = time.perf_counter()

@@ -28,14 +28,14 @@ BATCH = 32  # images: CoOp's batches of training images
 
 
 def build_visual(backbone: str) -> nn.Module:
-    """Return a frozen image encoder with random weights, in the dtype and layout of vlm.clip.load on a CPU."""
+    """Return OpenAI's image encoder ``backbone``: random weights, frozen, fp32, channels last, as loaded on a CPU."""
     visual = build_model(build_random_clip(backbone, 0)).float().requires_grad_(False).visual
     return visual.to(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
 def measure_backbone(backbone: str, turns: int, num_images: int) -> list[dict]:
-    """Return the rows of the table for a backbone, one for each encoder, measured on ``num_images`` random images."""
+    """Return a backbone's table rows, one per encoder: medians of ``turns`` runs over ``num_images`` random images."""
     visual = build_visual(backbone)
     eager = copy.deepcopy(visual).to(memory_format=torch.contiguous_format)
     images = torch.rand(num_images, 3, visual.input_resolution, visual.input_resolution)

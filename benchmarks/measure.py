@@ -42,9 +42,10 @@ class Times:
 
 
 def measure_in_turns(computations: dict[str, tuple[Callable, Callable]], turns: int) -> dict[str, Times]:
-    """Return the times of computations, each called once a turn, so that a drifting machine slows all alike.
+    """Return the times of computations by name, each called once a turn, so that a drifting machine slows all alike.
 
-    A computation comes with the function that sets its allocator. The first turn, beside ``turns``, is not counted.
+    A computation is a pair: the timed function, and one called before it to set the allocator. Before ``turns`` comes
+    a turn that is not counted.
     """
     times = {name: Times() for name in computations}
     for turn in range(turns + 1):
@@ -69,14 +70,14 @@ def reset_malloc() -> None:
 
 
 def measure_matmul_rate(turns: int = 15) -> float:
-    """Return the floating-point operations a second of a product of 2048 x 2048 fp32 matrices: the median."""
+    """Return the floating-point operations a second in products of 2048 x 2048 fp32 matrices, median of ``turns``."""
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
     times = measure_in_turns({"product": (lambda: a @ b, tune_malloc)}, turns)["product"]
     return 2 * 2048**3 / times.median
 
 
 def measure_peak_memory(function: Callable, *arguments: object) -> float:
-    """Return the peak memory, in GB, of a new process that calls ``function``; NaN if it runs out of memory."""
+    """Return the peak memory in GB of a new process that calls ``function(*arguments)``; NaN if memory runs out."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
             return pool.submit(_call_and_read_peak, function, *arguments).result()
@@ -85,7 +86,7 @@ def measure_peak_memory(function: Callable, *arguments: object) -> float:
 
 
 def _call_and_read_peak(function: Callable, *arguments: object) -> float:
-    """Call ``function`` and return the peak memory of this process, in GB."""
+    """Call ``function(*arguments)`` and return the peak memory of this process since its start, in GB."""
     import resource
 
     function(*arguments)

@@ -34,7 +34,7 @@ VIEWS = 16  # random draws of an image with FEATURES.VIEWS 16, the README's exam
 
 
 def count_steps() -> dict[str, int]:
-    """Return how many images, training steps and test batches the study has, by name."""
+    """Return the numbers of training "steps", "test batches" and images ("drawn", "different", "views", "tested")."""
     # The loader drops a last batch that is not full, unless it is the only one.
     images = [CLASSES * shots for shots in SHOTS]
     batches = [max(1, n // BATCH) for n in images]
@@ -51,7 +51,7 @@ def count_steps() -> dict[str, int]:
 
 
 def load_images(root: str, count: int) -> list[Image.Image]:
-    """Return ``count`` validation images of ImageNette, or noise if ``root`` has none."""
+    """Return up to ``count`` validation images of ImageNette in ``root``, or ``count`` of noise if there are none."""
     paths = islice(sorted(Path(root, "imagenet/images/val").glob("*/*")), 0, None, 20)
     photos = [read_image(path) for path in islice(paths, count)]
     rng = np.random.default_rng(0)
@@ -61,7 +61,10 @@ def load_images(root: str, count: int) -> list[Image.Image]:
 
 @torch.no_grad()
 def measure_image(root: str, turns: int) -> dict[str, float]:
-    """Return the CPU seconds of one image: both transforms, the original's encoder and ours."""
+    """Return the CPU seconds an image: transforms ("crop", "centre"), the original's encoder ("eager") and "ours".
+
+    They are medians of ``turns`` over BATCH images of :func:`load_images`.
+    """
     cfg = get_cfg_default()
     merge_file(cfg, str(CONFIG))
     crop, centre = build_transform(cfg, is_train=True), build_transform(cfg, is_train=False)
@@ -80,7 +83,7 @@ def measure_image(root: str, turns: int) -> dict[str, float]:
 
 
 def measure_step(turns: int) -> dict[str, float]:
-    """Return the CPU seconds of the text encoders in a training step, the mean of 16 and 4 context tokens."""
+    """Return a step's CPU seconds in text encoders ("ours", "plain", "plain test"): mean of 16 and 4 context tokens."""
     seconds = {"ours": 0.0, "plain": 0.0, "plain test": 0.0}
     for n_ctx in (16, 4):
         ours, plain, _ = build_steps(CLASSES, n_ctx, "imagenette")

@@ -29,7 +29,7 @@ MAX_PLAIN = 100  # classes that the plain encoder is measured with: 1,000 take t
 
 
 def load_names(classes: int, source: str) -> list[str]:
-    """Return ``classes`` class names of ImageNet, or of ImageNette ("imagenette"), repeated if there are fewer."""
+    """Return ``classes`` class names of ImageNet (of ImageNette for ``source`` "imagenette"), repeated if too few."""
     names = list(load_imagenet_names().values())
     names = [names[i] for i in IMAGENETTE] if source == "imagenette" else names
     return [names[i % len(names)] for i in range(classes)]
@@ -38,7 +38,8 @@ def load_names(classes: int, source: str) -> list[str]:
 def build_steps(classes: int, n_ctx: int, source: str) -> tuple[Callable, Callable, int]:
     """Return our encoder's step, the plain encoder's step, and the number of tokens that ours computes.
 
-    A step is a function that runs forward and backward and returns the features and the context's gradient.
+    A step is a function without arguments: it runs forward and backward over the prompts of :func:`load_names` with
+    ``n_ctx`` context tokens, and returns the features and the context's gradient.
     """
     torch.manual_seed(0)
     clip = build_model(build_random_clip("RN50", 0)).float().requires_grad_(False)
@@ -48,7 +49,7 @@ def build_steps(classes: int, n_ctx: int, source: str) -> tuple[Callable, Callab
     weights = torch.linspace(-1, 1, classes * 1024).view(classes, 1024)
 
     def step(encode: Callable) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the features of all prompts, and the gradient of the context for a weighted sum of them."""
+        """Return the prompts' features, ``encode(table)``, and the context's gradient of a weighted sum of them."""
         learner.ctx.grad = None
         features = encode(learner())
         (features * weights).sum().backward()
@@ -60,7 +61,7 @@ def build_steps(classes: int, n_ctx: int, source: str) -> tuple[Callable, Callab
 
 
 def run_step(classes: int, n_ctx: int, source: str, plain: bool) -> None:
-    """Run one step of the plain encoder or of ours, for the peak memory of a new process."""
+    """Run one step of :func:`build_steps`, the plain encoder's if ``plain``, else ours, to measure its peak memory."""
     tune_malloc()
     build_steps(classes, n_ctx, source)[1 if plain else 0]()
 
@@ -68,7 +69,7 @@ def run_step(classes: int, n_ctx: int, source: str, plain: bool) -> None:
 def measure_classes(classes: int, n_ctx: int, source: str, turns: int, per_100: float | None) -> tuple[dict, float]:
     """Measure a step over the prompts of ``classes``; return the table's row and the plain encoder's seconds per 100.
 
-    Beyond MAX_PLAIN classes the plain encoder is not measured: its seconds per 100 classes are ``per_100``.
+    Beyond MAX_PLAIN classes the plain encoder is not measured: its seconds per 100 classes are then ``per_100``.
     """
     ours, plain, tokens = build_steps(classes, n_ctx, source)
     computations = {"ours": (ours, tune_malloc)}

@@ -17,17 +17,20 @@ MAX_LOGIT_SCALE = math.log(100)  # logarithm of CLIP's largest scale: beyond it,
 
 
 def contrastive_loss(logits: torch.Tensor, caption_ids: torch.Tensor) -> torch.Tensor:
-    """Return CLIP's symmetric cross-entropy (Radford et al. 2021, figure 3); equal captions are positives.
+    """Return CLIP's symmetric cross-entropy, a scalar (Radford et al. 2021, figure 3); equal captions are positives.
 
     Args:
-        logits: (n, n), images by captions.
+        logits: (n, n), images by captions, scaled; each image's caption is on the diagonal.
         caption_ids: (n,), equal for equal captions.
     """
     return _symmetric_cross_entropy(logits, logits.t(), caption_ids[:, None] == caption_ids)
 
 
 def _symmetric_cross_entropy(per_image: torch.Tensor, per_text: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
-    """Return the mean of the cross-entropies of logits (n, m) from images and from texts; ``positive``: (n, m) mask."""
+    """Return the mean of two cross-entropies: of n images among m texts, and of n texts among m images.
+
+    Logits and the mask ``positive`` are (n, m). The positives of a row, at least one, are equally probable targets.
+    """
     target = positive.float()
     target = target / target.sum(1, keepdim=True)
     return (F.cross_entropy(per_image, target) + F.cross_entropy(per_text, target)) / 2
@@ -36,7 +39,7 @@ def _symmetric_cross_entropy(per_image: torch.Tensor, per_text: torch.Tensor, po
 def distributed_contrastive_loss(
     images: torch.Tensor, texts: torch.Tensor, caption_ids: torch.Tensor, logit_scale: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return :func:`contrastive_loss` of features, and whether each image scores highest with one of its captions.
+    """Return :func:`contrastive_loss` of features, and bool (n,): whether an image scores highest with its caption.
 
     In a distributed run, a process gets the loss of its rows against the features of all processes. Features are
     gathered with gradients, so the mean over all rows has the gradients of one process with the whole batch.
@@ -44,7 +47,7 @@ def distributed_contrastive_loss(
     Args:
         images: (n, embed_dim), image features of length 1.
         texts: (n, embed_dim), features of length 1 of each image's caption.
-        caption_ids: (n,), equal for equal captions, across all processes.
+        caption_ids: (n,), equal for equal captions, across all processes. An equal caption counts as the image's.
         logit_scale: the logarithm of the scale, as for :func:`vlm.similarity.compute_logits`.
     """
     if get_world_size() == 1:
@@ -64,7 +67,7 @@ def encode_in_chunks(encode: Callable[[torch.Tensor], torch.Tensor], inputs: tor
 
     Only inputs and features are stored. The backward pass encodes each chunk again with the same random draws. This is
     exact if ``encode``, from inputs (m, …) to features (m, embed_dim), treats inputs independently; batch normalisation
-    in training mode does not. A ``chunk`` below 1 means all at once.
+    in training mode does not. A ``chunk`` below 1 means all at once, with all activations stored.
     """
     if chunk < 1 or chunk >= len(inputs):
         return encode(inputs)

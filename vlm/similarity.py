@@ -6,7 +6,7 @@ import torch
 
 
 def normalize(features: torch.Tensor) -> torch.Tensor:
-    """Return features (n, embed_dim) of length 1; bfloat16, which is too coarse for cosines, becomes fp32."""
+    """Return features (n, embed_dim), scaled to L2 norm 1; bfloat16, which is too coarse for cosines, becomes fp32."""
     features = features.float() if features.dtype == torch.bfloat16 else features
     return features / features.norm(dim=-1, keepdim=True)
 
@@ -14,7 +14,7 @@ def normalize(features: torch.Tensor) -> torch.Tensor:
 def compute_logits(
     image_features: torch.Tensor, class_features: torch.Tensor, logit_scale: torch.Tensor
 ) -> torch.Tensor:
-    """Return logits (images, classes).
+    """Return logits (images, classes): the cosines, times ``logit_scale.exp()``.
 
     Args:
         image_features: (images, embed_dim), of any length.
@@ -27,7 +27,7 @@ def compute_logits(
 def build_linear_head(class_features: torch.Tensor, logit_scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the weight (classes, embed_dim) and bias (classes,) of a linear layer that equals :func:`compute_logits`.
 
-    It takes image features of length 1. Class features and scale are those of :func:`compute_logits`.
+    The layer takes image features of length 1. The bias is zero. The arguments are those of :func:`compute_logits`.
     """
     weight = logit_scale.exp() * class_features
     return weight, weight.new_zeros(len(weight))

@@ -11,7 +11,7 @@ import torch
 def weights_fingerprint(state_dict: Mapping[str, torch.Tensor], architecture: str = "") -> str:
     """Return the SHA-256 (hexadecimal) of ``architecture`` and of the sorted keys, each followed by its fp32 values.
 
-    ``architecture`` describes a model whose weights do not determine it.
+    ``architecture``: text on all that the weights do not determine; "" for an OpenAI CLIP.
     """
     digest = hashlib.sha256(architecture.encode())
     for key in sorted(state_dict):

@@ -18,7 +18,7 @@ DOWNLOAD_HINT = "On a machine with a network, `hf download {0} --local-dir FOLDE
 
 
 def import_optional(module: str, package: str, user: str) -> ModuleType:
-    """Import and return ``module``; if it is missing, raise UserError: ``user`` needs ``package``, to be installed."""
+    """Import and return ``module``; if missing, raise UserError: ``user`` needs ``package``, to be installed by pip."""
     try:
         return import_module(module)
     except ImportError as error:
@@ -27,12 +27,12 @@ def import_optional(module: str, package: str, user: str) -> ModuleType:
 
 @contextmanager
 def hub_access(name: str, hint: str) -> Iterator[None]:
-    """Let a library load a model in the body of a ``with``; if offline, from its local cache.
+    """Let the body of a ``with`` load the model ``name`` through a library; if offline, from the library's cache.
 
-    ``name`` is a name on the Hub, or a folder.
+    ``name`` is a name on the Hub, or a folder. A name that begins with "/", "." or "~" is a folder, not expanded.
 
     Raises:
-        UserError: the folder does not exist, or the library fails; ``hint`` is the end of the message.
+        UserError: the folder does not exist, or the body fails; ``hint`` ends the message. UserErrors stay as is.
     """
     from huggingface_hub import constants
 
@@ -54,7 +54,7 @@ def hub_access(name: str, hint: str) -> Iterator[None]:
 
 
 def _is_reachable(endpoint: str) -> bool:
-    """Return whether there is a proxy or the Hub's host name resolves; the library would try for half a minute."""
+    """Return whether a proxy is set or the host of ``endpoint`` (URL) resolves; a library would try for 30 s."""
     if {"https", "all"} & {*getproxies()}:
         return True
     try:

@@ -25,10 +25,10 @@ HFObject = Any  # the package is optional, so its types may be missing
 
 
 class HuggingFaceImageEncoder(nn.Module):
-    """The image encoder of a CLIP of transformers, with its preprocessing: ``mean``, ``std`` and ``resize``."""
+    """The image encoder of a CLIP of transformers, with preprocessing: ``mean``, ``std``, ``resize`` (crop, squash)."""
 
     def __init__(self, model: HFObject, processor: HFObject):
-        """Take the image encoder of ``model``, and the preprocessing of its image ``processor``."""
+        """Take the image encoder of transformers' ``model``, and the preprocessing of its image ``processor``."""
         super().__init__()
         self.vision_model, self.visual_projection = model.vision_model, model.visual_projection
         self.input_resolution = model.config.vision_config.image_size
@@ -36,7 +36,7 @@ class HuggingFaceImageEncoder(nn.Module):
         self.resize = "crop" if processor.do_center_crop else "squash"
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return features (n, embed_dim), not normalised, of images (n, 3, height, width)."""
+        """Return features (n, embed_dim), not normalised, of preprocessed images (n, 3, height, width)."""
         return self.visual_projection(self.vision_model(pixel_values=images).pooler_output)
 
 
@@ -44,7 +44,7 @@ class HuggingFaceCLIP(nn.Module):
     """A CLIP of transformers, with the attribute names of OpenAI's."""
 
     def __init__(self, model: HFObject, processor: HFObject, name: str):
-        """Wrap ``model``; ``name``, the backbone's, becomes part of the fingerprint."""
+        """Wrap ``model`` with its image ``processor``; ``name`` (``hf:…``) becomes part of the fingerprint."""
         super().__init__()
         self.visual = HuggingFaceImageEncoder(model, processor)
         self.logit_scale = nn.Parameter(model.logit_scale.detach().reshape(()))
@@ -59,7 +59,7 @@ class CausalCLIP(HuggingFaceCLIP):
     text_encoder = TextEncoder
 
     def __init__(self, model: HFObject, processor: HFObject, tokenizer: None, name: str):
-        """Convert the text encoder of ``model``; UserError if it is not CLIP's."""
+        """Wrap ``model``, its text encoder converted; UserError if that is not CLIP's. ``tokenizer`` is not used."""
         super().__init__(model, processor, name)
         text, config = model.text_model, model.config.text_config
         self.token_embedding = text.embeddings.token_embedding
@@ -76,7 +76,7 @@ class ChineseCLIP(HuggingFaceCLIP):
     text_encoder = BertEncoder
 
     def __init__(self, model: HFObject, processor: HFObject, tokenizer: HFObject, name: str):
-        """Wrap ``model`` and its ``tokenizer``."""
+        """Wrap ``model`` with its ``tokenizer``."""
         super().__init__(model, processor, name)
         self.text_model, self.text_projection, self.tokenizer = model.text_model, model.text_projection, tokenizer
 
@@ -85,10 +85,10 @@ CLIP_CLASSES = {"clip": CausalCLIP, "chinese_clip": ChineseCLIP}  # by transform
 
 
 def load(identifier: str, weights: str) -> HuggingFaceCLIP:
-    """Return the CLIP of this name on the Hub or in this local folder; ``weights`` must be empty.
+    """Return the CLIP ``identifier``, a name on the Hub or a local folder, in fp32; ``weights`` must be "".
 
     Raises:
-        UserError: the model cannot be loaded or is of another kind, or ``weights`` is not empty.
+        UserError: transformers is missing, the model cannot be loaded or is of another kind, or ``weights`` is not "".
     """
     name, identifier = f"hf:{identifier}", os.path.expanduser(identifier)
     package = import_optional("transformers", PACKAGE_NAME, f"the backbone {name}")
@@ -106,7 +106,7 @@ def load(identifier: str, weights: str) -> HuggingFaceCLIP:
 
 
 def _convert_transformer(layers: HFObject, config: HFObject) -> Transformer:
-    """Return OpenAI's Transformer with the weights of transformers' ``layers``; UserError for an unknown activation."""
+    """Return text ``layers`` of transformers, of this ``config``, as OpenAI's; UserError for an unknown activation."""
     if config.hidden_act not in ACTIVATIONS:
         raise UserError(f'the text encoder has the activation "{config.hidden_act}"; known: {", ".join(ACTIVATIONS)}')
     transformer = Transformer(config.hidden_size, len(layers), config.num_attention_heads)

@@ -32,15 +32,16 @@ Device = torch.device | str
 
 
 def load_clip(name: str, weights: str = "", precision: str = "fp32", device: Device = "cpu") -> tuple[CLIP, dict]:
-    """Return a CLIP in evaluation mode with frozen parameters, and the state dict of its file.
+    """Return a CLIP in evaluation mode with frozen parameters, and the state dict as read, before any rounding.
 
     Args:
         name: one of OpenAI's names (``RN50``, ``ViT-B/16``, …) or ``tiny``; ``open_clip:<architecture>/<weights>``;
             ``hf:<name on the Hub, or folder>``.
-        weights: path of a file that replaces the weights of ``name``: OpenAI's TorchScript archive, a state dict saved
-            by ``torch.save``, or safetensors. Its shapes determine the architecture. "" for none.
+        weights: path of a file: OpenAI's TorchScript archive, a state dict saved by ``torch.save``, or safetensors; ""
+            for none. Its shapes determine the architecture, so ``name`` is ignored. With ``open_clip:…``, the file
+            replaces only the weights. ``hf:…`` takes none.
         precision: "fp16": half precision, as OpenAI's weights are published; "bf16": bfloat16 in its place; "fp32" and
-            "amp": single precision. On a CPU the result is always single precision.
+            "amp": single precision. On a CPU, and for CLIPs of other libraries, it is always single precision.
 
     Raises:
         UserError: the name or precision is unknown, or the weights are absent, damaged or not CLIP's.
@@ -51,9 +52,9 @@ def load_clip(name: str, weights: str = "", precision: str = "fp32", device: Dev
 def _load_and_inspect(
     name: str, weights: str, precision: str, device: Device, inspect: Callable[..., Any]
 ) -> tuple[CLIP, Any]:
-    """Return the CLIP, loaded as by :func:`load_clip`, and the result of ``inspect(state_dict[, architecture])``.
+    """Return the CLIP, loaded as by :func:`load_clip`, and the result of ``inspect(state_dict)``.
 
-    The architecture is passed for CLIPs of other libraries, whose weights do not determine it.
+    For a CLIP of another library, which weights do not determine, the call is ``inspect(state_dict, architecture)``.
     """
     check_availability(precision, PRECISIONS, "precision")
     device = torch.device(device)
@@ -114,8 +115,8 @@ def load_cached_clip(name: str, weights: str, precision: str, device: Device) ->
     """Return the CLIP of :func:`load_clip` and the fingerprint of its weights; the latest CLIP is cached.
 
     The next call with the same arguments returns the same model, so callers must not change it. A file that has changed
-    is loaded again. Building a model draws random numbers. So a cached model comes with the random state after building
-    it: the caller's next draws are the same with and without the cache.
+    is loaded again. Building a model draws random numbers. So a call sets PyTorch's random state as building would: the
+    caller's next draws are the same with and without the cache.
     """
     global _cached_clip
     path = Path(weights) if weights else CACHE_DIR / openai.URLS.get(name, "").rpartition("/")[2]
@@ -134,7 +135,7 @@ def load_cached_clip(name: str, weights: str, precision: str, device: Device) ->
 
 
 def get_openai_weights(name: str) -> Path:
-    """Return the path of OpenAI's weights file of the model ``name``; download it if it is absent or damaged.
+    """Return the path of the weights file of OpenAI's ``name``, such as RN50; download it if absent or damaged.
 
     Raises:
         UserError: the download failed.
@@ -158,12 +159,12 @@ def get_openai_weights(name: str) -> Path:
 
 
 def read_state_dict(path: Path, published: bool = False) -> dict[str, torch.Tensor]:
-    """Return the tensors of a weights file by name, on the CPU.
+    """Return the tensors, by name and on the CPU, of a TorchScript archive, ``torch.save`` file or safetensors file.
 
     A TorchScript archive, which contains code, is opened only if its checksum is that of one of OpenAI's files.
 
     Args:
-        published: whether the checksum is already known to be OpenAI's.
+        published: whether the checksum is already known to be OpenAI's, and not computed.
 
     Raises:
         UserError: the file is absent, in none of the three formats, a TorchScript archive that is not OpenAI's, or

@@ -22,7 +22,7 @@ class LoRAUpdate(nn.Module):
     """Adds ``alpha / rank * up @ down`` to blocks of rows of a weight; ``up`` starts at zero."""
 
     def __init__(self, weight: torch.Tensor, blocks: tuple[bool, ...], rank: int, alpha: float):
-        """Draw the update of ``weight``. Its rows are ``blocks`` of equal size: True for a block that is updated."""
+        """Draw the update of ``weight``; its rows form ``len(blocks)`` blocks of one size, updated where True."""
         super().__init__()
         self.blocks, self.scale = blocks, alpha / rank
         count, size = sum(blocks), len(weight) // len(blocks)
@@ -39,7 +39,7 @@ class LoRAUpdate(nn.Module):
 
 
 def add_lora(model: nn.Module, rank: int, alpha: float) -> list[nn.Parameter]:
-    """Add low-rank updates to the query and value weights of all attention layers; return the updates' parameters.
+    """Add a :class:`LoRAUpdate` to the query and value weights of each attention layer; return the updates' parameters.
 
     Raises:
         UserError: the model has no attention layers.

@@ -26,7 +26,7 @@ class OpenCLIP(nn.Module):
     """A CLIP of open_clip, with the attribute names of OpenAI's."""
 
     def __init__(self, model: Any, name: str):
-        """Wrap open_clip's ``model``; UserError if its loss or its text encoder is not CLIP's."""
+        """Wrap open_clip's ``model``, named ``name``; UserError if its loss or its text encoder is not CLIP's."""
         super().__init__()
         text = getattr(model, "text", model)
         if getattr(model, "logit_bias", None) is not None:
@@ -52,13 +52,13 @@ class OpenCLIP(nn.Module):
 
 
 def load(identifier: str, weights: str) -> OpenCLIP:
-    """Return the CLIP that ``<architecture>/<weights>``, ``hf-hub:<name>`` or ``local-dir:<folder>`` names.
+    """Return the CLIP ``identifier``: ``<architecture>/<weights>``, ``hf-hub:<name>`` or ``local-dir:<folder>``.
 
     Args:
         weights: path of a file that replaces the named weights; "" for none.
 
     Raises:
-        UserError: the name is unknown, the weights cannot be loaded, or the model is not of CLIP's kind.
+        UserError: open_clip is missing or does not know the name, the weights fail to load, or the model is no CLIP.
     """
     name = f"open_clip:{identifier}"
     package = import_optional("open_clip", PACKAGE_NAME, f"the backbone {name}")
@@ -78,7 +78,10 @@ def load(identifier: str, weights: str) -> OpenCLIP:
 
 
 def _check_names(package: ModuleType, architecture: str, tag: str, weights: str) -> None:
-    """Raise :class:`UserError` unless open_clip knows the architecture, and its weights ``tag`` if no file is named."""
+    """Raise UserError if open_clip does not know the architecture, or the ``tag`` of its weights.
+
+    A file ``weights`` replaces the tag, which may then be unknown. The tag "openai" is always refused.
+    """
     known = package.list_models()
     if architecture not in known:
         raise UserError(f'open_clip has no architecture "{architecture}"; {suggest_name(architecture, known)}')
@@ -91,7 +94,7 @@ def _check_names(package: ModuleType, architecture: str, tag: str, weights: str)
 
 
 def _projection_matrix(projection: nn.Parameter | nn.Linear | None, width: int) -> nn.Parameter:
-    """Return a text projection as a matrix (width, embed_dim): the identity for None; UserError for a bias."""
+    """Return a text projection as a matrix (width, embed_dim): the identity for None. UserError if it has a bias."""
     if projection is None:
         return nn.Parameter(torch.eye(width))
     if isinstance(projection, nn.Linear):

@@ -13,13 +13,13 @@ EXTRA_LAYERS = ("ls_1", "ls_2", "ln_attn")  # open_clip's optional layers of a b
 
 
 def describe_architecture(model: nn.Module, name: str, package: str) -> str:
-    """Return all that features depend on beside the weights: name, package, version, modules, numbers of heads."""
+    """Return as text all that features depend on beside weights: name, package, version, modules, numbers of heads."""
     heads = [module.num_heads for module in model.modules() if hasattr(module, "num_heads")]
     return f"{name} {package} {version(package)} {model} {heads}"
 
 
 def check_clip_text_encoder(transformer: Transformer, token_embedding: nn.Embedding, name: str) -> None:
-    """Raise :class:`UserError` unless a text encoder has CLIP's layers and the size of CLIP's vocabulary."""
+    """Raise UserError, naming ``name``, for a text encoder without CLIP's layers or the size of CLIP's vocabulary."""
     words = len(tokenizer.encoder)
     if token_embedding.num_embeddings != words:
         raise UserError(f"the text encoder of {name} knows {token_embedding.num_embeddings} words, not CLIP's {words}")
@@ -28,7 +28,7 @@ def check_clip_text_encoder(transformer: Transformer, token_embedding: nn.Embedd
 
 
 def _is_clip_block(block: nn.Module) -> bool:
-    """Return whether :mod:`vlm.text.encoder` can run a transformer block: attention with biases, GELU, no extras."""
+    """Return whether vlm.text.encoder can run a block: attention with biases, GELU or QuickGELU, no EXTRA_LAYERS."""
     activation = getattr(block.mlp, "gelu", None)
     extras = [getattr(block.mlp, "ln", None), *(getattr(block, name, None) for name in EXTRA_LAYERS)]
     return (

@@ -44,7 +44,7 @@ class ImageEncoder:
     package = "torch"  # the package that runs the encoder
 
     def __init__(self, visual: nn.Module, weights: str, precision: str):
-        """Use ``visual``, CLIP's frozen image encoder with the fingerprint ``weights``; ``precision`` in PRECISIONS."""
+        """Use CLIP's frozen image encoder, of fingerprint ``weights``; ``precision``: "bf16", or "" for its own."""
         self.visual, self.device, self.dtype = visual, next(visual.parameters()).device, get_input_dtype(visual)
         self.size: int = visual.input_resolution  # type: ignore[assignment]  # PyTorch types it Tensor | Module
         self.block = 8 if self.device.type == "cpu" else 64  # images; on a CPU, each core has its own block
@@ -64,7 +64,7 @@ class ImageEncoder:
         return f"{self.precision}, {self.runtime}"
 
     def encode(self, images: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """Yield the feature (embed_dim,) of each image (3, height, width), in order, on the CPU."""
+        """Yield the feature (embed_dim,), not normalised, of each preprocessed image (3, height, width), on the CPU."""
         for features, count in self._encode(self._blocks(iter(images))):
             yield from features[:count].cpu()
 
@@ -175,6 +175,6 @@ def _has_openvino() -> bool:
 
 @lru_cache(maxsize=1)
 def build_image_encoder(visual: nn.Module, weights: str, precision: str = "") -> ImageEncoder:
-    """Return OpenVINOEncoder for a CLIP on a CPU if OpenVINO is installed, else TorchEncoder; cache the latest one."""
+    """Return an OpenVINOEncoder for a CPU if OpenVINO is installed, else a TorchEncoder; cache the latest result."""
     on_cpu = next(visual.parameters()).device.type == "cpu"
     return (OpenVINOEncoder if on_cpu and _has_openvino() else TorchEncoder)(visual, weights, precision)

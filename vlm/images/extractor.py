@@ -40,14 +40,16 @@ class CachedFeatureExtractor:
         self.store = store
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Return features (n, embed_dim) of images (n, 3, height, width), without the cache."""
+        """Compute features (n, embed_dim), not normalised, of preprocessed images (n, 3, height, width), uncached."""
         return torch.stack(list(self.encoder.encode(iter(images))))
 
     def __call__(self, requests: Sequence[Request], threads: int = 1, name: str = "images") -> torch.Tensor:
-        """Return features (n, embed_dim) of the requested images that can be read, in the order of the requests.
+        """Return features (n, embed_dim), not normalised, of the requested images that can be read, in their order.
 
         Args:
-            threads: number of threads that prepare images while the encoder runs.
+            requests: cache keys (16 bytes), each with a function that returns the preprocessed image, or None if the
+                image cannot be read.
+            threads: number of threads that call these functions while the encoder runs.
             name: what the images are, for the progress bar.
         """
         loaders = dict(requests)
@@ -62,7 +64,7 @@ class CachedFeatureExtractor:
         return torch.stack(rows) if rows else torch.empty(0)
 
     def _extract(self, requests: Sequence[Request], threads: int, name: str) -> dict[bytes, torch.Tensor]:
-        """Return the computed features by key, and write them to the store shard by shard."""
+        """Compute the features of readable images, write them to the store shard by shard, and return them by key."""
         features: dict[bytes, torch.Tensor] = {}
         unsaved: list[bytes] = []
         pending: deque[bytes] = deque()  # keys of the images that the encoder has taken and not yet returned
@@ -82,7 +84,7 @@ class CachedFeatureExtractor:
         return features
 
     def _save(self, keys: list[bytes], features: dict[bytes, torch.Tensor]) -> None:
-        """Write the features of ``keys`` to the store, if there is one."""
+        """Write the features of ``keys`` to the store as one shard, if there is a store."""
         if keys and self.store:
             self.store.try_put(keys, torch.stack([features[key] for key in keys]))
 

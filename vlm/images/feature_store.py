@@ -35,7 +35,7 @@ READ_ERRORS = (SafetensorError, OSError, KeyError, ValueError, TypeError, Runtim
 
 
 class FeatureStore:
-    """The cached features of one encoder, by key (16 bytes)."""
+    """The cached features of one encoder, by key: a digest (16 bytes) of the image or prompt."""
 
     is_disk_full = False  # after a failed write; ``try_put`` then writes nothing more
 
@@ -44,7 +44,7 @@ class FeatureStore:
 
         Args:
             encoder: description of the encoder: everything that a feature depends on, except for the image or prompt.
-            max_gb: limit of the whole cache, in GB.
+            max_gb: limit of the whole cache, of all encoders, in GB.
 
         Raises:
             UserError: the folder cannot be written.
@@ -65,9 +65,10 @@ class FeatureStore:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold this encoder's lock for this rank, so that no other run computes the same features at the same time.
+        """Hold this rank's lock of the encoder during a ``with``, so that no other run computes the same features.
 
-        After LOCK_TIMEOUT, a process of a distributed run continues without it; at worst, a feature is computed again.
+        Wait for the lock without limit, but in a distributed run at most STORE_LOCK_TIMEOUT seconds; then continue
+        without the lock. At worst, a feature is computed again.
         """
         from filelock import FileLock, Timeout
 
@@ -110,7 +111,13 @@ class FeatureStore:
                 self.is_disk_full = True
 
     def put(self, keys: Sequence[bytes], features: torch.Tensor) -> None:
-        """Write a shard of features (n, embed_dim), and evict old shards; UserError if the folder cannot be written."""
+        """Write features (n, embed_dim), on the CPU, one for each of ``keys`` (16 bytes), to a new file: a shard.
+
+        Then remove the least recently used shards until the cache is within its limit.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
         joined = b"".join(keys)
         tensors = {
             "keys": torch.frombuffer(bytearray(joined), dtype=torch.uint8).view(-1, 16),
@@ -126,7 +133,7 @@ class FeatureStore:
         evict_oldest(self.root, self.max_bytes)
 
     def _scan_shards(self) -> None:
-        """Read the keys of shards that were written since the last scan; their checksums are verified by ``get``."""
+        """Read the keys of shards written since the last scan; remove unreadable ones. ``get`` verifies checksums."""
         for path in sorted({*self.folder.glob("*.safetensors")} - self._scanned):
             self._scanned.add(path)
             try:
@@ -142,7 +149,7 @@ def _blake2b(content: bytes) -> bytes:
 
 
 def _compute_checksum(tensors: Mapping[str, torch.Tensor], encoder_digest: str) -> torch.Tensor:
-    """Return the checksum (16,), uint8, of a shard's keys and features and of its encoder."""
+    """Return the checksum (16,), uint8, of a shard's tensors "keys" and "features" and of its encoder's digest."""
     digest = hashlib.blake2b(encoder_digest.encode(), digest_size=16)
     for tensor in (tensors["keys"], tensors["features"]):
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -156,7 +163,10 @@ def _split_keys(tensor: torch.Tensor) -> list[bytes]:
 
 
 def read_shard(path: Path, encoder_digest: str) -> dict[bytes, torch.Tensor] | None:
-    """Return a shard's features (embed_dim,) by key; None if it is absent or damaged. Remove a damaged one."""
+    """Return a shard's features (embed_dim,) by key; None if it is absent or its checksum is wrong.
+
+    The checksum covers ``encoder_digest``, the name of the encoder's folder. Remove a shard with a wrong one.
+    """
     try:
         content = load(path.read_bytes())
         if torch.equal(content["checksum"], _compute_checksum(content, encoder_digest)):
@@ -186,7 +196,7 @@ def list_shards(*folders: Path) -> list[tuple[Path, os.stat_result]]:
 
 
 def evict_oldest(root: Path, max_bytes: int) -> None:
-    """Remove the least recently used shards of the cache until it takes at most ``max_bytes``."""
+    """Remove the least recently used shards of the cache ``root``, until all shards take at most ``max_bytes``."""
     files = list_shards(*list_encoder_folders(root))
     size = sum(stat.st_size for _, stat in files)
     for path, stat in files:

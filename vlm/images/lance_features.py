@@ -46,7 +46,7 @@ class LanceFeatures:
         self.classnames, self.counts = metadata["classnames"], metadata["counts"]
 
     def few_shot(self, shots: int, seed: int) -> list[int]:
-        """Return the numbers of ``shots`` random rows of each class, or of all its rows if it has fewer.
+        """Return, class by class, row numbers (from 0): ``shots`` random ones, or all of a class with fewer.
 
         The draw of a class depends on ``seed``, its name and its number of images. UserError for ``shots`` below 1.
         """
@@ -56,7 +56,7 @@ class LanceFeatures:
         return [row for generator, rows in draws for row in generator.sample(rows, min(shots, len(rows)))]
 
     def take(self, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return features (n, embed_dim), fp32, and labels (n,), int64, of the rows with these numbers, in order."""
+        """Return features (n, embed_dim), fp32, not normalised, and labels (n,), int64, of the given row numbers."""
         table = self.data.take(list(rows), columns=["feature", "label"])
         features = table["feature"].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.float32)
         labels = table["label"].to_numpy().astype(np.int64)

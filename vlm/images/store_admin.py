@@ -38,7 +38,7 @@ def print_summary(root: Path) -> None:
 
 
 def verify_files(root: Path) -> int:
-    """Read all files of the cache, remove damaged ones, and return 1 if there were any, else 0: the exit code."""
+    """Verify cache ``root`` and remove damaged files; return 1 if there were any, else 0. UserError if one remains."""
     files = [path for path, _ in list_shards(*list_encoder_folders(root))]
     bar = tqdm(files, disable=None, leave=False, unit="file")
     damaged = [path for path in bar if read_shard(path, path.parent.name) is None]
@@ -49,10 +49,10 @@ def verify_files(root: Path) -> int:
 
 
 def remove_encoders(root: Path, prefixes: list[str]) -> None:
-    """Remove the features of the encoders whose folder names begin with one of ``prefixes``; of all if it is empty.
+    """Remove the features of the encoders whose folder names begin with one of ``prefixes``; without prefixes, of all.
 
     Raises:
-        UserError: not exactly one folder name begins with a prefix (nothing is removed), or a file cannot be removed.
+        UserError: no folder name or several begin with a prefix (nothing is removed), or a file cannot be removed.
     """
     folders, prefixes = list_encoder_folders(root), [prefix.lower() for prefix in prefixes]
     for prefix in prefixes:
@@ -69,7 +69,7 @@ def remove_encoders(root: Path, prefixes: list[str]) -> None:
 
 
 def _remove_folder(folder: Path) -> None:
-    """Remove the files of runs from an encoder's folder, and the folder if it is empty. UserError if a file stays."""
+    """Remove the cache's files in a folder, then the folder if empty; UserError if a file cannot be removed."""
     try:
         # Names of locks and of a killed run's temporary files begin with a dot.
         for path in (*folder.glob("*.safetensors"), *folder.glob(".*"), folder / DESCRIPTION_FILE):

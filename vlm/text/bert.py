@@ -65,7 +65,7 @@ class BertEncoder(nn.Module):
         return (tokens != self.tokenizer.pad_token_id).sum(-1)
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return the word embeddings (n, length, width) of token ids (n, length)."""
+        """Return the word embeddings (n, length, width), without positions, of token ids (n, length)."""
         return self.token_embedding(tokens).type(self.dtype)
 
     def encode(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -73,7 +73,7 @@ class BertEncoder(nn.Module):
         return self(self.token_embedding.weight, self.build_layout(tokens, self.lengths(tokens)))
 
     def forward(self, table: torch.Tensor, layout: PaddedPrompts) -> torch.Tensor:
-        """Return features (prompts, embed_dim), not normalised, of prompts whose vectors are rows of ``table``."""
+        """Return features (prompts, embed_dim), not normalised, of ``layout``, with vectors from ``table``."""
         config, activation_bytes = self.text_model.config, 0
         outputs: list[torch.Tensor] = []
         # The backward pass needs about 16 vectors for each token and layer. Beyond ``memory``, it computes them again.
@@ -89,7 +89,7 @@ class BertEncoder(nn.Module):
     def encode_contexts(
         self, contexts: torch.Tensor, fixed_embeddings: torch.Tensor, layout: PaddedPrompts
     ) -> torch.Tensor:
-        """Return features (m, prompts, embed_dim), not normalised, of the prompts under each of m contexts.
+        """Return features (m, prompts, embed_dim), not normalised, of ``layout``'s prompts under each of m contexts.
 
         ``contexts`` (m, n_ctx, width) are the first rows of the table for each context, ``fixed_embeddings`` the rest.
         """
@@ -102,7 +102,7 @@ class BertEncoder(nn.Module):
         return features.unflatten(0, (count, -1))
 
     def _encode(self, table: torch.Tensor, index: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Return the features (n, embed_dim) of one batch of prompts, padded to its longest."""
+        """Return features (n, embed_dim) of a batch of prompts as in :class:`PaddedPrompts`, cut to the longest."""
         index = index[:, : int(lengths.max())]
         attention_mask = torch.arange(index.shape[1], device=index.device) < lengths[:, None]
         states = self.text_model(inputs_embeds=F.embedding(index, table), attention_mask=attention_mask.long())

@@ -36,7 +36,7 @@ def encode_classes(
     """Return text features (num_classes, embed_dim), cached ones or ``encode(*build_inputs(labels))`` of each block.
 
     Args:
-        build_inputs: function from labels (int64) to the tensors that define the prompts of these classes.
+        build_inputs: function from a block's labels (int64) to the tensors that define the prompts of these classes.
         encode: function from these tensors to features (classes, embed_dim).
         store: feature store to read from and to write to; None: every block is computed.
         title: end of the progress bar's title.

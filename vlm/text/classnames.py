@@ -19,7 +19,7 @@ def clean_classnames(encoder: TextEncoder, classnames: Sequence[str]) -> list[st
     """Return class names with spaces for underscores; print notes on classes whose names have the same tokens.
 
     Raises:
-        UserError: a name has no tokens; the message names its class.
+        UserError: a name has no tokens, or too many; the message names its class.
     """
     names = [clean_classname(name) for name in classnames]
     for label, name in enumerate(names):
@@ -35,7 +35,7 @@ def clean_classnames(encoder: TextEncoder, classnames: Sequence[str]) -> list[st
 
 
 def find_identical_names(encoder: TextEncoder, names: Sequence[str]) -> list[list[int]]:
-    """Return groups of labels whose names have the same tokens, such as names that differ only in case or blanks."""
+    """Return groups of two or more labels whose names have the same tokens, such as names differing only in case."""
     groups = defaultdict(list)
     for label, ids in enumerate(tokenize_class_prompts(encoder, names).tolist()):
         groups[tuple(ids)].append(label)

@@ -54,7 +54,7 @@ class TextEncoder(nn.Module):
         self.bytes_per_token = 11 * len(self.transformer.resblocks) * vector_bytes
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return the embeddings (n, length, width) of token ids (n, length)."""
+        """Return the word embeddings (n, length, width), without positions, of token ids (n, length)."""
         return self.token_embedding(tokens).type(self.dtype)
 
     def tokenize(self, texts: Sequence[str], truncate: bool = False) -> torch.Tensor:
@@ -73,11 +73,12 @@ class TextEncoder(nn.Module):
     def forward(self, table: torch.Tensor, layout: Layout) -> torch.Tensor:
         """Return features (n, embed_dim), not normalised, of the n prompts of ``layout``, in their order.
 
-        The chunks are computed one after another. The first ones, as many as fit into ``memory``, store their
+        Chunks are computed one after another. The first ones, as many as fit into ``memory``, store their
         activations for the backward pass. The backward pass computes the activations of the others again, bit for bit.
 
         Args:
             table: vectors (rows, width) that ``layout.index`` refers to, without positional embeddings.
+            layout: the packed prompts, from ``build_layout(index, lengths)``.
         """
         x = F.embedding(layout.index, table).type(self.dtype)
         x = x + self.positional_embedding[layout.position_ids].type(self.dtype)
@@ -153,5 +154,5 @@ class TextEncoder(nn.Module):
 
 
 def build_text_encoder(clip: CLIP, memory: int = ACTIVATION_BYTES) -> TextEncoder:
-    """Return the text encoder of a CLIP, for Chinese-CLIP a BertEncoder; it stores ``memory`` bytes of activations."""
+    """Return the text encoder of a CLIP (Chinese-CLIP: a BertEncoder); it stores up to ``memory`` activation bytes."""
     return getattr(clip, "text_encoder", TextEncoder)(clip, memory=memory)

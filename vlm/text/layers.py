@@ -51,6 +51,7 @@ class PrefixAttention(torch.autograd.Function):
             query: (queries, width).
             key_value: (rows, 2 * width), the keys and the values of the chunk side by side.
             prefix_key_value: (prefix_length, 2 * width), those of the prefix. None: ``key_value`` begins with them.
+            groups: which queries attend to which rows: the chunk's ``groups``, or ``eot_groups`` for EOT queries.
         """
         output, weights = torch.empty_like(query), []
         prefix = key_value[:prefix_length] if prefix_key_value is None else prefix_key_value

@@ -40,7 +40,7 @@ class Chunk:
 
     @classmethod
     def build(cls, suffix_lengths: list[int], prefix_length: int, has_prefix: bool, device: torch.device) -> Chunk:
-        """Return the chunk of the suffixes of these lengths, behind the rows of the prefix if ``has_prefix``."""
+        """Return the chunk of suffixes of these lengths; if ``has_prefix``, the rows of the prefix come first."""
         groups, eot_groups = [], []
         eot_rows: list[int] = []
         row = prefix_length if has_prefix else 0
@@ -70,7 +70,7 @@ def _build_attention_mask(prefix_length: int, suffix_lengths: list[int]) -> torc
 
 
 def _group_by_tokens(lengths: list[int], max_tokens: int) -> Iterator[list[int]]:
-    """Yield groups of neighbouring ``lengths`` whose sum is at most ``max_tokens``; a longer one is a group alone."""
+    """Yield groups of neighbouring ``lengths`` of sum ``max_tokens`` at most; a greater length is a group alone."""
     group: list[int] = []
     for length in lengths:
         if group and sum(group) + length > max_tokens:
@@ -124,9 +124,9 @@ class Layout:
         return cls(packed, position_ids, prefix_length, suffix_lengths[: len(unsort)], chunks, unsort)
 
     def repeat(self, count: int, n_ctx: int) -> Layout:
-        """Return the layout of the same prompts under ``count`` contexts, all in one chunk; it is built once.
+        """Return the layout of the same prompts under ``count`` contexts, all in one chunk; it is kept for later calls.
 
-        The table then begins with ``count`` times ``n_ctx`` rows, context after context, and the rows behind them are
+        Its table begins with ``count`` times ``n_ctx`` rows, context after context, and the rows behind them are
         shared. The prompts of one context, with their own copy of the prefix, form one attention group.
         """
         if (count, n_ctx) in self._repeated:

@@ -31,8 +31,10 @@ class PromptTable(nn.Module):
 
         Args:
             classnames: class names from :func:`vlm.text.classnames.clean_classnames`, in label order.
-            context: (n_ctx, width), or (classes, n_ctx, width) for class-specific contexts.
-            position: where the class name comes: "end", behind the context; "middle", behind its first half; "front".
+            context: (n_ctx, width), or (classes, n_ctx, width) for class-specific contexts. Only its shape and device
+                are used; the values are an argument of :meth:`table`.
+            position: where the class name comes: "end", behind the context; "middle", behind its first ``n_ctx // 2``
+                tokens; "front", before the context.
 
         Raises:
             UserError: a prompt is too long.
@@ -58,13 +60,13 @@ class PromptTable(nn.Module):
         self.layout = text_encoder.build_layout(self.index, self.lengths)
 
     def table(self, context: torch.Tensor) -> torch.Tensor:
-        """Return the table (rows, width) with this context, which has the shape of the initial one."""
+        """Return the table (rows, width) that begins with ``context``, of the initial shape, with gradients."""
         return torch.cat([context.flatten(0, -2), self.fixed_embeddings])
 
     def select_classes(
         self, context: torch.Tensor, classes: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the table, ``index`` and ``lengths`` for the prompts of some ``classes`` (int64 labels).
+        """Return the table, ``index`` (n, length) and ``lengths`` (n,) for the prompts of n ``classes`` (int64 labels).
 
         Of class-specific contexts, the table has only those of these classes.
         """
@@ -80,7 +82,7 @@ class PromptTable(nn.Module):
 
 
 def _order_tokens(n_ctx: int, n_name: int, position: str, length: int) -> list[int]:
-    """Return, for each token of a prompt, its index in ``[start, context, name, suffix]`` with the class name last."""
+    """Return, for each of a prompt's ``length`` tokens, its index among ``[start, context, name, suffix]``."""
     n_before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]  # context tokens before the name
     name, suffix = range(1 + n_ctx, 1 + n_ctx + n_name), range(1 + n_ctx + n_name, length)
     return [0, *range(1, 1 + n_before), *name, *range(1 + n_before, 1 + n_ctx), *suffix]

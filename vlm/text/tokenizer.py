@@ -19,7 +19,7 @@ def tokenize(texts: Sequence[str], length: int = CONTEXT_LENGTH, truncate: bool 
     """Return token ids, int64 of shape (len(texts), length): start of text, words, end of text, zeros.
 
     Args:
-        length: positions of the text encoder.
+        length: tokens of a row, start and end included: the positions of the text encoder.
         truncate: whether a text that is too long loses its last words instead of raising.
 
     Raises:
@@ -39,7 +39,7 @@ def tokenize(texts: Sequence[str], length: int = CONTEXT_LENGTH, truncate: bool 
 
 
 def count_tokens(text: str) -> int:
-    """Return the number of tokens of a text, without start and end of text."""
+    """Return a text's number of tokens, without start and end; UserError for more than MAX_CHARACTERS characters."""
     return len(_bpe_encode(text))
 
 
@@ -52,5 +52,5 @@ def _bpe_encode(text: str) -> list[int]:
 
 
 def abbreviate_prompt(text: str) -> str:
-    """Return a text of up to 100 characters as it is, of a longer one the beginning and the end."""
+    """Return a text of up to 100 characters unchanged, else its first 45 and last 50 around an ellipsis."""
     return text if len(text) <= 100 else f"{text[:45]} … {text[-50:]}"

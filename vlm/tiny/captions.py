@@ -51,13 +51,13 @@ class Appearance:
     paper: str  # colour of the background: black or white
 
     def words(self) -> list[str]:
-        """Return the adjectives that are true of the image, and "" for a caption without one."""
+        """Return "" (no adjective), and those of blurry, pixelated, low resolution, bold that are true of the image."""
         flags = {"blurry": self.blurry, "pixelated": self.pixelated, "low resolution": self.coarse, "bold": self.bold}
         return ["", *(word for word, is_true in flags.items() if is_true)]
 
 
 def draw_caption(digit: int, appearance: Appearance, rng: np.random.Generator) -> str:
-    """Return a random caption for an image of ``digit``: a template of CLIP, or a sentence from the lists above."""
+    """Return a random caption for an image of ``digit``: a template of CLIP, or a sentence of this module's phrases."""
     if rng.random() < 0.3:
         name = str(rng.choice(("{}", "{}", "number {}", "digit {}"))).format(WORDS[digit])
         return str(rng.choice(IMAGENET_TEMPLATES)).replace("{}", name)

@@ -41,7 +41,7 @@ WEIGHT_DECAY = 0.05  # of matrices only, as in CLIP
 
 
 def preprocess(images: torch.Tensor) -> torch.Tensor:
-    """Return grey images, uint8 (n, SIZE, SIZE), as normalised colour images (n, 3, SIZE, SIZE)."""
+    """Return grey images, uint8 (n, height, width), as colour images (n, 3, height, width), normalised for CLIP."""
     return normalize_colours(images[:, None].expand(-1, 3, -1, -1) / 255, openai.MEAN, openai.STD)
 
 
@@ -76,7 +76,10 @@ def encode_text(model: openai.CLIP, prompts: torch.Tensor, tokens: torch.Tensor)
 
 
 def pretrain(renders: int, epochs: int, seed: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Train a tiny CLIP on ``renders`` rendered images; return its state dict and its captions' token ids (n,)."""
+    """Train a tiny CLIP on ``renders`` images; return its state dict and the distinct token ids (n,) of all captions.
+
+    ``seed`` determines the images, the initial weights and the batches. ``renders`` is at least BATCH, one batch.
+    """
     pixels, captions = render_dataset(renders, seed)
     images = torch.from_numpy(pixels)
     texts = sorted(set(captions))

@@ -38,7 +38,7 @@ def _load_font(name: str) -> ImageFont.FreeTypeFont:
 def draw_glyph(digit: int, font: str, stroke: int) -> np.ndarray:
     """Return a white digit on black, cropped to its bounding box: floats in [0, 1] of shape (height, width).
 
-    ``font``: file name. ``stroke``: width of the outline, in pixels.
+    ``font``: one of FONT_FILES. ``stroke``: width of the outline, in pixels.
     """
     left, top, right, bottom = map(int, _load_font(font).getbbox(str(digit), stroke_width=stroke))
     glyph = Image.new("L", (right - left, bottom - top))
@@ -49,7 +49,7 @@ def draw_glyph(digit: int, font: str, stroke: int) -> np.ndarray:
 def warp(glyph: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return the glyph on the canvas after a random affine map and a smooth random displacement.
 
-    Both are floats in [0, 1]; the canvas has the shape (CANVAS, CANVAS).
+    Glyph and canvas are floats in [0, 1]; the canvas has the shape (CANVAS, CANVAS).
     """
     from scipy.ndimage import gaussian_filter, map_coordinates  # imported here as it takes a second
 
@@ -69,7 +69,7 @@ def warp(glyph: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def render_digit(digit: int, rng: np.random.Generator) -> tuple[np.ndarray, Appearance]:
-    """Return a random image of ``digit``, uint8 of shape (SIZE, SIZE), and its appearance for the caption."""
+    """Return a random image of ``digit``, uint8 (IMAGE_SIZE, IMAGE_SIZE), and its appearance for the caption."""
     stroke = int(rng.choice([0, 1, 2], p=[0.6, 0.3, 0.1]))
     canvas = warp(draw_glyph(digit, str(rng.choice(FONT_FILES)), stroke), rng)
     blur = rng.choice([0, rng.uniform(0.3, 1.2), rng.uniform(1.2, 2.0)])
@@ -87,7 +87,7 @@ def render_digit(digit: int, rng: np.random.Generator) -> tuple[np.ndarray, Appe
 
 
 def render_dataset(size: int, seed: int) -> tuple[np.ndarray, list[str]]:
-    """Return ``size`` rendered images (size, SIZE, SIZE), uint8, each digit equally often, and their captions."""
+    """Return images of the digits 0 to 9 in turn, uint8 (size, IMAGE_SIZE, IMAGE_SIZE), and their captions."""
     rng = np.random.default_rng(seed)
     images, captions = [], []
     for index in range(size):

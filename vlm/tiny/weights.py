@@ -23,14 +23,14 @@ def initial_token_embedding(width: int) -> torch.Tensor:
 
 
 def save_tiny(state_dict: dict[str, torch.Tensor], used: torch.Tensor, path: Path = WEIGHTS_FILE) -> None:
-    """Write the weights to ``path``; of the token embeddings, only the rows of the token ids ``used`` (n,)."""
+    """Write a tiny CLIP to ``path`` in half precision; of its token embeddings, only those of the ids ``used`` (n,)."""
     compact = {**state_dict, EMBEDDING_KEY: state_dict[EMBEDDING_KEY][used]}
     compact = {key: value.half() if value.is_floating_point() else value for key, value in compact.items()}
     save_file({key: value.contiguous() for key, value in compact.items()} | {TOKEN_IDS_KEY: used}, path)
 
 
 def load_tiny(path: Path = WEIGHTS_FILE) -> dict[str, torch.Tensor]:
-    """Return the state dict of the tiny CLIP, fp32."""
+    """Return the state dict of the tiny CLIP in ``path``, in fp32, with all token embeddings."""
     state_dict = load_file(path)
     used = state_dict.pop(TOKEN_IDS_KEY)
     table = initial_token_embedding(state_dict[EMBEDDING_KEY].shape[1])
