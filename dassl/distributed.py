@@ -1,8 +1,7 @@
-"""The processes of one run that torchrun started: their ranks, and the collective operations between them.
+"""The processes of a run that torchrun started: their ranks, and the collective operations between them.
 
 Without torchrun there is one process, and nothing here uses ``torch.distributed``. With torchrun, only the main process
-(rank 0) prints and writes files. A process that fails ends the run: torchrun stops the other processes and reports.
-Every process must call each function that gathers, averages, reduces or broadcasts.
+(rank 0) prints and writes files. If one fails, torchrun stops the others. Every process must call each collective.
 """
 
 from __future__ import annotations
@@ -51,8 +50,7 @@ def is_main_process() -> bool:
 
 
 def get_device(use_cuda: bool) -> torch.device:
-    """Return this process's device: with ``use_cuda``, if the machine has GPUs, that of its local rank; else the CPU.
-    Raises :class:`UserError` if the machine has GPUs, but fewer than the run's processes on it."""
+    """Return this process's GPU if ``use_cuda`` and there is one, else the CPU; UserError for too few GPUs."""
     if not (use_cuda and torch.cuda.is_available()):
         return torch.device("cpu")
     if get_world_size() == 1:
@@ -69,7 +67,9 @@ def get_device(use_cuda: bool) -> torch.device:
 @contextmanager
 def process_group() -> Iterator[None]:
     """Connect the processes that torchrun started, for the body of a ``with``; :class:`UserError` if that fails.
-    Does nothing in one process, or if connected already. Processes other than the main one print only errors."""
+
+    Does nothing in one process, or if connected already. Processes other than the main one print only errors.
+    """
     if not dist.is_torchelastic_launched() or int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         yield
         return
@@ -108,7 +108,7 @@ def local_main_process_first() -> Iterator[None]:
 
 
 def run_on_main(function: Callable[[], T]) -> T:
-    """Call ``function`` on the main process alone; return its result, pickled, on every process. All must call this."""
+    """Call ``function`` on the main process alone, and return its result on every process. All must call this."""
     if get_world_size() == 1:
         return function()
     result: list[Any] = [function() if is_main_process() else None]
@@ -123,7 +123,7 @@ def shard(items: Sequence[T]) -> Sequence[T]:
 
 
 def all_gather_objects(value: T) -> list[T]:
-    """Return the ``value`` of each process, pickled, in rank order. All processes must call this."""
+    """Return a list of every process's ``value``, in rank order. All processes must call this."""
     if get_world_size() == 1:
         return [value]
     values: list[Any] = [None] * get_world_size()
@@ -132,8 +132,7 @@ def all_gather_objects(value: T) -> list[T]:
 
 
 def gather_in_order(outputs: Iterator[Any], device: torch.device) -> Iterator[Any]:
-    """Yield the outputs of all processes on every process, in batch order and on ``device``.
-    ``outputs`` yields a tensor or tuple of tensors for each batch of this process: batch rank, rank + world_size, …"""
+    """Yield all processes' ``outputs`` (tensors, or tuples) in batch order; each rank has every world_size-th batch."""
     while True:
         output = next(outputs, None)
         gathered = all_gather_objects(None if output is None else move_to(output, "cpu"))
@@ -172,29 +171,30 @@ class _AllGatherWithGrad(torch.autograd.Function):
 
 
 def all_gather_with_grad(rows: torch.Tensor) -> torch.Tensor:
-    """Return the rows of all processes, in rank order, with gradients.
-    ``rows`` has shape (n, …), where n may differ between processes; the result has shape (sum of all n, …)."""
+    """Return the rows (n, …) of all processes as (sum of n, …), in rank order, with gradients; n may differ."""
     return rows if get_world_size() == 1 else _AllGatherWithGrad.apply(rows, all_gather_objects(len(rows)))
 
 
 def local_loss_weight(*sizes: int) -> float:
     """Return the factor for this process's mean loss: its images * world_size / images of the whole batch.
+
     The processes' mean of the weighted losses is the mean loss of the whole batch. ``sizes``: this process's number of
-    images in a batch, or in a labelled and an unlabelled one; :class:`UserError` if their factors differ."""
+    images in a batch, or in a labelled and an unlabelled one; :class:`UserError` if their factors differ.
+    """
     totals = torch.tensor(sizes, dtype=torch.float64)
     dist.all_reduce(totals)
     weights = {size * get_world_size() / total for size, total in zip(sizes, totals.tolist(), strict=True)}
     if len(weights) > 1:
-        raise UserError(
-            "labelled and unlabelled batches are split over the processes in different proportions: BATCH_SIZE of both "
-            f"must be the same, or a multiple of the {get_world_size()} processes"
-        )
+        problem = "labelled and unlabelled batches are split over the processes in different proportions"
+        raise UserError(f"{problem}: BATCH_SIZE of both must be equal, or multiples of {get_world_size()} (processes)")
     return weights.pop()
 
 
 def average_gradients(parameters: Iterable[nn.Parameter], loss: torch.Tensor) -> torch.Tensor:
     """Replace each parameter's gradient by its mean over the processes; return the mean of ``loss``, a scalar.
-    A missing gradient counts as zero; if it is missing in all processes, it stays so. All processes must call this."""
+
+    A missing gradient counts as zero; if it is missing in all processes, it stays so. All processes must call this.
+    """
     parameters = list(parameters)
     dtype = reduce(torch.promote_types, (p.dtype for p in parameters), torch.float32)
     has_gradient = torch.tensor([p.grad is not None for p in parameters], dtype=dtype, device=loss.device)
@@ -213,8 +213,7 @@ def average_gradients(parameters: Iterable[nn.Parameter], loss: torch.Tensor) ->
 
 
 def prepare_model(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-    """Give every process the main process's parameters and buffers; make ``optimizer`` refuse unaveraged gradients.
-    Does nothing in one process. ``optimizer`` is None for a model that the engine does not update."""
+    """Copy the main process's ``model`` to all processes; let ``optimizer``, if any, refuse unaveraged gradients."""
     broadcast_parameters(model)
     if get_world_size() > 1 and optimizer is not None:
         optimizer.register_step_pre_hook(_refuse_local_gradients)

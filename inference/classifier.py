@@ -27,8 +27,11 @@ from .trained_run import load_trainer, suppress_stdout
 
 @dataclass(frozen=True)
 class Classifier:
-    """An image classifier. ``preprocess`` turns a picture into a tensor (3, height, width); ``logits`` turns a batch of
-    these (n, 3, height, width) into logits (n, classes). ``classnames`` are in label order."""
+    """An image classifier: class names in label order, preprocessing, and logits.
+
+    ``preprocess`` turns a PIL image into a tensor (3, height, width). ``logits`` turns a batch of these tensors
+    (n, 3, height, width) into logits (n, classes).
+    """
 
     classnames: Sequence[str]
     preprocess: Pipeline

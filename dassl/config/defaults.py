@@ -64,7 +64,9 @@ def get_cfg_default() -> CN:
 
 def fill_defaults(cfg: CN) -> CN:
     """Return ``cfg`` if it has every key of :func:`get_cfg_default`, else a copy with the missing keys added.
-    The copy is frozen if ``cfg`` is."""
+
+    The copy is frozen if ``cfg`` is.
+    """
     complete = cfg.clone()
     complete.defrost()
     _fill_node(complete, get_cfg_default())

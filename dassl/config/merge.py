@@ -30,7 +30,9 @@ MAX_YAML_ENTRIES = 100_000  # far above any config; nested aliases of a few line
 
 def merge_file(cfg: CN, path: str | os.PathLike) -> None:
     """Merge the YAML file at ``path`` into ``cfg``, in place. An empty file changes nothing.
-    Raises :class:`UserError` if the file is missing or not YAML, a key is unknown, or a value has the wrong type."""
+
+    Raises :class:`UserError` if the file is missing or not YAML, a key is unknown, or a value has the wrong type.
+    """
     if not Path(path).is_file():
         folder = Path(path).parent
         known = [p.name for p in folder.glob("*.yaml")] if folder.is_dir() else []
@@ -47,7 +49,9 @@ def merge_file(cfg: CN, path: str | os.PathLike) -> None:
 
 def merge_options(cfg: CN, options: list[str]) -> None:
     """Merge the command line's KEY VALUE pairs, ``["OPTIM.LR", "0.01", …]``, into ``cfg``, in place.
-    Raises :class:`UserError` for an unknown key, a value of a wrong type, a word ``--…``, or an odd number of words."""
+
+    Raises :class:`UserError` for an unknown key, a value of a wrong type, a word ``--…``, or an odd number of words.
+    """
     if flags := [option for option in options if option.startswith("--")]:
         raise UserError(f"{flags[0]} stands among the KEY VALUE pairs; flags go before them")
     if len(options) % 2:
@@ -58,7 +62,9 @@ def merge_options(cfg: CN, options: list[str]) -> None:
 
 def merge_flag(cfg: CN, key: str, value: Any) -> None:
     """Set ``key``, such as ``OPTIM.LR``, to the value of a flag. Text stays text, even if it looks like a number.
-    Raises :class:`UserError` if a config file cannot hold ``value`` (see :func:`is_serializable`)."""
+
+    Raises :class:`UserError` if a config file cannot hold ``value`` (see :func:`is_serializable`).
+    """
     if not is_serializable(value):
         raise UserError(f"{key} on the command line is not text in UTF-8: {format_value(value)}")
     cfg.merge_from_list([key, repr(value) if isinstance(value, str) else value])
@@ -75,8 +81,10 @@ def flatten(node: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _merge_value(cfg: CN, key: str, value: Any, source: str, text: Any) -> None:
     """Set ``key``, such as ``OPTIM.LR``, in ``cfg`` to ``value``, converted to the type of the present value.
+
     ``text`` is the value before YAML parsed it. ``source``, the file or the command line, is for messages. Raises
-    :class:`UserError` if the key is unknown or a node, or ``value`` cannot be converted."""
+    :class:`UserError` if the key is unknown or a node, or ``value`` cannot be converted.
+    """
     known = dict(flatten(cfg))
     if subkeys := [k.removeprefix(f"{key}.") for k in known if k.startswith(f"{key}.")]:
         raise UserError(f"{key} in {source} is a group of keys, not a key: {', '.join(subkeys)}")
@@ -134,7 +142,9 @@ def abbreviate(text: str) -> str:
 
 def _suggest_key(key: str, known: dict[str, Any]) -> str:
     """Return a hint for the unknown ``key``: the most similar key of ``known``, and all keys of the node it names.
-    ``known`` maps dotted keys (:func:`flatten`) to values, which are not used."""
+
+    ``known`` maps dotted keys (:func:`flatten`) to values, which are not used.
+    """
     hint = suggest_name(key, known).partition("Known: ")[0]
     node = key.rpartition(".")[0]
     siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == node]
@@ -145,7 +155,9 @@ def _suggest_key(key: str, known: dict[str, Any]) -> str:
 
 def clean_cfg(cfg: CN, trainer: str, keep: Collection[str] = ()) -> None:
     """Remove from ``cfg`` each node below TRAINER whose name is neither ``trainer``, in any case, nor in ``keep``.
-    ``keep`` is for the nodes of the trainer's base classes. The printed config then shows what the run reads."""
+
+    ``keep`` is for the nodes of the trainer's base classes. The printed config then shows what the run reads.
+    """
     for key in list(cfg.TRAINER):
         if key not in ("NAME", *keep) and key.upper() != trainer.upper():
             cfg.TRAINER.pop(key)
@@ -176,8 +188,10 @@ class _TextLoader(_StrictLoader):
 
 def read_yaml(path: str | os.PathLike, as_text: bool = False) -> Any:
     """Return the content of the YAML file at ``path``, None if it is empty; with ``as_text``, every scalar as text.
+
     Raises :class:`UserError` if the file cannot be read, is not YAML, has duplicate keys, or its aliases expand to
-    MAX_YAML_ENTRIES."""
+    MAX_YAML_ENTRIES.
+    """
     try:
         return yaml.load(Path(path).read_text(encoding="utf-8"), _TextLoader if as_text else _StrictLoader)
     except OSError as error:

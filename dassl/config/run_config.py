@@ -49,7 +49,9 @@ def find_resume_conflicts(cfg: CN, defaults: CN) -> tuple[list[str], bool]:
 
 def diff_configs(saved: str, current: str, defaults: CN) -> list[str]:
     """Return the changes between two configs, texts of ``cfg.dump()``, as "KEY old -> new", but not of RESUMABLE_KEYS.
-    A key that ``saved`` lacks has its value in ``defaults``. Raises :class:`UserError` if a text is damaged."""
+
+    A key that ``saved`` lacks has its value in ``defaults``. Raises :class:`UserError` if a text is damaged.
+    """
     try:
         return _diff(yaml.safe_load(saved), yaml.safe_load(current), defaults)
     except (yaml.YAMLError, AttributeError) as error:

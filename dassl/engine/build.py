@@ -30,7 +30,9 @@ def get_trainer_nodes(trainer: type) -> set[str]:
 
 def build_trainer(cfg: CfgNode):
     """Build the trainer that TRAINER.NAME names, with its data and model; :class:`UserError` for an unknown name.
-    Keys that are missing in ``cfg``, as in one made from another copy of Dassl's defaults, get their defaults."""
+
+    Keys that are missing in ``cfg``, as in one made from another copy of Dassl's defaults, get their defaults.
+    """
     trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
     if cfg.VERBOSE:
         print(f"Loading trainer: {cfg.TRAINER.NAME}")

@@ -66,7 +66,9 @@ def translate_divergence(trainer) -> Iterator[None]:
 
 def latest_common_checkpoints(folder: str | Path, names: Iterable[str]) -> list[Path]:
     """Return the checkpoint file of each model in ``names``, of the last epoch that all have; [] without such an epoch.
-    ``folder`` is a run's. The models' newest epochs differ if the run was killed between two saves."""
+
+    ``folder`` is a run's. The models' newest epochs differ if the run was killed between two saves.
+    """
     names = list(names)
     paths = {name: path for name in names if (path := latest_checkpoint(Path(folder, name)))}
     if len(paths) < len(names):
@@ -87,8 +89,10 @@ def latest_common_checkpoints(folder: str | Path, names: Iterable[str]) -> list[
 
 def build_checkpoints(trainer, epoch: int, val_result: float | None) -> dict[str, dict[str, Any]]:
     """Return the content of each model's checkpoint after ``epoch`` (from 0), by the model's name.
+
     ``val_result`` is the result on validation images, if there is one. Raises :class:`DivergenceError` if a parameter
-    is infinite or NaN."""
+    is infinite or NaN.
+    """
     for name, model in trainer._models.items():
         for key, parameter in model.named_parameters():
             if not torch.isfinite(parameter).all():
@@ -174,8 +178,10 @@ def load_run_state(trainer, checkpoint: dict[str, Any]) -> None:
 
 def resume(trainer) -> int:
     """Resume from OUTPUT_DIR if it holds checkpoints, else from RESUME; return the epoch to start at (0: a new run).
+
     Raises :class:`UserError` if RESUME has no checkpoint, the epoch is past OPTIM.MAX_EPOCH or differs between
-    processes, or the best model is missing though TEST.FINAL_MODEL is best_val."""
+    processes, or the best model is missing though TEST.FINAL_MODEL is best_val.
+    """
     cfg, folder = trainer.cfg, trainer.output_dir
     has_checkpoints = latest_common_checkpoints(folder, trainer.get_model_names())
     directory = folder if has_checkpoints or not cfg.RESUME else cfg.RESUME
@@ -198,15 +204,19 @@ def resume(trainer) -> int:
 
 def remove_old_checkpoints(trainer) -> None:
     """Remove each model's timed checkpoints, and all but the last TRAIN.KEEP_CHECKPOINTS of the others (0: all stay).
-    The newest and the best checkpoint always stay. Timed ones are ``model-latest.pth.tar-<epoch>``."""
+
+    The newest and the best checkpoint always stay. Timed ones are ``model-latest.pth.tar-<epoch>``.
+    """
     for name in trainer.get_model_names() if is_main_process() else ():
         remove_old_checkpoint_files(Path(trainer.output_dir, name), trainer.cfg.TRAIN.KEEP_CHECKPOINTS)
 
 
 def restore_best(trainer, directory: str) -> None:
     """Copy each model's best checkpoint from ``directory`` to the output directory; set ``best_result`` to its result.
+
     If ``directory`` is the output directory, copies nothing, and sets ``best_result`` only if it is still infinite.
-    Raises :class:`UserError` if a best checkpoint is missing."""
+    Raises :class:`UserError` if a best checkpoint is missing.
+    """
     check_best_exists(trainer, directory)
     is_copy = Path(directory).resolve() != Path(trainer.output_dir).resolve()
     for name in trainer.get_model_names() if is_copy or math.isinf(trainer.best_result) else ():
@@ -226,8 +236,10 @@ def check_best_exists(trainer, directory: str) -> None:
 
 def get_origin(trainer) -> dict[str, str]:
     """Return the origin of the trained parameters: what they depend on, which a resume compares. Computed once.
+
     Entries: ``settings``, the config as YAML; ``<split> images``, the SHA-256 fingerprint of each split but test;
-    ``weights``, the SHA-256 digest of the pretrained model's weights, if it is known."""
+    ``weights``, the SHA-256 digest of the pretrained model's weights, if it is known.
+    """
     if not hasattr(trainer, "_origin"):
         images = {f"{name} images": entry["sha256"] for name, entry in get_splits(trainer).items() if name != "test"}
         weights = (trainer.provenance.get("weights") or {}).get("sha256")
@@ -237,7 +249,9 @@ def get_origin(trainer) -> dict[str, str]:
 
 def get_splits(trainer) -> dict[str, dict]:
     """Return {"images": number of images, "sha256": their fingerprint} of each split by name, such as ``train_x``.
-    Empty splits are left out; without a data set, returns {}. Computed once."""
+
+    Empty splits are left out; without a data set, returns {}. Computed once.
+    """
     if not hasattr(trainer, "_splits"):
         node = trainer.cfg.DATASET
         root = os.path.join(os.path.expanduser(node.ROOT), os.path.expanduser(node.FOLDER))

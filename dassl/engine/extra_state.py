@@ -65,7 +65,9 @@ ROW_ELEMENTS = 4096  # so that a tensor of 16 million elements has about as many
 
 class Unsavable:
     """Stands, in a saved form (:func:`to_state`), for ``value``, which no checkpoint can hold; ``kind`` names its type.
-    The value counts as changed if its ``identity`` has; an object of STATEFUL_TYPES gets a new one each time."""
+
+    The value counts as changed if its ``identity`` has; an object of STATEFUL_TYPES gets a new one each time.
+    """
 
     def __init__(self, value: Any):
         self.kind = type(value).__name__
@@ -90,14 +92,18 @@ class ExtraState:
 
     def begin(self, trainer) -> None:
         """On the first call, remember a digest of each attribute of ``trainer``; on every call, :meth:`restore`.
-        By the digests, :meth:`state_dict` finds what has changed. The loop calls this method before each epoch."""
+
+        By the digests, :meth:`state_dict` finds what has changed. The loop calls this method before each epoch.
+        """
         if self._initial_digests is None:
             self._initial_digests = {name: digest_state(value) for name, value in collect_attributes(trainer).items()}
         self.restore(trainer)
 
     def restore(self, trainer) -> None:
         """Set, only once, the attributes of ``trainer`` that :meth:`load_state_dict` took from a checkpoint.
-        For a saved value that does not fit, a resume raises :class:`UserError`; an evaluation prints a note."""
+
+        For a saved value that does not fit, a resume raises :class:`UserError`; an evaluation prints a note.
+        """
         loaded, self._loaded = self._loaded, {}
         for name, value in loaded.items():
             is_empty = isinstance(value, dict) and value in (AS_IS, {"module": {}}, {"object": {}})
@@ -113,7 +119,9 @@ class ExtraState:
 
     def state_dict(self, trainer) -> dict[str, Any]:
         """Return the attributes that have changed since :meth:`begin` (before it: {}), as entries of a checkpoint.
-        EXTRA_STATE: saved forms by name; UNSAVED_STATE: names that cannot be saved. An empty entry is left out."""
+
+        EXTRA_STATE: saved forms by name; UNSAVED_STATE: names that cannot be saved. An empty entry is left out.
+        """
         if (initial := self._initial_digests) is None:
             return {}
         state, unsaved = {}, []
@@ -156,7 +164,9 @@ def collect_attributes(trainer) -> dict[str, Any]:
 
 def registered_ids(trainer) -> set[int]:
     """Return the ids of the trainer, its models, frozen modules, optimizers, schedules, and of the models' tensors.
-    The id of a tensor is that of its memory (:func:`storage_id`)."""
+
+    The id of a tensor is that of its memory (:func:`storage_id`).
+    """
     models = [*trainer._models.values(), *trainer.extra_state.frozen]
     objects = [trainer, *models, *trainer._optims.values(), *trainer._scheds.values()]
     tensors = (t for model in models for t in (*model.parameters(), *model.buffers()))
@@ -165,7 +175,9 @@ def registered_ids(trainer) -> set[int]:
 
 def storage_id(tensor: torch.Tensor) -> int:
     """Return the negative address of the tensor's memory; if it is sparse or empty, ``id(tensor)``.
-    Tensors that share memory have the same result, and no object's id is negative."""
+
+    Tensors that share memory have the same result, and no object's id is negative.
+    """
     is_strided = tensor.layout == torch.strided and tensor.numel()
     return -tensor.untyped_storage().data_ptr() if is_strided else id(tensor)
 
@@ -177,8 +189,10 @@ def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 def to_state(value: Any, memo: dict[int, Any]) -> Any:
     """Return the saved form of ``value``: a plain value, a list, a tensor, ``{kind: content}``, or :class:`Unsavable`.
+
     A checkpoint holds this form; :func:`from_state` turns it back. ``memo`` collects the saved forms of earlier objects
-    by ``id``; it begins with those of :func:`registered_ids`, as AS_IS."""
+    by ``id``; it begins with those of :func:`registered_ids`, as AS_IS.
+    """
     if type(value) in PLAIN_TYPES:
         return value
     if id(value) in memo or (isinstance(value, torch.Tensor) and storage_id(value) in memo):
@@ -279,7 +293,9 @@ def from_state(current: Any, state: Any, trainer) -> Any:
 
 def digest_state(state: Any) -> Any:
     """Return a digest of ``state``, a saved form (:func:`to_state`), as hexadecimal text.
-    For a module or an object, returns ``{kind: {name: digest}}`` with nested digests."""
+
+    For a module or an object, returns ``{kind: {name: digest}}`` with nested digests.
+    """
     if isinstance(state, dict) and {*state} <= {"module", "object"}:
         return {kind: {name: digest_state(item) for name, item in items.items()} for kind, items in state.items()}
     result = hashlib.blake2b(digest_size=16)
@@ -303,7 +319,9 @@ def digest_state(state: Any) -> Any:
 
 def tensor_bytes(tensor: torch.Tensor) -> bytes:
     """Return bytes by which to notice a change of a CPU tensor: all bytes; above MAX_EXACT_ELEMENTS, those of sums.
-    The sums are over the rows and columns of the tensor, flattened and cut into rows of ROW_ELEMENTS."""
+
+    The sums are over the rows and columns of the tensor, flattened and cut into rows of ROW_ELEMENTS.
+    """
     flat = tensor.detach().contiguous().flatten()
     if flat.numel() <= MAX_EXACT_ELEMENTS or flat.element_size() not in (2, 4, 8):
         return flat.view(torch.uint8).numpy().tobytes()
@@ -316,7 +334,9 @@ def tensor_bytes(tensor: torch.Tensor) -> bytes:
 
 def changed_items(state: Any, initial: Any) -> Any:
     """Return the saved form ``state``; for a module or an object, only the items that have changed.
-    ``initial`` is the digest (:func:`digest_state`) of the value as training began, or None if there was none."""
+
+    ``initial`` is the digest (:func:`digest_state`) of the value as training began, or None if there was none.
+    """
     if not isinstance(state, dict) or not isinstance(initial, dict) or initial.keys() != state.keys():
         return state
     ((kind, items),) = state.items()

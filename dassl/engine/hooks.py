@@ -18,7 +18,9 @@ from .checkpoint import remove_old_checkpoints
 
 class HookBase:
     """A hook does nothing until a subclass overrides a method.
-    ``trainer._losses`` holds the metrics that ``forward_backward`` returned in this epoch, in meters by name."""
+
+    ``trainer._losses`` holds the metrics that ``forward_backward`` returned in this epoch, in meters by name.
+    """
 
     def after_step(self, trainer) -> None:
         """Act after each ``forward_backward`` of ``trainer``; here, do nothing."""
@@ -69,7 +71,9 @@ class TensorBoardWriter(HookBase):
 
 class TimedCheckpointer(HookBase):
     """Saves a checkpoint if none was saved for TRAIN.CHECKPOINT_MINUTES, and removes old checkpoints.
-    The next checkpoint, of any kind, replaces a timed one."""
+
+    The next checkpoint, of any kind, replaces a timed one.
+    """
 
     def __init__(self):
         self.last_save_time = time.time()

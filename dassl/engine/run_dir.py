@@ -33,7 +33,9 @@ from .record import RECORD_FILE, code_version
 
 def choose_seed(cfg: CfgNode) -> int:
     """Return SEED; if it is negative, the seed of the run to resume; without such a run, a new seed from the clock.
-    Raises :class:`UserError` if the seed is too large for PyTorch, or the output directory cannot be read."""
+
+    Raises :class:`UserError` if the seed is too large for PyTorch, or the output directory cannot be read.
+    """
     try:
         seed = cfg.SEED if cfg.SEED >= 0 else run_on_main(lambda: read_run_seed(cfg.OUTPUT_DIR, cfg.RESUME))
     except OSError as error:  # such as a name that is too long
@@ -100,7 +102,9 @@ def run_directory(cfg: CfgNode, trains: bool, keep_record: bool = False) -> Iter
 
 def write_run_config(cfg: CfgNode) -> list[str]:
     """Write OUTPUT_DIR's ``config.yaml``; return the conflicts with the run to resume (:func:`find_resume_conflicts`).
-    Raises :class:`UserError` if there are conflicts without FORCE_RESUME; with it, a file beside checkpoints stays."""
+
+    Raises :class:`UserError` if there are conflicts without FORCE_RESUME; with it, a file beside checkpoints stays.
+    """
     folder = Path(cfg.OUTPUT_DIR)
     conflicts, has_checkpoints = find_resume_conflicts(cfg, default_cfg())
     if conflicts and not cfg.FORCE_RESUME:
@@ -130,8 +134,10 @@ def check_training_cfg(trainer) -> None:
 
 def check_evaluation(trainer, model_dir: str) -> None:
     """Raise :class:`UserError` if ``--eval-only`` has no trained model to evaluate.
+
     It has one by ``model_dir`` ("": not given) or MODEL.INIT_WEIGHTS. A zero-shot method needs none, nor one that
-    registers no model."""
+    registers no model.
+    """
     has_model = model_dir or trainer.cfg.MODEL.INIT_WEIGHTS or trainer.supports_zero_shot
     if trainer.get_model_names() and not has_model:
         raise UserError(f"--eval-only with {trainer.cfg.TRAINER.NAME} needs --model-dir, the folder of a finished run")
@@ -169,8 +175,10 @@ def record_run(
 
 def get_inputs(trainer, model_dir: str = "", epoch: int | None = None) -> dict:
     """Return the record's ``splits``, ``few_shot_split`` and ``started_from`` (checkpoint files); call before training.
+
     The files are MODEL.INIT_WEIGHTS, and those in ``model_dir`` of ``epoch`` (from 1; None: the best, else the newest),
-    or without ``model_dir``, those of RESUME."""
+    or without ``model_dir``, those of RESUME.
+    """
     cfg, names = trainer.cfg, trainer.get_model_names()
     files = [Path(cfg.MODEL.INIT_WEIGHTS)] if cfg.MODEL.INIT_WEIGHTS else []
     if model_dir:
@@ -187,7 +195,9 @@ def get_inputs(trainer, model_dir: str = "", epoch: int | None = None) -> dict:
 
 def get_provenance(trainer) -> dict:
     """Return a copy of ``trainer.provenance``, entries for the record that ``build_model`` sets.
-    ``total_parameters``, frozen and trained, replaces ``frozen_parameters``."""
+
+    ``total_parameters``, frozen and trained, replaces ``frozen_parameters``.
+    """
     provenance = dict(trainer.provenance)
     if "frozen_parameters" in provenance:
         provenance["total_parameters"] = provenance.pop("frozen_parameters") + trainer.num_trainable_parameters()
@@ -196,7 +206,9 @@ def get_provenance(trainer) -> dict:
 
 def write_record(trainer, seconds: float, command: list[str], code: dict, inputs: dict) -> None:
     """Write ``result.json`` of a run that took ``seconds``, on the main process; ``command``: the program's arguments.
-    ``code`` is the result of :func:`code_version`, ``inputs`` that of :func:`get_inputs`."""
+
+    ``code`` is the result of :func:`code_version`, ``inputs`` that of :func:`get_inputs`.
+    """
     cfg = trainer.cfg
     splits = {name: {**entry, **_content_checksum(trainer, name)} for name, entry in inputs["splits"].items()}
     bad_images = getattr(trainer.dm, "bad_images", {})
@@ -234,7 +246,9 @@ def _result_counts(trainer) -> dict[str, int]:
 
 def _content_checksum(trainer, split: str) -> dict[str, str]:
     """Return {"content": SHA-256 over the checksums of all image files of ``split``, such as ``train_x``, in order}.
-    Returns {} if a checksum is unknown: only a loader of image features has them, of the images it has served."""
+
+    Returns {} if a checksum is unknown: only a loader of image features has them, of the images it has served.
+    """
     dataset = getattr(getattr(trainer, checkpoint.LOADER_NAMES[split], None), "dataset", None)
     checksums: dict[str, str] = {}
     for contents in all_gather_objects(getattr(dataset, "contents", {})):

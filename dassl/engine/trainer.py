@@ -96,7 +96,9 @@ class TrainerBase:
     @epoch.setter
     def epoch(self, epoch: int) -> None:
         """Begin an epoch: seed the generators by (seed, epoch), so that a resume is exact; set the loaders' epoch.
-        Does no more than set the number if it is negative or the same again, or no model is registered."""
+
+        Does no more than set the number if it is negative or the same again, or no model is registered.
+        """
         self._epoch = epoch
         if epoch < 0 or not self._models or epoch == self._seeded_epoch:  # training has ended, or nothing is built yet
             return
@@ -148,7 +150,9 @@ class TrainerBase:
 
     def register_model(self, name: str = "model", model: nn.Module | None = None, optim=None, sched=None) -> None:
         """Register a model: the engine sets its mode, updates it by ``optim``, and saves it in ``OUTPUT_DIR/<name>/``.
-        Only the first model needs ``optim``, whose learning rate is logged. ``sched`` is the schedule of ``optim``."""
+
+        Only the first model needs ``optim``, whose learning rate is logged. ``sched`` is the schedule of ``optim``.
+        """
         assert model is not None  # it has a default only because Dassl's signature has one
         if name in self._models:
             raise ValueError(f"a model is already registered as {name}")
@@ -189,7 +193,9 @@ class TrainerBase:
 
     def model_backward(self, loss: torch.Tensor, retain_graph: bool = False) -> None:
         """Compute the gradients of ``loss``, a mean over this process's images; average them over the processes.
-        Raises a ``FloatingPointError`` if the loss is not finite."""
+
+        Raises a ``FloatingPointError`` if the loss is not finite.
+        """
         if self._world_size > 1:
             loss = self.loss_weight * loss
         else:
@@ -242,7 +248,9 @@ class TrainerBase:
 
     def update_lr(self, names: Names = None) -> None:
         """Step the schedules of the models in ``names`` (None: all).
-        ``forward_backward``, not the engine, calls this method, on an epoch's last batch."""
+
+        ``forward_backward``, not the engine, calls this method, on an epoch's last batch.
+        """
         for name in self.get_model_names(names):
             if self._scheds[name] is not None:
                 self._scheds[name].step()
@@ -274,7 +282,9 @@ class TrainerBase:
 
     def resume_model_if_exist(self, directory: str) -> int:
         """Load the newest checkpoints in ``directory``; return the epoch to start at, 0 without checkpoints.
-        Loads models, optimizers, schedules, random generators, and the attributes that the method had changed."""
+
+        Loads models, optimizers, schedules, random generators, and the attributes that the method had changed.
+        """
         loaded = checkpoint.load_models(self, directory)
         if loaded is None:
             print("No checkpoint found, train from scratch")
@@ -283,8 +293,10 @@ class TrainerBase:
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Load every model for evaluation: the one saved after ``epoch`` (from 1); None: the best, else the newest.
+
         ``directory`` is a run's; "" loads nothing. Raises :class:`UserError` if the directory or a checkpoint is
-        missing, or a checkpoint does not fit its model."""
+        missing, or a checkpoint does not fit its model.
+        """
         if not directory:
             print("Note that load_model() is skipped as no model directory is given")
             return
@@ -396,7 +408,9 @@ class SimpleTrainer(TrainerBase):
 
     def after_epoch(self) -> None:
         """With TEST.FINAL_MODEL best_val, and not TEST.NO_TEST, validate, and save the model if it is the best so far.
-        Save a checkpoint every TRAIN.CHECKPOINT_FREQ epochs (0: never) and after the last epoch."""
+
+        Save a checkpoint every TRAIN.CHECKPOINT_FREQ epochs (0: never) and after the last epoch.
+        """
         epoch, frequency = self.epoch + 1, self.cfg.TRAIN.CHECKPOINT_FREQ
         if self.cfg.TEST.FINAL_MODEL == "best_val" and not self.cfg.TEST.NO_TEST:
             result = self.test(split="val")
@@ -454,7 +468,9 @@ class SimpleTrainer(TrainerBase):
     @torch.no_grad()
     def test(self, split: str | None = None, is_final: bool = False) -> float:
         """Evaluate on ``split`` (None: TEST.SPLIT); return the first result, for classification the accuracy in %.
-        ``is_final`` has no effect; some versions of Dassl pass it."""
+
+        ``is_final`` has no effect; some versions of Dassl pass it.
+        """
         split = split or self.cfg.TEST.SPLIT
         self.extra_state.restore(self)  # for a finished run that is started again: its loop begins no epoch
         self.set_model_mode("eval")
@@ -498,7 +514,9 @@ class TrainerX(SimpleTrainer):
 
     def parse_batch_train(self, batch: dict) -> tuple[torch.Tensor, ...]:
         """Return images (or their features), labels and domains of a batch, on the device.
-        Raises :class:`UserError` if there are several views (DATALOADER.K_TRANSFORMS): such methods override this."""
+
+        Raises :class:`UserError` if there are several views (DATALOADER.K_TRANSFORMS): such methods override this.
+        """
         if isinstance(batch["img"], list):
             raise UserError(
                 f"DATALOADER.K_TRANSFORMS is above 1, but {type(self).__name__} trains on one view an image"
