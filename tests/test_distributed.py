@@ -196,7 +196,7 @@ def test_shards_of_labelled_and_unlabelled_batches_must_have_the_same_loss_weigh
 
     assert weights(6, 12) == [1, 1, 1]
     assert weights(5) == weights(5, 5) == [0.6, 1.2, 1.2]
-    with pytest.raises(UserError, match="must be the same, or a multiple of the 3 processes"):
+    with pytest.raises(UserError, match=r"must be equal, or multiples of 3 \(processes\)"):
         weights(6, 5)
 
 
