@@ -60,7 +60,7 @@ def measure_in_turns(computations: dict[str, tuple[Callable, Callable]], turns: 
 
 
 def reset_malloc() -> None:
-    """Undo :func:`dassl.utils.tune_malloc`: set the thresholds that glibc adapts to in a program with large tensors."""
+    """Undo :func:`dassl.utils.tune_malloc`: set the thresholds to the values that glibc chooses with large tensors."""
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):

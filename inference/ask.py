@@ -29,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, name: str) -> None:
-    """Print the answers to all questions for each image; ``name`` is the command's name, for messages."""
+    """Print, for each image, the answer that BLIP or BLIP-2 generates to each question.
+
+    ``args`` holds the options of :func:`add_arguments`, ``images`` and ``json``; ``name`` is the command's name.
+    """
     check_texts_are_not_images(args.question, "--question", args.images)
     check_at_least(args.max_tokens, 1, "--max-tokens")
     paths = find_images(args.images)

@@ -75,7 +75,7 @@ def run(args: argparse.Namespace, name: str) -> None:
 
 
 def _check_args(args: argparse.Namespace) -> None:
-    """Raise :class:`UserError` for wrong arguments, before a model is loaded."""
+    """Raise :class:`UserError` for options that conflict, are missing or out of range, before a model is loaded."""
     check_at_least(args.top_k, 1, "--top-k")
     check_at_least(args.batch_size, 1, "--batch-size")
     check_texts_are_not_images(args.classes, "--classes", args.images)

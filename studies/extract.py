@@ -64,7 +64,11 @@ class ExtractionJob:
 
 
 def run_block(block: tuple[Path, range] | None, job: ExtractionJob) -> str | None:
-    """Write the features of a block (marker, rows); None: the list of images. Return an error message or None."""
+    """Write the features of the rows of a block, then its marker file; return None, or the message of a UserError.
+
+    ``block``: the path of the marker file, which shows that the block is complete, and the range of rows. Before the
+    first block, a call with None writes the list of images, or compares the settings with those of an existing list.
+    """
     node, device = job.cfg.MODEL.BACKBONE, "cuda" if job.cfg.USE_CUDA and torch.cuda.is_available() else "cpu"
     try:
         check_availability(job.cfg.FEATURES.PREC, FEATURE_PRECISIONS, "FEATURES.PREC")

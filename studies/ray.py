@@ -65,7 +65,9 @@ def _format_resources(resources: Resources) -> str:
 
 
 def join_ray_address(argv: list[str]) -> list[str]:
-    """Return ``argv`` with ``--ray [ADDRESS]`` as ``--ray=[ADDRESS]``: argparse would take any next word for it.
+    """Return ``argv`` with ``--ray ADDRESS`` as ``--ray=ADDRESS``, and ``--ray`` alone as ``--ray=``.
+
+    argparse would take any word after ``--ray`` for the address.
 
     Raises:
         UserError: the word after ``--ray`` is none of: address, flag, YAML file, config key.

@@ -81,7 +81,7 @@ def bind_classnames(model: nn.Module, classnames: Sequence[str], device: torch.d
 
 
 def _check_classnames(model: nn.Module, state_dict: dict, prefix: str, *hook_args) -> None:
-    """Report a load error if ``state_dict`` has class checksums, but not those of ``model`` (pre-hook)."""
+    """Add a load error if the class checksums in ``state_dict`` differ from ``model``'s (load-state-dict pre-hook)."""
     expected = model.get_buffer("classes")
     if not torch.equal(state_dict.setdefault(f"{prefix}classes", expected).to(expected), expected):
         error_messages = hook_args[-1]

@@ -99,7 +99,7 @@ class DatasetWrapper(Dataset):
         return image
 
     def _relative_path(self, item: Datum) -> str:
-        """Return an image's path below DATASET.ROOT/FOLDER, with forward slashes; moved data gets the same seeds."""
+        """Return an image's path below DATASET.ROOT/FOLDER with forward slashes, from which its seeds are derived."""
         node = self.cfg.DATASET
         root = os.path.join(os.path.expanduser(node.ROOT), os.path.expanduser(node.FOLDER))
         return os.path.relpath(item.impath, root).replace(os.sep, "/")

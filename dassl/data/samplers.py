@@ -28,7 +28,7 @@ class EpochSampler(Sampler[int]):
         self.seed = seed
 
     def rng(self) -> random.Random:
-        """Return a random generator seeded by (seed, epoch), or with ``epoch`` None, by Python's global generator."""
+        """Return a generator seeded by (seed, epoch). If ``epoch`` is None, Python's global generator seeds it."""
         if self.epoch is None:
             return random.Random(random.getrandbits(64))
         return random.Random(derive_seed(self.seed, self.epoch, type(self).__name__))

@@ -115,8 +115,8 @@ def get_run_state(trainer) -> dict[str, Any]:
     """Return the state of the run, which every model's checkpoint holds so that a resume is exact.
 
     Entries: ``random`` (states of generators), those of ``ExtraState.state_dict``, ``best_result``, ``origin``
-    (:func:`get_origin`), ``processes`` (:func:`get_world_sizes`, if ever other than 1), ``forced`` (texts: changes
-    that --force-resume has accepted), ``scaler`` (of mixed precision). Entries that do not apply are missing.
+    (:func:`get_origin`), ``processes`` (:func:`get_world_sizes`, if ever other than 1), ``forced`` (the changes
+    that --force-resume has accepted, as texts), ``scaler`` (of mixed precision). Entries that do not apply are missing.
     """
     state = {"random": get_rng_states(), **trainer.extra_state.state_dict(trainer)}
     if hasattr(trainer, "cfg"):

@@ -235,7 +235,7 @@ def container_to_state(value: Any, memo: dict[int, Any]) -> Any:
 
 
 def find_unsavable(state: Any) -> set[str]:
-    """Return the type names of all :class:`Unsavable` objects within ``state``, a saved form (:func:`to_state`)."""
+    """Return the names of the types that :class:`Unsavable` objects stand for in ``state``, from :func:`to_state`."""
     if isinstance(state, Unsavable):
         return {state.kind}
     items = state.values() if isinstance(state, dict) else state if isinstance(state, list) else ()

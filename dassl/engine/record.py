@@ -29,8 +29,8 @@ def read_record(folder: Path) -> dict:
 def is_finished(folder: str | Path, command: Sequence[str]) -> bool:
     """Return whether ``folder`` holds the record, ``result.json``, of a run with the arguments ``command``.
 
-    Returns False, too, if the record is damaged, a config file in ``command`` is missing, or a config file or a
-    checkpoint in its ``--model-dir`` is newer than the record.
+    Returns False also if the record is damaged, a config file of the command is missing, or a config file or a
+    checkpoint in the command's ``--model-dir`` is newer than the record.
     """
     try:
         record = read_record(Path(folder))

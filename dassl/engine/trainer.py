@@ -292,7 +292,7 @@ class TrainerBase:
         return self.last_saved_epoch
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Load every model for evaluation: the one saved after ``epoch`` (from 1); None: the best, else the newest.
+        """Load each model's checkpoint of ``epoch`` (from 1) for evaluation; None: the best one, else the newest.
 
         ``directory`` is a run's; "" loads nothing. Raises :class:`UserError` if the directory or a checkpoint is
         missing, or a checkpoint does not fit its model.
@@ -336,7 +336,7 @@ class TrainerBase:
 class SimpleTrainer(TrainerBase):
     """Builds data and model from a config, trains, saves checkpoints, and evaluates.
 
-    A method overrides ``build_model``, which sets ``self.model`` and registers the models to train, and
+    A trainer overrides ``build_model``, which sets ``self.model`` and registers the models to train, and
     ``forward_backward``, which makes a step (and calls ``update_lr``).
     """
 

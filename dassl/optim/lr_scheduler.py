@@ -43,7 +43,7 @@ def _lr_factor(c: CfgNode, base_lr: float, per_epoch: int, step: int) -> float:
 
 
 def _warmup_lr(c: CfgNode, base_lr: float, epoch: float) -> float:
-    """Return the learning rate of the OPTIM node ``c`` at ``epoch`` of the warm-up, from 0 and perhaps fractional."""
+    """Return the warm-up's learning rate at ``epoch`` (counted from 0, may be fractional) for the OPTIM node ``c``."""
     if c.WARMUP_TYPE == "constant":
         return c.WARMUP_CONS_LR
     return c.WARMUP_MIN_LR if epoch == 0 else base_lr * epoch / c.WARMUP_EPOCH

@@ -78,7 +78,11 @@ def _load_and_inspect(
 
 
 def _build_clip(state_dict: dict[str, torch.Tensor], source: str, precision: str, device: torch.device) -> CLIP:
-    """Return OpenAI's CLIP with these weights, frozen; :class:`UserError` names ``source`` if they are not CLIP's."""
+    """Return OpenAI's CLIP with these weights, frozen, in a ``precision`` of PRECISIONS (always fp32 on a CPU).
+
+    Raises:
+        UserError: the weights are not CLIP's; the message names ``source``, their file or backbone.
+    """
     try:
         # OpenAI's function rounds the weights to half precision, in which they are published.
         model = openai.build_model(dict(state_dict))

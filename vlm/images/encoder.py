@@ -175,6 +175,9 @@ def _has_openvino() -> bool:
 
 @lru_cache(maxsize=1)
 def build_image_encoder(visual: nn.Module, weights: str, precision: str = "") -> ImageEncoder:
-    """Return an OpenVINOEncoder for a CPU if OpenVINO is installed, else a TorchEncoder; cache the latest result."""
+    """Return the encoder of ``visual``: OpenVINO's if it is on a CPU and OpenVINO is installed, else PyTorch's.
+
+    ``weights``: fingerprint of CLIP's weights. ``precision``: "bf16", or "" for that of ``visual``.
+    """
     on_cpu = next(visual.parameters()).device.type == "cpu"
     return (OpenVINOEncoder if on_cpu and _has_openvino() else TorchEncoder)(visual, weights, precision)

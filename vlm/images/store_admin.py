@@ -69,7 +69,7 @@ def remove_encoders(root: Path, prefixes: list[str]) -> None:
 
 
 def _remove_folder(folder: Path) -> None:
-    """Remove the cache's files in a folder, then the folder if empty; UserError if a file cannot be removed."""
+    """Remove the shards, locks and description in an encoder's folder, then the folder itself if nothing is left."""
     try:
         # Names of locks and of a killed run's temporary files begin with a dot.
         for path in (*folder.glob("*.safetensors"), *folder.glob(".*"), folder / DESCRIPTION_FILE):

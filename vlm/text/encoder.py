@@ -123,7 +123,10 @@ class TextEncoder(nn.Module):
     def _encode_later_chunk(
         self, x: torch.Tensor, chunk: Chunk, prefix_length: int, prefix_key_values: list[torch.Tensor]
     ) -> torch.Tensor:
-        """Return the features (prompts, embed_dim) of a chunk without the prefix's rows, after ``trim_malloc``."""
+        """Call ``trim_malloc``; return the features (prompts, embed_dim) of a chunk other than the first.
+
+        Arguments as in :meth:`_encode`; ``x`` has no rows of the prefix.
+        """
         trim_malloc()
         return self._encode(x, chunk, prefix_length, prefix_key_values)[0]
 
