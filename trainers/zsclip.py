@@ -68,7 +68,7 @@ class ZeroshotCLIP2(ZeroshotCLIP):
         check_availability(cfg.TRAINER.ZEROSHOTCLIP2.TEMPLATES, TEMPLATES, "TRAINER.ZEROSHOTCLIP2.TEMPLATES")
 
     def templates(self) -> list[str]:
-        """Return the templates that TEMPLATES names; DATASET.TEMPLATE is added unless NAME is ImageNet or ImageNette."""
+        """Return the templates that TEMPLATES names, and DATASET.TEMPLATE unless NAME is ImageNet or ImageNette."""
         templates = [*TEMPLATES[self.cfg.TRAINER.ZEROSHOTCLIP2.TEMPLATES]]
         template = self.cfg.DATASET.TEMPLATE
         if self.cfg.DATASET.NAME not in ("ImageNet", "ImageNette") and template not in templates:

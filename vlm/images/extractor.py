@@ -32,7 +32,7 @@ def default_cache_dir() -> Path:
 
 
 class CachedFeatureExtractor:
-    """Computes features of images (3, height, width). Features of requests, which have keys, are cached in ``store``."""
+    """Computes features of images (3, height, width); those with a key (requests) are cached in ``store``."""
 
     def __init__(self, encoder: ImageEncoder, store: FeatureStore | None = None):
         """Use ``encoder``, and ``store``, the feature store of this encoder; None: nothing is cached."""

@@ -108,7 +108,7 @@ def _tensor_transforms(c: CfgNode) -> dict[str, Step]:
 
 
 def _build_normalize(c: CfgNode) -> T.Normalize:
-    """Return the normalization of the INPUT node ``c``; UserError unless PIXEL_MEAN and PIXEL_STD (> 0) have 3 numbers."""
+    """Return the normalization of the INPUT node ``c``; UserError unless PIXEL_MEAN, PIXEL_STD (> 0) have 3 numbers."""
     mean, std = list(c.PIXEL_MEAN), list(c.PIXEL_STD)
     are_numbers = len(mean) == len(std) == 3 and all(isinstance(value, (int, float)) for value in mean + std)
     if not are_numbers or min(std) <= 0:
