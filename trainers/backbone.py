@@ -50,7 +50,7 @@ class Backbone:
         return FeatureStore(node.CACHE_DIR or default_cache_dir(), description, node.MAX_GB) if node.ENABLED else None
 
     def logits(self, image_features: torch.Tensor, class_features: torch.Tensor) -> torch.Tensor:
-        """Return CLIP's logits (images, classes) of image features (images, dim), of any norm, and unit class features."""
+        """Return CLIP's logits (n, classes) of image features (n, dim), of any norm, and unit class features."""
         return compute_logits(image_features, class_features, self.clip.logit_scale)
 
     def report_parameters(self, trainer: SimpleTrainer, frozen: int | None = None) -> dict:
