@@ -1,28 +1,27 @@
-"""State-dict hooks that save the embeddings of the class tokens with a prompt learner, as CoOp's code does."""
+"""State-dict hooks that save the embeddings of the class tokens with a prompt learner, as CoOp's code does.
+
+``learner`` is a :class:`trainers.coop.PromptLearner` everywhere.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
 
 import torch
-
-if TYPE_CHECKING:
-    from .coop import PromptLearner
 
 CLASS_TOKEN_KEYS = ("token_prefix", "token_suffix")  # CoOp's keys: tokens before and after the context
 CHECKSUM_KEY = "class_tokens_blake2b"  # key of the checksum that replaces class tokens above MAX_CLASS_TOKEN_BYTES
 MAX_CLASS_TOKEN_BYTES = 500_000_000  # bytes of class tokens in a checkpoint; ImageNet's 1,000 classes have 150 million
 
 
-def hash_class_tokens(learner: PromptLearner) -> torch.Tensor:
+def hash_class_tokens(learner) -> torch.Tensor:
     """Return one checksum, uint8 (16,), of the token ids that follow the context in the prompts of all classes."""
     suffix_ids = learner.tokens[:, 1 + learner.ctx.shape[-2] :]  # on the CPU
     digest = hashlib.blake2b(suffix_ids.numpy().tobytes(), digest_size=16).digest()
     return torch.tensor([*digest], dtype=torch.uint8)
 
 
-def register_class_token_hooks(learner: PromptLearner) -> None:
+def register_class_token_hooks(learner) -> None:
     """Make ``learner`` save the class tokens (its prompts' tokens around the context), and check loaded ones."""
     if exceeds_limit(learner):
         print("Checkpoints have a checksum of the class tokens in their place: token_prefix, token_suffix")
@@ -30,19 +29,19 @@ def register_class_token_hooks(learner: PromptLearner) -> None:
     learner.register_load_state_dict_pre_hook(drop_class_tokens)
 
 
-def embed_class_tokens(learner: PromptLearner) -> dict[str, torch.Tensor]:
+def embed_class_tokens(learner) -> dict[str, torch.Tensor]:
     """Return embeddings: token_prefix (classes, 1, width), before the context, and token_suffix (classes, n, width)."""
     table, suffix_start = learner.table(learner.ctx.detach()), 1 + learner.ctx.shape[-2]
     return dict(zip(CLASS_TOKEN_KEYS, (table[learner.rows[:, :1]], table[learner.rows[:, suffix_start:]]), strict=True))
 
 
-def exceeds_limit(learner: PromptLearner) -> bool:
+def exceeds_limit(learner) -> bool:
     """Return whether the embeddings of the class tokens take more than ``MAX_CLASS_TOKEN_BYTES``."""
     vectors = learner.index.numel() - learner.lengths.numel() * learner.ctx.shape[-2]
     return vectors * learner.fixed_embeddings[0].nbytes > MAX_CLASS_TOKEN_BYTES
 
 
-def add_class_tokens(learner: PromptLearner, state_dict: dict, prefix: str, *_) -> None:
+def add_class_tokens(learner, state_dict: dict, prefix: str, *_) -> None:
     """Add the class tokens' embeddings to ``state_dict``; above the limit, a checksum (state-dict post-hook)."""
     if exceeds_limit(learner):
         state_dict[prefix + CHECKSUM_KEY] = learner.checksum
@@ -50,7 +49,7 @@ def add_class_tokens(learner: PromptLearner, state_dict: dict, prefix: str, *_) 
         state_dict.update({prefix + name: vectors for name, vectors in embed_class_tokens(learner).items()})
 
 
-def drop_class_tokens(learner: PromptLearner, state_dict: dict, prefix: str, *hook_args) -> None:
+def drop_class_tokens(learner, state_dict: dict, prefix: str, *hook_args) -> None:
     """Remove the class tokens from ``state_dict``, as the learner computes its own (load-state-dict pre-hook).
 
     For class-specific contexts, it reports a load error if the class tokens are not those of the learner's classes. A

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional as F
@@ -20,9 +19,6 @@ from dassl.distributed import all_gather_objects
 from dassl.engine import TrainerX
 from dassl.utils import UserError, check_at_least, derive_seed
 from vlm.similarity import compute_logits, normalize
-
-if TYPE_CHECKING:
-    from .coop import CustomCLIP
 
 
 class SampledSoftmax:
@@ -49,7 +45,7 @@ class SampledSoftmax:
         return cls(size, trainer.num_classes, trainer.seed)
 
     def __call__(
-        self, model: CustomCLIP, image_features: torch.Tensor, labels: torch.Tensor, epoch: int, batch: int
+        self, model, image_features: torch.Tensor, labels: torch.Tensor, epoch: int, batch: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the loss, the logits (batch, sampled), and labels (batch,) that are positions in the sample.
 
@@ -60,7 +56,7 @@ class SampledSoftmax:
         return sample.loss(output), output, sample.labels
 
 
-def class_logits(model: CustomCLIP, image_features: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+def class_logits(model, image_features: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
     """Return scaled logits (images, sampled) of features of any length for ``classes`` (sampled,), int64 labels."""
     prompts = model.prompt_learner.select_classes(model.prompt_learner.ctx, classes)
     return compute_logits(image_features, normalize(model.encode(*prompts)), model.logit_scale)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -15,9 +14,6 @@ from torch.nn import functional as F
 
 from dassl.utils import UserError
 from vlm.text.encoder import ACTIVATION_BYTES, call_with_recomputation
-
-if TYPE_CHECKING:
-    from vlm.clip.hugging_face import ChineseCLIP
 
 BATCH_PROMPTS = 128  # prompts of one pass: enough for matrix products at full speed, few enough for little memory
 
@@ -35,8 +31,8 @@ class BertEncoder(nn.Module):
 
     build_layout = PaddedPrompts
 
-    def __init__(self, clip: ChineseCLIP, memory: int = ACTIVATION_BYTES):
-        """Use the modules of ``clip``; store up to ``memory`` bytes of activations for the backward pass."""
+    def __init__(self, clip, memory: int = ACTIVATION_BYTES):
+        """Use the modules of ``clip``, a ChineseCLIP; ``memory``: bytes of activations stored for the backward pass."""
         super().__init__()
         self.text_model, self.text_projection, self.tokenizer = clip.text_model, clip.text_projection, clip.tokenizer
         self.token_embedding = self.text_model.embeddings.word_embeddings
