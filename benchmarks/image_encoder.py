@@ -72,7 +72,7 @@ def measure_backbone(backbone: str, turns: int, num_images: int) -> list[dict]:
 
 
 def main() -> None:
-    """Parse the command line, measure, and print the table."""
+    """Print a table: time per image, speed-up and error of each image encoder, for each backbone."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbones", nargs="+", default=["RN50", "ViT-B/32"])
     parser.add_argument("--turns", type=int, default=5)

@@ -57,7 +57,7 @@ def measure_steps(classes: int, n_ctx: int, csc: bool, size: int, turns: int) ->
 
 
 def main() -> None:
-    """Parse the command line, measure, and print the table."""
+    """Print a table: time and memory of a CoOp step over all classes and over samples of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", type=int, default=21841)
     parser.add_argument("--sampled", type=int, nargs="+", default=[256, 512, 1024], help="classes of a step; 0: all")

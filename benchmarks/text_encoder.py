@@ -99,7 +99,7 @@ def measure_classes(classes: int, n_ctx: int, source: str, turns: int, per_100: 
 
 
 def main() -> None:
-    """Parse the command line, measure, and print the table."""
+    """Print a table: time and memory of the plain and the packed text encoder, by number of classes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", type=int, nargs="+", default=[10, 100, 1000, 21841])
     parser.add_argument("--names", choices=["imagenet", "imagenette"], default="imagenet", help="the classes' names")

@@ -59,7 +59,7 @@ class SplitFile(FewShotDataset):
 
 
 def read_split(path: Path, images: Path) -> list[list[Datum]]:
-    """Return the lists of train, val and test images in the split file ``path``, whose paths are below ``images``.
+    """Return the lists of train, val and test images in the split file ``path``; its paths are relative to ``images``.
 
     Raises :class:`UserError` if the file has another form. It does not look at the images.
     """

@@ -42,7 +42,7 @@ class PredictionWriter:
         return predictions
 
     def _format(self, path: str, predictions: list[dict]) -> str:
-        """Return the predictions of one image as a table if it is the only one, else as a row."""
+        """Return the predictions of an image as text: a table for a single image, else one row."""
         percentages = [(entry["class"], f"{entry['probability']:.2%}") for entry in predictions]
         if self.is_single:
             from tabulate import tabulate

@@ -26,7 +26,7 @@ from dassl.utils import command_line
 
 @command_line()
 def main(argv: list[str] | None = None) -> None:
-    """Export the CLIP of the run that the command line names."""
+    """Write the fine-tuned CLIP of the run that the command line names to one safetensors file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("run", type=Path, metavar="MODEL_DIR", help="folder of a run of train.py")

@@ -71,7 +71,7 @@ def extract(args: argparse.Namespace, argv: list[str]) -> None:
 
 @command_line()
 def main(argv: list[str] | None = None) -> int | None:
-    """Run ls, verify, rm or extract; return the exit code (None: 0)."""
+    """List (ls), verify or remove (rm) cached features, or extract a feature set; return the exit code (None: 0)."""
     command = sys.argv[1:] if argv is None else argv
     args = parse_args(command)
     if args.command == "extract":

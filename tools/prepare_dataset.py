@@ -26,7 +26,7 @@ def expand_path(path: str) -> Path:
 
 @command_line()
 def main(argv: list[str] | None = None) -> None:
-    """Prepare the data set that the command line names; a variant of ImageNet also gets ``classnames.txt``."""
+    """Download and unpack the data set that the command line names, or print where to get it; write its class names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="name of a data set in configs/datasets")
     parser.add_argument("--root", type=expand_path, default=Path("./data"), help="folder of the data sets (./data)")

@@ -60,7 +60,7 @@ def write_study(folder: Path, config: str) -> None:
 
 @command_line()
 def main(argv: list[str] | None = None) -> None:
-    """Write the tables and plots of the folder that the command line names."""
+    """Write the results table of the runs in the folder that the command line names, and its plots, to that folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="such as output/digits, output/base2new, output/evaluation")
     parser.add_argument("--config", default="", help="config of the runs to read, if there are several (rn50, vit_b16)")

@@ -32,7 +32,7 @@ class Adapter(nn.Module):
         self.fc = nn.Sequential(down, nn.ReLU(), up, nn.ReLU())
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return adapted features (images, dim) for image features (images, dim), neither normalised."""
+        """Return A(f), before :func:`mix_features`, for image features f (images, dim); neither is normalised."""
         return self.fc(features)
 
 

@@ -279,7 +279,7 @@ class CLIPFineTune(TrainerX):
         return compute_logits(self.encode_images(input), self.class_features(), self.model.clip.logit_scale)
 
     def class_features(self) -> torch.Tensor:
-        """Return unit text features (classes, embed_dim), computed once after each ``set_model_mode``."""
+        """Return unit text features (classes, embed_dim); they are cached until the next ``set_model_mode``."""
         if self.model.text_features is None:
             with self._autocast():
                 templates, names = [self.cfg.DATASET.TEMPLATE], self.dm.dataset.classnames

@@ -41,7 +41,9 @@ DEFAULT_C = 0.316  # C without validation images, from the example in CLIP's REA
 
 
 def fit_linear_probe(features: torch.Tensor, labels: torch.Tensor, c: float) -> nn.Linear:
-    """Fit a logistic regression to features (images, dim) scaled to ``FEATURE_NORM``; return it as a linear layer.
+    """Fit a logistic regression to features (images, dim); return it as a linear layer.
+
+    Features of any norm are first scaled to ``FEATURE_NORM``; so does :func:`predict` with the layer's input.
 
     Args:
         labels: (images,), with at least one image of each class.

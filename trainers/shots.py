@@ -64,7 +64,10 @@ def collect_validation_features(trainer: TrainerX) -> tuple[torch.Tensor, torch.
 
 
 def cross_entropy_step(trainer: TrainerX, batch: dict) -> dict[str, float]:
-    """Train by the cross-entropy of ``model_inference``, as ``forward_backward``; return ``loss`` and ``acc`` (%)."""
+    """Train on ``batch`` by the cross-entropy of ``model_inference``; return ``loss`` and ``acc`` (%).
+
+    A trainer sets it as its ``forward_backward``.
+    """
     image_features, label, _ = trainer.parse_batch_train(batch)
     output = trainer.model_inference(image_features)
     loss = F.cross_entropy(output, label)

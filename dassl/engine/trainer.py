@@ -151,7 +151,8 @@ class TrainerBase:
     def register_model(self, name: str = "model", model: nn.Module | None = None, optim=None, sched=None) -> None:
         """Register a model: the engine sets its mode, updates it by ``optim``, and saves it in ``OUTPUT_DIR/<name>/``.
 
-        Only the first model needs ``optim``, whose learning rate is logged. ``sched`` is the schedule of ``optim``.
+        A model without ``optim`` is saved but not updated; the first model has one, whose learning rate is logged.
+        ``sched`` is the schedule of ``optim``. Raises a ValueError if ``name`` is registered already.
         """
         assert model is not None  # it has a default only because Dassl's signature has one
         if name in self._models:

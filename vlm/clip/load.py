@@ -37,9 +37,10 @@ def load_clip(name: str, weights: str = "", precision: str = "fp32", device: Dev
     Args:
         name: one of OpenAI's names (``RN50``, ``ViT-B/16``, …) or ``tiny``; ``open_clip:<architecture>/<weights>``;
             ``hf:<name on the Hub, or folder>``.
-        weights: path of a file: OpenAI's TorchScript archive, a state dict saved by ``torch.save``, or safetensors; ""
-            for none. Its shapes determine the architecture, so ``name`` is ignored. With ``open_clip:…``, the file
-            replaces only the weights. ``hf:…`` takes none.
+        weights: path of a file: OpenAI's TorchScript archive, a state dict saved by ``torch.save``, or safetensors. Its
+            shapes determine the architecture, so ``name`` is ignored; with ``open_clip:…``, the file replaces only the
+            weights; ``hf:…`` refuses it. "": the published weights of ``name``, downloaded unless cached; tiny's are
+            part of this repository.
         precision: "fp16": half precision, as OpenAI's weights are published; "bf16": bfloat16 in its place; "fp32" and
             "amp": single precision. On a CPU, and for CLIPs of other libraries, it is always single precision.
 

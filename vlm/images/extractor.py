@@ -64,7 +64,10 @@ class CachedFeatureExtractor:
         return torch.stack(rows) if rows else torch.empty(0)
 
     def _extract(self, requests: Sequence[Request], threads: int, name: str) -> dict[bytes, torch.Tensor]:
-        """Compute the features of readable images, write them to the store shard by shard, and return them by key."""
+        """Compute features, write them to the store shard by shard, and return them by key; skip unreadable images.
+
+        ``name``: name of the images in the progress bar.
+        """
         features: dict[bytes, torch.Tensor] = {}
         unsaved: list[bytes] = []
         pending: deque[bytes] = deque()  # keys of the images that the encoder has taken and not yet returned

@@ -40,7 +40,10 @@ class Chunk:
 
     @classmethod
     def build(cls, suffix_lengths: list[int], prefix_length: int, has_prefix: bool, device: torch.device) -> Chunk:
-        """Return the chunk of suffixes of these lengths; if ``has_prefix``, the rows of the prefix come first."""
+        """Return the chunk for suffixes of these lengths (tokens), which all attend to the prefix.
+
+        With ``has_prefix``, the chunk's first rows are the prefix; else an earlier chunk computes its keys and values.
+        """
         groups, eot_groups = [], []
         eot_rows: list[int] = []
         row = prefix_length if has_prefix else 0
