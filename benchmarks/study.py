@@ -63,8 +63,8 @@ def load_images(root: str, count: int) -> list[Image.Image]:
 def measure_image(root: str, turns: int) -> dict[str, float]:
     """Return the CPU time per image, in seconds, of our two transforms and of two image encoders.
 
-    The keys: "crop" and "centre" (transforms of training and test images), "eager" (PyTorch as in the original CoOp) and
-    "ours". Each is the median of ``turns`` turns over BATCH images from the data root ``root``.
+    Keys: "crop" and "centre" (transforms of training and test images), "eager" (PyTorch as in the original CoOp) and
+    "ours". Each is the median of ``turns`` turns over BATCH images below ``root``.
     """
     cfg = get_cfg_default()
     merge_file(cfg, str(CONFIG))

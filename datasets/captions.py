@@ -39,8 +39,8 @@ class Captions(DatasetBase):
 
     An image may have several rows. The splits come from the rows' ``split`` (train, restval, val or test). With
     CAPTIONS_TEST (and CAPTIONS_VAL), each file is one split, whatever its rows say. With neither ``split`` nor
-    CAPTIONS_TEST, the fraction TEST_PERCENT (0 to 1) of the images, drawn by their names alone, is for testing. If there
-    are validation but no test images, the validation images become the test images.
+    CAPTIONS_TEST, the fraction TEST_PERCENT (0 to 1) of the images, drawn by their names alone, is for testing. Without
+    test images, the validation images become the test images.
 
     The label of an image is its number; ``captions`` lists each image's tuple of captions by this number.
 
