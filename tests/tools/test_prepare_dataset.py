@@ -10,7 +10,7 @@ import pytest
 
 from dassl.data.datasets import build_dataset
 from datasets.sources import draw_split, find_dataset
-from tests.datasets.shapes import SPLIT_FILES, config_of, write_images
+from tests.datasets.shapes import SPLIT_FILES, make_config, write_images
 from tests.tools.downloads import DOWNLOADS, SPLITS, matlab, numbered
 from tools.prepare_dataset import main as prepare
 
@@ -60,7 +60,7 @@ def test_a_download_becomes_a_data_set(name, files, classes, sizes, internet, tm
         assert f"fetch CoOp's split, {path.name}, from https://drive.google.com/file/d/" in capsys.readouterr().out
         assert prepare([name, "--root", str(root), "--own-split"]) == 0
         assert "do not compare with published ones" in capsys.readouterr().out
-    dataset = build_dataset(config_of(name, root))
+    dataset = build_dataset(make_config(name, root))
     assert dataset.classnames == classes.split(", ")
     splits = (dataset.train_x, dataset.val, dataset.test)
     assert tuple(map(len, splits)) == sizes
@@ -140,7 +140,7 @@ def test_a_split_is_drawn_for_files_fetched_by_hand(tmp_path):
     for file in ("devkit/cars_train_annos.mat", "cars_test_annos_withlabels.mat"):
         (base / file).write_bytes(matlab(annotations=annotations))
     assert prepare(["stanford_cars", "--root", str(tmp_path), "--own-split"]) == 0
-    dataset = build_dataset(config_of("stanford_cars", tmp_path))
+    dataset = build_dataset(make_config("stanford_cars", tmp_path))
     assert dataset.classnames == ["2011 Acura RL Sedan", "2012 Audi TT RS Coupe"]
     assert {item.impath.split("/")[-2] for item in dataset.test} == {"cars_test"}
     assert next(item.label for item in dataset.test if item.impath.endswith("00001.jpg")) == 0
@@ -164,7 +164,7 @@ def test_variants_of_imagenet_get_its_class_names(tmp_path, capsys):
     assert "is there already" in capsys.readouterr().out
     lines = (tmp_path / "imagenet-adversarial/classnames.txt").read_text().splitlines()
     assert len(lines) == 1000
-    assert build_dataset(config_of("imagenet_a", tmp_path)).classnames == ["tench"]
+    assert build_dataset(make_config("imagenet_a", tmp_path)).classnames == ["tench"]
 
 
 def test_wrong_arguments_are_refused_with_a_message(tmp_path, capsys):
