@@ -64,7 +64,7 @@ class TrainerBase:
     seed: int | None = None  # each epoch is seeded by (seed, epoch); None: no epoch is, as SEED is negative
     scaler: torch.amp.GradScaler | None = None  # of mixed precision
     current_lr: float | None = None  # learning rate of this batch, for the hooks; None before training
-    loss_weight = 1.0  # of this process in the mean over processes (distributed.local_loss_weight)
+    local_loss_weight = 1.0  # of this process in the mean over processes (distributed.local_loss_weight)
     last_saved_epoch = 0  # number of completed epochs at the latest save_model
     best_result = -math.inf  # on validation images, of the epochs so far
     force_resume = False  # True: resume from checkpoints of other settings
@@ -198,7 +198,7 @@ class TrainerBase:
         Raises a ``FloatingPointError`` if the loss is not finite.
         """
         if self._world_size > 1:
-            loss = self.loss_weight * loss
+            loss = self.local_loss_weight * loss
         else:
             self.detect_anomaly(loss)
         (loss if self.scaler is None else self.scaler.scale(loss)).backward(retain_graph=retain_graph)
@@ -445,16 +445,16 @@ class SimpleTrainer(TrainerBase):
             self._data_time.update(time.time() - end)
             self.current_lr = self.get_current_lr()  # before forward_backward, which may step the schedule
             if self._world_size > 1:
-                self.loss_weight = distributed.local_loss_weight(*(len(each["label"]) for each in batch))
+                self.local_loss_weight = distributed.local_loss_weight(*(len(each["label"]) for each in batch))
             metrics = self.forward_backward(*batch)
             if self._world_size > 1:
-                metrics = distributed.reduce_dict(metrics, self.loss_weight)
+                metrics = distributed.reduce_dict(metrics, self.local_loss_weight)
             self._losses.update(metrics)
             self._batch_time.update(time.time() - end)
             for hook in self._hooks:
                 hook.after_step(self)
             end = time.time()
-        self.loss_weight = 1.0
+        self.local_loss_weight = 1.0
 
     # ---- evaluation ----
 
