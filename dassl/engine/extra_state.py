@@ -37,8 +37,8 @@ EXTRA_STATE, UNSAVED_STATE = "trainer", "trainer_lost"  # checkpoint entries: at
 # Attributes that the engine sets; it saves those that a resume needs by itself.
 ENGINE_ATTRIBUTES = {
     *("_models", "_optims", "_scheds", "_writer", "_epoch", "_seeded_epoch", "_splits", "_origin", "_hooks"),
-    *("_world_size", "_losses", "_batch_time", "_data_time", "extra_state", "start_epoch", "max_epoch"),
-    *("batch_idx", "num_batches", "current_lr", "local_loss_weight", "seed", "scaler", "time_start", "last_saved_epoch"),
+    *("_world_size", "_losses", "_batch_time", "_data_time", "extra_state", "start_epoch", "max_epoch", "batch_idx"),
+    *("num_batches", "current_lr", "local_loss_weight", "seed", "scaler", "time_start", "last_saved_epoch"),
     *("best_result", "results", "provenance", "force_resume", "forced", "resumed_with_changes", "earlier_world_sizes"),
     *("cfg", "dm", "device", "output_dir", "evaluator", "feature_extractor", "num_classes", "num_source_domains"),
     *("lab2cname", "train_loader_x", "train_loader_u", "val_loader", "test_loader"),
