@@ -50,10 +50,9 @@ def run_stages(stages: list[list[Trial]], executor: Executor) -> TrialOutcomes:
     """
     failed: set[Path] = set()
     for stage in stages:
-        blocked = [trial for trial in stage if trial.model_dir in failed]
-        errors = [f"not started: its model's run failed, {trial.model_dir}" for trial in blocked]
+        blocked = [(t, f"not started: its model's run failed, {t.model_dir}") for t in stage if t.model_dir in failed]
         ready = [trial for trial in stage if trial.model_dir not in failed]
-        for trial, error in itertools.chain(zip(blocked, errors, strict=True), executor(ready)):
+        for trial, error in itertools.chain(blocked, executor(ready)):
             if error:
                 failed.add(trial.folder)
             yield trial, error

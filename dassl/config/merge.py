@@ -14,17 +14,11 @@ from yacs.config import CfgNode as CN
 
 from dassl.utils import UserError, is_utf8, suggest_name
 
-TYPE_NAMES = {  # in error messages
-    bool: "True or False",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    tuple: "a list",
-    list: "a list",
-}
-MAX_MESSAGE_CHARACTERS = (
-    100  # characters of a value that a message shows, so that it stays on one line of a wide terminal
-)
+# In error messages.
+TYPE_NAMES = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
+TYPE_NAMES |= {tuple: "a list", list: "a list"}
+# Characters of a value that a message shows, so that it stays on one line of a wide terminal.
+MAX_MESSAGE_CHARACTERS = 100
 MAX_YAML_ENTRIES = 100_000  # far above any config; nested aliases of a few lines could expand to fill the memory
 
 
@@ -133,11 +127,10 @@ def format_value(value: Any) -> str:
 
 def abbreviate(text: str) -> str:
     """Return ``text``; if it exceeds MAX_MESSAGE_CHARACTERS, keep that many, half at each end, around " … "."""
-    return (
-        text
-        if len(text) <= MAX_MESSAGE_CHARACTERS
-        else f"{text[: MAX_MESSAGE_CHARACTERS // 2]} … {text[-MAX_MESSAGE_CHARACTERS // 2 :]}"
-    )
+    if len(text) <= MAX_MESSAGE_CHARACTERS:
+        return text
+    half = MAX_MESSAGE_CHARACTERS // 2
+    return f"{text[:half]} … {text[-half:]}"
 
 
 def _suggest_key(key: str, known: dict[str, Any]) -> str:

@@ -42,6 +42,7 @@ from dassl.utils import (
     MetricMeter,
     UserError,
     check_availability,
+    count_num_param,
     derive_seed,
     load_checkpoint,
     mkdir_if_missing,
@@ -177,7 +178,7 @@ class TrainerBase:
 
     def num_trainable_parameters(self) -> int:
         """Return the number of elements of all trainable parameters of the registered models."""
-        return sum(parameter.numel() for parameter in self._trainable())
+        return count_num_param(params=self._trainable())
 
     # ---- optimisation ----
 

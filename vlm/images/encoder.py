@@ -111,10 +111,10 @@ class OpenVINOEncoder(ImageEncoder):
     def __init__(self, visual: nn.Module, weights: str, precision: str):
         """Use ``visual`` as :class:`ImageEncoder` does; UserError if the CPU cannot compute in ``precision``."""
         super().__init__(visual, weights, precision)
-        if precision == "bf16" and "BF16" not in _import_openvino().Core().get_property(
-            "CPU", "OPTIMIZATION_CAPABILITIES"
-        ):
-            raise UserError("FEATURES.PREC is bf16, but this processor has no bfloat16 arithmetic; leave it empty")
+        if precision == "bf16":
+            core = _import_openvino().Core()
+            if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+                raise UserError("FEATURES.PREC is bf16, but this processor has no bfloat16 arithmetic; leave it empty")
 
     def _encode(self, blocks: Iterator[tuple[torch.Tensor, int]]) -> Iterator[tuple[torch.Tensor, int]]:
         """Yield the features of each block, with its number of images; each core computes a block at a time."""

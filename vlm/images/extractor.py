@@ -8,10 +8,11 @@ image the same feature beside any other images, so a cached feature is bit for b
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from platformdirs import user_cache_dir
@@ -20,10 +21,11 @@ from tqdm import tqdm
 from vlm.images.encoder import ImageEncoder
 from vlm.images.feature_store import FeatureStore
 
+if TYPE_CHECKING:  # at run time, it would load torchvision, which tools/features.py ls does not need
+    from dassl.data.features import Request
+
 SHARD_FEATURES = 512  # features of a shard: an interrupted extraction loses no more than these
 PREFETCH_IMAGES = 64  # images prepared ahead of the encoder: some seconds of its work, and 40 MB at 224 pixels
-
-Request = tuple[bytes, Callable[[], torch.Tensor | None]]
 
 
 def default_cache_dir() -> Path:

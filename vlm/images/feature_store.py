@@ -26,9 +26,8 @@ from dassl.utils.files import remove_temporary_files
 
 DESCRIPTION_FILE = "encoder.json"  # the description of a folder's encoder, for readers and tools/features.py
 ENCODER_FOLDER = re.compile("[0-9a-f]{32}")  # the name of an encoder's folder: a digest of 16 bytes
-STORE_LOCK_TIMEOUT = (
-    60.0  # seconds that a process of a distributed run waits for another run, while its peers wait for it
-)
+# Seconds that a process of a distributed run waits for another run, while its peers wait for it.
+STORE_LOCK_TIMEOUT = 60.0
 STALE_SECONDS = 3600.0  # age of a temporary file that has no writer any more; writing a shard takes far less
 # Exceptions of the readers of a damaged file.
 READ_ERRORS = (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError)

@@ -16,9 +16,8 @@ from dassl.utils import UserError
 from .extractor import default_cache_dir  # noqa: F401  for tools/features.py
 from .feature_store import DESCRIPTION_FILE, READ_ERRORS, list_encoder_folders, list_shards, read_shard
 
-PREFIX_CHARACTERS = (
-    12  # characters of a digest in the table: enough to tell encoders apart, few enough for a terminal's width
-)
+# Characters of a digest in the table: enough to tell encoders apart, few enough for a terminal's width.
+PREFIX_CHARACTERS = 12
 
 
 def print_summary(root: Path) -> None:

@@ -13,9 +13,8 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from .captions import Appearance, draw_caption
 
-IMAGE_SIZE = (
-    32  # pixels: the input resolution of the tiny CLIP, enough for a digit, little enough for training on one core
-)
+# Pixels: the input resolution of the tiny CLIP, enough for a digit, little enough for training on one core.
+IMAGE_SIZE = 32
 CANVAS = 48  # pixels: glyphs are warped at this resolution, finer than IMAGE_SIZE, to which they are then scaled down
 # All fonts of matplotlib but its symbol fonts, which have no digits.
 FONT_FILES = (
