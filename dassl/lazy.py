@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -16,7 +15,8 @@ def attach(package: str) -> tuple[Callable[[str], Any], list[str]]:
     ``package`` is the full name of a package, ``__name__`` in its ``__init__.py``. The public names are those that this
     file imports from the package's own modules under ``TYPE_CHECKING``, where editors and type checkers see them.
     """
-    tree = ast.parse(inspect.getsource(sys.modules[package]))
+    spec: Any = sys.modules[package].__spec__  # Any: importlib declares no loader that has the source
+    tree = ast.parse(spec.loader.get_source(package))
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
     modules = {alias.name: node.module for node in imports for alias in node.names}
 
