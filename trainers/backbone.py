@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,10 @@ from vlm.openai import CLIP
 from vlm.similarity import compute_logits
 from vlm.text.class_features import describe_text_encoder
 from vlm.text.encoder import TextEncoder, build_text_encoder
+
+# Parameters of a CLIP, below which two threads take longer than one: they only wait for each other (tiny has 8 million,
+# RN50 102 million).
+SMALL_CLIP = 20_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +78,8 @@ class Backbone:
 def load_backbone(trainer: SimpleTrainer, precision: str = "fp16", needs_classes: bool = True) -> Backbone:
     """Load the CLIP of MODEL.BACKBONE onto the trainer's device and check the config against it.
 
-    It prints a note where the pixel mean, standard deviation or resizing of INPUT differ from CLIP's training.
+    A small CLIP on a CPU gets one thread, unless OMP_NUM_THREADS is set. It prints a note where the pixel mean, standard
+    deviation or resizing of INPUT differ from CLIP's training.
 
     Args:
         precision: fp32, fp16, bf16 or amp; with fp16, CoOp's default, all methods share one cache of image features.
@@ -92,6 +98,9 @@ def load_backbone(trainer: SimpleTrainer, precision: str = "fp16", needs_classes
     print(f"Loading CLIP (backbone: {node.NAME})")
     clip, sha256 = load_cached_clip(node.NAME, node.WEIGHTS, precision, trainer.device)
     trainer.extra_state.frozen.append(clip)
+    if trainer.device.type == "cpu" and count_num_param(clip) < SMALL_CLIP and not os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(1)
+        print("Threads: 1, as this CLIP is small; OMP_NUM_THREADS sets another number")
     if cfg.INPUT.NO_TRANSFORM:
         raise UserError("INPUT.NO_TRANSFORM is True, but CLIP takes transformed images; set it to False")
     size = (clip.visual.input_resolution,) * 2

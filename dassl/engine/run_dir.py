@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from yacs.config import CfgNode
 
 from dassl import __version__
@@ -19,6 +21,7 @@ from dassl.config.defaults import UNUSED_KEYS
 from dassl.config.merge import flatten
 from dassl.config.run_config import CONFIG_FILE, find_resume_conflicts, read_run_seed
 from dassl.distributed import all_gather_objects, get_device, get_world_size, is_main_process, run_on_main
+from dassl.mkl import describe_cpu_sums
 from dassl.utils import atomic_write, check_at_least, check_availability, file_digest, set_random_seed, write_json
 from dassl.utils.checkpoint import find_checkpoint
 from dassl.utils.env import collect_env_info, get_machine_info, get_package_versions, tune_malloc
@@ -229,7 +232,7 @@ def write_record(trainer, seconds: float, command: list[str], code: dict, inputs
         "seconds": seconds,
         "code": code,
         "versions": {"dassl": __version__, **get_package_versions()},
-        "machine": {"device": str(trainer.device), **get_machine_info()},
+        "machine": {"device": str(trainer.device), **get_machine_info(), "sums": _describe_sums(trainer)},
         **({} if world_sizes == [1] else {"processes": world_sizes if len(world_sizes) > 1 else world_sizes[0]}),
         "command": command,
         "config": to_dict(cfg),
@@ -242,6 +245,18 @@ def _result_counts(trainer) -> dict[str, int]:
     """Return the numbers of ``correct`` and of all (``total``) test images; {} if the test measured no accuracy."""
     names = ("correct", "total") if "accuracy" in (trainer.results or {}) else ()
     return {name: getattr(trainer.evaluator, f"_{name}") for name in names if hasattr(trainer.evaluator, f"_{name}")}
+
+
+def _describe_sums(trainer) -> str:
+    """Return what the last bits of the run's sums depend on: the GPU's name, or the mode of MKL on a CPU.
+
+    On a CPU, PyTorch's gradients of convolution and layer-norm weights depend on the number of threads, too.
+    """
+    if trainer.device.type == "cuda":
+        return torch.cuda.get_device_name(trainer.device)
+    modules = (module for model in trainer._models.values() for module in model.modules())
+    layers = (module for module in modules if isinstance(module, (_ConvNd, nn.LayerNorm)))
+    return describe_cpu_sums(any(p.requires_grad for layer in layers for p in layer.parameters(recurse=False)))
 
 
 def _content_checksum(trainer, split: str) -> dict[str, str]:

@@ -79,7 +79,7 @@ def test_features_in_blocks_equal_those_of_all_classes_at_once(encoder, monkeypa
 def test_the_description_and_the_keys_cover_all_that_features_depend_on(encoder, monkeypatch):
     description = describe_text_encoder(encoder, "abc")
     assert describe_text_encoder(encoder, "abd") != description
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    monkeypatch.setattr(module, "describe_cpu_sums", lambda: "MKL AUTO, 77 threads")
     assert describe_text_encoder(encoder, "abc") != description
     a, b = torch.arange(6).view(2, 3), torch.ones(2)
     keys = block_keys([a, b], 2)

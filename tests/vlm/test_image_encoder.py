@@ -85,10 +85,10 @@ def test_an_encoder_can_be_used_again_after_a_failure(encoder, images):
 
 
 @needs_openvino
-def test_the_description_has_weights_precision_and_runtime_and_for_pytorch_threads(clip):
+def test_the_description_has_weights_precision_and_runtime_and_for_pytorch_sums(clip):
     openvino, pytorch = (kind(clip.visual, "sha", "").description for kind in (OpenVINOEncoder, TorchEncoder))
     assert {key for key in openvino if openvino[key] != pytorch[key]} == {"runtime"}
-    assert pytorch.keys() - openvino.keys() == {"threads"}
+    assert pytorch.keys() - openvino.keys() == {"sums"}
     assert (openvino["weights"], openvino["precision"]) == ("sha", "float32")
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dassl.mkl import describe_cpu_sums
 from dassl.utils import UserError
 
 FEATURE_PRECISIONS = ("", "bf16")  # values of FEATURES.PREC; empty: the precision of the model
@@ -89,7 +90,7 @@ class TorchEncoder(ImageEncoder):
         if self.device.type == "cpu":
             if precision == "bf16":
                 raise UserError("FEATURES.PREC bf16 needs OpenVINO on a CPU: pip install openvino")
-            self.description["threads"] = torch.get_num_threads()  # they set the order of summation
+            self.description["sums"] = describe_cpu_sums()
         elif precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
             name = get_processor_name(self.device)
             raise UserError(f"FEATURES.PREC is bf16, which {name} does not have; leave it empty")

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 import torch
 from tqdm import tqdm
 
+from dassl.mkl import describe_cpu_sums
 from vlm.images.encoder import get_processor_name
 from vlm.images.feature_store import FeatureStore
 from vlm.text.encoder import TextEncoder
@@ -87,7 +88,7 @@ def describe_text_encoder(encoder: TextEncoder, weights: str) -> dict[str, objec
         "precision": str(encoder.dtype).rpartition(".")[2],
         "runtime": f"torch {version('torch')}",
         "processor": get_processor_name(device),
-        "threads": torch.get_num_threads() if device.type == "cpu" else 0,  # they set the order of summation
+        "sums": describe_cpu_sums() if device.type == "cpu" else "",
         "products": torch.get_float32_matmul_precision(),
         "transformers": version("transformers") if find_spec("transformers") else "",  # it implements BERT
         "block": [BLOCK_CLASSES, CHUNK_TOKENS, GROUP_TOKENS, MIN_ROWS],
