@@ -1,4 +1,4 @@
-"""One command, one result: on any number of threads a run has the same bits, and its record says what they depend on."""
+"""One command, one result: a run has the same bits on any number of threads; its record says what they depend on."""
 
 from __future__ import annotations
 

@@ -78,8 +78,8 @@ class Backbone:
 def load_backbone(trainer: SimpleTrainer, precision: str = "fp16", needs_classes: bool = True) -> Backbone:
     """Load the CLIP of MODEL.BACKBONE onto the trainer's device and check the config against it.
 
-    A small CLIP on a CPU gets one thread, unless OMP_NUM_THREADS is set. It prints a note where the pixel mean, standard
-    deviation or resizing of INPUT differ from CLIP's training.
+    A small CLIP on a CPU gets one thread, unless OMP_NUM_THREADS is set. It prints a note where the pixel mean, the
+    standard deviation or the resizing of INPUT differ from CLIP's training.
 
     Args:
         precision: fp32, fp16, bf16 or amp; with fp16, CoOp's default, all methods share one cache of image features.
