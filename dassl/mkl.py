@@ -54,4 +54,5 @@ def describe_cpu_sums(depends_on_threads: bool = False) -> str:
         except (OSError, AttributeError):
             pass
         is_strict = mode.endswith("STRICT")
-    return mode if is_strict and not depends_on_threads else f"{mode}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return mode if is_strict and not depends_on_threads else f"{mode}, {threads} thread{'s' * (threads > 1)}"
