@@ -79,14 +79,14 @@ class FewShotDataset(DatasetBase):
         path = Path(cfg.DATASET.FEWSHOT_FILE).expanduser()
         split = read_few_shot_file(path, self.folder(cfg), train, val or [], test)
         self.split_source = {"file": str(path), "fingerprint": file_digest(path)}
-        shots = max(map(len, self.split_dataset_by_label(split["train"]).values()))
-        if 1 <= cfg.DATASET.NUM_SHOTS != shots:
+        largest = max(map(len, self.split_dataset_by_label(split["train"]).values()))
+        if 1 <= cfg.DATASET.NUM_SHOTS != largest:
             label = f"DATASET.NUM_SHOTS {cfg.DATASET.NUM_SHOTS} is a label of this run alone"
-            print(f"Note: {label}: {path} has up to {shots} images a class")
+            print(f"Note: {label}: {path} has up to {largest} images a class")
         if "val" not in split:
             pool = exclude_items(train if val is None else val, split["train"])
             with temporary_seed(cfg.SEED):
-                split["val"] = self.generate_fewshot_dataset(pool, num_shots=min(shots, MAX_VAL_SHOTS))
+                split["val"] = self.generate_fewshot_dataset(pool, num_shots=min(largest, MAX_VAL_SHOTS))
         return split["train"], split["val"]
 
     def _print_missing_classes(self, split: str, items: list[Datum], consequence: str) -> None:
