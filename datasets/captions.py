@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 from yacs.config import CfgNode
 
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
-from dassl.utils import UserError, derive_seed, is_utf8, read_json
+from dassl.utils import UserError, derive_seed, read_json
 
 from .protocol import draw_test_set
+from .table import read_table, relative_path
 
 # Keys and columns of published caption files; the first one that a row has counts.
 IMAGE_KEYS = ("image", "filepath", "filename")
@@ -50,8 +50,8 @@ class Captions(DatasetBase):
 
     def __init__(self, cfg: CfgNode):
         node = cfg.DATASET
-        if node.NUM_SHOTS >= 1 or node.SUBSAMPLE_CLASSES != "all":
-            raise UserError("DATASET.NUM_SHOTS and SUBSAMPLE_CLASSES need classes; Captions has none")
+        if node.NUM_SHOTS >= 1 or node.FEWSHOT_FILE or node.SUBSAMPLE_CLASSES != "all":
+            raise UserError("DATASET.NUM_SHOTS, FEWSHOT_FILE and SUBSAMPLE_CLASSES need classes; Captions has none")
         root = Path(node.ROOT).expanduser() / Path(node.FOLDER).expanduser()
         files = {"train": node.CAPTIONS, "val": node.CAPTIONS_VAL, "test": node.CAPTIONS_TEST}
         if node.CAPTIONS_VAL and not node.CAPTIONS_TEST:
@@ -84,7 +84,7 @@ def _collect_captions(
     """
     for number, row in _read_rows(file):
         where = f"{file}, row {number}"
-        name = _relative_path(_get_value(row, IMAGE_KEYS, where), root, where)
+        name = relative_path(_get_value(row, IMAGE_KEYS, where), root, where)
         texts = _get_value(row, CAPTION_KEYS, where)
         texts = texts if isinstance(texts, list) else [texts]
         if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
@@ -105,7 +105,7 @@ def _read_rows(file: Path) -> Iterator[tuple[int, dict]]:
     if not os.path.isfile(file):  # unlike Path.is_file, it raises no error for names that no file can have
         raise UserError(f"there is no file {file}; DATASET.CAPTIONS names it, below FOLDER")
     if file.suffix.lower() != ".json":
-        yield from _read_table(file)
+        yield from read_table(file)
         return
     content = read_json(file)
     is_karpathy = isinstance(content, dict) and isinstance(content.get("images"), list)
@@ -116,24 +116,6 @@ def _read_rows(file: Path) -> Iterator[tuple[int, dict]]:
         if not isinstance(row, dict):
             raise UserError(f"{file}, row {number}: it is not an object with keys image and caption")
         yield number, _convert_karpathy(row) if is_karpathy else row
-
-
-def _read_table(file: Path) -> Iterator[tuple[int, dict]]:
-    """Yield (line number, {column: text}) of a table with a header and tabs (if the header has one) or commas."""
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            delimiter = "\t" if "\t" in lines.readline() else ","
-            lines.seek(0)
-            reader = csv.DictReader(lines, delimiter=delimiter, strict=True)  # else an open quote swallows rows
-            if duplicates := [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]:
-                raise UserError(f'{file}: there are two columns "{duplicates[0]}"')
-            for row in reader:
-                if None in row:
-                    hint = "a caption with commas goes in quotation marks"
-                    raise UserError(f"{file}, row {reader.line_num}: it has more columns than the header; {hint}")
-                yield reader.line_num, row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file} cannot be read as a table in UTF-8: {error}") from error
 
 
 def _convert_karpathy(row: dict) -> dict:
@@ -153,17 +135,6 @@ def _get_value(row: dict, keys: tuple[str, ...], where: str) -> object:
         if row.get(key) is not None:
             return row[key]
     raise UserError(f"{where}: there is no {' or '.join(keys)}; it has {', '.join(map(str, row)) or 'nothing'}")
-
-
-def _relative_path(path: object, root: Path, where: str) -> str:
-    """Return ``path`` relative to ``root``, with /; if it leads outside, a :class:`UserError` begins with ``where``."""
-    if not isinstance(path, str) or not is_utf8(path):
-        raise UserError(f"{where}: the path of its image is no text in UTF-8")
-    absolute = os.path.normpath(root / path.replace("\\", "/"))
-    name = os.path.relpath(absolute, root)
-    if name.split(os.sep)[0] in (os.pardir, os.curdir):
-        raise UserError(f"{where}: the image {path} is not in the folder {root}")
-    return name.replace(os.sep, "/")
 
 
 def _split_images(split_by_name: dict[str, str | None], test_percent: float, file: Path) -> dict[str, list[str]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Iterable, Sequence
-from itertools import permutations
 from pathlib import Path
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -40,15 +39,16 @@ class ClassFolders(FewShotDataset):
         writer = f"tools/fix_imagenet.py --root {base.parent} writes it for ImageNet's folders"
         names = match_classnames(base / CLASSNAMES_FILE, folders, writer)
         links = LinkPolicy(cfg, base)
-        train, test = (list_images(root, names, links) for root in roots)
+        train, test = (list_images(root, names, links, allow_empty=root != roots[0]) for root in roots)
         super().__init__(cfg, train, test)
 
 
 def list_class_folders(roots: Sequence[Path], hint: str) -> list[str]:
-    """Return the sorted names of the class folders, which must be the same in all ``roots``; hidden ones do not count.
+    """Return the sorted names of the class folders of the first of ``roots``; hidden ones do not count.
 
     Raises:
-        UserError: a root is missing (``hint`` ends the message), has no class folder, or lacks one that another has.
+        UserError: a root is missing (``hint`` ends the message) or has no class folder, or the first, that of the
+            training images, lacks one that another has.
     """
     folders: dict[Path, list[str]] = {}
     for root in roots:
@@ -60,16 +60,18 @@ def list_class_folders(roots: Sequence[Path], hint: str) -> list[str]:
         folders[root] = sorted(entry.name for entry in entries if entry.is_dir())
         if not folders[root]:
             raise UserError(f"{root} has no class folders")
-    for root, other in permutations(roots, 2):
-        if missing := sorted(set(folders[other]) - set(folders[root])):
-            raise UserError(f"{root} lacks class folders that {other.name} has: {', '.join(missing)}")
-    return folders[roots[0]]
+    train = roots[0]
+    for other in roots[1:]:
+        if missing := sorted(set(folders[other]) - set(folders[train])):
+            raise UserError(f"{train} lacks class folders that {other.name} has: {', '.join(missing)}")
+    return folders[train]
 
 
-def list_images(root: Path, names: dict[str, str], links: LinkPolicy) -> list[Datum]:
+def list_images(root: Path, names: dict[str, str], links: LinkPolicy, allow_empty: bool = False) -> list[Datum]:
     """Return the images in the class folders of ``root``, sorted by file name in each folder.
 
-    ``names`` has the class name of each folder; the folder's position in ``names``, from 0, is its label.
+    ``names`` has the class name of each folder; the folder's position in ``names``, from 0, is its label. With
+    ``allow_empty``, a class folder may be empty or missing.
 
     Raises:
         UserError: a class folder is empty or holds something other than images, or ``links`` refuses a symbolic link.
@@ -77,16 +79,19 @@ def list_images(root: Path, names: dict[str, str], links: LinkPolicy) -> list[Da
     items = []
     links.check((root / folder for folder in names if (root / folder).is_symlink()), root)
     for label, (folder, classname) in enumerate(names.items()):
+        if allow_empty and not (root / folder).exists():
+            continue
         entries = {name: is_link for name, is_link in scan_folder(root / folder).items() if not name.startswith(".")}
         links.check((root / folder / name for name, is_link in entries.items() if is_link), root)
         files = sorted(entries)
-        if not files:
+        if not files and not allow_empty:
             raise UserError(f"the class folder {root / folder} is empty")
         for file in files:
             path = root / folder / file
             if not file.lower().endswith(IMG_EXTENSIONS):
                 if path.is_dir():
-                    raise UserError(f"{path} is a folder; images lie in the class folder itself, {path.parent}")
+                    hint = f"If {folder} is no class, DATASET.FOLDER (--root) is one level too high"
+                    raise UserError(f"{path} is a folder; images lie in the class folder itself, {path.parent}. {hint}")
                 raise UserError(f"{path} is not an image ({', '.join(IMG_EXTENSIONS)}); remove it")
             items.append(Datum(path, label, classname=classname))
     return items

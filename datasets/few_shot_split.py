@@ -61,7 +61,8 @@ class FewShotSplit:
                 if path == self.path:
                     with contextlib.suppress(OSError):  # write() prints a note if the folder is read-only
                         rotate_file(path)
-                        print(f"The former {path} is kept beside it, under its date")
+                        edited = "To train on exactly its images, name it in DATASET.FEWSHOT_FILE"
+                        print(f"The former {path} is kept beside it, under its date. {edited}")
                 continue
             if path != self.path:
                 print(f"The original's few-shot split {path} fits these images")

@@ -32,7 +32,8 @@ class ImageNetVariant(DatasetBase):
             base / CLASSNAMES_FILE, folders, f"Copy it from imagenet/; {prepare} writes it, too"
         )
         test = list_images(base / self.images, names, LinkPolicy(cfg, base))
-        (test,) = subsample_classes(test, subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
+        node = cfg.DATASET
+        (test,) = subsample_classes(test, subsample=node.SUBSAMPLE_CLASSES, base_classes=node.BASE_CLASSES)
         super().__init__(train_x=test, test=test)
 
     def classnames_by_folder(self, path: Path, folders: list[str], hint: str) -> dict[str, str]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
+from difflib import get_close_matches
 from pathlib import Path
 
 from yacs.config import CfgNode
 
 from dassl.data.datasets import DatasetBase, Datum
-from dassl.utils import UserError, check_availability, temporary_seed
+from dassl.utils import UserError, check_availability, file_digest, temporary_seed
 
+from .few_shot_file import read_few_shot_file
 from .few_shot_split import MAX_VAL_SHOTS, FewShotSplit, exclude_items
+from .notes import print_class_notes
 
 
 class FewShotDataset(DatasetBase):
@@ -22,18 +25,23 @@ class FewShotDataset(DatasetBase):
     drawn from the training images that are no shots, so model selection does not use test images; with all images there
     are none. With VAL_IS_TEST, they are then the test images.
 
-    The split is stored in the data set's folder (:class:`FewShotSplit`).
+    The split is stored in the data set's folder (:class:`FewShotSplit`). FEWSHOT_FILE replaces it by the shots that a
+    file lists, of any number. The classes are those of all training images, also where some have no shots.
 
     Raises:
-        UserError: the labels do not count the classes (:func:`check_labels`), or a stored pickle is refused.
+        UserError: the labels do not count the classes (:func:`check_labels`), or a stored pickle, FEWSHOT_FILE or
+            BASE_CLASSES is refused.
     """
 
     split_source: dict[str, str] | None = None  # file and fingerprint of the few-shot split; None with all images
 
     def __init__(self, cfg: CfgNode, train: list[Datum], test: list[Datum], val: list[Datum] | None = None):
         check_labels(train, val or [], test)
-        val_is_test = val is None and cfg.DATASET.VAL_IS_TEST
-        if (shots := cfg.DATASET.NUM_SHOTS) >= 1:
+        node, all_train = cfg.DATASET, train
+        val_is_test = val is None and node.VAL_IS_TEST
+        if node.FEWSHOT_FILE:
+            train, val = self._read_shots(cfg, train, test, val)
+        elif (shots := node.NUM_SHOTS) >= 1:
             split_store = FewShotSplit(self.folder(cfg), shots, cfg.SEED, train, val)
             stored = split_store.read()
             with temporary_seed(cfg.SEED):  # training images are drawn even if stored: validation draws come after them
@@ -49,8 +57,43 @@ class FewShotDataset(DatasetBase):
             self.split_source = {"file": str(split_store.path), "fingerprint": split_store.fingerprint}
             train, val = split["train"], split.get("val")
         val = test if val_is_test else val or []
-        train, val, test = subsample_classes(train, val, test, subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
+        all_train, train, val, test = subsample_classes(
+            all_train, train, val, test, subsample=node.SUBSAMPLE_CLASSES, base_classes=node.BASE_CLASSES
+        )
+        if not train:
+            raise UserError(f"{node.FEWSHOT_FILE} has no image of the {node.SUBSAMPLE_CLASSES} classes")
         super().__init__(train_x=train, val=val, test=test)
+        self._lab2cname, self._classnames = self.get_lab2cname(all_train)
+        self._num_classes = len(self._classnames)
+        print_class_notes(self._classnames)
+        self._print_missing_classes("training", train, "the run learns from the other classes alone")
+        self._print_missing_classes("test", test, "they are not in the accuracy")
+
+    def _read_shots(
+        self, cfg: CfgNode, train: list[Datum], test: list[Datum], val: list[Datum] | None
+    ) -> tuple[list[Datum], list[Datum]]:
+        """Return the training and validation images of FEWSHOT_FILE; without ``val`` in it, draw validation images.
+
+        As many of each class are drawn as the file has training images of the largest class, up to 4.
+        """
+        path = Path(cfg.DATASET.FEWSHOT_FILE).expanduser()
+        split = read_few_shot_file(path, self.folder(cfg), train, val or [], test)
+        self.split_source = {"file": str(path), "fingerprint": file_digest(path)}
+        largest = max(map(len, self.split_dataset_by_label(split["train"]).values()))
+        if 1 <= cfg.DATASET.NUM_SHOTS != largest:
+            label = f"DATASET.NUM_SHOTS {cfg.DATASET.NUM_SHOTS} is a label of this run alone"
+            print(f"Note: {label}: {path} has up to {largest} images a class")
+        if "val" not in split:
+            pool = exclude_items(train if val is None else val, split["train"])
+            with temporary_seed(cfg.SEED):
+                split["val"] = self.generate_fewshot_dataset(pool, num_shots=min(largest, MAX_VAL_SHOTS))
+        return split["train"], split["val"]
+
+    def _print_missing_classes(self, split: str, items: list[Datum], consequence: str) -> None:
+        """Print a note that names the classes of which ``items``, the images of ``split``, has none."""
+        labels = {item.label for item in items}
+        if missing := [name for label, name in enumerate(self.classnames) if label not in labels]:
+            print(f"Note: no {split} images for the classes {', '.join(missing)}: {consequence}")
 
     @classmethod
     def folder(cls, cfg: CfgNode) -> Path:
@@ -75,23 +118,51 @@ def check_labels(train: list[Datum], *other_splits: list[Datum]) -> None:
             raise UserError(f'class {item.label} has two names, "{names[item.label]}" and "{item.classname}"')
 
 
-def subsample_classes(*splits: list[Datum], subsample: str) -> list[list[Datum]]:
+def subsample_classes(*splits: list[Datum], subsample: str, base_classes: str = "") -> list[list[Datum]]:
     """Return each split with the images of ``all`` classes, or of their first half (``base``) or second (``new``).
 
     ``subsample`` (DATASET.SUBSAMPLE_CLASSES) says which. The classes are those of the first split. Labels of a half
     start at 0 again. With an odd number, ``base`` has one more (CoCoOp, Zhou et al., CVPR 2022, section 4.1).
+    ``base_classes`` (DATASET.BASE_CLASSES) is a file that names the base classes instead; all others are new.
     """
     check_availability(subsample, ("all", "base", "new"), "DATASET.SUBSAMPLE_CLASSES")
     if subsample == "all":
+        if base_classes:
+            print("Note: DATASET.BASE_CLASSES does nothing: DATASET.SUBSAMPLE_CLASSES is all, not base or new")
         return list(splits)
-    labels = sorted({item.label for item in splits[0]})
-    half = math.ceil(len(labels) / 2)
-    if subsample == "new" and half == len(labels):
-        raise UserError("DATASET.SUBSAMPLE_CLASSES is new, but the data set has one class, which is its base half")
+    names = {item.label: item.classname for item in splits[0]}
+    labels = sorted(names)
+    base = set(labels[: math.ceil(len(labels) / 2)])
+    if base_classes:
+        base_names = read_base_classes(Path(base_classes).expanduser(), set(names.values()))
+        base = {label for label in labels if names[label] in base_names}
+    selected_labels = [label for label in labels if (label in base) == (subsample == "base")]
+    if not selected_labels:
+        raise UserError("DATASET.SUBSAMPLE_CLASSES is new, but each class of the data set is a base class")
     print(f"SUBSAMPLE {subsample.upper()} CLASSES!")
-    new_label = {label: i for i, label in enumerate(labels[:half] if subsample == "base" else labels[half:])}
+    new_label = {label: i for i, label in enumerate(selected_labels)}
     selected = ([item for item in split if item.label in new_label] for split in splits)
     return [[Datum(i.impath, new_label[i.label], i.domain, i.classname) for i in split] for split in selected]
+
+
+def read_base_classes(path: Path, classnames: set[str]) -> set[str]:
+    """Return the class names in the lines of a file; UserError unless each is one of ``classnames`` and named once."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a path that no file can have
+        raise UserError(f"cannot read {path}, DATASET.BASE_CLASSES, as UTF-8 text: {error}") from error
+    base: set[str] = set()
+    for number, name in enumerate(map(str.strip, lines), start=1):
+        if name and name not in classnames:
+            examples = ", ".join(get_close_matches(name, classnames) or sorted(classnames)[:3])
+            problem = f'the data set has no class "{name}"; among its {len(classnames)} names are {examples}'
+            raise UserError(f"{path}, line {number}: {problem}")
+        if name in base:
+            raise UserError(f'{path}, line {number}: the class "{name}" is named twice')
+        base |= {name} - {""}
+    if not base:
+        raise UserError(f"{path} names no class; DATASET.BASE_CLASSES has one class name a line")
+    return base
 
 
 def draw_test_set(items: Collection, percent: float, key: Callable[..., int]) -> set:

@@ -19,6 +19,7 @@ import torch
 from yacs.config import CfgNode
 
 import datasets  # noqa: F401  registers the data sets
+from dassl.config import get_cfg_default
 from dassl.config.merge import flatten
 from dassl.data.datasets import build_dataset
 from dassl.data.images import unreadable_images_error
@@ -99,7 +100,9 @@ def _write_listing(job: ExtractionJob, settings: dict) -> None:
     """
     listing = job.folder / LISTING_FOLDER
     if job.is_complete or listing.exists():
-        saved = dict(flatten(open_lance_dataset(job.folder if job.is_complete else listing)[1]["settings"]))
+        # An earlier version's list lacks newer keys, which then had their defaults.
+        saved = {f"data.{key}": value for key, value in get_cfg_default().DATASET.items()}
+        saved |= flatten(open_lance_dataset(job.folder if job.is_complete else listing)[1]["settings"])
         pairs = flatten(settings)
         if changed := [f"{key} {saved.get(key)}, not {value}" for key, value in pairs if value != saved.get(key)]:
             raise UserError(f"{job.folder} was made with {'; '.join(changed)}. Take another --output")

@@ -139,13 +139,28 @@ def test_an_invalid_file_of_class_names_is_refused(imagenet, imagenet_root):
 
 
 def test_a_missing_empty_or_foreign_class_folder_is_refused(imagenet, imagenet_root):
-    folder = imagenet_root / "imagenet/images/val/n02102040"
+    folder = imagenet_root / "imagenet/images/train/n02102040"
     shutil.rmtree(folder)
-    assert_refused(imagenet(), "images/val lacks", "n02102040")
+    assert_refused(imagenet(), "images/train lacks", "n02102040")
     folder.mkdir()
     assert_refused(imagenet(), folder, "is empty")
     (folder / "notes.txt").write_text("remember the milk")
     assert_refused(imagenet(), folder / "notes.txt", "is not an image")
+
+
+@pytest.mark.parametrize("is_left", [False, True])
+def test_a_class_without_test_images_is_allowed_and_named(imagenet, imagenet_root, is_left):
+    folder = imagenet_root / "imagenet/images/val/n02102040"
+    shutil.rmtree(folder)
+    if is_left:
+        folder.mkdir()
+    result = imagenet("TEST.PER_CLASS_RESULT", True)
+    assert result.code == 0, result.error
+    assert "Note: no test images for the classes English springer: they are not in the accuracy" in result.log
+    assert "* total: 4" in result.log
+    assert "* class: 2 (church)" in result.log
+    assert "* class: 1 " not in result.log
+    assert result.record["classnames"] == ["tench", "English springer", "church"]
 
 
 def test_a_class_with_fewer_images_than_shots_gives_all_and_is_printed(imagenet, imagenet_root):

@@ -53,13 +53,15 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 def extract(args: argparse.Namespace, argv: list[str]) -> None:
     """Write the features that ``args`` ask for; ``argv`` is the command line, for the message after Ctrl-C.
 
-    Raise :class:`UserError` if a config override sets DATASET.NUM_SHOTS or INPUT.
+    Raise :class:`UserError` if a config override sets DATASET.NUM_SHOTS, FEWSHOT_FILE or INPUT.
     """
     cfg = get_cfg_default()
     merge_file(cfg, args.dataset)
     merge_options(cfg, ["DATASET.ROOT", args.root, "MODEL.BACKBONE.NAME", args.backbone, *args.opts])
-    if cfg.DATASET.NUM_SHOTS >= 1 or any(key.startswith("INPUT.") for key in args.opts[::2]):
-        raise UserError("extract takes no NUM_SHOTS and no INPUT: it covers all images, as the backbone takes them")
+    node = cfg.DATASET
+    if node.NUM_SHOTS >= 1 or node.FEWSHOT_FILE or any(key.startswith("INPUT.") for key in args.opts[::2]):
+        problem = "extract takes no NUM_SHOTS, no FEWSHOT_FILE and no INPUT"
+        raise UserError(f"{problem}: it covers all images, as the backbone takes them")
     from studies.extract import ExtractionJob, extract_features
 
     job = ExtractionJob(cfg, args.split, args.output.expanduser())

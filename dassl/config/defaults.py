@@ -121,7 +121,10 @@ def _dataset_node() -> CN:
     node.TARGET_DOMAINS = ()
     node.NUM_LABELED = -1
     node.NUM_SHOTS = -1  # training images of each class; below 1: all of them
+    # JSON file with exactly the images to train on, in the form of split_fewshot/*.json; empty: NUM_SHOTS are drawn.
+    node.FEWSHOT_FILE = ""
     node.SUBSAMPLE_CLASSES = "all"  # or base, new: the first or second half of the classes
+    node.BASE_CLASSES = ""  # text file with the names of the base classes, one a line; empty: the first half
     node.TEMPLATE = "a photo of a {}."  # zero-shot prompt for the class names of this data set
     # For a data set without validation images, as ImageNet. True: validate on test images, as the original CoOp does,
     # so that best_val selects on test images. False: validate on training images that are not among the shots.
@@ -129,6 +132,9 @@ def _dataset_node() -> CN:
     node.VAL_PERCENT = 0.1
     node.SKIP_BAD_IMAGES = False  # True: leave out images that cannot be read, also from results
     node.FOLDER = ""  # ImageFolder, Captions: folder of the images below ROOT; empty: ROOT itself
+    node.CSV = (
+        ""  # ImageFolder: table below FOLDER with the columns image, class, split (optional); empty: class folders
+    )
     node.CLASSNAMES = ""  # ImageFolder: file below FOLDER with lines "<folder> <class name>"; empty: the folders' names
     node.TEST_PERCENT = 0.5  # ImageFolder, Captions: share (of each class) for testing, where the data has no split
     node.FOLLOW_LINKS = False  # True: follow links among the images out of ROOT and of the data set's folder

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 from collections.abc import Iterable, Iterator
@@ -238,12 +240,16 @@ def get_origin(trainer) -> dict[str, str]:
     """Return the origin of the trained parameters: what they depend on, which a resume compares. Computed once.
 
     Entries: ``settings``, the config as YAML; ``<split> images``, the SHA-256 fingerprint of each split but test;
-    ``weights``, the SHA-256 digest of the pretrained model's weights, if it is known.
+    ``class names``, their SHA-256 digest, as no split shows a class without images; ``weights``, the SHA-256 digest of
+    the pretrained model's weights, if it is known.
     """
     if not hasattr(trainer, "_origin"):
-        images = {f"{name} images": entry["sha256"] for name, entry in get_splits(trainer).items() if name != "test"}
+        data = {f"{name} images": entry["sha256"] for name, entry in get_splits(trainer).items() if name != "test"}
+        if data:
+            classnames = json.dumps(list(trainer.dm.dataset.classnames))
+            data["class names"] = hashlib.sha256(classnames.encode()).hexdigest()
         weights = (trainer.provenance.get("weights") or {}).get("sha256")
-        trainer._origin = {"settings": trainer.cfg.dump(), **images, **({"weights": weights} if weights else {})}
+        trainer._origin = {"settings": trainer.cfg.dump(), **data, **({"weights": weights} if weights else {})}
     return trainer._origin
 
 

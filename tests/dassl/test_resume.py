@@ -2,11 +2,14 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from dassl.engine.checkpoint import latest_common_checkpoints
+from dassl.config import get_cfg_default
+from dassl.data.datasets import DatasetBase, Datum
+from dassl.engine.checkpoint import diff_origins, get_origin, latest_common_checkpoints
 from dassl.utils import UserError, load_checkpoint, save_checkpoint
 from dassl.utils.checkpoint import BEST_NAME, LATEST_NAME, remove_old_checkpoint_files, resume_from_checkpoint_file
 from tests.common import assert_same_tensors
@@ -50,6 +53,17 @@ def test_old_checkpoints_are_removed_after_a_kill_at_the_end_of_training(run):
     (last.parent / "model.pth.tar-1").write_bytes(last.read_bytes())  # as if it had not been removed yet
     assert run(*settings).code == 0
     assert [path.name for path in sorted(last.parent.glob("model*"))] == [last.name]
+
+
+def test_a_renamed_class_without_training_images_is_another_origin():
+    def origin(name):
+        dataset = DatasetBase(train_x=[Datum("data/0.jpg", 0, classname="cat")])
+        dataset._classnames = ["cat", name]
+        return get_origin(SimpleNamespace(cfg=get_cfg_default(), provenance={}, dm=SimpleNamespace(dataset=dataset)))
+
+    assert diff_origins(origin("dog"), origin("dog")) == []
+    (change,) = diff_origins(origin("dog"), origin("cow"))
+    assert change.startswith("class names ")
 
 
 def test_ctrl_c_before_the_first_checkpoint_says_that_the_run_starts_again(run, monkeypatch):

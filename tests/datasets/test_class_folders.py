@@ -67,8 +67,36 @@ def test_base_and_new_are_the_halves_of_the_classes_with_labels_from_0():
     assert [(d.label, d.classname) for d in base[:3]] == [(0, "a"), (1, "b"), (2, "c")]
     assert [(d.label, d.classname) for d in new[:2]] == [(0, "d"), (1, "e")]
     assert len(base) + len(new) == 10
-    with pytest.raises(UserError, match="the data set has one class"):
+    with pytest.raises(UserError, match="each class of the data set is a base class"):
         subsample_classes(items[::5], subsample="new")
+
+
+def test_base_classes_come_from_a_file_and_all_others_are_new(imagenet_root, tmp_path, capsys):
+    path = tmp_path / "base.txt"
+
+    def build(lines, subsample="base"):
+        path.write_text(lines, encoding="utf-8-sig")
+        values = {"SUBSAMPLE_CLASSES": subsample, "BASE_CLASSES": str(path)}
+        return build_dataset(config(imagenet_root, "ImageNet", **values))
+
+    base = build("church\r\n\n tench\n")
+    assert base.classnames == ["tench", "church"]  # in the order of the labels
+    assert sorted({(item.label, item.classname) for item in base.test}) == [(0, "tench"), (1, "church")]
+    new = build("church\ntench", "new")
+    assert {(item.label, item.classname) for item in new.train_x} == {(0, "English springer")}
+    assert len(build("church", "all").classnames) == 3
+    assert "Note: DATASET.BASE_CLASSES does nothing" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r'base.txt, line 2: .* no class "churches"; among its 3 names are church'):
+        build("tench\nchurches")
+    with pytest.raises(UserError, match='base.txt, line 3: the class "tench" is named twice'):
+        build("tench\n\ntench")
+    with pytest.raises(UserError, match="base.txt names no class"):
+        build(" \n")
+    with pytest.raises(UserError, match="each class of the data set is a base class"):
+        build("church\ntench\nEnglish springer", "new")
+    path = tmp_path / "absent.txt" / "base.txt"
+    with pytest.raises(UserError, match="cannot read .*absent.txt/base.txt, DATASET.BASE_CLASSES"):
+        build_dataset(config(imagenet_root, "ImageNet", SUBSAMPLE_CLASSES="new", BASE_CLASSES=str(path)))
 
 
 def test_images_of_a_class_are_sorted_by_name_whatever_the_order_of_the_file_system(imagenet_root, monkeypatch):

@@ -100,10 +100,22 @@ def test_a_missing_folder_or_split_or_class_is_refused(tmp_path):
         build(tmp_path)
 
 
-def test_a_class_of_one_image_a_file_that_is_no_image_and_a_nested_folder_are_refused(tmp_path):
+def test_a_class_without_test_images_is_allowed_and_named(tmp_path, capsys):
     write_images(tmp_path, ["cat/0.jpg", "cat/1.png", "dog/0.jpg"])
-    with pytest.raises(UserError, match="dog/0.jpg is the only image of its class"):
-        build(tmp_path)
+    dataset = build(tmp_path)
+    assert (dataset.classnames, len(dataset.train_x), len(dataset.test)) == (["cat", "dog"], 2, 1)
+    note = "Note: no test images for the classes dog: they are not in the accuracy"
+    assert note in capsys.readouterr().out
+    names = [*(f"train/{name}/{i}.jpg" for name in ("cat", "dog") for i in range(3)), "test/cat/0.jpg"]
+    write_images(tmp_path / "split", [*names, "val/dog/0.jpg"])
+    dataset = build(tmp_path, FOLDER="split")
+    assert dataset.classnames == ["cat", "dog"]
+    assert [item.label for item in (*dataset.test, *dataset.val)] == [0, 1]
+    assert note in capsys.readouterr().out
+
+
+def test_a_file_that_is_no_image_and_a_nested_folder_are_refused(tmp_path):
+    write_images(tmp_path, ["cat/0.jpg", "cat/1.png", "dog/0.jpg"])
     write_images(tmp_path, ["dog/1.jpg", "train/0.jpg", "train/1.jpg"])
     (tmp_path / "dog/.DS_Store").write_text("")
     assert build(tmp_path).classnames == ["cat", "dog", "train"]
@@ -113,3 +125,83 @@ def test_a_class_of_one_image_a_file_that_is_no_image_and_a_nested_folder_are_re
     write_images(tmp_path, ["cat/kittens/0.jpg"])
     with pytest.raises(UserError, match="cat/kittens is a folder; images lie in the class folder itself"):
         build(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("images", "refusal"),
+    [
+        ("photos/{}/0.jpg", "photos/cat is a folder; .* If photos is no class, DATASET.FOLDER .*is one level too high"),
+        ("photos/images/{}/0.jpg", "If photos is no class, DATASET.FOLDER .*is one level too high"),
+        ("photos/train/{}/0.jpg", "If photos is no class, DATASET.FOLDER .*is one level too high"),
+        ("train/{}/0.jpg", "has train/, but neither test/ nor val/"),
+        ("train/images/{}/0.jpg", "has train/, but neither test/ nor val/"),
+        ("photos/{}.jpg", ""),
+    ],
+)
+def test_a_root_at_the_wrong_level_is_refused_or_a_note_says_that_there_is_one_class(tmp_path, images, refusal, capsys):
+    write_images(tmp_path, map(images.format, ("cat", "dog")))
+    if refusal:
+        with pytest.raises(UserError, match=refusal):
+            build(tmp_path)
+    else:
+        assert build(tmp_path).classnames == ["photos"]
+        note = 'Note: the data set has one class, "photos", so every accuracy is 100%: is DATASET.FOLDER'
+        assert note in capsys.readouterr().out
+
+
+def write_table(root, *lines: str) -> None:
+    """Write photos.csv with a byte order mark, as Excel does."""
+    (root / "photos.csv").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8-sig")
+
+
+@pytest.mark.parametrize("splits", [("",), ("train", "val"), ("train", "test", "val")])
+def test_a_table_of_the_images_gives_the_data_set_of_their_folders(tmp_path, splits):
+    names = [f"{split}/{name}/{i}.jpg".lstrip("/") for split in splits for name in ("dog", "b cat") for i in range(8)]
+    write_images(tmp_path, names)
+    columns = [{"split": name.split("/")[0], "image": name, "class": name.split("/")[-2]} for name in names]
+    header = ["image", "class"] if len(splits) == 1 else ["split", "image", "note", "class"]
+    write_table(tmp_path, ",".join(header), *(",".join(row.get(c, "") for c in header) for row in columns[::-1]))
+    for values in ({}, {"NUM_SHOTS": 2}):
+        expected, dataset = build(tmp_path, **values), build(tmp_path, CSV="photos.csv", **values)
+        assert dataset.classnames == ["b cat", "dog"]
+        for split in ("train_x", "val", "test"):
+            assert [*map(repr, getattr(dataset, split))] == [*map(repr, getattr(expected, split))]
+
+
+def test_a_table_may_list_images_anywhere_and_take_class_names_from_a_file(tmp_path):
+    write_images(tmp_path, ["a/0.jpg", "a/1.jpg", "2.jpg"])
+    write_table(tmp_path, "image\tclass\tsplit", "a\\0.jpg\tn2\ttrain", "./2.jpg\tn1\ttrain", "a/1.jpg\tn1\ttest")
+    (tmp_path / "names.txt").write_text("n2 great dane\nn1 puffin\n")
+    dataset = build(tmp_path, CSV="photos.csv", CLASSNAMES="names.txt")
+    assert dataset.classnames == ["puffin", "great dane"]  # in the order of n1, n2
+    assert list_paths(dataset.train_x) == [str(tmp_path / "2.jpg"), str(tmp_path / "a/0.jpg")]
+    assert list_paths(dataset.test) == [str(tmp_path / "a/1.jpg")]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["image;class", "a.jpg;cat"], "line 2: the column image is missing; the columns are image;class"),
+        (["image,class", "a.jpg"], "line 2: the column class is empty"),
+        (["image,class,split", "a.jpg,cat,train", "b.jpg,cat,"], "line 3: the column split is empty"),
+        (["image,class,split", "a.jpg,cat,valid"], 'line 2: the split "valid" is none of train, val, test'),
+        (["image,class", "c.jpg,cat"], "line 2: there is no image .*c.jpg"),
+        (["image,class", "../a.jpg,cat"], "line 2: the image ../a.jpg is not in the folder"),
+        (["image,class", "/etc/passwd,cat"], "line 2: the image /etc/passwd is not in the folder"),
+        (["image,class", "a.jpg,cat", "./a.jpg,dog"], "line 3: a.jpg is in line 2, too"),
+        (["image,class", "a.jpg,cat,dog"], "row 2: it has more columns than the header"),
+        (["image,class,split", "a.jpg,cat,train", "b.jpg,dog,test"], 'line 3: its class "dog" has no training image'),
+        (["image,class,split", "a.jpg,cat,train", "b.jpg,dog,train"], "no image is for testing"),
+        (["image,class,split", "a.jpg,cat,test"], "no image is for training"),
+        (["image,class", "out.jpg,cat"], "out.jpg leads by a link to .*FOLLOW_LINKS"),
+    ],
+)
+def test_a_wrong_table_is_refused_by_its_line(tmp_path, lines, message):
+    root = tmp_path / "photos"
+    write_images(root, ["a.jpg", "b.jpg", "../secret.jpg"])
+    (root / "out.jpg").symlink_to("../secret.jpg")
+    write_table(root, *lines)
+    with pytest.raises(UserError, match=f"photos.csv.*{message}" if "link" not in message else message):
+        build(root, CSV="photos.csv")
+    with pytest.raises(UserError, match=r"there is no file .*none.csv; DATASET.CSV"):
+        build(root, CSV="none.csv")

@@ -1,4 +1,4 @@
-"""Caption files: every image has the captions of its rows, in their order, or the file is refused."""
+"""Caption files and DATASET.CSV: every image has the captions or class of its rows, or the file is refused."""
 
 from __future__ import annotations
 
@@ -87,3 +87,23 @@ def test_a_damaged_table_is_refused_or_all_its_rows_are_read(root, content):
 
 def test_two_columns_of_one_name_are_refused(root):
     assert 'two columns "caption"' in read(root, "two.csv", b"image,caption,caption\na.jpg,one,two\nA.jpg,x,y\n")
+
+
+CLASS_CSV = b"image,class,split\na.jpg,cat,train\nA.jpg,a dog,train\nsub/b c.png,cat,test\n"
+
+
+@given(mutations(CLASS_CSV))
+@example(CLASS_CSV.replace(b"cat", b" \xc2\x85"))
+@example(CLASS_CSV.replace(b"a dog", b'"a\ndog"'))
+@example(CLASS_CSV.replace(b"A.jpg", b"\0"))
+def test_a_damaged_table_of_classes_is_refused_or_all_its_rows_are_read(root, content):
+    (root / "classes.csv").write_bytes(content)
+    dataset = outcome(build_dataset, config(root, "ImageFolder", CSV="classes.csv"))
+    if not isinstance(dataset, Refusal):
+        lines = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n").split("\n")[1:]
+        images = [*dataset.train_x, *dataset.val, *dataset.test]
+        assert len(images) == len({item.impath for item in images}) <= len([*filter(None, lines)])
+        for item in images:
+            assert item.impath.removeprefix(f"{root}/") in IMAGES
+            assert dataset.classnames[item.label] == item.classname
+            assert item.classname.split()[0] in content.decode()

@@ -130,12 +130,23 @@ def test_unreadable_images_are_listed_or_left_out(extract_set, tmp_path, imagene
     assert features.take(range(13))[1].tolist() == [0] * 5 + [1] * 3 + [2] * 5
 
 
+def test_a_set_that_an_earlier_version_began_without_a_newer_key_is_completed(extract_set, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(extract, "IGNORED_DATASET_KEYS", (*extract.IGNORED_DATASET_KEYS, "CSV"))
+        assert extract_set("--shards", 2)[0] == 0
+    code, text, error = extract_set("--shards", 2, "--shard", 2)
+    assert code == 0, error
+    assert text.endswith("complete, 15 images\n")
+    assert "data.CSV" in extract_set("DATASET.CSV", "photos.csv")[2]
+
+
 def test_changed_settings_and_wrong_flags_are_refused(extract_set, tmp_path):
     assert extract_set("--shards", 2)[0] == 0
     for extra, messages in (
         (("FEATURES.PREC", "bf1"), ["FEATURES.PREC", "bf1"]),
         (("DATASET.VAL_PERCENT", 0.2), ["data.VAL_PERCENT 0.1, not 0.2"]),
         (("DATASET.NUM_SHOTS", 4), ["no NUM_SHOTS"]),
+        (("DATASET.FEWSHOT_FILE", "shots.json"), ["no FEWSHOT_FILE"]),
         (("INPUT.SIZE", "(8, 8)"), ["no INPUT"]),
         (("--shards", 2, "--shard", 3), ["--shard is 3"]),
     ):
