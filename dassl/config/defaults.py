@@ -132,9 +132,8 @@ def _dataset_node() -> CN:
     node.VAL_PERCENT = 0.1
     node.SKIP_BAD_IMAGES = False  # True: leave out images that cannot be read, also from results
     node.FOLDER = ""  # ImageFolder, Captions: folder of the images below ROOT; empty: ROOT itself
-    node.CSV = (
-        ""  # ImageFolder: table below FOLDER with the columns image, class, split (optional); empty: class folders
-    )
+    # ImageFolder: table below FOLDER with the columns image, class and, optionally, split; empty: class folders.
+    node.CSV = ""
     node.CLASSNAMES = ""  # ImageFolder: file below FOLDER with lines "<folder> <class name>"; empty: the folders' names
     node.TEST_PERCENT = 0.5  # ImageFolder, Captions: share (of each class) for testing, where the data has no split
     node.FOLLOW_LINKS = False  # True: follow links among the images out of ROOT and of the data set's folder
