@@ -11,6 +11,7 @@ from pathlib import Path
 from dassl.utils import UserError, read_json
 
 RECORD_FILE = "result.json"  # a run writes it last, so that only finished runs have one
+PREDICTIONS_FILE = "predictions.csv"  # of the evaluation whose results the record has; written just before it
 RECORD_TYPES = {"config": dict, "weights": dict, "classnames": list, "command": list}  # types of entries that we read
 GIT_TIMEOUT = 5  # seconds: git takes a fraction of one, and on a slow disk the record goes without a commit
 
