@@ -40,22 +40,20 @@ def write_table(folder: Path, name: str, markdown: str, frame, *plots: str) -> N
 
 
 def write_study(folder: Path, config: str) -> None:
-    """Write the table and the plots of the study in ``folder``; ``config`` is the name of its runs' config.
+    """Write the table and the plots of the study in ``folder``; ``config`` is the name of its runs' config ("": all).
 
     Raise :class:`UserError` if no run is finished.
     """
-    table = study.collect_table(folder, config)
-    if not any(cell.accuracies for cells in table.values() for cell in cells.values()):
-        raise UserError(f"no finished run in {folder}/ZeroshotCLIP or {folder}/CoOp/<config>_<shots>shots")
+    results = study.read_study(folder, config)
     title, plots = f"Few-shot accuracy on {folder.resolve().name}", ["results.png"]
     with atomic_write(folder / "results.png", "wb") as file:
-        study.plot_study(table, title, file)
-    shots, points = pareto.collect_points(table)
+        study.plot_study(results.table, title, file)
+    shots, points = pareto.collect_points(results.table)
     if len(points) > 1:
         plots.append("parameters.png")
         with atomic_write(folder / "parameters.png", "wb") as file:
             pareto.plot_pareto(shots, points, title, file)
-    write_table(folder, "results", study.to_markdown(table, title), study.to_frame(table), *plots)
+    write_table(folder, "results", study.to_markdown(results, title), study.to_frame(results.table), *plots)
 
 
 @command_line()
@@ -72,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
         if table:
             write_table(args.folder, *table)
         else:
-            write_study(args.folder, study.choose_config(args.folder, args.config))
+            write_study(args.folder, args.config)
 
 
 if __name__ == "__main__":
