@@ -1,16 +1,20 @@
-"""Write result tables and plots from the logs of runs.
+"""Write result tables and plots from the records of runs.
 
     python tools/results_table.py output/digits        # the study: results.md, .csv, .png and parameters.png
     python tools/results_table.py output/base2new      # base_to_new.md, .csv: from base to new classes
     python tools/results_table.py output/evaluation    # transfer.md, .csv: from ImageNet to other data sets
 
-The study compares zero-shot CLIP with CoOp at 16 and 4 context tokens, and with all other methods that have runs: other
-numbers of tokens, adapters, a linear probe. studies/tables/study.py lists the folders that are read;
-studies/tables/generalisation.py those of the other two tables. ``parameters.png`` plots accuracy against trainable
-parameters (studies/tables/pareto.py). The files go to the folder of the runs.
+The study has a row for each method and a column for each number of shots that have finished runs, wherever they are
+below the folder. A run's record (result.json) says its method, shots, seed and settings. Runs that differ only in the
+seed are averaged; others are named, not averaged. Folders inside a run's folder (rerun, eval-…) are not read.
+studies/tables/generalisation.py says which folders the other two tables read. ``parameters.png`` plots accuracy against
+trainable parameters (studies/tables/pareto.py). The files go to the folder of the runs.
 
-A ``*`` marks cells whose runs approximate image features (FEATURES.VIEWS, FEATURES.PREC), train on sampled classes
-(TRAINER.COOP.SAMPLED_CLASSES), or skipped unreadable images (DATASET.SKIP_BAD_IMAGES).
+Marks, which notes below the table explain:
+    *        features are approximated (FEATURES.VIEWS, FEATURES.PREC), classes sampled (TRAINER.COOP.SAMPLED_CLASSES),
+             unreadable images skipped (DATASET.SKIP_BAD_IMAGES), or settings changed by --force-resume
+    †        other test images, class names, data set, weights or arithmetic than most cells
+    (5 shots)  a class had fewer training images than were asked for
 """
 
 from __future__ import annotations

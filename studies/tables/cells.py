@@ -126,7 +126,7 @@ def _find_shortcuts(run: Run) -> list[str]:
     if record.get("bad_images"):
         notes.append("DATASET.SKIP_BAD_IMAGES: images that could not be read were left out; result.json names them.")
     if forced := record.get("forced"):
-        notes.append(f"--force-resume: the schedule and the settings changed {'; '.join(map(str, forced))}.")
+        notes.append(f"--force-resume: {'; '.join(map(str, forced))}.")
     return notes
 
 
@@ -226,7 +226,7 @@ def list_missing(folder: Path, runs: Iterable[Run], unfinished: Iterable[Path]) 
     The keys are the absolute paths of their folders.
     """
     finished = {run.folder.absolute() for run in runs}
-    reasons = {path.absolute(): "no sweep has started it yet" for path in read_trials(folder) - finished}
+    reasons = {path.absolute(): "no log.txt" for path in read_trials(folder) - finished}
     reasons |= {path.absolute(): "the run has not ended (no result.json)" for path in unfinished}
     return dict(sorted(reasons.items()))
 

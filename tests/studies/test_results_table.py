@@ -199,9 +199,9 @@ def test_only_runs_that_a_sweep_was_asked_for_or_that_have_not_ended_are_missing
         assert sweep.main([str(sweep_file), "--jobs", "1", "--arrays", "9"]) == 2  # without a trainer
     missing = make_page(study).partition("Missing:")[2].split("\n- ")[1:]
     assert [line.strip().removeprefix(f"{study}/") for line in missing] == [
-        "b/s1: no sweep has started it yet",
-        "b/s2: no sweep has started it yet",
-        "run/s1: no sweep has started it yet",
+        "b/s1: no log.txt",
+        "b/s2: no log.txt",
+        "run/s1: no log.txt",
         "stopped: the run has not ended (no result.json)",
     ]
 
@@ -222,7 +222,7 @@ def test_cells_with_shortcuts_are_marked_and_explained(study):
     assert read_csv(study)["CoOp (Standard)"][1:5] == ["70.00*", "70.00*", "70.00*", "70.00"]
     assert "draws after 16 epochs. In: CoOp (Standard), 1 shot.\n" in page
     assert "\n\\* FEATURES.PREC bf16: image features in that precision. In: CoOp (Standard), 1 shot.\n" in page
-    assert f"--force-resume: the schedule and the settings changed {forced}. In: CoOp (Standard), 4 shots." in page
+    assert f"--force-resume: {forced}. In: CoOp (Standard), 4 shots." in page
     note = "images that could not be read were left out; result.json names them."
     assert f"\n\\* DATASET.SKIP_BAD_IMAGES: {note} In: CoOp (Standard), 2 shots.\n" in page
 
