@@ -61,6 +61,25 @@ def random_images(size: int) -> torch.Tensor:
     return torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
+def check_linear_head(trainer) -> None:
+    """Raise :class:`UserError` if the trainer has no ``linear_head``, or only that of a method that it changes.
+
+    A class that replaces ``build_model`` or ``model_inference`` has other logits than its parent.
+    """
+    name = trainer.cfg.TRAINER.NAME
+    if not hasattr(trainer, "linear_head"):
+        raise UserError(f"{name} has no class weights: its logits are not linear in image features")
+    for class_ in type(trainer).__mro__:
+        if "linear_head" in vars(class_):
+            return
+        if changed := {"build_model", "model_inference"} & vars(class_).keys():
+            what = " and ".join(sorted(changed))
+            raise UserError(
+                f"the class weights of {name} are not known: {class_.__name__} replaces {what}, but inherits "
+                "linear_head. Define linear_head in it, if the logits are linear in the image feature"
+            )
+
+
 class ImageClassifier(nn.Module):
     """An image encoder with a linear layer over its normalized features, as exported to ONNX."""
 
@@ -88,8 +107,7 @@ def export_classifier(run_folder: Path, out_folder: Path, epoch: int | None, cla
     """
     trainer = load_trainer(run_folder, classnames, epoch, cuda=False)
     description = _build_metadata(trainer)
-    if not hasattr(trainer, "linear_head"):
-        raise UserError(f"{trainer.cfg.TRAINER.NAME} has no class weights: its logits are not linear in image features")
+    check_linear_head(trainer)
     weight, bias = (tensor.detach().float().contiguous() for tensor in trainer.linear_head())
     frozen = get_frozen_image_encoder(trainer)
     visual = frozen or trainer.model.clip.visual  # a method that trains the image encoder takes images

@@ -56,7 +56,7 @@ def test_imagenette_executes_its_sweep_and_lists_failed_runs(bash, tmp_path, ima
     assert failed.returncode == 1
     assert "21 of 21 runs failed" in failed.stdout
     assert f"{tmp_path}/out put/imagenet/CoOp/rn50_16shots_ctx4/seed2: FAILED" in failed.stdout
-    assert "error: no folder" in failed.stderr
+    assert "error: no run in " in failed.stderr
 
 
 def test_main_eval_and_zeroshot_take_coops_arguments_and_skip_finished_runs(bash, tmp_path):

@@ -4,6 +4,9 @@
     python tools/parse_test_res.py output/digits/CoOp --multi-exp              # every experiment below the folder
     python tools/parse_test_res.py output/evaluation/… --test-log              # logs of --eval-only runs
 
+The mean is over the seeds that the records (result.json) have. Two records of one seed, or records whose settings
+differ, are named and not averaged. Logs without a record, as the original CoOp writes them, count as they are.
+
 ``--ci95`` prints the half-width of the 95% interval (Student's t) instead of the standard deviation.
 """
 
@@ -11,15 +14,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dassl.engine.record import RECORD_FILE
 from dassl.log_format import read_result
 from dassl.utils import UserError, command_line, listdir_nohidden
 from studies.tables.cells import ci95_half_width
+from studies.tables.runs import find_differences, format_differences, format_repetition, group_by_seed, read_run
 
 
 def parse_directory(directory: Path, keyword: str, test_log: bool, ci95: bool) -> float:
@@ -33,15 +39,17 @@ def parse_directory(directory: Path, keyword: str, test_log: bool, ci95: bool) -
         ci95: True to print the half-width of the 95% interval instead of the standard deviation.
 
     Raises:
-        UserError: no sub-folder has a result; the message gives the reason for each.
+        UserError: no sub-folder has a result; the message gives the reason for each. Or the results do not belong
+            together (:func:`check_runs`).
     """
     print(f"Parsing files in {directory}")
-    values, missing = [], []
+    values, missing, folders = [], [], []
     for name in listdir_nohidden(directory, sort=True):
         log = directory / name / "log.txt"
         value = read_result(log, keyword, test_log) if log.is_file() else None
         if value is not None:
             values.append(value)
+            folders.append(log.parent)
             print(f"file: {log}. {keyword}: {value:.2f}%. ")
         elif log.parent.is_dir():
             hint = "" if test_log else " after the end of training (for --eval-only runs: --test-log)"
@@ -51,9 +59,20 @@ def parse_directory(directory: Path, keyword: str, test_log: bool, ci95: bool) -
         raise UserError(f"no results in {directory}\n  {reasons}")
     for line in missing:
         print(f"note: left out {line}", file=sys.stderr)
+    check_runs(folder for folder in folders if (folder / RECORD_FILE).is_file())
     mean, spread = np.mean(values), ci95_half_width(values) if ci95 else np.std(values)
     print(f"===\nSummary of directory: {directory}\n* {keyword}: {mean:.2f}% +- {spread:.2f}%\n===")
     return float(mean)
+
+
+def check_runs(folders: Iterable[Path]) -> None:
+    """Raise :class:`UserError` if two of the runs have one seed, or their settings differ."""
+    runs = [read_run(folder) for folder in folders]
+    problems = [format_repetition(group) for group in group_by_seed(runs).values() if len(group) > 1]
+    if problems:
+        raise UserError(f"not averaged, as a seed has several records: {'; '.join(problems)}")
+    if differences := find_differences(runs):
+        raise UserError(f"not averaged, as the settings differ: {format_differences(runs, differences)}")
 
 
 @command_line()

@@ -1,16 +1,20 @@
-"""Write result tables and plots from the logs of runs.
+"""Write result tables and plots from the records of runs.
 
     python tools/results_table.py output/digits        # the study: results.md, .csv, .png and parameters.png
     python tools/results_table.py output/base2new      # base_to_new.md, .csv: from base to new classes
     python tools/results_table.py output/evaluation    # transfer.md, .csv: from ImageNet to other data sets
 
-The study compares zero-shot CLIP with CoOp at 16 and 4 context tokens, and with all other methods that have runs: other
-numbers of tokens, adapters, a linear probe. studies/tables/study.py lists the folders that are read;
-studies/tables/generalisation.py those of the other two tables. ``parameters.png`` plots accuracy against trainable
-parameters (studies/tables/pareto.py). The files go to the folder of the runs.
+The study has a row for each method and a column for each number of shots that have finished runs, wherever they are
+below the folder. A run's record (result.json) says its method, shots, seed and settings. Runs that differ only in the
+seed are averaged; others are named, not averaged. Folders inside a run's folder (rerun, eval-…) are not read.
+studies/tables/generalisation.py says which folders the other two tables read. ``parameters.png`` plots accuracy against
+trainable parameters (studies/tables/pareto.py). The files go to the folder of the runs.
 
-A ``*`` marks cells whose runs approximate image features (FEATURES.VIEWS, FEATURES.PREC), train on sampled classes
-(TRAINER.COOP.SAMPLED_CLASSES), or skipped unreadable images (DATASET.SKIP_BAD_IMAGES).
+Marks, which notes below the table explain:
+    *        features are approximated (FEATURES.VIEWS, FEATURES.PREC), classes sampled (TRAINER.COOP.SAMPLED_CLASSES),
+             unreadable images skipped (DATASET.SKIP_BAD_IMAGES), or settings changed by --force-resume
+    †        other test images, class names, data set, weights or arithmetic than most cells
+    (5 shots)  a class had fewer training images than were asked for
 """
 
 from __future__ import annotations
@@ -40,22 +44,20 @@ def write_table(folder: Path, name: str, markdown: str, frame, *plots: str) -> N
 
 
 def write_study(folder: Path, config: str) -> None:
-    """Write the table and the plots of the study in ``folder``; ``config`` is the name of its runs' config.
+    """Write the table and the plots of the study in ``folder``; ``config`` is the name of its runs' config ("": all).
 
     Raise :class:`UserError` if no run is finished.
     """
-    table = study.collect_table(folder, config)
-    if not any(cell.accuracies for cells in table.values() for cell in cells.values()):
-        raise UserError(f"no finished run in {folder}/ZeroshotCLIP or {folder}/CoOp/<config>_<shots>shots")
+    results = study.read_study(folder, config)
     title, plots = f"Few-shot accuracy on {folder.resolve().name}", ["results.png"]
     with atomic_write(folder / "results.png", "wb") as file:
-        study.plot_study(table, title, file)
-    shots, points = pareto.collect_points(table)
+        study.plot_study(results.table, title, file)
+    shots, points = pareto.collect_points(results.table)
     if len(points) > 1:
         plots.append("parameters.png")
         with atomic_write(folder / "parameters.png", "wb") as file:
             pareto.plot_pareto(shots, points, title, file)
-    write_table(folder, "results", study.to_markdown(table, title), study.to_frame(table), *plots)
+    write_table(folder, "results", study.to_markdown(results, title), study.to_frame(results.table), *plots)
 
 
 @command_line()
@@ -72,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
         if table:
             write_table(args.folder, *table)
         else:
-            write_study(args.folder, study.choose_config(args.folder, args.config))
+            write_study(args.folder, args.config)
 
 
 if __name__ == "__main__":

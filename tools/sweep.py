@@ -44,6 +44,7 @@ from studies import local, ray, slurm
 from studies.grid import build_trials, read_sweep
 from studies.progress import ProgressPrinter
 from studies.schedule import group_into_stages, run_sweep, select_unfinished
+from studies.tables.runs import write_trials
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
@@ -83,6 +84,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.list:
         print("\n".join(slurm.format_trial_list(stages)))
         return 0
+    if args.cell is None:
+        write_trials(Path(args.output_dir or sweep["output"]), (trial.folder for trial in trials))
     if args.arrays is not None:
         slurm.check_config(trials[0])
         print("\n".join(slurm.format_arrays(stages, args.arrays)))

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,8 @@ from dassl.utils.logger import rotate_file, tee_stdout
 from . import checkpoint
 from .build import default_cfg
 from .lock import exclusive_lock
-from .record import RECORD_FILE, code_version
+from .predictions import write_predictions
+from .record import PREDICTIONS_FILE, RECORD_FILE, code_version
 
 
 def choose_seed(cfg: CfgNode) -> int:
@@ -80,12 +82,12 @@ def setup_run(args: argparse.Namespace, cfg: CfgNode) -> None:
 def run_directory(cfg: CfgNode, trains: bool, keep_record: bool = False) -> Iterator[None]:
     """Lock the output directory for the body of a ``with``, and copy standard output to its ``log.txt``.
 
-    An earlier run's log and its record, ``result.json``, are renamed with their dates, also by a resume, so that nobody
-    takes their results for this run's. Only the main process locks and writes.
+    An earlier run's log, its record, ``result.json``, and its predictions are renamed with their dates, also by a
+    resume, so that nobody takes their results for this run's. Only the main process locks and writes.
 
     Args:
         trains: whether the run trains; :func:`write_run_config` then checks the settings and writes ``config.yaml``
-        keep_record: whether an earlier run's ``result.json`` keeps its name
+        keep_record: whether an earlier run's record and predictions keep their names
 
     Raises :class:`UserError` if another process holds the lock, the directory cannot be written, or, with ``trains``,
     it holds checkpoints of a run with other settings and FORCE_RESUME is False.
@@ -96,7 +98,8 @@ def run_directory(cfg: CfgNode, trains: bool, keep_record: bool = False) -> Iter
     with exclusive_lock(cfg.OUTPUT_DIR):
         conflicts = write_run_config(cfg) if trains else []
         if not keep_record:
-            rotate_file(Path(cfg.OUTPUT_DIR, RECORD_FILE))
+            for name in (RECORD_FILE, PREDICTIONS_FILE):  # in this order: no record is ever without its predictions
+                rotate_file(Path(cfg.OUTPUT_DIR, name))
         with tee_stdout(cfg.OUTPUT_DIR):
             for conflict in conflicts:
                 print(f"--force-resume: {conflict}")
@@ -208,9 +211,10 @@ def get_provenance(trainer) -> dict:
 
 
 def write_record(trainer, seconds: float, command: list[str], code: dict, inputs: dict) -> None:
-    """Write ``result.json`` of a run that took ``seconds``, on the main process; ``command``: the program's arguments.
+    """Write ``predictions.csv`` and ``result.json`` of a run that took ``seconds``, on the main process.
 
-    ``code`` is the result of :func:`code_version`, ``inputs`` that of :func:`get_inputs`.
+    ``command`` is the program's arguments, ``code`` the result of :func:`code_version`, ``inputs`` that of
+    :func:`get_inputs`.
     """
     cfg = trainer.cfg
     splits = {name: {**entry, **_content_checksum(trainer, name)} for name, entry in inputs["splits"].items()}
@@ -225,6 +229,8 @@ def write_record(trainer, seconds: float, command: list[str], code: dict, inputs
         "trainer": cfg.TRAINER.NAME,
         "dataset": cfg.DATASET.NAME,
         "seed": cfg.SEED,
+        "models": trainer.get_model_names(),
+        **_train_images_per_class(trainer),
         "trainable_parameters": trainer.num_trainable_parameters(),
         **get_provenance(trainer),
         **inputs,
@@ -238,6 +244,7 @@ def write_record(trainer, seconds: float, command: list[str], code: dict, inputs
         "config": to_dict(cfg),
     }
     if is_main_process():
+        write_predictions(trainer)
         write_json(record, Path(cfg.OUTPUT_DIR, RECORD_FILE))
 
 
@@ -257,6 +264,13 @@ def _describe_sums(trainer) -> str:
     modules = (module for model in trainer._models.values() for module in model.modules())
     layers = (module for module in modules if isinstance(module, (_ConvNd, nn.LayerNorm)))
     return describe_cpu_sums(any(p.requires_grad for layer in layers for p in layer.parameters(recurse=False)))
+
+
+def _train_images_per_class(trainer) -> dict[str, list[int]]:
+    """Return the [fewest, most] training images of a class, by the record's key; {} for a data set without classes."""
+    dataset = trainer.dm.dataset
+    counts = Counter(item.label for item in dataset.train_x).values() if dataset.classnames else ()
+    return {"train_images_per_class": [min(counts), max(counts)]} if counts else {}
 
 
 def _content_checksum(trainer, split: str) -> dict[str, str]:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from dassl.log_format import format_class_result, format_result
 from dassl.utils import NonFiniteError, UserError, atomic_write
 
 from .build import EVALUATOR_REGISTRY
+
+TOP_CLASSES = 3  # most probable classes of each image in ``top_predictions``
 
 
 class EvaluatorBase:
@@ -46,6 +50,7 @@ class Classification(EvaluatorBase):
         """``lab2cname``: class names by label, printed in the results of each class (default: the label)."""
         super().__init__(cfg)
         self._lab2cname = lab2cname or {}
+        self._batches: list[tuple[torch.Tensor, ...]] = []  # here too: a subclass may replace ``reset``
         self.reset()
 
     def reset(self) -> None:
@@ -54,6 +59,7 @@ class Classification(EvaluatorBase):
         self._per_class_res: dict[int, list[int]] = defaultdict(list)
         self._y_true: list[int] = []
         self._y_pred: list[int] = []
+        self._batches = []
 
     def process(self, mo: torch.Tensor, gt: torch.Tensor) -> None:
         """Add a batch: logits (batch, classes) and labels (batch,); raise :class:`NonFiniteError` for a NaN logit."""
@@ -61,7 +67,8 @@ class Classification(EvaluatorBase):
             raise NonFiniteError(
                 "some outputs are not numbers (NaN): the model has diverged, or its precision is too low"
             )
-        predicted, true = mo.argmax(dim=1).tolist(), gt.tolist()
+        best = mo.argmax(dim=1)
+        predicted, true = best.tolist(), gt.tolist()
         for label, prediction in zip(true, predicted, strict=True):
             is_correct = int(label == prediction)
             self._per_class_res[label].append(is_correct)
@@ -69,6 +76,14 @@ class Classification(EvaluatorBase):
         self._total += len(true)
         self._y_pred.extend(predicted)
         self._y_true.extend(true)
+        self._batches.append(_most_probable(mo.float(), best, gt.to(mo.device)))
+
+    def top_predictions(self) -> list[tuple[float, list[int], list[float]]]:
+        """Return for each image the probability of its label, its most probable classes, and their probabilities.
+
+        There are TOP_CLASSES classes, or all if there are fewer. The images are in the order of ``process``.
+        """
+        return [image for batch in self._batches for image in zip(*(t.tolist() for t in batch), strict=True)]
 
     def evaluate(self) -> OrderedDict[str, float]:
         """Print and return accuracy, error_rate, macro_f1 and, with PER_CLASS_RESULT, perclass_accuracy, in percent.
@@ -101,10 +116,30 @@ class Classification(EvaluatorBase):
         return average
 
     def _confusion_matrix(self) -> None:
-        """Save the confusion matrix (true, predicted classes) to ``cmat.pt`` in OUTPUT_DIR; each row sums to 1."""
+        """Save the confusion matrix (classes, classes) to ``cmat.pt`` in OUTPUT_DIR.
+
+        Rows are true, columns predicted classes. Each row sums to 1; that of a class without test images is 0.
+        """
         from sklearn.metrics import confusion_matrix
 
         path = Path(self.cfg.OUTPUT_DIR, "cmat.pt")
+        classes = range(1 + max(chain(self._y_true, self._y_pred, self._lab2cname)))
+        matrix = confusion_matrix(self._y_true, self._y_pred, labels=classes, normalize="true")
         with atomic_write(path, "wb") as file:
-            torch.save(torch.from_numpy(confusion_matrix(self._y_true, self._y_pred, normalize="true")), file)
+            torch.save(torch.from_numpy(matrix), file)
         print(f"Confusion matrix is saved to {path}")
+
+
+def _most_probable(
+    logits: torch.Tensor, best: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the labels' probabilities (n,), the most probable classes (n, k) and their probabilities (n, k).
+
+    ``logits`` are (n, classes). ``best`` (n,) comes first also among equal logits. A label that is no class has
+    probability 0.
+    """
+    classes = logits.shape[1]
+    probabilities = F.pad(logits.softmax(dim=1), (0, 1))
+    top = logits.scatter(1, best[:, None], torch.inf).topk(min(TOP_CLASSES, classes)).indices
+    label_probabilities = probabilities.gather(1, labels.clamp(max=classes)[:, None])[:, 0]
+    return label_probabilities.cpu(), top.cpu(), probabilities.gather(1, top).cpu()

@@ -1,16 +1,28 @@
-"""Cells of the results tables: reading accuracies from run folders, and the notes below a table."""
+"""Cells of the results tables: runs of one setting, averaged over seeds, and the notes below a table."""
 
 from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dassl.config.merge import flatten
-from dassl.engine.record import RECORD_FILE, read_record
-from dassl.log_format import read_result
+from dassl.utils import UserError
+from studies.tables.runs import (
+    ARITHMETIC,
+    COMPARED,
+    Run,
+    find_differences,
+    format_differences,
+    format_repetition,
+    group_by_seed,
+    read_trials,
+)
+
+MIN_TEST_IMAGES = 100  # with fewer, one image is more than a percentage point
+SHORTCUT, OTHER = "*", "†"  # marks: a deviation from the original method; a cell that does not compare with the others
 
 
 @dataclass
@@ -18,17 +30,17 @@ class Cell:
     """One cell of a table, from the runs of one setting with several seeds.
 
     Attributes:
-        accuracies: accuracy of each finished run, in percent.
-        missing: for each run without a usable result, its folder and the reason.
-        weights: descriptions of the CLIP weights that the runs used.
-        parameters: numbers of trainable parameters in the runs' records.
+        accuracies: accuracy of each run, in percent.
+        runs: the averaged runs, one for each seed; none if the cell combines other cells.
+        notes: sentences about runs that are not averaged.
+        marks: SHORTCUT and OTHER, where they apply.
         shortcuts: how runs deviated from the original method, one sentence each.
     """
 
     accuracies: list[float] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    weights: set[str] = field(default_factory=set)
-    parameters: set[int] = field(default_factory=set)
+    runs: list[Run] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    marks: str = ""
     shortcuts: set[str] = field(default_factory=set)
 
     @property
@@ -41,83 +53,80 @@ class Cell:
         """Half the width, in percent, of the 95% confidence interval of the mean (Student's t); 0 below two runs."""
         return ci95_half_width(self.accuracies) if len(self.accuracies) > 1 else 0
 
+    @property
+    def parameters(self) -> set[int]:
+        """The numbers of trainable parameters in the runs' records."""
+        counts = (run.record.get("trainable_parameters") for run in self.runs)
+        return {count for count in counts if type(count) is int and 0 <= count < 2**63}
+
+    @property
+    def shots_had(self) -> str:
+        """Text such as ``3 to 5 shots``, if a class had fewer training images than were asked for; else ""."""
+        trained = [run for run in self.runs if run.is_trained and not run.is_evaluation]
+        had = [counts for run in trained if (counts := run.train_images_per_class) and counts[0] < run.shots]
+        if not had:
+            return ""
+        fewest, most = min(low for low, _ in had), max(high for _, high in had)
+        return format_shots(most) if fewest == most else f"{fewest} to {format_shots(most)}"
+
     def __str__(self) -> str:
-        """Return the text of the cell, such as ``72.00 ± 6.57*``; ``-`` without accuracies, ``*`` with shortcuts."""
+        """Return the text of the cell, such as ``72.00 ± 6.57 (5 shots)*``; ``-`` without accuracies."""
         if not self.accuracies:
             return "-"
         spread = f" ± {self.spread:.2f}" if len(self.accuracies) > 1 else ""
-        return f"{self.mean:.2f}{spread}{'*' if self.shortcuts else ''}"
+        shots = f" ({self.shots_had})" if self.shots_had else ""
+        return f"{self.mean:.2f}{spread}{shots}{self.marks}"
 
 
-def list_runs(folder: Path) -> list[Path]:
-    """Return the run folders ``seed*`` in ``folder``; without any, ``folder`` itself."""
-    return sorted(folder.glob("seed*")) or [folder]
+def build_cell(runs: Sequence[Run]) -> Cell:
+    """Return the cell that averages ``runs``, one for each seed.
 
-
-def read_cell(runs: Iterable[Path], expected: dict, trained: bool) -> Cell:
-    """Read the logs and the records of runs into a cell.
-
-    Args:
-        runs: folder of each run.
-        expected: config values by dotted key; a run whose record (result.json) has another value counts as missing.
-        trained: whether the runs trained a model; False: they only evaluated one.
+    Runs whose settings differ are not averaged. Of several records of one seed, one counts if their accuracies are
+    equal, else none. The notes of the cell name these runs.
     """
     cell = Cell()
-    for run in runs:
-        log = run / "log.txt"
-        if not log.is_file():
-            cell.missing.append(f"{run}: no log.txt")
-            continue
-        accuracy = read_result(log, test_log=not trained)
-        if accuracy is None:
-            cell.missing.append(f"{run}: {'the run has not ended' if trained else 'no result in the log'}")
-            continue
-        if (run / RECORD_FILE).is_file():
-            record = read_record(run)
-            if mismatch := _find_config_mismatch(record, {"TEST.SPLIT": "test", **expected}):
-                cell.missing.append(f"{run}: {mismatch}")
-                continue
-            cell.weights.add(_describe_weights(record))
-            if type(count := record.get("trainable_parameters")) is int and 0 <= count < 2**63:
-                cell.parameters.add(count)
-            cell.shortcuts.update(_find_shortcuts(record, trained))
-        cell.accuracies.append(accuracy)
+    if differences := find_differences(runs):
+        cell.notes.append(f"not averaged, as the settings differ: {format_differences(runs, differences)}")
+        return cell
+    for group in group_by_seed(runs).values():
+        is_same = len({run.accuracy for run in group}) == 1
+        if len(group) > 1:
+            verdict = "equal, so it counts once" if is_same else "different, so the seed is left out"
+            cell.notes.append(f"{len(group)} records of {format_repetition(group)}; {verdict}")
+        cell.runs += group[:1] if is_same else []
+    cell.accuracies = [run.accuracy for run in cell.runs]
+    cell.shortcuts = {shortcut for run in cell.runs for shortcut in _find_shortcuts(run)}
     return cell
 
 
-def _find_config_mismatch(record: dict, expected: dict) -> str:
-    """Return a message on the record's config values other than ``expected`` (by dotted key); empty without any."""
-    config = dict(flatten(record.get("config") or {}))
-    if config.get("TRAINER.COOP.CTX_INIT"):  # its words set the number of tokens
-        expected = {key: value for key, value in expected.items() if key != "TRAINER.COOP.N_CTX"}
-    wrong = [f"{key} {config[key]}" for key, value in expected.items() if config.get(key, value) != value]
-    return f"its record has {', '.join(wrong)}" if wrong else ""
+def select_tested(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
+    """Return the runs that have an accuracy on test images, and a note for each other run."""
+    tested, notes = [], []
+    for run in runs:
+        split = run.record.get("split", "test")
+        if run.record.get("accuracy") is None:
+            notes.append(f"{run.folder}: its record has no accuracy")
+        elif split != "test":
+            notes.append(f"{run.folder}: its accuracy is on the split {split}")
+        else:
+            tested.append(run)
+    return tested, notes
 
 
-def _describe_weights(record: dict) -> str:
-    """Return the backbone and the checksum of the CLIP weights in a record; "not recorded" without them."""
-    weights = record.get("weights")
-    if not isinstance(weights, dict):
-        return "not recorded"
-    return f"{weights.get('backbone')}, SHA-256 {str(weights.get('sha256'))[:16]}…"
-
-
-def _find_shortcuts(record: dict, trained: bool) -> list[str]:
-    """Return a sentence for each way in which a run deviated from the original: faster settings, omitted images.
-
-    Shortcuts in training count only if ``trained`` is True: the run trained a model.
-    """
-    config = dict(flatten(record.get("config") or {}))
-    notes = []
-    if trained and (views := config.get("FEATURES.VIEWS")):
+def _find_shortcuts(run: Run) -> list[str]:
+    """Return a sentence for each way in which a run deviated from the original: faster settings, omitted images."""
+    notes, record = [], run.record
+    if run.is_trained and (views := run.config.get("FEATURES.VIEWS")):
         epochs = "every epoch" if views == 1 else f"{views} epochs"
         notes.append(f"FEATURES.VIEWS {views}: training images repeat their random draws after {epochs}.")
-    if trained and (sampled := record.get("sampled_classes")):
+    if run.is_trained and (sampled := record.get("sampled_classes")):
         notes.append(f"TRAINER.COOP.SAMPLED_CLASSES {sampled}: each training step uses a random sample of the classes.")
-    if precision := config.get("FEATURES.PREC"):
+    if precision := run.config.get("FEATURES.PREC"):
         notes.append(f"FEATURES.PREC {precision}: image features in that precision.")
     if record.get("bad_images"):
         notes.append("DATASET.SKIP_BAD_IMAGES: images that could not be read were left out; result.json names them.")
+    if forced := record.get("forced"):
+        notes.append(f"--force-resume: {'; '.join(map(str, forced))}.")
     return notes
 
 
@@ -126,26 +135,109 @@ def format_shots(shots: int) -> str:
     return f"{shots} shot" if shots == 1 else f"{shots} shots"
 
 
-def format_notes(cells: dict[str, Cell]) -> list[str]:
-    """Return the Markdown lines below a table: what ± means, shortcuts, CLIP weights, missing runs with reasons.
+def mark_cells(cells: dict[str, Cell], scope: str = "the table") -> list[str]:
+    """Mark the cells that deviate from the original method or from most cells; return the notes on the latter.
 
-    Shortcuts are deviations from the original method, as in :class:`Cell`. The keys of ``cells`` name the cells in
-    these lines. A note that concerns no cell is left out.
+    A cell compares with the others if it has their test images, class names, data set, weights and arithmetic. The keys
+    of ``cells`` name the cells in the notes; ``scope`` says what they have in common.
+    """
+    notes = []
+    for key in (*COMPARED, ARITHMETIC):
+        found = {
+            name: frozenset(run.facts[key] for run in cell.runs if key in run.facts) for name, cell in cells.items()
+        }
+        counts = Counter(values for values in found.values() if values)
+        if not counts:
+            continue
+        usual = max(counts, key=lambda values: (len(values) == 1, counts[values]))
+        for values in counts:
+            if values != usual:
+                names = [name for name in found if found[name] == values]
+                what = f"{key}: {' and '.join(sorted(values))}; in most of {scope}: {' and '.join(sorted(usual))}"
+                notes.append(f"{OTHER} {what}. In: {'; '.join(names)}.")
+                for name in names:
+                    cells[name].marks = OTHER
+    for cell in cells.values():
+        cell.marks = SHORTCUT * bool(cell.shortcuts) + OTHER * (OTHER in cell.marks)
+    return notes
+
+
+def format_notes(cells: dict[str, Cell], notes: Sequence[str], missing: dict[Path, str]) -> list[str]:
+    """Return the Markdown lines below a table.
+
+    They explain ± and the marks, and name the weights, shots that a class did not have, few test images, the seeds, the
+    runs that are not averaged, and those that are missing. A note that concerns no cell is left out.
+
+    Args:
+        cells: the cells by their names in these lines.
+        notes: the result of :func:`mark_cells`, and other sentences.
+        missing: the result of :func:`list_missing`.
     """
     lines = []
     if any(len(cell.accuracies) > 1 for cell in cells.values()):
-        lines += ["", "± is the 95% confidence interval of the mean over seeds (Student's t)."]
+        lines.append("± is the 95% confidence interval of the mean over seeds (Student's t).")
     for shortcut in sorted(set().union(*(cell.shortcuts for cell in cells.values()))):
         marked = "; ".join(name for name, cell in cells.items() if shortcut in cell.shortcuts)
-        lines += ["", f"\\* {shortcut} In: {marked}."]
-    weights = sorted(set().union(*(cell.weights for cell in cells.values())))
-    if weights:
-        lines += ["", f"Weights: {'; '.join(weights)}."]
-    if len(weights) > 1:
-        lines += ["", "**The cells come from different weights and cannot be compared.**"]
-    if missing := [f"- {name}: {reason}" for name, cell in cells.items() for reason in cell.missing]:
-        lines += ["", "Missing:", "", *missing]
-    return lines
+        lines.append(f"\\{SHORTCUT} {shortcut} In: {marked}.")
+    lines += notes
+    if fewer := [name for name, cell in cells.items() if cell.shots_had]:
+        lines.append(f"In parentheses: a class had fewer training images than asked for. In: {'; '.join(fewer)}.")
+    lines += [*_format_test_sizes(cells), *_format_seeds(cells)]
+    if weights := sorted(
+        {run.facts["weights"] for cell in cells.values() for run in cell.runs if "weights" in run.facts}
+    ):
+        lines.append(f"Weights: {'; '.join(weights)}.")
+    lines += [f"{name}: {note}." for name, cell in cells.items() for note in cell.notes]
+    lines = [text for line in lines for text in ("", line)]
+    return (
+        [*lines, "", "Missing:", "", *(f"- {path}: {reason}" for path, reason in missing.items())] if missing else lines
+    )
+
+
+def _format_test_sizes(cells: dict[str, Cell]) -> list[str]:
+    """Return a sentence for each small number of test images: how many points one image is."""
+    sizes: dict[int, list[str]] = {}
+    for name, cell in cells.items():
+        totals = (run.record.get("total") for run in cell.runs)
+        for size in sorted({total for total in totals if isinstance(total, int)}):
+            sizes.setdefault(size, []).append(name)
+    small = {size: names for size, names in sizes.items() if 0 < size < MIN_TEST_IMAGES}
+    return [
+        f"{size} test images: one image is {100 / size:.2f} points."
+        + (f" In: {'; '.join(names)}." if len(sizes) > 1 else "")
+        for size, names in sorted(small.items())
+    ]
+
+
+def _format_seeds(cells: dict[str, Cell]) -> list[str]:
+    """Return a sentence for each set of seeds other than that of most cells, among the cells of trained runs."""
+    groups: dict[str, list[str]] = {}
+    for name, cell in cells.items():
+        if any(run.is_trained for run in cell.runs):
+            groups.setdefault(", ".join(str(run.seed) for run in cell.runs), []).append(name)
+    usual = max(groups, key=lambda seeds: len(groups[seeds]), default="")
+    others = {seeds: names for seeds, names in groups.items() if seeds != usual}
+    return [f"Seeds: {seeds}; in most cells: {usual}. In: {'; '.join(names)}." for seeds, names in others.items()]
+
+
+def list_missing(folder: Path, runs: Iterable[Run], unfinished: Iterable[Path]) -> dict[Path, str]:
+    """Return the reason for each run that has not ended, and each that a sweep was asked for and that has no result.
+
+    The keys are the absolute paths of their folders.
+    """
+    finished = {run.folder.absolute() for run in runs}
+    reasons = {path.absolute(): "no log.txt" for path in read_trials(folder) - finished}
+    reasons |= {path.absolute(): "the run has not ended (no result.json)" for path in unfinished}
+    return dict(sorted(reasons.items()))
+
+
+def check_any_result(cells: Iterable[Cell], folder: Path, notes: Sequence[str], missing: dict[Path, str]) -> None:
+    """Raise :class:`UserError`, with one of the notes on runs without a result, if no cell has an accuracy."""
+    cells = list(cells)
+    if not any(cell.accuracies for cell in cells):
+        reasons = [*(note for cell in cells for note in cell.notes), *notes]
+        reasons += [f"{path}: {reason}" for path, reason in missing.items()]
+        raise UserError("; ".join([f"no run in {folder} has a result for the table", *reasons[:1]]))
 
 
 def ci95_half_width(values: Sequence[float]) -> float:

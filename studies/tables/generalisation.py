@@ -12,33 +12,69 @@ From ImageNet to its variants and to other data sets (tables 3 and 2 of the same
     <folder>/../imagenet/<trainer>/<config>_<shots>shots[/nctx…]/seed<n>        trained and tested on ImageNet
     <folder>/<trainer>/<config>_<shots>shots[/nctx…]/<data set>/seed<n>         tested on another data set
 
-Folders ``seed<n>`` are averaged. An average over data sets needs results on all of them.
+The folders name the rows and columns. Results, seeds and settings are those of the records (``result.json``). An
+average over data sets needs results on all of them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import harmonic_mean, mean
 from typing import Any
 
-from dassl.utils import UserError
-from studies.tables.cells import Cell, format_notes, format_shots, list_runs, read_cell
+from studies.tables.cells import (
+    OTHER,
+    SHORTCUT,
+    Cell,
+    build_cell,
+    check_any_result,
+    format_notes,
+    format_shots,
+    list_missing,
+    mark_cells,
+    select_tested,
+)
+from studies.tables.runs import Run, find_runs
 
-# A run's log below the table's folder: of base-to-new runs, and of runs on other data sets than they trained on.
-SEED_SUFFIX = r"(?:/(?P<seed>seed[^/]*))?/log\.txt"
+# A run's folder below the table's folder: of base-to-new runs, and of runs on other data sets than they trained on.
+SEED_SUFFIX = r"(?:/seed[^/]*)?"
 BASE_TO_NEW = re.compile(
-    r"(?:train_base|test_base|test_new)/(?P<data>[^/]+)/(?P<method>shots_\d+/[^/]+/[^/]+)" + SEED_SUFFIX
+    r"(?P<stage>train_base|test_base|test_new)/(?P<data>[^/]+)/(?P<method>shots_\d+/[^/]+/[^/]+)" + SEED_SUFFIX
 )
 TRANSFER = re.compile(
     r"(?P<method>[^/]+/[^/]+_\d+shots[^/]*(?:/nctx[^/]*)?)/(?P<data>(?!seed|nctx)[^/]+)" + SEED_SUFFIX
 )
+SOURCE = re.compile(r"(?P<method>[^/]+/[^/]+_\d+shots[^/]*(?:/nctx[^/]*)?)" + SEED_SUFFIX)  # in SOURCE_DATASET
 SHOTS_PATTERN = re.compile(r"shots_(\d+)/|_(\d+)shots")  # in a method's path, as each of the two patterns has it
 SOURCE_DATASET = "imagenet"  # where transferred models were trained; the prefix of its variants, such as imagenetv2
 
 Page = tuple[str, str, Any]  # a table as the stem of its file names, its Markdown, and its pandas.DataFrame
+
+
+@dataclass
+class FolderRuns:
+    """The runs in the folders that a pattern matches.
+
+    Attributes:
+        runs: the finished runs with an accuracy on test images, each with its match.
+        matches: the matches of all runs, also of unfinished ones.
+        notes: a sentence for each run that is not in the table.
+        missing: the reason by the folder of each missing run.
+    """
+
+    runs: list[tuple[re.Match, Run]]
+    matches: list[re.Match]
+    notes: list[str]
+    missing: dict[Path, str]
+
+    def select(self, **groups: object) -> list[Run]:
+        """Return the runs whose match has these values in its groups."""
+        return [run for match, run in self.runs if all(match[name] == value for name, value in groups.items())]
 
 
 def read_table(folder: Path) -> Page | None:
@@ -47,94 +83,119 @@ def read_table(folder: Path) -> Page | None:
     Raises:
         UserError: paths fit, but no run is finished.
     """
-    logs = [path.relative_to(folder).as_posix() for path in folder.rglob("log.txt")]
     for pattern, build in ((BASE_TO_NEW, build_base_to_new), (TRANSFER, build_transfer)):
-        if matches := [match for match in map(pattern.fullmatch, logs) if match]:
-            return build(folder, matches)
+        found = read_folder(folder, pattern)
+        if found.matches:
+            return build(folder, found)
     return None
 
 
-def build_base_to_new(folder: Path, matches: list[re.Match]) -> Page:
+def read_folder(folder: Path, pattern: re.Pattern) -> FolderRuns:
+    """Return the runs in ``folder`` whose paths below it match ``pattern``."""
+    runs, unfinished = find_runs(folder)
+    paths = (*(run.folder for run in runs), *unfinished)
+    matches = {path: match for path in paths if (match := pattern.fullmatch(path.relative_to(folder).as_posix()))}
+    tested, notes = select_tested(run for run in runs if run.folder in matches)
+    notes += [f"{run.folder}: its folder is not one of this table" for run in runs if run.folder not in matches]
+    missing = list_missing(folder, runs, unfinished)
+    return FolderRuns([(matches[run.folder], run) for run in tested], [*matches.values()], notes, missing)
+
+
+def build_base_to_new(folder: Path, found: FolderRuns) -> Page:
     """Return a table with the accuracy on base and new classes and their harmonic mean H, in percent.
 
     It has a row for each data set and method; with several data sets, then one for each method's averages.
-    ``matches`` has a match of BASE_TO_NEW for each log in ``folder``.
     """
     import pandas as pd
 
-    datasets, methods = _list_datasets_and_methods(matches)
-    cells, rows = {}, []
+    datasets, methods = _list_datasets_and_methods(found)
+    cells, notes = {}, []
     for data, method in product(datasets, methods):
-        runs = [Path(data, method, seed) for seed in methods[method]]
-        config = _expected_config(method)
-        stage = "train_base" if config else "test_base"
-        base_config = {**config, "DATASET.SUBSAMPLE_CLASSES": "base"}
-        base = read_cell([folder / stage / run for run in runs], base_config, trained=bool(config))
-        new_config = {"DATASET.SUBSAMPLE_CLASSES": "new"}
-        new = read_cell([folder / "test_new" / run for run in runs], new_config, trained=False)
+        select = partial(found.select, data=data, method=method)
+        trained = [*select(stage="train_base"), *select(stage="test_base")]
+        base = _build_cell(trained, SUBSAMPLE_CLASSES="base", **_expected_shots(method))
+        new = _build_cell(select(stage="test_new"), SUBSAMPLE_CLASSES="new")
         new.shortcuts |= base.shortcuts  # the tested model was trained with them
         cells[data, method, "base"], cells[data, method, "new"] = base, new
+    named = {f"{data}, {_format_method(method)}, {half}": cell for (data, method, half), cell in cells.items()}
+    for place in product(datasets, ("base", "new")):
+        group = {f"{place[0]}, {_format_method(m)}, {place[1]}": cells[place[0], m, place[1]] for m in methods}
+        notes += mark_cells(group, f"{place[0]}, {place[1]} classes")
+    rows = []
+    for data, method in product(datasets, methods):
+        base, new = cells[data, method, "base"], cells[data, method, "new"]
         rows.append((data, _format_method(method), base, new, _combine_cells(harmonic_mean, (base, new))))
     for method in methods if len(datasets) > 1 else ():
         base, new = (_combine_cells(mean, [cells[data, method, name] for data in datasets]) for name in ("base", "new"))
         rows.append(("average", _format_method(method), base, new, _combine_cells(harmonic_mean, (base, new))))
     frame = pd.DataFrame(rows, columns=["data set", "method", "base", "new", "H"]).astype(str).set_index("data set")
-    named = {f"{data}, {_format_method(method)}, {name}": cell for (data, method, name), cell in cells.items()}
-    return "base_to_new", _format_page(folder, {"From base to new classes: accuracy (%)": frame}, named, left=2), frame
+    below = _format_below(folder, named, notes, found.notes, found.missing)
+    return "base_to_new", _format_page({"From base to new classes: accuracy (%)": frame}, below, left=2), frame
 
 
-def build_transfer(folder: Path, matches: list[re.Match]) -> Page:
+def build_transfer(folder: Path, found: FolderRuns) -> Page:
     """Return a table with a row for each method and columns for ImageNet, its variants and the other data sets.
 
-    The variants and the other data sets each have a column of averages. ``matches`` has a match of TRANSFER for each
-    log in ``folder``.
+    The variants and the other data sets each have a column of averages.
     """
     import pandas as pd
 
-    datasets, methods = _list_datasets_and_methods(matches)
+    datasets, methods = _list_datasets_and_methods(found)
     groups = {
         "variants": [data for data in datasets if data.startswith(SOURCE_DATASET) and data != SOURCE_DATASET],
         "other data sets": [data for data in datasets if not data.startswith(SOURCE_DATASET)],
     }
     groups = {name: group for name, group in groups.items() if group}
-    tested = {name: {match["method"] for match in matches if match["data"] in group} for name, group in groups.items()}
-    cells = {(SOURCE_DATASET, method): _read_source_cell(folder, method) for method in methods}
+    source, notes = read_folder(folder.absolute().parent / SOURCE_DATASET, SOURCE), []
+    cells = {(SOURCE_DATASET, m): _build_cell(source.select(method=m), **_expected_shots(m)) for m in methods}
+    for data, method in product(datasets, methods):
+        cells[data, method] = _build_cell(found.select(data=data, method=method), SUBSAMPLE_CLASSES="all")
+        cells[data, method].shortcuts |= cells[SOURCE_DATASET, method].shortcuts  # the model was trained with them
+    for data in (SOURCE_DATASET, *datasets):
+        notes += mark_cells({f"{data}, {_format_method(m)}": cells[data, m] for m in methods}, data)
     columns = {SOURCE_DATASET: [cells[SOURCE_DATASET, method] for method in methods]}
     for name, group in groups.items():
-        for data, method in product(group, methods):
-            runs = [folder / method / data / seed for seed in methods[method] if method in tested[name]]
-            cells[data, method] = read_cell(runs, {"DATASET.SUBSAMPLE_CLASSES": "all"}, trained=False)
-            cells[data, method].shortcuts |= cells[SOURCE_DATASET, method].shortcuts  # the model was trained with them
         columns |= {data: [cells[data, method] for method in methods] for data in group}
         averages = [_combine_cells(mean, [cells[data, method] for data in group]) for method in methods]
         columns[f"average of {name}"] = averages
     frame = pd.DataFrame(columns, pd.Index(map(_format_method, methods), name="accuracy (%)")).astype(str)
     tables = {}
     for name, group in groups.items():
-        rows = [method in tested[name] for method in methods]
+        tested = {match["method"] for match in found.matches if match["data"] in group}
+        rows = [method in tested for method in methods]
         group_frame = frame.loc[rows, [SOURCE_DATASET, *group, f"average of {name}"]]
         tables[f"From {SOURCE_DATASET} to {name}: accuracy (%)"] = group_frame
     named = {f"{data}, {_format_method(method)}": cell for (data, method), cell in cells.items()}
-    return "transfer", _format_page(folder, tables, named, left=1), frame
+    trained_here = {match.string for match in source.matches if match["method"] in methods}
+    base = folder.absolute().parent / SOURCE_DATASET
+    missing = {path: text for path, text in source.missing.items() if path.relative_to(base).as_posix() in trained_here}
+    return (
+        "transfer",
+        _format_page(tables, _format_below(folder, named, notes, found.notes, found.missing | missing), left=1),
+        frame,
+    )
 
 
-def _read_source_cell(folder: Path, method: str) -> Cell:
-    """Return the cell of a method's training runs, in the folder ``imagenet`` beside ``folder``; empty without them."""
-    runs = folder.absolute().parent / SOURCE_DATASET / method
-    config = _expected_config(method)
-    return read_cell(list_runs(runs) if runs.is_dir() else [], config, trained=bool(config))
+def _build_cell(runs: Sequence[Run], **expected: object) -> Cell:
+    """Return the cell of ``runs``; a note names each run whose record has other values of DATASET than ``expected``."""
+    fitting, notes = [], []
+    for run in runs:
+        values = {key: run.config.get(f"DATASET.{key}") for key in expected}
+        checked = [key for key in expected if run.is_trained or key != "NUM_SHOTS"]
+        if wrong := [key for key in checked if values[key] != expected[key]]:
+            notes.append(f"left out {run.folder}, as its record has DATASET.{wrong[0]} {values[wrong[0]]}")
+        else:
+            fitting.append(run)
+    cell = build_cell(fitting)
+    cell.notes += notes
+    return cell
 
 
-def _list_datasets_and_methods(matches: list[re.Match]) -> tuple[list[str], dict[str, list[str]]]:
-    """Return the names of the data sets in the matched paths, and the names of the seed folders by method path.
-
-    Methods without training come first. A method without seed folders has one empty name.
-    """
-    datasets = sorted({match["data"] for match in matches})
-    methods = {match["method"] for match in matches}
+def _list_datasets_and_methods(found: FolderRuns) -> tuple[list[str], list[str]]:
+    """Return the names of the data sets and of the methods in the matched paths; methods without training first."""
+    methods = {match["method"] for match in found.matches}
     ordered = sorted(methods, key=lambda m: (_get_shots(m) > 0, SHOTS_PATTERN.sub("", m), _get_shots(m)))
-    seeds = {m: {match["seed"] for match in matches if match["method"] == m} for m in ordered}
-    return datasets, {m: sorted(filter(None, seeds[m])) or [""] for m in ordered}
+    return sorted({match["data"] for match in found.matches}), ordered
 
 
 def _get_shots(method: str) -> int:
@@ -142,35 +203,40 @@ def _get_shots(method: str) -> int:
     return int("".join(SHOTS_PATTERN.findall(method)[0]))  # one of the pattern's two groups is empty
 
 
-def _expected_config(method: str) -> dict:
-    """Return the config values that records of a method's training runs must have; empty for 0 shots, no training."""
-    shots = _get_shots(method)
-    return {"DATASET.NUM_SHOTS": shots} if shots else {}
+def _expected_shots(method: str) -> dict[str, int]:
+    """Return NUM_SHOTS of a method's training runs, by that key; empty for 0 shots, no training."""
+    return {"NUM_SHOTS": _get_shots(method)} if _get_shots(method) else {}
 
 
 def _format_method(method: str) -> str:
-    """Return a method's name: "CoOp, tiny, 16 shots" for ``shots_16/CoOp/tiny`` and for ``CoOp/tiny_16shots``."""
+    """Return ``CoOp, tiny, 16 shots`` for ``shots_16/CoOp/tiny`` and for ``CoOp/tiny_16shots``."""
     return f"{SHOTS_PATTERN.sub('', method).replace('/', ', ')}, {format_shots(_get_shots(method))}"
 
 
 def _combine_cells(function: Callable[[list[float]], float], cells: Iterable[Cell]) -> Cell:
-    """Return a cell with ``function`` of the cells' means; empty if a cell has no accuracies."""
+    """Return a cell with ``function`` of the cells' means, and their marks; empty if a cell has no accuracies."""
     cells = list(cells)
     if not all(cell.accuracies for cell in cells):
         return Cell()
-    return Cell([function([cell.mean for cell in cells])], shortcuts=set().union(*(c.shortcuts for c in cells)))
+    marks = "".join(mark for mark in (SHORTCUT, OTHER) if any(mark in cell.marks for cell in cells))
+    return Cell([function([cell.mean for cell in cells])], marks=marks)
 
 
-def _format_page(folder: Path, tables: dict, cells: dict[str, Cell], left: int) -> str:
-    """Return a Markdown page of ``tables`` (pandas.DataFrame by title) and the notes of their cells (by name).
+def _format_below(
+    folder: Path, cells: dict[str, Cell], notes: list[str], left_out: list[str], missing: dict
+) -> list[str]:
+    """Return the lines below a table; :class:`UserError` if no cell has an accuracy. ``cells`` are by name."""
+    check_any_result(cells.values(), folder, left_out, missing)
+    return format_notes(cells, [*notes, *(f"Not in the table: {note}." for note in left_out)], missing)
 
-    The first ``left`` columns are aligned to the left. :class:`UserError`: no cell has an accuracy.
+
+def _format_page(tables: dict, below: list[str], left: int) -> str:
+    """Return a Markdown page of ``tables`` (pandas.DataFrame by title), and the lines ``below``.
+
+    The first ``left`` columns are aligned to the left.
     """
-    if not any(cell.accuracies for cell in cells.values()):
-        reasons = (reason for cell in cells.values() for reason in cell.missing)
-        raise UserError(f"no finished run in {folder}; {next(reasons)}")
     lines = []
     for title, frame in tables.items():
         align = ["left"] * left + ["right"] * (frame.shape[1] + 1 - left)
         lines += [f"# {title}", "", frame.to_markdown(colalign=align, disable_numparse=True), ""]
-    return "\n".join([*lines[:-1], *format_notes(cells)]) + "\n"
+    return "\n".join([*lines[:-1], *below]) + "\n"

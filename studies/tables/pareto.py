@@ -5,11 +5,12 @@ A method is on the Pareto front if no method with as few or fewer parameters is 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .cells import Cell, format_shots
-from .study import SHOTS, ZERO_SHOT_ROWS, Table
+from .cells import Cell
+from .study import ZERO_SHOTS, Table, format_column
 
 MARKERS = "osD^vP*X"  # matplotlib's filled markers, which stay distinct where points overlap
 
@@ -25,21 +26,22 @@ class Point:
 
 
 def collect_points(table: Table) -> tuple[int, list[Point]]:
-    """Return the number of shots at which the most methods have results, and a point for each of these methods.
+    """Return the column (shots) in which the most methods have results, and a point for each of these methods.
 
     The larger number of shots wins a tie. If a trained method has a point, zero-shot methods have one, too. A method
     whose records lack the number of trainable parameters has no point.
     """
 
-    def has_point(cells: dict[int, Cell], shots: int) -> bool:
-        """Whether a row's cell for ``shots`` exists and has both accuracies and numbers of parameters."""
-        return shots in cells and bool(cells[shots].accuracies and cells[shots].parameters)
+    def has_point(cells: dict[int, Cell], column: int) -> bool:
+        """Whether a row's cell in ``column`` exists and has both accuracies and numbers of parameters."""
+        return column in cells and bool(cells[column].accuracies and cells[column].parameters)
 
-    shots = max(SHOTS[1:], key=lambda s: (sum(has_point(cells, s) for cells in table.values()), s))
-    if not any(has_point(cells, shots) for cells in table.values()):
-        return shots, []
-    columns = {row: 0 if row in ZERO_SHOT_ROWS else shots for row in table}
-    chosen = {row: cells[columns[row]] for row, cells in table.items() if has_point(cells, columns[row])}
+    counts = Counter(column for cells in table.values() for column in cells if has_point(cells, column))
+    del counts[ZERO_SHOTS]
+    if not counts:
+        return ZERO_SHOTS, []
+    shots = max(counts, key=lambda column: (counts[column], column))
+    chosen = {row: cells[c] for row, cells in table.items() for c in (ZERO_SHOTS, shots) if has_point(cells, c)}
     return shots, [Point(row, max(cell.parameters), cell.mean, cell.spread) for row, cell in chosen.items()]
 
 
@@ -67,7 +69,7 @@ def plot_pareto(shots: int, points: Sequence[Point], title: str, file) -> None:
         axes.errorbar(p.parameters, p.accuracy, p.spread, fmt=marker, color=f"C{number % 10}", capsize=3, label=p.name)
     axes.set_xscale("symlog", linthresh=max(1, min((p.parameters for p in points if p.parameters), default=1)))
     axes.set(xlabel="trainable parameters", ylabel="test accuracy (%)")
-    axes.set_title(f"{title}, {format_shots(shots)}", parse_math=False)
+    axes.set_title(f"{title}, {format_column(shots)}", parse_math=False)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper")
     figure.savefig(file, format="png")

@@ -1,123 +1,178 @@
 """The table and the plot of a few-shot study, for ``tools/results_table.py``: rows of methods, columns of shots.
 
-Zero-shot CLIP and CoOp with 16 and with 4 context tokens always have a row. Other methods have one if there are runs:
-
-    <folder>/{ZeroshotCLIP,ZeroshotCLIP2}[/<config>]                            one prompt per class; an ensemble
-    <folder>/CoOp/<config>_<shots>shots[_ctx<tokens>][_csc]                     16 tokens without a number
-    <folder>/CoOp/<config>_<shots>shots/nctx<tokens>_csc<True or False>_ctpend  what scripts/coop/main.sh writes
-    <folder>/{CLIPAdapter,TipAdapter,TipAdapterF,LinearProbe}/<config>_<shots>shots
-
-Each is the folder of a run, or a folder of seed1, seed2, … that are averaged (mean ± 95% interval, Student's t).
+The runs are those below the folder of the study, wherever they are in it. What a run is, its record says: the method,
+the number of shots, the seed. Runs that differ in nothing but the seed are averaged (mean ± 95% interval, Student's t).
+Where runs of one method and number of shots differ in more, each of their settings has its row.
 """
 
 from __future__ import annotations
 
-import glob
-import re
-import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from dassl.utils import UserError, suggest_name
-from studies.tables.cells import Cell, format_notes, format_shots, list_runs, read_cell
+from studies.tables.cells import (
+    Cell,
+    build_cell,
+    check_any_result,
+    format_notes,
+    format_shots,
+    list_missing,
+    mark_cells,
+    select_tested,
+)
+from studies.tables.paired import Comparison, compare_cells
+from studies.tables.runs import COMPARED, Run, find_differences, find_runs
 
-SHOTS = (0, 1, 2, 4, 8, 16)  # columns: zero-shot, and the shots of the CoOp paper (Zhou et al. 2022, section 4.1)
-ZERO_SHOT_ROWS = {"Zero-shot CLIP": "ZeroshotCLIP", "Zero-shot ensemble": "ZeroshotCLIP2"}  # trainer by row
+ZERO_SHOTS, ALL_IMAGES = 0, 2**31  # columns: methods that train nothing, first; methods trained on all images, last
 STANDARD_TOKENS, EFFICIENT_TOKENS = 16, 4  # context tokens: CoOp's default, and the length of "a photo of a"
-# Row by (context tokens, class-specific): the two settings that the study compares.
-COOP_ROWS = {(STANDARD_TOKENS, False): "CoOp (Standard)", (EFFICIENT_TOKENS, False): "CoOp (Efficient)"}
-FEATURE_METHODS = {  # trainer by row: methods over CLIP's image features
-    "CLIP-Adapter": "CLIPAdapter",
-    "Tip-Adapter": "TipAdapter",
-    "Tip-Adapter-F": "TipAdapterF",
-    "Linear probe": "LinearProbe",
+# CoOp's rows by (context tokens, class-specific): the two settings that the study compares.
+COOP_ROWS = {
+    (STANDARD_TOKENS, False): "CoOp (Standard)",
+    (EFFICIENT_TOKENS, False): "CoOp (Efficient)",
 }
-REQUIRED_ROWS = ("Zero-shot CLIP", *COOP_ROWS.values())  # in every table, since the study is their comparison
-PAR_POINTS = 1.0  # percentage points of mean difference that still count as "on a par"; seeds differ by as much
-# Names of run folders: as the sweeps write them, and as scripts/coop/main.sh does inside of these.
-RUN_PATTERN = re.compile(r"(?P<config>.+)_(?P<shots>\d+)shots(_ctx(?P<n_ctx>\d+))?(?P<csc>_csc)?")
-VARIANT_PATTERN = re.compile(r"nctx(?P<n_ctx>\d+)_csc(?P<csc>True|False)_ctpend")
+# Rows by trainer, in the order of the table; a trainer that is not here has its own name, and comes last.
+ROWS = {"ZeroshotCLIP": "Zero-shot CLIP", "ZeroshotCLIP2": "Zero-shot ensemble", "CoOp": "CoOp"}
+ROWS |= {"CLIPAdapter": "CLIP-Adapter", "TipAdapter": "Tip-Adapter", "TipAdapterF": "Tip-Adapter-F"}
+ROWS |= {"LinearProbe": "Linear probe"}
 
-Table = dict[str, dict[int, Cell]]  # cells of each row by shots, without those that have no runs
+Table = dict[str, dict[int, Cell]]  # cells of each row by column: the shots, ZERO_SHOTS or ALL_IMAGES
 
 
-def choose_config(folder: Path, config: str) -> str:
-    """Return the config (``rn50``, ``tiny``) whose runs make the table: ``config``, or else the only one in ``folder``.
+@dataclass
+class Study:
+    """The table of a study, sentences for below it, and the reason by the folder of each missing run."""
 
-    The names of CoOp's run folders contain the configs; without runs of CoOp, those of the other methods. Without any
-    runs, an empty ``config`` becomes ``<config>``.
+    table: Table
+    notes: list[str]
+    missing: dict[Path, str]
+
+    @property
+    def cells(self) -> dict[str, Cell]:
+        """All cells, by their names in notes."""
+        return {f"{row}, {format_column(c)}": cell for row, cells in self.table.items() for c, cell in cells.items()}
+
+
+def read_study(folder: Path, config: str = "") -> Study:
+    """Return the study of the runs in ``folder``; with ``config``, of those whose --config-file has that stem.
 
     Raises:
-        UserError: ``folder`` has runs, but none of ``config``; or ``config`` is empty and there are several.
+        UserError: no run is finished, or none is of ``config``.
     """
-    for trainers in (["CoOp"], FEATURE_METHODS.values()):
-        paths = (path for trainer in trainers for path in (folder / trainer).glob("*shots*"))
-        if configs := sorted({match["config"] for path in paths if (match := RUN_PATTERN.fullmatch(path.name))}):
-            break
-    place = folder / "CoOp" if "CoOp" in trainers else folder
-    if config and configs and config not in configs:
-        raise UserError(f"no runs of config {config} in {place}; {suggest_name(config, configs)}")
-    if not config and len(configs) > 1:
-        raise UserError(f"{place} has runs of several configs; choose with --config: {', '.join(configs)}")
-    return config or (configs[0] if configs else "<config>")
+    runs, unfinished = find_runs(folder)
+    if config:
+        configs = sorted({run.config_name for run in runs})
+        if config not in configs:
+            raise UserError(f"no runs of config {config} in {folder}; {suggest_name(config, configs)}")
+    missing = list_missing(folder, runs, unfinished)
+    tested, notes = select_tested(run for run in runs if not config or run.config_name == config)
+    evaluations = [run for run in tested if run.is_trained and run.is_evaluation]
+    notes += [f"{run.folder}: it evaluates a model that another run trained" for run in evaluations]
+    table, split_notes = collect_table([run for run in tested if run not in evaluations])
+    check_any_result((cell for cells in table.values() for cell in cells.values()), folder, notes, missing)
+    study = Study(table, [], missing)
+    study.notes += [*mark_cells(study.cells), *split_notes, *_describe_columns(table)]
+    study.notes += [f"Not in the table: {note}." for note in notes]
+    return study
 
 
-def collect_table(folder: Path, config: str) -> Table:
-    """Return the cells, by row and number of shots, from the runs of ``config`` in the study's ``folder``."""
-    table: dict[str, dict[int, Cell | None]] = {}
-    for row, trainer in ZERO_SHOT_ROWS.items():
-        path = folder / trainer / config if (folder / trainer / config).is_dir() else folder / trainer
-        table[row] = {0: _read_optional_cell(path, {}, row)}
-    for n_ctx, csc in _list_contexts(folder / "CoOp", config):
-        row = COOP_ROWS.get((n_ctx, csc)) or f"CoOp, {n_ctx} token{'s' * (n_ctx > 1)}{', CSC' * csc}"
-        expected = {"TRAINER.COOP.N_CTX": n_ctx, "TRAINER.COOP.CSC": csc}
-        table[row] = {}
-        for shots in SHOTS[1:]:
-            path = _context_folder(folder / "CoOp" / f"{config}_{shots}shots", n_ctx, csc)
-            table[row][shots] = _read_optional_cell(path, {"DATASET.NUM_SHOTS": shots, **expected}, row)
-    for row, trainer in FEATURE_METHODS.items():
-        paths = {shots: folder / trainer / f"{config}_{shots}shots" for shots in SHOTS[1:]}
-        table[row] = {s: _read_optional_cell(path, {"DATASET.NUM_SHOTS": s}, row) for s, path in paths.items()}
-    present = {row: {shots: cell for shots, cell in cells.items() if cell} for row, cells in table.items()}
-    return {row: cells for row, cells in present.items() if cells}
+def collect_table(runs: Sequence[Run]) -> tuple[Table, list[str]]:
+    """Return the cells of ``runs`` by row and column, and a note on each method that has several rows."""
+    methods: dict[str, list[Run]] = {}
+    for run in sorted(runs, key=_sort_key):
+        methods.setdefault(name_method(run), []).append(run)
+    table, notes = {}, []
+    for method, group in methods.items():
+        keys = sorted({key for column in _group_by_column(group).values() for key in find_differences(column)})
+        if keys:
+            notes.append(f"{method} has several rows, as runs with the same shots differ in {', '.join(keys)}.")
+        for suffix, row_runs in _split(group, keys).items():
+            table[method + suffix] = {c: build_cell(column) for c, column in _group_by_column(row_runs).items()}
+    return table, notes
 
 
-def _read_optional_cell(folder: Path, expected: dict, row: str) -> Cell | None:
-    """Return the cell of the runs in ``folder``; None if it does not exist and ``row`` is not in REQUIRED_ROWS."""
-    if row not in REQUIRED_ROWS and not folder.is_dir():
-        return None
-    return read_cell(list_runs(folder), expected, trained=row not in ZERO_SHOT_ROWS)
+def name_method(run: Run) -> str:
+    """Return the name of a run's method, with the context of CoOp: ``CoOp, 8 tokens, CSC``."""
+    trainer, node = run.record["trainer"], "TRAINER.COOP"
+    if trainer != "CoOp":
+        return ROWS.get(trainer, trainer)
+    words, n_ctx, csc = (run.config.get(f"{node}.{key}") for key in ("CTX_INIT", "N_CTX", "CSC"))
+    position = run.config.get(f"{node}.CLASS_TOKEN_POSITION", "end")
+    tokens = f'"{words}"' if words else f"{n_ctx} token{'s' * (n_ctx != 1)}"
+    name = f"CoOp, {tokens}{', CSC' * bool(csc)}"
+    if not words and isinstance(n_ctx, int):
+        name = COOP_ROWS.get((n_ctx, bool(csc)), name)
+    return name if position == "end" else f"{name}, class name {position}"
 
 
-def _list_contexts(folder: Path, config: str) -> list[tuple[int, bool]]:
-    """Return (context tokens, class-specific) of CoOp's required rows, then of other runs, class-specific ones last."""
-    contexts = set()
-    for path in folder.glob(f"{glob.escape(config)}_*shots*"):
-        if (match := RUN_PATTERN.fullmatch(path.name)) and match["config"] == config and path.is_dir():
-            contexts.add((int(match["n_ctx"] or STANDARD_TOKENS), bool(match["csc"])))
-            variants = (VARIANT_PATTERN.fullmatch(inner.name) for inner in path.iterdir())
-            contexts |= {(int(inner["n_ctx"]), inner["csc"] == "True") for inner in variants if inner}
-    return [*COOP_ROWS, *sorted(contexts - set(COOP_ROWS), key=lambda context: (context[1], context[0]))]
+def _sort_key(run: Run) -> tuple:
+    """Return what sorts runs by method, in the order of ROWS; of CoOp's, the two of the study come first."""
+    trainer, rows = run.record["trainer"], list(COOP_ROWS.values())
+    name, n_ctx = name_method(run), run.config.get("TRAINER.COOP.N_CTX")
+    place = list(ROWS).index(trainer) if trainer in ROWS else len(ROWS)
+    coop = rows.index(name) if name in rows else len(rows)
+    return place, coop, "CSC" in name, n_ctx if isinstance(n_ctx, int) else 0, name, str(run.folder)
 
 
-def _context_folder(base: Path, n_ctx: int, csc: bool) -> Path:
-    """Return the folder of CoOp's runs with ``n_ctx`` context tokens, class-specific ones if ``csc``.
+def _get_column(run: Run) -> int:
+    """Return the column of a run."""
+    return (run.shots or ALL_IMAGES) if run.is_trained else ZERO_SHOTS
 
-    ``base`` is the folder for 16 tokens that all classes share, ``<config>_<shots>shots``.
+
+def _group_by_column(runs: Iterable[Run]) -> dict[int, list[Run]]:
+    """Return the runs by column."""
+    columns: dict[int, list[Run]] = {}
+    for run in sorted(runs, key=_get_column):
+        columns.setdefault(_get_column(run), []).append(run)
+    return columns
+
+
+def _split(runs: Sequence[Run], keys: Sequence[str]) -> dict[str, list[Run]]:
+    """Return the runs by the values of ``keys``, as text such as ``, OPTIM.LR 0.02``.
+
+    A key that follows from the keys before it is left out of the text.
     """
-    variant = base / f"nctx{n_ctx}_csc{csc}_ctpend"
-    if any(variant.glob("seed*/log.txt")):
-        return variant
-    tokens = "" if n_ctx == STANDARD_TOKENS else f"_ctx{n_ctx}"
-    return base.with_name(f"{base.name}{tokens}{'_csc' * csc}")
+    differences = find_differences(runs)
+    groups = [""] * len(runs)
+    for key in keys:
+        finer = [f"{group}, {key} {value}" for group, value in zip(groups, differences[key], strict=True)]
+        groups = finer if len(set(finer)) > len(set(groups)) else groups
+    return {
+        group: [r for r, other in zip(runs, groups, strict=True) if other == group] for group in dict.fromkeys(groups)
+    }
+
+
+def _describe_columns(table: Table) -> list[str]:
+    """Return a sentence for each row whose columns differ in more than the shots, such as in the number of epochs."""
+    notes = []
+    for row, cells in table.items():
+        runs = [run for cell in cells.values() for run in cell.runs]
+        for key, values in find_differences(runs).items():
+            if key in (*COMPARED, "DATASET.NUM_SHOTS"):
+                continue
+            columns = {
+                v: dict.fromkeys(format_column(_get_column(r)) for r, w in zip(runs, values, strict=True) if w == v)
+                for v in values
+            }
+            parts = "; ".join(f"{value} ({', '.join(names)})" for value, names in columns.items())
+            notes.append(f"{row}: {key} differs between the columns: {parts}.")
+    return notes
+
+
+def format_column(column: int) -> str:
+    """Return the head of a column: ``0 shots``, ``1 shot``, ``16 shots``, ``all``."""
+    return "all" if column == ALL_IMAGES else format_shots(column)
 
 
 def to_frame(table: Table):
     """Return the table as a pandas.DataFrame of text: rows of methods, columns of shots and of parameters."""
     import pandas as pd
 
-    texts = [[*(str(c.get(shots, "-")) for shots in SHOTS), format_parameters(c.values())] for c in table.values()]
-    return pd.DataFrame(texts, pd.Index(table, name="accuracy (%)"), [*map(format_shots, SHOTS), "parameters"])
+    columns = sorted({column for cells in table.values() for column in cells})
+    texts = [[*(str(c.get(column, "-")) for column in columns), format_parameters(c.values())] for c in table.values()]
+    heads = [*map(format_column, columns), "parameters"]
+    return pd.DataFrame(texts, pd.Index(table, name="accuracy (%)"), heads)
 
 
 def format_parameters(cells: Iterable[Cell]) -> str:
@@ -126,30 +181,43 @@ def format_parameters(cells: Iterable[Cell]) -> str:
     return " to ".join(f"{count:,}" for count in sorted({min(counts), max(counts)})) if counts else "-"
 
 
-def format_comparison(table: Table) -> str:
-    """Return sentences that compare CoOp with 4 tokens to CoOp with 16: parameters, and accuracy over the shots."""
+def format_comparison(table: Table, first: str, second: str) -> str:
+    """Return sentences on whether the row ``first`` is more accurate than the row ``second``, over all shots."""
+    one, other = table[first], table[second]
+    both = [column for column in one if column in other and one[column].accuracies and other[column].accuracies]
+    gaps = {format_column(column): one[column].mean - other[column].mean for column in both}
+    shots = f" By shots: {', '.join(f'{name} {gap:+.2f}' for name, gap in gaps.items())}." if gaps else ""
+    result = compare_cells(one, other)
+    if not isinstance(result, Comparison):
+        return f"Whether {first} or {second} is more accurate cannot be told: {result}.{shots}"
+    if not result.is_shown:
+        return f"No difference in accuracy between {first} and {second} can be shown: {result}.{shots}"
+    verdict = "higher" if result.difference > 0 else "lower"
+    return f"The accuracy of {first} is {verdict} than that of {second}: {result}.{shots}"
+
+
+def format_coop_comparison(table: Table) -> list[str]:
+    """Return a paragraph that compares CoOp with 4 tokens to CoOp with 16; none if a row is missing."""
     standard, efficient = COOP_ROWS.values()
+    if standard not in table or efficient not in table:
+        return []
     saving = 100 * (1 - EFFICIENT_TOKENS / STANDARD_TOKENS)
-    text = f"{efficient} learns {EFFICIENT_TOKENS} context tokens instead of {STANDARD_TOKENS}: "
-    text += f"{saving:.0f}% fewer parameters. "
-    both = [s for s in SHOTS[1:] if table[standard][s].accuracies and table[efficient][s].accuracies]
-    if not both:
-        return text + "No number of shots has both, so their accuracies cannot be compared yet."
-    gaps = [table[efficient][s].mean - table[standard][s].mean for s in both]
-    gap = statistics.mean(gaps)
-    verdict = "on a par with" if abs(gap) <= PAR_POINTS else "lower than" if gap < 0 else "higher than"
-    shots = ", ".join(f"{s}: {g:+.2f}" for s, g in zip(both, gaps, strict=True))
-    text += f"Its accuracy is {verdict} {standard}'s: {gap:+.2f} points on average (shots {shots})"
-    return f"{text}; within {PAR_POINTS:g} point counts as on a par."
+    tokens = f"{efficient} learns {EFFICIENT_TOKENS} context tokens instead of {STANDARD_TOKENS}"
+    text = f"{tokens}: {saving:.0f}% fewer parameters. {format_comparison(table, efficient, standard)}"
+    pairs = [(cell, table[standard][column]) for column, cell in table[efficient].items() if column in table[standard]]
+    keys = {key for cells in pairs for key in find_differences([run for cell in cells for run in cell.runs])}
+    if others := sorted(keys - {"TRAINER.COOP.N_CTX", *COMPARED}):
+        text += f" They also differ in {', '.join(others)}."
+    return ["", text]
 
 
-def to_markdown(table: Table, title: str) -> str:
+def to_markdown(study: Study, title: str) -> str:
     """Return a Markdown page: the title, the table, the comparison of CoOp's two settings, and the notes."""
-    frame = to_frame(table)
+    frame = to_frame(study.table)
     align = ["left"] + ["right"] * frame.shape[1]
-    lines = [f"# {title}", "", frame.to_markdown(colalign=align, disable_numparse=True), "", format_comparison(table)]
-    cells = {f"{row}, {format_shots(shots)}": cell for row in table for shots, cell in table[row].items()}
-    return "\n".join([*lines, *format_notes(cells)]) + "\n"
+    lines = [f"# {title}", "", frame.to_markdown(colalign=align, disable_numparse=True)]
+    lines += [*format_coop_comparison(study.table), *format_notes(study.cells, study.notes, study.missing)]
+    return "\n".join(lines) + "\n"
 
 
 def plot_study(table: Table, title: str, file) -> None:
@@ -160,17 +228,23 @@ def plot_study(table: Table, title: str, file) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
-    for row, style in zip(ZERO_SHOT_ROWS, ("--", ":"), strict=True):
-        if (zero := table.get(row, {}).get(0)) and zero.accuracies:
-            axes.axhline(zero.mean, color="gray", linestyle=style, label=f"{row} ({zero.mean:.2f}%)")
+    ticks = sorted({column for cells in table.values() for column in cells} - {ZERO_SHOTS})
+    # All images are one step to the right of the most shots: their number differs between classes.
+    places = {column: 2 * max([1, *ticks[:-1]]) if column == ALL_IMAGES else column for column in ticks}
+    styles = ["--", ":", "-."]
     labels = {row: f"{row}, {n_ctx} tokens" for (n_ctx, _), row in COOP_ROWS.items()}
     for row, cells in table.items():
-        finished = {shots: cell for shots, cell in cells.items() if cell.accuracies}
-        if finished and row not in ZERO_SHOT_ROWS:
+        finished = {column: cell for column, cell in cells.items() if cell.accuracies}
+        if zero := finished.pop(ZERO_SHOTS, None):
+            styles.append(style := styles.pop(0))
+            axes.axhline(zero.mean, color="gray", linestyle=style, label=f"{row} ({zero.mean:.2f}%)")
+        if finished:
             means, spreads = [cell.mean for cell in finished.values()], [cell.spread for cell in finished.values()]
-            axes.errorbar([*finished], means, spreads, marker="o", capsize=3, label=labels.get(row, row))
+            axes.errorbar(
+                [places[c] for c in finished], means, spreads, marker="o", capsize=3, label=labels.get(row, row)
+            )
     axes.set_xscale("log", base=2)
-    axes.set_xticks(SHOTS[1:], [str(s) for s in SHOTS[1:]])
+    axes.set_xticks([*places.values()], ["all" if column == ALL_IMAGES else str(column) for column in places])
     axes.set(xlabel="training images per class (shots)", ylabel="test accuracy (%)")
     axes.set_title(title, parse_math=False)
     axes.grid(alpha=0.3)

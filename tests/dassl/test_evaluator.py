@@ -66,6 +66,27 @@ def test_rows_of_the_confusion_matrix_are_true_classes(evaluator, tmp_path):
     assert torch.load(tmp_path / "cmat.pt", weights_only=True).tolist() == [pytest.approx(row) for row in expected]
 
 
+def test_the_confusion_matrix_has_all_classes_whichever_occur(evaluator, tmp_path):
+    evaluator.process(torch.eye(4)[[1, 2]], torch.tensor([1, 1]))
+    evaluator.evaluate()
+    expected = [[0, 0, 0, 0], [0, 0.5, 0.5, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert torch.load(tmp_path / "cmat.pt", weights_only=True).tolist() == expected
+
+
+def test_the_most_probable_classes_begin_with_the_prediction_also_among_equal_logits(evaluator):
+    logits = torch.tensor([[0.0, 0, 0, 0], [1, 3, 2, 0], [0, 0, 0, 90]])
+    evaluator.process(logits, torch.tensor([3, 0, 7]))  # 7 is no class
+    (equal, other, _), expected = evaluator.top_predictions(), logits[1].softmax(0)
+    assert equal[1][0] == evaluator._y_pred[0]
+    assert (equal[0], equal[2]) == (0.25, [0.25] * 3)
+    assert other[1] == [1, 2, 0]
+    assert [other[0], *other[2]] == pytest.approx(expected[[0, 1, 2, 0]].tolist())
+    assert evaluator.top_predictions()[2][0] == 0
+    evaluator.reset()
+    evaluator.process(torch.eye(2), torch.tensor([0, 1]))
+    assert [top for _, top, _ in evaluator.top_predictions()] == [[0, 1], [1, 0]]
+
+
 def test_a_third_party_subclass_may_set_the_counts():
     @EVALUATOR_REGISTRY.register(force=True)
     class Lenient(Classification):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ import train
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.data.datasets.fingerprint import split_fingerprint, split_fingerprints
 from dassl.engine.record import code_version, is_finished
+from dassl.evaluation import Classification
 from tests.common import REPOSITORY
 
 SHORT = ("DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 2)
@@ -121,6 +123,56 @@ def test_the_record_describes_the_run_and_the_code_that_began_it(run, monkeypatc
     assert {"torch", "scipy", "openvino", "transformers"} <= set(record["versions"])
     assert (record["code"], code) == ({"sha256": "before"}, {"sha256": "after"})
     assert all((REPOSITORY / path).exists() for path in train.CODE_PATHS)
+
+
+def read_predictions(folder) -> list[dict]:
+    """Return the rows of a run's predictions.csv."""
+    return list(csv.DictReader((folder / "predictions.csv").open(encoding="utf-8")))
+
+
+def test_the_record_names_the_trained_models_and_the_training_images_of_a_class(run):
+    trained, zero_shot = run(*SHORT).record, run(trainer="ZeroshotCLIP", out="zero-shot").record
+    assert (trained["models"], zero_shot["models"]) == (["prompt_learner"], [])
+    assert trained["train_images_per_class"] == [2, 2]
+
+
+def test_the_predictions_of_an_evaluation_are_those_of_its_record(run):
+    trained = run(*SHORT, "TEST.FINAL_MODEL", "best_val")  # it validates before and after it tests
+    tested = run("--eval-only", "--model-dir", trained.folder, *SHORT, out="tested")
+    for result in (trained, tested):
+        rows = read_predictions(result.folder)
+        assert len(rows) == result.record["total"] == 896
+        assert sum(row["label"] == row["top1"] for row in rows) == result.record["correct"]
+    first = rows[0]
+    assert first["path"] == "digits/images/val/0/0010.png"
+    assert (first["label"], first["class"]) == ("0", "zero")
+    assert {row["top1_class"] for row in rows if row["top1"] == "7"} == {"seven"}
+    assert all(
+        float(r["top1_probability"]) >= float(r["top2_probability"]) >= float(r["top3_probability"]) for r in rows
+    )
+    assert all(row["probability"] == row["top1_probability"] for row in rows if row["label"] == row["top1"])
+
+
+def test_an_earlier_runs_predictions_are_renamed_with_its_record(run):
+    before = (run(*SHORT).folder / "predictions.csv").read_text()
+    again = run("--no-train", *SHORT)
+    assert (again.folder / "predictions.csv").read_text() == before
+    again = run(*SHORT, "TEST.NO_TEST", True)
+    assert again.record["accuracy"] is None
+    assert not (again.folder / "predictions.csv").exists()
+    (renamed,) = again.folder.glob("predictions.csv-*")
+    assert renamed.read_text() == before
+
+
+def test_without_a_certain_order_of_images_there_are_no_predictions(run, monkeypatch):
+    shuffled = run("DATALOADER.TEST.SAMPLER", "RandomSampler", trainer="ZeroshotCLIP")
+    assert shuffled.record["total"] == 896
+    assert not (shuffled.folder / "predictions.csv").exists()
+    original = Classification.process
+    monkeypatch.setattr(Classification, "process", lambda self, mo, gt: original(self, mo[1:], gt[1:]))
+    partial = run(trainer="ZeroshotCLIP", out="partial")
+    assert partial.record["total"] < 896
+    assert not (partial.folder / "predictions.csv").exists()
 
 
 def test_the_record_has_a_checksum_over_the_image_files_of_each_split(run, digits_root, tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,28 +11,26 @@ import pytest
 from studies.grid import build_trials, read_sweep
 from studies.schedule import group_into_stages
 from tests.common import REPOSITORY
+from tests.studies.records import write_run
 from tools import sweep
 from tools.results_table import main
 
-TESTED = "=> result\n* accuracy: {:.2f}%\n"
-TRAINED = "Finish training\nFinished training\n" + TESTED
 COOP, COCOOP, ZERO = "shots_16/CoOp/ep50", "shots_16/CoCoOp/c4", "shots_0/ZeroshotCLIP/tiny"
+EVAL = ["--trainer", "CoOp", "--eval-only", "--model-dir", "elsewhere"]
 
 
 @pytest.fixture
 def write_runs(tmp_path):
-    """A function that writes one log per accuracy, in ``<name>/seed<n>``; a single log, in ``<name>``.
+    """A function that writes one run per accuracy, in ``<name>/seed<n>``; a single run, in ``<name>``.
 
-    It returns the first folder of ``name``. Each run has ``record`` as its record, if there is one.
+    It returns the first folder of ``name``. ``record`` has entries of the records, and ``config`` values by key.
     """
 
-    def write(name, *accuracies, form=TESTED, **record):
+    def write(name, *accuracies, **record):
+        trainer, shots = re.search(r"(CoOp|CoCoOp|ZeroshotCLIP)/", name)[1], re.search(r"shots_(\d+)|(\d+)shots", name)
+        record = {"trainer": trainer, "shots": int(shots[1] or shots[2]), **record}
         for seed, accuracy in enumerate(accuracies, start=1):
-            run = tmp_path / name / (f"seed{seed}" if len(accuracies) > 1 else "")
-            run.mkdir(parents=True, exist_ok=True)
-            (run / "log.txt").write_text(form.format(accuracy))
-            if record:
-                (run / "result.json").write_text(json.dumps(record))
+            write_run(tmp_path / name / (f"seed{seed}" if len(accuracies) > 1 else ""), accuracy, seed=seed, **record)
         return tmp_path / Path(name).parts[0]
 
     return write
@@ -41,12 +40,21 @@ def write_runs(tmp_path):
 def write_base_to_new(write_runs):
     """A function that writes a method's runs with these accuracies on the base and the new classes of a data set."""
 
-    def write(data, method, base, new, **record):
-        trained = method != ZERO
-        write_runs(f"b2n/{'train' if trained else 'test'}_base/{data}/{method}", *base, form=TRAINED, **record)
-        return write_runs(f"b2n/test_new/{data}/{method}", *new, **record)
+    def write(data, method, base, new, config=None, **record):
+        stage = "test_base" if method == ZERO else "train_base"
+        for half, name, accuracies in (("base", stage, base), ("new", "test_new", new)):
+            classes = {"DATASET.SUBSAMPLE_CLASSES": half, **(config or {})}
+            more = {"dataset": data, "splits": {"test": {"sha256": data + half}}, "classnames": [data, half], **record}
+            more |= {"command": EVAL} if half == "new" else {}
+            folder = write_runs(f"b2n/{name}/{data}/{method}", *accuracies, config=classes, **more)
+        return folder
 
     return write
+
+
+def unfinish(folder: Path) -> None:
+    """Make a run one that has not ended."""
+    (folder / "result.json").unlink()
 
 
 def read_csv(folder, name="base_to_new") -> list[list[str]]:
@@ -93,58 +101,77 @@ def test_methods_without_training_come_first_and_the_others_are_sorted_by_shots(
     assert [row[1] for row in read_csv(folder)[1:]] == names  # a single data set has no average
 
 
-def test_missing_runs_of_base_to_new_are_listed_with_reasons(write_base_to_new, write_runs):
-    write_base_to_new("dtd", COOP, [80, 80, 80], [60, 60])
+def test_runs_that_have_not_ended_are_listed_and_an_average_needs_all_data_sets(write_base_to_new):
+    write_base_to_new("dtd", COOP, [80, 80, 80], [60, 60, 60])
     write_base_to_new("eurosat", COOP, [80, 80, 80], [60, 60, 60])
-    write_runs(f"b2n/train_base/dtd/{COCOOP}", 99, 98)  # validation results of runs that did not end
+    write_base_to_new("dtd", COCOOP, [99, 98], [97, 96])
     folder = write_base_to_new("eurosat", COCOOP, [80, 80], [70, 70])
+    unfinished = [f"train_base/dtd/{COCOOP}/seed{n}" for n in (1, 2)] + [f"test_new/dtd/{COOP}/seed3"]
+    for name in unfinished:
+        unfinish(folder / name)
     main([str(folder)])
     rows = {tuple(row[:2]): row[2:] for row in read_csv(folder)}
     assert rows["dtd", "CoOp, ep50, 16 shots"] == ["80.00 ± 0.00", "60.00 ± 0.00", "68.57"]
-    assert rows["dtd", "CoCoOp, c4, 16 shots"] == ["-", "-", "-"]
-    assert rows["average", "CoCoOp, c4, 16 shots"] == ["-", "-", "-"]
+    assert rows["dtd", "CoCoOp, c4, 16 shots"][::2] == ["-", "-"]
+    assert rows["average", "CoCoOp, c4, 16 shots"][::2] == ["-", "-"]
     assert rows["average", "CoOp, ep50, 16 shots"] == ["80.00", "60.00", "68.57"]
-    missing = read_page(folder).partition("Missing:")[2].splitlines()
-    assert [line.partition(": ")[0] for line in missing if line] == [
-        "- dtd, CoCoOp, c4, 16 shots, base",
-        "- dtd, CoCoOp, c4, 16 shots, base",
-        "- dtd, CoCoOp, c4, 16 shots, new",
-        "- dtd, CoCoOp, c4, 16 shots, new",
-        "- dtd, CoOp, ep50, 16 shots, new",
-    ]
-    assert f"train_base/dtd/{COCOOP}/seed2: the run has not ended" in read_page(folder)
-    assert f"test_new/dtd/{COOP}/seed3: no log.txt" in read_page(folder)
+    missing = read_page(folder).partition("Missing:")[2].split("\n- ")[1:]
+    assert {line.partition(": ")[0] for line in missing} == {str(folder / name) for name in unfinished}
+    assert "Seeds: 1, 2, 3; in most cells: 1, 2. In: dtd, CoOp, ep50, 16 shots, base; euro" in read_page(folder)
 
 
 @pytest.mark.parametrize(
-    ("stage", "dataset", "message"),
+    ("stage", "config", "message"),
     [
-        ("train_base", {"SUBSAMPLE_CLASSES": "all", "NUM_SHOTS": 16}, "SUBSAMPLE_CLASSES all"),
+        ("train_base", {"SUBSAMPLE_CLASSES": "all"}, "SUBSAMPLE_CLASSES all"),
         ("train_base", {"SUBSAMPLE_CLASSES": "base", "NUM_SHOTS": 4}, "NUM_SHOTS 4"),
-        ("test_new", {"SUBSAMPLE_CLASSES": "base", "NUM_SHOTS": 16}, "SUBSAMPLE_CLASSES base"),
+        ("test_new", {"SUBSAMPLE_CLASSES": "base"}, "SUBSAMPLE_CLASSES base"),
     ],
 )
-def test_a_run_on_other_classes_or_shots_than_its_folder_names_is_missing(write_base_to_new, stage, dataset, message):
+def test_a_run_on_other_classes_or_shots_than_its_folder_names_is_left_out(
+    write_base_to_new, write_runs, stage, config, message
+):
     folder = write_base_to_new("dtd", COOP, [80], [60])
-    for name, sub in (("train_base", "base"), ("test_new", "new")):
-        config = {"DATASET": dataset if name == stage else {"SUBSAMPLE_CLASSES": sub, "NUM_SHOTS": 16}}
-        (folder / name / "dtd" / COOP / "result.json").write_text(json.dumps({"config": config}))
+    write_runs(f"b2n/{stage}/dtd/{COOP}", 90, config={f"DATASET.{key}": value for key, value in config.items()})
     main([str(folder)])
     expected = {"train_base": ["-", "60.00"], "test_new": ["80.00", "-"]}[stage]
     assert read_csv(folder)[1][2:] == [*expected, "-"]
-    assert f"its record has DATASET.{message}" in read_page(folder)
+    assert f"left out {folder}/{stage}/dtd/{COOP}, as its record has DATASET.{message}" in read_page(folder)
 
 
-def test_shortcuts_are_marked_and_different_weights_are_noted(write_base_to_new, write_runs):
-    def build_record(**features):
-        """Return a record whose config has these FEATURES."""
-        return {"weights": {"backbone": "RN50", "sha256": "a" * 64}, "config": {"FEATURES": features}}
+def test_seeds_are_those_of_the_records_and_runs_that_differ_are_not_averaged(write_base_to_new, write_runs):
+    folder = write_base_to_new("dtd", COOP, [80, 82], [60, 60])
+    base = {"DATASET.SUBSAMPLE_CLASSES": "base"}
+    again = {"dataset": "dtd", "splits": {"test": {"sha256": "dtdbase"}}, "classnames": ["dtd", "base"]}
+    write_runs(f"b2n/train_base/dtd/{COOP}/seed1-rerun", 99, config=base, **again)
+    main([str(folder)])
+    assert read_csv(folder)[1][2] == "82.00"
+    assert "seed1-rerun (99.00); different, so the seed is left out" in read_page(folder)
+    write_runs(f"b2n/train_base/dtd/{COOP}/seed3", 99, config={**base, "OPTIM.MAX_EPOCH": 3}, **again)
+    main([str(folder)])
+    assert read_csv(folder)[1][2:] == ["-", "60.00 ± 0.00", "-"]
+    assert f"OPTIM.MAX_EPOCH 3 ({folder}/train_base/dtd/{COOP}/seed3)" in read_page(folder)
 
-    write_base_to_new("dtd", COOP, [80], [60], **build_record())
-    write_base_to_new("eurosat", COOP, [80], [60], **build_record(VIEWS=16))
-    folder = write_base_to_new(
-        "eurosat", ZERO, [50], [50], **build_record(VIEWS=16)
-    )  # zero-shot, so no shortcut in training
+
+def test_methods_are_compared_with_the_others_of_the_same_data_set_and_half(write_base_to_new):
+    for data in ("dtd", "eurosat"):
+        for method in (ZERO, COOP):
+            folder = write_base_to_new(data, method, [80], [60])
+    main([str(folder)])
+    assert "†" not in read_page(folder)
+    write_base_to_new("dtd", COCOOP, [80], [60], weights={"backbone": "RN101", "sha256": "b"})
+    main([str(folder)])
+    rows = {tuple(row[:2]): row[2:] for row in read_csv(folder)}
+    assert rows["dtd", "CoCoOp, c4, 16 shots"] == ["80.00†", "60.00†", "68.57†"]
+    assert rows["dtd", "CoOp, ep50, 16 shots"] == ["80.00", "60.00", "68.57"]
+    assert "† weights: RN101, SHA-256 b…; in most of dtd, base classes: RN50" in read_page(folder)
+
+
+def test_shortcuts_are_marked(write_base_to_new):
+    views = {"FEATURES.VIEWS": 16}
+    write_base_to_new("dtd", COOP, [80], [60])
+    write_base_to_new("eurosat", COOP, [80], [60], config=views)
+    folder = write_base_to_new("eurosat", ZERO, [50], [50], config=views)  # it trains nothing, so has no shortcut
     main([str(folder)])
     rows = {tuple(row[:2]): row[2:] for row in read_csv(folder)}
     assert rows["dtd", "CoOp, ep50, 16 shots"] == ["80.00", "60.00", "68.57"]
@@ -152,10 +179,21 @@ def test_shortcuts_are_marked_and_different_weights_are_noted(write_base_to_new,
     assert rows["average", "CoOp, ep50, 16 shots"] == ["80.00*", "60.00*", "68.57*"]
     assert rows["eurosat", "ZeroshotCLIP, tiny, 0 shots"] == ["50.00", "50.00", "50.00"]
     assert read_page(folder).count("\n\\* FEATURES.VIEWS 16: ") == 1
-    assert "different weights" not in read_page(folder)
-    write_base_to_new("dtd", COOP, [80], [60], weights={"backbone": "RN50", "sha256": "b" * 64})
+
+
+def test_a_shortcut_in_training_marks_the_accuracy_on_new_classes(write_base_to_new, write_runs):
+    folder = write_base_to_new("dtd", COOP, [80], [60])
+    views = {"DATASET.SUBSAMPLE_CLASSES": "base", "FEATURES.VIEWS": 16}
+    write_runs(f"b2n/train_base/dtd/{COOP}", 80, config=views)
     main([str(folder)])
-    assert "different weights" in read_page(folder)
+    assert read_csv(folder)[1][2:] == ["80.00*", "60.00*", "68.57*"]
+
+
+def test_a_run_whose_folder_is_not_of_the_table_is_named(write_base_to_new, write_runs):
+    folder = write_base_to_new("dtd", COOP, [80], [60])
+    write_runs("b2n/mine/CoOp/shots_16", 99)
+    main([str(folder)])
+    assert f"Not in the table: {folder}/mine/CoOp/shots_16: its folder is not one of this table." in read_page(folder)
 
 
 @pytest.fixture
@@ -164,7 +202,7 @@ def evaluation(write_runs):
     variants. ``../imagenet`` has CoOp's training runs.
     """
     coop = "CoOp/ep50_16shots"
-    write_runs(f"imagenet/{coop}", 70, 72, form=TRAINED)
+    write_runs(f"imagenet/{coop}", 70, 72)
     write_runs("imagenet/ZeroshotCLIP/vit_0shots", 60)
     for data, accuracies in {
         "imagenet_a": (40, 42),
@@ -172,9 +210,9 @@ def evaluation(write_runs):
         "dtd": (50, 52),
         "ucf101": (70, 70),
     }.items():
-        folder = write_runs(f"evaluation/{coop}/{data}", *accuracies)
-    write_runs("evaluation/ZeroshotCLIP/vit_0shots/imagenet_a", 30)
-    write_runs("evaluation/ZeroshotCLIP/vit_0shots/imagenetv2", 50)
+        folder = write_runs(f"evaluation/{coop}/{data}", *accuracies, dataset=data, command=EVAL)
+    write_runs("evaluation/ZeroshotCLIP/vit_0shots/imagenet_a", 30, dataset="imagenet_a")
+    write_runs("evaluation/ZeroshotCLIP/vit_0shots/imagenetv2", 50, dataset="imagenetv2")
     return folder
 
 
@@ -198,23 +236,28 @@ def test_transfer_has_columns_for_variants_and_for_other_data_sets(evaluation):
     assert "Missing" not in other_data_sets
 
 
-def test_missing_runs_of_transfer_are_listed_with_reasons(evaluation, write_runs):
-    write_runs("evaluation/CoCoOp/c4_16shots/dtd", 60, 60)  # its training run is not in ../imagenet
-    (evaluation / "CoOp/ep50_16shots/ucf101/seed2/log.txt").write_text("Traceback\n")
+def test_runs_of_transfer_that_have_not_ended_are_listed(evaluation, write_runs):
+    write_runs("evaluation/CoCoOp/c4_16shots/dtd", 60, 60, dataset="dtd")  # its training run is not in ../imagenet
+    source = evaluation.parent / "imagenet/CoOp/ep50_16shots/seed2"
+    for run in (evaluation / "CoOp/ep50_16shots/ucf101/seed2", source):
+        unfinish(run)
+    write_runs("imagenet/CoOp/other_16shots", 1)
+    unfinish(evaluation.parent / "imagenet/CoOp/other_16shots")  # no method of the table
     main([str(evaluation)])
     rows = {row[0]: row[1:] for row in read_csv(evaluation, "transfer")}
     assert rows["CoCoOp, c4, 16 shots"] == ["-", "-", "-", "-", "60.00 ± 0.00", "-", "-"]
+    assert rows["CoOp, ep50, 16 shots"][0] == "70.00"
     assert rows["CoOp, ep50, 16 shots"][-2:] == ["70.00", "60.50"]
     missing = read_page(evaluation, "transfer").partition("Missing:")[2]
-    assert missing.count("\n- ") == 3
-    assert "- ucf101, CoCoOp, c4, 16 shots: " in missing
-    assert "CoOp/ep50_16shots/ucf101/seed2: no result in the log" in missing
+    assert missing.count("\n- ") == 2
+    assert f"- {evaluation}/CoOp/ep50_16shots/ucf101/seed2: the run has not ended" in missing
+    assert f"- {source}: the run has not ended" in missing
 
 
 def test_the_folders_of_eval_sh_are_read_as_transfer(write_runs, evaluation):
     variant = "CoOp/rn50_16shots/nctx4_cscFalse_ctpend"
-    write_runs(f"evaluation/{variant}/dtd", 61, 61)
-    write_runs(f"imagenet/{variant}", 71, 71, form=TRAINED)
+    write_runs(f"evaluation/{variant}/dtd", 61, 61, dataset="dtd")
+    write_runs(f"imagenet/{variant}", 71, 71)
     main([str(evaluation)])
     row = next(row for row in read_csv(evaluation, "transfer") if row[0].startswith("CoOp, rn50"))
     assert row[:2] + row[5:6] == ["CoOp, rn50, nctx4_cscFalse_ctpend, 16 shots", "71.00 ± 0.00", "61.00 ± 0.00"]
@@ -222,7 +265,7 @@ def test_the_folders_of_eval_sh_are_read_as_transfer(write_runs, evaluation):
 
 
 def test_shortcuts_of_a_training_run_mark_its_results_on_other_data_sets(write_runs, evaluation):
-    write_runs("imagenet/CoOp/ep50_16shots", 70, 72, form=TRAINED, config={"FEATURES": {"VIEWS": 16}})
+    write_runs("imagenet/CoOp/ep50_16shots", 70, 72, config={"FEATURES.VIEWS": 16})
     main([str(evaluation)])
     assert all(cell.endswith("*") for cell in read_csv(evaluation, "transfer")[2][1:])
     assert "*" not in "".join(read_csv(evaluation, "transfer")[1])
@@ -230,13 +273,14 @@ def test_shortcuts_of_a_training_run_mark_its_results_on_other_data_sets(write_r
 
 def test_the_runs_of_a_study_are_not_read_as_transfer(write_runs):
     for name in ("CoOp/rn50_4shots", "CoOp/rn50_8shots_ctx4", "CoOp/rn50_8shots/nctx16_cscFalse_ctpend"):
-        folder = write_runs(f"imagenet/{name}", 70, 72, form=TRAINED)
+        folder = write_runs(f"imagenet/{name}", 70, 72)
     assert main([str(folder)]) == 0
     assert sorted(path.name for path in folder.glob("*.md")) == ["results.md"]
 
 
 def test_runs_without_a_result_give_an_error_and_no_table(write_runs, capsys):
     folder = write_runs(f"b2n/train_base/dtd/{COOP}", 99)
+    unfinish(folder / f"train_base/dtd/{COOP}")
     assert main([str(folder)]) == 2
     assert f"train_base/dtd/{COOP}: the run has not ended" in capsys.readouterr().err
     assert not list(folder.glob("[!.]*.*"))

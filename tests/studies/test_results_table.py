@@ -1,183 +1,260 @@
-"""The table of a few-shot study from run folders: tools/results_table.py."""
+"""The table of a few-shot study from the records of runs: tools/results_table.py."""
 
-import csv
 import json
 
 import pytest
 from PIL import Image
 
+from dassl.engine.run_dir import rotate_file
+from tests.studies.records import SHA, TRAINED, build_record, read_csv, write_run
+from tools import sweep
 from tools.results_table import main
 
-DONE = "Finish training\nFinished training\n=> result\n* accuracy: {}%\n"
+EFFICIENT = {"TRAINER.COOP.N_CTX": 4}
 
 
 @pytest.fixture
-def write_run(tmp_path):
-    """A function that writes a run's log, and a record if ``sha256`` is given, into imagenet/<name>.
-
-    It returns the folder ``imagenet``, which has a run of zero-shot CLIP already.
-    """
-    folder = tmp_path / "imagenet"
-
-    def write(name, accuracy, form=DONE, sha256=None):
-        run = folder / name
-        run.mkdir(parents=True)
-        (run / "log.txt").write_text(form.format(accuracy))
-        if sha256:
-            (run / "result.json").write_text(json.dumps({"weights": {"backbone": "RN50", "sha256": sha256}}))
-        return folder
-
-    write("ZeroshotCLIP", "60.00", "=> result\n* accuracy: {}%\n")
-    return write
+def study(tmp_path):
+    """The folder of a study with a run of zero-shot CLIP."""
+    write_run(tmp_path / "imagenet/ZeroshotCLIP", 60, trainer="ZeroshotCLIP", shots=0)
+    return tmp_path / "imagenet"
 
 
-def read_csv(folder) -> list[list[str]]:
-    """Return the rows of results.csv."""
-    return list(csv.reader((folder / "results.csv").open()))
+def make_page(folder, *options) -> str:
+    """Write the table of a folder; return the page."""
+    assert main([str(folder), *options]) == 0
+    return (folder / "results.md").read_text()
 
 
-def test_a_complete_study_fills_the_table_and_the_plot(write_run):
-    for i, shots in enumerate((1, 2, 4, 8, 16)):
-        write_run(f"CoOp/rn50_{shots}shots", f"{70 + i}.00")
-        folder = write_run(f"CoOp/rn50_{shots}shots_ctx4", f"{69.5 + i:.2f}")
-    assert main([str(folder)]) == 0
-    assert read_csv(folder) == [
-        ["accuracy (%)", "0 shots", "1 shot", "2 shots", "4 shots", "8 shots", "16 shots", "parameters"],
-        ["Zero-shot CLIP", "60.00", "-", "-", "-", "-", "-", "-"],
-        ["CoOp (Standard)", "-", "70.00", "71.00", "72.00", "73.00", "74.00", "-"],
-        ["CoOp (Efficient)", "-", "69.50", "70.50", "71.50", "72.50", "73.50", "-"],
-    ]
-    text = (folder / "results.md").read_text()
-    assert "| CoOp (Standard)" in text
-    assert "75% fewer parameters" in text
-    assert "on a par with CoOp (Standard)'s: -0.50 points on average" in text
-    assert "Missing" not in text
-    with Image.open(folder / "results.png") as image:
-        assert image.format == "PNG"
+def test_rows_and_columns_come_from_the_records_wherever_the_runs_are(study):
+    for shots in (1, 32):
+        write_run(study / f"a/{shots}", 70 + shots / 10, shots=shots)
+    write_run(study / "b", 69, shots=1, config=EFFICIENT)
+    write_run(study / "c", 71, shots=-1, trainer="MyMethod")
+    write_run(study / "d", 72, shots=1, config={"TRAINER.COOP.CLASS_TOKEN_POSITION": "front"})
+    write_run(study / "e", 73, shots=1, config={"TRAINER.COOP.CTX_INIT": "a photo of a"})
+    page = make_page(study)
+    assert read_csv(study) == {
+        "accuracy (%)": ["0 shots", "1 shot", "32 shots", "all", "parameters"],
+        "Zero-shot CLIP": ["60.00", "-", "-", "-", "0"],
+        "CoOp (Standard)": ["-", "70.10", "73.20", "-", "2,048"],
+        "CoOp (Efficient)": ["-", "69.00", "-", "-", "2,048"],
+        'CoOp, "a photo of a"': ["-", "73.00", "-", "-", "2,048"],
+        "CoOp (Standard), class name front": ["-", "72.00", "-", "-", "2,048"],
+        "MyMethod": ["-", "-", "-", "71.00", "2,048"],
+    }
+    assert "75% fewer parameters" in page
+    assert "Missing" not in page
+    assert "†" not in page
+    assert len({len(line) for line in page.splitlines() if line.startswith("|")}) == 1
+    with Image.open(study / "results.png") as image:
         assert image.width > 500
 
 
-@pytest.mark.parametrize(("efficient", "verdict"), [("60.00", "lower than"), ("80.00", "higher than")])
-def test_the_comparison_states_which_setting_is_more_accurate(write_run, efficient, verdict):
-    write_run("CoOp/rn50_4shots", "70.00")
-    folder = write_run("CoOp/rn50_4shots_ctx4", efficient)
-    main([str(folder)])
-    assert f"{verdict} CoOp (Standard)'s: {float(efficient) - 70:+.2f} points" in (folder / "results.md").read_text()
-
-
-def test_cells_without_a_finished_run_are_empty_and_listed(write_run):
-    write_run("CoOp/rn50_1shots", "70.00")
-    validation_log = "=> result\n* accuracy: {}%\nepoch [3/200]\n"
-    folder = write_run("CoOp/rn50_2shots", "99.00", validation_log)
-    main([str(folder)])
-    assert read_csv(folder)[2][1:5] == ["-", "70.00", "-", "-"]
-    text = (folder / "results.md").read_text()
-    assert "CoOp (Standard), 2 shots: " in text
-    assert "rn50_2shots: the run has not ended" in text
-    assert "rn50_1shots_ctx4: no log.txt" in text
-    assert "cannot be compared yet" in text
-
-
-def test_seeds_are_averaged_with_a_confidence_interval(write_run):
+def test_a_seed_is_that_of_the_record(study):
     for seed, accuracy in enumerate((70, 71, 75), start=1):
-        folder = write_run(f"CoOp/rn50_4shots/seed{seed}", f"{accuracy}.00")
-    main([str(folder)])
-    assert read_csv(folder)[2][4] == "72.00 ± 6.57"
-    assert "Student's t" in (folder / "results.md").read_text()
+        write_run(study / f"run{seed}", accuracy, seed=seed)
+    page = make_page(study)
+    assert read_csv(study)["CoOp (Standard)"][1] == "72.00 ± 6.57"
+    assert "Student's t" in page
+    write_run(study / "run1-rerun", 70, seed=1)
+    page = make_page(study)
+    assert read_csv(study)["CoOp (Standard)"][1] == "72.00 ± 6.57"
+    assert f"2 records of seed 1: {study}/run1 (70.00), {study}/run1-rerun (70.00); equal, so it counts once" in page
+    write_run(study / "run1-rerun", 99, seed=1)
+    page = make_page(study)
+    assert read_csv(study)["CoOp (Standard)"][1] == "73.00 ± 25.41"
+    assert f"{study}/run1-rerun (99.00); different, so the seed is left out" in page
 
 
-def test_the_folders_of_main_sh_are_read(write_run):
-    write_run("CoOp/rn50_4shots/nctx16_cscFalse_ctpend/seed1", "70.00")
-    write_run("CoOp/rn50_4shots/nctx4_cscFalse_ctpend/seed1", "69.00")
-    folder = write_run("CoOp/rn50_4shots/nctx16_cscTrue_ctpend/seed1", "10.00")
-    main([str(folder)])
-    assert (read_csv(folder)[2][4], read_csv(folder)[3][4]) == ("70.00", "69.00")
+def test_runs_inside_a_runs_folder_are_no_runs_of_the_table(study):
+    run = write_run(study / "run", 70)
+    write_run(run / "rerun", 99, seed=2)
+    write_run(run / "eval-digits-test", 98, seed=3)
+    (write_run(study / "unfinished/rerun", 97, seed=4).parent / "config.yaml").write_text("")
+    page = make_page(study)
+    assert read_csv(study)["CoOp (Standard)"][1] == "70.00"
+    assert not any(figure in page for figure in ("99.00", "98.00", "97.00"))
 
 
-def test_several_configs_require_the_flag_config(write_run, capsys):
-    write_run("CoOp/rn50_4shots", "70.00")
-    folder = write_run("CoOp/vit_b16_4shots", "80.00")
-    assert main([str(folder)]) == 2
-    assert "choose with --config: rn50, vit_b16" in capsys.readouterr().err
-    assert main([str(folder), "--config", "vit_b16"]) == 0
-    assert read_csv(folder)[2][4] == "80.00"
-    assert main([str(folder), "--config", "vit_b1"]) == 2
+def test_runs_that_differ_in_a_setting_have_a_row_for_each_and_are_not_averaged(study):
+    write_run(study / "run1", 70, seed=1)
+    write_run(study / "run2", 72, seed=2)
+    write_run(study / "run3", 90, seed=3, config={"OPTIM.LR": 0.1, "OPTIM.MAX_EPOCH": 7})
+    page = make_page(study)
+    rows = read_csv(study)
+    assert rows["CoOp (Standard), OPTIM.LR 0.0003"][1] == "71.00 ± 12.71"
+    assert rows["CoOp (Standard), OPTIM.LR 0.1"][1] == "90.00"
+    assert "CoOp (Standard) has several rows" in page
+    assert "OPTIM.LR, OPTIM.MAX_EPOCH" in page
+
+
+def test_seeds_paths_workers_and_devices_are_no_settings(study):
+    other = {"OUTPUT_DIR": "x", "DATASET.ROOT": "y", "DATALOADER.NUM_WORKERS": 7, "USE_CUDA": False, "VERBOSE": False}
+    other |= {"FEATURES.CACHE_DIR": "z", "MODEL.BACKBONE.WEIGHTS": "w.pt", "TEST.PER_CLASS_RESULT": True}
+    write_run(study / "run1", 70, seed=1)
+    write_run(study / "run2", 72, seed=2, config=other)
+    record = build_record(71, seed=3)
+    del record["config"]["FEATURES"]  # of an older version; it has the defaults
+    for key in ("models", "machine", "train_images_per_class"):
+        del record[key]
+    write_run(study / "run3").joinpath("result.json").write_text(json.dumps(record))
+    make_page(study)
+    assert read_csv(study)["CoOp (Standard)"][1] == "71.00 ± 2.48"
+
+
+def test_zero_shot_runs_do_not_differ_in_settings_of_training(study):
+    training = {"OPTIM.LR": 0.1, "DATALOADER.TRAIN_X.BATCH_SIZE": 1, "INPUT.TRANSFORMS": ["random_flip"]}
+    write_run(study / "again", 60, trainer="ZeroshotCLIP", seed=2, shots=16, config=training)
+    make_page(study)
+    assert read_csv(study)["Zero-shot CLIP"][0] == "60.00 ± 0.00"
+
+
+def test_columns_with_other_epochs_are_named(study):
+    write_run(study / "run1", 70, shots=1, config={"OPTIM.MAX_EPOCH": 50})
+    write_run(study / "run8", 80, shots=8, config={"OPTIM.MAX_EPOCH": 200})
+    note = "CoOp (Standard): OPTIM.MAX_EPOCH differs between the columns: 50 (1 shot); 200 (8 shots)."
+    assert note in make_page(study)
+    assert read_csv(study)["CoOp (Standard)"] == ["-", "70.00", "80.00", "2,048"]
+
+
+@pytest.mark.parametrize(
+    ("entries", "difference"),
+    [
+        ({"splits": {"test": {"images": 9, "sha256": SHA["b"]}}}, "test images"),
+        ({"classnames": ["cat", "cow"]}, "class names"),
+        ({"dataset": "ImageNet"}, "data set: ImageNet; in most of the table: Digits"),
+        ({"weights": {"backbone": "ViT-B/32", "sha256": SHA["b"]}}, "weights: ViT-B/32, SHA-256 bbbb"),
+        ({"machine": {"sums": "MKL AUTO, 2 threads"}}, "sums: MKL AUTO, 2 threads; in most of the table: not recorded"),
+    ],
+)
+def test_a_cell_that_does_not_compare_with_the_others_is_marked_and_named(study, entries, difference):
+    write_run(study / "run1", 70, shots=1)
+    write_run(study / "run2", 71, shots=2, **entries)
+    page = make_page(study)
+    assert read_csv(study)["CoOp (Standard)"][1:3] == ["70.00", "71.00†"]
+    line = next(line for line in page.splitlines() if line.startswith(f"† {difference}"))
+    assert line.endswith(". In: CoOp (Standard), 2 shots.")
+
+
+def test_seeds_of_one_cell_with_other_arithmetic_are_averaged_and_marked(study):
+    for seed, sums in ((1, "MKL AVX2,STRICT"), (2, None)):
+        write_run(study / f"run{seed}", 70, seed=seed, machine={"sums": sums})
+    assert "† sums: MKL AVX2,STRICT and not recorded; in most of the table: not recorded. In: CoOp" in make_page(study)
+    assert read_csv(study)["CoOp (Standard)"][1] == "70.00 ± 0.00†"
+
+
+def test_in_the_strict_mode_methods_whose_sums_depend_on_the_threads_compare_with_the_others(study):
+    write_run(study / "run1", 70, shots=1, machine={"sums": "MKL AVX512,STRICT"})
+    write_run(study / "run2", 71, shots=2, machine={"sums": "MKL AVX512,STRICT, 8 threads"})
+    assert "†" not in make_page(study)
+
+
+def test_a_cell_shows_the_shots_that_there_were(study):
+    write_run(study / "run8", 70, shots=8, train_images_per_class=[5, 5])
+    write_run(study / "run16", 70, shots=16, train_images_per_class=[3, 5])
+    page = make_page(study)
+    assert read_csv(study)["CoOp (Standard)"][1:3] == ["70.00 (5 shots)", "70.00 (3 to 5 shots)"]
+    assert "a class had fewer training images than asked for. In: CoOp (Standard), 8 shots; CoOp (S" in page
+
+
+def test_few_test_images_are_named_with_the_size_of_a_step(study):
+    write_run(study / "ZeroshotCLIP", 60, trainer="ZeroshotCLIP", shots=0, total=15)
+    write_run(study / "run", 80, total=15)
+    assert "\n15 test images: one image is 6.67 points.\n" in make_page(study)
+    write_run(study / "run", 80, total=100)
+    assert "15 test images: one image is 6.67 points. In: Zero-shot CLIP, 0 shots." in make_page(study)
+
+
+def test_runs_of_one_config_are_chosen_with_the_flag_config(study, capsys):
+    write_run(study / "a", 70, config_file="rn50")
+    write_run(study / "b", 80, config_file="vit_b16", config={"MODEL.BACKBONE.NAME": "ViT-B/16"})
+    make_page(study, "--config", "vit_b16")
+    assert read_csv(study)["CoOp (Standard)"][0] == "80.00"
+    assert main([str(study), "--config", "vit_b1"]) == 2
     assert 'did you mean "vit_b16"' in capsys.readouterr().err
 
 
-def test_weights_are_listed_with_a_warning_if_they_differ(write_run):
-    write_run("CoOp/rn50_1shots", "70.00", sha256="a" * 64)
-    folder = write_run("CoOp/rn50_2shots", "70.00", sha256="a" * 64)
-    main([str(folder)])
-    text = (folder / "results.md").read_text()
-    assert f"Weights: RN50, SHA-256 {'a' * 16}…." in text
-    assert "different weights" not in text
-    write_run("CoOp/rn50_4shots", "70.00", sha256="b" * 64)
-    main([str(folder)])
-    assert "different weights" in (folder / "results.md").read_text()
+def test_evaluations_validation_results_and_runs_without_a_result_are_named(study):
+    write_run(study / "run", 70)
+    write_run(study / "tested", 99, command=["--trainer", "CoOp", "--eval-only", "--model-dir", "x"])
+    write_run(study / "validated", 98, seed=2, split="val")
+    write_run(study / "untested", seed=3).joinpath("result.json").write_text(
+        json.dumps({**build_record(seed=3), "accuracy": None})
+    )
+    page = make_page(study)
+    assert read_csv(study)["CoOp (Standard)"][1] == "70.00"
+    for name, reason in (
+        ("tested", "it evaluates a model that another run trained"),
+        ("validated", "its accuracy is on the split val"),
+        ("untested", "its record has no accuracy"),
+    ):
+        assert f"Not in the table: {study / name}: {reason}." in page
 
 
-def test_a_run_whose_record_contradicts_its_folder_is_missing(write_run):
-    folder = write_run("CoOp/rn50_4shots", "70.00")
-    config = {
-        "TEST": {"SPLIT": "test"},
-        "DATASET": {"NUM_SHOTS": 4},
-        "TRAINER": {"COOP": {"N_CTX": 16, "CTX_INIT": ""}},
-    }
-    record = folder / "CoOp/rn50_4shots/result.json"
-    record.write_text(json.dumps({"config": config}))
-    main([str(folder)])
-    assert read_csv(folder)[2][4] == "70.00"
-    for section, key, value in (("TEST", "SPLIT", "val"), ("DATASET", "NUM_SHOTS", 16)):
-        record.write_text(json.dumps({"config": {**config, section: {key: value}}}))
-        main([str(folder)])
-        assert read_csv(folder)[2][4] == "-"
-        assert f"its record has {section}.{key} {value}" in (folder / "results.md").read_text()
+def test_only_runs_that_a_sweep_was_asked_for_or_that_have_not_ended_are_missing(study, tmp_path):
+    write_run(study / "run", 70)
+    assert "Missing" not in make_page(study)
+    validation_log = "=> result\n* accuracy: 99.00%\nepoch [3/200]\n"
+    write_run(study / "stopped").joinpath("log.txt").write_text(validation_log)
+    rotate_file(study / "stopped/result.json")
+    sweep_file = tmp_path / "sweep.yaml"
+    for name, seeds in (("b", "[1, 2]"), ("run", "[1]")):
+        sweep_file.write_text(f"output: {study}\nruns: [{{folder: '{name}/s{{seed}}', grid: {{seed: {seeds}}}}}]\n")
+        assert sweep.main([str(sweep_file), "--list"]) == 0  # it starts nothing
+        assert sweep.main([str(sweep_file), "--jobs", "1", "--arrays", "9"]) == 2  # without a trainer
+    missing = make_page(study).partition("Missing:")[2].split("\n- ")[1:]
+    assert [line.strip().removeprefix(f"{study}/") for line in missing] == [
+        "b/s1: no log.txt",
+        "b/s2: no log.txt",
+        "run/s1: no log.txt",
+        "stopped: the run has not ended (no result.json)",
+    ]
 
 
-def write_record(folder, name, **features):
-    """Write a record whose config has these FEATURES."""
-    (folder / name / "result.json").write_text(json.dumps({"config": {"FEATURES": features}}))
+def test_a_damaged_list_of_runs_is_an_error_with_its_path(study, capsys):
+    (study / "trials.json").write_text('{"a": 1}')
+    assert main([str(study)]) == 2
+    assert f"{study}/trials.json is damaged" in capsys.readouterr().err
 
 
-def test_cells_with_shortcuts_are_marked_and_explained(write_run):
-    for name in ("rn50_1shots", "rn50_2shots", "rn50_4shots/seed1", "rn50_4shots/seed2"):
-        folder = write_run(f"CoOp/{name}", "70.00")
-    write_record(folder, "CoOp/rn50_1shots", VIEWS=0, PREC="")
-    main([str(folder)])
-    assert "*" not in (folder / "results.csv").read_text()
-    assert "\\*" not in (folder / "results.md").read_text()
-    write_record(folder, "CoOp/rn50_1shots", VIEWS=16, PREC="bf16")
-    write_record(folder, "CoOp/rn50_4shots/seed2", VIEWS=0, PREC="bf16")
-    (folder / "CoOp/rn50_2shots/result.json").write_text(json.dumps({"bad_images": {"test": ["a.jpg"]}}))
-    main([str(folder)])
-    assert read_csv(folder)[2] == ["CoOp (Standard)", "-", "70.00*", "70.00*", "70.00 ± 0.00*", "-", "-", "-"]
-    text = (folder / "results.md").read_text()
-    assert len({len(line) for line in text.splitlines() if line.startswith("|")}) == 1
-    assert "draws after 16 epochs. In: CoOp (Standard), 1 shot.\n" in text
-    both = "CoOp (Standard), 1 shot; CoOp (Standard), 4 shots"
-    assert f"\n\\* FEATURES.PREC bf16: image features in that precision. In: {both}.\n" in text
+def test_cells_with_shortcuts_are_marked_and_explained(study):
+    forced = "after epoch 50, other settings: OPTIM.MAX_EPOCH 50 -> 200"
+    write_run(study / "run1", shots=1, config={"FEATURES.VIEWS": 16, "FEATURES.PREC": "bf16"})
+    write_run(study / "run2", shots=2, bad_images={"test": ["a.jpg"]})
+    write_run(study / "run4", shots=4, forced=[forced])
+    write_run(study / "run8", shots=8)
+    page = make_page(study)
+    assert read_csv(study)["CoOp (Standard)"][1:5] == ["70.00*", "70.00*", "70.00*", "70.00"]
+    assert "draws after 16 epochs. In: CoOp (Standard), 1 shot.\n" in page
+    assert "\n\\* FEATURES.PREC bf16: image features in that precision. In: CoOp (Standard), 1 shot.\n" in page
+    assert f"--force-resume: {forced}. In: CoOp (Standard), 4 shots." in page
     note = "images that could not be read were left out; result.json names them."
-    assert f"\n\\* DATASET.SKIP_BAD_IMAGES: {note} In: CoOp (Standard), 2 shots.\n" in text
+    assert f"\n\\* DATASET.SKIP_BAD_IMAGES: {note} In: CoOp (Standard), 2 shots.\n" in page
 
 
-def test_an_empty_folder_of_main_sh_does_not_hide_a_run(write_run):
-    folder = write_run("CoOp/rn50_4shots", "70.00")
-    (folder / "CoOp/rn50_4shots/nctx16_cscFalse_ctpend").mkdir()
-    main([str(folder)])
-    assert read_csv(folder)[2][4] == "70.00"
+def test_cells_with_other_seeds_than_most_are_named(study):
+    for shots, seeds in ((1, (1, 2)), (2, (1, 2)), (4, (1,))):
+        for seed in seeds:
+            write_run(study / f"run{shots}-{seed}", shots=shots, seed=seed)
+    assert "Seeds: 1; in most cells: 1, 2. In: CoOp (Standard), 4 shots." in make_page(study)
 
 
-def test_a_damaged_record_is_an_error_with_its_path(write_run, capsys):
-    folder = write_run("CoOp/rn50_1shots", "70.00")
-    for damaged in ("{", "[]"):
-        (folder / "CoOp/rn50_1shots/result.json").write_text(damaged)
-        assert main([str(folder)]) == 2
-        assert "rn50_1shots/result.json" in capsys.readouterr().err
+@pytest.mark.parametrize("damage", [{"seed": "1"}, {"trainer": 3}, {"config": None}, {"accuracy": float("nan")}])
+def test_a_damaged_record_is_an_error_with_its_path(study, capsys, damage):
+    run = write_run(study / "run1")
+    for damaged in ("{", "[]", json.dumps(build_record() | damage)):
+        (run / "result.json").write_text(damaged)
+        assert main([str(study)]) == 2
+        assert "run1/result.json" in capsys.readouterr().err
 
 
 def test_a_folder_without_finished_runs_is_an_error(tmp_path, capsys):
     assert main([str(tmp_path / "absent")]) == 2
     assert "no folder" in capsys.readouterr().err
     assert main([str(tmp_path)]) == 2
-    assert "no finished run" in capsys.readouterr().err
+    assert "has a result for the table" in capsys.readouterr().err
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/log.txt").write_text(TRAINED.format(70))
+    assert main([str(tmp_path)]) == 2
+    assert "old: the run has not ended (no result.json)" in capsys.readouterr().err

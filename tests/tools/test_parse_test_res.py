@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures.make_parity import FOLDER
+from tests.studies.records import write_run
 from tools.parse_test_res import main
 
 PARITY = json.loads((FOLDER / "parity.json").read_text())
@@ -62,6 +63,23 @@ def test_the_last_result_in_a_log_is_read(originals, capsys):
         log.write("=> result\n* total: 200\n* accuracy: 12.50%\n")
     assert main(["out/bvp"]) == 0
     assert "* accuracy: 12.50% +- 0.00%" in capsys.readouterr().out
+
+
+def test_records_of_one_seed_or_of_other_settings_are_named_and_not_averaged(tmp_path, capsys):
+    for seed, accuracy in ((1, 70), (2, 72)):
+        write_run(tmp_path / f"seed{seed}", accuracy, seed=seed)
+    write_run(tmp_path / "seed1/rerun", 99, seed=3)  # inside a run's folder, so it is not looked at
+    assert main([str(tmp_path)]) == 0
+    assert "* accuracy: 71.00% +- 1.00%" in capsys.readouterr().out
+    write_run(tmp_path / "seed1-rerun", 70, seed=1)
+    assert main([str(tmp_path)]) == 2
+    printed, message = capsys.readouterr()
+    assert f"file: {tmp_path}/seed2/log.txt. accuracy: 72.00%" in printed
+    assert "Summary" not in printed
+    assert f"a seed has several records: seed 1: {tmp_path}/seed1 (70.00), {tmp_path}/seed1-rerun (70.00)" in message
+    write_run(tmp_path / "seed1-rerun", 70, seed=3, config={"OPTIM.MAX_EPOCH": 7})
+    assert main([str(tmp_path)]) == 2
+    assert f"OPTIM.MAX_EPOCH 7 ({tmp_path}/seed1-rerun)" in capsys.readouterr().err
 
 
 def test_an_absent_folder_is_named(tmp_path, capsys):

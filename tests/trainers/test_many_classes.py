@@ -3,7 +3,8 @@
 import torch
 
 from dassl.utils import derive_seed
-from studies.tables.cells import read_cell
+from studies.tables.cells import build_cell
+from studies.tables.runs import read_run
 from tests.common import assert_same_tensors
 from tools.fix_imagenet import load_imagenet21k_names
 from tools.fix_imagenet import main as fix
@@ -27,7 +28,7 @@ def test_a_run_with_sampled_softmax_notes_the_approximation_in_log_record_and_ta
     note = "Sampled softmax: 5 of 10 classes a step, an approximation (TRAINER.COOP.SAMPLED_CLASSES)"
     assert note in result.log
     assert result.record["sampled_classes"] == 5
-    assert next(iter(read_cell([result.folder], {}, True).shortcuts)).startswith("TRAINER.COOP.SAMPLED_CLASSES 5: ")
+    assert next(iter(build_cell([read_run(result.folder)]).shortcuts)).startswith("TRAINER.COOP.SAMPLED_CLASSES 5: ")
 
 
 def test_each_step_samples_other_classes(digits_trainer, monkeypatch):

@@ -1,0 +1,132 @@
+"""The comparison of two methods, paired over seeds and test images, from the predictions of their runs.
+
+The difference d[s, i] of seed s and test image i is 1 if only the first method is correct, -1 if only the second is,
+and else 0; with several numbers of shots, the mean over these. Seeds and images are both random samples: another study
+draws others. In the two-way crossed random-effects model d[s, i] = mean + seed + image + residual, the variance of the
+mean over S seeds and I images is (MS_seed + MS_image - MS_residual) / (S * I), of the mean squares of the analysis of
+variance (Searle, Casella and McCulloch, Variance Components, 1992, chapter 4). The interval takes Student's t with
+S - 1 degrees of freedom, those of the rarer factor.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dassl.engine.record import PREDICTIONS_FILE
+from dassl.utils import UserError
+
+from .cells import MIN_TEST_IMAGES, Cell
+from .runs import COMPARED, Run, find_differences
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The paired difference of two methods' accuracies.
+
+    Attributes:
+        difference: accuracy of the first minus that of the second, in percentage points.
+        half_width: half the width of the 95% interval of ``difference``.
+        seeds: number of seeds.
+        images: number of test images.
+    """
+
+    difference: float
+    half_width: float
+    seeds: int
+    images: int
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the interval does not hold 0: one of the methods is more accurate."""
+        return abs(self.difference) > self.half_width
+
+    def __str__(self) -> str:
+        """Return ``-1.20 ± 0.80 points (95% interval, paired over 3 seeds and 896 test images)``."""
+        basis = f"95% interval, paired over {self.seeds} seeds and {self.images:,} test images"
+        return f"{self.difference:+.2f} ± {self.half_width:.2f} points ({basis})"
+
+
+def compare_differences(differences: np.ndarray) -> Comparison:
+    """Return the comparison for differences d (seeds, images), at least 2 by 2, as the module's docstring defines."""
+    from scipy.stats import t
+
+    seeds, images = differences.shape
+    mean = differences.mean()
+    by_seed = differences.mean(axis=1, keepdims=True)
+    by_image = differences.mean(axis=0, keepdims=True)
+    ms_seed = images * ((by_seed - mean) ** 2).sum() / (seeds - 1)
+    ms_image = seeds * ((by_image - mean) ** 2).sum() / (images - 1)
+    ms_residual = ((differences - by_seed - by_image + mean) ** 2).sum() / ((seeds - 1) * (images - 1))
+    # An estimate below the residual's part is sampling error: the components of seeds and images are not negative.
+    variance = max(ms_seed + ms_image - ms_residual, ms_residual) / (seeds * images)
+    half_width = float(t.ppf(0.975, seeds - 1)) * math.sqrt(variance)
+    return Comparison(100 * float(mean), 100 * half_width, seeds, images)
+
+
+def compare_cells(first: Mapping[int, Cell], second: Mapping[int, Cell]) -> Comparison | str:
+    """Return the comparison of two methods from their cells by shots, or the reason why it cannot be told.
+
+    It is over the shots that both have, and the seeds that all these cells have.
+    """
+    pairs = [(first[shots], second[shots]) for shots in first if shots in second]
+    pairs = [pair for pair in pairs if all(cell.accuracies for cell in pair)]
+    if not pairs:
+        return "no number of shots has both"
+    cells = [cell for pair in pairs for cell in pair]
+    if differing := [key for key in find_differences([run for cell in cells for run in cell.runs]) if key in COMPARED]:
+        return f"their {' and '.join(differing)} differ"
+    seeds = sorted(set.intersection(*({run.seed for run in cell.runs} for cell in cells)))
+    if len(seeds) < 2:
+        return "it takes two seeds or more that all these runs share"
+    try:
+        differences = _read_differences(pairs, seeds)
+    except UserError as error:
+        return str(error)
+    if differences.shape[1] < MIN_TEST_IMAGES:
+        return f"{differences.shape[1]} test images are too few; it takes {MIN_TEST_IMAGES}"
+    return compare_differences(differences)
+
+
+def _read_differences(pairs: Sequence[tuple[Cell, Cell]], seeds: Sequence[int]) -> np.ndarray:
+    """Return d (seeds, images), the mean over ``pairs``, the two methods' cells for each number of shots.
+
+    Raises:
+        UserError: a run has no predictions, or they are for other images than those of another run.
+    """
+    rows, expected = [], None
+    for seed in seeds:
+        differences = []
+        for pair in pairs:
+            first, second = (next(run for run in cell.runs if run.seed == seed) for cell in pair)
+            (images, correct), (other_images, other_correct) = _read_correct(first), _read_correct(second)
+            expected = expected or images
+            if not images == other_images == expected:
+                raise UserError(f"the predictions in {first.folder} and {second.folder} are for other images")
+            differences.append(correct - other_correct)
+        rows.append(np.mean(differences, axis=0))
+    return np.stack(rows)
+
+
+def _read_correct(run: Run) -> tuple[list[tuple[str, str]], np.ndarray]:
+    """Return the images (path, label) of a run's predictions, and 1.0 or 0.0 for each: whether it is correct.
+
+    Raises:
+        UserError: there are no predictions, or they are not those of the record.
+    """
+    path = run.folder / PREDICTIONS_FILE
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = [(row["path"], row["label"], row["label"] == row["top1"]) for row in csv.DictReader(file)]
+    except FileNotFoundError as error:
+        raise UserError(f"{run.folder} has no {PREDICTIONS_FILE}") from error
+    except (OSError, KeyError, ValueError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    correct = np.array([is_correct for *_, is_correct in rows], dtype=float)
+    if (len(rows), correct.sum()) != (run.record.get("total"), run.record.get("correct")):
+        raise UserError(f"{path} does not have the results of the record beside it")
+    return [(image, label) for image, label, _ in rows], correct

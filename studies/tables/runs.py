@@ -1,0 +1,245 @@
+"""Finished runs as tables see them: their records, the settings that decide a result, and how two runs differ."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from dassl.config import get_cfg_default, to_dict
+from dassl.config.defaults import UNUSED_KEYS
+from dassl.config.merge import flatten
+from dassl.config.run_config import CONFIG_FILE, RESUMABLE_KEYS
+from dassl.engine.record import RECORD_FILE, read_record
+from dassl.utils import UserError, read_json, write_json
+
+TRIALS_FILE = "trials.json"  # in a sweep's folder: the folders of all runs that sweeps into it were asked for
+UNTRAINED = ("ZeroshotCLIP", "ZeroshotCLIP2")  # trainers of old records, without the entry "models", that train nothing
+# Config keys, or the beginnings of keys, that do not decide a result. Files count by their content.
+IGNORED_KEYS: tuple[str, ...] = tuple(key for key in RESUMABLE_KEYS if key != "TEST.")
+IGNORED_KEYS += ("SEED", "USE_CUDA", "MODEL.BACKBONE.WEIGHTS", "MODEL.INIT_WEIGHTS", *UNUSED_KEYS)
+IGNORED_KEYS += ("TEST.PER_CLASS_RESULT", "TEST.COMPUTE_CMAT", "TEST.LOGITS_GB")
+# Keys that do not decide the result of a method that trains nothing.
+TRAINING_KEYS: tuple[str, ...] = (
+    "OPTIM.",
+    "TRAIN.",
+    "DATALOADER.",
+    "DATASET.NUM_SHOTS",
+    "DATASET.VAL_IS_TEST",
+    "FEATURES.VIEWS",
+)
+TRAINING_KEYS += ("TEST.FINAL_MODEL", "INPUT.CROP_PADDING", "INPUT.RRCROP_SCALE", "INPUT.CUTOUT_", "INPUT.GN_")
+TRAINING_KEYS += ("INPUT.RANDAUGMENT_", "INPUT.COLORJITTER_", "INPUT.RGS_P", "INPUT.GB_")
+TEST_TRANSFORMS = ("normalize", "instance_norm")  # the INPUT.TRANSFORMS that apply to test images
+# What two results must share to be compared, by the name in notes.
+COMPARED = ("data set", "test images", "test image files", "class names", "weights")
+ARITHMETIC = "sums"  # what their last bits depend on: the GPU, or the mode of MKL
+# In MKL's strict mode, the end of machine.sums where a method trains convolutions or layer norms. Other methods' sums
+# do not depend on the threads, and compare with these all the same.
+STRICT_THREADS = re.compile(r"(?<=STRICT), \d+ threads?$")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder and its record."""
+
+    folder: Path
+    record: dict
+
+    @property
+    def accuracy(self) -> float:
+        """Accuracy on the images of ``split``, in percent."""
+        return self.record["accuracy"]
+
+    @property
+    def seed(self) -> int:
+        """The seed that the record has."""
+        return self.record["seed"]
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the method trains a model, here or, if ``is_evaluation``, in another run."""
+        default = [] if self.record["trainer"] in UNTRAINED else ["model"]
+        return bool(self.record.get("models", default))
+
+    @property
+    def is_evaluation(self) -> bool:
+        """Whether the run only evaluated a model."""
+        return any(str(word).startswith("--ev") for word in self.record.get("command", []))  # argparse completes flags
+
+    @property
+    def config_name(self) -> str:
+        """Name of the method's config file without its suffix; "" without one."""
+        words = [word for text in self.record.get("command", []) for word in str(text).split("=", 1)]
+        return next((Path(path).stem for flag, path in pairwise(words) if flag == "--config-file"), "")
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The config, by dotted key."""
+        return dict(flatten(self.record["config"]))
+
+    @property
+    def shots(self) -> int:
+        """Training images of each class that were asked for; 0: all of them."""
+        shots = self.config.get("DATASET.NUM_SHOTS")
+        return max(shots, 0) if isinstance(shots, int) else 0
+
+    @property
+    def train_images_per_class(self) -> tuple[int, int] | None:
+        """The fewest and the most training images of a class; None if the record does not say."""
+        counts = self.record.get("train_images_per_class")
+        if not isinstance(counts, list) or [type(count) for count in counts] != [int, int]:
+            return None
+        return counts[0], counts[1]
+
+    @cached_property
+    def facts(self) -> dict[str, str]:
+        """Short texts of what COMPARED and ARITHMETIC name; what the record does not say is left out."""
+        weights, classnames = self.record.get("weights", {}), self.record.get("classnames", [])
+        split = _get(self.record, "splits", str(self.record.get("split", "test"))) or {}
+        names = hashlib.sha256(repr(classnames).encode(errors="surrogatepass")).hexdigest()
+        facts = {
+            "data set": self.record.get("dataset"),
+            "test images": _shorten(_get(split, "sha256")),
+            "test image files": _shorten(_get(split, "content")),
+            "class names": f"{len(classnames):,} names, {_shorten(names)}" if classnames else None,
+            "weights": f"{weights.get('backbone')}, {_shorten(weights.get('sha256'))}" if weights else None,
+            ARITHMETIC: STRICT_THREADS.sub("", str(_get(self.record, "machine", "sums") or "not recorded")),
+        }
+        return {key: str(value) for key, value in facts.items() if value}
+
+    @cached_property
+    def settings(self) -> dict[str, str]:
+        """The config keys that decide the result, as text, and what COMPARED names."""
+        config = {key: value for key, value in self.config.items() if not key.startswith(IGNORED_KEYS)}
+        for key in [key for key, value in config.items() if key.endswith(".CTX_INIT") and value]:
+            config.pop(f"{key.removesuffix('.CTX_INIT')}.N_CTX", None)  # the words set the number of tokens
+        config["DATASET.NUM_SHOTS"] = self.shots or "all"  # each number below 1 means all images
+        if config.get("DATASET.FEWSHOT_FILE"):
+            config["DATASET.FEWSHOT_FILE"] = "a file"  # each seed may have its own draw
+        if not self.is_trained:
+            config = {key: value for key, value in config.items() if not key.startswith(TRAINING_KEYS)}
+            if isinstance(names := config.get("INPUT.TRANSFORMS"), list):
+                config["INPUT.TRANSFORMS"] = [name for name in names if name in TEST_TRANSFORMS]
+        if self.config.get("MODEL.INIT_WEIGHTS") and (started_from := self.record.get("started_from")):
+            config["initial weights"] = _shorten(_get(started_from[0], "sha256"))  # this file comes first
+        data = {key: value for key, value in self.facts.items() if key in COMPARED}
+        return {key: str(value) for key, value in config.items()} | data
+
+
+def _get(node: object, *keys: str) -> Any:
+    """Return the value at a path of keys in nested dicts; None if it is not there."""
+    for key in keys:
+        node = node.get(key) if isinstance(node, dict) else None
+    return node
+
+
+def _shorten(checksum: object) -> str:
+    """Return the beginning of a checksum, for notes; "" for None."""
+    return f"SHA-256 {str(checksum)[:16]}…" if checksum else ""
+
+
+def read_run(folder: Path) -> Run:
+    """Return the finished run in ``folder``; :class:`UserError` if its record is damaged."""
+    record = read_record(folder)
+    accuracy = record.get("accuracy")
+    is_percent = accuracy is None or (type(accuracy) in (int, float) and 0 <= accuracy <= 100)
+    types = {"trainer": str, "seed": int, "config": dict}
+    if wrong := [key for key, type_ in types.items() if type(record.get(key)) is not type_]:
+        raise UserError(f"{folder / RECORD_FILE} is damaged: its {wrong[0]} is not what a run writes")
+    if not is_percent:
+        raise UserError(f"{folder / RECORD_FILE} is damaged: its accuracy is not a percentage")
+    return Run(folder, record)
+
+
+def find_runs(folder: Path) -> tuple[list[Run], list[Path]]:
+    """Return the finished runs in ``folder`` and below it, and the folders with a log but no record.
+
+    A folder inside a run's folder (one with a record or a ``config.yaml``) is not looked at: it holds an evaluation or
+    a repetition of that run.
+    """
+    runs, unfinished, seen = [], [], set()
+    for name, subfolders, files in os.walk(folder, followlinks=True):
+        path, real_path = Path(name), os.path.realpath(name)
+        subfolders.sort()
+        if RECORD_FILE in files or CONFIG_FILE in files or real_path in seen:
+            subfolders.clear()
+        if real_path not in seen and RECORD_FILE in files:
+            runs.append(read_run(path))
+        elif real_path not in seen and "log.txt" in files and path != folder:
+            unfinished.append(path)
+        seen.add(real_path)
+    return runs, unfinished
+
+
+@cache
+def _default_settings() -> dict[str, str]:
+    """Return the default of each config key, as text: the value in records that are older than the key."""
+    return {key: str(value) for key, value in flatten(to_dict(get_cfg_default()))}
+
+
+def find_differences(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Return the settings in which runs differ: by key, the value of each run.
+
+    A setting that a record lacks has its default; one without a default does not count as a difference.
+    """
+    differences = {}
+    for key in sorted(set().union(*(run.settings for run in runs))):
+        values = [run.settings.get(key, _default_settings().get(key)) for run in runs]
+        if len({value for value in values if value is not None}) > 1:
+            differences[key] = ["not recorded" if value is None else value for value in values]
+    return differences
+
+
+def format_differences(runs: Sequence[Run], differences: dict[str, list[str]]) -> str:
+    """Return ``KEY value (folders); …`` for the result of :func:`find_differences`."""
+    parts = []
+    for key, values in differences.items():
+        for value in dict.fromkeys(values):
+            folders = ", ".join(str(run.folder) for run, other in zip(runs, values, strict=True) if other == value)
+            parts.append(f"{key} {value} ({folders})")
+    return "; ".join(parts)
+
+
+def format_repetition(runs: Sequence[Run]) -> str:
+    """Return ``seed 1: folder (70.00), folder (71.00)`` for several records of one seed."""
+    results = (run.record.get("accuracy") for run in runs)
+    texts = ("no accuracy" if result is None else f"{result:.2f}" for result in results)
+    return f"seed {runs[0].seed}: {', '.join(f'{run.folder} ({t})' for run, t in zip(runs, texts, strict=True))}"
+
+
+def group_by_seed(runs: Iterable[Run]) -> dict[int, list[Run]]:
+    """Return the runs by seed, in ascending order."""
+    groups: dict[int, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: run.seed):
+        groups.setdefault(run.seed, []).append(run)
+    return groups
+
+
+def read_trials(folder: Path) -> set[Path]:
+    """Return the folders of runs in ``folder`` and below it that sweeps into it or its parent were asked for."""
+    trials = {path for output in (folder, folder.absolute().parent) for path in _read_trials_file(output)}
+    return {path for path in trials if path.is_relative_to(folder.absolute())}
+
+
+def write_trials(output: Path, folders: Iterable[Path]) -> None:
+    """Add the folders of a sweep's runs to the file of all runs that sweeps into ``output`` were asked for."""
+    trials = _read_trials_file(output) | {folder.absolute() for folder in folders}
+    write_json(sorted(path.relative_to(output.absolute()).as_posix() for path in trials), output / TRIALS_FILE)
+
+
+def _read_trials_file(output: Path) -> set[Path]:
+    """Return the absolute paths in TRIALS_FILE of ``output``, none without the file; UserError if it is damaged."""
+    if not (output / TRIALS_FILE).is_file():
+        return set()
+    names = read_json(output / TRIALS_FILE)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{output / TRIALS_FILE} is damaged: it is not a list of folders; remove it")
+    paths = {(output / name).absolute() for name in names}
+    return {path for path in paths if path.is_relative_to(output.absolute())}
