@@ -302,9 +302,9 @@ def find_mismatches(trainer, saved: dict[str, str]) -> list[str]:
             mismatches[key] = changes[key]
     if "weights" in saved and "weights" in current:  # the digests decide, whatever the names are
         if saved["weights"] != current["weights"]:
-            names = changes.get(name, [config[name]] * 2)
-            digests = (origin["weights"][:12] for origin in (saved, current))
-            mismatches[f"{name} (weights)"] = tuple(map("{} ({})".format, names, digests))
+            old_name, new_name = changes.get(name, [config[name]] * 2)
+            old, new = (origin["weights"][:12] for origin in (saved, current))
+            mismatches[f"{name} (weights)"] = f"{old_name} ({old})", f"{new_name} ({new})"
     elif name in changes:
         mismatches[name] = changes[name]
     return [format_changes({key: values}) for key, values in mismatches.items()]

@@ -216,12 +216,12 @@ def get_inputs(trainer, model_dir: str = "", epoch: int | None = None) -> dict:
     The files are MODEL.INIT_WEIGHTS, and those in ``model_dir`` of ``epoch`` (from 1; None: the best, else the newest),
     or without ``model_dir``, those of RESUME.
     """
-    cfg = trainer.cfg
+    cfg, names = trainer.cfg, trainer.get_model_names()
     files = [Path(cfg.MODEL.INIT_WEIGHTS)] if cfg.MODEL.INIT_WEIGHTS else []
     if model_dir:
         files += find_model_files(trainer, model_dir, epoch)
     elif cfg.RESUME and Path(cfg.RESUME).resolve() != Path(cfg.OUTPUT_DIR).resolve():
-        files += checkpoint.latest_common_checkpoints(cfg.RESUME, trainer.get_model_names())
+        files += checkpoint.latest_common_checkpoints(cfg.RESUME, names)
     return {
         "splits": checkpoint.get_splits(trainer),
         "few_shot_split": getattr(trainer.dm.dataset, "split_source", None),
