@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from pathlib import Path
 
 from dassl import engine
 from dassl.config import clean_cfg, merge_file, merge_flag, merge_options
@@ -41,6 +42,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--eval-only", action="store_true", help="evaluate, do not train")
     add("--model-dir", default="", help="with --eval-only: the run whose model is evaluated")
     add("--load-epoch", type=int, help="with --model-dir: the epoch to load; default: the best, else the newest")
+    add("--allow-mismatch", action="store_true", help="evaluate a model under other settings than it was trained with")
     add("--no-train", action="store_true", help="build the trainer, then stop")
     add("--skip-finished", action="store_true", help="do nothing if this command has finished in the output directory")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, such as DATASET.NUM_SHOTS 4")
@@ -78,6 +80,8 @@ def setup_cfg(args: argparse.Namespace):
     trainer = engine.TRAINER_REGISTRY.get(cfg.TRAINER.NAME)  # refuses an unknown name before anything is written
     datasets.DATASET_REGISTRY.get(cfg.DATASET.NAME)
     cfg.SEED = engine.choose_seed(cfg)  # replaces a negative one
+    if args.eval_only:
+        cfg.OUTPUT_DIR = engine.choose_evaluation_dir(cfg)  # in the folder of a training run, a folder of its own
     clean_cfg(cfg, cfg.TRAINER.NAME, keep=engine.get_trainer_nodes(trainer))  # removes the nodes of other methods
     cfg.freeze()
     return cfg
@@ -93,7 +97,9 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
     command = [word for word in argv if word != "--skip-finished"]  # the flag does not change the run
-    if args.skip_finished and is_finished(args.output_dir, command):
+    # An evaluation in the folder of a training run has a folder there.
+    folders = [args.output_dir, *(Path(args.output_dir).glob("eval-*") if args.eval_only else ())]
+    if args.skip_finished and any(is_finished(folder, command) for folder in folders):
         print(f"finished already: {args.output_dir}")
         return
 
@@ -108,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
                 return
             with engine.record_run(trainer, args, command, CODE_PATHS, start_time):
                 if args.eval_only:
-                    engine.check_evaluation(trainer, args.model_dir)
+                    engine.check_evaluation(trainer, args)
                     trainer.load_model(args.model_dir, epoch=args.load_epoch)
                     trainer.test()
                 else:

@@ -14,7 +14,7 @@ from dassl import engine
 from dassl.config import merge_file, merge_options
 from dassl.config.merge import flatten
 from dassl.config.run_config import CONFIG_FILE
-from dassl.engine.record import RECORD_FILE, read_record
+from dassl.engine.record import RECORD_FILE, read_training_record
 from dassl.utils import UserError
 
 
@@ -50,8 +50,8 @@ def load_run_cfg(folder: Path) -> CfgNode:
 
 
 def _read_record_if_any(folder: Path) -> dict:
-    """Return the record (result.json) of the run in ``folder``, or {} if there is none."""
-    return read_record(folder) if (folder / RECORD_FILE).is_file() else {}
+    """Return the record of the run in ``folder`` (:func:`read_training_record`), or {} if there is none."""
+    return read_training_record(folder) if (folder / RECORD_FILE).is_file() else {}
 
 
 def load_classnames(folder: Path) -> list[str]:
@@ -82,8 +82,8 @@ def load_trainer(
     classnames = list(classnames or run_classnames)
     if not classnames:
         raise UserError(
-            f"{folder} has no {RECORD_FILE} with class names (a run on captions, an unfinished or an older one): "
-            "name them with --classes, in the order of the run's data set"
+            f"{folder} has no {RECORD_FILE} of a training run with class names (a run on captions, an unfinished or an "
+            "older one): name them with --classes, in the order of the run's data set"
         )
     cfg.MODEL.INIT_WEIGHTS = ""  # the initial model; the checkpoint replaces it
     cfg.FEATURES.ENABLED, cfg.FEATURES.PREC = False, ""

@@ -12,6 +12,13 @@ from_caller() {
 DATA=$([ -z "${DATA:-}" ] && echo ./data || from_caller "$DATA")
 OUTPUT=$([ -z "${OUTPUT:-}" ] && echo ./output || from_caller "$OUTPUT")
 
+# find_config TRAINER NAME: prints the trainer's config file NAME.yaml; if it has none, CoOp's.
+find_config() {
+    local file=configs/trainers/$1/$2.yaml
+    [ -f "$file" ] || file=configs/trainers/CoOp/$2.yaml
+    echo "$file"
+}
+
 # run DIR ARGUMENTS...: runs train.py with output folder DIR, unless DIR holds a finished run of the same command.
 run() {
     local dir=$1

@@ -10,7 +10,7 @@ from typing import Any
 import train
 from dassl import engine
 from dassl.config.merge import flatten
-from dassl.engine.record import RECORD_FILE, read_record
+from dassl.engine.record import RECORD_FILE, read_record, read_training_record
 from dassl.utils import UserError
 from inference.trained_run import suppress_stdout
 
@@ -36,6 +36,7 @@ def build_arguments(record: dict, folder: Path, root: str, model_dir: str, overr
     flags = train.parse_args([str(word) for word in record["command"]])
     options = {"--root": root, "--model-dir": model_dir or flags.model_dir, "--load-epoch": flags.load_epoch}
     arguments = ["--output-dir", str(folder), *(["--eval-only"] if flags.eval_only else [])]
+    arguments += ["--allow-mismatch"] if flags.allow_mismatch else []
     arguments += [str(word) for pair in options.items() if pair[1] not in ("", None) for word in pair]
     resume_dir, output_dir = (Path(record["config"].get(key) or "").resolve() for key in ("RESUME", "OUTPUT_DIR"))
     started_elsewhere = record["config"].get("RESUME") and resume_dir != output_dir
@@ -146,7 +147,10 @@ def rerun(source: Path, folder: Path, root: str, model_dir: str, overrides: list
     import torch
     from tabulate import tabulate
 
-    record = read_record(source)
+    if not (record := read_training_record(source)):
+        raise UserError(
+            f"{source / RECORD_FILE} is not that of the training run in this folder, which cannot be repeated"
+        )
     if missing := [key for key in ("command", "config") if not record.get(key)]:
         raise UserError(f"{source / RECORD_FILE} has no {', '.join(missing)}, so the run cannot be repeated")
     if threads := record.get("machine", {}).get("threads"):  # sums depend on their number

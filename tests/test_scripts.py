@@ -91,6 +91,24 @@ def test_base2new_scripts_take_coops_arguments_and_write_the_folders_of_the_tabl
     assert "-" not in coop
 
 
+def test_cocoop_scripts_evaluate_zero_shot_clip_once_for_all_seeds(bash, tmp_path, imagenet_root):
+    """With CoOp's config, as zero-shot methods have none of their own."""
+    zero_shot, out = {"TRAINER": "ZeroshotCLIP", "CFG": "tiny"}, tmp_path / "out put"
+    for script, seed in (("base2new_train.sh", "1"), ("base2new_test.sh", "2")):
+        result = bash(f"cocoop/{script}", "digits", seed, **zero_shot)
+        assert result.returncode == 0, result.stderr
+    assert results_table([str(out / "base2new")]) == 0
+    _, row = csv.reader((out / "base2new/base_to_new.csv").open())
+    assert row[:2] == ["digits", "ZeroshotCLIP, tiny, 0 shots"]
+    assert "-" not in row
+    for script, *arguments in (("xd_train.sh", "1"), ("xd_test.sh", "digits", "1")):
+        result = bash(f"cocoop/{script}", *arguments, DATA=str(imagenet_root), **zero_shot)
+        assert result.returncode == 0, result.stderr
+    assert results_table([str(out / "evaluation")]) == 0
+    _, row = csv.reader((out / "evaluation/transfer.csv").open())
+    assert "-" not in row
+
+
 def test_xd_scripts_train_on_imagenet_and_write_the_folders_of_the_transfer_table(bash, tmp_path, imagenet_root):
     """The three ImageNet classes are noise; the other data set is the digits."""
     tiny = {"TRAINER": "CoOp", "CFG": "tiny", "SHOTS": "1", "DATA": str(imagenet_root)}

@@ -8,12 +8,16 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl.log_format import END_OF_TRAINING
+from datasets.digits import DIGIT_NAMES
 from tests.common import REPOSITORY, assert_same_tensors, load_tensors
+from tests.conftest import Run
 from trainers.coop import CoOp
+from vlm.tiny.weights import load_tiny
 
 TEST_SCANS = 896  # test images of the digits
 SHORT = ("DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 2)
@@ -206,6 +210,91 @@ def test_eval_only_gives_the_result_of_the_run(run):
     assert (newest.code, newest.accuracy) == (0, trained.accuracy)
     first = run("--eval-only", "--model-dir", trained.folder, "--load-epoch", 1, *SHORT, out="first")
     assert 'model.pth.tar-1" (epoch = 1)' in first.log
+
+
+def test_an_evaluation_in_the_folder_of_a_training_run_leaves_the_run_as_it_is(run, capsys):
+    trained = run(*SHORT, "DATASET.SUBSAMPLE_CLASSES", "base")
+    files = {path: path.read_bytes() for path in trained.folder.iterdir() if path.is_file()}
+    command = ("--eval-only", "--model-dir", trained.folder, *SHORT, "DATASET.SUBSAMPLE_CLASSES", "new")
+    assert run(*command).code == 0
+    assert {path: path.read_bytes() for path in trained.folder.iterdir() if path.is_file()} == files
+    new = Run(0, trained.folder / "eval-Digits-test-new", "")
+    assert new.record["classnames"] == [*DIGIT_NAMES[5:]]
+    assert f"total: {new.record['total']}" in new.log
+    (trained.folder / "config.yaml").unlink()  # as a downloaded model
+    assert run(*command, "TEST.SPLIT", "val").code == 0
+    assert (trained.folder / "eval-Digits-val-new/result.json").is_file()
+    assert (trained.folder / "log.txt").read_bytes() == files[trained.folder / "log.txt"]
+
+    time = (new.folder / "log.txt").stat().st_mtime_ns
+    assert run("--skip-finished", *command).code == 0
+    assert (new.folder / "log.txt").stat().st_mtime_ns == time
+
+
+@pytest.mark.parametrize(
+    ("trainer", "trained_with", "evaluated_with"),
+    [
+        ("CoOp", "TRAINER.COOP.CLASS_TOKEN_POSITION end", "TRAINER.COOP.CLASS_TOKEN_POSITION middle"),
+        ("CoCoOp", "TRAINER.COCOOP.N_CTX 2", "TRAINER.COCOOP.N_CTX 3"),
+        ("CLIPAdapter", "TRAINER.CLIPADAPTER.RATIO 0.2", "TRAINER.CLIPADAPTER.RATIO 0.5"),
+        ("CoOp", "TRAINER.NAME CoOp", "TRAINER.NAME CoCoOp"),
+    ],
+)
+def test_a_model_is_not_evaluated_under_other_settings(run, trainer, trained_with, evaluated_with):
+    trained = run(*SHORT, *trained_with.split(), "TEST.NO_TEST", True, trainer=trainer)
+    evaluation = ("--eval-only", "--model-dir", trained.folder, *SHORT, *evaluated_with.split())
+    refused = run(*evaluation, trainer=trainer, out="other")
+    assert refused.code == 2
+    assert f"with other settings: {trained_with} -> {evaluated_with.split()[1]}. Evaluate" in refused.error
+    assert not (refused.folder / "result.json").exists()
+
+
+def test_a_model_is_not_evaluated_on_other_weights_unless_allowed(run, tmp_path):
+    """The weights of the same width under the same name: only their digest tells them apart."""
+    weights = load_tiny()
+    save_file({**weights, "logit_scale": weights["logit_scale"] + 1}, tmp_path / "changed.safetensors")
+    trained = run(*SHORT)
+    for start in (("--model-dir", trained.folder, *SHORT), (*SHORT, "MODEL.INIT_WEIGHTS", trained.checkpoint(2))):
+        command = (*start, "MODEL.BACKBONE.WEIGHTS", tmp_path / "changed.safetensors")
+        refused = run("--eval-only", *command, out="changed")
+        assert refused.code == 2
+        sha256 = trained.record["weights"]["sha256"]
+        assert f"with other settings: MODEL.BACKBONE.NAME (weights) tiny ({sha256[:12]}) -> tiny (" in refused.error
+        allowed = run("--eval-only", "--allow-mismatch", *command, out="changed")
+        assert allowed.code == 0
+        assert "--allow-mismatch: " in allowed.log
+        [mismatch] = allowed.record["allowed_mismatch"]
+        assert f"-> tiny ({allowed.record['weights']['sha256'][:12]})" in mismatch
+    save_file(weights, tmp_path / "same.safetensors")  # the same weights in another file
+    other = (*SHORT, "MODEL.BACKBONE.NAME", "mine", "MODEL.BACKBONE.WEIGHTS", tmp_path / "same.safetensors")
+    assert run("--eval-only", "--model-dir", trained.folder, *other, out="same").accuracy == trained.accuracy
+
+
+@pytest.mark.parametrize(
+    ("trainer", "options", "reason"),
+    [
+        ("TipAdapter", (), "it learned other classes than these"),
+        ("CoOp", ("TRAINER.COOP.CSC", True), "its contexts are class-specific (CSC), for other classes than these"),
+    ],
+)
+def test_a_model_of_its_classes_alone_is_not_evaluated_on_others(run, imagenet_root, trainer, options, reason):
+    """Of three classes, two are base and one is new: the shapes differ as well."""
+    data = ("--root", imagenet_root, "--dataset-config-file", REPOSITORY / "configs/datasets/imagenet.yaml")
+    options = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1, *options, "DATASET.SUBSAMPLE_CLASSES")
+    base = run(*data, *options, "base", trainer=trainer)
+    assert base.code == 0, base.error
+    refused = run(*data, "--eval-only", "--model-dir", base.folder, *options, "new", trainer=trainer, out="new")
+    assert refused.code == 2
+    assert reason in refused.error
+    assert "size mismatch" not in refused.error
+
+
+def test_settings_that_only_training_reads_may_differ_in_evaluation(run):
+    trained = run(*SHORT, "TRAINER.COOP.CTX_INIT", "a photo of a", "TRAINER.COOP.PREC", "fp32")
+    other = ("OPTIM.LR", 0.1, "TRAINER.COOP.N_CTX", 4, "TRAINER.COOP.PREC", "fp16", "DATASET.NUM_SHOTS", 1)
+    evaluated = run("--eval-only", "--model-dir", trained.folder, *other, out="other")  # four words, four tokens
+    assert (evaluated.code, evaluated.accuracy) == (0, trained.accuracy)
+    assert "allowed_mismatch" not in evaluated.record
 
 
 def test_a_context_trained_on_base_classes_is_evaluated_on_new_classes(run):

@@ -30,14 +30,14 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("record", type=Path, metavar="RESULT.json", help="record of a finished run, or the run's folder")
-    add("--output-dir", type=Path, help="new folder (<the run's folder>-rerun)")
+    add("--output-dir", type=Path, help="new folder (rerun in the run's folder, where no table looks)")
     add("--root", default="", help="folder of the data sets, if it was moved")
     add("--model-dir", default="", help="folder of the evaluated run, if it was moved")
     add("--anyway", action="store_true", help="accept changed data, class names, weights or checkpoints")
     add("opts", nargs="*", metavar="KEY VALUE", help="config overrides")
     args = parser.parse_intermixed_args(argv)
     source = args.record if args.record.is_dir() else args.record.parent
-    folder = args.output_dir or Path(f"{os.path.abspath(source)}-rerun")
+    folder = args.output_dir or source / "rerun"
     if folder.exists() and not (folder.is_dir() and not os.listdir(folder)):
         raise UserError(f"{folder} is there already: name another --output-dir, or remove it")
     return rerun(source, folder, args.root, args.model_dir, args.opts, args.anyway)

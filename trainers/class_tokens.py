@@ -58,13 +58,14 @@ def drop_class_tokens(learner, state_dict: dict, prefix: str, *hook_args) -> Non
     keys = (*CLASS_TOKEN_KEYS, CHECKSUM_KEY)
     _, suffix, checksum = (state_dict.pop(prefix + key, None) for key in keys)
     context = state_dict.get(prefix + "ctx", learner.ctx)
-    if learner.ctx.dim() == 2 or context.shape != learner.ctx.shape:  # PyTorch reports a wrong shape itself
+    if learner.ctx.dim() == 2 or context.shape[1:] != learner.ctx.shape[1:]:  # PyTorch reports a wrong shape itself
         return
-    same = checksum is None or torch.equal(checksum.cpu(), learner.checksum)
-    if suffix is not None:
+    same = len(context) == len(learner.ctx) and (checksum is None or torch.equal(checksum.cpu(), learner.checksum))
+    if same and suffix is not None:
         expected, suffix = embed_class_tokens(learner)[CLASS_TOKEN_KEYS[1]].float().cpu(), suffix.float().cpu()
         # The tolerance covers checkpoints of CoOp's code in fp16. Chinese-CLIP's suffixes differ in length.
         same = suffix.shape == expected.shape and torch.allclose(suffix, expected, atol=1e-3)
     if not same:
         error_messages = hook_args[-1]
         error_messages.append("its contexts are class-specific (CSC), for other classes than these")
+        state_dict[prefix + "ctx"] = learner.ctx.detach()  # no error of its shape as well

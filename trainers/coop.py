@@ -85,6 +85,8 @@ class CustomCLIP(nn.Module):
 class CoOp(TrainerX):
     """Context optimization: trains the context of the prompts, with CLIP frozen."""
 
+    training_keys = ("PREC", "CTX_INIT", "SAMPLED_CLASSES")
+
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
         """Add TRAINER.COOP, the config node of this method, with its defaults to ``cfg``, in place."""

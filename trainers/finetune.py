@@ -120,6 +120,7 @@ class CLIPFineTune(TrainerX):
     """Fine-tunes CLIP by the symmetric cross-entropy over a batch's pairs; the learning rate changes in each step."""
 
     supports_zero_shot = True
+    training_keys = ("CHUNK", "FREEZE_BN", "MAX_LOGIT_SCALE", "ADAM_EPS", "PREC")
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:

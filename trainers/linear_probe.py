@@ -105,6 +105,8 @@ def sweep_regularization(
 class LinearProbe(TrainerX):
     """Fits a linear classifier with bias, of classes * (embed_dim + 1) parameters, to the image features."""
 
+    training_keys = ("C",)
+
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
         """Add TRAINER.LINEARPROBE, the config node of this method, with its defaults to ``cfg``, in place."""

@@ -88,7 +88,10 @@ def _check_classnames(model: nn.Module, state_dict: dict, prefix: str, *hook_arg
     expected = model.get_buffer("classes")
     if not torch.equal(state_dict.setdefault(f"{prefix}classes", expected).to(expected), expected):
         error_messages = hook_args[-1]
-        error_messages.append("it learned other classes than these, or these in another order")
+        error_messages.append(
+            "it learned other classes than these, or these in another order, and has weights for those alone"
+        )
+        state_dict |= {prefix + key: value for key, value in model.state_dict().items()}  # no errors of shapes as well
 
 
 def score_candidates(logits: torch.Tensor, labels: torch.Tensor) -> list[tuple[float, float]]:

@@ -107,6 +107,7 @@ class TipAdapter(TrainerX):
     """Fills the cache with the shots and searches alpha and beta; nothing is trained."""
 
     trains_keys = False
+    training_keys = ("ALPHA", "BETA", "AUGMENT_EPOCH")  # the checkpoint holds alpha and beta
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:

@@ -13,6 +13,7 @@ from dassl.utils import UserError, error_reason
 from .merge import flatten, read_yaml
 
 CONFIG_FILE = "config.yaml"
+Changes = dict[str, tuple[Any, Any]]  # the value of a key in one config and in another, by the key
 # Keys that a resumed run may change, as the trained parameters do not depend on them. "TEST." is a whole node.
 RESUMABLE_KEYS = (
     *("OUTPUT_DIR", "RESUME", "FORCE_RESUME", "VERBOSE", "TEST.", "DATALOADER.NUM_WORKERS", "DATALOADER.TEST."),
@@ -43,12 +44,12 @@ def find_resume_conflicts(cfg: CN, defaults: CN) -> tuple[list[str], bool]:
     if has_checkpoints and not is_same_folder and source.resolve() != Path(saved.get("RESUME") or folder).resolve():
         return [f"{folder} holds the checkpoints of a run that was not resumed from {cfg.RESUME}"], True
     changes = _diff(saved, yaml.safe_load(cfg.dump()), defaults)
-    problem = f"{path.parent} holds the checkpoints of a run with other settings: {'; '.join(changes)}"
+    problem = f"{path.parent} holds the checkpoints of a run with other settings: {format_changes(changes)}"
     return [problem] if changes else [], has_checkpoints
 
 
-def diff_configs(saved: str, current: str, defaults: CN) -> list[str]:
-    """Return the changes between two configs, texts of ``cfg.dump()``, as "KEY old -> new", but not of RESUMABLE_KEYS.
+def diff_configs(saved: str, current: str, defaults: CN) -> Changes:
+    """Return the changes between two configs, texts of ``cfg.dump()``, but not of RESUMABLE_KEYS.
 
     A key that ``saved`` lacks has its value in ``defaults``. Raises :class:`UserError` if a text is damaged.
     """
@@ -79,9 +80,14 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged: {error}. Remove it and the checkpoints beside it") from error
 
 
-def _diff(saved: dict[str, Any], current: dict[str, Any], defaults: CN) -> list[str]:
+def format_changes(changes: Changes) -> str:
+    """Return the changes between two configs as a text: "KEY old -> new; KEY old -> new"."""
+    return "; ".join(f"{key} {old} -> {new}" for key, (old, new) in changes.items())
+
+
+def _diff(saved: dict[str, Any], current: dict[str, Any], defaults: CN) -> Changes:
     """Return the changes from ``saved`` to ``current``, as :func:`diff_configs` of parsed configs, nested dicts."""
     known, new = dict(flatten(yaml.safe_load(defaults.dump()))), dict(flatten(current))
     old = {**{key: value for key, value in known.items() if key in new}, **dict(flatten(saved))}
     keys = [key for key in sorted({*old, *new}) if not key.startswith(RESUMABLE_KEYS)]
-    return [f"{key} {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
+    return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}

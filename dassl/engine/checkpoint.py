@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 
-from dassl.config.run_config import diff_configs
+from dassl.config.merge import flatten
+from dassl.config.run_config import diff_configs, format_changes
 from dassl.data.datasets.fingerprint import split_fingerprints
 from dassl.distributed import all_gather_objects, get_world_size, is_main_process
 from dassl.utils import NonFiniteError, UserError, get_rng_states, load_checkpoint, save_checkpoint, set_rng_states
@@ -51,7 +53,7 @@ def divergence_error(trainer, problem: str) -> DivergenceError:
     return DivergenceError(
         f"{problem} It happened in {position}. The last good checkpoint: {saved or 'none was saved yet'}. A "
         "smaller OPTIM.LR, a longer warm-up (OPTIM.WARMUP_EPOCH) or fp32 may help, in another output directory"
-        f"{', or from that checkpoint on with --force-resume' if saved else ''}"
+        f"{', or from that checkpoint on with --force-resume (FORCE_RESUME True)' if saved else ''}"
     )
 
 
@@ -168,6 +170,8 @@ def load_run_state(trainer, checkpoint: dict[str, Any]) -> None:
             "these checkpoints with --force-resume (FORCE_RESUME True)"
         )
     forced = [f"after epoch {checkpoint['epoch']}, other {change}" for change in changes]
+    if any("OPTIM." in change for change in changes):
+        forced.append(describe_forced_schedule(trainer, checkpoint["epoch"]))
     trainer.forced = (*checkpoint.get("forced", ()), *forced)
     for change in trainer.forced:
         print(f"--force-resume: {change}")
@@ -176,6 +180,17 @@ def load_run_state(trainer, checkpoint: dict[str, Any]) -> None:
     trainer.best_result = -math.inf if changes else checkpoint.get("best_result", trainer.best_result)
     trainer.earlier_world_sizes = tuple(checkpoint.get("processes", [1]))
     trainer.extra_state.load_state_dict(checkpoint)
+
+
+def describe_forced_schedule(trainer, epoch: int) -> str:
+    """Return a sentence on the learning rate after ``epoch``, from which --force-resume has continued with other OPTIM.
+
+    As ``dassl.utils.checkpoint`` resumes a schedule, only a LambdaLR follows the new settings.
+    """
+    schedules = [sched for sched in trainer._scheds.values() if sched is not None]
+    if all(isinstance(sched, LambdaLR) for sched in schedules):
+        return f"from epoch {epoch + 1} on, the learning rate is that of the new settings at this epoch"
+    return f"from epoch {epoch + 1} on, a schedule that the method builds itself goes on as in the checkpoint"
 
 
 def resume(trainer) -> int:
@@ -269,8 +284,36 @@ def diff_origins(saved: dict[str, str], current: dict[str, str]) -> list[str]:
     """Return the changes between two origins (:func:`get_origin`) as "name old -> new"; not of missing entries."""
     names = [name for name in current if name != "settings" and saved.get(name, current[name]) != current[name]]
     changes = [f"{name} {saved[name][:12]} -> {current[name][:12]}" for name in names]
-    settings = diff_configs(saved["settings"], current["settings"], default_cfg()) if "settings" in saved else []
-    return ([f"settings: {'; '.join(settings)}"] if settings else []) + changes
+    settings = diff_configs(saved["settings"], current["settings"], default_cfg()) if "settings" in saved else {}
+    return ([f"settings: {format_changes(settings)}"] if settings else []) + changes
+
+
+def find_mismatches(trainer, saved: dict[str, str]) -> list[str]:
+    """Return what decides the meaning of trained parameters and differs from their origin ``saved``: "KEY old -> new".
+
+    This is the method, the pretrained weights, and the keys of the method's node but ``trainer.training_keys``. N_CTX
+    does not count where the words of CTX_INIT set the number of context tokens. Without an origin, returns [].
+    """
+    if "settings" not in saved:  # a checkpoint of another program
+        return []
+    current, config, name = get_origin(trainer), dict(flatten(trainer.cfg)), "MODEL.BACKBONE.NAME"
+    changes = diff_configs(saved["settings"], current["settings"], default_cfg())
+    compared = ["TRAINER.NAME"] if "TRAINER.NAME" in changes else [key for key in config if key.startswith("TRAINER.")]
+    mismatches = {}
+    for key in (key for key in compared if key in changes):
+        node, _, option = key.rpartition(".")
+        words = f"{node}.CTX_INIT"
+        is_set_by_words = option == "N_CTX" and any(changes.get(words, [config.get(words)]))
+        if option not in trainer.training_keys and not is_set_by_words:
+            mismatches[key] = changes[key]
+    if "weights" in saved and "weights" in current:  # the digests decide, whatever the names are
+        if saved["weights"] != current["weights"]:
+            old_name, new_name = changes.get(name, [config[name]] * 2)
+            old, new = (origin["weights"][:12] for origin in (saved, current))
+            mismatches[f"{name} (weights)"] = f"{old_name} ({old})", f"{new_name} ({new})"
+    elif name in changes:
+        mismatches[name] = changes[name]
+    return [format_changes({key: values}) for key, values in mismatches.items()]
 
 
 def get_world_sizes(trainer) -> list[int]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from dassl.config.run_config import CONFIG_FILE
 from dassl.utils import UserError, read_json
 
 RECORD_FILE = "result.json"  # a run writes it last, so that only finished runs have one
@@ -18,15 +19,30 @@ RECORD_TYPES |= dict.fromkeys(("classnames", "command", "started_from", "forced"
 GIT_TIMEOUT = 5  # seconds: git takes a fraction of one, and on a slow disk the record goes without a commit
 
 
-def read_record(folder: Path) -> dict:
-    """Return the record, ``result.json``, of the run in ``folder``; :class:`UserError` if it is missing or damaged."""
-    record = read_json(folder / RECORD_FILE)
+def read_record(folder: Path, name: str = RECORD_FILE) -> dict:
+    """Return the record, ``name``, of the run in ``folder``; :class:`UserError` if it is missing or damaged."""
+    record = read_json(folder / name)
     if not isinstance(record, dict):
-        raise UserError(f"{folder / RECORD_FILE} is damaged: it is not a record of a run")
+        raise UserError(f"{folder / name} is damaged: it is not a record of a run")
     for key, type_ in RECORD_TYPES.items():
         if not isinstance(record.get(key, type_()), type_):
-            raise UserError(f"{folder / RECORD_FILE} is damaged: its {key} is not what a run writes")
+            raise UserError(f"{folder / name} is damaged: its {key} is not what a run writes")
     return record
+
+
+def read_training_record(folder: Path) -> dict:
+    """Return the record of the run in ``folder``: of its training, not of an evaluation that has taken its place.
+
+    Earlier versions let ``--eval-only`` replace the record of a training run in its own folder. Then this is the newest
+    renamed record (``result.json-<date>``) of training; {} if there is none, as the evaluation may have had other
+    classes. :class:`UserError` if ``folder`` has no record or a damaged one.
+    """
+    record = read_record(folder)
+    if "--eval-only" not in record.get("command", ()) or not (folder / CONFIG_FILE).is_file():
+        return record  # the second: a run that only evaluated
+    renamed = sorted(folder.glob(f"{RECORD_FILE}-*"), key=lambda path: path.stat().st_mtime, reverse=True)
+    records = (read_record(folder, path.name) for path in renamed)
+    return next((each for each in records if "--eval-only" not in each.get("command", ())), {})
 
 
 def is_finished(folder: str | Path, command: Sequence[str]) -> bool:

@@ -20,10 +20,18 @@ from dassl import __version__
 from dassl.config import to_dict
 from dassl.config.defaults import UNUSED_KEYS
 from dassl.config.merge import flatten
-from dassl.config.run_config import CONFIG_FILE, find_resume_conflicts, read_run_seed
+from dassl.config.run_config import CONFIG_FILE, find_resume_conflicts
 from dassl.distributed import all_gather_objects, get_device, get_world_size, is_main_process, run_on_main
 from dassl.mkl import describe_cpu_sums
-from dassl.utils import atomic_write, check_at_least, check_availability, file_digest, set_random_seed, write_json
+from dassl.utils import (
+    atomic_write,
+    check_at_least,
+    check_availability,
+    file_digest,
+    load_checkpoint,
+    set_random_seed,
+    write_json,
+)
 from dassl.utils.checkpoint import find_checkpoint
 from dassl.utils.env import collect_env_info, get_machine_info, get_package_versions, tune_malloc
 from dassl.utils.errors import UserError, interrupted_error
@@ -36,20 +44,23 @@ from .predictions import write_predictions
 from .record import PREDICTIONS_FILE, RECORD_FILE, code_version
 
 
-def choose_seed(cfg: CfgNode) -> int:
-    """Return SEED; if it is negative, the seed of the run to resume; without such a run, a new seed from the clock.
+def choose_evaluation_dir(cfg: CfgNode) -> str:
+    """Return the folder for the results of ``--eval-only``: OUTPUT_DIR, or a folder in it if it is a training run's.
 
-    Raises :class:`UserError` if the seed is too large for PyTorch, or the output directory cannot be read.
+    So the run's log and record stay. The folder is ``eval-<data set>-<split>``, followed by ``-base`` or ``-new`` for
+    a half of the classes.
     """
+    folder, classes = Path(cfg.OUTPUT_DIR), cfg.DATASET.SUBSAMPLE_CLASSES
+    signs = CONFIG_FILE, "*/checkpoint", "*/model*.pth.tar*"  # the last: prompts from elsewhere
     try:
-        seed = cfg.SEED if cfg.SEED >= 0 else run_on_main(lambda: read_run_seed(cfg.OUTPUT_DIR, cfg.RESUME))
+        is_training_run = run_on_main(lambda: any(any(folder.glob(pattern)) for pattern in signs))
     except OSError as error:  # such as a name that is too long
-        raise UserError(f"cannot look into {cfg.OUTPUT_DIR} for an earlier run: {error.strerror}") from error
-    if type(seed) is not int:
-        seed = run_on_main(lambda: time.time_ns() % 2**31)
-    if seed >= 2**63:
-        raise UserError(f"the seed {seed} is too large; PyTorch takes up to {2**63 - 1}")
-    return seed
+        raise UserError(f"cannot look into {folder} for an earlier run: {error.strerror}") from error
+    if not is_training_run:
+        return cfg.OUTPUT_DIR
+    name = "-".join(["eval", cfg.DATASET.NAME, cfg.TEST.SPLIT, *([] if classes == "all" else [classes])])
+    print(f"{folder} is the folder of a training run, which stays as it is; the evaluation is in {folder / name}")
+    return str(folder / name)
 
 
 def setup_run(args: argparse.Namespace, cfg: CfgNode) -> None:
@@ -116,7 +127,7 @@ def write_run_config(cfg: CfgNode) -> list[str]:
     if conflicts and not cfg.FORCE_RESUME:
         raise UserError(
             f"{' and '.join(conflicts)}. Choose another --output-dir (or --resume), or resume from these checkpoints "
-            "with --force-resume"
+            "with --force-resume (FORCE_RESUME True)"
         )
     # A forced run does not overwrite the config of the checkpoints that are in the folder already.
     if not (conflicts and has_checkpoints and (folder / CONFIG_FILE).is_file()):
@@ -138,15 +149,41 @@ def check_training_cfg(trainer) -> None:
             trainer.get_loader("val")
 
 
-def check_evaluation(trainer, model_dir: str) -> None:
-    """Raise :class:`UserError` if ``--eval-only`` has no trained model to evaluate.
+def check_evaluation(trainer, args: argparse.Namespace) -> None:
+    """Raise :class:`UserError` if ``--eval-only`` has no trained model, or one that was trained with other settings.
 
-    It has one by ``model_dir`` ("": not given) or MODEL.INIT_WEIGHTS. A zero-shot method needs none, nor one that
-    registers no model.
+    It has a model by ``args.model_dir`` ("": not given) or MODEL.INIT_WEIGHTS. A zero-shot method needs none, nor one
+    that registers no model. The settings are those that :func:`dassl.engine.checkpoint.find_mismatches` compares. With
+    ``args.allow_mismatch``, differing ones are printed, and set as ``trainer.allowed_mismatch`` for the record.
     """
-    has_model = model_dir or trainer.cfg.MODEL.INIT_WEIGHTS or trainer.supports_zero_shot
-    if trainer.get_model_names() and not has_model:
+    init_weights = trainer.cfg.MODEL.INIT_WEIGHTS
+    if trainer.get_model_names() and not (args.model_dir or init_weights or trainer.supports_zero_shot):
         raise UserError(f"--eval-only with {trainer.cfg.TRAINER.NAME} needs --model-dir, the folder of a finished run")
+    files = [Path(init_weights)] if init_weights else []
+    for file in find_model_files(trainer, args.model_dir, args.load_epoch) if args.model_dir else files:
+        try:
+            mismatches = checkpoint.find_mismatches(trainer, load_checkpoint(file).get("origin", {}))
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{file} is damaged: {error!r}") from error
+        if mismatches:
+            problem = f"{file} was trained with other settings: {'; '.join(mismatches)}"
+            if not args.allow_mismatch:
+                raise UserError(
+                    f"{problem}. Evaluate it with those that it was trained with, or if you mean these, add "
+                    "--allow-mismatch"
+                )
+            print(f"--allow-mismatch: {problem}")
+            trainer.allowed_mismatch = tuple(dict.fromkeys([*trainer.allowed_mismatch, *mismatches]))
+
+
+def find_model_files(trainer, model_dir: str, epoch: int | None) -> list[Path]:
+    """Return the checkpoints of ``epoch`` in ``model_dir`` (None: the best, else the newest), one of each model.
+
+    Returns [] if one is missing: ``load_model`` reports it, or a trainer's own ``load_model`` reads other files.
+    """
+    with contextlib.suppress(UserError):
+        return [find_checkpoint(Path(model_dir, name), epoch) for name in trainer.get_model_names()]
+    return []
 
 
 # ---- the record of a run ----
@@ -188,8 +225,7 @@ def get_inputs(trainer, model_dir: str = "", epoch: int | None = None) -> dict:
     cfg, names = trainer.cfg, trainer.get_model_names()
     files = [Path(cfg.MODEL.INIT_WEIGHTS)] if cfg.MODEL.INIT_WEIGHTS else []
     if model_dir:
-        with contextlib.suppress(UserError):  # load_model reports it, or a trainer's own load_model has other files
-            files += [find_checkpoint(Path(model_dir, name), epoch) for name in names]
+        files += find_model_files(trainer, model_dir, epoch)
     elif cfg.RESUME and Path(cfg.RESUME).resolve() != Path(cfg.OUTPUT_DIR).resolve():
         files += checkpoint.latest_common_checkpoints(cfg.RESUME, names)
     return {
@@ -225,6 +261,7 @@ def write_record(trainer, seconds: float, command: list[str], code: dict, inputs
         **_result_counts(trainer),
         **({"bad_images": bad_images} if bad_images else {}),
         **({"forced": list(trainer.forced)} if trainer.forced else {}),
+        **({"allowed_mismatch": list(trainer.allowed_mismatch)} if trainer.allowed_mismatch else {}),
         "split": cfg.TEST.SPLIT,
         "trainer": cfg.TRAINER.NAME,
         "dataset": cfg.DATASET.NAME,

@@ -345,6 +345,9 @@ class SimpleTrainer(TrainerBase):
     model: Any  # set in build_model: a module, called with a batch of images
     forward_backward: Callable[..., dict[str, Any] | None]  # defined in TrainerX and TrainerXU
     supports_zero_shot = False  # True: the model may be evaluated without training
+    # Keys of the method's node that only training reads; --eval-only refuses other values than in training of the rest.
+    training_keys: Sequence[str] = ("PREC", "CTX_INIT")
+    allowed_mismatch: tuple[str, ...] = ()  # settings other than in training that --allow-mismatch has accepted
     feature_extractor: FeatureExtractor | None = None  # set in build_model: batches hold features in place of images
     provenance: Mapping[str, Any] = MappingProxyType({})  # set in build_model: more entries of result.json
     results: OrderedDict[str, float] | None = None  # of the latest evaluation, by name

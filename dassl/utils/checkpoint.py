@@ -179,8 +179,8 @@ def _check_same_optimizer(optimizer: torch.optim.Optimizer, saved: dict, path: P
             if current.get(key) != former.get(key):
                 raise UserError(
                     f"{path} was trained with {key} {former.get(key)}, but OPTIM sets {current.get(key)}. "
-                    "Resume with the same optimizer settings, or force the new ones with --force-resume; or start "
-                    "another run from these weights with MODEL.INIT_WEIGHTS"
+                    "Resume with the same optimizer settings, or force the new ones with --force-resume "
+                    "(FORCE_RESUME True); or start another run from these weights with MODEL.INIT_WEIGHTS"
                 )
 
 

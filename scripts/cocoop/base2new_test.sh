@@ -10,14 +10,18 @@ cd "$(dirname "$0")/../.."
 dataset=$1 seed=$2
 trainer=${TRAINER:-CoCoOp} config=${CFG:-vit_b16_c4_ep10_batch1_ctxv1} shots=${SHOTS:-16}
 setting=$dataset/shots_$shots/$trainer/$config/seed$seed
+model=$OUTPUT/base2new/train_base/$setting
 shift 2
+case $trainer in
+    Zeroshot*) setting=$dataset/shots_0/$trainer/$config seed=1 shots=0 model= ;;  # there is no trained model
+esac
 
 run "$OUTPUT/base2new/test_new/$setting" \
     --trainer "$trainer" \
     --seed "$seed" \
     --dataset-config-file "configs/datasets/$dataset.yaml" \
-    --config-file "configs/trainers/$trainer/$config.yaml" \
-    --model-dir "$OUTPUT/base2new/train_base/$setting" \
+    --config-file "$(find_config "$trainer" "$config")" \
+    ${model:+--model-dir "$model"} \
     ${LOADEP:+--load-epoch "$LOADEP"} \
     --eval-only \
     DATASET.NUM_SHOTS "$shots" \

@@ -10,13 +10,17 @@ cd "$(dirname "$0")/../.."
 dataset=$1 seed=$2
 trainer=${TRAINER:-CoCoOp} config=${CFG:-vit_b16_c4_ep10_batch1_ctxv1}
 setting=$trainer/${config}_${SHOTS:-16}shots
+folder=$setting/$dataset/seed$seed model=$OUTPUT/imagenet/$setting/seed$seed
 shift 2
+case $trainer in
+    Zeroshot*) folder=$trainer/${config}_0shots/$dataset seed=1 model= ;;  # there is no trained model
+esac
 
-run "$OUTPUT/evaluation/$setting/$dataset/seed$seed" \
+run "$OUTPUT/evaluation/$folder" \
     --trainer "$trainer" \
     --seed "$seed" \
     --dataset-config-file "configs/datasets/$dataset.yaml" \
-    --config-file "configs/trainers/$trainer/$config.yaml" \
-    --model-dir "$OUTPUT/imagenet/$setting/seed$seed" \
+    --config-file "$(find_config "$trainer" "$config")" \
+    ${model:+--model-dir "$model"} \
     ${LOADEP:+--load-epoch "$LOADEP"} \
     --eval-only "$@"

@@ -10,10 +10,16 @@ cd "$(dirname "$0")/../.."
 seed=$1
 trainer=${TRAINER:-CoCoOp} config=${CFG:-vit_b16_c4_ep10_batch1_ctxv1} shots=${SHOTS:-16}
 shift
+case $trainer in
+    # Zero-shot methods train nothing: they are tested, with the same result for every seed.
+    Zeroshot*) folder=$trainer/${config}_0shots seed=1 shots=0 mode=--eval-only ;;
+    *) folder=$trainer/${config}_${shots}shots/seed$seed mode= ;;
+esac
 
-run "$OUTPUT/imagenet/$trainer/${config}_${shots}shots/seed$seed" \
+run "$OUTPUT/imagenet/$folder" \
     --trainer "$trainer" \
     --seed "$seed" \
     --dataset-config-file configs/datasets/imagenet.yaml \
-    --config-file "configs/trainers/$trainer/$config.yaml" \
+    --config-file "$(find_config "$trainer" "$config")" \
+    $mode \
     DATASET.NUM_SHOTS "$shots" "$@"

@@ -125,6 +125,10 @@ def _find_shortcuts(run: Run) -> list[str]:
         notes.append(f"FEATURES.PREC {precision}: image features in that precision.")
     if record.get("bad_images"):
         notes.append("DATASET.SKIP_BAD_IMAGES: images that could not be read were left out; result.json names them.")
+    if mismatches := record.get("allowed_mismatch"):
+        notes.append(
+            f"--allow-mismatch: the model was trained under other settings, {'; '.join(map(str, mismatches))}."
+        )
     if forced := record.get("forced"):
         notes.append(f"--force-resume: {'; '.join(map(str, forced))}.")
     return notes

@@ -117,8 +117,8 @@ def test_changed_settings_are_refused_by_key_unless_forced(run):
     assert refused.code == 2
     changes = "OPTIM.LR 0.002 -> 0.1; OPTIM.MAX_EPOCH 6 -> 8; OPTIM.MOMENTUM 0.9 -> 0.5."
     assert changes in refused.error
-    assert "--force-resume" in refused.error
-    forced = run("--force-resume", *other)
+    assert "--force-resume (FORCE_RESUME True)" in refused.error  # the train.py of others has only KEY VALUE
+    forced = run(*other, "FORCE_RESUME", True)
     assert forced.code == 0, forced.error
     assert f"--force-resume: {first.folder} holds the checkpoints of a run with other settings: {changes[:-1]}\n" in (
         forced.log
@@ -129,7 +129,9 @@ def test_changed_settings_are_refused_by_key_unless_forced(run):
     rates = [float(rate) for rate in re.findall(r"lr (\S+)", forced.log)]
     new = run(*other, out="new")
     assert rates == [float(rate) for rate in re.findall(r"lr (\S+)", new.log)][6:]
-    assert forced.record["forced"] == [f"after epoch 6, other settings: {changes[:-1]}"]
+    schedule = "from epoch 7 on, the learning rate is that of the new settings at this epoch"
+    assert forced.record["forced"] == [f"after epoch 6, other settings: {changes[:-1]}", schedule]
+    assert f"--force-resume: {schedule}\n" in forced.log
     assert run(*other).code == run(*SHORT).code == 2  # the checkpoints have neither config
 
 

@@ -240,6 +240,8 @@ def test_random_numbers_depend_on_the_seed_and_the_epoch(trainer, monkeypatch):
 
 
 def test_without_a_seed_a_resumed_run_restores_the_random_states(trainer, monkeypatch):
+    """A run of an earlier version, or a trainer that is built without build_trainer."""
+    monkeypatch.setattr("dassl.engine.build.choose_seed", lambda cfg: cfg.SEED)
     monkeypatch.setattr(Scripted, "observe", draw)
     unbroken = run(trainer("unbroken", SEED=-1))
     stop_in(monkeypatch, trainer("stopped", SEED=-1, TRAIN__CHECKPOINT_FREQ=2), 2)
@@ -261,3 +263,21 @@ def test_metrics_are_logged_with_their_mean_over_the_epoch(trainer, capsys):
     logged = re.findall(r"epoch \[(\d)/4\] batch \[(\d)/2\] .* loss (\S+) \((\S+)\)", capsys.readouterr().out)
     metrics = [tuple(map(float, line)) for line in logged]
     assert metrics[:4] == [(1, 1, 0.0, 0.0), (1, 2, 1.0, 0.5), (2, 1, 4.0, 4.0), (2, 2, 5.0, 4.5)]
+
+
+# ---- runs without a seed ----
+
+
+def test_runs_without_a_seed_have_draws_of_their_own_and_resume_with_them(trainer, monkeypatch, capsys):
+    """As from the train.py of another repository, which draws no seed and writes no config.yaml."""
+    settings = {"SEED": -1, "TRAIN__CHECKPOINT_FREQ": 1}
+    first, second = trainer("first", **settings), trainer("second", **settings)
+    assert f"No seed is given; this run has the seed {first.cfg.SEED}\n" in capsys.readouterr().out
+    assert first.seed == first.cfg.SEED >= 0
+    assert first.seed != second.seed
+    assert first.other.weight != second.other.weight
+    stop_in(monkeypatch, first, 2)
+    resumed = trainer("first", **settings)
+    resumed.train()
+    assert (resumed.seed, resumed.start_epoch) == (first.seed, 2)
+    assert trainer("copy", RESUME=first.output_dir, **settings).seed == first.seed

@@ -91,6 +91,20 @@ def test_load_epoch_weights_and_the_folder_are_checked_against_the_run(run, call
     assert call(*command, "--classes", *DIGIT_NAMES).output == newest.output
 
 
+def test_a_run_predicts_its_classes_though_an_evaluation_took_the_place_of_its_record(run, call, three, refused):
+    """As versions before this one let an evaluation do."""
+    trained = run(*SHORT)
+    new = run("--eval-only", "--model-dir", trained.folder, *SHORT, "DATASET.SUBSAMPLE_CLASSES", "new", out="new")
+    expected = call(three, "--model-dir", trained.folder, "--json").output
+    record = trained.folder / "result.json"
+    renamed = record.rename(f"{record}-2026-01-01-00-00-00")
+    shutil.copy(new.folder / "result.json", record)
+    assert call(three, "--model-dir", trained.folder, "--json").output == expected
+    renamed.unlink()
+    refused(three, "--model-dir", trained.folder, fragments=[trained.folder, "of a training run", "--classes"])
+    assert call(three, "--model-dir", trained.folder, "--json", "--classes", *DIGIT_NAMES).output == expected
+
+
 def test_a_run_that_only_evaluated_predicts_as_zero_shot_clip(run, call, few_digits, three):
     trained = run("--root", few_digits, "--eval-only", trainer="ZeroshotCLIP")
     assert not (trained.folder / "config.yaml").exists()

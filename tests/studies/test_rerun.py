@@ -70,7 +70,7 @@ def test_a_rerun_from_the_record_alone_gives_the_same_bits(run, call, tmp_path, 
     assert (code, error) == (0, "")
     assert output.endswith("The same results, and the same tensors\n")
     assert "DIFFERS" not in read_comparison(output).values()
-    again = tmp_path / "run-rerun"
+    again = original.folder / "rerun"
     same = [
         "code",
         "versions",
@@ -101,7 +101,7 @@ def test_an_evaluation_is_repeated_with_the_model_of_its_run(run, call):
     assert code == 0
     assert read_comparison(output)["started_from"] == "same"
     assert output.endswith("The same results; there are no checkpoints to compare\n")
-    assert not list(Path(f"{new.folder}-rerun").glob("*/checkpoint"))
+    assert not list(Path(new.folder, "rerun").glob("*/checkpoint"))
 
     renamed = base.folder.rename(base.folder.with_name("renamed"))
     code, _, error = call(new.folder, "--output-dir", new.folder / "again")
@@ -135,18 +135,32 @@ def test_a_run_of_a_sweep_is_repeated(tmp_path, digits_root, call):
     assert read_comparison(output)["prompt_learner/model.pth.tar-2"] == "same"
 
 
+def test_the_record_of_a_training_run_is_repeated_though_an_evaluation_took_its_place(run, call):
+    """As versions before this one let an evaluation do."""
+    original = run(*SHORT)
+    evaluated = run("--eval-only", "--model-dir", original.folder, *SHORT, out="evaluated")
+    record = original.folder / "result.json"
+    renamed = record.rename(f"{record}-2026-01-01-00-00-00")
+    shutil.copy(evaluated.folder / "result.json", record)
+    code, output, _ = call(original.folder)
+    assert (code, read_comparison(output)["prompt_learner/model.pth.tar-3"]) == (0, "same")
+    renamed.unlink()
+    code, _, error = call(original.folder, "--output-dir", original.folder / "again")
+    assert (code, f"{record} is not that of the training run in this folder" in error) == (2, True)
+
+
 def test_resumed_runs_are_repeated(run, call):
     first = run(*SHORT, out="first")
     longer = (*SHORT, "OPTIM.MAX_EPOCH", 4)
     second = run("--force-resume", "--resume", first.folder, *longer, out="second")
     code, output, _ = call(second.folder)
     assert (code, read_comparison(output)["prompt_learner/model.pth.tar-4"]) == (0, "same")
-    assert "epoch [4/4]" in (Path(f"{second.folder}-rerun") / "log.txt").read_text()
+    assert "epoch [4/4]" in (second.folder / "rerun/log.txt").read_text()
 
     stopped = run("--resume", first.folder, *SHORT, out="first")
     assert stopped.code == 0
     assert call(stopped.folder)[0] == 0
-    assert "epoch [1/3]" in (Path(f"{stopped.folder}-rerun") / "log.txt").read_text()
+    assert "epoch [1/3]" in (stopped.folder / "rerun/log.txt").read_text()
 
 
 def test_a_changed_image_is_reported_as_a_possible_cause(run, call, digits_copy):
@@ -163,7 +177,7 @@ def test_a_changed_image_is_reported_as_a_possible_cause(run, call, digits_copy)
 
 def test_changed_data_is_refused_before_training(run, call, digits_copy):
     original = run("--root", digits_copy, *SHORT)
-    again = Path(f"{original.folder}-rerun")
+    again = original.folder / "rerun"
     names = digits_copy / "digits/classnames.txt"
     saved = names.read_text()
     names.write_text(saved.replace("3 three", "3 drei"))
@@ -231,9 +245,7 @@ def test_a_rerun_uses_the_number_of_threads_in_the_record(run, call):
     edit_record(original.folder, lambda record: record["machine"].update(threads=default + 1))
     code, output, _ = call(original.folder)
     assert f"Threads: {default + 1}, as in the record" in output
-    assert (
-        json.loads((Path(f"{original.folder}-rerun") / "result.json").read_text())["machine"]["threads"] == default + 1
-    )
+    assert json.loads((original.folder / "rerun/result.json").read_text())["machine"]["threads"] == default + 1
     assert code in (0, 1)
 
 

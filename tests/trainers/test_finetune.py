@@ -97,8 +97,9 @@ def test_a_run_on_projections_warms_up_in_each_step_and_loads_with_the_same_part
     linear = {"clip.visual.attnpool.c_proj.weight", "clip.visual.attnpool.c_proj.bias"}
     assert set(load_tensors(checkpoint_path(trained, 2))) == {"clip.logit_scale", "clip.text_projection", *linear}
     for parts in (LORA, ()):
-        result = fine_tune("--eval-only", "--model-dir", trained.folder, *parts, out="other")
-        assert_refused(result, "TRAINER.FINETUNE must be")
+        evaluation = ("--eval-only", "--model-dir", trained.folder, *parts)
+        assert_refused(fine_tune(*evaluation, out="other"), "TRAINER.FINETUNE.PARTS ['projections'] -> ")
+        assert_refused(fine_tune("--allow-mismatch", *evaluation, out="other"), "TRAINER.FINETUNE must be")
 
 
 def test_fine_tuning_on_classes_with_the_template_as_caption_beats_zero_shot(run):
