@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 
 from dassl.config.run_config import diff_configs
-from dassl.data.datasets.fingerprint import split_fingerprints
+from dassl.data.datasets.fingerprint import get_image_root, split_fingerprints
 from dassl.distributed import all_gather_objects, get_world_size, is_main_process
 from dassl.utils import NonFiniteError, UserError, get_rng_states, load_checkpoint, save_checkpoint, set_rng_states
 from dassl.utils.checkpoint import (
@@ -253,8 +252,7 @@ def get_splits(trainer) -> dict[str, dict]:
     Empty splits are left out; without a data set, returns {}. Computed once.
     """
     if not hasattr(trainer, "_splits"):
-        node = trainer.cfg.DATASET
-        root = os.path.join(os.path.expanduser(node.ROOT), os.path.expanduser(node.FOLDER))
+        root = get_image_root(trainer.cfg)
         trainer._splits = split_fingerprints(trainer.dm.dataset, root) if hasattr(trainer, "dm") else {}
     return trainer._splits
 
