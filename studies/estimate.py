@@ -56,7 +56,7 @@ class Estimate:
                 self.speed = None
 
     def add(self, trainer, cfg: CfgNode, is_evaluation: bool) -> None:
-        """Add a trial with the config ``cfg``; only seed and shots may differ from those of the measured ``trainer``."""
+        """Add a trial of the config ``cfg``, which differs from that of the measured ``trainer`` in seed and shots."""
         self.runs += 1
         speed, dataset, shots = self.speed, trainer.dm.dataset, cfg.DATASET.NUM_SHOTS
         if speed is None:
@@ -94,10 +94,8 @@ class Estimate:
             return f"{self.runs} runs; no estimate of their time ({unknown})"
         without = f"; without {unknown}, whose time cannot be estimated" if unknown else ""
         duration = format_duration(self.seconds / min(jobs, self.runs))
-        return (
-            f"{self.runs} runs, about {duration} at most: {self.steps:,} training steps, {self.images:,} images to encode"
-            f" (fewer if their features are stored){without}"
-        )
+        images = f"{self.images:,} images to encode (fewer if their features are stored)"
+        return f"{self.runs} runs, about {duration} at most: {self.steps:,} training steps, {images}{without}"
 
 
 def measure_speed(trainer, start: float) -> Speed:
