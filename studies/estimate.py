@@ -58,10 +58,10 @@ class Estimate:
     def add(self, trainer, cfg: CfgNode, is_evaluation: bool) -> None:
         """Add a trial of the config ``cfg``, which differs from that of the measured ``trainer`` in seed and shots."""
         self.runs += 1
-        speed, dataset, shots = self.speed, trainer.dm.dataset, cfg.DATASET.NUM_SHOTS
-        if speed is None:
+        if (speed := self.speed) is None:
             self.unknown[cfg.TRAINER.NAME] = self.unknown.get(cfg.TRAINER.NAME, 0) + 1
             return
+        dataset, shots = trainer.dm.dataset, cfg.DATASET.NUM_SHOTS
         train = trainer.num_classes * shots if shots >= 1 else len(dataset.train_x)
         epochs = 0 if is_evaluation or not trainer.get_model_names() else cfg.OPTIM.MAX_EPOCH
         steps = epochs * max(train // cfg.DATALOADER.TRAIN_X.BATCH_SIZE, 1)
@@ -94,7 +94,7 @@ class Estimate:
             return f"{self.runs} runs; no estimate of their time ({unknown})"
         without = f"; without {unknown}, whose time cannot be estimated" if unknown else ""
         duration = format_duration(self.seconds / min(jobs, self.runs))
-        images = f"{self.images:,} images to encode (fewer if their features are stored)"
+        images = f"{self.images:,} images to read or encode (fewer if their features are stored)"
         return f"{self.runs} runs, about {duration} at most: {self.steps:,} training steps, {images}{without}"
 
 

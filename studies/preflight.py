@@ -60,15 +60,23 @@ def plan_trials(trials: Sequence[Trial], reasons: dict[Path, str]) -> dict[str, 
             cfg = train.setup_cfg(args)
             if not args.eval_only and not cfg.FORCE_RESUME:
                 conflicts, has_checkpoints = find_resume_conflicts(cfg, engine.default_cfg())
-                if has_checkpoints and reasons[trial.folder].startswith(("other training", "other weights")):
-                    conflicts.append(f"its checkpoints were made with {reasons[trial.folder]}")
+                if has_checkpoints and is_trained_on_others(reasons[trial.folder]):
+                    conflicts.append(f"{trial.folder} holds checkpoints, and there are {reasons[trial.folder]}")
                 if conflicts:
-                    raise UserError(f"{' and '.join(conflicts)}. Choose another --output-dir, or add FORCE_RESUME True")
+                    remedy = "Choose another --output-dir, or resume from these checkpoints with FORCE_RESUME True"
+                    raise UserError(f"{' and '.join(conflicts)}. {remedy}")
         kind = cfg.clone()
         kind.defrost()
         kind.OUTPUT_DIR, kind.RESUME, kind.SEED, kind.DATASET.NUM_SHOTS = "", "", 0, min(cfg.DATASET.NUM_SHOTS, 1)
         groups.setdefault(f"{args.eval_only} {kind.dump()}", []).append(Plan(trial, args, cfg))
     return groups
+
+
+def is_trained_on_others(reason: str) -> bool:
+    """Return whether a reason of :func:`find_unfinished` names inputs of the training, not of the test alone."""
+    from trainers.inputs import SPLIT_NAMES
+
+    return reason.startswith("other ") and any(name in reason for name in (*SPLIT_NAMES.values(), "weights"))
 
 
 def check_inputs(groups: dict[str, list[Plan]], inputs: CurrentInputs) -> None:

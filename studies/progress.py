@@ -23,7 +23,7 @@ FOLDER_SHOTS_PATTERN = re.compile(r"(^|[/_-])(\d+_?shots?|shots?_?\d+)(?=$|[/_-]
 STATUS_SECONDS = 30  # seconds between two lines on what runs now, where they are not one line that is rewritten
 REFRESH_SECONDS = 1  # seconds between two states of that one line, on a terminal
 # The lines of a log that say how far its run is: of training (dassl/engine/hooks.py), of dassl/utils/progress.py.
-STATUS_PATTERN = re.compile(r"^(?:(epoch \[\d+/\d+\]).* (eta \S+)|(.+: [\d,]+ of [\d,]+ .* left))$", re.MULTILINE)
+STATUS_PATTERN = re.compile(r"^(?:(epoch \[\d+/\d+\]).* (eta \S+)|(.+: [\d,]+ of [\d,]+, \S+ left))$", re.MULTILINE)
 TAIL_BYTES = 8_192  # bytes at the end of a log in which its last such line is searched
 
 

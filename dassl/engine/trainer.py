@@ -480,7 +480,7 @@ class SimpleTrainer(TrainerBase):
         loader = self.get_loader(split)
         print(f"Evaluate on the *{split}* set")
         with checkpoint.translate_divergence(self), shard_loader(loader, "batches") as is_sharded:
-            batches = progress_bar(loader, desc=f"evaluating {split}", unit="batches")
+            batches = progress_bar(loader, desc=f"evaluating {split} batches", unit="batch")
             inputs = map(self.parse_batch_test, batches)
             outputs: Iterator[Any] = ((self.model_inference(images), labels) for images, labels in inputs)
             if is_sharded:

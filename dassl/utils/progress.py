@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 LINE_SECONDS = 30  # seconds between two lines, and before the first: shorter work has none
-LINE_FORMAT = "{desc}: {n:,} of {total:,} {unit}, {remaining} left"  # studies/progress.py reads it
+LINE_FORMAT = "{desc}: {n:,} of {total:,}, {remaining} left"  # studies/progress.py reads it
 
 
 class _LineStream:
@@ -28,7 +28,7 @@ def progress_bar(iterable: Iterable | None = None, *, desc: str, unit: str, tota
     """Return a tqdm bar if standard error is a terminal; else one that prints a line every LINE_SECONDS.
 
     A line says how much is done and how long the rest takes. It goes to standard output, of which log.txt is a copy.
-    ``desc`` names the work, such as "encoding train"; ``unit`` names the ``total`` items, such as "images".
+    ``desc`` names the work, such as "encoding train images"; ``unit`` is that of a bar's rate, such as "batch".
     """
     options: dict[str, Any] = {"leave": False, "desc": desc, "unit": unit, "total": total}
     if not sys.stderr.isatty():

@@ -74,7 +74,7 @@ class CachedFeatureExtractor:
         features: dict[bytes, torch.Tensor] = {}
         unsaved: list[bytes] = []
         pending: deque[bytes] = deque()  # keys of the images that the encoder has taken and not yet returned
-        bar = progress_bar(total=len(requests), desc=f"encoding {name}", unit="images")
+        bar = progress_bar(total=len(requests), desc=f"encoding {name}", unit="image")
         with bar, ThreadPoolExecutor(threads) as pool:
             try:
                 for feature in self.encoder.encode(_prefetch_images(pool, requests, pending, bar)):

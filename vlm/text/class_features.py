@@ -42,7 +42,7 @@ def encode_classes(
         title: end of the progress bar's title.
     """
     blocks = torch.arange(num_classes).split(BLOCK_CLASSES)
-    bar = blocks if len(blocks) == 1 else progress_bar(blocks, desc=f"encoding classes{title}", unit="blocks")
+    bar = blocks if len(blocks) == 1 else progress_bar(blocks, desc=f"encoding blocks of classes{title}", unit="block")
     return torch.cat([_encode_block(build_inputs(labels), len(labels), encode, store) for labels in bar])
 
 
