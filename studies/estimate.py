@@ -93,9 +93,11 @@ class Estimate:
         if sum(self.unknown.values()) == self.runs:
             return f"{self.runs} runs; no estimate of their time ({unknown})"
         without = f"; without {unknown}, whose time cannot be estimated" if unknown else ""
-        duration = format_duration(self.seconds / min(jobs, self.runs))
+        jobs = min(jobs, self.runs)
+        # Several runs at a time are in processes of their own, which import what this one has imported.
+        duration = format_duration(self.seconds / jobs + (time.process_time() if jobs > 1 else 0))
         images = f"{self.images:,} images to read or encode (fewer if their features are stored)"
-        return f"{self.runs} runs, about {duration} at most: {self.steps:,} training steps, {images}{without}"
+        return f"{self.runs} runs, about {duration}: {self.steps:,} training steps, {images}{without}"
 
 
 def measure_speed(trainer, start: float) -> Speed:

@@ -154,7 +154,7 @@ def test_checkpoints_of_other_settings_are_one_message(sweep):
 def test_before_the_first_run_there_is_an_estimate_of_all(sweep, tmp_path):
     """Of 3 classes, 1-shot runs have 1 step an epoch; 6 test images are encoded once, and each seed's shots."""
     output = sweep()[1]
-    estimate = r"3 runs, about \d+ s at most: 6 training steps, 12 images to read or encode \(fewer if "
+    estimate = r"3 runs, about \d+ s: 6 training steps, 12 images to read or encode \(fewer if "
     assert re.search(rf"3 runs, 0 finished already.*\n{estimate}.*\n\[1/3", output)
     probe = {"folder": "probe", "arguments": f"--trainer LinearProbe --seed 1 {SETTINGS}"}
     assert "\n1 runs; no estimate of their time (1 of LinearProbe)\n" in sweep(runs=[probe])[1]
