@@ -201,6 +201,16 @@ def test_a_subclass_of_coop_keeps_coops_config_node(run):
     assert result.record["trainable_parameters"] == 2 * 128
 
 
+def test_a_finished_run_of_initial_weights_that_have_changed_since_is_not_resumed(run, tmp_path):
+    first, second = (run(*SHORT, seed=seed, out=f"seed{seed}").checkpoint(2) for seed in (1, 2))
+    start = tmp_path / "start.pth"
+    command = (*SHORT, "MODEL.INIT_WEIGHTS", start)
+    start.write_bytes(first.read_bytes())
+    assert run(*command).code == run(*command).code == 0
+    start.write_bytes(second.read_bytes())
+    assert "made with other initial weights" in run(*command).error
+
+
 def test_initial_weights_of_another_shape_are_refused(run):
     four = run(*SHORT, "TRAINER.COOP.N_CTX", 4, out="four")
     start = ("MODEL.INIT_WEIGHTS", four.checkpoint(2))

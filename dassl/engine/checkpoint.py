@@ -16,7 +16,15 @@ import torch
 from dassl.config.run_config import diff_configs
 from dassl.data.datasets.fingerprint import get_image_root, split_fingerprints
 from dassl.distributed import all_gather_objects, get_world_size, is_main_process
-from dassl.utils import NonFiniteError, UserError, get_rng_states, load_checkpoint, save_checkpoint, set_rng_states
+from dassl.utils import (
+    NonFiniteError,
+    UserError,
+    file_digest,
+    get_rng_states,
+    load_checkpoint,
+    save_checkpoint,
+    set_rng_states,
+)
 from dassl.utils.checkpoint import (
     BEST_NAME,
     EPOCH_NAME,
@@ -237,12 +245,15 @@ def get_origin(trainer) -> dict[str, str]:
     """Return the origin of the trained parameters: what they depend on, which a resume compares. Computed once.
 
     Entries: ``settings``, the config as YAML; ``<split> images``, the SHA-256 fingerprint of each split but test;
-    ``weights``, the SHA-256 digest of the pretrained model's weights, if it is known.
+    ``weights``, the SHA-256 digest of the pretrained model's weights, if it is known; ``initial weights``, that of the
+    file MODEL.INIT_WEIGHTS, if there is one.
     """
     if not hasattr(trainer, "_origin"):
         images = {f"{name} images": entry["sha256"] for name, entry in get_splits(trainer).items() if name != "test"}
         weights = (trainer.provenance.get("weights") or {}).get("sha256")
         trainer._origin = {"settings": trainer.cfg.dump(), **images, **({"weights": weights} if weights else {})}
+        if (file := Path(trainer.cfg.MODEL.INIT_WEIGHTS)).is_file():
+            trainer._origin["initial weights"] = file_digest(file)
     return trainer._origin
 
 
