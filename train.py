@@ -12,12 +12,17 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dassl import engine
 from dassl.config import clean_cfg, merge_file, merge_flag, merge_options
-from dassl.engine.record import is_finished
+from dassl.engine.record import find_staleness, read_record
 from dassl.utils import command_line
+
+if TYPE_CHECKING:  # it loads PyTorch, which a run without a record does not need yet
+    from trainers.inputs import CurrentInputs
 
 CODE_PATHS = (__file__, "dassl", "vlm", "datasets", "trainers")  # files and folders whose checksum is in result.json
 
@@ -44,7 +49,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--load-epoch", type=int, help="with --model-dir: the epoch to load; default: the best, else the newest")
     add("--allow-mismatch", action="store_true", help="evaluate a model under other settings than it was trained with")
     add("--no-train", action="store_true", help="build the trainer, then stop")
-    add("--skip-finished", action="store_true", help="do nothing if this command has finished in the output directory")
+    add(
+        "--skip-finished",
+        action="store_true",
+        help="do nothing if this command has finished there, on the same data and weights",
+    )
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, such as DATASET.NUM_SHOTS 4")
     return parser.parse_args(argv)
 
@@ -87,6 +96,25 @@ def setup_cfg(args: argparse.Namespace):
     return cfg
 
 
+def find_rerun_reason(folder: str | Path, command: Sequence[str], inputs: CurrentInputs | None = None) -> str:
+    """Return why a run of ``command`` is not finished in ``folder``; "" if its result is there.
+
+    It is there if it belongs to this command, to the files that the command names, and to the data and weights of now.
+    ``inputs`` keeps the fingerprints of these between calls.
+    """
+    args = parse_args([*command])
+    # An evaluation in the folder of a training run has a folder of its own there.
+    folders = [Path(folder), *(Path(folder).glob("eval-*") if args.eval_only else ())]
+    reasons = [find_staleness(each, command) for each in folders]
+    if all(reasons):
+        return reasons[0]
+    from trainers.inputs import CurrentInputs
+
+    record = read_record(folders[reasons.index("")])
+    changes = (inputs or CurrentInputs()).find_changes(record, setup_cfg(args))
+    return f"other {' and '.join(changes)} than in its record" if changes else ""
+
+
 @command_line("stopped before training; the same command starts again")
 def main(argv: list[str] | None = None) -> None:
     """Train or evaluate as ``argv`` (None: the command line) says.
@@ -97,9 +125,7 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
     command = [word for word in argv if word != "--skip-finished"]  # the flag does not change the run
-    # An evaluation in the folder of a training run has a folder there.
-    folders = [args.output_dir, *(Path(args.output_dir).glob("eval-*") if args.eval_only else ())]
-    if args.skip_finished and any(is_finished(folder, command) for folder in folders):
+    if args.skip_finished and not find_rerun_reason(args.output_dir, command):
         print(f"finished already: {args.output_dir}")
         return
 

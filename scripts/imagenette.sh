@@ -12,5 +12,5 @@ cd "$(dirname "$0")/.."
 status=0
 python tools/sweep.py configs/sweeps/imagenette.yaml --root "$DATA" --output-dir "$OUTPUT/imagenet" \
     --seeds "${SEEDS:-1}" "$@" || status=$?
-[ $status = 130 ] || python tools/results_table.py "$OUTPUT/imagenet" || [ $status = 1 ]
+[ $status -gt 1 ] || python tools/results_table.py "$OUTPUT/imagenet" || [ $status = 1 ]
 exit $status

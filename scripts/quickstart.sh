@@ -12,5 +12,5 @@ cd "$(dirname "$0")/.."
 status=0
 python tools/sweep.py configs/sweeps/digits.yaml --root "$DATA" --output-dir "$OUTPUT/digits" \
     --seeds "${SEEDS:-1}" ${JOBS:+--jobs "$JOBS"} "$@" || status=$?
-[ $status = 130 ] || python tools/results_table.py "$OUTPUT/digits"
+[ $status -gt 1 ] || python tools/results_table.py "$OUTPUT/digits"
 exit $status

@@ -10,10 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import train
 from dassl.config.merge import format_value, is_serializable, read_yaml
-from dassl.engine.record import is_finished
 from dassl.utils import UserError, check_availability
+
+if TYPE_CHECKING:  # it loads PyTorch, which a list of trials does not need
+    from trainers.inputs import CurrentInputs
 
 # The keys of a sweep's file and of each entry in its "runs", with the types of their values, as in tools/sweep.py.
 SWEEP_KEYS: dict[str, type] = {"output": str, "threads": int, "arguments": str, "runs": list}
@@ -40,14 +44,13 @@ class Trial:
         return (*self.arguments, *self.overrides)
 
     @property
-    def is_finished(self) -> bool:
-        """Whether the folder has a result.json of this command, newer than the command's config files and model."""
-        return is_finished(self.folder, self.command)
-
-    @property
     def model_dir(self) -> Path | None:
         """The value of ``--model-dir``, the folder of the run whose model this trial evaluates; or None."""
         return next((Path(folder) for flag, folder in pairwise(self.command) if flag == "--model-dir"), None)
+
+    def find_rerun_reason(self, inputs: CurrentInputs | None = None) -> str:
+        """Return why the trial must run, as :func:`train.find_rerun_reason`; "" if it is finished."""
+        return train.find_rerun_reason(self.folder, self.command, inputs)
 
 
 def read_sweep(path: Path) -> dict:

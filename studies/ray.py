@@ -231,7 +231,7 @@ def run_trials(trials: list[Trial], resources: Resources, at_once: int, threads:
 
 def _run_unless_finished(trial: Trial, threads: int) -> str | None:
     """Run a trial unless a lost task has finished it; return the error message, or None for success."""
-    if trial.is_finished:
+    if not trial.find_rerun_reason():
         return None
     # A lost worker outlives its node by a moment. If it never ends, the trial's error names it as the lock's owner.
     with suppress(FolderLockedError), exclusive_lock(trial.folder, LOST_NODE_TIMEOUT):

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Generator
+from collections import defaultdict
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dassl.engine.record import read_record
+from dassl.engine.record import RECORD_FILE, read_record
 from dassl.utils import UserError
 
 from .grid import Trial
 from .progress import ProgressPrinter
+
+if TYPE_CHECKING:  # it loads PyTorch
+    from trainers.inputs import CurrentInputs
 
 TrialOutcomes = Generator[tuple[Trial, str | None], None, None]  # ended trials; None or the error
 Executor = Callable[[list[Trial]], TrialOutcomes]  # runs trials that are independent of one another
@@ -34,13 +39,29 @@ def group_into_stages(trials: list[Trial]) -> list[list[Trial]]:
     return stages
 
 
-def select_unfinished(stages: list[list[Trial]]) -> list[list[Trial]]:
-    """Return the stages with only the trials to run: unfinished ones, and those whose model will be trained again."""
-    selected: set[Path] = set()
+def find_unfinished(stages: list[list[Trial]], inputs: CurrentInputs) -> dict[Path, str]:
+    """Return why trials must run, by folder; without finished trials, unless their model will be trained again."""
+    reasons: dict[Path, str] = {}
     for trial in itertools.chain(*stages):
-        if not trial.is_finished or trial.model_dir in selected:
-            selected.add(trial.folder)
-    return [[trial for trial in stage if trial.folder in selected] for stage in stages]
+        is_dependent = trial.model_dir in reasons
+        if reason := "its model is trained again" if is_dependent else trial.find_rerun_reason(inputs):
+            reasons[trial.folder] = reason
+    return reasons
+
+
+def select_trials(stages: list[list[Trial]], folders: Collection[Path]) -> list[list[Trial]]:
+    """Return the stages with only the trials in ``folders``."""
+    return [[trial for trial in stage if trial.folder in folders] for stage in stages]
+
+
+def format_reruns(reasons: Mapping[Path, str]) -> list[str]:
+    """Return a line for each reason of :func:`find_unfinished` why trials that have a record run again."""
+    folders = defaultdict(list)
+    for folder, reason in reasons.items():
+        if (folder / RECORD_FILE).exists():
+            folders[reason].append(folder)
+    more = {reason: f" and {len(names) - 1} more" if len(names) > 1 else "" for reason, names in folders.items()}
+    return [f"run again: {names[0]}{more[reason]}: {reason}" for reason, names in folders.items()]
 
 
 def run_stages(stages: list[list[Trial]], executor: Executor) -> TrialOutcomes:
@@ -61,13 +82,13 @@ def run_stages(stages: list[list[Trial]], executor: Executor) -> TrialOutcomes:
 def run_sweep(stages: list[list[Trial]], executor: Executor, progress: ProgressPrinter) -> list[Trial]:
     """Run the trials, print a line for each as it ends and a final table; return the trials that failed."""
     total, start, failed = sum(map(len, stages)), time.time(), []
-    with closing(run_stages(stages, executor)) as outcomes:
+    with progress.watch(itertools.chain(*stages)), closing(run_stages(stages, executor)) as outcomes:
         for trial, error in outcomes:
             progress.completed += 1
             accuracy = None if error else read_record(trial.folder)["accuracy"]
             outcome = f"FAILED\n{error}" if error else "done" if accuracy is None else f"{accuracy:.2f}%"
             failed += [trial] if error else []
             seconds = time.time() - start
-            progress.print_line(f"[{progress.completed}/{total}, {seconds:.0f} s] {trial.folder}: {outcome}")
+            progress.print_result(trial, f"[{progress.completed}/{total}, {seconds:.0f} s] {trial.folder}: {outcome}")
     progress.print_table()
     return failed

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection
+from pathlib import Path
 
 import train
+from dassl.engine.record import is_finished
 from dassl.utils import UserError, check_at_least
 
 from .grid import Trial
-from .schedule import select_unfinished
 
 
 def format_trial_list(stages: list[list[Trial]]) -> list[str]:
@@ -17,21 +19,15 @@ def format_trial_list(stages: list[list[Trial]]) -> list[str]:
     return [f"{next(numbers)}\t{stage}\t{trial.folder}" for stage, trials in enumerate(stages) for trial in trials]
 
 
-def check_config(trial: Trial) -> None:
-    """Raise :class:`UserError` if ``train.py`` would refuse a trial's config, before many Slurm tasks queue for it."""
-    train.setup_cfg(train.parse_args(list(trial.command)))
-
-
-def format_arrays(stages: list[list[Trial]], size: int) -> list[str]:
-    """Return a line "stage offset indices", such as ``0 1000 0-3,7``, for each Slurm array of unfinished trials.
+def format_arrays(stages: list[list[Trial]], folders: Collection[Path], size: int) -> list[str]:
+    """Return a line "stage offset indices", such as ``0 1000 0-3,7``, for each Slurm array of trials in ``folders``.
 
     A trial's number, as in :func:`format_trial_list`, is its offset plus its index; indices
     are below ``size``, as Slurm limits them.
     """
     check_at_least(size, 1, "--arrays")
     first, lines = 0, []
-    for stage, (trials, unfinished) in enumerate(zip(stages, select_unfinished(stages), strict=True)):
-        folders = {trial.folder for trial in unfinished}
+    for stage, trials in enumerate(stages):
         numbers = [number for number, trial in enumerate(trials, start=first) if trial.folder in folders]
         for offset, array in itertools.groupby(numbers, key=lambda number: number - number % size):
             lines.append(f"{stage} {offset} {_format_ranges([number - offset for number in array])}")
@@ -57,9 +53,9 @@ def run_trial_number(stages: list[list[Trial]], number: int, threads: int) -> in
         raise UserError(f"no run has the number {number}; the numbers are 0 to {len(trials) - 1} (see --list)")
     trial = trials[number]
     model = next((n for n, other in enumerate(trials) if other.folder == trial.model_dir), None)
-    if model is not None and not trials[model].is_finished:
+    if model is not None and not is_finished(trials[model].folder, trials[model].command):
         raise UserError(f"run {number} evaluates the model of run {model}, {trial.model_dir}, which is not finished")
-    if trial.is_finished:
+    if not trial.find_rerun_reason():
         print(f"finished already: {trial.folder}")
         return 0
     import torch

@@ -183,6 +183,15 @@ def test_skip_finished_skips_a_finished_run_of_the_same_command(run, tmp_path):
     assert runs_again(*command)
 
 
+def test_long_work_logs_its_progress_where_there_is_no_terminal(run, monkeypatch):
+    lines = r"^(?:encoding|evaluating) .* [\d,]+ of [\d,]+, \d\d:\d\d left$"
+    assert not re.search(lines, run(*SHORT, "FEATURES.ENABLED", "False").log, re.MULTILINE)  # in less than 30 seconds
+    monkeypatch.setattr("dassl.utils.progress.LINE_SECONDS", 1e-9)
+    found = re.findall(lines, run(*SHORT, "FEATURES.ENABLED", "False", out="slow").log, re.MULTILINE)
+    work = ("encoding train_x images: 20 of 20", "encoding test images: 896 of 896", "evaluating test batches: 2 of 2")
+    assert all(f"{text}, 00:00 left" in found for text in work)
+
+
 def test_a_subclass_of_coop_keeps_coops_config_node(run):
     @TRAINER_REGISTRY.register(force=True)
     class CoOpChild(CoOp):
@@ -194,6 +203,16 @@ def test_a_subclass_of_coop_keeps_coops_config_node(run):
     assert result.code == 0
     assert set(result.record["config"]["TRAINER"]) == {"NAME", "COOP", "COOPCHILD"}
     assert result.record["trainable_parameters"] == 2 * 128
+
+
+def test_a_finished_run_of_initial_weights_that_have_changed_since_is_not_resumed(run, tmp_path):
+    first, second = (run(*SHORT, seed=seed, out=f"seed{seed}").checkpoint(2) for seed in (1, 2))
+    start = tmp_path / "start.pth"
+    command = (*SHORT, "MODEL.INIT_WEIGHTS", start)
+    start.write_bytes(first.read_bytes())
+    assert run(*command).code == run(*command).code == 0
+    start.write_bytes(second.read_bytes())
+    assert "made with other initial weights" in run(*command).error
 
 
 def test_initial_weights_of_another_shape_are_refused(run):

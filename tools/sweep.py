@@ -19,8 +19,12 @@ A value is always one argument, even with spaces. Two runs cannot share a folder
 In arguments, ``{output}`` is the sweep's folder. If the --model-dir of a run is the folder of another run of the sweep
 (``{output}/CoOp/lr{OPTIM.LR}/seed{seed}``), it starts after that run, and only if that run succeeds.
 
-Finished runs are skipped, so a second call continues an interrupted sweep. A run is finished if its result.json has the
-same command and is newer than its config files and its model. Failed runs are listed at the end, with exit code 1.
+Finished runs are skipped, so a second call continues an interrupted sweep. A run is finished if its result.json is of
+the same command, data and weights, and newer than its config files and its model. Failed runs are listed at the end,
+with exit code 1.
+
+Before the first run, the configs, data and weights of all runs are checked, and their time on this machine is
+estimated. While runs are going, the screen shows their progress: on no terminal, a line every 30 seconds.
 
 On several machines (see docs/scale.md) that share the repository, the data and the output folder on a file system:
 
@@ -42,8 +46,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dassl.utils import UserError, check_at_least, command_line, interrupted_error
 from studies import local, ray, slurm
 from studies.grid import build_trials, read_sweep
+from studies.preflight import check_and_estimate, check_inputs, plan_trials
 from studies.progress import ProgressPrinter
-from studies.schedule import group_into_stages, run_sweep, select_unfinished
+from studies.schedule import (
+    find_unfinished,
+    format_reruns,
+    group_into_stages,
+    run_sweep,
+    select_trials,
+)
 from studies.tables.runs import write_trials
 
 
@@ -84,35 +95,41 @@ def main(argv: list[str] | None = None) -> int:
     if args.list:
         print("\n".join(slurm.format_trial_list(stages)))
         return 0
-    if args.cell is None:
-        write_trials(Path(args.output_dir or sweep["output"]), (trial.folder for trial in trials))
-    if args.arrays is not None:
-        slurm.check_config(trials[0])
-        print("\n".join(slurm.format_arrays(stages, args.arrays)))
-        return 0
     if args.cell is not None:
         return slurm.run_trial_number(stages, args.cell, threads)
-    stages = select_unfinished(stages)
-    num_unfinished = len([*chain(*stages)])
-    progress = ProgressPrinter(
-        Path(args.output_dir or sweep["output"]), trials if args.table or args.ray is not None else ()
-    )
-    if args.ray is not None and num_unfinished:
-        context, jobs = ray.connect(args.ray, threads), args.jobs or "as many as the nodes hold"
+    from trainers.inputs import CurrentInputs  # loads PyTorch
+
+    inputs = CurrentInputs()
+    reasons = find_unfinished(stages, inputs)
+    groups = plan_trials([trial for trial in chain(*stages) if trial.folder in reasons], reasons)
+    jobs = max(1, min(args.jobs or local.count_cores() // threads, len(trials)))
+    output = Path(args.output_dir or sweep["output"])
+    if args.arrays is not None:
+        check_inputs(groups, inputs)
+        write_trials(output, (trial.folder for trial in trials))
+        print("\n".join(slurm.format_arrays(stages, reasons, args.arrays)))
+        return 0
+    counts = f"{len(trials)} runs, {len(trials) - len(reasons)} finished already"
+    if args.ray is not None and reasons:  # other machines may have another processor or a GPU: nothing is built here
+        check_inputs(groups, inputs)
+        context, estimate, at_a_time = ray.connect(args.ray, threads), "", args.jobs or "as many as the nodes hold"
         resources = ray.build_resources(threads, args.gpus, args.memory)
         executor = partial(ray.run_trials, resources=resources, at_once=args.jobs or 0, threads=threads)
     else:
-        context, jobs = contextlib.nullcontext(), max(1, min(args.jobs or local.count_cores() // threads, len(trials)))
+        estimate = check_and_estimate(groups, reasons, jobs, threads) if reasons else ""
+        context, at_a_time = contextlib.nullcontext(), jobs
         executor = partial(local.run_trials, jobs=jobs, threads=threads)
+    write_trials(output, (trial.folder for trial in trials))
+    progress = ProgressPrinter(output, trials if args.table or args.ray is not None else ())
     with context:
-        counts = f"{len(trials)} runs, {len(trials) - num_unfinished} finished already"
-        print(f"{counts}, {jobs} at a time; transcripts are in log.txt", flush=True)
+        print(f"{counts}, {at_a_time} at a time; transcripts are in log.txt", flush=True)
+        for line in filter(None, (*format_reruns(reasons), estimate)):
+            print(line, flush=True)
         try:
-            failed = run_sweep(stages, executor, progress)
+            failed = run_sweep(select_trials(stages, reasons), executor, progress)
         except KeyboardInterrupt as stop:
-            raise interrupted_error(
-                f"after {progress.completed} of {num_unfinished} runs", "with the remaining runs", __file__, command
-            ) from stop
+            position = f"after {progress.completed} of {len(reasons)} runs"
+            raise interrupted_error(position, "with the remaining runs", __file__, command) from stop
     if failed:
         print(f"{len(failed)} of {len(trials)} runs failed: {', '.join(str(trial.folder) for trial in failed)}")
     return 1 if failed else 0

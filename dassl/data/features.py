@@ -42,7 +42,7 @@ class FeatureExtractor(Protocol):
             requests: unique keys, each with a function that returns the transformed image (3, height, width), or None
                 if the image cannot be read. The result has no row for None.
             threads: number of threads that load images.
-            name: name of the images in the progress bar.
+            name: name of the images in the lines on progress.
         """
 
 

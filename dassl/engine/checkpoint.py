@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,9 +18,17 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from dassl.config.merge import flatten
 from dassl.config.run_config import diff_configs, format_changes
-from dassl.data.datasets.fingerprint import split_fingerprints
+from dassl.data.datasets.fingerprint import get_image_root, split_fingerprints
 from dassl.distributed import all_gather_objects, get_world_size, is_main_process
-from dassl.utils import NonFiniteError, UserError, get_rng_states, load_checkpoint, save_checkpoint, set_rng_states
+from dassl.utils import (
+    NonFiniteError,
+    UserError,
+    file_digest,
+    get_rng_states,
+    load_checkpoint,
+    save_checkpoint,
+    set_rng_states,
+)
 from dassl.utils.checkpoint import (
     BEST_NAME,
     EPOCH_NAME,
@@ -256,7 +263,7 @@ def get_origin(trainer) -> dict[str, str]:
 
     Entries: ``settings``, the config as YAML; ``<split> images``, the SHA-256 fingerprint of each split but test;
     ``class names``, their SHA-256 digest, as no split shows a class without images; ``weights``, the SHA-256 digest of
-    the pretrained model's weights, if it is known.
+    the pretrained model's weights, if it is known; ``initial weights``, that of the file MODEL.INIT_WEIGHTS, if set.
     """
     if not hasattr(trainer, "_origin"):
         data = {f"{name} images": entry["sha256"] for name, entry in get_splits(trainer).items() if name != "test"}
@@ -265,6 +272,8 @@ def get_origin(trainer) -> dict[str, str]:
             data["class names"] = hashlib.sha256(classnames.encode()).hexdigest()
         weights = (trainer.provenance.get("weights") or {}).get("sha256")
         trainer._origin = {"settings": trainer.cfg.dump(), **data, **({"weights": weights} if weights else {})}
+        if (file := Path(trainer.cfg.MODEL.INIT_WEIGHTS)).is_file():
+            trainer._origin["initial weights"] = file_digest(file)
     return trainer._origin
 
 
@@ -274,8 +283,7 @@ def get_splits(trainer) -> dict[str, dict]:
     Empty splits are left out; without a data set, returns {}. Computed once.
     """
     if not hasattr(trainer, "_splits"):
-        node = trainer.cfg.DATASET
-        root = os.path.join(os.path.expanduser(node.ROOT), os.path.expanduser(node.FOLDER))
+        root = get_image_root(trainer.cfg)
         trainer._splits = split_fingerprints(trainer.dm.dataset, root) if hasattr(trainer, "dm") else {}
     return trainer._splits
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from dassl.config.merge import flatten
 from dassl.config.run_config import CONFIG_FILE
 from dassl.utils import UserError, read_json
 
@@ -46,20 +48,50 @@ def read_training_record(folder: Path) -> dict:
 
 
 def is_finished(folder: str | Path, command: Sequence[str]) -> bool:
-    """Return whether ``folder`` holds the record, ``result.json``, of a run with the arguments ``command``.
+    """Return whether ``folder`` holds the record of a run with the arguments ``command`` (:func:`find_staleness`)."""
+    return not find_staleness(folder, command)
 
-    Returns False also if the record is damaged, a config file of the command is missing, or a config file or a
-    checkpoint in the command's ``--model-dir`` is newer than the record.
+
+def find_staleness(folder: str | Path, command: Sequence[str]) -> str:
+    """Return why ``folder`` has no valid record, ``result.json``, of a run with the arguments ``command``; "": it has.
+
+    A record is valid if none of the run's files (:func:`_list_input_files`) is newer, and no config file is missing.
     """
     try:
         record = read_record(Path(folder))
     except UserError:
-        return False
-    flags = [(flag, Path(path)) for flag, path in pairwise(command)]
-    files = [path for flag, path in flags if flag in ("--config-file", "--dataset-config-file")]
-    files += [file for flag, path in flags if flag == "--model-dir" for file in path.glob("*/model*.pth.tar*")]
+        return "it has no record"
+    if record.get("command") != list(command):
+        return "its command has changed"
     end = Path(folder, RECORD_FILE).stat().st_mtime
-    return record.get("command") == list(command) and all(f.is_file() and f.stat().st_mtime <= end for f in files)
+    for file in _list_input_files(record, command):
+        if not file.is_file():
+            return f"{file} is missing"
+        if file.stat().st_mtime > end:
+            return f"{file} is newer than its record"
+    return ""
+
+
+def _list_input_files(record: dict, command: Sequence[str]) -> Iterator[Path]:
+    """Yield the files on which a run depends, beside its images: config files, whether they exist or not; checkpoints.
+
+    Also yields its few-shot split, and each value of its config that is the path of a file, as it is or in the data
+    set's folder (DATASET.CLASSNAMES, MODEL.INIT_WEIGHTS, …).
+    """
+    for flag, value in pairwise(command):
+        if flag in ("--config-file", "--dataset-config-file"):
+            yield Path(value)
+        elif flag == "--model-dir":
+            places = Path(value).glob("*/model*.pth.tar*"), Path(value).glob("model*.pth.tar*"), [Path(value)]
+            yield from (path for place in places for path in place if path.is_file())
+    config = dict(flatten(record.get("config", {})))
+    folder = os.path.join(*(str(config.get(f"DATASET.{key}", "")) for key in ("ROOT", "FOLDER")))
+    split = record.get("few_shot_split")
+    values = [*config.values(), split.get("file") if isinstance(split, dict) else None]
+    for path in (os.path.join(base, value) for value in values if isinstance(value, str) for base in ("", folder)):
+        path = os.path.expanduser(path) if path.startswith("~/") else path
+        if os.path.isfile(path):
+            yield Path(path)
 
 
 def code_version(root: Path, paths: Sequence[str]) -> dict:

@@ -59,7 +59,6 @@ def choose_evaluation_dir(cfg: CfgNode) -> str:
     if not is_training_run:
         return cfg.OUTPUT_DIR
     name = "-".join(["eval", cfg.DATASET.NAME, cfg.TEST.SPLIT, *([] if classes == "all" else [classes])])
-    print(f"{folder} is the folder of a training run, which stays as it is; the evaluation is in {folder / name}")
     return str(folder / name)
 
 
@@ -78,6 +77,8 @@ def setup_run(args: argparse.Namespace, cfg: CfgNode) -> None:
     if get_world_size() > 1:
         print(f"Processes: {get_world_size()}, each with its part of every batch")
     print(f"Device: {get_device(cfg.USE_CUDA)}, threads: {torch.get_num_threads()}")
+    if args.eval_only and Path(cfg.OUTPUT_DIR).name.startswith("eval-") and args.output_dir != cfg.OUTPUT_DIR:
+        print(f"The results are in {cfg.OUTPUT_DIR}, as {Path(cfg.OUTPUT_DIR).parent} is the folder of a training run")
     if args.model_dir and not args.eval_only:
         print("Note: --model-dir is for --eval-only; training starts from --resume or MODEL.INIT_WEIGHTS")
     defaults = dict(flatten(default_cfg()))

@@ -27,7 +27,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 from yacs.config import CfgNode
 
 from dassl import distributed
@@ -51,6 +50,7 @@ from dassl.utils import (
     tolist_if_not,
 )
 from dassl.utils.checkpoint import BEST_NAME, find_checkpoint, load_model_state
+from dassl.utils.progress import progress_bar
 
 from . import checkpoint, run_dir
 from .extra_state import ExtraState
@@ -483,7 +483,7 @@ class SimpleTrainer(TrainerBase):
         loader = self.get_loader(split)
         print(f"Evaluate on the *{split}* set")
         with checkpoint.translate_divergence(self), shard_loader(loader, "batches") as is_sharded:
-            batches = tqdm(loader, disable=None, leave=False, desc=f"evaluating {split}", unit="batch")
+            batches = progress_bar(loader, desc=f"evaluating {split} batches", unit="batch")
             inputs = map(self.parse_batch_test, batches)
             outputs: Iterator[Any] = ((self.model_inference(images), labels) for images, labels in inputs)
             if is_sharded:

@@ -16,7 +16,7 @@ import torch
 import train
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.data.datasets.fingerprint import split_fingerprint, split_fingerprints
-from dassl.engine.record import code_version, is_finished
+from dassl.engine.record import code_version, find_staleness, is_finished
 from dassl.evaluation import Classification
 from tests.common import REPOSITORY
 
@@ -221,12 +221,17 @@ def evaluation(tmp_path):
     model = tmp_path / "model/prompt_learner"
     model.mkdir(parents=True)
     files += [model / f"model{name}" for name in ("-best.pth.tar", ".pth.tar-3", "-latest.pth.tar-4")]
+    (tmp_path / "root/data").mkdir(parents=True)
+    files += [tmp_path / "clip.pt", tmp_path / "root/data/names.txt", tmp_path / "shot_1-seed_1.json"]
     for file in files:
         file.write_text("")
         os.utime(file, (50, 50))
     command = ["--config-file", str(files[1]), "--dataset-config-file", str(files[0])]
     command += ["--model-dir", str(tmp_path / "model"), "--eval-only"]
-    (tmp_path / "result.json").write_text(json.dumps({"command": command}))
+    dataset = {"ROOT": str(tmp_path / "root"), "FOLDER": "data", "CLASSNAMES": "names.txt"}
+    config = {"DATASET": dataset, "MODEL": {"BACKBONE": {"WEIGHTS": str(files[5])}}}
+    record = {"command": command, "config": config, "few_shot_split": {"file": str(files[7]), "fingerprint": ""}}
+    (tmp_path / "result.json").write_text(json.dumps(record))
     os.utime(tmp_path / "result.json", (100, 100))
     return tmp_path, command, files
 
@@ -238,11 +243,12 @@ def test_a_run_is_finished_if_its_record_has_the_same_command(evaluation):
     assert not is_finished(folder / "elsewhere", command)
 
 
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("number", range(8))
 def test_a_run_is_not_finished_if_a_file_of_its_command_has_changed_since(evaluation, number):
     folder, command, files = evaluation
     os.utime(files[number], (150, 150))
     assert not is_finished(folder, command)
+    assert find_staleness(folder, command) == f"{files[number]} is newer than its record"
 
 
 def test_a_run_is_not_finished_if_a_config_file_of_its_command_is_missing(evaluation):

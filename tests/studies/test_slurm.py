@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from studies.grid import Trial
+from studies.schedule import find_unfinished
 from studies.slurm import format_arrays
 from tests.common import REPOSITORY
 from tools.sweep import main
@@ -61,14 +62,20 @@ def build_stage(*names: str, model_dir: str = "") -> list[Trial]:
 
 def test_arrays_hold_the_unfinished_trials_of_each_stage(monkeypatch):
     stages = [build_stage(*"abcde"), build_stage("f", model_dir="a"), build_stage("g", model_dir="f")]
-    assert format_arrays(stages, 100) == ["0 0 0-4", "1 0 5", "2 0 6"]
-    assert format_arrays(stages, 2) == ["0 0 0-1", "0 2 0-1", "0 4 0", "1 4 1", "2 6 0"]
-    monkeypatch.setattr(Trial, "is_finished", property(lambda trial: trial.folder.name in "abdfg"))
-    assert format_arrays(stages, 100) == ["0 0 2,4"]
-    monkeypatch.setattr(Trial, "is_finished", property(lambda trial: trial.folder.name in "bcdefg"))
-    assert format_arrays(stages, 100) == ["0 0 0", "1 0 5", "2 0 6"]  # f and g evaluate models that are trained again
-    monkeypatch.setattr(Trial, "is_finished", property(lambda trial: True))
-    assert format_arrays(stages, 100) == []
+    finished = ""  # the folders of finished trials
+    monkeypatch.setattr(Trial, "find_rerun_reason", lambda trial, _: "" if trial.folder.name in finished else "new")
+
+    def arrays(size: int) -> list[str]:
+        return format_arrays(stages, find_unfinished(stages, None), size)
+
+    assert arrays(100) == ["0 0 0-4", "1 0 5", "2 0 6"]
+    assert arrays(2) == ["0 0 0-1", "0 2 0-1", "0 4 0", "1 4 1", "2 6 0"]
+    finished = "abdfg"
+    assert arrays(100) == ["0 0 2,4"]
+    finished = "bcdefg"
+    assert arrays(100) == ["0 0 0", "1 0 5", "2 0 6"]  # f and g evaluate models that are trained again
+    finished = "abcdefg"
+    assert arrays(100) == []
 
 
 @pytest.fixture
@@ -76,7 +83,7 @@ def sweep(tmp_path):
     """The path of a sweep file with an evaluation (in the last stage), its training run, and a run that fails."""
     test = {"folder": "test{n}", "arguments": f"--trainer CoOp {SETTINGS} --eval-only --model-dir {{output}}/made"}
     made = {"folder": "made", "arguments": f"--trainer CoOp --seed 1 {SETTINGS} DATASET.NUM_SHOTS 1 OPTIM.MAX_EPOCH 1"}
-    bad = {"folder": "bad", "arguments": "--trainer Nothing"}
+    bad = {"folder": "bad", "arguments": f"--trainer CoOp {SETTINGS} DATASET.NUM_SHOTS 1 OPTIM.LR 1e30"}
     path = tmp_path / "sweep.yaml"
     content = {"output": str(tmp_path / "out"), "threads": 1, "runs": [{**test, "grid": {"n": [1]}}, bad, made]}
     path.write_text(yaml.safe_dump(content))
@@ -91,7 +98,7 @@ def test_a_trial_runs_by_its_number(sweep, digits_root, tmp_path, capsys):
     assert main([*command, "--cell", "2"]) == 2
     assert f"run 2 evaluates the model of run 1, {out}/made, which is not finished" in capsys.readouterr().err
     assert main([*command, "--cell", "0"]) == 2
-    assert 'unknown trainer "Nothing"' in capsys.readouterr().err
+    assert "infinite or NaN" in capsys.readouterr().err
     for number, name in ((1, "made"), (2, "test1")):
         assert main([*command, "--cell", str(number)]) == 0
         assert (out / name / "result.json").is_file()
@@ -137,7 +144,7 @@ def test_an_array_task_runs_the_trial_of_its_number(sweep, digits_root, tmp_path
     assert not (tmp_path / "out/bad").exists()
 
 
-def test_the_array_of_a_later_stage_waits_for_the_earlier_one(sweep, tmp_path):
+def test_the_array_of_a_later_stage_waits_for_the_earlier_one(sweep, digits_root, tmp_path):
     """Mocks of Slurm's commands log their arguments."""
     mocks = tmp_path / "bin"
     mocks.mkdir()
@@ -147,12 +154,11 @@ def test_the_array_of_a_later_stage_waits_for_the_earlier_one(sweep, tmp_path):
         (mocks / name).write_text(f"#!/bin/sh\n{body}\n")
         (mocks / name).chmod(0o755)
     path = f"{mocks}{os.pathsep}{environment()['PATH']}"
-    result = bash(
-        "submit.sh", sweep, "OPTIM.LR", "1", folder=tmp_path, PATH=path, SBATCH="-p gpu --mem=1G", AT_ONCE="5"
-    )
+    arguments = (sweep, "--root", str(digits_root), "OPTIM.LR", "1")
+    result = bash("submit.sh", *arguments, folder=tmp_path, PATH=path, SBATCH="-p gpu --mem=1G", AT_ONCE="5")
     assert result.returncode == 0, result.stderr
     first, second = log.read_text().splitlines()
-    script = f"--export=ALL,FIRST=0 scripts/slurm/sweep.sbatch {sweep} OPTIM.LR 1"
+    script = f"--export=ALL,FIRST=0 scripts/slurm/sweep.sbatch {' '.join(arguments)}"
     assert first == f"--parsable -p gpu --mem=1G --array=0-1%5 {script}"
     assert second == f"--parsable -p gpu --mem=1G --dependency=afterany:1 --array=2%5 {script}"
     result = bash("submit.sh", str(tmp_path / "absent.yaml"), PATH=path)
@@ -220,6 +226,6 @@ def test_slurm_runs_a_sweep_although_one_run_fails(slurm, sweep, digits_root, tm
         time.sleep(0.5)
     outputs = {path.name: path.read_text() for path in tmp_path.glob("*_*.txt")}
     assert record.is_file(), outputs
-    assert 'unknown trainer "Nothing"' in outputs["1_0.txt"]
+    assert "infinite or NaN" in outputs["1_0.txt"]
     made = json.loads((tmp_path / "out/made/result.json").read_text())
     assert made["accuracy"] == json.loads(record.read_text())["accuracy"]

@@ -24,6 +24,7 @@ SETTINGS = (
     f"--dataset-config-file {REPOSITORY}/configs/datasets/digits.yaml "
     f"--config-file {REPOSITORY}/configs/trainers/CoOp/tiny.yaml"
 )
+ZERO_SHOT = {"folder": "zs", "arguments": f"--trainer ZeroshotCLIP --eval-only --seed 1 {SETTINGS}"}
 SCRIPT = os.path.relpath(REPOSITORY / "tools/sweep.py")
 TRAIN = f"--trainer CoOp --seed {{seed}} {SETTINGS} DATASET.NUM_SHOTS 1"
 
@@ -72,14 +73,14 @@ def test_the_table_is_printed_every_few_seconds_and_at_the_end(tmp_path, capsys,
         record = {"accuracy": accuracy, "config": {"DATASET": {"NUM_SHOTS": -1}}}
         (tmp_path / folder / "result.json").write_text(json.dumps(record))
     progress = ProgressPrinter(tmp_path, [Trial(tmp_path / folder) for folder in (*accuracies, "absent")])
-    progress.print_line("a line")
+    progress.print_result(Trial(tmp_path / "zs"), "a line")
     assert capsys.readouterr().out == "a line\n"
     progress.print_table()
     rows = [re.split(r" *\| *", line.strip("| \n")) for line in capsys.readouterr().out.splitlines()]
     assert rows[0] == ["accuracy (%)", "0", "1", "4"]
     assert rows[2:] == [["CoOp/x", "-", "81.00", "90.00"], ["zs", "70.00", "-", "-"]]
     monkeypatch.setattr(progress, "last_table_time", -100.0)
-    progress.print_line("another")
+    progress.print_result(Trial(tmp_path / "zs"), "another")
     assert capsys.readouterr().out == f"another\n{progress.format_table()}\n"
     ProgressPrinter(tmp_path, ()).print_table()
     assert capsys.readouterr().out == ""
@@ -97,16 +98,16 @@ def write_sweep(tmp_path):
     return write
 
 
-def test_a_missing_ray_names_the_package_to_install(write_sweep, monkeypatch, capsys):
+def test_a_missing_ray_names_the_package_to_install(write_sweep, digits_root, monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    assert main([write_sweep({"folder": "x"}), "--ray"]) == 2
+    assert main([write_sweep(ZERO_SHOT), "--root", str(digits_root), "--ray"]) == 2
     assert 'pip install "coop-dassl[ray]"' in capsys.readouterr().err
 
 
 @needs_ray
-def test_an_address_without_a_cluster_is_refused(write_sweep, capsys):
+def test_an_address_without_a_cluster_is_refused(write_sweep, digits_root, capsys):
     for address in ("localhost:1", "ray://localhost:1"):
-        assert main([write_sweep({"folder": "x"}), "--ray", address]) == 2
+        assert main([write_sweep(ZERO_SHOT), "--root", str(digits_root), "--ray", address]) == 2
         assert f"no Ray answers at {address}" in capsys.readouterr().err
 
 

@@ -18,6 +18,7 @@ import torch
 from platformdirs import user_cache_dir
 from tqdm import tqdm
 
+from dassl.utils.progress import progress_bar
 from vlm.images.encoder import ImageEncoder
 from vlm.images.feature_store import FeatureStore
 
@@ -73,7 +74,7 @@ class CachedFeatureExtractor:
         features: dict[bytes, torch.Tensor] = {}
         unsaved: list[bytes] = []
         pending: deque[bytes] = deque()  # keys of the images that the encoder has taken and not yet returned
-        bar = tqdm(total=len(requests), disable=None, leave=False, desc=f"encoding {name}", unit="image")
+        bar = progress_bar(total=len(requests), desc=f"encoding {name}", unit="image")
         with bar, ThreadPoolExecutor(threads) as pool:
             try:
                 for feature in self.encoder.encode(_prefetch_images(pool, requests, pending, bar)):

@@ -12,9 +12,9 @@ from importlib.metadata import version
 from importlib.util import find_spec
 
 import torch
-from tqdm import tqdm
 
 from dassl.mkl import describe_cpu_sums
+from dassl.utils.progress import progress_bar
 from vlm.images.encoder import get_processor_name
 from vlm.images.feature_store import FeatureStore
 from vlm.text.encoder import TextEncoder
@@ -43,8 +43,7 @@ def encode_classes(
         title: end of the progress bar's title.
     """
     blocks = torch.arange(num_classes).split(BLOCK_CLASSES)
-    is_hidden = True if len(blocks) == 1 else None  # None: hidden unless standard error is a terminal
-    bar = tqdm(blocks, disable=is_hidden, leave=False, desc=f"encoding classes{title}", unit="block")
+    bar = blocks if len(blocks) == 1 else progress_bar(blocks, desc=f"encoding blocks of classes{title}", unit="block")
     return torch.cat([_encode_block(build_inputs(labels), len(labels), encode, store) for labels in bar])
 
 

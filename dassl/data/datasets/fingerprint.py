@@ -7,9 +7,16 @@ import os
 from collections.abc import Iterable
 from functools import cache
 
+from yacs.config import CfgNode
+
 from .base_dataset import DatasetBase, Datum
 
 SPLITS = ("train_x", "train_u", "val", "test")  # attributes of DatasetBase
+
+
+def get_image_root(cfg: CfgNode) -> str:
+    """Return the folder DATASET.ROOT/FOLDER, to which fingerprints relate the images' paths."""
+    return os.path.join(os.path.expanduser(cfg.DATASET.ROOT), os.path.expanduser(cfg.DATASET.FOLDER))
 
 
 def split_fingerprint(items: Iterable[Datum], root: str | os.PathLike) -> str:
