@@ -128,7 +128,7 @@ def _check_model(trainer, plan: Plan, folders: Collection[Path]) -> None:
 
     args = plan.args
     if args.eval_only:
-        engine.check_evaluation(trainer, args.model_dir)
+        engine.check_evaluation(trainer, args)
         if plan.trial.model_dir not in folders:
             trainer.load_model(args.model_dir, epoch=args.load_epoch)
     elif trainer.get_model_names():
