@@ -13,6 +13,7 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, check_availability, load_pretrained_weights
 from vlm.clip.load import PRECISIONS
 from vlm.text.encoder import TextEncoder
+from vlm.text.nearest_words import decode_token
 from vlm.text.templates import clean_classname
 from vlm.text.tokenizer import count_tokens
 
@@ -22,6 +23,9 @@ MAX_CONTEXT_TOKENS = 512  # the longest prompts, Chinese-CLIP's, have as many to
 def check_context(node: CfgNode, name: str) -> None:
     """Raise :class:`UserError` for unusable N_CTX, CTX_INIT or PREC in a config node, whose path is ``name``."""
     check_availability(node.PREC, PRECISIONS, f"{name}.PREC")
+    if "{" in node.CTX_INIT or "}" in node.CTX_INIT:
+        hint = "leave out {}: the class name follows the context"
+        raise UserError(f'{name}.CTX_INIT "{node.CTX_INIT}" has braces; {hint}')
     if not node.CTX_INIT and node.N_CTX < 1:
         raise UserError(f"{name}.N_CTX is {node.N_CTX}; there must be at least 1 context token")
     if node.CTX_INIT and not count_tokens(clean_classname(node.CTX_INIT)):
@@ -62,12 +66,22 @@ def build_initial_context(
     return context.clone()
 
 
+def list_context_words(text_encoder: TextEncoder, ctx_init: str, n_ctx: int) -> list[str]:
+    """Return the initial context's ``n_ctx`` tokens as text, for the log: those of ``ctx_init``, or "X" for noise."""
+    if not ctx_init:
+        return ["X"] * n_ctx
+    tokens = text_encoder.tokenize([clean_classname(ctx_init)])[0, 1 : 1 + n_ctx]
+    return [decode_token(text_encoder, token) for token in tokens.tolist()]
+
+
 def register_prompt_learner(trainer: TrainerX, learner: nn.Module, precision: str) -> tuple[Optimizer, LRScheduler]:
     """Register ``learner`` with a new optimizer and learning-rate schedule, and return both.
 
-    It first loads MODEL.INIT_WEIGHTS, if set. It sets ``trainer.scaler`` on CUDA if ``precision`` (PREC) is ``amp``.
+    It first loads MODEL.INIT_WEIGHTS, if set. FORCE_RESUME allows checkpoints of another CLIP. It sets
+    ``trainer.scaler`` on CUDA if ``precision`` (PREC) is ``amp``.
     """
     cfg = trainer.cfg
+    learner.check_clip = not cfg.FORCE_RESUME  # type: ignore[assignment]  # PyTorch types attributes Tensor | Module
     print("Turning off gradients in both the image and the text encoder")
     if cfg.MODEL.INIT_WEIGHTS:
         load_pretrained_weights(learner, cfg.MODEL.INIT_WEIGHTS)

@@ -238,12 +238,13 @@ def get_origin(trainer) -> dict[str, str]:
     """Return the origin of the trained parameters: what they depend on, which a resume compares. Computed once.
 
     Entries: ``settings``, the config as YAML; ``<split> images``, the SHA-256 fingerprint of each split but test;
-    ``weights``, the SHA-256 digest of the pretrained model's weights, if it is known.
+    the SHA-256 digest of each file in ``trainer.provenance``, such as ``weights``, the pretrained model's.
     """
     if not hasattr(trainer, "_origin"):
         images = {f"{name} images": entry["sha256"] for name, entry in get_splits(trainer).items() if name != "test"}
-        weights = (trainer.provenance.get("weights") or {}).get("sha256")
-        trainer._origin = {"settings": trainer.cfg.dump(), **images, **({"weights": weights} if weights else {})}
+        entries = ((name, entry) for name, entry in trainer.provenance.items() if isinstance(entry, dict))
+        files = {name: entry["sha256"] for name, entry in entries if entry.get("sha256")}
+        trainer._origin = {"settings": trainer.cfg.dump(), **images, **files}
     return trainer._origin
 
 

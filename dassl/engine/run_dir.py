@@ -20,7 +20,7 @@ from dassl.config.merge import flatten
 from dassl.config.run_config import CONFIG_FILE, find_resume_conflicts, read_run_seed
 from dassl.distributed import all_gather_objects, get_device, get_world_size, is_main_process, run_on_main
 from dassl.utils import atomic_write, check_at_least, check_availability, file_digest, set_random_seed, write_json
-from dassl.utils.checkpoint import find_checkpoint
+from dassl.utils.checkpoint import find_checkpoints
 from dassl.utils.env import collect_env_info, get_machine_info, get_package_versions, tune_malloc
 from dassl.utils.errors import UserError, interrupted_error
 from dassl.utils.logger import rotate_file, tee_stdout
@@ -183,7 +183,7 @@ def get_inputs(trainer, model_dir: str = "", epoch: int | None = None) -> dict:
     files = [Path(cfg.MODEL.INIT_WEIGHTS)] if cfg.MODEL.INIT_WEIGHTS else []
     if model_dir:
         with contextlib.suppress(UserError):  # load_model reports it, or a trainer's own load_model has other files
-            files += [find_checkpoint(Path(model_dir, name), epoch) for name in names]
+            files += find_checkpoints(model_dir, names, epoch).values()
     elif cfg.RESUME and Path(cfg.RESUME).resolve() != Path(cfg.OUTPUT_DIR).resolve():
         files += checkpoint.latest_common_checkpoints(cfg.RESUME, names)
     return {

@@ -160,7 +160,7 @@ def test_coop_resumes_a_run_of_the_original_and_saves_what_the_original_loads(ru
         learner = nn.Module()
         learner.ctx = nn.Parameter(saved["state_dict"]["ctx"])
         for name in ("token_prefix", "token_suffix"):
-            learner.register_buffer(name, torch.zeros_like(saved["state_dict"][name]))
+            learner.register_buffer(name, saved["state_dict"][name])
         learner = nn.DataParallel(learner)  # the names in its state_dict begin with "module."
         optimizer = torch.optim.SGD(learner.parameters(), 0.002, momentum=0.9, weight_decay=5e-4)
         optimizer.load_state_dict(saved["optimizer"])
