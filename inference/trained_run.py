@@ -108,12 +108,14 @@ def load_trainer(
     if folder and backbone:
         raise UserError("--backbone does not go with --model-dir: the run's config sets it")
     classnames = list(classnames or run_classnames)
-    if not classnames and (folder or backbone):
+    if folder and not classnames:
         raise UserError(
-            f"{folder or source} has no {RECORD_FILE} with class names (a run on captions, an unfinished or an older "
-            "one, a prompt alone): name them with --classes, in the order of the run's data set"
+            f"{folder} has no {RECORD_FILE} with class names (a run on captions, an unfinished or an older one): "
+            "name them with --classes, in the order of the run's data set"
         )
     if not folder and (backbone or weights):
+        if not classnames:
+            raise UserError(f"{source} has no {RECORD_FILE} with class names: name them with --classes")
         import trainers  # noqa: F401  registers the methods
 
         cfg = build_prompt_cfg(source, epoch, backbone, weights, cuda)

@@ -27,9 +27,10 @@ def hash_class_tokens(learner) -> torch.Tensor:
 def register_class_token_hooks(learner) -> None:
     """Make ``learner`` save the class tokens (its prompts' tokens around the context), and check loaded ones.
 
-    With ``learner.check_clip`` False, it also loads contexts that were learned with another CLIP.
+    With ``learner.check_clip`` False, it also loads contexts that were learned with another CLIP; if True, a message
+    names the learner's CLIP as ``learner.clip_name``.
     """
-    learner.check_clip = True
+    learner.check_clip, learner.clip_name = True, "this one"
     if exceeds_limit(learner):
         print("Checkpoints have a checksum of the class tokens in their place: token_prefix, token_suffix")
     learner.register_state_dict_post_hook(add_class_tokens)
@@ -68,8 +69,8 @@ def drop_class_tokens(learner, state_dict: dict, prefix: str, *hook_args) -> Non
     if start is not None and learner.check_clip:
         expected = learner.table(learner.ctx.detach())[learner.rows[:1, :1]]
         if start.dim() != 3 or not is_close(start[:1], expected):
-            problem = "its context was learned with another CLIP than this, with another embedding of the start token"
-            error_messages.append(problem)
+            cause = "the embedding of the start token differs"
+            error_messages.append(f"its context was learned with another CLIP than {learner.clip_name}: {cause}")
             return
     context = state_dict.get(prefix + "ctx", learner.ctx)
     if learner.ctx.dim() == 2 or context.shape != learner.ctx.shape:  # PyTorch reports a wrong shape itself

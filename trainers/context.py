@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from yacs.config import CfgNode
@@ -74,14 +73,15 @@ def list_context_words(text_encoder: TextEncoder, ctx_init: str, n_ctx: int) -> 
     return [decode_token(text_encoder, token) for token in tokens.tolist()]
 
 
-def register_prompt_learner(trainer: TrainerX, learner: nn.Module, precision: str) -> tuple[Optimizer, LRScheduler]:
+def register_prompt_learner(trainer: TrainerX, learner, precision: str) -> tuple[Optimizer, LRScheduler]:
     """Register ``learner`` with a new optimizer and learning-rate schedule, and return both.
 
-    It first loads MODEL.INIT_WEIGHTS, if set. FORCE_RESUME allows checkpoints of another CLIP. It sets
-    ``trainer.scaler`` on CUDA if ``precision`` (PREC) is ``amp``.
+    ``learner`` is a :class:`trainers.coop.PromptLearner`. It first loads MODEL.INIT_WEIGHTS, if set.
+    FORCE_RESUME allows checkpoints of another CLIP. On CUDA, ``trainer.scaler`` is set if ``precision`` (PREC) is amp.
     """
     cfg = trainer.cfg
-    learner.check_clip = not cfg.FORCE_RESUME  # type: ignore[assignment]  # PyTorch types attributes Tensor | Module
+    learner.check_clip, node = not cfg.FORCE_RESUME, cfg.MODEL.BACKBONE
+    learner.clip_name = node.WEIGHTS or node.NAME
     print("Turning off gradients in both the image and the text encoder")
     if cfg.MODEL.INIT_WEIGHTS:
         load_pretrained_weights(learner, cfg.MODEL.INIT_WEIGHTS)

@@ -118,7 +118,7 @@ def _is_text_list(decoded: Any, text: Any, name: str) -> bool:
     Raises :class:`UserError`, which begins with ``name``, for a list with other items than texts.
     """
     is_text = [isinstance(item, str) for item in decoded] if isinstance(decoded, (list, tuple)) else []
-    if isinstance(text, str) and not any(is_text):  # "[{}]" on the command line is a text
+    if isinstance(text, str) and decoded != [] and not any(is_text):  # "[{}]" on the command line is a text
         return False
     if not all(is_text):
         raise UserError(f"{name} takes a text or a list of texts; got {format_value(text)}")
