@@ -105,25 +105,16 @@ def load_trainer(
 
     folder = find_run_folder(source)
     run_classnames = load_classnames(folder) if folder else []
-    if folder and backbone:
-        raise UserError("--backbone does not go with --model-dir: the run's config sets it")
     classnames = list(classnames or run_classnames)
-    if folder and not classnames:
+    if not classnames and (folder or backbone or weights):
+        kinds = "a run on captions, an unfinished or an older one, a prompt alone"
         raise UserError(
-            f"{folder} has no {RECORD_FILE} with class names (a run on captions, an unfinished or an older one): "
-            "name them with --classes, in the order of the run's data set"
+            f"{folder or source} has no {RECORD_FILE} with class names ({kinds}): name them with --classes, in the "
+            "order of the run's data set"
         )
-    if not folder and (backbone or weights):
-        if not classnames:
-            raise UserError(f"{source} has no {RECORD_FILE} with class names: name them with --classes")
-        import trainers  # noqa: F401  registers the methods
-
-        cfg = build_prompt_cfg(source, epoch, backbone, weights, cuda)
-    else:
-        cfg = load_run_cfg(folder or source)
+    cfg = _build_cfg(source, folder, epoch, weights, backbone, cuda)
     cfg.MODEL.INIT_WEIGHTS = ""  # the initial model; the checkpoint replaces it
     cfg.FEATURES.ENABLED, cfg.FEATURES.PREC = False, ""
-    cfg.MODEL.BACKBONE.WEIGHTS = weights or cfg.MODEL.BACKBONE.WEIGHTS
     cfg.USE_CUDA = cfg.USE_CUDA and cuda
     cfg.freeze()
     # The constructor draws an initial context, which the checkpoint overwrites: the caller's generator stays as it was.
@@ -140,6 +131,24 @@ def load_trainer(
             raise UserError(f"{str(error).rstrip('.')}. {hint}") from error
         trainer.set_model_mode("eval")
     return trainer
+
+
+def _build_cfg(
+    source: Path, folder: Path | None, epoch: int | None, weights: str, backbone: str, cuda: bool
+) -> CfgNode:
+    """Return the config of the run in ``folder`` with ``weights``; if it is None, one for the prompt at ``source``.
+
+    The other arguments, and the errors, are those of :func:`load_trainer`.
+    """
+    if folder and backbone:
+        raise UserError("--backbone does not go with --model-dir: the run's config sets it")
+    if not folder and (backbone or weights):
+        import trainers  # noqa: F401  registers the methods
+
+        return build_prompt_cfg(source, epoch, backbone, weights, cuda)
+    cfg = load_run_cfg(folder or source)
+    cfg.MODEL.BACKBONE.WEIGHTS = weights or cfg.MODEL.BACKBONE.WEIGHTS
+    return cfg
 
 
 def _subclass_without_data(name: str, classnames: list[str]) -> type:

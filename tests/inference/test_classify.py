@@ -183,7 +183,7 @@ def test_show_writes_a_sheet_of_the_first_images(photos, call, tmp_path, monkeyp
         (["{a}", "--classes", "cup", "cat", "--show", "{a}"], ["{a} would overwrite one of the images"]),
         (["{a}", "--classes", "cup", "cat", "--show", "sheet.jpg"], ["sheet.jpg", ".png"]),
         (["{a}", "--model-dir", "{empty}"], ["no run in {empty}", "--backbone", "--classes"]),
-        (["{a}", "--model-dir", "{empty}", *TINY], ["{empty} has no result.json", "name them with --classes"]),
+        (["{a}", "--model-dir", "{empty}", *TINY], ["{empty} has no result.json", "--classes"]),
         (["{a}", "--model-dir", "{empty}", *TINY, "--classes", "cup", "cat"], ["no checkpoint in {empty}"]),
     ],
 )
