@@ -2,6 +2,11 @@
 
     python predict.py IMAGE… --classes cup "red envelope" cat [--template "a photo of a {}."] [--backbone ViT-B/32]
     python predict.py IMAGE… --model-dir output/imagenet/CoOp/rn50_16shots       # with the prompt that the run learned
+    python predict.py IMAGE… --model-dir model.pth.tar-50 --backbone RN50 --classes cup cat     # with a prompt alone
+
+With --json, each class has its probability, its logit and, if the method's logits are cosines of image and class
+features times CLIP's logit scale, its cosine. The logits of adapters and of the linear probe are no cosines. CoCoOp's
+class features are those under the image. A prompt alone is a checkpoint of CoOp or CoCoOp, or a folder of it.
 
 An IMAGE is a file, a folder, a glob pattern, or - for paths on standard input. Other commands stand before the images:
 segment, caption, match, ask; ``python predict.py COMMAND --help`` shows their options. Exit codes: 0 success, 2 a user

@@ -73,7 +73,7 @@ def setup_cfg(args: argparse.Namespace):
         "DATASET.ROOT": args.root,
         "OUTPUT_DIR": args.output_dir,
         "RESUME": args.resume,
-        "FORCE_RESUME": args.force_resume or None,
+        "FORCE_RESUME": args.force_resume or args.allow_mismatch or None,
         "SEED": args.seed,
         "DATASET.SOURCE_DOMAINS": args.source_domains,
         "DATASET.TARGET_DOMAINS": args.target_domains,

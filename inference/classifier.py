@@ -16,12 +16,14 @@ from dassl.data.transforms import Pipeline, build_transform
 from dassl.utils import UserError
 from vlm.clip.load import load_cached_clip
 from vlm.images.encoder import get_input_dtype
+from vlm.openai import CLIP
 from vlm.similarity import compute_logits
 from vlm.text.classnames import find_identical_names
 from vlm.text.encoder import TextEncoder, build_text_encoder
 from vlm.text.templates import clean_classname
 from vlm.text.zero_shot import build_zero_shot_classifier
 
+from .prompt_checkpoint import set_preprocessing
 from .trained_run import load_trainer, suppress_stdout
 
 
@@ -30,17 +32,19 @@ class Classifier:
     """An image classifier: class names in label order, preprocessing, and logits.
 
     ``preprocess`` turns a PIL image into a tensor (3, height, width). ``logits`` turns a batch of these tensors
-    (n, 3, height, width) into logits (n, classes).
+    (n, 3, height, width) into logits (n, classes). These are ``logit_scale`` times the cosines of image and class
+    features; it is None for a method of other logits.
     """
 
     classnames: Sequence[str]
     preprocess: Pipeline
     logits: Callable[[torch.Tensor], torch.Tensor]
+    logit_scale: float | None
 
     @torch.no_grad()
-    def predict_probabilities(self, images: torch.Tensor) -> torch.Tensor:
-        """Return class probabilities (n, classes), fp32 on the CPU, of preprocessed images (n, 3, height, width)."""
-        return self.logits(images).float().softmax(-1).cpu()
+    def predict(self, images: torch.Tensor) -> torch.Tensor:
+        """Return logits (n, classes), fp32 on the CPU, of preprocessed images (n, 3, height, width)."""
+        return self.logits(images).float().cpu()
 
 
 def build_zero_shot(
@@ -64,18 +68,14 @@ def build_zero_shot(
     _check_distinct_classes(encoder, classnames)
     features = build_zero_shot_classifier(encoder, classnames, templates)
     encode, preprocess = _build_encode_function(clip.visual), build_preprocessing(clip.visual)
-    return Classifier(classnames, preprocess, lambda images: compute_logits(encode(images), features, clip.logit_scale))
+    logits = lambda images: compute_logits(encode(images), features, clip.logit_scale)  # noqa: E731
+    return Classifier(classnames, preprocess, logits, clip.logit_scale.exp().item())
 
 
 def build_preprocessing(visual: nn.Module) -> Pipeline:
     """Return the test-time transform, from a picture to a tensor, of the image encoder ``visual`` of a loaded CLIP."""
     cfg = get_cfg_default()
-    cfg.INPUT.SIZE = (visual.input_resolution,) * 2
-    cfg.INPUT.INTERPOLATION = "bicubic"
-    cfg.INPUT.TRANSFORMS = ("normalize",)
-    cfg.INPUT.PIXEL_MEAN = list(visual.mean)  # type: ignore[arg-type]  # PyTorch types attributes Tensor | Module
-    cfg.INPUT.PIXEL_STD = list(visual.std)  # type: ignore[arg-type]  # as above
-    cfg.INPUT.RESIZE = visual.resize
+    set_preprocessing(cfg, visual)
     with suppress_stdout():
         transform = build_transform(cfg, is_train=False)
     assert transform is not None  # INPUT.NO_TRANSFORM is False by default
@@ -83,16 +83,16 @@ def build_preprocessing(visual: nn.Module) -> Pipeline:
 
 
 def build_from_run(
-    folder: Path, classnames: Sequence[str] = (), epoch: int | None = None, weights: str = ""
+    source: Path, classnames: Sequence[str] = (), epoch: int | None = None, weights: str = "", backbone: str = ""
 ) -> Classifier:
-    """Return a classifier with the trained model of the run in ``folder``.
+    """Return a classifier with the trained model of a run, or with a learned prompt.
 
     The arguments are those of :func:`inference.trained_run.load_trainer`.
 
     Raises:
         UserError: as ``load_trainer``; or two of ``classnames`` have the same tokens.
     """
-    trainer = load_trainer(folder, classnames, epoch, weights)
+    trainer = load_trainer(source, classnames, epoch, weights, backbone)
     if classnames and hasattr(trainer, "backbone"):
         _check_distinct_classes(trainer.backbone.build_text_encoder(), classnames)
     visual = get_frozen_image_encoder(trainer)
@@ -100,7 +100,22 @@ def build_from_run(
     with suppress_stdout():
         preprocess = build_transform(trainer.cfg, is_train=False)
     assert preprocess is not None  # CLIP's trainers refuse INPUT.NO_TRANSFORM
-    return Classifier(trainer.dm.dataset.classnames, preprocess, lambda images: trainer.model_inference(encode(images)))
+    logits = lambda images: trainer.model_inference(encode(images))  # noqa: E731
+    return Classifier(trainer.dm.dataset.classnames, preprocess, logits, get_logit_scale(trainer))
+
+
+def get_logit_scale(trainer) -> float | None:
+    """Return the factor between a trainer's cosines of image and class features and its logits; None without cosines.
+
+    The class that defines ``model_inference`` must declare them: a subclass that overrides it may have other logits.
+    """
+    definer = next(cls for cls in type(trainer).__mro__ if "model_inference" in vars(cls))
+    return get_clip(trainer).logit_scale.exp().item() if vars(definer).get("has_cosine_logits") else None
+
+
+def get_clip(trainer) -> CLIP:
+    """Return the CLIP that a trainer classifies with: the fine-tuned one, if any, else its backbone."""
+    return getattr(getattr(trainer, "model", None), "clip", trainer.backbone.clip)
 
 
 def _check_distinct_classes(encoder: TextEncoder, classnames: Sequence[str]) -> None:

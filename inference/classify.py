@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     templates.add_argument("--ensemble", nargs="?", const="all", choices=("all", "select"), help=ensemble)
     add("--backbone", help=f"CLIP, such as RN50 or ViT-L/14 ({DEFAULT_BACKBONE}); tiny needs no download")
     add("--weights", default="", metavar="FILE", help="CLIP weights that replace those of the backbone")
-    add("--model-dir", metavar="RUN", help="folder of a run of train.py: its trained model, classes and backbone")
+    run = "folder of a run of train.py: its trained model, classes and backbone; or a learned prompt alone, a folder "
+    add("--model-dir", metavar="RUN", help=f"{run}or checkpoint, with --backbone and --classes")
     add("--load-epoch", type=int, metavar="N", help="epoch of the run's checkpoint (the best, else the newest)")
     add("--top-k", type=int, default=5, metavar="K", help="classes shown for each image (5)")
     add("--batch-size", type=int, default=32, metavar="N", help="images in a batch (32)")
@@ -62,8 +63,8 @@ def run(args: argparse.Namespace, name: str) -> None:
     sheet, num_classified = [], 0
     try:
         results = _classify_images(classifier, paths, args.batch_size, bool(args.show))
-        for path, (probabilities, thumbnail) in iterate_successes(results, len(paths)):
-            predictions = writer.write(path, probabilities.tolist())
+        for path, (logits, thumbnail) in iterate_successes(results, len(paths)):
+            predictions = writer.write(path, logits, classifier.logit_scale)
             num_classified += 1
             if thumbnail and len(sheet) < MAX_IMAGES:
                 sheet.append((path, thumbnail, predictions))
@@ -83,7 +84,7 @@ def _check_args(args: argparse.Namespace) -> None:
         if not name.replace("_", " ").strip():
             raise UserError(f'--classes: name {number}, "{name}", is empty')
     if args.model_dir is not None:
-        for option in ("template", "ensemble", "backbone"):
+        for option in ("template", "ensemble"):
             if getattr(args, option) is not None:
                 raise UserError(f"--{option} does not go with --model-dir: the run's config sets it")
     elif args.load_epoch is not None:
@@ -110,7 +111,8 @@ def _build_classifier(args: argparse.Namespace) -> Classifier:
     from . import classifier
 
     if args.model_dir is not None:
-        return classifier.build_from_run(Path(args.model_dir), args.classes, args.load_epoch, args.weights)
+        source, backbone = Path(args.model_dir), args.backbone or ""
+        return classifier.build_from_run(source, args.classes, args.load_epoch, args.weights, backbone)
     template = DEFAULT_TEMPLATE if args.template is None else args.template
     check_template(template, "--template")
     templates = TEMPLATES[args.ensemble] if args.ensemble else [template]
@@ -122,7 +124,7 @@ def _classify_images(
 ) -> Iterator[tuple]:
     """Yield (path, result) for each image, in order.
 
-    A result is (probabilities (classes,), thumbnail or None), or the :class:`UserError` of an unreadable image. The
+    A result is (logits (classes,), thumbnail or None), or the :class:`UserError` of an unreadable image. The
     first ``MAX_IMAGES`` images get thumbnails if ``with_thumbnails``.
     """
     import torch
@@ -139,6 +141,6 @@ def _classify_images(
     images = prefetch(paths, read)
     while batch := list(islice(images, batch_size)):
         readable = [result[0] for _, result in batch if not isinstance(result, UserError)]
-        probabilities = iter(classifier.predict_probabilities(torch.stack(readable)) if readable else ())
+        logits = iter(classifier.predict(torch.stack(readable)) if readable else ())
         for path, result in batch:
-            yield path, result if isinstance(result, UserError) else (next(probabilities), result[1])
+            yield path, result if isinstance(result, UserError) else (next(logits), result[1])

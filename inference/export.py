@@ -27,7 +27,7 @@ from vlm.openai import CLIP
 from vlm.similarity import normalize
 from vlm.text.encoder import build_text_encoder
 
-from .classifier import get_frozen_image_encoder
+from .classifier import get_clip, get_frozen_image_encoder
 from .trained_run import load_classnames, load_run_cfg, load_trainer
 
 WEIGHTS_NAME, ONNX_NAME = "class_weights", "classifier.onnx"
@@ -96,16 +96,18 @@ class ImageClassifier(nn.Module):
         return logits, logits.softmax(-1)
 
 
-def export_classifier(run_folder: Path, out_folder: Path, epoch: int | None, classnames: Sequence[str]) -> None:
+def export_classifier(
+    source: Path, out_folder: Path, epoch: int | None, classnames: Sequence[str], weights: str = "", backbone: str = ""
+) -> None:
     """Write a run's class weights as safetensors and npz, and its image classifier as ONNX, to ``out_folder``.
 
-    ``epoch`` and ``classnames`` are those of :func:`inference.trained_run.load_trainer`.
+    The other arguments are those of :func:`inference.trained_run.load_trainer`.
 
     Raises:
         UserError: as ``load_trainer``; the method's logits are not linear in image features; exported logits differ
             from the run's; or, after the class weights are written, a package for ONNX is missing.
     """
-    trainer = load_trainer(run_folder, classnames, epoch, cuda=False)
+    trainer = load_trainer(source, classnames, epoch, weights, backbone, cuda=False)
     description = _build_metadata(trainer)
     check_linear_head(trainer)
     weight, bias = (tensor.detach().float().contiguous() for tensor in trainer.linear_head())
@@ -141,13 +143,12 @@ def _build_metadata(trainer) -> dict:
     if "instance_norm" in node.TRANSFORMS:
         raise UserError("INPUT.TRANSFORMS of the run has instance_norm: no mean and standard deviation describe it")
     has_normalize, weights = "normalize" in node.TRANSFORMS, trainer.provenance["weights"]
-    clip = getattr(getattr(trainer, "model", None), "clip", trainer.backbone.clip)  # the fine-tuned CLIP, if any
     return {
         "trainer": trainer.cfg.TRAINER.NAME,
         "classnames": list(trainer.dm.dataset.classnames),
         "backbone": weights["backbone"],
         "weights_sha256": weights["sha256"],
-        "logit_scale": round(clip.logit_scale.exp().item(), 6),
+        "logit_scale": round(get_clip(trainer).logit_scale.exp().item(), 6),
         "size": node.SIZE[0],
         "interpolation": node.INTERPOLATION,
         "resize": node.RESIZE,

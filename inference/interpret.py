@@ -6,47 +6,35 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from dassl.utils import UserError, load_checkpoint
-from dassl.utils.checkpoint import find_checkpoint
+from dassl.utils import UserError
+from dassl.utils.checkpoint import find_checkpoints
 from vlm.clip.load import load_cached_clip
 from vlm.text.encoder import build_text_encoder
 from vlm.text.nearest_words import find_nearest_words
 
-from .trained_run import CONFIG_FILE, load_classnames, load_run_cfg
-
-MODEL_NAME, CONTEXT_KEY = "prompt_learner", "ctx"  # CoOp's registered model, and its key in the state dict
+from .prompt_checkpoint import CONTEXT_KEY, PROMPT_MODEL, read_prompt
+from .trained_run import CONFIG_FILE, find_run_folder, load_classnames, load_run_cfg
 
 
 def interpret_context(source: Path, epoch: int | None, backbone: str, weights: str, k: int) -> None:
     """Print a table of the ``k`` nearest words of each context token; for class-specific contexts, one for each class.
 
     Args:
-        source: folder of a run, or path of a checkpoint.
+        source: folder of a run or of its prompt learner, or path of a checkpoint.
         epoch: epoch of the run's checkpoint; None for the best on validation images, else the newest.
         backbone: name of the CLIP that holds the words, or "" for the run's.
         weights: path of a CLIP weights file that replaces the backbone's weights, or "".
 
     Raises:
-        UserError: there is no run or checkpoint; it has no context; its CLIP is unknown, or has another width; or
-            ``epoch`` is given for a checkpoint.
+        UserError: there is no checkpoint; it has no context; or its CLIP is unknown, or has another width.
     """
-    if source.is_dir():
-        load_run_cfg(source)  # raises an error that explains a folder without a run
-        checkpoint, run_folder = find_checkpoint(source / MODEL_NAME, epoch), source
-    elif epoch is not None:
-        raise UserError(f"--load-epoch is for the folder of a run; {source} is one checkpoint")
-    else:
-        checkpoint, run_folder = source, source.resolve().parent.parent
-    state_dict = {key.removeprefix("module."): v for key, v in load_checkpoint(checkpoint)["state_dict"].items()}
-    context = state_dict.get(CONTEXT_KEY)
-    if context is None or context.dim() not in (2, 3):
-        keys = ", ".join(state_dict) or "nothing"
-        raise UserError(f'{checkpoint} has no learned context "{CONTEXT_KEY}"; it has {keys}')
-    if not backbone and (run_folder / CONFIG_FILE).is_file():
+    checkpoint, run_folder = find_checkpoints(source, [PROMPT_MODEL], epoch)[PROMPT_MODEL], find_run_folder(source)
+    context = read_prompt(checkpoint)[CONTEXT_KEY]
+    if not backbone and run_folder:
         node = load_run_cfg(run_folder).MODEL.BACKBONE
         backbone, weights = node.NAME, weights or node.WEIGHTS
     if not backbone and not weights:
-        raise UserError(f"no CLIP is named, and {run_folder} has no {CONFIG_FILE}: name the CLIP with --backbone")
+        raise UserError(f"no CLIP is named, and {source} has no {CONFIG_FILE}: name the CLIP with --backbone")
     encoder, name = build_text_encoder(load_cached_clip(backbone, weights, "fp32", "cpu")[0]), weights or backbone
     if context.shape[-1] != (width := encoder.token_embedding.weight.shape[1]):
         raise UserError(
@@ -54,7 +42,7 @@ def interpret_context(source: Path, epoch: int | None, backbone: str, weights: s
             "it was learned with another CLIP; name that with --backbone and --weights"
         )
     print(f"{checkpoint}: {context.shape[-2]} context tokens; the words are those of {name}")
-    classnames, is_class_specific = load_classnames(run_folder), context.dim() == 3
+    classnames, is_class_specific = load_classnames(run_folder) if run_folder else [], context.dim() == 3
     for label, vectors in enumerate(context.float() if is_class_specific else [context.float()]):
         if is_class_specific:
             print(f"\n{classnames[label] if len(classnames) == len(context) else f'class {label}'}")

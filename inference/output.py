@@ -6,6 +6,10 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_PATH_WIDTH, MAX_NAME_WIDTH = 60, 30  # columns, in letters: a row with one class fits on a line of 120 letters
 
@@ -34,10 +38,16 @@ class PredictionWriter:
                 self._format_row(kind, "probability", "class", "then" if min(args.top_k, len(classnames)) > 1 else "")
             )
 
-    def write(self, path: str, probabilities: list[float]) -> list[dict]:
-        """Print and return the ``args.top_k`` most probable classes, in order: {"class": …, "probability": …} each."""
-        ranked = sorted(zip(self.classnames, probabilities, strict=True), key=lambda pair: -pair[1])
-        predictions = [{"class": name, "probability": value} for name, value in ranked[: self.args.top_k]]
+    def write(self, path: str, logits: torch.Tensor, logit_scale: float | None) -> list[dict]:
+        """Print and return the ``args.top_k`` most probable classes, in order, from ``logits`` (classes,) on the CPU.
+
+        For each: class, probability, logit; and cosine, the logit divided by ``logit_scale``, unless that is None.
+        """
+        scores = zip(self.classnames, logits.softmax(-1).tolist(), logits.tolist(), strict=True)
+        predictions: list[dict] = []
+        for name, probability, logit in sorted(scores, key=lambda score: -score[1])[: self.args.top_k]:
+            cosine = {} if logit_scale is None else {"cosine": logit / logit_scale}
+            predictions.append({"class": name, "probability": probability, "logit": logit, **cosine})
         write_result({self.kind: path, "predictions": predictions}, self._format(path, predictions), self.args.json)
         return predictions
 

@@ -16,11 +16,28 @@ from dassl.config.merge import flatten
 from dassl.config.run_config import CONFIG_FILE
 from dassl.engine.record import RECORD_FILE, read_training_record
 from dassl.utils import UserError
+from dassl.utils.checkpoint import holds_checkpoints
+
+from .prompt_checkpoint import build_prompt_cfg
 
 
 def suppress_stdout() -> contextlib.AbstractContextManager:
     """Return a context manager that discards standard output: the framework prints its log there."""
     return contextlib.redirect_stdout(io.StringIO())
+
+
+def find_run_folder(source: Path) -> Path | None:
+    """Return the folder of the run at ``source``: the folder itself, a model's folder in it, or a checkpoint there.
+
+    Returns None if there is neither a config nor a record, as with a downloaded prompt.
+    """
+    folders = [source]
+    if source.is_file():
+        folders = [*source.absolute().parents[:2]]
+    elif holds_checkpoints(source):
+        folders += [source.absolute().parent]
+    names = (CONFIG_FILE, RECORD_FILE)
+    return next((folder for folder in folders if any((folder / name).is_file() for name in names)), None)
 
 
 def load_run_cfg(folder: Path) -> CfgNode:
@@ -44,8 +61,9 @@ def load_run_cfg(folder: Path) -> CfgNode:
             raise UserError(f"the settings in {folder / RECORD_FILE}: {error}") from error
     else:
         runs = sorted({str(path.parent) for name in (CONFIG_FILE, RECORD_FILE) for path in folder.rglob(name)})
-        below = f"; below it there are {', '.join(runs[:5])}" if runs else ""
-        raise UserError(f"no run in {folder}: it has no {CONFIG_FILE}{below}")
+        below = f"below it there are {', '.join(runs[:5])}"
+        hint = below if runs else "a learned prompt without its config needs --backbone, its CLIP, and --classes"
+        raise UserError(f"no run in {folder}: it has no {CONFIG_FILE}; {hint}")
     return cfg
 
 
@@ -60,42 +78,52 @@ def load_classnames(folder: Path) -> list[str]:
 
 
 def load_trainer(
-    folder: Path, classnames: Sequence[str] = (), epoch: int | None = None, weights: str = "", cuda: bool = True
+    source: Path,
+    classnames: Sequence[str] = (),
+    epoch: int | None = None,
+    weights: str = "",
+    backbone: str = "",
+    cuda: bool = True,
 ):
-    """Return the trainer of the run in ``folder`` with its trained model loaded, ready for ``model_inference``.
+    """Return the trainer of the run at ``source`` with its trained model loaded, ready for ``model_inference``.
 
-    The trainer is built without a data set. Nothing is printed or written.
+    The trainer is built without a data set. Nothing is printed on standard output, and nothing is written.
 
     Args:
+        source: folder of a run, of a model in it, or a checkpoint; or the same of a learned prompt without its config.
         classnames: class names that replace those of the run; empty for those of the run.
         epoch: epoch of the checkpoint; None for the best on validation images, else the newest.
         weights: path of a CLIP weights file that replaces the weights in the run's config, or "".
+        backbone: name of the CLIP of a learned prompt without its config; "" for a run.
         cuda: True if a GPU may be used.
 
     Raises:
-        UserError: there is no run, no checkpoint, or no class names; the CLIP weights differ from the run's; or the
-            trained model does not fit the class names.
+        UserError: there is no run, no checkpoint, or no class names; the CLIP weights or descriptions differ from the
+            run's; or the trained model does not fit the class names or the CLIP.
     """
     import torch
 
-    cfg, run_classnames = load_run_cfg(folder), load_classnames(folder)
+    folder = find_run_folder(source)
+    run_classnames = load_classnames(folder) if folder else []
     classnames = list(classnames or run_classnames)
-    if not classnames:
+    if not classnames and (folder or backbone or weights):
+        kinds = "a run on captions, an unfinished or an older one, a prompt alone"
         raise UserError(
-            f"{folder} has no {RECORD_FILE} of a training run with class names (a run on captions, an unfinished or an "
-            "older one): name them with --classes, in the order of the run's data set"
+            f"{folder or source} has no {RECORD_FILE} of a training run with class names ({kinds}): name them with --classes, in the "
+            "order of the run's data set"
         )
+    cfg = _build_cfg(source, folder, epoch, weights, backbone, cuda)
     cfg.MODEL.INIT_WEIGHTS = ""  # the initial model; the checkpoint replaces it
     cfg.FEATURES.ENABLED, cfg.FEATURES.PREC = False, ""
-    cfg.MODEL.BACKBONE.WEIGHTS = weights or cfg.MODEL.BACKBONE.WEIGHTS
     cfg.USE_CUDA = cfg.USE_CUDA and cuda
     cfg.freeze()
     # The constructor draws an initial context, which the checkpoint overwrites: the caller's generator stays as it was.
     with suppress_stdout(), torch.random.fork_rng(devices=[]):
         trainer = _subclass_without_data(cfg.TRAINER.NAME, classnames)(cfg)
-        _check_weights(trainer, folder)
+        if folder:
+            _check_provenance(trainer, folder)
         try:
-            trainer.load_model(str(folder), epoch)
+            trainer.load_model(str(source), epoch)
         except UserError as error:
             if classnames == run_classnames or not run_classnames:
                 raise
@@ -103,6 +131,24 @@ def load_trainer(
             raise UserError(f"{str(error).rstrip('.')}. {hint}") from error
         trainer.set_model_mode("eval")
     return trainer
+
+
+def _build_cfg(
+    source: Path, folder: Path | None, epoch: int | None, weights: str, backbone: str, cuda: bool
+) -> CfgNode:
+    """Return the config of the run in ``folder`` with ``weights``; if it is None, one for the prompt at ``source``.
+
+    The other arguments, and the errors, are those of :func:`load_trainer`.
+    """
+    if folder and backbone:
+        raise UserError("--backbone does not go with --model-dir: the run's config sets it")
+    if not folder and (backbone or weights):
+        import trainers  # noqa: F401  registers the methods
+
+        return build_prompt_cfg(source, epoch, backbone, weights, cuda)
+    cfg = load_run_cfg(folder or source)
+    cfg.MODEL.BACKBONE.WEIGHTS = weights or cfg.MODEL.BACKBONE.WEIGHTS
+    return cfg
 
 
 def _subclass_without_data(name: str, classnames: list[str]) -> type:
@@ -119,11 +165,13 @@ def _subclass_without_data(name: str, classnames: list[str]) -> type:
     return type(name, (base,), {"build_data_loader": build_data_loader})
 
 
-def _check_weights(trainer, folder: Path) -> None:
-    """Raise :class:`UserError` if the record of the run in ``folder`` names other CLIP weights than ``trainer`` has."""
-    recorded, loaded = (record.get("weights", {}) for record in (_read_record_if_any(folder), trainer.provenance))
-    if recorded.get("sha256") and recorded["sha256"] != loaded.get("sha256"):
-        raise UserError(
-            f"the run in {folder} began with other weights than {loaded.get('file') or loaded.get('backbone')}: their "
-            f"fingerprint is {loaded.get('sha256')}, that of the run {recorded['sha256']}"
-        )
+def _check_provenance(trainer, folder: Path) -> None:
+    """Raise :class:`UserError` if the record of the run in ``folder`` names other CLIP weights, or descriptions."""
+    record = _read_record_if_any(folder)
+    for name in ("weights", "descriptions"):
+        recorded, loaded = (entries.get(name) or {} for entries in (record, trainer.provenance))
+        if recorded.get("sha256") and recorded["sha256"] != loaded.get("sha256"):
+            raise UserError(
+                f"the run in {folder} began with other {name} than {loaded.get('file') or loaded.get('backbone')}: "
+                f"their fingerprint is {loaded.get('sha256')}, that of the run {recorded['sha256']}"
+            )

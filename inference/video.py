@@ -19,6 +19,7 @@ from .output import PredictionWriter
 from .transformers_models import check_texts, load_model
 
 if TYPE_CHECKING:
+    import torch
     from PIL import Image
 
 DEFAULT_MODEL = "microsoft/xclip-base-patch32"  # the smallest published X-CLIP: a laptop without a GPU can run it
@@ -65,11 +66,11 @@ def run_video(args: argparse.Namespace) -> None:
     writer = PredictionWriter(paths, args.classes, args, "video")
     count = model.config.vision_config.num_frames
     for path, frames in read_each(paths, lambda path: read_frames(path, count), "video"):
-        writer.write(path, classify_frames(model, processor, frames, texts))
+        writer.write(path, classify_frames(model, processor, frames, texts), model.logit_scale.exp().item())
 
 
-def classify_frames(model, processor, frames: Sequence[Image.Image], texts: Sequence[str]) -> list[float]:
-    """Return the probability of each text for the video with these frames; the probabilities add up to 1.
+def classify_frames(model, processor, frames: Sequence[Image.Image], texts: Sequence[str]) -> torch.Tensor:
+    """Return the logit of each text (texts,), fp32 on the CPU, for the video with these frames.
 
     ``model`` is an X-CLIP and ``processor`` its own; ``frames`` are ``model.config.vision_config.num_frames`` pictures.
     """
@@ -77,7 +78,7 @@ def classify_frames(model, processor, frames: Sequence[Image.Image], texts: Sequ
 
     inputs = processor(text=list(texts), videos=list(frames), padding=True, return_tensors="pt").to(model.device)
     with torch.no_grad():
-        return model(**inputs).logits_per_video[0].softmax(-1).tolist()
+        return model(**inputs).logits_per_video[0].float().cpu()
 
 
 def read_frames(path: str, count: int) -> list[Image.Image]:

@@ -18,7 +18,7 @@ from inference.trained_run import suppress_stdout
 FOLDER_KEYS = ("OUTPUT_DIR", "RESUME", "FORCE_RESUME")
 # Entries of a record whose change may change the results.
 CAUSE_KEYS: tuple[str, ...] = ("code", "versions", "machine", "config", "weights", "splits", "classnames")
-CAUSE_KEYS += ("started_from", "forced", "bad_images")
+CAUSE_KEYS += ("started_from", "forced", "bad_images", "descriptions")
 # Entries of a record that are not compared: seconds vary, and the entries "config" and "splits" imply the others.
 IGNORED_KEYS = ("command", "seconds", "trainer", "dataset", "split", "seed", "few_shot_split")
 # Keys in an entry that do not matter where the sha256 in the same entry is the same: the content is.

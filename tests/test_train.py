@@ -36,8 +36,8 @@ def test_zero_shot_classifies_digits_with_or_without_eval_only(run):
     assert run(out="other", trainer="ZeroshotCLIP").accuracy == result.accuracy
 
 
-@pytest.mark.parametrize(("choice", "count"), [("select", 8), ("all", 81)])
-def test_prompt_ensembling_adds_the_template_of_the_data_set(run, choice, count):
+@pytest.mark.parametrize(("choice", "count"), [("select", 8), ("all", 80)])
+def test_prompt_ensembling_adds_the_template_of_the_data_set_to_the_selected_ones(run, choice, count):
     result = run("--eval-only", "TRAINER.ZEROSHOTCLIP2.TEMPLATES", choice, trainer="ZeroshotCLIP2")
     assert f"Prompt ensembling (n={count})" in result.log
     assert float(result.accuracy) > 70

@@ -33,14 +33,17 @@ def main(argv: list[str] | None = None) -> None:
     """Write the class weights (safetensors, npz) and the ONNX classifier of the run that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("run", type=Path, metavar="MODEL_DIR", help="folder of a run of train.py")
+    add("run", type=Path, metavar="MODEL_DIR", help="run of train.py; or a learned prompt alone, a folder or file")
     add("--out", type=Path, help="folder for the files (MODEL_DIR/classifier)")
     add("--load-epoch", type=int, metavar="N", help="epoch of the checkpoint (the best, else the newest)")
     add("--classes", nargs="+", default=[], metavar="NAME", help="class names that replace those of the run")
+    add("--backbone", default="", help="for a learned prompt alone: its CLIP, such as RN50")
+    add("--weights", default="", metavar="FILE", help="CLIP weights that replace those of the backbone")
     args = parser.parse_args(argv)
     from inference.export import export_classifier
 
-    export_classifier(args.run, args.out or args.run / "classifier", args.load_epoch, args.classes)
+    folder = args.out or (args.run.parent if args.run.is_file() else args.run) / "classifier"
+    export_classifier(args.run, folder, args.load_epoch, args.classes, args.weights, args.backbone)
 
 
 if __name__ == "__main__":

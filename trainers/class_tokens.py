@@ -11,6 +11,9 @@ import torch
 
 CLASS_TOKEN_KEYS = ("token_prefix", "token_suffix")  # CoOp's keys: tokens before and after the context
 CHECKSUM_KEY = "class_tokens_blake2b"  # key of the checksum that replaces class tokens above MAX_CLASS_TOKEN_BYTES
+# Tolerances for embeddings in half precision: CoOp's code saves float16, and bfloat16 has 8 significant bits. CLIPs'
+# embeddings are drawn with a standard deviation of 0.02, so those of two CLIPs differ by more.
+ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE = 1e-3, 1e-2
 MAX_CLASS_TOKEN_BYTES = 500_000_000  # bytes of class tokens in a checkpoint; ImageNet's 1,000 classes have 150 million
 
 
@@ -22,7 +25,12 @@ def hash_class_tokens(learner) -> torch.Tensor:
 
 
 def register_class_token_hooks(learner) -> None:
-    """Make ``learner`` save the class tokens (its prompts' tokens around the context), and check loaded ones."""
+    """Make ``learner`` save the class tokens (its prompts' tokens around the context), and check loaded ones.
+
+    With ``learner.check_clip`` False, it also loads contexts that were learned with another CLIP; if True, a message
+    names the learner's CLIP as ``learner.clip_name``.
+    """
+    learner.check_clip, learner.clip_name = True, "this one"
     if exceeds_limit(learner):
         print("Checkpoints have a checksum of the class tokens in their place: token_prefix, token_suffix")
     learner.register_state_dict_post_hook(add_class_tokens)
@@ -52,20 +60,36 @@ def add_class_tokens(learner, state_dict: dict, prefix: str, *_) -> None:
 def drop_class_tokens(learner, state_dict: dict, prefix: str, *hook_args) -> None:
     """Remove the class tokens from ``state_dict``, as the learner computes its own (load-state-dict pre-hook).
 
-    For class-specific contexts, it reports a load error if the class tokens are not those of the learner's classes. A
-    context that all classes share is loaded for any classes.
+    It reports a load error if the context was learned with another CLIP: the prefix, the start token's embedding, then
+    differs. For class-specific contexts, it also reports one if the class tokens are not those of the learner's
+    classes. A context that all classes share is loaded for any classes.
     """
-    keys = (*CLASS_TOKEN_KEYS, CHECKSUM_KEY)
-    _, suffix, checksum = (state_dict.pop(prefix + key, None) for key in keys)
+    keys, error_messages = (*CLASS_TOKEN_KEYS, CHECKSUM_KEY), hook_args[-1]
+    start, suffix, checksum = (state_dict.pop(prefix + key, None) for key in keys)
+    expected = learner.table(learner.ctx.detach())[learner.rows[:1, :1]]
+    if start is not None and (start.dim() != 3 or not is_close(start[:1], expected)):
+        cause = "the embedding of the start token differs"
+        problem = f"its context was learned with another CLIP than {learner.clip_name}: {cause}"
+        if learner.check_clip:
+            error_messages.append(problem)
+            return
+        print(f"Note: {problem}")
     context = state_dict.get(prefix + "ctx", learner.ctx)
     if learner.ctx.dim() == 2 or context.shape[1:] != learner.ctx.shape[1:]:  # PyTorch reports a wrong shape itself
         return
     same = len(context) == len(learner.ctx) and (checksum is None or torch.equal(checksum.cpu(), learner.checksum))
     if same and suffix is not None:
-        expected, suffix = embed_class_tokens(learner)[CLASS_TOKEN_KEYS[1]].float().cpu(), suffix.float().cpu()
-        # The tolerance covers checkpoints of CoOp's code in fp16. Chinese-CLIP's suffixes differ in length.
-        same = suffix.shape == expected.shape and torch.allclose(suffix, expected, atol=1e-3)
+        same = is_close(suffix, embed_class_tokens(learner)[CLASS_TOKEN_KEYS[1]])
     if not same:
-        error_messages = hook_args[-1]
         error_messages.append("its contexts are class-specific (CSC), for other classes than these")
         state_dict[prefix + "ctx"] = learner.ctx.detach()  # no error of its shape as well
+
+
+def is_close(saved: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Return whether saved embeddings have the expected shape and, but for half precision, the expected values.
+
+    Chinese-CLIP's suffixes differ in length between class names.
+    """
+    saved, expected = saved.float().cpu(), expected.float().cpu()
+    same_shape = saved.shape == expected.shape
+    return same_shape and torch.allclose(saved, expected, rtol=RELATIVE_TOLERANCE, atol=ABSOLUTE_TOLERANCE)

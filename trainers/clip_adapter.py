@@ -16,9 +16,9 @@ from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, load_pretrained_weights
 from vlm.text.templates import check_template
-from vlm.text.zero_shot import build_zero_shot_classifier
 
 from .backbone import load_backbone
+from .prompts import HandwrittenPrompts
 from .shots import cross_entropy_step
 
 
@@ -43,7 +43,7 @@ def mix_features(features: torch.Tensor, adapted: torch.Tensor, ratio: float) ->
 
 @TRAINER_REGISTRY.register()
 class CLIPAdapter(TrainerX):
-    """Trains an adapter of image features, and classifies by the prompt DATASET.TEMPLATE."""
+    """Trains an adapter of image features, and classifies by hand-written prompts."""
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
@@ -60,9 +60,9 @@ class CLIPAdapter(TrainerX):
 
     def build_model(self) -> None:
         """Build and register the adapter, encode the prompts, and make the image encoder the feature extractor."""
-        cfg, classnames = self.cfg, self.dm.dataset.classnames
-        self.backbone = load_backbone(self)
-        classifier = build_zero_shot_classifier(self.backbone.build_text_encoder(), classnames, [cfg.DATASET.TEMPLATE])
+        cfg, self.backbone = self.cfg, load_backbone(self)
+        prompts = HandwrittenPrompts(self)
+        classifier = prompts.encode(self.backbone)
         self.class_features = classifier.float()
         dim, reduction = classifier.shape[1], cfg.TRAINER.CLIPADAPTER.REDUCTION
         if not 1 <= reduction <= dim:
@@ -75,7 +75,7 @@ class CLIPAdapter(TrainerX):
         self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
         self.register_model("clip_adapter", self.model, self.optim, self.sched)
         self.feature_extractor = self.backbone.build_feature_extractor()
-        self.provenance = self.backbone.report_parameters(self)
+        self.provenance = {**self.backbone.report_parameters(self), **prompts.provenance}
 
     forward_backward = cross_entropy_step
 

@@ -70,6 +70,8 @@ class ConditionalCLIP(nn.Module):
 class CoCoOp(TrainerX):
     """Conditional context optimization: trains context and Meta-Net, with CLIP frozen."""
 
+    has_cosine_logits = True  # model_inference returns cosines of image and class features, times the logit scale
+
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
         """Add TRAINER.COCOOP, the config node of this method, with its defaults to ``cfg``, in place."""

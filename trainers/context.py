@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from yacs.config import CfgNode
@@ -13,6 +12,7 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, check_availability, load_pretrained_weights
 from vlm.clip.load import PRECISIONS
 from vlm.text.encoder import TextEncoder
+from vlm.text.nearest_words import decode_token
 from vlm.text.templates import clean_classname
 from vlm.text.tokenizer import count_tokens
 
@@ -22,6 +22,9 @@ MAX_CONTEXT_TOKENS = 512  # the longest prompts, Chinese-CLIP's, have as many to
 def check_context(node: CfgNode, name: str) -> None:
     """Raise :class:`UserError` for unusable N_CTX, CTX_INIT or PREC in a config node, whose path is ``name``."""
     check_availability(node.PREC, PRECISIONS, f"{name}.PREC")
+    if "{" in node.CTX_INIT or "}" in node.CTX_INIT:
+        hint = "leave out {}: the class name follows the context"
+        raise UserError(f'{name}.CTX_INIT "{node.CTX_INIT}" has braces; {hint}')
     if not node.CTX_INIT and node.N_CTX < 1:
         raise UserError(f"{name}.N_CTX is {node.N_CTX}; there must be at least 1 context token")
     if node.CTX_INIT and not count_tokens(clean_classname(node.CTX_INIT)):
@@ -62,12 +65,23 @@ def build_initial_context(
     return context.clone()
 
 
-def register_prompt_learner(trainer: TrainerX, learner: nn.Module, precision: str) -> tuple[Optimizer, LRScheduler]:
+def list_context_words(text_encoder: TextEncoder, ctx_init: str, n_ctx: int) -> list[str]:
+    """Return the initial context's ``n_ctx`` tokens as text, for the log: those of ``ctx_init``, or "X" for noise."""
+    if not ctx_init:
+        return ["X"] * n_ctx
+    tokens = text_encoder.tokenize([clean_classname(ctx_init)])[0, 1 : 1 + n_ctx]
+    return [decode_token(text_encoder, token) for token in tokens.tolist()]
+
+
+def register_prompt_learner(trainer: TrainerX, learner, precision: str) -> tuple[Optimizer, LRScheduler]:
     """Register ``learner`` with a new optimizer and learning-rate schedule, and return both.
 
-    It first loads MODEL.INIT_WEIGHTS, if set. It sets ``trainer.scaler`` on CUDA if ``precision`` (PREC) is ``amp``.
+    ``learner`` is a :class:`trainers.coop.PromptLearner`. It first loads MODEL.INIT_WEIGHTS, if set.
+    FORCE_RESUME allows checkpoints of another CLIP. On CUDA, ``trainer.scaler`` is set if ``precision`` (PREC) is amp.
     """
     cfg = trainer.cfg
+    learner.check_clip, node = not cfg.FORCE_RESUME, cfg.MODEL.BACKBONE
+    learner.clip_name = node.WEIGHTS or node.NAME
     print("Turning off gradients in both the image and the text encoder")
     if cfg.MODEL.INIT_WEIGHTS:
         load_pretrained_weights(learner, cfg.MODEL.INIT_WEIGHTS)

@@ -22,13 +22,13 @@ from vlm.images.feature_store import FeatureStore
 from vlm.openai import CLIP
 from vlm.similarity import build_linear_head, compute_logits, normalize
 from vlm.text.class_features import BLOCK_CLASSES, MIN_CACHED_PROMPTS, encode_classes
-from vlm.text.classnames import clean_classnames
+from vlm.text.classnames import clean_classnames, print_prompts
 from vlm.text.encoder import TextEncoder
-from vlm.text.prompt_table import CLASS_TOKEN_POSITIONS, PromptTable
+from vlm.text.prompt_table import CLASS_TOKEN_POSITIONS, PromptTable, count_tokens_before_name
 
 from .backbone import load_backbone
 from .class_tokens import hash_class_tokens, register_class_token_hooks
-from .context import build_initial_context, check_context, register_prompt_learner
+from .context import build_initial_context, check_context, list_context_words, register_prompt_learner
 from .sampled_softmax import SampledSoftmax
 
 
@@ -42,6 +42,9 @@ class PromptLearner(PromptTable):
         names = clean_classnames(text_encoder, classnames)
         context = build_initial_context(text_encoder, n_ctx, ctx_init, len(names) if csc else None)
         super().__init__(text_encoder, names, context, position)
+        words = list_context_words(text_encoder, ctx_init, context.shape[-2])
+        n_before = count_tokens_before_name(len(words), position)
+        print_prompts(len(names), lambda label: " ".join([*words[:n_before], names[label], *words[n_before:]]) + ".")
         self.ctx = nn.Parameter(context)
         self.checksum = hash_class_tokens(self)
         register_class_token_hooks(self)  # CoOp's checkpoints hold the class tokens too
@@ -86,6 +89,7 @@ class CoOp(TrainerX):
     """Context optimization: trains the context of the prompts, with CLIP frozen."""
 
     training_keys = ("PREC", "CTX_INIT", "SAMPLED_CLASSES")
+    has_cosine_logits = True  # model_inference returns cosines of image and class features, times the logit scale
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:

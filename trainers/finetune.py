@@ -3,7 +3,8 @@
 It trains both encoders, one of them, the projections into the joint embedding space alone, or low-rank updates of the
 attention layers (LoRA). In each epoch, one caption of each image is drawn. The captions of the batch's other images are
 its negatives. Captions longer than the text encoder's context length are truncated, as in CLIP's training.
-On a data set with classes, the caption of an image is DATASET.TEMPLATE with its class name (Goyal et al. 2023).
+On a data set with classes, the caption of an image is a prompt of its class, DATASET.TEMPLATE with the class name
+(Goyal et al. 2023). Of several prompts, each epoch draws one for each class.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ from vlm.clip.lora import add_lora
 from vlm.contrastive import distributed_contrastive_loss, encode_in_chunks
 from vlm.openai import CLIP
 from vlm.similarity import build_linear_head, compute_logits, normalize
-from vlm.text.templates import check_template, clean_classname
-from vlm.text.zero_shot import build_zero_shot_classifier
+from vlm.text.templates import check_template
 
 from .backbone import load_backbone
+from .prompts import HandwrittenPrompts
 
 PARTS = ("image", "text", "projections", "lora")  # values of TRAINER.FINETUNE.PARTS
 AUTOCAST_DTYPES = {"fp32": None, "amp": torch.float16, "bf16": torch.bfloat16}  # autocast types; weights stay fp32
@@ -121,6 +122,7 @@ class CLIPFineTune(TrainerX):
 
     supports_zero_shot = True
     training_keys = ("CHUNK", "FREEZE_BN", "MAX_LOGIT_SCALE", "ADAM_EPS", "PREC")
+    has_cosine_logits = True  # model_inference returns cosines of image and class features, times the logit scale
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
@@ -181,6 +183,7 @@ class CLIPFineTune(TrainerX):
         if set(node.PARTS) == {"text"}:
             self.feature_extractor = self.backbone.build_feature_extractor()  # batches hold features, as in CoOp
         self.encoder = self.backbone.build_text_encoder(clip)
+        self.prompts = HandwrittenPrompts(self) if self.dm.dataset.classnames else None
         if weights := self.cfg.MODEL.INIT_WEIGHTS:
             # Every run trains the logit scale, so that name does not show that the parts match.
             expected = self.model.trained_names - {f"clip.{LOGIT_SCALE_NAME}"}
@@ -193,9 +196,11 @@ class CLIPFineTune(TrainerX):
             print("Note: amp becomes fp32, as half precision is slow and inexact on a CPU")
             self.precision = None
         self.scaler = torch.amp.GradScaler("cuda") if self.precision == torch.float16 else None
-        self.provenance = self.backbone.report_parameters(
-            self, count_num_param(self.model) - self.num_trainable_parameters()
-        )
+        frozen = count_num_param(self.model) - self.num_trainable_parameters()
+        self.provenance = {
+            **self.backbone.report_parameters(self, frozen),
+            **(self.prompts.provenance if self.prompts else {}),
+        }
         print(f"They are in {', '.join(node.PARTS)}, and the logit scale")
 
     def _build_optimizer(self) -> tuple[Optimizer, LRScheduler]:
@@ -235,7 +240,9 @@ class CLIPFineTune(TrainerX):
         """Return the caption of the training image ``index`` in this epoch, determined by seed, epoch and image."""
         item = self.train_loader_x.dataset.data_source[index]
         if not hasattr(item, "captions"):
-            return self.cfg.DATASET.TEMPLATE.replace("{}", clean_classname(item.classname))
+            assert self.prompts is not None  # the data set has classes
+            prompts = self.prompts.of_class(item.label)
+            return prompts[derive_seed(self.cfg.SEED, self.epoch, "caption", item.classname) % len(prompts)]
         return item.captions[derive_seed(self.cfg.SEED, self.epoch, "caption", item.name) % len(item.captions)]
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
@@ -282,9 +289,9 @@ class CLIPFineTune(TrainerX):
     def class_features(self) -> torch.Tensor:
         """Return unit text features (classes, embed_dim); they are cached until the next ``set_model_mode``."""
         if self.model.text_features is None:
+            assert self.prompts is not None  # images with captions are evaluated in pairs
             with self._autocast():
-                templates, names = [self.cfg.DATASET.TEMPLATE], self.dm.dataset.classnames
-                self.model.text_features = build_zero_shot_classifier(self.encoder, names, templates).float()
+                self.model.text_features = self.prompts.build_classifier(self.encoder).float()
         return self.model.text_features
 
     def linear_head(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,9 +19,9 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import check_at_least
 from vlm.similarity import normalize
 from vlm.text.templates import check_template
-from vlm.text.zero_shot import build_zero_shot_classifier
 
 from .backbone import load_backbone
+from .prompts import HandwrittenPrompts
 from .shots import (
     bind_classnames,
     build_shots_loader,
@@ -125,16 +125,17 @@ class TipAdapter(TrainerX):
 
     def build_model(self) -> None:
         """Register a cache of zeros; encode the prompts; make CLIP's image encoder the feature extractor."""
-        data, node, template = self.dm.dataset, self.cfg.TRAINER.TIPADAPTER, self.cfg.DATASET.TEMPLATE
+        data, node = self.dm.dataset, self.cfg.TRAINER.TIPADAPTER
         self.backbone = load_backbone(self)
-        classifier = build_zero_shot_classifier(self.backbone.build_text_encoder(), data.classnames, [template])
+        prompts = HandwrittenPrompts(self)
+        classifier = prompts.encode(self.backbone)
         self.class_features = classifier.float()
         shots = len(getattr(data, "train_x", ()))  # 0 in prediction without data; _resize_cache follows the checkpoint
         self.model = CacheModel(shots, classifier.shape[1], len(classifier), node, self.trains_keys).to(self.device)
         bind_classnames(self.model, data.classnames, self.device)
         self.register_cache()
         self.feature_extractor = self.backbone.build_feature_extractor()
-        self.provenance = self.backbone.report_parameters(self)
+        self.provenance = {**self.backbone.report_parameters(self), **prompts.provenance}
 
     def register_cache(self) -> None:
         """Register the cache without an optimizer, for a single epoch."""

@@ -6,18 +6,22 @@ import torch
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY, TrainerX
-from dassl.utils import check_availability
+from dassl.utils import UserError, check_availability
 from vlm.similarity import build_linear_head
-from vlm.text.class_features import MIN_CACHED_PROMPTS
-from vlm.text.templates import TEMPLATES, check_template
-from vlm.text.zero_shot import build_zero_shot_classifier
+from vlm.text.templates import TEMPLATES, check_template, list_templates
 
 from .backbone import load_backbone
+from .prompts import HandwrittenPrompts
 
 
 @TRAINER_REGISTRY.register()
 class ZeroshotCLIP(TrainerX):
-    """Classifies by one prompt for each class: DATASET.TEMPLATE with the class name in its ``{}``."""
+    """Classifies by hand-written prompts: DATASET.TEMPLATE with the class name in its ``{}``, or DESCRIPTIONS.
+
+    Of several prompts (a list of templates, or a class's sentences in DATASET.DESCRIPTIONS), the features are averaged.
+    """
+
+    has_cosine_logits = True  # model_inference returns cosines of image and class features, times the logit scale
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Raise :class:`UserError` for a template without ``{}``."""
@@ -26,18 +30,14 @@ class ZeroshotCLIP(TrainerX):
     def build_model(self) -> None:
         """Encode the prompts, and make CLIP's image encoder the feature extractor; no model is registered."""
         self.backbone = load_backbone(self)
-        templates = self.templates()
-        print(f"Prompt ensembling (n={len(templates)})" if len(templates) > 1 else f'Prompt: "{templates[0]}"')
-        encoder, classnames = self.backbone.build_text_encoder(), self.dm.dataset.classnames
-        use_cache = len(classnames) * len(templates) > MIN_CACHED_PROMPTS
-        store = self.backbone.build_text_feature_store(encoder) if use_cache else None
-        self.class_features = build_zero_shot_classifier(encoder, classnames, templates, store)
+        prompts = HandwrittenPrompts(self, self.templates())
+        self.class_features = prompts.encode(self.backbone)
         self.feature_extractor = self.backbone.build_feature_extractor()
-        self.provenance = self.backbone.report_parameters(self)
+        self.provenance = {**self.backbone.report_parameters(self), **prompts.provenance}
 
     def templates(self) -> list[str]:
         """Return the prompt templates, sentences with ``{}`` for the class name."""
-        return [self.cfg.DATASET.TEMPLATE]
+        return list_templates(self.cfg.DATASET.TEMPLATE)
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
         """Return scaled logits (images, classes) for image features (images, embed_dim) of any length."""
@@ -52,8 +52,8 @@ class ZeroshotCLIP(TrainerX):
 class ZeroshotCLIP2(ZeroshotCLIP):
     """Classifies by prompt ensembling: the class feature is the mean over the text features of several prompts.
 
-    TRAINER.ZEROSHOTCLIP2.TEMPLATES chooses the templates: ``select`` for CoOp's seven selected ImageNet templates,
-    ``all`` for the eighty templates of CLIP. On other data sets than ImageNet, DATASET.TEMPLATE is added.
+    TRAINER.ZEROSHOTCLIP2.TEMPLATES chooses the templates: ``all`` for the eighty templates of CLIP; ``select`` for
+    CoOp's seven selected ImageNet templates, to which DATASET.TEMPLATE is added on other data sets than ImageNet.
     """
 
     @classmethod
@@ -63,14 +63,16 @@ class ZeroshotCLIP2(ZeroshotCLIP):
         cfg.TRAINER.ZEROSHOTCLIP2.TEMPLATES = "select"  # CoOp's default
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """Raise :class:`UserError` for a template without ``{}`` or an unknown set of templates."""
+        """Raise :class:`UserError` for a template without ``{}``, an unknown set of templates, or DESCRIPTIONS."""
         super().check_cfg(cfg)
+        if cfg.DATASET.DESCRIPTIONS:
+            raise UserError("ZeroshotCLIP2 averages templates; DATASET.DESCRIPTIONS goes with ZeroshotCLIP")
         check_availability(cfg.TRAINER.ZEROSHOTCLIP2.TEMPLATES, TEMPLATES, "TRAINER.ZEROSHOTCLIP2.TEMPLATES")
 
     def templates(self) -> list[str]:
-        """Return the templates that TEMPLATES names, and DATASET.TEMPLATE unless NAME is ImageNet or ImageNette."""
-        templates = [*TEMPLATES[self.cfg.TRAINER.ZEROSHOTCLIP2.TEMPLATES]]
-        template = self.cfg.DATASET.TEMPLATE
-        if self.cfg.DATASET.NAME not in ("ImageNet", "ImageNette") and template not in templates:
-            templates.append(template)  # CoOp selected the seven on ImageNet
-        return templates
+        """Return the templates that TEMPLATES names; with ``select``, also DATASET.TEMPLATE if not on ImageNet."""
+        choice = self.cfg.TRAINER.ZEROSHOTCLIP2.TEMPLATES
+        templates = [*TEMPLATES[choice]]
+        if choice == "select" and self.cfg.DATASET.NAME not in ("ImageNet", "ImageNette"):
+            templates += super().templates()  # CoOp selected the seven on ImageNet
+        return list(dict.fromkeys(templates))

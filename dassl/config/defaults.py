@@ -9,6 +9,9 @@ UNUSED_KEYS = (
     *("MODEL.HEAD.HIDDEN_LAYERS", "MODEL.HEAD.NAME", "TRAIN.CUDA_GRAPH"),
 )
 
+# Keys that take a text or a list of texts. All other keys keep the type of their default.
+TEXT_OR_LIST_KEYS = ("DATASET.TEMPLATE",)
+
 
 def get_cfg_default() -> CN:
     """Return a new config with the default of every key but the trainers' own. Keys of Dassl keep Dassl's defaults."""
@@ -125,7 +128,8 @@ def _dataset_node() -> CN:
     node.FEWSHOT_FILE = ""
     node.SUBSAMPLE_CLASSES = "all"  # or base, new: the first or second half of the classes
     node.BASE_CLASSES = ""  # text file with the names of the base classes, one a line; empty: the first half
-    node.TEMPLATE = "a photo of a {}."  # zero-shot prompt for the class names of this data set
+    node.TEMPLATE = "a photo of a {}."  # zero-shot prompt for the class names; a list of prompts is an ensemble
+    node.DESCRIPTIONS = ""  # JSON file, class name -> list of sentences, which replace TEMPLATE
     # For a data set without validation images, as ImageNet. True: validate on test images, as the original CoOp does,
     # so that best_val selects on test images. False: validate on training images that are not among the shots.
     node.VAL_IS_TEST = False

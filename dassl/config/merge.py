@@ -14,6 +14,8 @@ from yacs.config import CfgNode as CN
 
 from dassl.utils import UserError, is_utf8, suggest_name
 
+from .defaults import TEXT_OR_LIST_KEYS
+
 # In error messages.
 TYPE_NAMES = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
 TYPE_NAMES |= {tuple: "a list", list: "a list"}
@@ -91,6 +93,11 @@ def _merge_value(cfg: CN, key: str, value: Any, source: str, text: Any) -> None:
         decoded = CN._decode_cfg_value(value)
     except (RecursionError, MemoryError):  # text with brackets too deep for Python's parser
         decoded = value
+    is_list = key in TEXT_OR_LIST_KEYS and _is_text_list(decoded, text, f"{key} in {source}")
+    if key in TEXT_OR_LIST_KEYS and isinstance(current, list) != is_list:
+        current = [] if is_list else ""
+        node, name = key.split(".")
+        cfg[node][name] = current  # yacs keeps the type of the present value
     if isinstance(current, float) and type(decoded) is int and is_serializable(decoded):
         decoded = float(decoded)  # OPTIM.LR 1 means 1.0
     if isinstance(current, str) and not isinstance(decoded, (str, dict, type(None))) and isinstance(text, str):
@@ -103,6 +110,19 @@ def _merge_value(cfg: CN, key: str, value: Any, source: str, text: Any) -> None:
     except (ValueError, AssertionError) as error:
         kind = TYPE_NAMES.get(type(current), "a value")
         raise UserError(f"{key} in {source} takes {kind}, like {current!r}; got {format_value(text)}") from error
+
+
+def _is_text_list(decoded: Any, text: Any, name: str) -> bool:
+    """Return whether the value of a key of TEXT_OR_LIST_KEYS is a list; ``text`` is the value before decoding.
+
+    Raises :class:`UserError`, which begins with ``name``, for a list with other items than texts.
+    """
+    is_text = [isinstance(item, str) for item in decoded] if isinstance(decoded, (list, tuple)) else []
+    if isinstance(text, str) and decoded != [] and not any(is_text):  # "[{}]" on the command line is a text
+        return False
+    if not all(is_text):
+        raise UserError(f"{name} takes a text or a list of texts; got {format_value(text)}")
+    return True
 
 
 def is_serializable(value: Any) -> bool:

@@ -262,16 +262,17 @@ def get_origin(trainer) -> dict[str, str]:
     """Return the origin of the trained parameters: what they depend on, which a resume compares. Computed once.
 
     Entries: ``settings``, the config as YAML; ``<split> images``, the SHA-256 fingerprint of each split but test;
-    ``class names``, their SHA-256 digest, as no split shows a class without images; ``weights``, the SHA-256 digest of
-    the pretrained model's weights, if it is known; ``initial weights``, that of the file MODEL.INIT_WEIGHTS, if set.
+    ``class names``, their SHA-256 digest, as no split shows a class without images; the SHA-256 digest of each file in
+    ``trainer.provenance``, such as ``weights``, the pretrained model's, and of MODEL.INIT_WEIGHTS (``initial weights``).
     """
     if not hasattr(trainer, "_origin"):
         data = {f"{name} images": entry["sha256"] for name, entry in get_splits(trainer).items() if name != "test"}
         if data:
             classnames = json.dumps(list(trainer.dm.dataset.classnames))
             data["class names"] = hashlib.sha256(classnames.encode()).hexdigest()
-        weights = (trainer.provenance.get("weights") or {}).get("sha256")
-        trainer._origin = {"settings": trainer.cfg.dump(), **data, **({"weights": weights} if weights else {})}
+        entries = ((name, entry) for name, entry in trainer.provenance.items() if isinstance(entry, dict))
+        files = {name: entry["sha256"] for name, entry in entries if entry.get("sha256")}
+        trainer._origin = {"settings": trainer.cfg.dump(), **data, **files}
         if (file := Path(trainer.cfg.MODEL.INIT_WEIGHTS)).is_file():
             trainer._origin["initial weights"] = file_digest(file)
     return trainer._origin

@@ -32,7 +32,7 @@ from dassl.utils import (
     set_random_seed,
     write_json,
 )
-from dassl.utils.checkpoint import find_checkpoint
+from dassl.utils.checkpoint import find_checkpoints
 from dassl.utils.env import collect_env_info, get_machine_info, get_package_versions, tune_malloc
 from dassl.utils.errors import UserError, interrupted_error
 from dassl.utils.logger import rotate_file, tee_stdout
@@ -183,7 +183,7 @@ def find_model_files(trainer, model_dir: str, epoch: int | None) -> list[Path]:
     Returns [] if one is missing: ``load_model`` reports it, or a trainer's own ``load_model`` reads other files.
     """
     with contextlib.suppress(UserError):
-        return [find_checkpoint(Path(model_dir, name), epoch) for name in trainer.get_model_names()]
+        return [*find_checkpoints(model_dir, trainer.get_model_names(), epoch).values()]
     return []
 
 

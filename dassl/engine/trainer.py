@@ -49,7 +49,7 @@ from dassl.utils import (
     set_random_seed,
     tolist_if_not,
 )
-from dassl.utils.checkpoint import BEST_NAME, find_checkpoint, load_model_state
+from dassl.utils.checkpoint import BEST_NAME, find_checkpoints, load_model_state
 from dassl.utils.progress import progress_bar
 
 from . import checkpoint, run_dir
@@ -296,16 +296,13 @@ class TrainerBase:
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Load each model's checkpoint of ``epoch`` (from 1) for evaluation; None: the best one, else the newest.
 
-        ``directory`` is a run's; "" loads nothing. Raises :class:`UserError` if the directory or a checkpoint is
-        missing, or a checkpoint does not fit its model.
+        ``directory`` is a run's, or as in :func:`find_checkpoints`; "" loads nothing. Raises :class:`UserError` if it
+        or a checkpoint is missing, or a checkpoint does not fit its model.
         """
         if not directory:
             print("Note that load_model() is skipped as no model directory is given")
             return
-        if not Path(directory).is_dir():
-            raise UserError(f"no model directory {directory}")
-        for name in self.get_model_names():
-            path = find_checkpoint(Path(directory, name), epoch)
+        for name, path in find_checkpoints(directory, self.get_model_names(), epoch).items():
             loaded = load_checkpoint(path)
             print(f'Loading weights to {name} from "{path}" (epoch = {loaded.get("epoch")})')
             load_model_state(self._models[name], loaded["state_dict"], path)

@@ -4,7 +4,7 @@ a text file ``checkpoint`` that names the newest. Loading never runs code from a
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +109,14 @@ def remove_old_checkpoint_files(save_dir: str | os.PathLike, keep: int = 0) -> N
 def find_checkpoint(save_dir: str | os.PathLike, epoch: int | None = None) -> Path:
     """Return the checkpoint of ``epoch``; without ``epoch``, the best on validation, or else the newest.
 
+    The newest is the one that the text file ``checkpoint`` names, or without this file, that of the highest epoch.
+
     Raises:
         UserError: there is none; the message lists the epochs that have one.
     """
-    name, candidates = "checkpoint", [Path(save_dir, BEST_NAME), latest_checkpoint(save_dir)]
+    by_epoch = {**checkpoints_by_epoch(save_dir, LATEST_NAME), **checkpoints_by_epoch(save_dir)}
+    newest = latest_checkpoint(save_dir) or by_epoch.get(max(by_epoch, default=0))
+    name, candidates = "checkpoint", [Path(save_dir, BEST_NAME), newest]
     if epoch is not None:
         name, candidates = f"checkpoint of epoch {epoch}", [Path(save_dir, EPOCH_NAME.format(epoch))]
     for path in candidates:
@@ -120,6 +124,32 @@ def find_checkpoint(save_dir: str | os.PathLike, epoch: int | None = None) -> Pa
             return path
     epochs = ", ".join(map(str, checkpoints_by_epoch(save_dir)))
     raise UserError(f"no {name} in {save_dir} ({f'epochs there: {epochs}' if epochs else 'there is none'})")
+
+
+def find_checkpoints(model_dir: str | os.PathLike, names: Sequence[str], epoch: int | None = None) -> dict[str, Path]:
+    """Return the checkpoint of each model in ``names`` by its name, chosen by ``epoch`` as in :func:`find_checkpoint`.
+
+    ``model_dir`` is the folder of a run. For a single model, it may also be the model's folder, or a checkpoint file.
+
+    Raises:
+        UserError: ``model_dir`` or a checkpoint is missing; it is one file for several models, or of another epoch.
+    """
+    source = Path(model_dir)
+    if source.is_file():
+        if len(names) > 1:
+            raise UserError(f"{source} is one checkpoint, but there are {len(names)} models: {', '.join(names)}")
+        if epoch is not None and (saved := load_checkpoint(source).get("epoch")) != epoch:
+            raise UserError(f"{source} is the checkpoint of epoch {saved}, not {epoch}; leave out --load-epoch")
+        return dict.fromkeys(names, source)
+    if not source.is_dir():
+        raise UserError(f"no model directory or checkpoint {source}")
+    is_model_folder = len(names) == 1 and holds_checkpoints(source) and not Path(source, names[0]).is_dir()
+    return {name: find_checkpoint(source if is_model_folder else source / name, epoch) for name in names}
+
+
+def holds_checkpoints(folder: str | os.PathLike) -> bool:
+    """Return whether checkpoint files lie directly in ``folder``, as in the folder of a model."""
+    return any(Path(folder).glob("model*.pth.tar*"))
 
 
 def resume_from_checkpoint(
@@ -214,7 +244,7 @@ def load_pretrained_weights(model: nn.Module, weight_path: str | os.PathLike) ->
     if not parameters & set(matched):
         shapes = ", ".join(f"{name} {tuple(current[name].shape)}" for name in sorted(parameters))
         raise UserError(f"nothing in {weight_path} has the name and shape of one of the model's parameters: {shapes}")
-    model.load_state_dict({**current, **matched})
+    load_model_state(model, {**current, **matched}, weight_path)
     print(f'Loaded {len(matched)} tensors from "{weight_path}"')
     if unmatched := sorted(set(state_dict) - set(matched)):
         print(f"Left out, for their name or shape: {', '.join(unmatched)}")

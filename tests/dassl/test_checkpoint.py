@@ -14,7 +14,7 @@ from dassl.config import get_cfg_default
 from dassl.engine import TrainerBase
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, load_checkpoint, resume_from_checkpoint, save_checkpoint
-from dassl.utils.checkpoint import resume_from_checkpoint_file
+from dassl.utils.checkpoint import find_checkpoints, resume_from_checkpoint_file
 from tests.common import assert_same_tensors, load_tensors
 from tests.stress.attacks import ATTACKS, MARKER, payload, text, torch_zip
 
@@ -160,7 +160,7 @@ def test_coop_resumes_a_run_of_the_original_and_saves_what_the_original_loads(ru
         learner = nn.Module()
         learner.ctx = nn.Parameter(saved["state_dict"]["ctx"])
         for name in ("token_prefix", "token_suffix"):
-            learner.register_buffer(name, torch.zeros_like(saved["state_dict"][name]))
+            learner.register_buffer(name, saved["state_dict"][name])
         learner = nn.DataParallel(learner)  # the names in its state_dict begin with "module."
         optimizer = torch.optim.SGD(learner.parameters(), 0.002, momentum=0.9, weight_decay=5e-4)
         optimizer.load_state_dict(saved["optimizer"])
@@ -222,3 +222,21 @@ def test_the_scale_of_mixed_precision_is_resumed(tmp_path):
     assert second.resume_model_if_exist(tmp_path) == 1
     assert second.scaler.get_scale() == first.scaler.get_scale() == 16
     assert torch.load(tmp_path / "model/model.pth.tar-1", weights_only=True)["scaler"] == first.scaler.state_dict()
+
+
+def test_a_checkpoint_is_found_from_the_run_the_models_folder_or_the_file(tmp_path):
+    folder = tmp_path / "prompt_learner"
+    for epoch in (2, 10, 9):
+        save_checkpoint({"state_dict": {}, "epoch": epoch}, folder)
+    (folder / "checkpoint").unlink()  # a downloaded folder
+    newest = folder / "model.pth.tar-10"
+    for source in (tmp_path, folder, newest):
+        assert find_checkpoints(source, ["prompt_learner"]) == {"prompt_learner": newest}
+        assert find_checkpoints(source, ["prompt_learner"], 10) == {"prompt_learner": newest}
+    assert find_checkpoints(folder, ["prompt_learner"], 2)["prompt_learner"] == folder / "model.pth.tar-2"
+    with pytest.raises(UserError, match="epoch 10, not 2"):
+        find_checkpoints(newest, ["prompt_learner"], 2)
+    with pytest.raises(UserError, match="one checkpoint, but there are 2 models: a, b"):
+        find_checkpoints(newest, ["a", "b"])
+    save_checkpoint({"state_dict": {}, "epoch": 1}, folder, model_name="model-best.pth.tar")
+    assert find_checkpoints(tmp_path, ["prompt_learner"])["prompt_learner"].name == "model-best.pth.tar"

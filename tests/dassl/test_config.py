@@ -35,6 +35,25 @@ def test_a_text_value_may_look_like_a_number(tmp_path):
     assert cfg.DATASET.FOLDER == "2021"
 
 
+def test_a_template_is_a_text_or_a_list_and_survives_the_files_of_a_run(tmp_path):
+    cfg, path = get_cfg_default(), tmp_path / "c.yaml"
+    several, one = ["a {}.", "one {}."], "a photo of a {}, too"
+    for value in (several, one, several):
+        path.write_text(yaml.safe_dump({"DATASET": {"TEMPLATE": value}}))
+        merge_file(cfg, path)
+        assert value == cfg.DATASET.TEMPLATE
+        path.write_text(cfg.dump())
+        loaded = get_cfg_default()
+        merge_file(loaded, path)
+        assert loaded == cfg
+        merge_options(loaded, ["DATASET.TEMPLATE", str(value)])  # from a record, as text
+        assert loaded == cfg
+    assert diff_configs(cfg.dump(), loaded.dump(), get_cfg_default()) == []
+    merge_options(loaded, ["DATASET.TEMPLATE", "[{}]"])
+    assert loaded.DATASET.TEMPLATE == "[{}]"
+    assert len(diff_configs(cfg.dump(), loaded.dump(), get_cfg_default())) == 1
+
+
 def test_pairs_override_flags_which_override_the_method_file_which_overrides_the_data_set_file(tmp_path):
     common = "OUTPUT_DIR: a\nDATASET: {NAME: Digits}\n"
     (tmp_path / "data.yaml").write_text(f"SEED: 1\nOPTIM: {{LR: 1.0, GAMMA: 1.0}}\n{common}")

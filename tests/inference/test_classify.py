@@ -182,7 +182,9 @@ def test_show_writes_a_sheet_of_the_first_images(photos, call, tmp_path, monkeyp
         (["{a}", "--classes", "cup", "cat", "--load-epoch", "3"], ["--load-epoch is for --model-dir"]),
         (["{a}", "--classes", "cup", "cat", "--show", "{a}"], ["{a} would overwrite one of the images"]),
         (["{a}", "--classes", "cup", "cat", "--show", "sheet.jpg"], ["sheet.jpg", ".png"]),
-        (["{a}", "--model-dir", "{empty}", "--backbone", "RN50"], ["--backbone does not go with --model-dir"]),
+        (["{a}", "--model-dir", "{empty}"], ["no run in {empty}", "--backbone", "--classes"]),
+        (["{a}", "--model-dir", "{empty}", *TINY], ["{empty} has no result.json", "--classes"]),
+        (["{a}", "--model-dir", "{empty}", *TINY, "--classes", "cup", "cat"], ["no checkpoint in {empty}"]),
     ],
 )
 def test_wrong_arguments_are_refused_with_a_message(photos, refused, tmp_path, arguments, fragments):

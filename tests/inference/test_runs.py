@@ -6,13 +6,21 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import save_file
 
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import read_image
 from datasets.digits import DIGIT_NAMES
+from inference.classifier import build_preprocessing
+from inference.trained_run import load_trainer
+from trainers.zsclip import ZeroshotCLIP
+from vlm.similarity import normalize
 from vlm.tiny.weights import load_tiny
 
 TINY = ("--backbone", "tiny")
 SHORT = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", "True")
+TEXT_ONLY = ("TRAINER.FINETUNE.PARTS", "('text',)")  # of CLIPFineTune: the image encoder stays the frozen one
 
 
 def read_file_stats(folder: Path) -> dict[Path, tuple]:
@@ -111,3 +119,103 @@ def test_a_run_that_only_evaluated_predicts_as_zero_shot_clip(run, call, few_dig
     zero_shot = call(three, "--json", "--classes", *DIGIT_NAMES, *TINY, "--template", "a photo of the number {}.")
     from_run = call(three, "--json", "--model-dir", trained.folder)
     assert from_run.probabilities() == pytest.approx(zero_shot.probabilities(), abs=1e-5)
+
+
+# ---- a learned prompt without its config ----
+
+
+@pytest.fixture
+def prompt_alone(run, tmp_path):
+    """Return a function that trains a prompt, and returns the run and a folder with its checkpoint alone."""
+
+    def train_prompt(*options: object, trainer: str = "CoOp"):
+        trained, folder = run(*SHORT, *options, trainer=trainer), tmp_path / "download"
+        (folder / "prompt_learner").mkdir(parents=True)
+        shutil.copy(trained.checkpoint(1), folder / "prompt_learner/model.pth.tar-1")
+        return trained, folder
+
+    return train_prompt
+
+
+@pytest.fixture
+def other_clip(tmp_path) -> Path:
+    """Return the path of weights of a CLIP that has the tiny CLIP's shapes, but other word embeddings."""
+    weights, path = load_tiny(), tmp_path / "other.safetensors"
+    save_file({**weights, "token_embedding.weight": weights["token_embedding.weight"].flip(0).contiguous()}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("trainer", "options"),
+    [("CoOp", ()), ("CoOp", ("TRAINER.COOP.CSC", True, "TRAINER.COOP.N_CTX", 3)), ("CoCoOp", ())],
+)
+def test_a_prompt_alone_predicts_as_its_run_does(prompt_alone, call, three, trainer, options):
+    trained, folder = prompt_alone(*options, trainer=trainer)
+    expected = call(three, "--model-dir", trained.folder, "--json")
+    for source in (trained.folder / "prompt_learner", trained.checkpoint(1)):
+        assert call(three, "--model-dir", source, "--json").output == expected.output
+    for source in (folder, folder / "prompt_learner", folder / "prompt_learner/model.pth.tar-1"):
+        result = call(three, "--model-dir", source, *TINY, "--classes", *DIGIT_NAMES, "--json")
+        assert result.code == 0, result.error
+        assert result.probabilities() == pytest.approx(expected.probabilities(), abs=1e-5)
+        assert ("taken to follow the context" in result.error) == (trainer == "CoOp")
+
+
+def test_a_prompt_alone_needs_its_clip_and_classes(prompt_alone, refused, three, other_clip):
+    trained, folder = prompt_alone()
+    command, classes = (three, "--model-dir", folder), ("--classes", *DIGIT_NAMES)
+    refused(*command, fragments=["no config.yaml", "--backbone", "--classes"])
+    refused(*command, *TINY, fragments=["no result.json", "--classes"])
+    refused(*command, "--weights", other_clip, *classes, fragments=[other_clip, "learned with another CLIP"])
+    in_run = (three, "--model-dir", trained.checkpoint(1))
+    refused(*in_run, *TINY, *classes, fragments=["--backbone does not go with --model-dir"])
+
+
+def test_train_evaluates_a_prompt_alone_under_its_clip_only(prompt_alone, run, other_clip):
+    trained, folder = prompt_alone("TEST.NO_TEST", False)
+    for source in (folder, folder / "prompt_learner", folder / "prompt_learner/model.pth.tar-1"):
+        assert run("--eval-only", "--model-dir", source, out="eval").accuracy == trained.accuracy
+    weights = ("MODEL.BACKBONE.WEIGHTS", other_clip)
+    refusals = [run("--eval-only", "--model-dir", folder, *weights, out="other")]
+    refusals += [run("MODEL.INIT_WEIGHTS", folder / "prompt_learner/model.pth.tar-1", *SHORT, *weights, out="init")]
+    for result in refusals:
+        assert result.code == 2
+        assert "learned with another CLIP" in result.error
+
+
+# ---- logits and cosines ----
+
+
+@pytest.mark.parametrize("trainer", ["ZeroshotCLIP", "CoOp", "CoCoOp", "CLIPFineTune"])
+def test_json_has_logits_and_cosines_beside_probabilities(run, call, three, trainer):
+    folder = run(*SHORT, *TEXT_ONLY * (trainer == "CLIPFineTune"), trainer=trainer).folder
+    (record,) = call(three, "--model-dir", folder, "--json", "--top-k", 10).records
+    assert set(record["predictions"][0]) == {"class", "probability", "logit", "cosine"}
+    logits = torch.tensor([entry["logit"] for entry in record["predictions"]])
+    probabilities = [entry["probability"] for entry in record["predictions"]]
+    assert logits.softmax(0).tolist() == pytest.approx(probabilities, abs=1e-6)
+    trainer = load_trainer(folder)
+    image = build_preprocessing(trainer.backbone.clip.visual)(read_image(three))[None]
+    features = trainer.backbone.clip.visual(image)
+    if hasattr(trainer, "linear_head"):
+        weight, _ = trainer.linear_head()
+        expected = (normalize(features) @ normalize(weight).T)[0]
+    else:  # CoCoOp: the class features are those under this image
+        expected = trainer.model_inference(features)[0] / trainer.model.logit_scale.exp()
+    cosines = {entry["class"]: entry["cosine"] for entry in record["predictions"]}
+    assert [cosines[name] for name in DIGIT_NAMES] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("trainer", ["CLIPAdapter", "TipAdapter", "LinearProbe", "Shifted"])
+def test_logits_that_are_no_cosines_have_none(run, call, three, trainer):
+    folder = run(*SHORT, trainer=trainer).folder
+    (record,) = call(three, "--model-dir", folder, "--json").records
+    assert set(record["predictions"][0]) == {"class", "probability", "logit"}
+
+
+@TRAINER_REGISTRY.register(force=True)
+class Shifted(ZeroshotCLIP):
+    """Zero-shot CLIP with other logits, which inherits the rest."""
+
+    def model_inference(self, input):
+        return super().model_inference(input) + 1

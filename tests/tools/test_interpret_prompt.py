@@ -91,7 +91,7 @@ def test_class_specific_contexts_are_printed_under_their_class_names(run, call):
         (torch.zeros(4, 128), [], ["no CLIP is named", "--backbone"]),
         (torch.zeros(4, 128), ["--backbone", "tiny", "--topk", 0], ["--topk is 0"]),
         (torch.zeros(128), ["--backbone", "tiny"], ['no learned context "ctx"']),
-        (torch.zeros(4, 128), ["--backbone", "tiny", "--load-epoch", 1], ["--load-epoch is for the folder of a run"]),
+        (torch.zeros(4, 128), ["--backbone", "tiny", "--load-epoch", 2], ["checkpoint of epoch 1, not 2"]),
     ],
 )
 def test_wrong_arguments_are_refused_with_a_message(call, checkpoint, context, arguments, fragments):
@@ -103,4 +103,4 @@ def test_wrong_arguments_are_refused_with_a_message(call, checkpoint, context, a
 
 def test_a_folder_without_a_run_is_refused(call, tmp_path):
     assert call(tmp_path)[0] == 2
-    assert "no checkpoint at" in call(tmp_path / "absent", "--backbone", "tiny")[2]
+    assert "no model directory or checkpoint" in call(tmp_path / "absent", "--backbone", "tiny")[2]

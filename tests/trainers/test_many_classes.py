@@ -8,7 +8,7 @@ from studies.tables.runs import read_run
 from tests.common import assert_same_tensors
 from tools.fix_imagenet import load_imagenet21k_names
 from tools.fix_imagenet import main as fix
-from trainers import coop, sampled_softmax, zsclip
+from trainers import coop, prompts, sampled_softmax
 from vlm.text import class_features
 from vlm.text.encoder import TextEncoder
 
@@ -101,7 +101,7 @@ def test_cocoop_in_blocks_of_images_gives_the_same_results_within_the_memory_lim
 def test_a_second_run_takes_the_class_features_from_the_cache(run, monkeypatch, tmp_path):
     for module in (class_features, coop):
         monkeypatch.setattr(module, "BLOCK_CLASSES", 4)
-    for module in (coop, zsclip):
+    for module in (coop, prompts):
         monkeypatch.setattr(module, "MIN_CACHED_PROMPTS", 0)
     encodings, encode = [], TextEncoder._encode
     monkeypatch.setattr(TextEncoder, "_encode", lambda *args: encodings.append(1) or encode(*args))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from dassl.utils import UserError
 from vlm.text.encoder import TextEncoder
 from vlm.text.templates import clean_classname
-from vlm.text.tokenizer import MAX_CHARACTERS
+from vlm.text.tokenizer import MAX_CHARACTERS, abbreviate_prompt
 
 MAX_NOTES = 5  # notes about identical class names: with ImageNet-21k's names there would be hundreds
+MAX_PROMPTS = 3  # prompts that the log shows: enough to notice a wrong template or wrong class names
 
 
 def clean_classnames(encoder: TextEncoder, classnames: Sequence[str]) -> list[str]:
@@ -58,3 +59,9 @@ def tokenize_class_prompts(encoder: TextEncoder, names: Sequence[str], template:
             except UserError as error:
                 raise UserError(f"class {label}: {error}") from error
         raise
+
+
+def print_prompts(num_classes: int, get_prompt: Callable[[int], str]) -> None:
+    """Print the number of classes, and ``get_prompt(label)`` of the first ones."""
+    prompts = [f'"{abbreviate_prompt(get_prompt(label))}"' for label in range(min(num_classes, MAX_PROMPTS))]
+    print(f"{num_classes:,} class{'es' * (num_classes > 1)}; the first prompts: {', '.join(prompts)}")

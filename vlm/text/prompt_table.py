@@ -81,8 +81,13 @@ class PromptTable(nn.Module):
         return self.table(context[classes]), index, lengths
 
 
+def count_tokens_before_name(n_ctx: int, position: str) -> int:
+    """Return how many of ``n_ctx`` context tokens come before the class name at ``position``."""
+    return {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]
+
+
 def _order_tokens(n_ctx: int, n_name: int, position: str, length: int) -> list[int]:
     """Return, for each of a prompt's ``length`` tokens, its index among ``[start, context, name, suffix]``."""
-    n_before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]  # context tokens before the name
+    n_before = count_tokens_before_name(n_ctx, position)
     name, suffix = range(1 + n_ctx, 1 + n_ctx + n_name), range(1 + n_ctx + n_name, length)
     return [0, *range(1, 1 + n_before), *name, *range(1 + n_before, 1 + n_ctx), *suffix]

@@ -1,5 +1,7 @@
 """The prompt templates that OpenAI published with CLIP; ``{}`` stands for the class name."""
 
+from collections.abc import Sequence
+
 from dassl.utils import UserError
 
 # The seven best templates on ImageNet, found by forward selection (CLIP's "Prompt Engineering for ImageNet" notebook).
@@ -101,10 +103,22 @@ IMAGENET_TEMPLATES = (
 TEMPLATES = {"select": SELECTED_TEMPLATES, "all": IMAGENET_TEMPLATES}
 
 
-def check_template(template: str, name: str) -> None:
-    """Raise :class:`UserError` unless ``template`` contains ``{}``; ``name`` is the config key or flag that set it."""
-    if "{}" not in template:
-        raise UserError(f'{name} "{template}" has no {{}} for the class name')
+def list_templates(template: str | Sequence[str]) -> list[str]:
+    """Return the templates of DATASET.TEMPLATE, which is one template or a list of them."""
+    return [template] if isinstance(template, str) else list(template)
+
+
+def check_template(template: str | Sequence[str], name: str) -> None:
+    """Raise :class:`UserError` unless a template, or each of a list, contains ``{}``; ``name``: its config key or flag.
+
+    An empty list is refused, too.
+    """
+    templates = list_templates(template)
+    if not templates:
+        raise UserError(f"{name} is an empty list; there must be at least one template")
+    for text in templates:
+        if "{}" not in text:
+            raise UserError(f'{name} "{text}" has no {{}} for the class name')
 
 
 def clean_classname(classname: str) -> str:

@@ -1,4 +1,4 @@
-"""Zero-shot classifiers from prompt templates (Radford et al. 2021, section 3.1)."""
+"""Zero-shot classifiers from prompt templates (Radford et al. 2021, section 3.1), or from sentences for each class."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from dassl.utils import UserError
 from vlm.images.feature_store import FeatureStore
 from vlm.similarity import normalize
 from vlm.text.class_features import encode_classes
@@ -37,3 +38,27 @@ def build_zero_shot_classifier(
         encoded = encode_classes(len(names), select_tokens, encoder.encode, store, title)
         features = features + normalize(encoded)
     return normalize(features)
+
+
+@torch.no_grad()
+def build_description_classifier(
+    encoder: TextEncoder, descriptions: Sequence[Sequence[str]], store: FeatureStore | None = None
+) -> torch.Tensor:
+    """Return class features (classes, embed_dim) of length 1: the normalised mean of its sentences' unit features.
+
+    Of a sentence that is too long for CLIP, the beginning counts; a note names the first one.
+
+    Args:
+        descriptions: the sentences of each class, in label order; at least one for each.
+        store: feature store of this ``encoder``, or None to cache nothing.
+    """
+    sentences = [sentence for sentences in descriptions for sentence in sentences]
+    try:
+        tokens = encoder.tokenize(sentences)
+    except UserError as error:
+        print(f"Note: CLIP reads only the beginning of some descriptions: {error}")
+        tokens = encoder.tokenize(sentences, truncate=True)
+    tokens = tokens.to(encoder.token_embedding.weight.device)
+    encoded = encode_classes(len(sentences), lambda rows: [tokens[rows]], encoder.encode, store, ", descriptions")
+    by_class = normalize(encoded).split([len(sentences) for sentences in descriptions])
+    return normalize(torch.stack([features.mean(0) for features in by_class]))

@@ -1,0 +1,77 @@
+"""Learned prompts without the config of their run, such as downloaded ones: checkpoint and CLIP determine the rest."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+from yacs.config import CfgNode
+
+from dassl import engine
+from dassl.distributed import get_device
+from dassl.utils import UserError, load_checkpoint
+from dassl.utils.checkpoint import find_checkpoints
+from vlm.clip.load import load_cached_clip
+
+PROMPT_MODEL, CONTEXT_KEY = "prompt_learner", "ctx"  # CoOp's registered model, and its key in the state dict
+META_NET_PREFIX = "meta_net."  # of the keys of CoCoOp's Meta-Net
+
+
+def read_prompt(path: Path) -> dict[str, torch.Tensor]:
+    """Return the state dict of a learned prompt, without ``module.`` before its keys.
+
+    Raises :class:`UserError` if the checkpoint at ``path`` has no context ``ctx`` of 2 or 3 dimensions.
+    """
+    state_dict = {key.removeprefix("module."): value for key, value in load_checkpoint(path)["state_dict"].items()}
+    context = state_dict.get(CONTEXT_KEY)
+    if context is None or context.dim() not in (2, 3):
+        keys = ", ".join(state_dict) or "nothing"
+        raise UserError(f'{path} has no learned context "{CONTEXT_KEY}"; it has {keys}')
+    return state_dict
+
+
+def build_prompt_cfg(source: Path, epoch: int | None, backbone: str, weights: str, cuda: bool) -> CfgNode:
+    """Return a config for the learned prompt of CoOp or CoCoOp at ``source`` under the CLIP ``backbone``, not frozen.
+
+    The number of context tokens and CSC follow from the shape of the context. No checkpoint says where the class name
+    stands: a note on standard error says that it is taken to follow the context. Images are prepared as for the CLIP.
+
+    Args:
+        source: folder of the prompt learner or of a run, or a checkpoint file (:func:`find_checkpoints`).
+        epoch: epoch of the checkpoint; None for the best on validation images, else the newest.
+        weights: path of a CLIP weights file that replaces the backbone's weights, or "".
+        cuda: True if a GPU may be used.
+
+    Raises:
+        UserError: there is no checkpoint, or no learned prompt in it; or the CLIP cannot be loaded.
+    """
+    state_dict = read_prompt(find_checkpoints(source, [PROMPT_MODEL], epoch)[PROMPT_MODEL])
+    context = state_dict[CONTEXT_KEY]
+    is_conditional = any(key.startswith(META_NET_PREFIX) for key in state_dict)
+    cfg = engine.default_cfg()
+    cfg.TRAINER.NAME = "CoCoOp" if is_conditional else "CoOp"
+    node = cfg.TRAINER[cfg.TRAINER.NAME.upper()]
+    node.N_CTX, node.PREC = context.shape[-2], "fp32"
+    if not is_conditional:
+        node.CSC = context.dim() == 3
+        note = "taken to follow the context, as no config says otherwise (CLASS_TOKEN_POSITION)"
+        print(f"Note: {source} is a context of {node.N_CTX} tokens; the class name is {note}", file=sys.stderr)
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.WEIGHTS = backbone, weights
+    # The trainer loads it from memory, under the same random state.
+    with contextlib.redirect_stdout(sys.stderr), torch.random.fork_rng(devices=[]):
+        clip, _ = load_cached_clip(backbone, weights, "fp32", get_device(cuda))
+    set_preprocessing(cfg, clip.visual)
+    return cfg
+
+
+def set_preprocessing(cfg: CfgNode, visual: nn.Module) -> None:
+    """Set the keys of INPUT, in place, to the preprocessing of test images for a CLIP's image encoder ``visual``."""
+    cfg.INPUT.SIZE = (visual.input_resolution,) * 2
+    cfg.INPUT.INTERPOLATION = "bicubic"
+    cfg.INPUT.TRANSFORMS = ("normalize",)
+    cfg.INPUT.PIXEL_MEAN = list(visual.mean)  # type: ignore[arg-type]  # PyTorch types attributes Tensor | Module
+    cfg.INPUT.PIXEL_STD = list(visual.std)  # type: ignore[arg-type]  # as above
+    cfg.INPUT.RESIZE = visual.resize
