@@ -102,16 +102,15 @@ def find_rerun_reason(folder: str | Path, command: Sequence[str], inputs: Curren
     It is there if it belongs to this command, to the files that the command names, and to the data and weights of now.
     ``inputs`` keeps the fingerprints of these between calls.
     """
-    args = parse_args([*command])
     # An evaluation in the folder of a training run has a folder of its own there.
-    folders = [Path(folder), *(Path(folder).glob("eval-*") if args.eval_only else ())]
+    folders = [Path(folder), *(Path(folder).glob("eval-*") if "--eval-only" in command else ())]
     reasons = [find_staleness(each, command) for each in folders]
     if all(reasons):
         return reasons[0]
     from trainers.inputs import CurrentInputs
 
     record = read_record(folders[reasons.index("")])
-    changes = (inputs or CurrentInputs()).find_changes(record, setup_cfg(args))
+    changes = (inputs or CurrentInputs()).find_changes(record, setup_cfg(parse_args([*command])))
     return f"other {' and '.join(changes)} than in its record" if changes else ""
 
 

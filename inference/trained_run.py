@@ -16,9 +16,6 @@ from dassl.config.merge import flatten
 from dassl.config.run_config import CONFIG_FILE
 from dassl.engine.record import RECORD_FILE, read_training_record
 from dassl.utils import UserError
-from dassl.utils.checkpoint import holds_checkpoints
-
-from .prompt_checkpoint import build_prompt_cfg
 
 
 def suppress_stdout() -> contextlib.AbstractContextManager:
@@ -31,6 +28,8 @@ def find_run_folder(source: Path) -> Path | None:
 
     Returns None if there is neither a config nor a record, as with a downloaded prompt.
     """
+    from dassl.utils.checkpoint import holds_checkpoints  # loads PyTorch
+
     folders = [source]
     if source.is_file():
         folders = [*source.absolute().parents[:2]]
@@ -109,8 +108,8 @@ def load_trainer(
     if not classnames and (folder or backbone or weights):
         kinds = "a run on captions, an unfinished or an older one, a prompt alone"
         raise UserError(
-            f"{folder or source} has no {RECORD_FILE} of a training run with class names ({kinds}): name them with --classes, in the "
-            "order of the run's data set"
+            f"{folder or source} has no {RECORD_FILE} of a training run with class names ({kinds}): name them with "
+            "--classes, in the order of the run's data set"
         )
     cfg = _build_cfg(source, folder, epoch, weights, backbone, cuda)
     cfg.MODEL.INIT_WEIGHTS = ""  # the initial model; the checkpoint replaces it
@@ -144,6 +143,8 @@ def _build_cfg(
         raise UserError("--backbone does not go with --model-dir: the run's config sets it")
     if not folder and (backbone or weights):
         import trainers  # noqa: F401  registers the methods
+
+        from .prompt_checkpoint import build_prompt_cfg
 
         return build_prompt_cfg(source, epoch, backbone, weights, cuda)
     cfg = load_run_cfg(folder or source)

@@ -58,7 +58,7 @@ def test_coop_learns_from_few_shots(run):
 
 def test_a_run_leaves_its_config_log_checkpoints_and_record(run):
     result = run(*SHORT, "TEST.FINAL_MODEL", "best_val")
-    files = {"config.yaml", "log.txt", "prompt_learner", "result.json", "tensorboard"}
+    files = {"config.yaml", "log.txt", "predictions.csv", "prompt_learner", "result.json", "tensorboard"}
     assert {path.name for path in result.folder.iterdir()} == {*files, ".lock"}
     checkpoints = {"checkpoint", "model.pth.tar-2", "model-best.pth.tar"}
     assert {path.name for path in (result.folder / "prompt_learner").iterdir()} == checkpoints

@@ -262,8 +262,8 @@ def get_origin(trainer) -> dict[str, str]:
     """Return the origin of the trained parameters: what they depend on, which a resume compares. Computed once.
 
     Entries: ``settings``, the config as YAML; ``<split> images``, the SHA-256 fingerprint of each split but test;
-    ``class names``, their SHA-256 digest, as no split shows a class without images; the SHA-256 digest of each file in
-    ``trainer.provenance``, such as ``weights``, the pretrained model's, and of MODEL.INIT_WEIGHTS (``initial weights``).
+    ``class names``, their SHA-256 digest, as no split shows a class without images; the digest of each file in
+    ``trainer.provenance``, such as ``weights``, the pretrained model's; ``initial weights``, of MODEL.INIT_WEIGHTS.
     """
     if not hasattr(trainer, "_origin"):
         data = {f"{name} images": entry["sha256"] for name, entry in get_splits(trainer).items() if name != "test"}

@@ -48,7 +48,7 @@ def test_a_template_is_a_text_or_a_list_and_survives_the_files_of_a_run(tmp_path
         assert loaded == cfg
         merge_options(loaded, ["DATASET.TEMPLATE", str(value)])  # from a record, as text
         assert loaded == cfg
-    assert diff_configs(cfg.dump(), loaded.dump(), get_cfg_default()) == []
+    assert diff_configs(cfg.dump(), loaded.dump(), get_cfg_default()) == {}
     merge_options(loaded, ["DATASET.TEMPLATE", "[{}]"])
     assert loaded.DATASET.TEMPLATE == "[{}]"
     assert len(diff_configs(cfg.dump(), loaded.dump(), get_cfg_default())) == 1

@@ -176,11 +176,16 @@ def test_train_evaluates_a_prompt_alone_under_its_clip_only(prompt_alone, run, o
     for source in (folder, folder / "prompt_learner", folder / "prompt_learner/model.pth.tar-1"):
         assert run("--eval-only", "--model-dir", source, out="eval").accuracy == trained.accuracy
     weights = ("MODEL.BACKBONE.WEIGHTS", other_clip)
+    path = folder / "prompt_learner/model.pth.tar-1"
+    checkpoint = torch.load(path, weights_only=True)
+    torch.save({"state_dict": checkpoint["state_dict"], "epoch": 1}, path)  # the original's: without an origin
     refusals = [run("--eval-only", "--model-dir", folder, *weights, out="other")]
     refusals += [run("MODEL.INIT_WEIGHTS", folder / "prompt_learner/model.pth.tar-1", *SHORT, *weights, out="init")]
     for result in refusals:
         assert result.code == 2
         assert "learned with another CLIP" in result.error
+    allowed = run("--eval-only", "--model-dir", folder, "--allow-mismatch", *weights, out="allowed")
+    assert "Note: its context was learned with another CLIP" in allowed.log
 
 
 # ---- logits and cosines ----

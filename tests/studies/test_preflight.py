@@ -140,7 +140,7 @@ def test_an_unknown_flag_and_a_missing_model_stop_the_sweep(sweep):
     assert "--load-epoch: invalid int value: 'last'" in error
     code, _, error = sweep(runs=[{"folder": "a", "arguments": f"{settings} --eval-only --model-dir elsewhere"}])
     assert code == 2
-    assert "no model directory elsewhere" in error
+    assert "no model directory or checkpoint elsewhere" in error
 
 
 def test_checkpoints_of_other_settings_are_one_message(sweep):

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from dassl.engine.run_dir import rotate_file
+from studies.tables.runs import write_trials
 from tests.studies.records import SHA, TRAINED, build_record, read_csv, write_run
-from tools import sweep
 from tools.results_table import main
 
 EFFICIENT = {"TRAINER.COOP.N_CTX": 4}
@@ -193,17 +193,14 @@ def test_evaluations_validation_results_and_runs_without_a_result_are_named(stud
         assert f"Not in the table: {study / name}: {reason}." in page
 
 
-def test_only_runs_that_a_sweep_was_asked_for_or_that_have_not_ended_are_missing(study, tmp_path):
+def test_only_runs_that_a_sweep_was_asked_for_or_that_have_not_ended_are_missing(study):
     write_run(study / "run", 70)
     assert "Missing" not in make_page(study)
     validation_log = "=> result\n* accuracy: 99.00%\nepoch [3/200]\n"
     write_run(study / "stopped").joinpath("log.txt").write_text(validation_log)
     rotate_file(study / "stopped/result.json")
-    sweep_file = tmp_path / "sweep.yaml"
-    for name, seeds in (("b", "[1, 2]"), ("run", "[1]")):
-        sweep_file.write_text(f"output: {study}\nruns: [{{folder: '{name}/s{{seed}}', grid: {{seed: {seeds}}}}}]\n")
-        assert sweep.main([str(sweep_file), "--list"]) == 0  # it starts nothing
-        assert sweep.main([str(sweep_file), "--jobs", "1", "--arrays", "9"]) == 2  # without a trainer
+    for name, seeds in (("b", (1, 2)), ("run", (1,))):  # two sweeps into one folder
+        write_trials(study, (study / name / f"s{seed}" for seed in seeds))
     missing = make_page(study).partition("Missing:")[2].split("\n- ")[1:]
     assert [line.strip().removeprefix(f"{study}/") for line in missing] == [
         "b/s1: no log.txt",
