@@ -112,10 +112,6 @@ def load_trainer(
             "--classes, in the order of the run's data set"
         )
     cfg = _build_cfg(source, folder, epoch, weights, backbone, cuda)
-    cfg.MODEL.INIT_WEIGHTS = ""  # the initial model; the checkpoint replaces it
-    cfg.FEATURES.ENABLED, cfg.FEATURES.PREC = False, ""
-    cfg.USE_CUDA = cfg.USE_CUDA and cuda
-    cfg.freeze()
     # The constructor draws an initial context, which the checkpoint overwrites: the caller's generator stays as it was.
     with suppress_stdout(), torch.random.fork_rng(devices=[]):
         trainer = _subclass_without_data(cfg.TRAINER.NAME, classnames)(cfg)
@@ -135,7 +131,7 @@ def load_trainer(
 def _build_cfg(
     source: Path, folder: Path | None, epoch: int | None, weights: str, backbone: str, cuda: bool
 ) -> CfgNode:
-    """Return the config of the run in ``folder`` with ``weights``; if it is None, one for the prompt at ``source``.
+    """Return the frozen config for the model of the run in ``folder``; if it is None, for the prompt at ``source``.
 
     The other arguments, and the errors, are those of :func:`load_trainer`.
     """
@@ -146,9 +142,14 @@ def _build_cfg(
 
         from .prompt_checkpoint import build_prompt_cfg
 
-        return build_prompt_cfg(source, epoch, backbone, weights, cuda)
-    cfg = load_run_cfg(folder or source)
-    cfg.MODEL.BACKBONE.WEIGHTS = weights or cfg.MODEL.BACKBONE.WEIGHTS
+        cfg = build_prompt_cfg(source, epoch, backbone, weights, cuda)
+    else:
+        cfg = load_run_cfg(folder or source)
+        cfg.MODEL.BACKBONE.WEIGHTS = weights or cfg.MODEL.BACKBONE.WEIGHTS
+    cfg.MODEL.INIT_WEIGHTS = ""  # the initial model; the checkpoint replaces it
+    cfg.FEATURES.ENABLED, cfg.FEATURES.PREC = False, ""
+    cfg.USE_CUDA = cfg.USE_CUDA and cuda
+    cfg.freeze()
     return cfg
 
 
