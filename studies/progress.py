@@ -12,14 +12,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dassl.engine.record import read_record
 from dassl.utils import UserError
 
 from .grid import Trial
+from .tables.cells import select_tested
+from .tables.runs import read_run
+from .tables.study import collect_table, to_frame
 
 TABLE_SECONDS = 30  # seconds between two tables: with more tables, the lines between them would be hard to follow
-SEED_PATTERN = re.compile(r"(^|[/_-])seed_?\d+(?=$|[/_-])")  # a seed in a trial's folder, as people write it
-FOLDER_SHOTS_PATTERN = re.compile(r"(^|[/_-])(\d+_?shots?|shots?_?\d+)(?=$|[/_-])")  # likewise a number of shots
 STATUS_SECONDS = 30  # seconds between two lines on what runs now, where they are not one line that is rewritten
 REFRESH_SECONDS = 1  # seconds between two states of that one line, on a terminal
 # The lines of a log that say how far its run is: of training (dassl/engine/hooks.py), of dassl/utils/progress.py.
@@ -100,27 +100,16 @@ class ProgressPrinter:
         self.last_table_time = time.monotonic()
 
     def format_table(self) -> str:
-        """Return a Markdown table of mean accuracies (%) by method (row) and shots (column); empty without any."""
-        import pandas as pd
+        """Return a Markdown table of the trials' mean accuracies (%), with the rows and columns of a study's table.
 
-        rows = [row for trial in self.trials if (row := self._read_row(trial))]
-        if not rows:
-            return ""
-        frame = pd.DataFrame(rows, columns=["accuracy (%)", "shots", "accuracy"])
-        frame = frame.pivot_table("accuracy", "accuracy (%)", "shots")
-        return frame.map("{:.2f}".format).replace("nan", "-").to_markdown(disable_numparse=True, stralign="right")
-
-    def _read_row(self, trial: Trial) -> tuple[str, int, float] | None:
-        """Return a trial's method, shots and accuracy in percent; None if the record is damaged or has no accuracy."""
-        try:
-            record = read_record(trial.folder)
-            accuracy, shots = record["accuracy"], max(record["config"]["DATASET"]["NUM_SHOTS"], 0)
-        except (UserError, KeyError, TypeError):
-            return None
-        folder = trial.folder.relative_to(self.output).as_posix()
-        if match := FOLDER_SHOTS_PATTERN.search(folder):
-            shots = int(re.sub(r"\D", "", match[0]))
-        return None if accuracy is None else (get_method_name(folder), shots, accuracy)
+        It is empty without any. Trials whose records are missing or damaged are left out.
+        """
+        runs = []
+        for trial in self.trials:
+            with suppress(UserError):
+                runs.append(read_run(trial.folder))
+        table, _ = collect_table(select_tested(runs)[0])
+        return to_frame(table).to_markdown(disable_numparse=True, stralign="right") if table else ""
 
 
 def get_log_time(folder: Path) -> int | None:
@@ -138,8 +127,3 @@ def read_status(folder: Path) -> str:
             epoch, remaining, line = matches[-1]
             return line or f"{epoch} {remaining}"
     return "has started"
-
-
-def get_method_name(folder: str) -> str:
-    """Return a trial's folder without its seed and shots: ``CoOp/rn50_4shots_ctx4/seed1`` -> ``CoOp/rn50_ctx4``."""
-    return FOLDER_SHOTS_PATTERN.sub("", SEED_PATTERN.sub("", folder)).strip("/_-") or folder

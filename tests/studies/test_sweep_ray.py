@@ -14,9 +14,10 @@ import yaml
 
 from dassl.utils import UserError
 from studies.grid import Trial
-from studies.progress import ProgressPrinter, get_method_name
+from studies.progress import ProgressPrinter
 from studies.ray import join_ray_address
 from tests.common import REPOSITORY, assert_same_tensors
+from tests.studies.records import write_run
 from tools.sweep import main
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install ray")
@@ -52,33 +53,23 @@ def test_a_word_that_is_no_address_is_refused(wrong):
         join_ray_address(["c.yaml", *wrong.split()])
 
 
-@pytest.mark.parametrize(
-    ("folder", "method"),
-    [
-        ("CoOp/rn50_4shots_ctx4/seed1", "CoOp/rn50_ctx4"),
-        ("CoOp/tiny_16shots/nctx4_cscFalse_ctpend/seed12", "CoOp/tiny/nctx4_cscFalse_ctpend"),
-        ("train_base/dtd/shots_16/CoOp/vit_b16_ep50/seed3", "train_base/dtd/CoOp/vit_b16_ep50"),
-        ("ZeroshotCLIP", "ZeroshotCLIP"),
-        ("seed1", "seed1"),
-    ],
-)
-def test_a_method_name_is_the_folder_without_seed_and_shots(folder, method):
-    assert get_method_name(folder) == method
-
-
 def test_the_table_is_printed_every_few_seconds_and_at_the_end(tmp_path, capsys, monkeypatch):
-    accuracies = {"zs": 70.0, "CoOp/x_1shots/seed1": 80.0, "CoOp/x_1shots/seed2": 82.0, "CoOp/x_4shots/seed1": 90.0}
-    for folder, accuracy in accuracies.items():
-        (tmp_path / folder).mkdir(parents=True)
-        record = {"accuracy": accuracy, "config": {"DATASET": {"NUM_SHOTS": -1}}}
-        (tmp_path / folder / "result.json").write_text(json.dumps(record))
-    progress = ProgressPrinter(tmp_path, [Trial(tmp_path / folder) for folder in (*accuracies, "absent")])
+    write_run(tmp_path / "zs", 70, trainer="ZeroshotCLIP", shots=0)
+    # The folders' names do not decide what is averaged: the two runs of 1 shot, but not that of another rate.
+    runs = {"a": (80, 1, 1, 0.002), "b": (82, 2, 1, 0.002), "seed3": (60, 3, 1, 0.1), "seed4": (90, 1, 4, 0.002)}
+    for name, (accuracy, seed, shots, rate) in runs.items():
+        write_run(tmp_path / name, accuracy, seed=seed, shots=shots, config={"OPTIM.LR": rate})
+    progress = ProgressPrinter(tmp_path, [Trial(tmp_path / folder) for folder in ("zs", *runs, "absent")])
     progress.print_result(Trial(tmp_path / "zs"), "a line")
     assert capsys.readouterr().out == "a line\n"
     progress.print_table()
     rows = [re.split(r" *\| *", line.strip("| \n")) for line in capsys.readouterr().out.splitlines()]
-    assert rows[0] == ["accuracy (%)", "0", "1", "4"]
-    assert rows[2:] == [["CoOp/x", "-", "81.00", "90.00"], ["zs", "70.00", "-", "-"]]
+    assert rows[0] == ["accuracy (%)", "0 shots", "1 shot", "4 shots", "parameters"]
+    assert [row[:4] for row in rows[2:]] == [
+        ["Zero-shot CLIP", "70.00", "-", "-"],
+        ["CoOp (Standard), OPTIM.LR 0.002", "-", "81.00 ± 12.71", "90.00"],
+        ["CoOp (Standard), OPTIM.LR 0.1", "-", "60.00", "-"],
+    ]
     monkeypatch.setattr(progress, "last_table_time", -100.0)
     progress.print_result(Trial(tmp_path / "zs"), "another")
     assert capsys.readouterr().out == f"another\n{progress.format_table()}\n"
