@@ -67,4 +67,5 @@ def _print_summary(path: Path, shots: list[Datum], images: dict[str, Datum]) -> 
     total = f"{len(shots):,} images" + (f" ({len(different):,} different)" if len(different) < len(shots) else "")
     per_class = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else f"{max(counts)}"
     changed = sum(item.label != images[item.impath].label for item in shots)
-    print(f"Few-shot file: {path}, {total}, {per_class} a class, {changed:,} labels differ from the data set's")
+    labels = "1 label differs" if changed == 1 else f"{changed:,} labels differ"
+    print(f"Few-shot file: {path}, {total}, {per_class} a class, {labels} from the data set's")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Collection
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from yacs.config import CfgNode
 
@@ -33,7 +34,7 @@ class FewShotDataset(DatasetBase):
             BASE_CLASSES is refused.
     """
 
-    split_source: dict[str, str] | None = None  # file and fingerprint of the few-shot split; None with all images
+    split_source: dict[str, Any] | None = None  # file and fingerprint of the few-shot split; None with all images
 
     def __init__(self, cfg: CfgNode, train: list[Datum], test: list[Datum], val: list[Datum] | None = None):
         check_labels(train, val or [], test)
@@ -78,7 +79,13 @@ class FewShotDataset(DatasetBase):
         """
         path = Path(cfg.DATASET.FEWSHOT_FILE).expanduser()
         split = read_few_shot_file(path, self.folder(cfg), train, val or [], test)
-        self.split_source = {"file": str(path), "fingerprint": file_digest(path)}
+        labels = {item.impath: item.label for item in [*train, *(val or [])]}
+        self.split_source = {
+            "file": str(path),
+            "fingerprint": file_digest(path),
+            "pool": FewShotSplit(self.folder(cfg), 0, cfg.SEED, train, val).fingerprint,  # of all images
+            "changed_labels": sum(item.label != labels[item.impath] for item in split["train"]),
+        }
         largest = max(map(len, self.split_dataset_by_label(split["train"]).values()))
         if 1 <= cfg.DATASET.NUM_SHOTS != largest:
             label = f"DATASET.NUM_SHOTS {cfg.DATASET.NUM_SHOTS} is a label of this run alone"
@@ -93,7 +100,8 @@ class FewShotDataset(DatasetBase):
         """Print a note that names the classes of which ``items``, the images of ``split``, has none."""
         labels = {item.label for item in items}
         if missing := [name for label, name in enumerate(self.classnames) if label not in labels]:
-            print(f"Note: no {split} images for the classes {', '.join(missing)}: {consequence}")
+            classes = "class" if len(missing) == 1 else "classes"
+            print(f"Note: no {split} images for the {classes} {', '.join(missing)}: {consequence}")
 
     @classmethod
     def folder(cls, cfg: CfgNode) -> Path:

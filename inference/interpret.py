@@ -29,7 +29,7 @@ def interpret_context(source: Path, epoch: int | None, backbone: str, weights: s
         UserError: there is no checkpoint; it has no context; or its CLIP is unknown, or has another width.
     """
     checkpoint, run_folder = find_checkpoints(source, [PROMPT_MODEL], epoch)[PROMPT_MODEL], find_run_folder(source)
-    context = read_prompt(checkpoint)[CONTEXT_KEY]
+    context = read_prompt(checkpoint)[0][CONTEXT_KEY]
     if not backbone and run_folder:
         node = load_run_cfg(run_folder).MODEL.BACKBONE
         backbone, weights = node.NAME, weights or node.WEIGHTS

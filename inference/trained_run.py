@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from dassl import engine
 from dassl.config import merge_file, merge_options
 from dassl.config.merge import flatten
 from dassl.config.run_config import CONFIG_FILE
-from dassl.engine.record import RECORD_FILE, read_training_record
+from dassl.engine.record import RECORD_FILE, is_evaluation, read_training_record
 from dassl.utils import UserError
 
 
@@ -112,6 +113,7 @@ def load_trainer(
             "--classes, in the order of the run's data set"
         )
     cfg = _build_cfg(source, folder, epoch, weights, backbone, cuda)
+    _check_is_no_evaluation(folder)
     # The constructor draws an initial context, which the checkpoint overwrites: the caller's generator stays as it was.
     with suppress_stdout(), torch.random.fork_rng(devices=[]):
         trainer = _subclass_without_data(cfg.TRAINER.NAME, classnames)(cfg)
@@ -126,6 +128,15 @@ def load_trainer(
             raise UserError(f"{str(error).rstrip('.')}. {hint}") from error
         trainer.set_model_mode("eval")
     return trainer
+
+
+def _check_is_no_evaluation(folder: Path | None) -> None:
+    """Raise :class:`UserError`, which names the model's folder, if ``folder`` only evaluated another run's model."""
+    record = _read_record_if_any(folder) if folder else {}
+    words = [str(word) for word in record.get("command", ())]
+    model_dirs = [path for flag, path in pairwise(words) if flag == "--model-dir"]
+    if is_evaluation(record) and model_dirs:
+        raise UserError(f"{folder} holds an evaluation, and the model is in {model_dirs[-1]}: --model-dir takes that")
 
 
 def _build_cfg(

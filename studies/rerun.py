@@ -173,7 +173,10 @@ def rerun(source: Path, folder: Path, root: str, model_dir: str, overrides: list
         print(tabulate(differences, ["differs", "record", "rerun"], disable_numparse=True))
     print(f"The same: {', '.join(same)}")
     causes = [key for key, *_ in differences if key.partition(".")[0] in CAUSE_KEYS]
-    if effects := [key for key, *_ in differences if key not in causes]:
+    effects = [key for key, *_ in differences if key not in causes]
+    if forced := record.get("forced"):  # a rerun trains from the start with the settings of the end
+        causes.append(f"--force-resume in the record's run: {'; '.join(map(str, forced))}")
+    if effects:
         print(f"Not the same: {', '.join(effects)}. Possible causes: {', '.join(causes) or 'none recorded'}")
         return 1
     print(f"The same results{', and the same tensors' if tensors else '; there are no checkpoints to compare'}")

@@ -27,10 +27,10 @@ def hash_class_tokens(learner) -> torch.Tensor:
 def register_class_token_hooks(learner) -> None:
     """Make ``learner`` save the class tokens (its prompts' tokens around the context), and check loaded ones.
 
-    With ``learner.check_clip`` False, it also loads contexts that were learned with another CLIP; if True, a message
-    names the learner's CLIP as ``learner.clip_name``.
+    With ``learner.check_clip`` False, it also loads contexts that were learned with another CLIP, and adds a sentence
+    to ``learner.allowed_mismatch``; if True, a message names the learner's CLIP as ``learner.clip_name``.
     """
-    learner.check_clip, learner.clip_name = True, "this one"
+    learner.check_clip, learner.clip_name, learner.allowed_mismatch = True, "this one", ()
     if exceeds_limit(learner):
         print("Checkpoints have a checksum of the class tokens in their place: token_prefix, token_suffix")
     learner.register_state_dict_post_hook(add_class_tokens)
@@ -60,29 +60,45 @@ def add_class_tokens(learner, state_dict: dict, prefix: str, *_) -> None:
 def drop_class_tokens(learner, state_dict: dict, prefix: str, *hook_args) -> None:
     """Remove the class tokens from ``state_dict``, as the learner computes its own (load-state-dict pre-hook).
 
-    It reports a load error if the context was learned with another CLIP: the prefix, the start token's embedding, then
-    differs. For class-specific contexts, it also reports one if the class tokens are not those of the learner's
-    classes. A context that all classes share is loaded for any classes.
+    It reports a load error if the context has another shape, or was learned with another CLIP: the prefix, the start
+    token's embedding, then differs. For class-specific contexts, it also reports one if the class tokens are not those
+    of the learner's classes. A context that all classes share is loaded for any classes.
     """
     keys, error_messages = (*CLASS_TOKEN_KEYS, CHECKSUM_KEY), hook_args[-1]
     start, suffix, checksum = (state_dict.pop(prefix + key, None) for key in keys)
+    context = state_dict.get(prefix + "ctx", learner.ctx)
     expected = learner.table(learner.ctx.detach())[learner.rows[:1, :1]]
     if start is not None and (start.dim() != 3 or not is_close(start[:1], expected)):
-        cause = "the embedding of the start token differs"
-        problem = f"its context was learned with another CLIP than {learner.clip_name}: {cause}"
-        if learner.check_clip:
-            error_messages.append(problem)
+        problem = f"its context was learned with another CLIP than {learner.clip_name}"
+        if not learner.check_clip:
+            learner.allowed_mismatch += (problem,)
+            print(f"Note: {problem}")
+        else:
+            cause = "the embedding of the start token differs"
+            error_messages.append(f"{problem}: {cause} (train.py --allow-mismatch accepts it)")
             return
-        print(f"Note: {problem}")
-    context = state_dict.get(prefix + "ctx", learner.ctx)
-    if learner.ctx.dim() == 2 or context.shape[1:] != learner.ctx.shape[1:]:  # PyTorch reports a wrong shape itself
+    if problem := describe_other_shape(context, learner.ctx):
+        error_messages.append(problem)
+        state_dict[prefix + "ctx"] = learner.ctx.detach()  # without PyTorch's own error
+        return
+    if learner.ctx.dim() == 2:
         return
     same = len(context) == len(learner.ctx) and (checksum is None or torch.equal(checksum.cpu(), learner.checksum))
     if same and suffix is not None:
         same = is_close(suffix, embed_class_tokens(learner)[CLASS_TOKEN_KEYS[1]])
     if not same:
         error_messages.append("its contexts are class-specific (CSC), for other classes than these")
-        state_dict[prefix + "ctx"] = learner.ctx.detach()  # no error of its shape as well
+        state_dict[prefix + "ctx"] = learner.ctx.detach()
+
+
+def describe_other_shape(context: torch.Tensor, expected: torch.Tensor) -> str:
+    """Return how the shape of a saved context differs from ``expected``, but for the number of classes; "": it fits."""
+    kinds = {2: "one context for all classes", 3: "class-specific contexts (CSC)"}
+    if context.dim() != expected.dim():
+        return f"it has {kinds.get(context.dim(), 'no context')}, not {kinds[expected.dim()]}"
+    if context.shape[-2] != expected.shape[-2]:
+        return f"its context has {context.shape[-2]} tokens, not {expected.shape[-2]} (N_CTX, or the words of CTX_INIT)"
+    return ""
 
 
 def is_close(saved: torch.Tensor, expected: torch.Tensor) -> bool:

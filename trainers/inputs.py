@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+from pathlib import Path
 
 import torch
 from yacs.config import CfgNode
@@ -13,9 +14,10 @@ from dassl.config.merge import flatten
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
 from dassl.data.datasets.fingerprint import get_image_root, split_fingerprints
 from dassl.data.images import skip_unreadable
-from dassl.utils import UserError
+from dassl.utils import UserError, file_digest
 from vlm.clip.load import load_cached_clip
 
+SIZES_SUFFIX = " (sizes of their files)"  # of the name of a split whose images are replaced, not renamed
 SPLIT_NAMES = {"train_x": "training images", "train_u": "unlabelled images", "val": "validation images"}
 
 
@@ -36,15 +38,20 @@ class CurrentInputs:
         saved = _name_fingerprints(record.get("splits") or {}, record.get("few_shot_split"))
         weights = (record.get("weights") or {}).get("sha256")
         saved |= {"weights": weights} if weights else {}
+        descriptions = (record.get("descriptions") or {}).get("sha256")
+        saved |= {"descriptions": descriptions} if descriptions else {}
         try:
             current = self.read_data(cfg) | ({"weights": self.read_weights(cfg)} if weights else {})
+            if descriptions and (path := Path(cfg.DATASET.DESCRIPTIONS).expanduser()).is_file():
+                current["descriptions"] = file_digest(path)
         except UserError as error:
             note = f"Note: finished runs could not be compared with the data and weights of now: {error}"
             if note not in self._notes:
                 print(note, file=sys.stderr)
             self._notes.add(note)
             return []
-        return [name for name, fingerprint in saved.items() if current.get(name, fingerprint) != fingerprint]
+        changed = [name for name, fingerprint in saved.items() if current.get(name, fingerprint) != fingerprint]
+        return [name for name in changed if name.removesuffix(SIZES_SUFFIX) not in changed or SIZES_SUFFIX not in name]
 
     def read_data(self, cfg: CfgNode) -> dict[str, str]:
         """Return the fingerprints of the data set by name; UserError if it cannot be read."""
@@ -75,7 +82,8 @@ def _name_fingerprints(splits: dict[str, dict], few_shot_split: dict | None) -> 
     The fingerprint of a few-shot split covers all images that training and validation images are drawn from.
     """
     names = {} if few_shot_split else SPLIT_NAMES
-    named = {
-        name: splits[split]["sha256"] for split, name in {"test": "test images", **names}.items() if split in splits
-    }
+    present = {split: name for split, name in {"test": "test images", **names}.items() if split in splits}
+    named = {name: splits[split]["sha256"] for split, name in present.items()}
+    sized = {split: name for split, name in present.items() if "sizes" in splits[split]}
+    named |= {f"{name}{SIZES_SUFFIX}": splits[split]["sizes"] for split, name in sized.items()}
     return named | ({"training images": few_shot_split["fingerprint"]} if few_shot_split else {})

@@ -261,12 +261,14 @@ def check_best_exists(trainer, directory: str) -> None:
 def get_origin(trainer) -> dict[str, str]:
     """Return the origin of the trained parameters: what they depend on, which a resume compares. Computed once.
 
-    Entries: ``settings``, the config as YAML; ``<split> images``, the SHA-256 fingerprint of each split but test;
+    Entries: ``settings``, the config as YAML; ``<split> images`` and ``<split> image sizes``, for each split but test;
     ``class names``, their SHA-256 digest, as no split shows a class without images; the digest of each file in
     ``trainer.provenance``, such as ``weights``, the pretrained model's; ``initial weights``, of MODEL.INIT_WEIGHTS.
     """
     if not hasattr(trainer, "_origin"):
-        data = {f"{name} images": entry["sha256"] for name, entry in get_splits(trainer).items() if name != "test"}
+        splits = {name: entry for name, entry in get_splits(trainer).items() if name != "test"}
+        data = {f"{name} images": entry["sha256"] for name, entry in splits.items()}
+        data |= {f"{name} image sizes": entry["sizes"] for name, entry in splits.items() if "sizes" in entry}
         if data:
             classnames = json.dumps(list(trainer.dm.dataset.classnames))
             data["class names"] = hashlib.sha256(classnames.encode()).hexdigest()

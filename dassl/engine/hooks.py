@@ -50,7 +50,10 @@ class LogPrinter(HookBase):
             return
         seconds, data = trainer._batch_time, trainer._data_time
         remaining = (trainer.max_epoch - trainer.epoch) * trainer.num_batches - batch
-        eta = datetime.timedelta(seconds=int(seconds.avg * remaining))
+        completed = (trainer.epoch - trainer.start_epoch) * trainer.num_batches + batch
+        # Since the start, as features are encoded and models validated between batches and epochs, too.
+        average = (time.time() - trainer.time_start) / completed if hasattr(trainer, "time_start") else seconds.avg
+        eta = datetime.timedelta(seconds=int(average * remaining))
         print(
             f"epoch [{trainer.epoch + 1}/{trainer.max_epoch}] batch [{batch}/{trainer.num_batches}] "
             f"time {seconds.val:.3f} ({seconds.avg:.3f}) data {data.val:.3f} ({data.avg:.3f}) "

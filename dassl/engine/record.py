@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import os
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -18,6 +20,7 @@ PREDICTIONS_FILE = "predictions.csv"  # of the evaluation whose results the reco
 # Types of entries that we read.
 RECORD_TYPES: dict[str, type] = dict.fromkeys(("config", "weights", "splits", "machine"), dict)
 RECORD_TYPES |= dict.fromkeys(("classnames", "command", "started_from", "forced", "models"), list)
+SPLIT_FOLDER = "split_fewshot"  # in a data set's folder: its stored few-shot splits
 GIT_TIMEOUT = 5  # seconds: git takes a fraction of one, and on a slow disk the record goes without a commit
 
 
@@ -40,11 +43,16 @@ def read_training_record(folder: Path) -> dict:
     classes. :class:`UserError` if ``folder`` has no record or a damaged one.
     """
     record = read_record(folder)
-    if "--eval-only" not in record.get("command", ()) or not (folder / CONFIG_FILE).is_file():
+    if not is_evaluation(record) or not (folder / CONFIG_FILE).is_file():
         return record  # the second: a run that only evaluated
     renamed = sorted(folder.glob(f"{RECORD_FILE}-*"), key=lambda path: path.stat().st_mtime, reverse=True)
     records = (read_record(folder, path.name) for path in renamed)
-    return next((each for each in records if "--eval-only" not in each.get("command", ())), {})
+    return next((each for each in records if not is_evaluation(each)), {})
+
+
+def is_evaluation(record: dict) -> bool:
+    """Return whether a record is of a run that only evaluated (``--eval-only``)."""
+    return record.get("eval_only", "--eval-only" in record.get("command", ()))
 
 
 def is_finished(folder: str | Path, command: Sequence[str]) -> bool:
@@ -75,8 +83,8 @@ def find_staleness(folder: str | Path, command: Sequence[str]) -> str:
 def _list_input_files(record: dict, command: Sequence[str]) -> Iterator[Path]:
     """Yield the files on which a run depends, beside its images: config files, whether they exist or not; checkpoints.
 
-    Also yields its few-shot split, and each value of its config that is the path of a file, as it is or in the data
-    set's folder (DATASET.CLASSNAMES, MODEL.INIT_WEIGHTS, …).
+    Also yields its few-shot split and the images in it, and each value of its config that is the path of a file, as it
+    is or in the data set's folder (DATASET.CLASSNAMES, MODEL.INIT_WEIGHTS, …).
     """
     for flag, value in pairwise(command):
         if flag in ("--config-file", "--dataset-config-file"):
@@ -84,6 +92,7 @@ def _list_input_files(record: dict, command: Sequence[str]) -> Iterator[Path]:
         elif flag == "--model-dir":
             places = Path(value).glob("*/model*.pth.tar*"), Path(value).glob("model*.pth.tar*"), [Path(value)]
             yield from (path for place in places for path in place if path.is_file())
+    yield from _list_shots(record)
     config = dict(flatten(record.get("config", {})))
     folder = os.path.join(*(str(config.get(f"DATASET.{key}", "")) for key in ("ROOT", "FOLDER")))
     split = record.get("few_shot_split")
@@ -92,6 +101,19 @@ def _list_input_files(record: dict, command: Sequence[str]) -> Iterator[Path]:
         path = os.path.expanduser(path) if path.startswith("~/") else path
         if os.path.isfile(path):
             yield Path(path)
+
+
+def _list_shots(record: dict) -> Iterator[Path]:
+    """Yield the images of a run's stored few-shot split that exist; nothing if it is gone, or has another form."""
+    split = record.get("few_shot_split")
+    path = Path(str(split.get("file"))) if isinstance(split, dict) else None
+    if path is None or path.parent.name != SPLIT_FOLDER:
+        return
+    with contextlib.suppress(UserError, TypeError, AttributeError, ValueError, OSError):
+        lists = [entries for entries in read_json(path).values() if isinstance(entries, list)]
+        for name, *_ in itertools.chain(*lists):
+            if (image := path.parent.parent / name).is_file():
+                yield image
 
 
 def code_version(root: Path, paths: Sequence[str]) -> dict:

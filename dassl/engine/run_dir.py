@@ -41,7 +41,7 @@ from . import checkpoint
 from .build import default_cfg
 from .lock import exclusive_lock
 from .predictions import write_predictions
-from .record import PREDICTIONS_FILE, RECORD_FILE, code_version
+from .record import PREDICTIONS_FILE, RECORD_FILE, code_version, read_training_record
 
 
 def choose_evaluation_dir(cfg: CfgNode) -> str:
@@ -79,6 +79,8 @@ def setup_run(args: argparse.Namespace, cfg: CfgNode) -> None:
     print(f"Device: {get_device(cfg.USE_CUDA)}, threads: {torch.get_num_threads()}")
     if args.eval_only and Path(cfg.OUTPUT_DIR).name.startswith("eval-") and args.output_dir != cfg.OUTPUT_DIR:
         print(f"The results are in {cfg.OUTPUT_DIR}, as {Path(cfg.OUTPUT_DIR).parent} is the folder of a training run")
+        if earlier := sorted(Path(cfg.OUTPUT_DIR).glob(f"{RECORD_FILE}-*")):
+            print(f"The record of an earlier evaluation there has its date: {earlier[-1].name}")
     if args.model_dir and not args.eval_only:
         print("Note: --model-dir is for --eval-only; training starts from --resume or MODEL.INIT_WEIGHTS")
     defaults = dict(flatten(default_cfg()))
@@ -166,7 +168,7 @@ def check_evaluation(trainer, args: argparse.Namespace) -> None:
             mismatches = checkpoint.find_mismatches(trainer, load_checkpoint(file).get("origin", {}))
         except (KeyError, TypeError) as error:
             raise UserError(f"{file} is damaged: {error!r}") from error
-        if mismatches:
+        if mismatches := mismatches + find_seen_classes(trainer, file):
             problem = f"{file} was trained with other settings: {'; '.join(mismatches)}"
             if not args.allow_mismatch:
                 raise UserError(
@@ -175,6 +177,20 @@ def check_evaluation(trainer, args: argparse.Namespace) -> None:
                 )
             print(f"--allow-mismatch: {problem}")
             trainer.allowed_mismatch = tuple(dict.fromkeys([*trainer.allowed_mismatch, *mismatches]))
+
+
+def find_seen_classes(trainer, file: Path) -> list[str]:
+    """Return a sentence if classes that SUBSAMPLE_CLASSES calls new are classes of the run that trained ``file``.
+
+    The run's record, if there is one, has its classes.
+    """
+    dataset, record = trainer.cfg.DATASET, {}
+    with contextlib.suppress(UserError):
+        record = read_training_record(file.absolute().parents[1])
+    if dataset.SUBSAMPLE_CLASSES != "new" or record.get("dataset") != dataset.NAME:
+        return []
+    seen = [name for name in trainer.dm.dataset.classnames if name in record.get("classnames", ())]
+    return [f"it was trained on {len(seen)} of the new classes ({', '.join(seen[:5])})"] if seen else []
 
 
 def find_model_files(trainer, model_dir: str, epoch: int | None) -> list[Path]:
@@ -214,6 +230,7 @@ def record_run(
         resumes = f"after epoch {trainer.last_saved_epoch}" if trainer.last_saved_epoch else "from the beginning"
         position = f"in epoch {trainer.epoch + 1} of {trainer.max_epoch}"
         raise interrupted_error(position, resumes, str(program), command) from interrupt
+    inputs["eval_only"] = args.eval_only
     write_record(trainer, round(time.time() - start_time, 2), command, version, inputs)
 
 
@@ -257,12 +274,15 @@ def write_record(trainer, seconds: float, command: list[str], code: dict, inputs
     splits = {name: {**entry, **_content_checksum(trainer, name)} for name, entry in inputs["splits"].items()}
     bad_images = getattr(trainer.dm, "bad_images", {})
     world_sizes = checkpoint.get_world_sizes(trainer)  # more than one if the number of processes changed at a resume
+    # A model may find out by itself that a checkpoint was trained with something else, and be told to accept it.
+    mismatches = [*trainer.allowed_mismatch]
+    mismatches += [text for model in trainer._models.values() for text in getattr(model, "allowed_mismatch", ())]
     record = {
         **(trainer.results or {"accuracy": None}),
         **_result_counts(trainer),
         **({"bad_images": bad_images} if bad_images else {}),
         **({"forced": list(trainer.forced)} if trainer.forced else {}),
-        **({"allowed_mismatch": list(trainer.allowed_mismatch)} if trainer.allowed_mismatch else {}),
+        **({"allowed_mismatch": mismatches} if mismatches else {}),
         "split": cfg.TEST.SPLIT,
         "trainer": cfg.TRAINER.NAME,
         "dataset": cfg.DATASET.NAME,
@@ -307,8 +327,9 @@ def _describe_sums(trainer) -> str:
 def _train_images_per_class(trainer) -> dict[str, list[int]]:
     """Return the [fewest, most] training images of a class, by the record's key; {} for a data set without classes."""
     dataset = trainer.dm.dataset
-    counts = Counter(item.label for item in dataset.train_x).values() if dataset.classnames else ()
-    return {"train_images_per_class": [min(counts), max(counts)]} if counts else {}
+    counts = Counter(item.label for item in dataset.train_x)
+    images = [counts[label] for label in range(dataset.num_classes)] if dataset.classnames else []
+    return {"train_images_per_class": [min(images), max(images)]} if images else {}
 
 
 def _content_checksum(trainer, split: str) -> dict[str, str]:

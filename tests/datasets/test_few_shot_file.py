@@ -38,9 +38,9 @@ def test_a_run_trains_on_exactly_the_shots_of_a_file_with_the_labels_in_it(build
     assert (dataset.classnames, dataset.num_classes) == (["ant", "bee", "cow"], 3)
     assert dataset.lab2cname == {0: "ant", 1: "bee", 2: "cow"}
     output = capsys.readouterr().out
-    summary = "4 images (3 different), 1 to 3 a class, 1 labels differ from the data set's"
+    summary = "4 images (3 different), 1 to 3 a class, 1 label differs from the data set's"
     assert f"Few-shot file: {tmp_path / 'shots.json'}, {summary}\n" in output
-    assert "Note: no training images for the classes cow" in output
+    assert "Note: no training images for the class cow" in output
     assert not (tmp_path / "dtd/split_fewshot").exists()
     labels = [item.label for item in dataset.val]  # as many as the largest class has shots
     assert [labels.count(label) for label in range(3)] == [3, 3, 3]
@@ -73,7 +73,7 @@ def test_an_edited_copy_of_a_stored_split_is_used_as_it_is(build, tmp_path, caps
     stored.write_text(json.dumps(content))
     capsys.readouterr()
     edited = build(content, NUM_SHOTS=2)
-    assert "1 labels differ" in capsys.readouterr().out
+    assert "1 label differs" in capsys.readouterr().out
     assert list_entries(edited.train_x, tmp_path) == content["train"]
     assert list_entries(edited.val, tmp_path) == content["val"]
     clean = build_dataset(config(tmp_path, "DescribableTextures", NUM_SHOTS=2))
@@ -134,7 +134,8 @@ def test_the_record_names_the_file_and_a_resume_with_other_shots_is_refused(run,
     record = result.record
     assert len(record["classnames"]) == 10
     assert record["splits"]["train_x"]["images"] == 5
-    assert record["few_shot_split"] == {"file": str(path), "fingerprint": file_digest(path)}
+    split = record["few_shot_split"]
+    assert (split["file"], split["fingerprint"], split["changed_labels"]) == (str(path), file_digest(path), 0)
     path.write_text(json.dumps({"train": entries}))
     other = run(*arguments)
     assert other.code == 2

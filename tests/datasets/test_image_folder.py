@@ -104,7 +104,7 @@ def test_a_class_without_test_images_is_allowed_and_named(tmp_path, capsys):
     write_images(tmp_path, ["cat/0.jpg", "cat/1.png", "dog/0.jpg"])
     dataset = build(tmp_path)
     assert (dataset.classnames, len(dataset.train_x), len(dataset.test)) == (["cat", "dog"], 2, 1)
-    note = "Note: no test images for the classes dog: they are not in the accuracy"
+    note = "Note: no test images for the class dog: they are not in the accuracy"
     assert note in capsys.readouterr().out
     names = [*(f"train/{name}/{i}.jpg" for name in ("cat", "dog") for i in range(3)), "test/cat/0.jpg"]
     write_images(tmp_path / "split", [*names, "val/dog/0.jpg"])

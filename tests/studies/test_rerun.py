@@ -167,12 +167,16 @@ def test_a_changed_image_is_reported_as_a_possible_cause(run, call, digits_copy)
     original = run("--root", digits_copy, *SHORT)
     for image in (digits_copy / "digits/images/val/3").iterdir():
         shutil.copy(next((digits_copy / "digits/images/val/5").iterdir()), image)
-    code, output, _ = call(original.folder)
+    code, _, error = call(original.folder)
+    assert (code, "splits.test.sizes" in error) == (2, True)
+    code, output, _ = call(original.folder, "--anyway")
     assert code == 1
     assert read_comparison(output)["splits.test.content"] == "DIFFERS"
     assert not any(name.startswith("splits.train_x") for name in read_comparison(output))
     assert read_comparison(output)["prompt_learner/model.pth.tar-3"] == "same"
-    assert re.search(r"^Not the same: .*accuracy.* Possible causes: splits.test.content$", output, re.MULTILINE)
+    assert re.search(
+        r"^Not the same: .*accuracy.* Possible causes: splits.test.sizes, splits.test.content$", output, re.MULTILINE
+    )
 
 
 def test_changed_data_is_refused_before_training(run, call, digits_copy):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 
 from yacs.config import CfgNode
@@ -12,6 +13,7 @@ from yacs.config import CfgNode
 from .base_dataset import DatasetBase, Datum
 
 SPLITS = ("train_x", "train_u", "val", "test")  # attributes of DatasetBase
+MAX_SIZED = 200_000  # images of which the sizes are read: a second on a local disk, minutes on a slow one for ImageNet
 
 
 def get_image_root(cfg: CfgNode) -> str:
@@ -41,10 +43,27 @@ def split_fingerprint(items: Iterable[Datum], root: str | os.PathLike) -> str:
 
 
 def split_fingerprints(dataset: DatasetBase, root: str | os.PathLike) -> dict[str, dict]:
-    """Return ``{"images": number of images, "sha256": fingerprint}`` for each non-empty split of a data set."""
+    """Return ``{"images": number of images, "sha256": fingerprint}`` for each non-empty split of a data set.
+
+    For up to MAX_SIZED images, there is also ``sizes`` (:func:`digest_sizes`), which notices most replaced images.
+    """
     splits = {name: getattr(dataset, name, None) for name in SPLITS}
     return {
-        name: {"images": len(items), "sha256": split_fingerprint(items, root)}
+        name: {"images": len(items), "sha256": split_fingerprint(items, root), **digest_sizes(items)}
         for name, items in splits.items()
         if items
     }
+
+
+def digest_sizes(items: Sequence[Datum]) -> dict[str, str]:
+    """Return {"sizes": SHA-256 (hexadecimal) of the sizes of the images' files, in their order}.
+
+    Returns {} for more than MAX_SIZED images, or if a file is missing.
+    """
+    if len(items) > MAX_SIZED:
+        return {}
+    try:
+        sizes = [os.path.getsize(item.impath) for item in items]
+    except (OSError, ValueError):  # a reader of the image reports it
+        return {}
+    return {"sizes": hashlib.sha256(json.dumps(sizes).encode()).hexdigest()}
