@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,13 @@ def digits_root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data")
     write_digits(root / "digits")
     return root
+
+
+@pytest.fixture
+def digits_copy(digits_root, tmp_path) -> Path:
+    """The root of a copy of the digits that a test may change."""
+    shutil.copytree(digits_root / "digits", tmp_path / "copy/digits")
+    return tmp_path / "copy"
 
 
 @pytest.fixture

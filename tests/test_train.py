@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
+from dassl.engine.hooks import LogPrinter
 from dassl.log_format import END_OF_TRAINING
 from datasets.digits import DIGIT_NAMES
 from tests.common import REPOSITORY, assert_same_tensors, load_tensors
@@ -323,3 +325,39 @@ def test_a_context_trained_on_base_classes_is_evaluated_on_new_classes(run):
     assert "# classes  5" in base.log
     assert "# classes  5" in new.log
     assert int(re.search(r"total: (\d+)", base.log)[1]) + int(re.search(r"total: (\d+)", new.log)[1]) == TEST_SCANS
+
+
+def test_new_classes_that_a_model_was_trained_on_are_refused(run, tmp_path):
+    base = tmp_path / "base.txt"
+    base.write_text("zero\nseven\n")
+    trained = run(*SHORT, "DATASET.SUBSAMPLE_CLASSES", "base", "DATASET.BASE_CLASSES", base)
+    flags = ("--eval-only", "--model-dir", trained.folder, *SHORT, "DATASET.SUBSAMPLE_CLASSES", "new")
+    refused = run(*flags, out="other")  # without BASE_CLASSES, seven is in the second half
+    assert refused.code == 2
+    assert "it was trained on 1 of the new classes (seven)" in refused.error
+    assert run(*flags, "DATASET.BASE_CLASSES", base, out="new").record["eval_only"] is True
+
+
+def test_a_context_of_another_length_or_kind_is_refused_in_words(run):
+    trained = run(*SHORT)
+    words = run("--eval-only", "--model-dir", trained.folder, *SHORT, "TRAINER.COOP.CTX_INIT", "a_photo", out="other")
+    assert "its context has 16 tokens, not 2 (N_CTX, or the words of CTX_INIT)" in words.error
+    flags = ("--eval-only", "--allow-mismatch", "--model-dir", trained.folder, *SHORT)
+    csc = run(*flags, "TRAINER.COOP.CSC", True, out="other")
+    assert "it has one context for all classes, not class-specific contexts (CSC)" in csc.error
+
+
+def test_descriptions_that_a_method_does_not_read_are_named(run, tmp_path):
+    (tmp_path / "d.json").write_text('{"one": ["A stroke."]}')
+    log = run(*SHORT, "DATASET.DESCRIPTIONS", tmp_path / "d.json").log
+    assert "Note: DATASET.DESCRIPTIONS does nothing: CoOp learns its prompts" in log
+
+
+def test_the_time_left_counts_what_happens_between_the_epochs(monkeypatch, capsys):
+    trainer = SimpleNamespace(epoch=1, start_epoch=0, max_epoch=3, num_batches=1, batch_idx=0, current_lr=0.1)
+    trainer.cfg, trainer._losses = CfgNode({"TRAIN": {"PRINT_FREQ": 1}}), ""
+    trainer._batch_time = trainer._data_time = SimpleNamespace(val=1.0, avg=1.0)
+    trainer.time_start = 0.0
+    monkeypatch.setattr("dassl.engine.hooks.time.time", lambda: 20.0)  # two epochs of a batch of a second
+    LogPrinter().after_step(trainer)
+    assert capsys.readouterr().out.endswith("eta 0:00:10\n")

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -255,3 +256,34 @@ def test_a_run_is_not_finished_if_a_config_file_of_its_command_is_missing(evalua
     folder, command, files = evaluation
     files[0].unlink()
     assert not is_finished(folder, command)
+
+
+def test_replaced_images_of_a_split_change_the_digest_of_its_sizes(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / f"pets/{name}").mkdir(parents=True)
+        (tmp_path / f"pets/{name}/{name}.jpg").write_bytes(b"12")
+    dataset = DatasetBase(train_x=make_items(str(tmp_path)), test=make_items(str(tmp_path)))
+    before = split_fingerprints(dataset, tmp_path)["test"]
+    (tmp_path / "pets/dog/dog.jpg").write_bytes(b"123")
+    after = split_fingerprints(dataset, tmp_path)["test"]
+    assert (before["sha256"], before["sizes"] != after["sizes"]) == (after["sha256"], True)
+    (tmp_path / "pets/dog/dog.jpg").unlink()
+    assert "sizes" not in split_fingerprints(dataset, tmp_path)["test"]
+
+
+def test_a_run_is_not_finished_if_one_of_its_shots_has_changed_since(run, digits_copy):
+    trained = run("--root", digits_copy, *SHORT)
+    assert is_finished(trained.folder, trained.record["command"])
+    split = trained.record["few_shot_split"]["file"]
+    name = json.loads(Path(split).read_text())["train"][0][0]
+    later = (trained.folder / "result.json").stat().st_mtime + 1
+    os.utime(digits_copy / "digits" / name, (later, later))
+    assert f"{name} is newer than its record" in find_staleness(trained.folder, trained.record["command"])
+
+
+def test_a_class_without_shots_has_none_in_the_record(run, digits_root, tmp_path):
+    images = sorted((digits_root / "digits/images/train/3").iterdir())[:2]
+    shots = [[f"images/train/3/{path.name}", 3, "three"] for path in images]
+    (tmp_path / "shots.json").write_text(json.dumps({"train": shots, "val": []}))
+    trained = run("DATASET.FEWSHOT_FILE", tmp_path / "shots.json", "OPTIM.MAX_EPOCH", 1)
+    assert trained.record["train_images_per_class"] == [0, 2]

@@ -132,7 +132,9 @@ def prompt_alone(run, tmp_path):
     def train_prompt(*options: object, trainer: str = "CoOp"):
         trained, folder = run(*SHORT, *options, trainer=trainer), tmp_path / "download"
         (folder / "prompt_learner").mkdir(parents=True)
-        shutil.copy(trained.checkpoint(1), folder / "prompt_learner/model.pth.tar-1")
+        checkpoint = torch.load(trained.checkpoint(1), weights_only=True)
+        content = {key: checkpoint[key] for key in ("state_dict", "epoch")}  # as the original's: without an origin
+        torch.save(content, folder / "prompt_learner/model.pth.tar-1")
         return trained, folder
 
     return train_prompt
@@ -177,9 +179,6 @@ def test_train_evaluates_a_prompt_alone_under_its_clip_only(prompt_alone, run, o
     for source in (folder, folder / "prompt_learner", folder / "prompt_learner/model.pth.tar-1"):
         assert run("--eval-only", "--model-dir", source, out="eval").accuracy == trained.accuracy
     weights = ("MODEL.BACKBONE.WEIGHTS", other_clip)
-    path = folder / "prompt_learner/model.pth.tar-1"
-    checkpoint = torch.load(path, weights_only=True)
-    torch.save({"state_dict": checkpoint["state_dict"], "epoch": 1}, path)  # the original's: without an origin
     refusals = [run("--eval-only", "--model-dir", folder, *weights, out="other")]
     refusals += [run("MODEL.INIT_WEIGHTS", folder / "prompt_learner/model.pth.tar-1", *SHORT, *weights, out="init")]
     for result in refusals:
@@ -187,6 +186,28 @@ def test_train_evaluates_a_prompt_alone_under_its_clip_only(prompt_alone, run, o
         assert "learned with another CLIP" in result.error
     allowed = run("--eval-only", "--model-dir", folder, "--allow-mismatch", *weights, out="allowed")
     assert "Note: its context was learned with another CLIP" in allowed.log
+    assert "learned with another CLIP" in allowed.record["allowed_mismatch"][0]
+
+
+def test_a_prompt_alone_is_used_as_its_checkpoint_says_that_it_was_learned(run, call, refused, three, tmp_path):
+    trained = run(*SHORT, "TRAINER.COOP.CLASS_TOKEN_POSITION", "middle")
+    path = shutil.copy(trained.checkpoint(1), tmp_path / "model.pth.tar-1")
+    expected = call(three, "--model-dir", trained.folder, "--json").probabilities()
+    result = call(three, "--model-dir", path, *TINY, "--classes", *DIGIT_NAMES, "--json")
+    assert result.probabilities() == pytest.approx(expected, abs=1e-5)
+    assert "Note" not in result.error
+    weights = load_tiny()
+    name = next(name for name in weights if name.startswith("visual."))  # the start token's embedding is the same
+    save_file({**weights, name: weights[name] + 1}, tmp_path / "other.safetensors")
+    other = ("--weights", tmp_path / "other.safetensors", "--classes", *DIGIT_NAMES)
+    refused(three, "--model-dir", path, *other, fragments=["learned with other weights"])
+
+
+def test_the_folder_of_an_evaluation_names_the_folder_of_its_model(run, refused, three):
+    trained = run(*SHORT)
+    run("--eval-only", "--model-dir", trained.folder, *SHORT)
+    fragments = ["holds an evaluation", f"the model is in {trained.folder}"]
+    refused(three, "--model-dir", trained.folder / "eval-Digits-test", fragments=fragments)
 
 
 # ---- logits and cosines ----

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from studies.estimate import format_duration
 from studies.grid import Trial
 from studies.progress import ProgressPrinter, read_status
-from tests.common import REPOSITORY
+from tests.common import REPOSITORY, WNIDS
 from tools.sweep import main
 from vlm.tiny.weights import load_tiny
 
@@ -254,3 +255,18 @@ def test_a_sweep_prints_what_runs_while_it_runs(sweep, monkeypatch):
     output = sweep(runs=[ZERO_SHOT])[1]
     assert "running: zs has started\n" in output
     assert re.search(r"^\[1/1, \d+ s\] \S+/zs: [\d.]+%$", output, re.MULTILINE)
+
+
+def test_a_run_of_replaced_test_images_or_descriptions_runs_again(sweep, imagenet_root, tmp_path):
+    descriptions, record = tmp_path / "d.json", tmp_path / "out/zs/result.json"
+    descriptions.write_text(json.dumps({name: ["A thing."] for name in WNIDS.values()}))
+    trial = {"folder": "zs", "arguments": f"{ZERO_SHOT['arguments']} DATASET.DESCRIPTIONS {descriptions}"}
+    assert sweep(runs=[trial])[0] == 0
+    old = record.stat().st_mtime - 9
+    descriptions.write_text(json.dumps({name: ["One."] for name in WNIDS.values()}))
+    os.utime(descriptions, (old, old))  # as after cp -p
+    assert "other descriptions than in its record" in sweep(runs=[trial])[1]
+    image, *_ = (imagenet_root / "imagenet/images/val").glob("*/*")
+    Image.new("RGB", (9, 9)).save(image)
+    assert "other test images (sizes of their files) than in its record" in sweep(runs=[trial])[1]
+    assert "1 runs, 1 finished already" in sweep(runs=[trial])[1]

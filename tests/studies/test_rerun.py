@@ -46,13 +46,6 @@ def edit_record(folder: Path, change) -> None:
     path.write_text(json.dumps(record))
 
 
-@pytest.fixture
-def digits_copy(digits_root, tmp_path) -> Path:
-    """The root of a copy of the digits that a test may change."""
-    shutil.copytree(digits_root / "digits", tmp_path / "copy/digits")
-    return tmp_path / "copy"
-
-
 @pytest.mark.parametrize(
     ("trainer", "model", "epoch"),
     [("CoOp", "prompt_learner", 3), ("CLIPFineTune", "clip", 3), ("LinearProbe", "linear_probe", 1)],
