@@ -62,7 +62,7 @@ class Cell:
 
     @property
     def shots_had(self) -> str:
-        """Text such as ``3 to 5 shots``, if a class had fewer training images than were asked for; else ""."""
+        """Text such as ``3 to 5 shots``, if a class had fewer training images than the number of shots; else ""."""
         trained = [run for run in self.runs if run.is_trained and not run.is_evaluation]
         had = [counts for run in trained if (counts := run.train_images_per_class) and counts[0] < run.shots]
         if not had:

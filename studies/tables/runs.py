@@ -178,7 +178,9 @@ class Run:
             return ""
         fewest, most = self.train_images_per_class or ("?", "?")
         images = _get(self.record, "splits", "train_x", "images")
-        return f"{images} images, {fewest} to {most} a class, {self.changed_labels} changed labels"
+        changed = _get(self.record, "few_shot_split", "changed_labels")
+        labels = "an unknown number of" if changed is None else changed
+        return f"{images} images, {fewest} to {most} a class, {labels} changed labels"
 
     @cached_property
     def settings(self) -> dict[str, str]:

@@ -177,12 +177,15 @@ def test_the_shots_of_a_file_count_by_what_they_are(study):
         entries = {"few_shot_split": split, "splits": splits, "train_images_per_class": [1, 18]}
         config = {"DATASET.FEWSHOT_FILE": f"{seed}.json"}
         write_run(study / f"run{seed}", 70 + seed, seed=seed, shots=16, config=config, **entries)
+    del entries["few_shot_split"]["changed_labels"]
+    write_run(study / "earlier", 74, config={"DATASET.FEWSHOT_FILE": "a.json"}, **entries)
     write_run(study / "drawn", 60, shots=18, few_shot_split=drawn_from("a"))
     page, rows = make_page(study), read_csv(study)
     assert rows["accuracy (%)"] == ["0 shots", "18 shots", "parameters"]
     row = "CoOp (Standard), DATASET.FEWSHOT_FILE 100 images, 1 to 18 a class, {} changed labels"
     assert rows[row.format(0)][1] == "71.50 ± 6.35 (1 to 18 shots)"
     assert rows[row.format(20)][1] == "73.00 (1 to 18 shots)*"
+    assert rows[row.format("an unknown number of")][1] == "74.00 (1 to 18 shots)"
     assert rows["CoOp (Standard), DATASET.FEWSHOT_FILE none"][1] == "60.00"
     assert "\n\\* DATASET.FEWSHOT_FILE: 20 training images have another label than in the data set." in page
 
