@@ -4,8 +4,9 @@
     python tools/parse_test_res.py output/digits/CoOp --multi-exp              # every experiment below the folder
     python tools/parse_test_res.py output/evaluation/… --test-log              # logs of --eval-only runs
 
-The mean is over the seeds that the records (result.json) have. Two records of one seed, or records whose settings
-differ, are named and not averaged. Logs without a record, as the original CoOp writes them, count as they are.
+The mean is over the seeds that the records (result.json) have. Two records of one seed or of one model, or records
+whose settings differ, are named and not averaged. Logs without a record, as the original CoOp writes them, count as
+they are.
 
 ``--ci95`` prints the half-width of the 95% interval (Student's t) instead of the standard deviation.
 """
@@ -25,7 +26,15 @@ from dassl.engine.record import RECORD_FILE
 from dassl.log_format import read_result
 from dassl.utils import UserError, command_line, listdir_nohidden
 from studies.tables.cells import ci95_half_width
-from studies.tables.runs import find_differences, format_differences, format_repetition, group_by_seed, read_run
+from studies.tables.runs import (
+    ARITHMETIC,
+    REPETITIONS,
+    find_differences,
+    format_differences,
+    format_repetition,
+    group_repetitions,
+    read_run,
+)
 
 
 def parse_directory(directory: Path, keyword: str, test_log: bool, ci95: bool) -> float:
@@ -66,13 +75,19 @@ def parse_directory(directory: Path, keyword: str, test_log: bool, ci95: bool) -
 
 
 def check_runs(folders: Iterable[Path]) -> None:
-    """Raise :class:`UserError` if two of the runs have one seed, or their settings differ."""
+    """Raise :class:`UserError` if two of the runs have one seed or model, or their settings differ.
+
+    Differing arithmetic is named on standard error.
+    """
     runs = [read_run(folder) for folder in folders]
-    problems = [format_repetition(group) for group in group_by_seed(runs).values() if len(group) > 1]
-    if problems:
-        raise UserError(f"not averaged, as a seed has several records: {'; '.join(problems)}")
+    for name in REPETITIONS:
+        if problems := [format_repetition(group) for group in group_repetitions(runs, name) if len(group) > 1]:
+            raise UserError(f"not averaged, as a {name} has several records: {'; '.join(problems)}")
     if differences := find_differences(runs):
         raise UserError(f"not averaged, as the settings differ: {format_differences(runs, differences)}")
+    sums = [run.facts[ARITHMETIC] for run in runs]
+    if len(set(sums)) > 1:
+        print(f"note: {ARITHMETIC} differ: {format_differences(runs, {ARITHMETIC: sums})}", file=sys.stderr)
 
 
 @command_line()

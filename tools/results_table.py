@@ -12,9 +12,10 @@ trainable parameters (studies/tables/pareto.py). The files go to the folder of t
 
 Marks, which notes below the table explain:
     *        features are approximated (FEATURES.VIEWS, FEATURES.PREC), classes sampled (TRAINER.COOP.SAMPLED_CLASSES),
-             unreadable images skipped (DATASET.SKIP_BAD_IMAGES), or settings changed by --force-resume
-    †        other test images, class names, data set, weights or arithmetic than most cells
-    (5 shots)  a class had fewer training images than were asked for
+             unreadable images skipped (DATASET.SKIP_BAD_IMAGES), labels changed (DATASET.FEWSHOT_FILE), or settings
+             changed by --force-resume
+    †        other test images, class names, data set, weights, training data or arithmetic than most cells
+    (5 shots)  a class had fewer training images than the number of shots
 """
 
 from __future__ import annotations

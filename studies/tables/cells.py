@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +12,13 @@ from dassl.utils import UserError
 from studies.tables.runs import (
     ARITHMETIC,
     COMPARED,
+    REPETITIONS,
     Run,
     find_differences,
     format_differences,
     format_repetition,
-    group_by_seed,
+    group_repetitions,
+    have_equal_results,
     read_trials,
 )
 
@@ -61,7 +62,7 @@ class Cell:
 
     @property
     def shots_had(self) -> str:
-        """Text such as ``3 to 5 shots``, if a class had fewer training images than were asked for; else ""."""
+        """Text such as ``3 to 5 shots``, if a class had fewer training images than the number of shots; else ""."""
         trained = [run for run in self.runs if run.is_trained and not run.is_evaluation]
         had = [counts for run in trained if (counts := run.train_images_per_class) and counts[0] < run.shots]
         if not had:
@@ -81,19 +82,22 @@ class Cell:
 def build_cell(runs: Sequence[Run]) -> Cell:
     """Return the cell that averages ``runs``, one for each seed.
 
-    Runs whose settings differ are not averaged. Of several records of one seed, one counts if their accuracies are
-    equal, else none. The notes of the cell name these runs.
+    Runs whose settings differ are not averaged. Of several records of one seed, one counts if their results are equal,
+    else none; likewise of several evaluations of one model. The notes of the cell name these runs.
     """
     cell = Cell()
     if differences := find_differences(runs):
         cell.notes.append(f"not averaged, as the settings differ: {format_differences(runs, differences)}")
         return cell
-    for group in group_by_seed(runs).values():
-        is_same = len({run.accuracy for run in group}) == 1
-        if len(group) > 1:
-            verdict = "equal, so it counts once" if is_same else "different, so the seed is left out"
-            cell.notes.append(f"{len(group)} records of {format_repetition(group)}; {verdict}")
-        cell.runs += group[:1] if is_same else []
+    cell.runs = list(runs)
+    for name in REPETITIONS:
+        groups, cell.runs = group_repetitions(cell.runs, name), []
+        for group in groups:
+            is_same = have_equal_results(group)
+            if len(group) > 1:
+                verdict = "equal, so it counts once" if is_same else f"different, so the {name} is left out"
+                cell.notes.append(f"{len(group)} records of {format_repetition(group)}; {verdict}")
+            cell.runs += group[:1] if is_same else []
     cell.accuracies = [run.accuracy for run in cell.runs]
     cell.shortcuts = {shortcut for run in cell.runs for shortcut in _find_shortcuts(run)}
     return cell
@@ -121,6 +125,8 @@ def _find_shortcuts(run: Run) -> list[str]:
         notes.append(f"FEATURES.VIEWS {views}: training images repeat their random draws after {epochs}.")
     if run.is_trained and (sampled := record.get("sampled_classes")):
         notes.append(f"TRAINER.COOP.SAMPLED_CLASSES {sampled}: each training step uses a random sample of the classes.")
+    if changed := run.changed_labels:
+        notes.append(f"DATASET.FEWSHOT_FILE: {changed} training images have another label than in the data set.")
     if precision := run.config.get("FEATURES.PREC"):
         notes.append(f"FEATURES.PREC {precision}: image features in that precision.")
     if record.get("bad_images"):
@@ -142,25 +148,23 @@ def format_shots(shots: int) -> str:
 def mark_cells(cells: dict[str, Cell], scope: str = "the table") -> list[str]:
     """Mark the cells that deviate from the original method or from most cells; return the notes on the latter.
 
-    A cell compares with the others if it has their test images, class names, data set, weights and arithmetic. The keys
-    of ``cells`` name the cells in the notes; ``scope`` says what they have in common.
+    A cell compares with the others if COMPARED and its arithmetic are theirs. Without a majority, those of the largest
+    group are not marked. The keys of ``cells`` name the cells in the notes; ``scope`` says what they have in common.
     """
     notes = []
     for key in (*COMPARED, ARITHMETIC):
         found = {
             name: frozenset(run.facts[key] for run in cell.runs if key in run.facts) for name, cell in cells.items()
         }
-        counts = Counter(values for values in found.values() if values)
-        if not counts:
-            continue
-        usual = max(counts, key=lambda values: (len(values) == 1, counts[values]))
-        for values in counts:
-            if values != usual:
-                names = [name for name in found if found[name] == values]
-                what = f"{key}: {' and '.join(sorted(values))}; in most of {scope}: {' and '.join(sorted(usual))}"
-                notes.append(f"{OTHER} {what}. In: {'; '.join(names)}.")
-                for name in names:
-                    cells[name].marks = OTHER
+        groups: dict[frozenset[str], list[str]] = {}
+        for name, values in found.items():
+            if values:
+                groups.setdefault(values, []).append(name)
+        usual = max(groups, key=lambda values: (len(values) == 1, len(groups[values])), default=frozenset())
+        texts = {" and ".join(sorted(values)): names for values, names in groups.items()}
+        notes += _format_groups(f"{OTHER} {key}", texts, " and ".join(sorted(usual)), f"most of {scope}")
+        for name in (name for values, names in groups.items() if values != usual for name in names):
+            cells[name].marks = OTHER
     for cell in cells.values():
         cell.marks = SHORTCUT * bool(cell.shortcuts) + OTHER * (OTHER in cell.marks)
     return notes
@@ -185,7 +189,9 @@ def format_notes(cells: dict[str, Cell], notes: Sequence[str], missing: dict[Pat
         lines.append(f"\\{SHORTCUT} {shortcut} In: {marked}.")
     lines += notes
     if fewer := [name for name, cell in cells.items() if cell.shots_had]:
-        lines.append(f"In parentheses: a class had fewer training images than asked for. In: {'; '.join(fewer)}.")
+        lines.append(
+            f"In parentheses: a class had fewer training images than the number of shots. In: {'; '.join(fewer)}."
+        )
     lines += [*_format_test_sizes(cells), *_format_seeds(cells)]
     if weights := sorted(
         {run.facts["weights"] for cell in cells.values() for run in cell.runs if "weights" in run.facts}
@@ -220,8 +226,23 @@ def _format_seeds(cells: dict[str, Cell]) -> list[str]:
         if any(run.is_trained for run in cell.runs):
             groups.setdefault(", ".join(str(run.seed) for run in cell.runs), []).append(name)
     usual = max(groups, key=lambda seeds: len(groups[seeds]), default="")
-    others = {seeds: names for seeds, names in groups.items() if seeds != usual}
-    return [f"Seeds: {seeds}; in most cells: {usual}. In: {'; '.join(names)}." for seeds, names in others.items()]
+    return _format_groups("Seeds", groups, usual, "most cells")
+
+
+def _format_groups(what: str, groups: dict[str, list[str]], usual: str, most: str) -> list[str]:
+    """Return a sentence for each group of cells but that of the value ``usual``; ``groups`` has their names by value.
+
+    It names the usual value with ``most`` ("most cells") if the majority of the cells has it, else with these cells.
+    """
+    is_majority = 2 * len(groups.get(usual, ())) > sum(map(len, groups.values()))
+    lines = []
+    for value, names in groups.items():
+        text = f"{what}: {value}; in {most}: {usual}. In: {'; '.join(names)}."
+        if not is_majority:
+            text = f"{what}: {value}. In: {'; '.join(names)}. {what.removeprefix(OTHER).strip().capitalize()}"
+            text = f"{text}: {usual}. In: {'; '.join(groups.get(usual, ()))}."
+        lines += [text] if value != usual else []
+    return lines
 
 
 def list_missing(folder: Path, runs: Iterable[Run], unfinished: Iterable[Path]) -> dict[Path, str]:
@@ -230,7 +251,8 @@ def list_missing(folder: Path, runs: Iterable[Run], unfinished: Iterable[Path]) 
     The keys are the absolute paths of their folders.
     """
     finished = {run.folder.absolute() for run in runs}
-    reasons = {path.absolute(): "no log.txt" for path in read_trials(folder) - finished}
+    absent = read_trials(folder) - finished
+    reasons = {path.absolute(): "no log.txt" if path.is_dir() else "not started" for path in absent}
     reasons |= {path.absolute(): "the run has not ended (no result.json)" for path in unfinished}
     return dict(sorted(reasons.items()))
 

@@ -18,6 +18,7 @@ average over data sets needs results on all of them.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from pathlib import Path
 from statistics import harmonic_mean, mean
 from typing import Any
 
+from dassl.utils import file_digest
 from studies.tables.cells import (
     OTHER,
     SHORTCUT,
@@ -53,6 +55,7 @@ SOURCE = re.compile(r"(?P<method>[^/]+/[^/]+_\d+shots[^/]*(?:/nctx[^/]*)?)" + SE
 SHOTS_PATTERN = re.compile(r"shots_(\d+)/|_(\d+)shots")  # in a method's path, as each of the two patterns has it
 SOURCE_DATASET = "imagenet"  # where transferred models were trained; the prefix of its variants, such as imagenetv2
 
+Source = tuple[tuple[str, ...], Run]  # a run that trains, and the components of its path below the outputs' folder
 Page = tuple[str, str, Any]  # a table as the stem of its file names, its Markdown, and its pandas.DataFrame
 
 
@@ -112,9 +115,10 @@ def build_base_to_new(folder: Path, found: FolderRuns) -> Page:
     cells, notes = {}, []
     for data, method in product(datasets, methods):
         select = partial(found.select, data=data, method=method)
-        trained = [*select(stage="train_base"), *select(stage="test_base")]
-        base = _build_cell(trained, SUBSAMPLE_CLASSES="base", **_expected_shots(method))
-        new = _build_cell(select(stage="test_new"), SUBSAMPLE_CLASSES="new")
+        shots = _get_shots(method)
+        base, trained = _build_cell([*select(stage="train_base"), *select(stage="test_base")], "base", shots)
+        sources = [(run.folder.relative_to(folder).parts, run) for run in trained]
+        new, _ = _build_cell(select(stage="test_new"), "new", shots, sources)
         new.shortcuts |= base.shortcuts  # the tested model was trained with them
         cells[data, method, "base"], cells[data, method, "new"] = base, new
     named = {f"{data}, {_format_method(method)}, {half}": cell for (data, method, half), cell in cells.items()}
@@ -146,11 +150,16 @@ def build_transfer(folder: Path, found: FolderRuns) -> Page:
         "other data sets": [data for data in datasets if not data.startswith(SOURCE_DATASET)],
     }
     groups = {name: group for name, group in groups.items() if group}
-    source, notes = read_folder(folder.absolute().parent / SOURCE_DATASET, SOURCE), []
-    cells = {(SOURCE_DATASET, m): _build_cell(source.select(method=m), **_expected_shots(m)) for m in methods}
-    for data, method in product(datasets, methods):
-        cells[data, method] = _build_cell(found.select(data=data, method=method), SUBSAMPLE_CLASSES="all")
-        cells[data, method].shortcuts |= cells[SOURCE_DATASET, method].shortcuts  # the model was trained with them
+    root = folder.absolute().parent
+    source, notes, cells = read_folder(root / SOURCE_DATASET, SOURCE), [], {}
+    for method in methods:
+        shots = _get_shots(method)
+        cells[SOURCE_DATASET, method], trained = _build_cell(source.select(method=method), "", shots)
+        sources = [(run.folder.relative_to(root).parts, run) for run in trained]
+        for data in datasets:
+            cell, _ = _build_cell(found.select(data=data, method=method), "all", shots, sources)
+            cell.shortcuts |= cells[SOURCE_DATASET, method].shortcuts  # the model was trained with them
+            cells[data, method] = cell
     for data in (SOURCE_DATASET, *datasets):
         notes += mark_cells({f"{data}, {_format_method(m)}": cells[data, m] for m in methods}, data)
     columns = {SOURCE_DATASET: [cells[SOURCE_DATASET, method] for method in methods]}
@@ -167,7 +176,7 @@ def build_transfer(folder: Path, found: FolderRuns) -> Page:
         tables[f"From {SOURCE_DATASET} to {name}: accuracy (%)"] = group_frame
     named = {f"{data}, {_format_method(method)}": cell for (data, method), cell in cells.items()}
     trained_here = {match.string for match in source.matches if match["method"] in methods}
-    base = folder.absolute().parent / SOURCE_DATASET
+    base = root / SOURCE_DATASET
     missing = {path: text for path, text in source.missing.items() if path.relative_to(base).as_posix() in trained_here}
     return (
         "transfer",
@@ -176,19 +185,57 @@ def build_transfer(folder: Path, found: FolderRuns) -> Page:
     )
 
 
-def _build_cell(runs: Sequence[Run], **expected: object) -> Cell:
-    """Return the cell of ``runs``; a note names each run whose record has other values of DATASET than ``expected``."""
+def _build_cell(
+    runs: Sequence[Run], classes: str, shots: int, sources: Sequence[Source] | None = None
+) -> tuple[Cell, list[Run]]:
+    """Return the cell of the ``runs`` that fit it, and these; a note names each other run and why it does not fit.
+
+    Args:
+        classes: DATASET.SUBSAMPLE_CLASSES; "" for any.
+        shots: what the folder of the runs says.
+        sources: the runs that trained the models that ``runs`` evaluate; None: ``runs`` train their own.
+    """
     fitting, notes = [], []
     for run in runs:
-        values = {key: run.config.get(f"DATASET.{key}") for key in expected}
-        checked = [key for key in expected if run.is_trained or key != "NUM_SHOTS"]
-        if wrong := [key for key in checked if values[key] != expected[key]]:
-            notes.append(f"left out {run.folder}, as its record has DATASET.{wrong[0]} {values[wrong[0]]}")
-        else:
-            fitting.append(run)
+        found = run.config.get("DATASET.SUBSAMPLE_CLASSES")
+        reason = ""
+        if classes and found != classes:
+            reason = f"its record has DATASET.SUBSAMPLE_CLASSES {found}"
+        elif run.is_trained and shots and run.shots != shots and (run.shots or sources is None):
+            reason = f"its record has {format_shots(run.shots) if run.shots else 'all images'}"
+        elif run.is_trained and sources is not None:
+            reason = _find_other_model(run, sources)
+        fitting += [] if reason else [run]
+        notes += [f"left out {run.folder}, as {reason}"] if reason else []
     cell = build_cell(fitting)
     cell.notes += notes
-    return cell
+    return cell, fitting
+
+
+def _find_other_model(run: Run, sources: Sequence[Source]) -> str:
+    """Return why ``run`` does not evaluate the model of the source with its seed; "" if it does, or none has its seed.
+
+    Folders may have moved since, so of the two paths, the last components are compared.
+    """
+    if not run.is_evaluation:
+        return "it trained the model that it was tested with"
+    reasons = [_compare_models(run, place, source) for place, source in sources if source.seed == run.seed]
+    return reasons[0] if reasons and all(reasons) else ""  # two records of one seed: one of them
+
+
+def _compare_models(run: Run, place: tuple[str, ...], source: Run) -> str:
+    """Return why ``run`` does not evaluate the model of ``source``, whose path ends in ``place``; "" if it does."""
+    if source.is_evaluation:
+        is_same = run.model == source.model or not (run.model_files and source.model_files)
+        return "" if is_same else f"it evaluates another model than {source.folder}"
+    for file, sha256 in run.model_files:
+        folder = Path(os.path.normpath(file)).parent.parent
+        if any(one != other for one, other in zip(reversed(folder.parts), reversed(place), strict=False)):
+            return f"it evaluates a model of {folder}, not of {source.folder}"
+        checkpoint = source.folder.joinpath(*Path(file).parts[-2:])
+        if checkpoint.is_file() and file_digest(checkpoint) != sha256:
+            return f"the model of {source.folder} has changed since"
+    return ""
 
 
 def _list_datasets_and_methods(found: FolderRuns) -> tuple[list[str], list[str]]:
@@ -201,11 +248,6 @@ def _list_datasets_and_methods(found: FolderRuns) -> tuple[list[str], list[str]]
 def _get_shots(method: str) -> int:
     """Return the number of shots in a method's path: ``shots_16/CoOp/tiny`` -> 16."""
     return int("".join(SHOTS_PATTERN.findall(method)[0]))  # one of the pattern's two groups is empty
-
-
-def _expected_shots(method: str) -> dict[str, int]:
-    """Return NUM_SHOTS of a method's training runs, by that key; empty for 0 shots, no training."""
-    return {"NUM_SHOTS": _get_shots(method)} if _get_shots(method) else {}
 
 
 def _format_method(method: str) -> str:

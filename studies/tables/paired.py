@@ -92,6 +92,13 @@ def compare_cells(first: Mapping[int, Cell], second: Mapping[int, Cell]) -> Comp
     return compare_differences(differences)
 
 
+def compare_shared_seeds(first: Cell, second: Cell) -> float | None:
+    """Return the mean difference in percentage points over the seeds that both cells have; None if there are none."""
+    one, other = ({run.seed: run.accuracy for run in cell.runs} for cell in (first, second))
+    gaps = [accuracy - other[seed] for seed, accuracy in one.items() if seed in other]
+    return sum(gaps) / len(gaps) if gaps else None
+
+
 def _read_differences(pairs: Sequence[tuple[Cell, Cell]], seeds: Sequence[int]) -> np.ndarray:
     """Return d (seeds, images), the mean over ``pairs``, the two methods' cells for each number of shots.
 

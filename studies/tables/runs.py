@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dassl.config import get_cfg_default, to_dict
 from dassl.config.defaults import UNUSED_KEYS
@@ -25,12 +25,14 @@ UNTRAINED = ("ZeroshotCLIP", "ZeroshotCLIP2")  # trainers of old records, withou
 IGNORED_KEYS: tuple[str, ...] = tuple(key for key in RESUMABLE_KEYS if key != "TEST.")
 IGNORED_KEYS += ("SEED", "USE_CUDA", "MODEL.BACKBONE.WEIGHTS", "MODEL.INIT_WEIGHTS", *UNUSED_KEYS)
 IGNORED_KEYS += ("TEST.PER_CLASS_RESULT", "TEST.COMPUTE_CMAT", "TEST.LOGITS_GB")
+IGNORED_KEYS += ("DATASET.BASE_CLASSES", "DATASET.CLASSNAMES")
 # Keys that do not decide the result of a method that trains nothing.
 TRAINING_KEYS: tuple[str, ...] = (
     "OPTIM.",
     "TRAIN.",
     "DATALOADER.",
     "DATASET.NUM_SHOTS",
+    "DATASET.FEWSHOT_FILE",
     "DATASET.VAL_IS_TEST",
     "FEATURES.VIEWS",
 )
@@ -38,7 +40,18 @@ TRAINING_KEYS += ("TEST.FINAL_MODEL", "INPUT.CROP_PADDING", "INPUT.RRCROP_SCALE"
 TRAINING_KEYS += ("INPUT.RANDAUGMENT_", "INPUT.COLORJITTER_", "INPUT.RGS_P", "INPUT.GB_")
 TEST_TRANSFORMS = ("normalize", "instance_norm")  # the INPUT.TRANSFORMS that apply to test images
 # What two results must share to be compared, by the name in notes.
-COMPARED = ("data set", "test images", "test image files", "class names", "weights")
+COMPARED: tuple[str, ...] = (
+    "data set",
+    "test images",
+    "test image sizes",
+    "test image files",
+    "class names",
+    "weights",
+)
+# Of runs that train. With few shots the images of which they are drawn, else the training images themselves.
+COMPARED += ("training images", "all training images", "all training image sizes")
+RESULTS = ("accuracy", "correct", "macro_f1")  # two records of one seed with these equal count once
+REPETITIONS: tuple[Literal["seed", "model"], ...] = ("seed", "model")  # what no two runs of a cell share
 ARITHMETIC = "sums"  # what their last bits depend on: the GPU, or the mode of MKL
 # In MKL's strict mode, the end of machine.sums where a method trains convolutions or layer norms. Other methods' sums
 # do not depend on the threads, and compare with these all the same.
@@ -71,7 +84,25 @@ class Run:
     @property
     def is_evaluation(self) -> bool:
         """Whether the run only evaluated a model."""
+        eval_only = self.record.get("eval_only")
+        if isinstance(eval_only, bool):
+            return eval_only
         return any(str(word).startswith("--ev") for word in self.record.get("command", []))  # argparse completes flags
+
+    @property
+    def model_files(self) -> list[tuple[str, str]]:
+        """The path and the SHA-256 of each checkpoint file of the model that an evaluation loaded, if recorded."""
+        if not (self.is_trained and self.is_evaluation):
+            return []
+        files = [(_get(entry, "file"), _get(entry, "sha256")) for entry in self.record.get("started_from") or []]
+        files = [(str(file), str(sha256)) for file, sha256 in files if file and sha256]
+        # MODEL.INIT_WEIGHTS comes first. The files of --model-dir replace its parameters.
+        return files[1:] or files if self.config.get("MODEL.INIT_WEIGHTS") else files
+
+    @property
+    def model(self) -> object:
+        """The checksums of the model that an evaluation loaded; of another run, its folder."""
+        return tuple(sha256 for _, sha256 in self.model_files) or self.folder
 
     @property
     def config_name(self) -> str:
@@ -86,7 +117,12 @@ class Run:
 
     @property
     def shots(self) -> int:
-        """Training images of each class that were asked for; 0: all of them."""
+        """Training images of each class that were asked for; 0: all of them.
+
+        With DATASET.FEWSHOT_FILE, the images of the largest class; 0 for an evaluation, which trains on none.
+        """
+        if self.config.get("DATASET.FEWSHOT_FILE") and self.train_images_per_class:
+            return 0 if self.is_evaluation else self.train_images_per_class[1]
         shots = self.config.get("DATASET.NUM_SHOTS")
         return max(shots, 0) if isinstance(shots, int) else 0
 
@@ -107,12 +143,44 @@ class Run:
         facts = {
             "data set": self.record.get("dataset"),
             "test images": _shorten(_get(split, "sha256")),
+            "test image sizes": _shorten(_get(split, "sizes")),
             "test image files": _shorten(_get(split, "content")),
             "class names": f"{len(classnames):,} names, {_shorten(names)}" if classnames else None,
             "weights": f"{weights.get('backbone')}, {_shorten(weights.get('sha256'))}" if weights else None,
+            **(self._describe_training_images() if self.is_trained and not self.is_evaluation else {}),
             ARITHMETIC: STRICT_THREADS.sub("", str(_get(self.record, "machine", "sums") or "not recorded")),
         }
         return {key: str(value) for key, value in facts.items() if value}
+
+    def _describe_training_images(self) -> dict[str, str]:
+        """Return the facts on the training images by the names in COMPARED."""
+        if not (few_shots := self.record.get("few_shot_split")):
+            images = _get(self.record, "splits", "train_x")
+            checksums = (_shorten(_get(images, key)) for key in ("sha256", "sizes"))
+            return dict(zip(("all training images", "all training image sizes"), checksums, strict=True))
+        # The fingerprint of DATASET.FEWSHOT_FILE is that of the file, which may differ between seeds.
+        fingerprint = None if self.config.get("DATASET.FEWSHOT_FILE") else _get(few_shots, "fingerprint")
+        return {"training images": _shorten(_get(few_shots, "pool") or fingerprint)}
+
+    @property
+    def changed_labels(self) -> int:
+        """Training images to which DATASET.FEWSHOT_FILE gives another label than the data set; 0 without such a file.
+
+        An evaluation trains on none.
+        """
+        changed = _get(self.record, "few_shot_split", "changed_labels")
+        return changed if isinstance(changed, int) and self.is_trained and not self.is_evaluation else 0
+
+    @property
+    def few_shot_file(self) -> str:
+        """What DATASET.FEWSHOT_FILE holds, in words; "" without one. Each seed may have a file, with its own draw."""
+        if not self.config.get("DATASET.FEWSHOT_FILE") or self.is_evaluation:
+            return ""
+        fewest, most = self.train_images_per_class or ("?", "?")
+        images = _get(self.record, "splits", "train_x", "images")
+        changed = _get(self.record, "few_shot_split", "changed_labels")
+        labels = "an unknown number of" if changed is None else changed
+        return f"{images} images, {fewest} to {most} a class, {labels} changed labels"
 
     @cached_property
     def settings(self) -> dict[str, str]:
@@ -121,8 +189,9 @@ class Run:
         for key in [key for key, value in config.items() if key.endswith(".CTX_INIT") and value]:
             config.pop(f"{key.removesuffix('.CTX_INIT')}.N_CTX", None)  # the words set the number of tokens
         config["DATASET.NUM_SHOTS"] = self.shots or "all"  # each number below 1 means all images
-        if config.get("DATASET.FEWSHOT_FILE"):
-            config["DATASET.FEWSHOT_FILE"] = "a file"  # each seed may have its own draw
+        # Files count by their content. Without the entry of the record, the method does not read the descriptions.
+        config["DATASET.FEWSHOT_FILE"] = self.few_shot_file
+        config["DATASET.DESCRIPTIONS"] = _shorten(_get(self.record, "descriptions", "sha256"))
         if not self.is_trained:
             config = {key: value for key, value in config.items() if not key.startswith(TRAINING_KEYS)}
             if isinstance(names := config.get("INPUT.TRANSFORMS"), list):
@@ -130,7 +199,7 @@ class Run:
         if self.config.get("MODEL.INIT_WEIGHTS") and (started_from := self.record.get("started_from")):
             config["initial weights"] = _shorten(_get(started_from[0], "sha256"))  # this file comes first
         data = {key: value for key, value in self.facts.items() if key in COMPARED}
-        return {key: str(value) for key, value in config.items()} | data
+        return {key: _to_text(value) for key, value in config.items()} | data
 
 
 def _get(node: object, *keys: str) -> Any:
@@ -143,6 +212,11 @@ def _get(node: object, *keys: str) -> Any:
 def _shorten(checksum: object) -> str:
     """Return the beginning of a checksum, for notes; "" for None."""
     return f"SHA-256 {str(checksum)[:16]}…" if checksum else ""
+
+
+def _to_text(value: object) -> str:
+    """Return the value of a config key as text: ``none`` for an empty one."""
+    return "none" if value in ("", None, [], ()) else str(value)
 
 
 def read_run(folder: Path) -> Run:
@@ -181,7 +255,7 @@ def find_runs(folder: Path) -> tuple[list[Run], list[Path]]:
 @cache
 def _default_settings() -> dict[str, str]:
     """Return the default of each config key, as text: the value in records that are older than the key."""
-    return {key: str(value) for key, value in flatten(to_dict(get_cfg_default()))}
+    return {key: _to_text(value) for key, value in flatten(to_dict(get_cfg_default()))}
 
 
 def find_differences(runs: Sequence[Run]) -> dict[str, list[str]]:
@@ -208,18 +282,40 @@ def format_differences(runs: Sequence[Run], differences: dict[str, list[str]]) -
 
 
 def format_repetition(runs: Sequence[Run]) -> str:
-    """Return ``seed 1: folder (70.00), folder (71.00)`` for several records of one seed."""
-    results = (run.record.get("accuracy") for run in runs)
-    texts = ("no accuracy" if result is None else f"{result:.2f}" for result in results)
-    return f"seed {runs[0].seed}: {', '.join(f'{run.folder} ({t})' for run, t in zip(runs, texts, strict=True))}"
+    """Return ``seed 1: folder (70.00), folder (71.00)`` for several records of one seed, else of ``one model``.
+
+    Where these accuracies are equal, other results that differ are named; where the arithmetic differs, it is.
+    """
+    accuracies = [run.record.get("accuracy") for run in runs]
+    texts = ["no accuracy" if accuracy is None else f"{accuracy:.2f}" for accuracy in accuracies]
+    if _are_equal(texts):
+        for key in RESULTS:
+            values = [run.record.get(key) for run in runs]
+            if not _are_equal(value for value in values if value is not None):
+                texts = [f"{text}, {key} {value}" for text, value in zip(texts, values, strict=True)]
+    if not _are_equal(run.facts[ARITHMETIC] for run in runs):
+        texts = [f"{text}, {ARITHMETIC} {run.facts[ARITHMETIC]}" for text, run in zip(texts, runs, strict=True)]
+    parts = ", ".join(f"{run.folder} ({text})" for run, text in zip(runs, texts, strict=True))
+    return f"{f'seed {runs[0].seed}' if _are_equal(run.seed for run in runs) else 'one model'}: {parts}"
 
 
-def group_by_seed(runs: Iterable[Run]) -> dict[int, list[Run]]:
-    """Return the runs by seed, in ascending order."""
-    groups: dict[int, list[Run]] = {}
+def have_equal_results(runs: Sequence[Run]) -> bool:
+    """Return whether the records have equal RESULTS; one that a record lacks does not count."""
+    return all(_are_equal(run.record[key] for run in runs if key in run.record) for key in RESULTS)
+
+
+def _are_equal(values: Iterable) -> bool:
+    """Return whether all values are equal."""
+    values = list(values)
+    return all(value == values[0] for value in values)
+
+
+def group_repetitions(runs: Iterable[Run], name: Literal["seed", "model"]) -> list[list[Run]]:
+    """Return the runs in groups of one ``seed`` or ``model``, by ascending seeds."""
+    groups: dict[object, list[Run]] = {}
     for run in sorted(runs, key=lambda run: run.seed):
-        groups.setdefault(run.seed, []).append(run)
-    return groups
+        groups.setdefault(getattr(run, name), []).append(run)
+    return [*groups.values()]
 
 
 def read_trials(folder: Path) -> set[Path]:

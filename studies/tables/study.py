@@ -22,7 +22,7 @@ from studies.tables.cells import (
     mark_cells,
     select_tested,
 )
-from studies.tables.paired import Comparison, compare_cells
+from studies.tables.paired import Comparison, compare_cells, compare_shared_seeds
 from studies.tables.runs import COMPARED, Run, find_differences, find_runs
 
 ZERO_SHOTS, ALL_IMAGES = 0, 2**31  # columns: methods that train nothing, first; methods trained on all images, last
@@ -129,11 +129,14 @@ def _group_by_column(runs: Iterable[Run]) -> dict[int, list[Run]]:
 
 
 def _split(runs: Sequence[Run], keys: Sequence[str]) -> dict[str, list[Run]]:
-    """Return the runs by the values of ``keys``, as text such as ``, OPTIM.LR 0.02``.
+    """Return the runs by the values of ``keys``, as text such as ``, OPTIM.LR 0.02``, in the order of these values.
 
     A key that follows from the keys before it is left out of the text.
     """
     differences = find_differences(runs)
+    order = sorted(range(len(runs)), key=lambda i: [_value_key(differences[key][i]) for key in keys])
+    runs = [runs[i] for i in order]
+    differences = {key: [differences[key][i] for i in order] for key in keys}
     groups = [""] * len(runs)
     for key in keys:
         finer = [f"{group}, {key} {value}" for group, value in zip(groups, differences[key], strict=True)]
@@ -141,6 +144,14 @@ def _split(runs: Sequence[Run], keys: Sequence[str]) -> dict[str, list[Run]]:
     return {
         group: [r for r, other in zip(runs, groups, strict=True) if other == group] for group in dict.fromkeys(groups)
     }
+
+
+def _value_key(text: str) -> tuple[bool, float, str]:
+    """Return what sorts the values of a setting: numbers by their size, then other texts."""
+    try:
+        return False, float(text), text
+    except ValueError:
+        return True, 0, text
 
 
 def _describe_columns(table: Table) -> list[str]:
@@ -185,8 +196,9 @@ def format_comparison(table: Table, first: str, second: str) -> str:
     """Return sentences on whether the row ``first`` is more accurate than the row ``second``, over all shots."""
     one, other = table[first], table[second]
     both = [column for column in one if column in other and one[column].accuracies and other[column].accuracies]
-    gaps = {format_column(column): one[column].mean - other[column].mean for column in both}
-    shots = f" By shots: {', '.join(f'{name} {gap:+.2f}' for name, gap in gaps.items())}." if gaps else ""
+    gaps = {format_column(column): compare_shared_seeds(one[column], other[column]) for column in both}
+    texts = [f"{name} {gap:+.2f}" for name, gap in gaps.items() if gap is not None]
+    shots = f" By shots: {', '.join(texts)}." if texts else ""
     result = compare_cells(one, other)
     if not isinstance(result, Comparison):
         return f"Whether {first} or {second} is more accurate cannot be told: {result}.{shots}"

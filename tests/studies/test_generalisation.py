@@ -1,6 +1,7 @@
 """The tables from base to new classes and from ImageNet to other data sets, and the sweeps that fill them."""
 
 import csv
+import hashlib
 import json
 import re
 from itertools import pairwise
@@ -30,7 +31,8 @@ def write_runs(tmp_path):
         trainer, shots = re.search(r"(CoOp|CoCoOp|ZeroshotCLIP)/", name)[1], re.search(r"shots_(\d+)|(\d+)shots", name)
         record = {"trainer": trainer, "shots": int(shots[1] or shots[2]), **record}
         for seed, accuracy in enumerate(accuracies, start=1):
-            write_run(tmp_path / name / (f"seed{seed}" if len(accuracies) > 1 else ""), accuracy, seed=seed, **record)
+            folder = tmp_path / name / (f"seed{seed}" if len(accuracies) > 1 else "")
+            write_run(folder, accuracy, **{"seed": seed, **record})
         return tmp_path / Path(name).parts[0]
 
     return write
@@ -123,9 +125,11 @@ def test_runs_that_have_not_ended_are_listed_and_an_average_needs_all_data_sets(
 @pytest.mark.parametrize(
     ("stage", "config", "message"),
     [
-        ("train_base", {"SUBSAMPLE_CLASSES": "all"}, "SUBSAMPLE_CLASSES all"),
-        ("train_base", {"SUBSAMPLE_CLASSES": "base", "NUM_SHOTS": 4}, "NUM_SHOTS 4"),
-        ("test_new", {"SUBSAMPLE_CLASSES": "base"}, "SUBSAMPLE_CLASSES base"),
+        ("train_base", {"SUBSAMPLE_CLASSES": "all"}, "DATASET.SUBSAMPLE_CLASSES all"),
+        ("train_base", {"SUBSAMPLE_CLASSES": "base", "NUM_SHOTS": 4}, "4 shots"),
+        ("train_base", {"SUBSAMPLE_CLASSES": "base", "NUM_SHOTS": -1}, "all images"),
+        ("test_new", {"SUBSAMPLE_CLASSES": "new", "NUM_SHOTS": 4}, "4 shots"),
+        ("test_new", {"SUBSAMPLE_CLASSES": "base"}, "DATASET.SUBSAMPLE_CLASSES base"),
     ],
 )
 def test_a_run_on_other_classes_or_shots_than_its_folder_names_is_left_out(
@@ -136,7 +140,7 @@ def test_a_run_on_other_classes_or_shots_than_its_folder_names_is_left_out(
     main([str(folder)])
     expected = {"train_base": ["-", "60.00"], "test_new": ["80.00", "-"]}[stage]
     assert read_csv(folder)[1][2:] == [*expected, "-"]
-    assert f"left out {folder}/{stage}/dtd/{COOP}, as its record has DATASET.{message}" in read_page(folder)
+    assert f"left out {folder}/{stage}/dtd/{COOP}, as its record has {message}" in read_page(folder)
 
 
 def test_seeds_are_those_of_the_records_and_runs_that_differ_are_not_averaged(write_base_to_new, write_runs):
@@ -151,6 +155,76 @@ def test_seeds_are_those_of_the_records_and_runs_that_differ_are_not_averaged(wr
     main([str(folder)])
     assert read_csv(folder)[1][2:] == ["-", "60.00 ± 0.00", "-"]
     assert f"OPTIM.MAX_EPOCH 3 ({folder}/train_base/dtd/{COOP}/seed3)" in read_page(folder)
+
+
+def loaded(path, content: bytes = b"model") -> dict:
+    """Return the entries of the record of an evaluation of the model in ``path``."""
+    file = {"file": f"/elsewhere/{path}/prompt_learner/model.pth.tar-50", "sha256": hashlib.sha256(content).hexdigest()}
+    return {"eval_only": True, "started_from": [file]}
+
+
+def write_model(run: Path, content: bytes = b"model") -> None:
+    """Write the checkpoint of a run."""
+    (run / "prompt_learner").mkdir()
+    (run / "prompt_learner/model.pth.tar-50").write_bytes(content)
+
+
+NEW = {"DATASET.SUBSAMPLE_CLASSES": "new"}
+
+
+@pytest.mark.parametrize(
+    ("entries", "content", "reason"),
+    [
+        (loaded(f"train_base/dtd/{COOP}"), None, ""),
+        (loaded(f"train_base/dtd/{COOP}"), b"model", ""),
+        (loaded(f"../train_base/x/../dtd/{COOP}"), b"model", ""),
+        (loaded(f"train_base/dtd/{COOP}"), b"other", "the model of {base} has changed since"),
+        (loaded(f"train_base/eurosat/{COOP}"), None, f"it evaluates a model of /elsewhere/train_base/eurosat/{COOP}, "),
+        ({"eval_only": False}, None, "it trained the model that it was tested with"),
+    ],
+)
+def test_an_evaluation_on_new_classes_is_of_the_model_that_the_base_classes_trained(
+    write_base_to_new, write_runs, entries, content, reason
+):
+    folder = write_base_to_new("dtd", COOP, [80], [60])
+    base, new = (folder / f"{stage}/dtd/{COOP}" for stage in ("train_base", "test_new"))
+    if content:
+        write_model(base, content)
+    write_runs(f"b2n/test_new/dtd/{COOP}", 61, config=NEW, **entries)
+    main([str(folder)])
+    assert read_csv(folder)[1][2:4] == ["80.00", "-" if reason else "61.00"]
+    assert (f"left out {new}, as {reason.format(base=base)}" in read_page(folder)) == bool(reason)
+
+
+def test_initial_weights_are_not_the_evaluated_model(write_base_to_new, write_runs):
+    folder = write_base_to_new("dtd", COOP, [80], [60])
+    entries = loaded(f"train_base/dtd/{COOP}")
+    entries["started_from"].insert(0, {"file": "/weights/initial.pth", "sha256": "a"})
+    write_runs(f"b2n/test_new/dtd/{COOP}", 61, config={**NEW, "MODEL.INIT_WEIGHTS": "/weights/initial.pth"}, **entries)
+    main([str(folder)])
+    assert read_csv(folder)[1][3] == "61.00"
+
+
+def test_evaluations_on_both_halves_are_of_one_model(write_base_to_new, write_runs):
+    folder = write_base_to_new("dtd", COOP, [80], [60])
+    for model, new in (("a", "61.00"), ("b", "-")):
+        for stage, half, name in (("train_base", "base", "a"), ("test_new", "new", model)):
+            config = {"DATASET.SUBSAMPLE_CLASSES": half}
+            write_runs(f"b2n/{stage}/dtd/{COOP}", 61, config=config, **loaded(f"trained/{name}", name.encode()))
+        main([str(folder)])
+        assert read_csv(folder)[1][2:4] == ["61.00", new]
+    assert f"it evaluates another model than {folder}/train_base/dtd/{COOP}" in read_page(folder)
+
+
+def test_two_evaluations_of_one_model_count_once(write_base_to_new, write_runs):
+    folder = write_base_to_new("dtd", COOP, [80], [60])
+    unfinish(folder / f"train_base/dtd/{COOP}")
+    write_runs(f"b2n/test_new/dtd/{COOP}", 61, 61, config=NEW, **loaded(f"train_base/dtd/{COOP}/seed1"))
+    (folder / f"test_new/dtd/{COOP}/result.json").unlink()
+    main([str(folder)])
+    assert read_csv(folder)[1][3] == "61.00"
+    seeds = [f"{folder}/test_new/dtd/{COOP}/seed{seed} (61.00)" for seed in (1, 2)]
+    assert f"2 records of one model: {', '.join(seeds)}; equal, so it counts once" in read_page(folder)
 
 
 def test_methods_are_compared_with_the_others_of_the_same_data_set_and_half(write_base_to_new):
@@ -237,7 +311,9 @@ def test_transfer_has_columns_for_variants_and_for_other_data_sets(evaluation):
 
 
 def test_runs_of_transfer_that_have_not_ended_are_listed(evaluation, write_runs):
-    write_runs("evaluation/CoCoOp/c4_16shots/dtd", 60, 60, dataset="dtd")  # its training run is not in ../imagenet
+    write_runs(
+        "evaluation/CoCoOp/c4_16shots/dtd", 60, 60, dataset="dtd", command=EVAL
+    )  # its training run is not in ../imagenet
     source = evaluation.parent / "imagenet/CoOp/ep50_16shots/seed2"
     for run in (evaluation / "CoOp/ep50_16shots/ucf101/seed2", source):
         unfinish(run)
@@ -256,12 +332,24 @@ def test_runs_of_transfer_that_have_not_ended_are_listed(evaluation, write_runs)
 
 def test_the_folders_of_eval_sh_are_read_as_transfer(write_runs, evaluation):
     variant = "CoOp/rn50_16shots/nctx4_cscFalse_ctpend"
-    write_runs(f"evaluation/{variant}/dtd", 61, 61, dataset="dtd")
+    write_runs(f"evaluation/{variant}/dtd", 61, 61, dataset="dtd", command=EVAL)
     write_runs(f"imagenet/{variant}", 71, 71)
     main([str(evaluation)])
     row = next(row for row in read_csv(evaluation, "transfer") if row[0].startswith("CoOp, rn50"))
     assert row[:2] + row[5:6] == ["CoOp, rn50, nctx4_cscFalse_ctpend, 16 shots", "71.00 ± 0.00", "61.00 ± 0.00"]
     assert len(read_csv(evaluation, "transfer")) == 4
+
+
+def test_transfer_is_of_the_model_that_imagenet_trained(write_runs, evaluation):
+    name = "CoOp/ep50_16shots"
+    for seed in (1, 2):
+        write_model(evaluation.parent / f"imagenet/{name}/seed{seed}", str(seed).encode())
+        entries = loaded(f"imagenet/{name}/seed1", b"1")
+        write_runs(f"evaluation/{name}/dtd/seed{seed}", 61, dataset="dtd", **entries, seed=seed)
+    main([str(evaluation)])
+    assert read_csv(evaluation, "transfer")[2][5] == "61.00"
+    message = f"a model of /elsewhere/imagenet/{name}/seed1, not of {evaluation.parent}/imagenet/{name}/seed2"
+    assert message in read_page(evaluation, "transfer")
 
 
 def test_shortcuts_of_a_training_run_mark_its_results_on_other_data_sets(write_runs, evaluation):

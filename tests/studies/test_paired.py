@@ -88,6 +88,16 @@ def test_what_cannot_be_told_is_not_told(compare, options, reason):
     assert "By shots: 1 shot -" in text
 
 
+def test_the_differences_by_shots_are_those_of_the_seeds_that_both_have(tmp_path):
+    for n_ctx, accuracies in ((16, {1: 60, 2: 60}), (4, {1: 61, 2: 62, 3: 90})):
+        for seed, accuracy in accuracies.items():
+            config = {"TRAINER.COOP.N_CTX": n_ctx}
+            write_run(tmp_path / f"{n_ctx}/1/{seed}", accuracy, seed=seed, shots=1, config=config)
+            write_run(tmp_path / f"{n_ctx}/2/{seed}", accuracy, seed=seed + n_ctx, shots=2, config=config)
+    assert main([str(tmp_path)]) == 0
+    assert "By shots: 1 shot +1.50.\n" in (tmp_path / "results.md").read_text()
+
+
 def test_predictions_for_other_images_are_not_compared(compare, tmp_path):
     compare(0.9, 0.5)
     path = tmp_path / "study/16/1/2/predictions.csv"

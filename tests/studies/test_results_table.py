@@ -137,10 +137,111 @@ def test_a_cell_that_does_not_compare_with_the_others_is_marked_and_named(study,
     assert line.endswith(". In: CoOp (Standard), 2 shots.")
 
 
+def drawn_from(name: str) -> dict:
+    """Return the entry of a record on few shots from the images ``name``, a or b."""
+    return {"file": "shots.json", "fingerprint": SHA[name]}
+
+
+def test_seeds_trained_on_other_images_are_not_averaged(study):
+    for seed, name in ((1, "a"), (2, "a"), (3, "b")):
+        write_run(study / f"run{seed}", 70, seed=seed, few_shot_split=drawn_from(name))
+        images = {"train_x": {"images": 900, "sha256": SHA["a"], "sizes": SHA[name]}}
+        write_run(study / f"all{seed}", 80, seed=seed, shots=-1, trainer="LinearProbe", splits=images)
+    page = make_page(study)
+    assert [row[1] for row in read_csv(study).values()][2:4] == ["70.00 ± 0.00", "70.00†"]
+    assert [row[2] for row in read_csv(study).values()][4:] == ["80.00 ± 0.00", "80.00†"]
+    assert "CoOp (Standard) has several rows, as runs with the same shots differ in training images." in page
+    assert f"Linear probe, all training image sizes SHA-256 {'a' * 16}…" in read_csv(study)
+
+
+def test_methods_trained_on_other_images_are_marked_and_not_compared(study):
+    images = {"train_x": {"images": 900, "sha256": SHA["b"]}}
+    write_run(study / "all", 80, shots=-1, splits=images)
+    for seed in (1, 2):
+        write_run(study / f"run{seed}", 70, seed=seed, few_shot_split=drawn_from("a"))
+        write_run(study / f"tested{seed}", 60, seed=seed, trainer="ZeroshotCLIP", few_shot_split=drawn_from("b"))
+        write_run(study / f"other{seed}", 70, seed=seed, few_shot_split=drawn_from("a"), config=EFFICIENT)
+    assert "†" not in make_page(study)
+    for seed in (1, 2):
+        write_run(study / f"other{seed}", 70, seed=seed, few_shot_split=drawn_from("b"), config=EFFICIENT)
+    page = make_page(study)
+    assert "more accurate cannot be told: their training images differ." in page
+    a, b = (f"raining images: SHA-256 {name * 16}…. In: CoOp" for name in "ab")
+    assert f"† t{b} (Efficient), 16 shots. T{a} (Standard), 16 shots." in page
+
+
+def test_the_shots_of_a_file_count_by_what_they_are(study):
+    splits = {"train_x": {"images": 100, "sha256": SHA["a"]}}
+    for seed, name, changed in ((1, "a", 0), (2, "b", 0), (3, "a", 20)):
+        split = {"file": name, "fingerprint": SHA[name], "pool": SHA["a"], "changed_labels": changed}
+        entries = {"few_shot_split": split, "splits": splits, "train_images_per_class": [1, 18]}
+        config = {"DATASET.FEWSHOT_FILE": f"{seed}.json"}
+        write_run(study / f"run{seed}", 70 + seed, seed=seed, shots=16, config=config, **entries)
+    del entries["few_shot_split"]["changed_labels"]
+    write_run(study / "earlier", 74, config={"DATASET.FEWSHOT_FILE": "a.json"}, **entries)
+    write_run(study / "drawn", 60, shots=18, few_shot_split=drawn_from("a"))
+    page, rows = make_page(study), read_csv(study)
+    assert rows["accuracy (%)"] == ["0 shots", "18 shots", "parameters"]
+    row = "CoOp (Standard), DATASET.FEWSHOT_FILE 100 images, 1 to 18 a class, {} changed labels"
+    assert rows[row.format(0)][1] == "71.50 ± 6.35 (1 to 18 shots)"
+    assert rows[row.format(20)][1] == "73.00 (1 to 18 shots)*"
+    assert rows[row.format("an unknown number of")][1] == "74.00 (1 to 18 shots)"
+    assert rows["CoOp (Standard), DATASET.FEWSHOT_FILE none"][1] == "60.00"
+    assert "\n\\* DATASET.FEWSHOT_FILE: 20 training images have another label than in the data set." in page
+
+
+def test_descriptions_count_by_their_content_and_the_paths_of_class_lists_do_not(study):
+    zero = {"trainer": "ZeroshotCLIP", "shots": 0}
+    for seed, name in ((1, "a"), (2, "a"), (3, "b")):
+        config = {f"DATASET.{key}": f"{seed}.txt" for key in ("DESCRIPTIONS", "BASE_CLASSES", "CLASSNAMES")}
+        descriptions = {"file": f"{seed}.txt", "sha256": SHA[name]}
+        write_run(study / f"run{seed}", 61, seed=seed, config=config, descriptions=descriptions, **zero)
+    make_page(study)
+    row = "Zero-shot CLIP, DATASET.DESCRIPTIONS {}"
+    texts = [f"SHA-256 {name * 16}…" for name in "ab"]
+    assert [read_csv(study)[row.format(text)][0] for text in (*texts, "none")] == ["61.00 ± 0.00", "61.00", "60.00"]
+
+
+def test_records_of_one_seed_count_once_if_all_results_are_equal(study):
+    write_run(study / "run", 70, macro_f1=65.0, machine={"sums": "MKL AVX2,STRICT"})
+    write_run(study / "again", 70)
+    note = f"2 records of seed 1: {study}/again (70.00, sums not recorded), {study}/run (70.00, sums MKL AVX2,STRICT)"
+    assert f"{note}; equal, so it counts once" in make_page(study)
+    assert read_csv(study)["CoOp (Standard)"][1] == "70.00"
+    write_run(study / "again", 70, macro_f1=66.0)
+    page = make_page(study)
+    assert f"{study}/again (70.00, macro_f1 66.0, sums not recorded)" in page
+    assert "different, so the seed is left out" in page
+
+
+def test_rows_that_split_a_method_are_in_the_order_of_the_values(study):
+    for name, rate in (("a", 0.02), ("b", 0.1), ("c", 0.003)):
+        write_run(study / name, config={"OPTIM.LR": rate})
+    make_page(study)
+    rates = [row.rpartition(" ")[2] for row in read_csv(study) if "OPTIM.LR" in row]
+    assert rates == ["0.003", "0.02", "0.1"]
+
+
+def test_without_a_majority_the_groups_are_named(study):
+    write_run(study / "run1", shots=1, seed=1)
+    write_run(study / "run2", shots=2, seed=2, weights={"backbone": "A", "sha256": SHA["a"]})
+    write_run(study / "run4", shots=4, seed=2, weights={"backbone": "A", "sha256": SHA["a"]})
+    page = make_page(study)
+    a, b = "CoOp (Standard), 2 shots; CoOp (Standard), 4 shots.", "Zero-shot CLIP, 0 shots; CoOp (Standard), 1 shot."
+    text = f"SHA-256 {'a' * 16}…. In: "
+    assert f"† weights: A, {text}{a} Weights: RN50, {text}{b}" in page
+    assert "Seeds: 1; in most cells: 2. In: CoOp (Standard), 1 shot." in page
+    (study / "run4/result.json").unlink()
+    assert "Seeds: 2. In: CoOp (Standard), 2 shots. Seeds: 1. In: CoOp (Standard), 1 shot." in make_page(study)
+
+
 def test_seeds_of_one_cell_with_other_arithmetic_are_averaged_and_marked(study):
     for seed, sums in ((1, "MKL AVX2,STRICT"), (2, None)):
         write_run(study / f"run{seed}", 70, seed=seed, machine={"sums": sums})
-    assert "† sums: MKL AVX2,STRICT and not recorded; in most of the table: not recorded. In: CoOp" in make_page(study)
+    page = make_page(study)
+    assert (
+        "† sums: MKL AVX2,STRICT and not recorded. In: CoOp (Standard), 16 shots. Sums: not recorded. In: Zero-" in page
+    )
     assert read_csv(study)["CoOp (Standard)"][1] == "70.00 ± 0.00†"
 
 
@@ -156,7 +257,7 @@ def test_a_cell_shows_the_shots_that_there_were(study):
     write_run(study / "run16", 70, shots=16, train_images_per_class=[3, 5])
     page = make_page(study)
     assert read_csv(study)["CoOp (Standard)"][1:3] == ["70.00 (5 shots)", "70.00 (3 to 5 shots)"]
-    assert "a class had fewer training images than asked for. In: CoOp (Standard), 8 shots; CoOp (S" in page
+    assert "a class had fewer training images than the number of shots. In: CoOp (Standard), 8 shots; CoOp (S" in page
 
 
 def test_few_test_images_are_named_with_the_size_of_a_step(study):
@@ -179,6 +280,7 @@ def test_runs_of_one_config_are_chosen_with_the_flag_config(study, capsys):
 def test_evaluations_validation_results_and_runs_without_a_result_are_named(study):
     write_run(study / "run", 70)
     write_run(study / "tested", 99, command=["--trainer", "CoOp", "--eval-only", "--model-dir", "x"])
+    write_run(study / "shortened", 97, command=["--trainer", "CoOp", "--e"], eval_only=True)
     write_run(study / "validated", 98, seed=2, split="val")
     write_run(study / "untested", seed=3).joinpath("result.json").write_text(
         json.dumps({**build_record(seed=3), "accuracy": None})
@@ -187,6 +289,7 @@ def test_evaluations_validation_results_and_runs_without_a_result_are_named(stud
     assert read_csv(study)["CoOp (Standard)"][1] == "70.00"
     for name, reason in (
         ("tested", "it evaluates a model that another run trained"),
+        ("shortened", "it evaluates a model that another run trained"),
         ("validated", "its accuracy is on the split val"),
         ("untested", "its record has no accuracy"),
     ):
@@ -199,13 +302,14 @@ def test_only_runs_that_a_sweep_was_asked_for_or_that_have_not_ended_are_missing
     validation_log = "=> result\n* accuracy: 99.00%\nepoch [3/200]\n"
     write_run(study / "stopped").joinpath("log.txt").write_text(validation_log)
     rotate_file(study / "stopped/result.json")
+    (study / "b/s2").mkdir(parents=True)
     for name, seeds in (("b", (1, 2)), ("run", (1,))):  # two sweeps into one folder
         write_trials(study, (study / name / f"s{seed}" for seed in seeds))
     missing = make_page(study).partition("Missing:")[2].split("\n- ")[1:]
     assert [line.strip().removeprefix(f"{study}/") for line in missing] == [
-        "b/s1: no log.txt",
+        "b/s1: not started",
         "b/s2: no log.txt",
-        "run/s1: no log.txt",
+        "run/s1: not started",
         "stopped: the run has not ended (no result.json)",
     ]
 

@@ -82,6 +82,26 @@ def test_records_of_one_seed_or_of_other_settings_are_named_and_not_averaged(tmp
     assert f"OPTIM.MAX_EPOCH 7 ({tmp_path}/seed1-rerun)" in capsys.readouterr().err
 
 
+def test_evaluations_of_one_model_are_named_and_not_averaged(tmp_path, capsys):
+    for seed in (1, 2):
+        model = {"eval_only": True, "started_from": [{"file": "run/seed1/prompt_learner/model", "sha256": "a"}]}
+        write_run(tmp_path / f"seed{seed}", 70, seed=seed, **model)
+    assert main([str(tmp_path), "--test-log"]) == 2
+    printed, message = capsys.readouterr()
+    assert f"a model has several records: one model: {tmp_path}/seed1 (70.00), {tmp_path}/seed2 (70.00)" in message
+    assert "Summary" not in printed
+
+
+def test_differing_sums_are_named_and_averaged(tmp_path, capsys):
+    for seed, sums in ((1, "MKL AVX2,STRICT"), (2, None)):
+        write_run(tmp_path / f"seed{seed}", 70, seed=seed, machine={"sums": sums})
+    assert main([str(tmp_path)]) == 0
+    printed, message = capsys.readouterr()
+    assert "* accuracy: 70.00% +- 0.00%" in printed
+    expected = f"sums MKL AVX2,STRICT ({tmp_path}/seed1); sums not recorded ({tmp_path}/seed2)"
+    assert message == f"note: sums differ: {expected}\n"
+
+
 def test_an_absent_folder_is_named(tmp_path, capsys):
     assert main([str(tmp_path / "absent")]) == 2
     assert f"error: no folder {tmp_path / 'absent'}" in capsys.readouterr().err
