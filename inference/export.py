@@ -73,9 +73,9 @@ def check_linear_head(trainer) -> None:
         if "linear_head" in vars(class_):
             return
         if changed := {"build_model", "model_inference"} & vars(class_).keys():
-            what = " and ".join(sorted(changed))
+            methods = " and ".join(sorted(changed))
             raise UserError(
-                f"the class weights of {name} are not known: {class_.__name__} replaces {what}, but inherits "
+                f"the class weights of {name} are not known: {class_.__name__} replaces {methods}, but inherits "
                 "linear_head. Define linear_head in it, if the logits are linear in the image feature"
             )
 

@@ -113,7 +113,6 @@ def load_trainer(
             "--classes, in the order of the run's data set"
         )
     cfg = _build_cfg(source, folder, epoch, weights, backbone, cuda)
-    _check_is_no_evaluation(folder)
     # The constructor draws an initial context, which the checkpoint overwrites: the caller's generator stays as it was.
     with suppress_stdout(), torch.random.fork_rng(devices=[]):
         trainer = _subclass_without_data(cfg.TRAINER.NAME, classnames)(cfg)
@@ -146,6 +145,7 @@ def _build_cfg(
 
     The other arguments, and the errors, are those of :func:`load_trainer`.
     """
+    _check_is_no_evaluation(folder)
     if folder and backbone:
         raise UserError("--backbone does not go with --model-dir: the run's config sets it")
     if not folder and (backbone or weights):

@@ -153,12 +153,9 @@ def mark_cells(cells: dict[str, Cell], scope: str = "the table") -> list[str]:
     """
     notes = []
     for key in (*COMPARED, ARITHMETIC):
-        found = {
-            name: frozenset(run.facts[key] for run in cell.runs if key in run.facts) for name, cell in cells.items()
-        }
         groups: dict[frozenset[str], list[str]] = {}
-        for name, values in found.items():
-            if values:
+        for name, cell in cells.items():
+            if values := frozenset(run.facts[key] for run in cell.runs if key in run.facts):
                 groups.setdefault(values, []).append(name)
         usual = max(groups, key=lambda values: (len(values) == 1, len(groups[values])), default=frozenset())
         texts = {" and ".join(sorted(values)): names for values, names in groups.items()}
@@ -229,7 +226,7 @@ def _format_seeds(cells: dict[str, Cell]) -> list[str]:
     return _format_groups("Seeds", groups, usual, "most cells")
 
 
-def _format_groups(what: str, groups: dict[str, list[str]], usual: str, most: str) -> list[str]:
+def _format_groups(subject: str, groups: dict[str, list[str]], usual: str, most: str) -> list[str]:
     """Return a sentence for each group of cells but that of the value ``usual``; ``groups`` has their names by value.
 
     It names the usual value with ``most`` ("most cells") if the majority of the cells has it, else with these cells.
@@ -237,9 +234,9 @@ def _format_groups(what: str, groups: dict[str, list[str]], usual: str, most: st
     is_majority = 2 * len(groups.get(usual, ())) > sum(map(len, groups.values()))
     lines = []
     for value, names in groups.items():
-        text = f"{what}: {value}; in {most}: {usual}. In: {'; '.join(names)}."
+        text = f"{subject}: {value}; in {most}: {usual}. In: {'; '.join(names)}."
         if not is_majority:
-            text = f"{what}: {value}. In: {'; '.join(names)}. {what.removeprefix(OTHER).strip().capitalize()}"
+            text = f"{subject}: {value}. In: {'; '.join(names)}. {subject.removeprefix(OTHER).strip().capitalize()}"
             text = f"{text}: {usual}. In: {'; '.join(groups.get(usual, ()))}."
         lines += [text] if value != usual else []
     return lines

@@ -87,9 +87,9 @@ def read_table(folder: Path) -> Page | None:
         UserError: paths fit, but no run is finished.
     """
     for pattern, build in ((BASE_TO_NEW, build_base_to_new), (TRANSFER, build_transfer)):
-        found = read_folder(folder, pattern)
-        if found.matches:
-            return build(folder, found)
+        folder_runs = read_folder(folder, pattern)
+        if folder_runs.matches:
+            return build(folder, folder_runs)
     return None
 
 
@@ -104,17 +104,17 @@ def read_folder(folder: Path, pattern: re.Pattern) -> FolderRuns:
     return FolderRuns([(matches[run.folder], run) for run in tested], [*matches.values()], notes, missing)
 
 
-def build_base_to_new(folder: Path, found: FolderRuns) -> Page:
+def build_base_to_new(folder: Path, folder_runs: FolderRuns) -> Page:
     """Return a table with the accuracy on base and new classes and their harmonic mean H, in percent.
 
     It has a row for each data set and method; with several data sets, then one for each method's averages.
     """
     import pandas as pd
 
-    datasets, methods = _list_datasets_and_methods(found)
+    datasets, methods = _list_datasets_and_methods(folder_runs)
     cells, notes = {}, []
     for data, method in product(datasets, methods):
-        select = partial(found.select, data=data, method=method)
+        select = partial(folder_runs.select, data=data, method=method)
         shots = _get_shots(method)
         base, trained = _build_cell([*select(stage="train_base"), *select(stage="test_base")], "base", shots)
         sources = [(run.folder.relative_to(folder).parts, run) for run in trained]
@@ -133,18 +133,18 @@ def build_base_to_new(folder: Path, found: FolderRuns) -> Page:
         base, new = (_combine_cells(mean, [cells[data, method, name] for data in datasets]) for name in ("base", "new"))
         rows.append(("average", _format_method(method), base, new, _combine_cells(harmonic_mean, (base, new))))
     frame = pd.DataFrame(rows, columns=["data set", "method", "base", "new", "H"]).astype(str).set_index("data set")
-    below = _format_below(folder, named, notes, found.notes, found.missing)
+    below = _format_below(folder, named, notes, folder_runs.notes, folder_runs.missing)
     return "base_to_new", _format_page({"From base to new classes: accuracy (%)": frame}, below, left=2), frame
 
 
-def build_transfer(folder: Path, found: FolderRuns) -> Page:
+def build_transfer(folder: Path, folder_runs: FolderRuns) -> Page:
     """Return a table with a row for each method and columns for ImageNet, its variants and the other data sets.
 
     The variants and the other data sets each have a column of averages.
     """
     import pandas as pd
 
-    datasets, methods = _list_datasets_and_methods(found)
+    datasets, methods = _list_datasets_and_methods(folder_runs)
     groups = {
         "variants": [data for data in datasets if data.startswith(SOURCE_DATASET) and data != SOURCE_DATASET],
         "other data sets": [data for data in datasets if not data.startswith(SOURCE_DATASET)],
@@ -157,7 +157,7 @@ def build_transfer(folder: Path, found: FolderRuns) -> Page:
         cells[SOURCE_DATASET, method], trained = _build_cell(source.select(method=method), "", shots)
         sources = [(run.folder.relative_to(root).parts, run) for run in trained]
         for data in datasets:
-            cell, _ = _build_cell(found.select(data=data, method=method), "all", shots, sources)
+            cell, _ = _build_cell(folder_runs.select(data=data, method=method), "all", shots, sources)
             cell.shortcuts |= cells[SOURCE_DATASET, method].shortcuts  # the model was trained with them
             cells[data, method] = cell
     for data in (SOURCE_DATASET, *datasets):
@@ -170,7 +170,7 @@ def build_transfer(folder: Path, found: FolderRuns) -> Page:
     frame = pd.DataFrame(columns, pd.Index(map(_format_method, methods), name="accuracy (%)")).astype(str)
     tables = {}
     for name, group in groups.items():
-        tested = {match["method"] for match in found.matches if match["data"] in group}
+        tested = {match["method"] for match in folder_runs.matches if match["data"] in group}
         rows = [method in tested for method in methods]
         group_frame = frame.loc[rows, [SOURCE_DATASET, *group, f"average of {name}"]]
         tables[f"From {SOURCE_DATASET} to {name}: accuracy (%)"] = group_frame
@@ -180,7 +180,9 @@ def build_transfer(folder: Path, found: FolderRuns) -> Page:
     missing = {path: text for path, text in source.missing.items() if path.relative_to(base).as_posix() in trained_here}
     return (
         "transfer",
-        _format_page(tables, _format_below(folder, named, notes, found.notes, found.missing | missing), left=1),
+        _format_page(
+            tables, _format_below(folder, named, notes, folder_runs.notes, folder_runs.missing | missing), left=1
+        ),
         frame,
     )
 
@@ -197,10 +199,10 @@ def _build_cell(
     """
     fitting, notes = [], []
     for run in runs:
-        found = run.config.get("DATASET.SUBSAMPLE_CLASSES")
+        subsample = run.config.get("DATASET.SUBSAMPLE_CLASSES")
         reason = ""
-        if classes and found != classes:
-            reason = f"its record has DATASET.SUBSAMPLE_CLASSES {found}"
+        if classes and subsample != classes:
+            reason = f"its record has DATASET.SUBSAMPLE_CLASSES {subsample}"
         elif run.is_trained and shots and run.shots != shots and (run.shots or sources is None):
             reason = f"its record has {format_shots(run.shots) if run.shots else 'all images'}"
         elif run.is_trained and sources is not None:
@@ -238,11 +240,11 @@ def _compare_models(run: Run, place: tuple[str, ...], source: Run) -> str:
     return ""
 
 
-def _list_datasets_and_methods(found: FolderRuns) -> tuple[list[str], list[str]]:
+def _list_datasets_and_methods(folder_runs: FolderRuns) -> tuple[list[str], list[str]]:
     """Return the names of the data sets and of the methods in the matched paths; methods without training first."""
-    methods = {match["method"] for match in found.matches}
+    methods = {match["method"] for match in folder_runs.matches}
     ordered = sorted(methods, key=lambda m: (_get_shots(m) > 0, SHOTS_PATTERN.sub("", m), _get_shots(m)))
-    return sorted({match["data"] for match in found.matches}), ordered
+    return sorted({match["data"] for match in folder_runs.matches}), ordered
 
 
 def _get_shots(method: str) -> int:
