@@ -178,13 +178,8 @@ def build_transfer(folder: Path, folder_runs: FolderRuns) -> Page:
     trained_here = {match.string for match in source.matches if match["method"] in methods}
     base = root / SOURCE_DATASET
     missing = {path: text for path, text in source.missing.items() if path.relative_to(base).as_posix() in trained_here}
-    return (
-        "transfer",
-        _format_page(
-            tables, _format_below(folder, named, notes, folder_runs.notes, folder_runs.missing | missing), left=1
-        ),
-        frame,
-    )
+    below = _format_below(folder, named, notes, folder_runs.notes, folder_runs.missing | missing)
+    return "transfer", _format_page(tables, below, left=1), frame
 
 
 def _build_cell(
@@ -194,7 +189,7 @@ def _build_cell(
 
     Args:
         classes: DATASET.SUBSAMPLE_CLASSES; "" for any.
-        shots: what the folder of the runs says.
+        shots: the number of shots in the name of the runs' folder; 0 for methods without training.
         sources: the runs that trained the models that ``runs`` evaluate; None: ``runs`` train their own.
     """
     fitting, notes = [], []
