@@ -7,6 +7,8 @@ Where runs of one method and number of shots differ in more, each of their setti
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,8 @@ from studies.tables.cells import (
 from studies.tables.paired import Comparison, compare_cells, compare_shared_seeds
 from studies.tables.runs import COMPARED, Run, find_differences, find_runs
 
+CHECKSUM = re.compile(r"SHA-256 (\w{8})\w*")  # in the values of settings
+LEGEND_WIDTH = 40  # characters of a line in a plot's legend: longer lines would leave no space for the plot
 ZERO_SHOTS, ALL_IMAGES = 0, 2**31  # columns: methods that train nothing, first; methods trained on all images, last
 STANDARD_TOKENS, EFFICIENT_TOKENS = 16, 4  # context tokens: CoOp's default, and the length of "a photo of a"
 # CoOp's rows by (context tokens, class-specific): the two settings that the study compares.
@@ -131,7 +135,7 @@ def _group_by_column(runs: Iterable[Run]) -> dict[int, list[Run]]:
 def _split(runs: Sequence[Run], keys: Sequence[str]) -> dict[str, list[Run]]:
     """Return the runs by the values of ``keys``, as text such as ``, OPTIM.LR 0.02``, in the order of these values.
 
-    A key that follows from the keys before it is left out of the text.
+    A key that follows from the keys before it is left out of the text. Of a checksum, the text has 8 digits.
     """
     differences = find_differences(runs)
     order = sorted(range(len(runs)), key=lambda i: [_value_key(differences[key][i]) for key in keys])
@@ -139,7 +143,8 @@ def _split(runs: Sequence[Run], keys: Sequence[str]) -> dict[str, list[Run]]:
     differences = {key: [differences[key][i] for i in order] for key in keys}
     groups = [""] * len(runs)
     for key in keys:
-        finer = [f"{group}, {key} {value}" for group, value in zip(groups, differences[key], strict=True)]
+        values = [CHECKSUM.sub(r"\1", value) for value in differences[key]]
+        finer = [f"{group}, {key} {value}" for group, value in zip(groups, values, strict=True)]
         groups = finer if len(set(finer)) > len(set(groups)) else groups
     return {
         group: [r for r, other in zip(runs, groups, strict=True) if other == group] for group in dict.fromkeys(groups)
@@ -232,6 +237,11 @@ def to_markdown(study: Study, title: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def wrap_label(text: str) -> str:
+    """Return the name of a row in lines of a plot's legend."""
+    return textwrap.fill(text, LEGEND_WIDTH)
+
+
 def plot_study(table: Table, title: str, file) -> None:
     """Write a plot of accuracy against shots, one curve per method, to a binary file as a PNG."""
     import matplotlib
@@ -249,12 +259,11 @@ def plot_study(table: Table, title: str, file) -> None:
         finished = {column: cell for column, cell in cells.items() if cell.accuracies}
         if zero := finished.pop(ZERO_SHOTS, None):
             styles.append(style := styles.pop(0))
-            axes.axhline(zero.mean, color="gray", linestyle=style, label=f"{row} ({zero.mean:.2f}%)")
+            axes.axhline(zero.mean, color="gray", linestyle=style, label=wrap_label(f"{row} ({zero.mean:.2f}%)"))
         if finished:
             means, spreads = [cell.mean for cell in finished.values()], [cell.spread for cell in finished.values()]
-            axes.errorbar(
-                [places[c] for c in finished], means, spreads, marker="o", capsize=3, label=labels.get(row, row)
-            )
+            label = wrap_label(labels.get(row, row))
+            axes.errorbar([places[c] for c in finished], means, spreads, marker="o", capsize=3, label=label)
     axes.set_xscale("log", base=2)
     axes.set_xticks([*places.values()], ["all" if column == ALL_IMAGES else str(column) for column in places])
     axes.set(xlabel="training images per class (shots)", ylabel="test accuracy (%)")

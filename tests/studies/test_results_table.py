@@ -151,7 +151,7 @@ def test_seeds_trained_on_other_images_are_not_averaged(study):
     assert [row[1] for row in read_csv(study).values()][2:4] == ["70.00 ± 0.00", "70.00†"]
     assert [row[2] for row in read_csv(study).values()][4:] == ["80.00 ± 0.00", "80.00†"]
     assert "CoOp (Standard) has several rows, as runs with the same shots differ in training images." in page
-    assert f"Linear probe, all training image sizes SHA-256 {'a' * 16}…" in read_csv(study)
+    assert "Linear probe, all training image sizes aaaaaaaa…" in read_csv(study)
 
 
 def test_methods_trained_on_other_images_are_marked_and_not_compared(study):
@@ -198,7 +198,7 @@ def test_descriptions_count_by_their_content_and_the_paths_of_class_lists_do_not
         write_run(study / f"run{seed}", 61, seed=seed, config=config, descriptions=descriptions, **zero)
     make_page(study)
     row = "Zero-shot CLIP, DATASET.DESCRIPTIONS {}"
-    texts = [f"SHA-256 {name * 16}…" for name in "ab"]
+    texts = [f"{name * 8}…" for name in "ab"]
     assert [read_csv(study)[row.format(text)][0] for text in (*texts, "none")] == ["61.00 ± 0.00", "61.00", "60.00"]
 
 
