@@ -65,8 +65,8 @@ def plot_pareto(shots: int, points: Sequence[Point], title: str, file) -> None:
     front = pareto_front(points)
     axes.plot([p.parameters for p in front], [p.accuracy for p in front], color="gray", label="Pareto front", zorder=1)
     for number, p in enumerate(points):
-        style = {"fmt": MARKERS[number % len(MARKERS)], "color": f"C{number % 10}", "capsize": 3}
-        axes.errorbar(p.parameters, p.accuracy, p.spread, label=wrap_label(p.name), **style)
+        marker, color, label = MARKERS[number % len(MARKERS)], f"C{number % 10}", wrap_label(p.name)
+        axes.errorbar(p.parameters, p.accuracy, p.spread, fmt=marker, color=color, capsize=3, label=label)
     axes.set_xscale("symlog", linthresh=max(1, min((p.parameters for p in points if p.parameters), default=1)))
     axes.set(xlabel="trainable parameters", ylabel="test accuracy (%)")
     axes.set_title(f"{title}, {format_column(shots)}", parse_math=False)
