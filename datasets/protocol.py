@@ -88,8 +88,8 @@ class FewShotDataset(DatasetBase):
         }
         largest = max(map(len, self.split_dataset_by_label(split["train"]).values()))
         if 1 <= cfg.DATASET.NUM_SHOTS != largest:
-            label = f"DATASET.NUM_SHOTS {cfg.DATASET.NUM_SHOTS} is a label of this run alone"
-            print(f"Note: {label}: {path} has up to {largest} images a class")
+            shots = cfg.DATASET.NUM_SHOTS
+            print(f"Note: DATASET.NUM_SHOTS {shots} does nothing: {path} has up to {largest} images a class")
         if "val" not in split:
             pool = exclude_items(train if val is None else val, split["train"])
             with temporary_seed(cfg.SEED):

@@ -87,7 +87,7 @@ def test_shots_of_the_base_classes_alone_are_no_shots_of_the_new_ones(build, cap
     with pytest.raises(UserError, match="shots.json has no image of the new classes"):
         build({"train": [ANT, BEE]}, SUBSAMPLE_CLASSES="new")
     build({"train": [ANT, BEE]}, NUM_SHOTS=16)
-    assert "Note: DATASET.NUM_SHOTS 16 is a label of this run alone" in capsys.readouterr().out
+    assert "Note: DATASET.NUM_SHOTS 16 does nothing" in capsys.readouterr().out
     with pytest.raises(UserError, match="FEWSHOT_FILE and SUBSAMPLE_CLASSES need classes"):
         build({"train": [ANT]}, name="Captions")
 
