@@ -16,6 +16,7 @@ from dassl.config import get_cfg_default, to_dict
 from dassl.config.defaults import UNUSED_KEYS
 from dassl.config.merge import flatten
 from dassl.config.run_config import CONFIG_FILE, RESUMABLE_KEYS
+from dassl.engine.lock import exclusive_lock
 from dassl.engine.record import RECORD_FILE, read_record
 from dassl.utils import UserError, read_json, write_json
 
@@ -326,8 +327,9 @@ def read_trials(folder: Path) -> set[Path]:
 
 def write_trials(output: Path, folders: Iterable[Path]) -> None:
     """Add the folders of a sweep's runs to the file of all runs that sweeps into ``output`` were asked for."""
-    trials = _read_trials_file(output) | {folder.absolute() for folder in folders}
-    write_json(sorted(path.relative_to(output.absolute()).as_posix() for path in trials), output / TRIALS_FILE)
+    with exclusive_lock(output):  # another sweep may add its own; a killed one may have left a temporary file
+        trials = _read_trials_file(output) | {folder.absolute() for folder in folders}
+        write_json(sorted(path.relative_to(output.absolute()).as_posix() for path in trials), output / TRIALS_FILE)
 
 
 def _read_trials_file(output: Path) -> set[Path]:
