@@ -11,9 +11,9 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from yacs.config import CfgNode
 
 from dassl.data.datasets import Datum
+from dassl.engine.record import SPLIT_FOLDER
 from dassl.utils import UserError
 
-from . import few_shot_split
 from .links import LinkPolicy, check_link_target, scan_folder
 from .protocol import FewShotDataset
 
@@ -54,7 +54,7 @@ def list_class_folders(roots: Sequence[Path], hint: str) -> list[str]:
     for root in roots:
         if not root.is_dir():
             raise UserError(f"no folder {root}. {hint}")
-        entries = [e for e in root.iterdir() if not e.name.startswith(".") and e.name != few_shot_split.SPLIT_FOLDER]
+        entries = [e for e in root.iterdir() if not e.name.startswith(".") and e.name != SPLIT_FOLDER]
         for entry in entries:
             check_link_target(entry)
         folders[root] = sorted(entry.name for entry in entries if entry.is_dir())

@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dassl.data.datasets import Datum
+from dassl.engine.record import SPLIT_FOLDER
 from dassl.utils import UserError, atomic_write, read_json
 from dassl.utils.logger import rotate_file
 
 from .split_pickle import FEW_SHOT_SPLITS, is_split_entry, read_split_pickle
 
-SPLIT_FOLDER = "split_fewshot"
 MAX_VAL_SHOTS = 4  # CoOp's rule: at most 4 validation images a class
 MAX_PATH_DEPTH = 32  # path components of a foreign absolute path that are compared; bounds the work for hostile paths
 

@@ -17,6 +17,7 @@ from dassl.distributed import get_local_world_size, get_world_size
 from dassl.utils import UserError, check_at_least, derive_seed, read_image, temporary_seed, tolist_if_not
 
 from .datasets import Datum, build_dataset
+from .datasets.fingerprint import get_image_root
 from .images import skip_unreadable
 from .samplers import ShardedBatchSampler, build_sampler
 from .transforms import build_plain_transform, build_transform
@@ -100,9 +101,7 @@ class DatasetWrapper(Dataset):
 
     def _relative_path(self, item: Datum) -> str:
         """Return an image's path below DATASET.ROOT/FOLDER with forward slashes, from which its seeds are derived."""
-        node = self.cfg.DATASET
-        root = os.path.join(os.path.expanduser(node.ROOT), os.path.expanduser(node.FOLDER))
-        return os.path.relpath(item.impath, root).replace(os.sep, "/")
+        return os.path.relpath(item.impath, get_image_root(self.cfg)).replace(os.sep, "/")
 
     def _apply_transforms(self, img0: Image.Image) -> dict:
         """Return the transforms' results as ``img``, ``img2``, …; without a transform, the PIL image as ``img``."""

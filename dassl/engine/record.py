@@ -51,8 +51,11 @@ def read_training_record(folder: Path) -> dict:
 
 
 def is_evaluation(record: dict) -> bool:
-    """Return whether a record is of a run that only evaluated (``--eval-only``)."""
-    return record.get("eval_only", "--eval-only" in record.get("command", ()))
+    """Return whether a record is of a run that only evaluated (``--eval-only``). Old records have only the command."""
+    eval_only = record.get("eval_only")
+    if isinstance(eval_only, bool):
+        return eval_only
+    return any(str(word).startswith("--ev") for word in record.get("command", ()))  # argparse completes flags
 
 
 def is_finished(folder: str | Path, command: Sequence[str]) -> bool:

@@ -185,9 +185,11 @@ def find_seen_classes(trainer, file: Path) -> list[str]:
     The run's record, if there is one, has its classes.
     """
     dataset, record = trainer.cfg.DATASET, {}
+    if dataset.SUBSAMPLE_CLASSES != "new":
+        return []
     with contextlib.suppress(UserError):
         record = read_training_record(file.absolute().parents[1])
-    if dataset.SUBSAMPLE_CLASSES != "new" or record.get("dataset") != dataset.NAME:
+    if record.get("dataset") != dataset.NAME:
         return []
     seen = [name for name in trainer.dm.dataset.classnames if name in record.get("classnames", ())]
     return [f"it was trained on {len(seen)} of the new classes ({', '.join(seen[:5])})"] if seen else []

@@ -17,7 +17,7 @@ from dassl.config.defaults import UNUSED_KEYS
 from dassl.config.merge import flatten
 from dassl.config.run_config import CONFIG_FILE, RESUMABLE_KEYS
 from dassl.engine.lock import exclusive_lock
-from dassl.engine.record import RECORD_FILE, read_record
+from dassl.engine.record import RECORD_FILE, is_evaluation, read_record
 from dassl.utils import UserError, read_json, write_json
 
 TRIALS_FILE = "trials.json"  # in a sweep's folder: the folders of all runs that sweeps into it were asked for
@@ -85,10 +85,7 @@ class Run:
     @property
     def is_evaluation(self) -> bool:
         """Whether the run only evaluated a model."""
-        eval_only = self.record.get("eval_only")
-        if isinstance(eval_only, bool):
-            return eval_only
-        return any(str(word).startswith("--ev") for word in self.record.get("command", []))  # argparse completes flags
+        return is_evaluation(self.record)
 
     @property
     def model_files(self) -> list[tuple[str, str]]:
