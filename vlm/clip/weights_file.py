@@ -51,12 +51,13 @@ def read_state_dict(path: Path, published: bool = False) -> dict[str, torch.Tens
     state_dict: Any = content
     if wrapper := isinstance(content, dict) and next((k for k in WRAPPERS if isinstance(content.get(k), dict)), None):
         state_dict = content[wrapper]
-        print(f'Note: the weights in {path} are its entry "{wrapper}"')
     entries = state_dict.items() if isinstance(state_dict, dict) else [(None, state_dict)]
     if not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in entries):
         raise UserError(f"{path} is not a state dict: it holds something else than named tensors")
     state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}  # of nn.DataParallel
     _check_kind(path, content, state_dict)
+    if wrapper:
+        print(f'Note: the weights in {path} are its entry "{wrapper}"')
     return {key: value for key, value in state_dict.items() if key not in openai.NON_WEIGHT_KEYS}
 
 
