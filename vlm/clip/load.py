@@ -9,7 +9,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +89,19 @@ def _unknown_name_error(name: str) -> UserError:
     known = [*openai.URLS, TINY, *THIRD_PARTY_NAMES]
     suggestion = suggest_name(name, known)
     architecture, _, tag = name.partition("/")
-    if find_spec("open_clip") and architecture in import_module("open_clip").list_models():
+    if architecture in _list_open_clip_architectures():
         suggestion = f'"open_clip:{architecture}/{tag or "<weights>"}" is open_clip\'s; {suggestion}'
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not suggestion.startswith("did you mean"):
         suggestion = f'did you mean "hf:{name}", a model on the Hugging Face Hub? {suggestion}'
     return UserError(f"{problem}; {suggestion}")
+
+
+def _list_open_clip_architectures() -> list[str]:
+    """Return the names of open_clip's architectures; [] without the package, which is optional."""
+    try:
+        return import_module("open_clip").list_models()
+    except ImportError:
+        return []
 
 
 def _build_clip(state_dict: dict[str, torch.Tensor], source: str, precision: str, device: torch.device) -> CLIP:

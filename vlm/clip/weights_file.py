@@ -46,7 +46,7 @@ def read_state_dict(path: Path, published: bool = False) -> dict[str, torch.Tens
     if path.is_dir():
         raise UserError(f"{path} is {describe_folder(path)}; {FILE_OPTIONS} takes a file")
     if not path.is_file():
-        raise UserError(f"no weights file {path} (MODEL.BACKBONE.WEIGHTS)")
+        raise UserError(f"no weights file {path} (MODEL.BACKBONE.WEIGHTS; predict.py: --weights)")
     content = _read_content(path, published)
     state_dict: Any = content
     if wrapper := isinstance(content, dict) and next((k for k in WRAPPERS if isinstance(content.get(k), dict)), None):
