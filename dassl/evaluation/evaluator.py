@@ -64,9 +64,7 @@ class Classification(EvaluatorBase):
     def process(self, mo: torch.Tensor, gt: torch.Tensor) -> None:
         """Add a batch: logits (batch, classes) and labels (batch,); NonFiniteError for a logit of NaN or infinity."""
         if mo.isnan().any() or mo.isposinf().any():  # -infinity excludes a class
-            raise NonFiniteError(
-                "some outputs are NaN or infinite: the model has diverged, or its precision is too low"
-            )
+            raise NonFiniteError("some outputs are NaN or infinite: the model has diverged, or is too imprecise")
         best = mo.argmax(dim=1)
         predicted, true = best.tolist(), gt.tolist()
         for label, prediction in zip(true, predicted, strict=True):
