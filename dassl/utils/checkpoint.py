@@ -95,8 +95,12 @@ def get_learned_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def check_finite(tensors: Mapping[str, torch.Tensor], source: str | os.PathLike) -> None:
-    """Raise :class:`UserError`, which names ``source`` and the tensors, if any value is NaN or infinite."""
+def check_finite(
+    tensors: Mapping[str, torch.Tensor],
+    source: str | os.PathLike,
+    cause: str = "is damaged, or was saved after training had diverged; fetch or save it again",
+) -> None:
+    """Raise :class:`UserError`, which names ``source``, ``cause`` and the tensors, if any value is NaN or infinite."""
     problems = []
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and tensor.numel():
@@ -106,10 +110,7 @@ def check_finite(tensors: Mapping[str, torch.Tensor], source: str | os.PathLike)
                 problems.append(f"{int((~tensor.isfinite()).sum()):,} of {tensor.numel():,} values of {name}")
     if problems:
         more = f" and values of {len(problems) - 3} other tensors" if len(problems) > 3 else ""
-        raise UserError(
-            f"{source} is damaged, or was saved after training had diverged: {', '.join(problems[:3])}{more} are NaN "
-            "or infinite. Fetch or save it again"
-        )
+        raise UserError(f"{source} {cause}: {', '.join(problems[:3])}{more} are NaN or infinite")
 
 
 def latest_checkpoint(save_dir: str | os.PathLike) -> Path | None:

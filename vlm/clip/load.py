@@ -74,6 +74,7 @@ def _load_and_inspect(
         if name not in openai.URLS:
             raise _unknown_name_error(name)
         state_dict = read_state_dict(get_openai_weights(name), published=True)
+    check_finite(state_dict, weights or name)
     with ThreadPoolExecutor(1) as pool:
         inspection = pool.submit(inspect, state_dict)  # a fingerprint takes as long as building the model
         return _build_clip(state_dict, weights or name, precision, device), inspection.result()
@@ -108,7 +109,7 @@ def _build_clip(state_dict: dict[str, torch.Tensor], source: str, precision: str
     """Return OpenAI's CLIP with these weights, frozen, in a ``precision`` of PRECISIONS (always fp32 on a CPU).
 
     Raises:
-        UserError: the weights are not CLIP's, or not finite in half precision; the message names ``source``, their
+        UserError: the weights are not CLIP's, or too large for half precision; the message names ``source``, their
             file or backbone.
     """
     try:
@@ -116,7 +117,8 @@ def _build_clip(state_dict: dict[str, torch.Tensor], source: str, precision: str
         model = openai.build_model(dict(state_dict))
     except (KeyError, RuntimeError, AssertionError, IndexError, ZeroDivisionError) as error:
         raise UserError(f"{source} does not hold the weights of a CLIP: {error_reason(error)}") from error
-    check_finite(get_learned_tensors(model), f"{source} (in half precision)")
+    cause = "has values beyond 65,504, the largest of half precision, in which CLIP is built"
+    check_finite(get_learned_tensors(model), source, cause)
     if precision in ("fp32", "amp") or device.type == "cpu":
         model.float()
     elif precision == "bf16":
