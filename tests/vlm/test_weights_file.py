@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -236,9 +237,15 @@ def test_a_pickled_model_is_refused(clip, tmp_path):
         ("OFA-Sys/chinese-clip-vit-base-patch16", 'did you mean "hf:OFA-Sys/chinese-clip-vit-base-patch16"'),
         ("ViT-B-32/laion2b_s34b_b79k", '"open_clip:ViT-B-32/laion2b_s34b_b79k" is open_clip\'s'),
         ("ViT-B-32", '"open_clip:ViT-B-32/<weights>" is open_clip\'s; did you mean "ViT-B/32"?'),
+        ("", "no backbone (MODEL.BACKBONE.NAME) is given; Known: "),
         ("ViT-B/23", '"ViT-B/23"; did you mean "ViT-B/32"?'),
         ("/models/clip.pt", "a weights file is MODEL.BACKBONE.WEIGHTS /models/clip.pt (predict.py: --weights"),
     ],
 )
-def test_the_name_that_was_probably_meant_is_in_the_message(name, message, refused):
-    assert message in refused(name)
+def test_the_name_that_was_probably_meant_is_in_the_message(name, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_clip(name)
+
+
+def test_train_and_predict_suggest_the_prefix(refused):
+    assert 'did you mean "hf:OFA-Sys/chinese-clip' in refused("OFA-Sys/chinese-clip-vit-base-patch16")

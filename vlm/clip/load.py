@@ -71,8 +71,7 @@ def _load_and_inspect(
     elif name == TINY:
         state_dict = load_tiny()
     else:
-        if name not in openai.URLS:
-            raise _unknown_name_error(name)
+        _check_name(name)
         state_dict = read_state_dict(get_openai_weights(name), published=True)
     check_finite(state_dict, weights or name)
     with ThreadPoolExecutor(1) as pool:
@@ -80,21 +79,23 @@ def _load_and_inspect(
         return _build_clip(state_dict, weights or name, precision, device), inspection.result()
 
 
-def _unknown_name_error(name: str) -> UserError:
-    """Return the error for a backbone without a known name or prefix; it says which option or prefix is meant."""
-    problem = f'unknown backbone (MODEL.BACKBONE.NAME) "{name}"'
+def _check_name(name: str) -> None:
+    """Raise UserError unless ``name`` is one of OpenAI's; the message has the option or prefix that was meant."""
+    if name in openai.URLS:
+        return
+    kind, known = "backbone (MODEL.BACKBONE.NAME)", [*openai.URLS, TINY, *THIRD_PARTY_NAMES]
+    suggestion, (architecture, _, tag) = suggest_name(name, known), name.partition("/")
     if os.path.isdir(name):
-        return UserError(f"{problem}: it is {describe_folder(Path(name))}")
-    if os.path.isfile(name) or name.endswith(WEIGHTS_SUFFIXES):
-        return UserError(f"{problem}: a weights file is MODEL.BACKBONE.WEIGHTS {name} (predict.py: --weights {name})")
-    known = [*openai.URLS, TINY, *THIRD_PARTY_NAMES]
-    suggestion = suggest_name(name, known)
-    architecture, _, tag = name.partition("/")
-    if architecture in _list_open_clip_architectures():
+        suggestion = f"it is {describe_folder(Path(name))}"
+    elif os.path.isfile(name) or name.endswith(WEIGHTS_SUFFIXES):
+        suggestion = f"a weights file is MODEL.BACKBONE.WEIGHTS {name} (predict.py: --weights {name})"
+    elif architecture in _list_open_clip_architectures():
         suggestion = f'"open_clip:{architecture}/{tag or "<weights>"}" is open_clip\'s; {suggestion}'
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not suggestion.startswith("did you mean"):
         suggestion = f'did you mean "hf:{name}", a model on the Hugging Face Hub? {suggestion}'
-    return UserError(f"{problem}; {suggestion}")
+    else:
+        check_availability(name, known, kind)
+    raise UserError(f'unknown {kind} "{name}"; {suggestion}')
 
 
 def _list_open_clip_architectures() -> list[str]:
