@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from dassl.utils import UserError
+
 if TYPE_CHECKING:
     import torch
 
@@ -15,9 +17,20 @@ MAX_PATH_WIDTH, MAX_NAME_WIDTH = 60, 30  # columns, in letters: a row with one c
 
 
 def write_result(record: dict, text: str, as_json: bool) -> None:
-    """Print the result for one image: ``record`` as a line of JSON if ``as_json``, else ``text``."""
+    """Print the result for one image: ``record`` as a line of JSON if ``as_json``, else ``text``.
+
+    The first entry of ``record`` is the image's path.
+
+    Raises:
+        UserError: a number in ``record`` is NaN or infinite.
+    """
     is_ascii = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"  # other consoles lack some letters
-    print(json.dumps(record, ensure_ascii=is_ascii) if as_json else text, flush=True)
+    try:
+        line = json.dumps(record, ensure_ascii=is_ascii, allow_nan=False)
+    except ValueError as error:
+        path = next(iter(record.values()))
+        raise UserError(f"the result for {path} is NaN or infinite: the model cannot compute it") from error
+    print(line if as_json else text, flush=True)
 
 
 class PredictionWriter:

@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 from dassl import engine
 from dassl.distributed import get_device
 from dassl.utils import UserError, load_checkpoint
-from dassl.utils.checkpoint import find_checkpoints
+from dassl.utils.checkpoint import check_finite, find_checkpoints
 from vlm.clip.load import load_cached_clip
 
 PROMPT_MODEL, CONTEXT_KEY = "prompt_learner", "ctx"  # CoOp's registered model, and its key in the state dict
@@ -25,7 +25,7 @@ def read_prompt(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Return the state dict of a learned prompt, without ``module.`` before its keys, and the checkpoint's ``origin``.
 
     The origin is that of :func:`dassl.engine.checkpoint.get_origin`; {} in checkpoints of the original CoOp. Raises
-    :class:`UserError` if the checkpoint at ``path`` has no context ``ctx`` of 2 or 3 dimensions.
+    :class:`UserError` if the checkpoint at ``path`` has no finite context ``ctx`` of 2 or 3 dimensions.
     """
     checkpoint = load_checkpoint(path)
     state_dict = {key.removeprefix("module."): value for key, value in checkpoint["state_dict"].items()}
@@ -33,6 +33,7 @@ def read_prompt(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     if context is None or context.dim() not in (2, 3):
         keys = ", ".join(state_dict) or "nothing"
         raise UserError(f'{path} has no learned context "{CONTEXT_KEY}"; it has {keys}')
+    check_finite({CONTEXT_KEY: context}, path)
     return state_dict, checkpoint.get("origin") or {}
 
 

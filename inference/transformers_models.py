@@ -57,11 +57,13 @@ def load_model(name: str, model_classes: Mapping[str, str], purpose: str):
 def _load_complete_model(model_class: type, name: str, purpose: str):
     """Return the model ``name`` of :func:`load_model` in fp32, on a GPU if there is one, frozen, in evaluation mode.
 
-    ``model_class`` is its class in transformers. Raise :class:`UserError` if the weights are damaged, or if some are
+    ``model_class`` is its class in transformers. Raise :class:`UserError` if weights are damaged or not finite, or are
     missing, which transformers would draw at random; the message names ``purpose``.
     """
     import torch
     from safetensors import SafetensorError
+
+    from dassl.utils.checkpoint import check_finite, get_learned_tensors  # loads PyTorch
 
     try:
         model, info = model_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
@@ -73,6 +75,7 @@ def _load_complete_model(model_class: type, name: str, purpose: str):
             f"{name} was not trained for {purpose}: it has no weights for {len(missing):,} of the {len(parameters):,} "
             f"parameters of a {model_class.__name__} ({missing[0]}, …)"
         )
+    check_finite(get_learned_tensors(model), name)
     return model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -62,11 +62,9 @@ class Classification(EvaluatorBase):
         self._batches = []
 
     def process(self, mo: torch.Tensor, gt: torch.Tensor) -> None:
-        """Add a batch: logits (batch, classes) and labels (batch,); raise :class:`NonFiniteError` for a NaN logit."""
-        if mo.isnan().any():
-            raise NonFiniteError(
-                "some outputs are not numbers (NaN): the model has diverged, or its precision is too low"
-            )
+        """Add a batch: logits (batch, classes) and labels (batch,); NonFiniteError for a logit of NaN or infinity."""
+        if mo.isnan().any() or mo.isposinf().any():  # -infinity excludes a class
+            raise NonFiniteError("some outputs are NaN or infinite: the model has diverged, or is too imprecise")
         best = mo.argmax(dim=1)
         predicted, true = best.tolist(), gt.tolist()
         for label, prediction in zip(true, predicted, strict=True):

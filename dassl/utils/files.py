@@ -108,10 +108,17 @@ def read_json(fpath: str | os.PathLike) -> Any:
 
 
 def write_json(obj: Any, fpath: str | os.PathLike) -> None:
-    """Write ``obj`` to a JSON file, and make missing folders; :class:`UserError` if the file cannot be written."""
+    """Write ``obj`` to a JSON file, and make missing folders.
+
+    Raises:
+        UserError: the file cannot be written, or a number is NaN or infinite, which JSON does not have.
+    """
+    try:
+        text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise UserError(f"{fpath} is not written: a number in it is NaN or infinite ({error})") from error
     with atomic_write(fpath) as file:
-        json.dump(obj, file, indent=2, ensure_ascii=False)
-        file.write("\n")
+        file.write(f"{text}\n")
 
 
 def read_image(path: str | os.PathLike):

@@ -13,7 +13,14 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, StepLR
 from dassl.config import get_cfg_default
 from dassl.engine import TrainerBase
 from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils import UserError, load_checkpoint, resume_from_checkpoint, save_checkpoint
+from dassl.utils import (
+    UserError,
+    load_checkpoint,
+    load_pretrained_weights,
+    resume_from_checkpoint,
+    save_checkpoint,
+    write_json,
+)
 from dassl.utils.checkpoint import find_checkpoints, resume_from_checkpoint_file
 from tests.common import assert_same_tensors, load_tensors
 from tests.stress.attacks import ATTACKS, MARKER, payload, text, torch_zip
@@ -240,3 +247,45 @@ def test_a_checkpoint_is_found_from_the_run_the_models_folder_or_the_file(tmp_pa
         find_checkpoints(newest, ["a", "b"])
     save_checkpoint({"state_dict": {}, "epoch": 1}, folder, model_name="model-best.pth.tar")
     assert find_checkpoints(tmp_path, ["prompt_learner"])["prompt_learner"].name == "model-best.pth.tar"
+
+
+class Masked(nn.Module):
+    """A model with a batch normalisation and an attention mask, which is infinite by design."""
+
+    def __init__(self):
+        super().__init__()
+        self.ctx, self.norm = nn.Parameter(torch.zeros(2, 3)), nn.BatchNorm1d(3)
+        self.register_buffer("attn_mask", torch.full((2, 2), -torch.inf).triu_(1))
+
+
+@pytest.mark.parametrize(("name", "value"), [("ctx", torch.nan), ("norm.running_var", torch.inf)])
+def test_a_checkpoint_with_values_that_are_not_finite_is_refused_by_name(tmp_path, name, value):
+    model, path = Masked(), tmp_path / "model.pth.tar-1"
+    save_checkpoint({"state_dict": model.state_dict(), "epoch": 1}, tmp_path)
+    resume_from_checkpoint_file(path, model)
+    model.state_dict()[name][..., 0] = value
+    damaged = {f"module.{key}": tensor for key, tensor in model.state_dict().items()}
+    save_checkpoint({"state_dict": damaged, "epoch": 1}, tmp_path)
+    for load in (resume_from_checkpoint_file, lambda path, model: load_pretrained_weights(model, path)):
+        with pytest.raises(UserError, match=rf"model.pth.tar-1 is damaged.* values of {name} are NaN or infinite"):
+            load(path, Masked())
+
+
+def test_a_runs_model_with_nan_is_refused_in_evaluation_and_as_initial_weights(run):
+    trained = run("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", True, out="trained")
+    path = trained.checkpoint(1)
+    content = torch.load(path, weights_only=True)
+    content["state_dict"]["ctx"][0, 0] = torch.nan
+    torch.save(content, path)
+    for arguments in (("--eval-only", "--model-dir", trained.folder), ("MODEL.INIT_WEIGHTS", path)):
+        result = run(*arguments, "DATASET.NUM_SHOTS", 1, out="other")
+        assert result.code == 2
+        assert f"{path} is damaged" in result.error
+        assert "1 of 2,048 values of ctx are NaN or infinite" in result.error
+
+
+def test_nan_in_json_is_refused_and_nothing_is_written(tmp_path):
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(UserError, match="result.json is not written: a number in it is NaN or infinite"):
+            write_json({"accuracy": [value]}, tmp_path / "result.json")
+    assert list(tmp_path.iterdir()) == []

@@ -109,6 +109,6 @@ def test_validation_outputs_that_are_not_finite_are_reported_with_their_batch(ru
     monkeypatch.setattr(CoOp, "model_inference", lambda self, x: self.model(x) * (float("nan") if self.epoch else 1))
     result = run(*SHORT, "TEST.FINAL_MODEL", "best_val")
     assert result.code == 2
-    assert "some outputs are not numbers (NaN): the model has diverged" in result.error
+    assert "some outputs are NaN or infinite: the model has diverged" in result.error
     assert "It happened in epoch 2, batch 2 of 2, at a learning rate of 0.002" in result.error
     assert f"The last good checkpoint: {result.folder}/prompt_learner/model-best.pth.tar." in result.error

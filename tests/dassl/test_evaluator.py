@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from dassl.config import get_cfg_default
 from dassl.evaluation import EVALUATOR_REGISTRY, Classification, build_evaluator
 from dassl.metrics import compute_accuracy
+from dassl.utils import NonFiniteError
 
 # No image is of class 3, but one is predicted as it. Correct are 4 of 6 images: 2/3, 1/2 and 1/1 of the classes.
 TRUE = [0, 0, 0, 1, 1, 2]
@@ -114,3 +115,14 @@ def test_top_k_accuracy_counts_labels_among_the_first_k():
     target = torch.tensor([0, 2, 3])  # of rank 1, 2 and 4
     accuracies = [value.item() for value in compute_accuracy((output, None), target, topk=(1, 2, 3, 4))]
     assert accuracies == pytest.approx([100 / 3, 200 / 3, 200 / 3, 100])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_logits_that_are_not_finite_are_refused_but_an_excluded_class_is_not(evaluator, value):
+    """An infinite logit makes the probabilities of its image, in predictions.csv, NaN."""
+    logits, labels = torch.zeros(2, 4), torch.tensor([0, 1])
+    logits[0, 3] = -torch.inf
+    evaluator.process(logits, labels)
+    logits[1, 2] = value
+    with pytest.raises(NonFiniteError, match="some outputs are NaN or infinite"):
+        evaluator.process(logits, labels)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tests.inference import models
 
@@ -130,3 +131,13 @@ def test_a_model_without_weights_for_the_command_is_refused(refused, folders, im
 def test_wrong_arguments_are_refused_with_a_message(refused, folders, image_paths, arguments, message):
     command, *options = arguments
     refused(command, image_paths[0], *options, "--model", folders[CLASSES[command][0]], fragments=[message])
+
+
+def test_weights_that_are_not_finite_are_refused(call, image_paths, tmp_path):
+    folder = models.blip(tmp_path / "blip", CLASSES["match"][0])
+    weights = load_file(folder / "model.safetensors")
+    weights["itm_head.weight"][0, 0] = torch.nan
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    result = call("match", *image_paths, "--text", "a cat", "--json", "--model", folder)
+    assert (result.code, result.output) == (2, "")
+    assert "values of itm_head.weight are NaN or infinite" in result.error

@@ -199,3 +199,12 @@ def test_json_is_escaped_for_a_console_that_is_not_utf_8(monkeypatch):
     write_result({"class": "café"}, "text", as_json=True)
     console.seek(0)
     assert json.loads(console.read()) == {"class": "café"}
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_result_that_is_nan_is_an_error(photos, call, monkeypatch, options):
+    """As from a model that overflows: its weights are finite."""
+    monkeypatch.setattr("inference.classifier.compute_logits", lambda *_: torch.full((1, 2), torch.nan))
+    result = call(photos / "a.png", "--classes", "cup", "cat", *TINY, *options)
+    assert (result.code, result.output) == (2, "")
+    assert f"the result for {photos / 'a.png'} is NaN or infinite" in result.error

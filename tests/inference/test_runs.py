@@ -246,3 +246,17 @@ class Shifted(ZeroshotCLIP):
 
     def model_inference(self, input):
         return super().model_inference(input) + 1
+
+
+def test_a_learned_prompt_with_nan_is_refused(run, call, three, tmp_path):
+    trained = run(*SHORT)
+    content = torch.load(trained.checkpoint(1), weights_only=True)
+    content["state_dict"]["ctx"][0, 0] = torch.nan
+    torch.save(content, trained.checkpoint(1))
+    alone = tmp_path / "alone/model.pth.tar-1"
+    alone.parent.mkdir()
+    shutil.copy(trained.checkpoint(1), alone)
+    for options in ((trained.folder,), (alone, *TINY, "--classes", "nine", "three")):
+        result = call(three, "--json", "--model-dir", *options)
+        assert (result.code, result.output) == (2, "")
+        assert "values of ctx are NaN or infinite" in result.error

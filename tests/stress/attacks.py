@@ -17,7 +17,7 @@ import torch
 from dassl.data.datasets import Datum
 from dassl.utils import load_checkpoint
 from datasets.few_shot_split import FewShotSplit
-from vlm.clip.load import read_state_dict
+from vlm.clip.weights_file import read_state_dict
 from vlm.images.feature_store import read_shard
 
 MARKER = "executed"  # the file that a payload creates

@@ -6,15 +6,18 @@ import random
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from dassl.utils import UserError
 from tests.common import assert_same_tensors
 from vlm.images.extractor import CachedFeatureExtractor
 from vlm.images.feature_store import FeatureStore, read_shard
+from vlm.tiny.weights import load_tiny
 
 ENCODER = {"weights": "sha", "precision": "float32"}
 KEYS = [bytes([i]) * 16 for i in range(5)]
@@ -172,6 +175,62 @@ def test_a_full_disk_does_not_stop_a_run(store, monkeypatch, capsys):
     monkeypatch.setattr(store, "put", full)
     assert CachedFeatureExtractor(SumEncoder(), store)(build_requests(range(3))).flatten().tolist() == [0, 12, 24]
     assert "features are not kept from here on: cannot write: No space left" in capsys.readouterr().out
+
+
+class ConstantEncoder:
+    """An encoder whose features are ``value`` for all images, but for a second value from the image ``turn`` on."""
+
+    def __init__(self, value: float, turn: int = 10**6):
+        self.value, self.turn = value, turn
+
+    def encode(self, images):
+        for number, _ in enumerate(images):
+            yield torch.tensor([self.value if number < self.turn else 2.0])
+
+
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [
+        (ConstantEncoder(1.0), "all test images have the same feature, though they differ"),
+        (ConstantEncoder(torch.nan), "a feature of the test images is NaN or infinite"),
+        (ConstantEncoder(torch.inf), "a feature of the test images is NaN or infinite"),
+    ],
+)
+def test_features_that_no_working_encoder_computes_are_refused_and_not_kept(store, encoder, message):
+    with pytest.raises(UserError, match=message):
+        CachedFeatureExtractor(encoder, store)(build_requests(range(600)), 1, "test images")
+    assert list_shards(store) == []
+
+
+def test_equal_features_of_equal_images_are_kept(store):
+    """Files that differ, such as a scan and its copy in another format, may show the same."""
+    requests = [(key, lambda: torch.ones(3, 2, 2)) for key in KEYS]
+    assert CachedFeatureExtractor(SumEncoder(), store)(requests).flatten().tolist() == [12] * 5
+    assert len(store.get(KEYS)) == 5
+
+
+def test_a_few_images_with_the_same_feature_beside_others_are_kept(store):
+    requests = build_requests(range(600))
+    assert len(CachedFeatureExtractor(ConstantEncoder(1.0, turn=599), store)(requests)) == 600
+    assert len(store.get([key for key, _ in requests])) == 600
+    more = build_requests(range(598, 602))  # two are new, and their features equal that of image 599, not of image 598
+    assert len(CachedFeatureExtractor(ConstantEncoder(2.0), store)(more)) == 4
+
+
+def test_constant_features_from_the_runtime_end_a_run_and_are_not_kept(run, tmp_path, monkeypatch):
+    """OpenVINO turns NaN into finite numbers; here as if the weights had been damaged after they were loaded."""
+    monkeypatch.setattr("vlm.clip.load.check_finite", lambda *_: None, raising=False)
+    weights, root = load_tiny(), tmp_path / "cache"
+    weights["visual.bn3.weight"].fill_(torch.nan)
+    save_file(weights, tmp_path / "w.safetensors")
+    options = ("MODEL.BACKBONE.WEIGHTS", tmp_path / "w.safetensors", "FEATURES.CACHE_DIR", root)
+    result = run("--eval-only", *options, trainer="ZeroshotCLIP")
+    assert result.code == 2
+    problem = "have the same feature, though they differ (" if find_spec("openvino") else "is NaN or infinite ("
+    assert problem in result.error
+    assert "The weights are damaged" in result.error
+    assert not list(root.glob("*/*.safetensors"))
+    assert not (result.folder / "result.json").exists()
 
 
 def test_a_run_is_bit_for_bit_the_same_with_and_without_the_cache_and_with_damaged_shards(run, tmp_path):

@@ -88,10 +88,13 @@ def load(identifier: str, weights: str) -> HuggingFaceCLIP:
     """Return the CLIP ``identifier``, a name on the Hub or a local folder, in fp32; ``weights`` must be "".
 
     Raises:
-        UserError: transformers is missing, the model cannot be loaded or is of another kind, or ``weights`` is not "".
+        UserError: transformers is missing, the name is a file, the model cannot be loaded or is of another kind, or
+            ``weights`` is not "".
     """
     name, identifier = f"hf:{identifier}", os.path.expanduser(identifier)
     package = import_optional("transformers", PACKAGE_NAME, f"the backbone {name}")
+    if os.path.isfile(identifier):
+        raise UserError(f"{name} is a file; hf: takes its folder, hf:{os.path.dirname(identifier) or '.'}")
     if weights:
         raise UserError(f"MODEL.BACKBONE.WEIGHTS does not go with {name}; hf:FOLDER names a local folder")
     with hub_access(identifier, DOWNLOAD_HINT.format(identifier, "hf:")):

@@ -4,8 +4,7 @@ libraries (``open_clip:…``, ``hf:…``)."""
 from __future__ import annotations
 
 import os
-import warnings
-import zipfile
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from dassl.data.downloads import download
-from dassl.utils import UserError, check_availability, error_reason, file_digest
-from dassl.utils.safe_load import load_weights_only
+from dassl.utils import UserError, check_availability, error_reason, file_digest, suggest_name
+from dassl.utils.checkpoint import check_finite, get_learned_tensors
 from vlm import openai
 from vlm.clip.fingerprint import weights_fingerprint
+from vlm.clip.weights_file import WEIGHTS_SUFFIXES, describe_folder, read_state_dict
 from vlm.openai import CLIP
 from vlm.tiny.weights import TINY, load_tiny
 
@@ -45,7 +44,7 @@ def load_clip(name: str, weights: str = "", precision: str = "fp32", device: Dev
             "amp": single precision. On a CPU, and for CLIPs of other libraries, it is always single precision.
 
     Raises:
-        UserError: the name or precision is unknown, or the weights are absent, damaged or not CLIP's.
+        UserError: the name or precision is unknown, or the weights are absent, damaged, not CLIP's, or not finite.
     """
     return _load_and_inspect(name, weights, precision, device, lambda state_dict, _="": state_dict)
 
@@ -64,6 +63,7 @@ def _load_and_inspect(
         model = import_module(f".{THIRD_PARTY_MODULES[library]}", __package__).load(identifier, weights)
         if precision in ("fp16", "bf16"):
             print(f"Note: {precision} becomes fp32, in which CLIPs of other libraries run (or amp)")
+        check_finite(get_learned_tensors(model), weights or name)
         model = model.eval().to(device).requires_grad_(False)
         return model, inspect(model.state_dict(), model.architecture)
     if weights:
@@ -71,24 +71,55 @@ def _load_and_inspect(
     elif name == TINY:
         state_dict = load_tiny()
     else:
-        check_availability(name, (*openai.URLS, TINY, *THIRD_PARTY_NAMES), "backbone (MODEL.BACKBONE.NAME)")
+        _check_name(name)
         state_dict = read_state_dict(get_openai_weights(name), published=True)
+    check_finite(state_dict, weights or name)
     with ThreadPoolExecutor(1) as pool:
         inspection = pool.submit(inspect, state_dict)  # a fingerprint takes as long as building the model
         return _build_clip(state_dict, weights or name, precision, device), inspection.result()
+
+
+def _check_name(name: str) -> None:
+    """Raise UserError unless ``name`` is one of OpenAI's; the message has the option or prefix that was meant."""
+    if name in openai.URLS:
+        return
+    kind, known = "backbone (MODEL.BACKBONE.NAME)", [*openai.URLS, TINY, *THIRD_PARTY_NAMES]
+    suggestion, (architecture, _, tag) = suggest_name(name, known), name.partition("/")
+    if os.path.isdir(name):
+        suggestion = f"it is {describe_folder(Path(name))}"
+    elif os.path.isfile(name) or name.endswith(WEIGHTS_SUFFIXES):
+        suggestion = f"a weights file is MODEL.BACKBONE.WEIGHTS {name} (predict.py: --weights {name})"
+    elif architecture in _list_open_clip_architectures():
+        suggestion = f'"open_clip:{architecture}/{tag or "<weights>"}" is open_clip\'s; {suggestion}'
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not suggestion.startswith("did you mean"):
+        suggestion = f'did you mean "hf:{name}", a model on the Hugging Face Hub? {suggestion}'
+    else:
+        check_availability(name, known, kind)
+    raise UserError(f'unknown {kind} "{name}"; {suggestion}')
+
+
+def _list_open_clip_architectures() -> list[str]:
+    """Return the names of open_clip's architectures; [] without the package, which is optional."""
+    try:
+        return import_module("open_clip").list_models()
+    except ImportError:
+        return []
 
 
 def _build_clip(state_dict: dict[str, torch.Tensor], source: str, precision: str, device: torch.device) -> CLIP:
     """Return OpenAI's CLIP with these weights, frozen, in a ``precision`` of PRECISIONS (always fp32 on a CPU).
 
     Raises:
-        UserError: the weights are not CLIP's; the message names ``source``, their file or backbone.
+        UserError: the weights are not CLIP's, or too large for half precision; the message names ``source``, their
+            file or backbone.
     """
     try:
         # OpenAI's function rounds the weights to half precision, in which they are published.
         model = openai.build_model(dict(state_dict))
     except (KeyError, RuntimeError, AssertionError, IndexError, ZeroDivisionError) as error:
         raise UserError(f"{source} does not hold the weights of a CLIP: {error_reason(error)}") from error
+    cause = "has values beyond 65,504, the largest of half precision, in which CLIP is built"
+    check_finite(get_learned_tensors(model), source, cause)
     if precision in ("fp32", "amp") or device.type == "cpu":
         model.float()
     elif precision == "bf16":
@@ -161,50 +192,3 @@ def get_openai_weights(name: str) -> Path:
             "or name another file of CLIP weights: MODEL.BACKBONE.WEIGHTS FILE (predict.py: --weights FILE). "
             "MODEL.BACKBONE.NAME tiny (predict.py: --backbone tiny) needs no download"
         ) from error
-
-
-def read_state_dict(path: Path, published: bool = False) -> dict[str, torch.Tensor]:
-    """Return the tensors, by name and on the CPU, of a TorchScript archive, ``torch.save`` file or safetensors file.
-
-    A TorchScript archive, which contains code, is opened only if its checksum is that of one of OpenAI's files.
-
-    Args:
-        published: whether the checksum is already known to be OpenAI's, and not computed.
-
-    Raises:
-        UserError: the file is absent, in none of the three formats, a TorchScript archive that is not OpenAI's, or
-            would take far more memory than it has bytes.
-    """
-    if not path.is_file():
-        raise UserError(f"no weights file {path} (MODEL.BACKBONE.WEIGHTS)")
-    state_dict: Any  # of unknown type until it is checked below
-    try:
-        if path.suffix == ".safetensors":
-            state_dict = load_file(path)
-        elif _is_torchscript(path):
-            if not published and file_digest(path) not in {url.split("/")[-2] for url in openai.URLS.values()}:
-                hint = "If you trust it, save its weights: torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)"
-                raise UserError(f"{path} is a TorchScript archive, which can hold any code, and not OpenAI's. {hint}")
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated; OpenAI's files need it
-                state_dict = torch.jit.load(path, map_location="cpu").state_dict()
-        else:
-            state_dict = load_weights_only(path)
-    except UserError:
-        raise
-    except Exception as error:  # for a damaged file, torch raises any exception of its readers
-        raise UserError(f"{path} cannot be read as weights (truncated or damaged?): {error_reason(error)}") from error
-    if isinstance(state_dict, dict):
-        state_dict = state_dict.get("state_dict", state_dict)
-    entries = state_dict.items() if isinstance(state_dict, dict) else [(None, state_dict)]
-    if not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in entries):
-        raise UserError(f"{path} is not a state dict: it holds something else than named tensors")
-    return {key: value for key, value in state_dict.items() if key not in openai.NON_WEIGHT_KEYS}
-
-
-def _is_torchscript(path: Path) -> bool:
-    """Return whether a file is a TorchScript archive, with compiled code in it."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())

@@ -71,7 +71,7 @@ def load(identifier: str, weights: str) -> OpenCLIP:
         architecture, _, tag = identifier.partition("/")
         _check_names(package, architecture, tag, weights)
     if weights and not os.path.isfile(weights):
-        raise UserError(f"no weights file {weights} (MODEL.BACKBONE.WEIGHTS)")
+        raise UserError(f"no weights file {weights} (MODEL.BACKBONE.WEIGHTS; predict.py: --weights)")
     with hub_access(weights or location, WEIGHTS_HINT):
         model = package.create_model(architecture, pretrained=weights or tag or None, require_pretrained=True)
     return OpenCLIP(model, name)

@@ -18,6 +18,7 @@ import torch
 from platformdirs import user_cache_dir
 from tqdm import tqdm
 
+from dassl.utils import UserError
 from dassl.utils.progress import progress_bar
 from vlm.images.encoder import ImageEncoder
 from vlm.images.feature_store import FeatureStore
@@ -27,6 +28,11 @@ if TYPE_CHECKING:  # at run time, it would load torchvision, which tools/feature
 
 SHARD_FEATURES = 512  # features of a shard: an interrupted extraction loses no more than these
 PREFETCH_IMAGES = 64  # images prepared ahead of the encoder: some seconds of its work, and 40 MB at 224 pixels
+# Of features that no working encoder computes.
+REMEDY = (
+    "The weights are damaged, or are computed wrongly on this machine; nothing of it is kept. Fetch the weights again, "
+    "or compute otherwise: PREC fp32, or without OpenVINO (pip uninstall openvino)"
+)
 
 
 def default_cache_dir() -> Path:
@@ -54,6 +60,10 @@ class CachedFeatureExtractor:
                 image cannot be read.
             threads: number of threads that call these functions while the encoder runs.
             name: what the images are, for the progress bar.
+
+        Raises:
+            UserError: a feature is not finite, or different images have one and the same feature; of these, none is
+                stored.
         """
         loaders = dict(requests)
         features = self.store.get(list(loaders)) if self.store else {}
@@ -62,31 +72,41 @@ class CachedFeatureExtractor:
                 # Another process may have computed some while this one waited for the lock.
                 features |= self.store.get([key for key in loaders if key not in features]) if self.store else {}
                 missing = [(key, load) for key, load in loaders.items() if key not in features]
-                features |= self._extract(missing, threads, name)
+                features |= self._extract(missing, threads, name, next(iter(features.values()), None))
         rows = [features[key] for key, _ in requests if key in features]
         return torch.stack(rows) if rows else torch.empty(0)
 
-    def _extract(self, requests: Sequence[Request], threads: int, name: str) -> dict[bytes, torch.Tensor]:
+    def _extract(
+        self, requests: Sequence[Request], threads: int, name: str, stored: torch.Tensor | None
+    ) -> dict[bytes, torch.Tensor]:
         """Compute features, write them to the store shard by shard, and return them by key; skip unreadable images.
 
-        ``name``: name of the images in the progress bar.
+        ``name``: name of the images in the progress bar. ``stored``: a stored feature (embed_dim,), if there is one.
+        Raises as :meth:`__call__`.
         """
         features: dict[bytes, torch.Tensor] = {}
         unsaved: list[bytes] = []
-        pending: deque[bytes] = deque()  # keys of the images that the encoder has taken and not yet returned
+        pending: deque[tuple[bytes, torch.Tensor]] = deque()  # images that the encoder has taken and not yet returned
+        check = _FeatureCheck(stored)
         bar = progress_bar(total=len(requests), desc=f"encoding {name}", unit="image")
         with bar, ThreadPoolExecutor(threads) as pool:
             try:
                 for feature in self.encoder.encode(_prefetch_images(pool, requests, pending, bar)):
-                    key = pending.popleft()
+                    key, image = pending.popleft()
+                    if not feature.isfinite().all():
+                        raise UserError(f"a feature of the {name} is NaN or infinite ({self.encoder}). {REMEDY}")
+                    check.update(image, feature)
                     features[key] = feature
                     unsaved.append(key)
                     bar.update()
-                    if len(unsaved) == SHARD_FEATURES:
+                    if len(unsaved) >= SHARD_FEATURES and check.features_differ:
                         self._save(unsaved, features)
                         unsaved = []
+                if check.images_differ and not check.features_differ:
+                    raise UserError(f"all {name} have the same feature, though they differ ({self.encoder}). {REMEDY}")
             finally:  # also after Ctrl-C
-                self._save(unsaved, features)
+                if check.features_differ or not check.images_differ:
+                    self._save(unsaved, features)
         return features
 
     def _save(self, keys: list[bytes], features: dict[bytes, torch.Tensor]) -> None:
@@ -95,13 +115,33 @@ class CachedFeatureExtractor:
             self.store.try_put(keys, torch.stack([features[key] for key in keys]))
 
 
+class _FeatureCheck:
+    """Notes whether images differ and whether their features do: equal features of different images are wrong."""
+
+    images_differ = features_differ = False
+
+    def __init__(self, feature: torch.Tensor | None):
+        """Compare with ``feature`` (embed_dim,); None: with that of the first image."""
+        self.feature = feature
+        self.image: torch.Tensor | None = None
+
+    def update(self, image: torch.Tensor, feature: torch.Tensor) -> None:
+        """Note an image (3, height, width) and its feature (embed_dim,), unless features differ already."""
+        if self.features_differ:
+            return
+        self.image = image if self.image is None else self.image
+        self.feature = feature if self.feature is None else self.feature
+        self.images_differ = self.images_differ or not torch.equal(image, self.image)
+        self.features_differ = not torch.equal(feature, self.feature)
+
+
 def _prefetch_images(
-    pool: ThreadPoolExecutor, requests: Sequence[Request], keys: deque[bytes], bar: tqdm
+    pool: ThreadPoolExecutor, requests: Sequence[Request], pending: deque[tuple[bytes, torch.Tensor]], bar: tqdm
 ) -> Iterator[torch.Tensor]:
     """Yield the images that can be read, in order, prepared by the pool up to PREFETCH_IMAGES ahead.
 
     Args:
-        keys: queue that the key of each image is appended to before the image is yielded.
+        pending: queue that each image, with its key, is appended to before it is yielded.
         bar: progress bar, updated for each image that cannot be read.
     """
     waiting = deque(pool.submit(load) for _, load in requests[:PREFETCH_IMAGES])
@@ -112,5 +152,5 @@ def _prefetch_images(
         if image is None:
             bar.update()
         else:
-            keys.append(key)
+            pending.append((key, image))
             yield image
