@@ -58,13 +58,13 @@ def run(tmp_path, monkeypatch, capsys):
 
 
 def test_the_fixtures_are_those_that_make_parity_computes_from_the_reference():
-    """Up to rounding, which depends on the processor, for the tensors."""
+    """Up to rounding for the tensors: image features of size 5 differ by 4e-6 between two makers of processors."""
     files, command = as_files(SHARED), f"python -m tests.fixtures.make_parity {SHARED}"
     assert files["parity.json"] == (FOLDER / "parity.json").read_bytes(), command
     computed, stored = load(files["parity.safetensors"]), load_file(FOLDER / "parity.safetensors")
     assert computed.keys() == stored.keys()
     for name, tensor in computed.items():
-        torch.testing.assert_close(tensor, stored[name], rtol=1e-5, atol=1e-6, msg=f"{name}: {command}")
+        torch.testing.assert_close(tensor, stored[name], rtol=1e-5, atol=1e-5, msg=f"{name}: {command}")
 
 
 def test_zero_shot_results_on_imagenette_are_those_of_coops_code(run, tmp_path):
