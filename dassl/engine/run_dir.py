@@ -21,6 +21,8 @@ from dassl.config import to_dict
 from dassl.config.defaults import UNUSED_KEYS
 from dassl.config.merge import flatten
 from dassl.config.run_config import CONFIG_FILE, find_resume_conflicts
+from dassl.data.datasets.fingerprint import SPLITS
+from dassl.data.decoding import describe_deep_images, get_decoding
 from dassl.distributed import all_gather_objects, get_device, get_world_size, is_main_process, run_on_main
 from dassl.mkl import describe_cpu_sums
 from dassl.utils import (
@@ -226,6 +228,10 @@ def record_run(
     program = Path(code_paths[0])
     version = code_version(program.resolve().parent, (*code_paths[1:], program.name))
     inputs = get_inputs(trainer, args.model_dir if args.eval_only else "", args.load_epoch)
+    dataset = trainer.dm.dataset
+    paths = dict.fromkeys(item.impath for name in SPLITS for item in getattr(dataset, name, None) or ())
+    if note := describe_deep_images([*paths], get_decoding(trainer.cfg)):
+        print(note)
     try:
         yield
     except KeyboardInterrupt as interrupt:
