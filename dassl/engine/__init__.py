@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         choose_seed,
         default_cfg,
         get_trainer_nodes,
+        is_decoding_set,
         resolve_decoding,
     )
     from .run_dir import (

@@ -27,6 +27,7 @@ NO_IMAGE_FORMATS = frozenset(("BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MP
 HEIF_EXTENSIONS = frozenset((".heic", ".heif", ".hif"))  # of phones and cameras; they open with pillow-heif
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # ISO/IEC 23008-12
 EXAMPLE_EXTENSIONS = ".jpg, .png, .webp, .tif, .avif, .heic, …"  # for messages: Pillow knows 80
+MAX_KINDS = 8  # extensions in a message: one line
 # Files that Windows and macOS put beside images; in lower case. .DS_Store is hidden.
 SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx"))
 # EXIF orientation -> method of Image.transpose that turns the image upright, as in PIL.ImageOps.exif_transpose.
@@ -153,10 +154,23 @@ def image_extensions() -> frozenset[str]:
     return HEIF_EXTENSIONS.union(extension for extension, name in formats.items() if name in known)
 
 
+def find_extension(path: str | os.PathLike) -> str:
+    """Return the extension of the image format that a file's content has, such as ".png"; "" if Pillow opens none."""
+    from PIL import Image
+
+    with suppress(Exception), open_image(path) as image:
+        if image.format in ("JPEG", "MPO"):
+            return ".jpg"  # the first one in Pillow's list is .jfif
+        extensions = image_extensions()
+        return next(e for e, name in Image.registered_extensions().items() if name == image.format and e in extensions)
+    return ""
+
+
 def count_kinds(names: Iterable[str]) -> str:
-    """Return the numbers of files by extension, the most frequent first, such as "3 .txt, 1 .docx"."""
+    """Return the numbers of files of the MAX_KINDS most frequent extensions, such as "3 .txt, 1 .docx"."""
     counts = Counter(os.path.splitext(name)[1].lower() or "without extension" for name in names)
-    return ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common())
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common(MAX_KINDS))
+    return f"{kinds}, …" if len(counts) > MAX_KINDS else kinds
 
 
 def _is_deep(image: Image.Image) -> bool:

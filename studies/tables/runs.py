@@ -154,12 +154,11 @@ class Run:
         }
         return {key: str(value) for key, value in facts.items() if value}
 
-    def _describe_decoding(self) -> dict[str, object]:
-        """Return the white level and the orientation by the names in COMPARED, if they change images, or could have.
+    def _describe_decoding(self) -> dict[str, str]:
+        """Return the settings on the decoding of images by the names in COMPARED.
 
-        The images' files are the same in two runs that are compared, but the few shots differ between seeds. So a
-        setting that changes no image of a run agrees with any other; that of the original, the default of records
-        without the keys, leaves all images as they are and may differ from one that changes some.
+        A setting other than the original's counts if it changed images of the run: another seed may have drawn shots
+        that it does not change. Records without the keys have the original's.
         """
         names = [str(self.record.get("split", "test"))]
         names += ["train_x", "train_u", "val"] if self.is_trained and not self.is_evaluation else []
@@ -168,7 +167,7 @@ class Run:
         orientation = self.config.get("INPUT.ORIENTATION", ORIGINAL.orientation)
         is_scaled = white_level == ORIGINAL.white_level or any("scaled" in entry for entry in changes)
         is_turned = orientation == ORIGINAL.orientation or any("turned" in entry for entry in changes)
-        return {"white level": white_level if is_scaled else None, "orientation": orientation if is_turned else None}
+        return {"white level": str(white_level) if is_scaled else "", "orientation": orientation if is_turned else ""}
 
     def _describe_training_images(self) -> dict[str, str]:
         """Return the facts on the training images by the names in COMPARED."""

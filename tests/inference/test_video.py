@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dassl.utils import Decoding
 from inference.video import read_frames
 from tests.inference import models
 
@@ -58,7 +59,7 @@ def compute_reference(model: Path, pictures: list[Image.Image], texts: list[str]
     from transformers import XCLIPModel, XCLIPProcessor
 
     inputs = XCLIPProcessor.from_pretrained(model)(text=texts, videos=pictures, return_tensors="pt", padding=True)
-    assert inputs["pixel_values"].shape[:2] == (1, models.FRAMES)
+    assert inputs["pixel_values"].shape[:2] == (1, models.FRAMES, Decoding())
     with torch.no_grad():
         return XCLIPModel.from_pretrained(model).eval()(**inputs).logits_per_video.softmax(-1)[0].tolist()
 
@@ -82,7 +83,7 @@ def test_a_video_file_has_the_probabilities_of_transformers(classify, model, tmp
     path, options = tmp_path / name, {"live": "1"} if name == "live.mkv" else {}
     write_video(path, [20 * number for number in range(count)], options=options)
     shares = classify("classify", path, "--json").probabilities()
-    pictures = read_frames(str(path), models.FRAMES)
+    pictures = read_frames(str(path), models.FRAMES, Decoding())
     shades = [20 * index for index in indices]
     assert [np.asarray(picture).mean() for picture in pictures] == pytest.approx(shades, abs=6)
     assert [shares[name] for name in CLASSES] == pytest.approx(compute_reference(model, pictures, CLASSES), abs=1e-5)
