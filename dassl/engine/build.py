@@ -88,17 +88,22 @@ def is_decoding_set(cfg: CfgNode) -> bool:
 def resolve_decoding(cfg: CfgNode, *folders: str) -> None:
     """Set INPUT.WHITE_LEVEL and ORIENTATION in ``cfg``, where unset, to those of the first run in ``folders``.
 
-    A run that was recorded before these keys decoded images as the original does. Without a run, they are those of
-    :func:`dassl.data.decoding.get_decoding`. Raises :class:`UserError` as :func:`read_saved_config`, or for a wrong
-    value.
+    Without a run, they are those of :func:`dassl.data.decoding.get_decoding`. Raises :class:`UserError` as
+    :func:`read_saved_config`, or for a wrong value.
     """
-    if is_decoding_set(cfg):
-        return
-    decoding, saved = get_decoding(cfg), read_saved_config(*folders)
-    old = dict(flatten(saved or {}))
-    for key, value, original in zip(DECODING_KEYS, astuple(decoding), astuple(ORIGINAL), strict=True):
+    if not is_decoding_set(cfg):
+        set_decoding(cfg, read_saved_config(*folders))
+
+
+def set_decoding(cfg: CfgNode, saved: dict[str, Any] | None) -> None:
+    """Set INPUT.WHITE_LEVEL and ORIENTATION in ``cfg``, where unset, to those of a run with the config ``saved``.
+
+    A config without these keys is of a run that decoded images as the original does. None: there is no run.
+    """
+    values, decoding = dict(flatten(saved or {})), ORIGINAL if saved is not None else get_decoding(cfg)
+    for key, value in zip(DECODING_KEYS, astuple(decoding), strict=True):
         if dict(flatten(cfg))[key] in (-1, ""):
-            merge_options(cfg, [key, str(value if saved is None else old.get(key, original))])
+            merge_options(cfg, [key, str(values.get(key, value))])
     is_decoding_set(cfg)
 
 

@@ -304,7 +304,7 @@ def diff_origins(saved: dict[str, str], current: dict[str, str]) -> list[str]:
     changes = [f"{name} {saved[name][:12]} -> {current[name][:12]}" for name in names if not name.endswith(" decoding")]
     for split in (name.removesuffix(" images") for name in saved if name.endswith(" images") and name in current):
         old, new = (origin.get(f"{split} decoding", format_decoding({})) for origin in (saved, current))
-        changes += [f"{split} decoding {old} -> {new}"] if old != new else []
+        changes += [f"{split} decoding: {old} -> {new}"] if old != new else []
     settings = diff_configs(saved["settings"], current["settings"], default_cfg()) if "settings" in saved else {}
     return ([f"settings: {format_changes(settings)}"] if settings else []) + changes
 

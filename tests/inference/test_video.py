@@ -59,7 +59,7 @@ def compute_reference(model: Path, pictures: list[Image.Image], texts: list[str]
     from transformers import XCLIPModel, XCLIPProcessor
 
     inputs = XCLIPProcessor.from_pretrained(model)(text=texts, videos=pictures, return_tensors="pt", padding=True)
-    assert inputs["pixel_values"].shape[:2] == (1, models.FRAMES, Decoding())
+    assert inputs["pixel_values"].shape[:2] == (1, models.FRAMES)
     with torch.no_grad():
         return XCLIPModel.from_pretrained(model).eval()(**inputs).logits_per_video.softmax(-1)[0].tolist()
 
