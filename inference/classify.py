@@ -18,8 +18,8 @@ from .contact_sheet import MAX_IMAGES, THUMBNAIL_PIXELS, write_contact_sheet
 from .images import (
     check_texts_are_not_images,
     find_images,
-    get_decoding,
     iterate_successes,
+    parse_decoding,
     prefetch,
     print_deep_images_note,
 )
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace, name: str) -> None:
     writer = PredictionWriter(paths, classifier.classnames, args)
     sheet, num_classified = [], 0
     try:
-        decoding = classifier.decoding or get_decoding(args)
+        decoding = classifier.decoding or parse_decoding(args)
         print_deep_images_note(paths, decoding, "INPUT.WHITE_LEVEL" if classifier.decoding else "--white-level")
         results = _classify_images(classifier, paths, decoding, args.batch_size, bool(args.show))
         for path, (logits, thumbnail) in iterate_successes(results, len(paths)):
@@ -91,7 +91,7 @@ def _check_args(args: argparse.Namespace) -> None:
     """Raise :class:`UserError` for options that conflict, are missing or out of range, before a model is loaded."""
     check_at_least(args.top_k, 1, "--top-k")
     check_at_least(args.batch_size, 1, "--batch-size")
-    get_decoding(args)
+    parse_decoding(args)
     check_texts_are_not_images(args.classes, "--classes", args.images)
     _check_commas(args.classes)
     for number, name in enumerate(args.classes, start=1):

@@ -27,7 +27,7 @@ def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--white-level", type=int, metavar="N", help=text)
 
 
-def get_decoding(args: argparse.Namespace) -> Decoding:
+def parse_decoding(args: argparse.Namespace) -> Decoding:
     """Return the decoding that the options of :func:`add_decoding_arguments` name; UserError for a negative level."""
     white_level = args.white_level or 0
     check_at_least(white_level, 0, "--white-level")
@@ -116,7 +116,7 @@ def check_texts_are_not_images(texts: Sequence[str], option: str, images: Sequen
 
 def read_images(paths: Sequence[str], args: argparse.Namespace) -> Iterator[tuple]:
     """Yield (path, image in RGB) of each path, decoded as ``args`` says; errors as in :func:`iterate_successes`."""
-    decoding = get_decoding(args)
+    decoding = parse_decoding(args)
     print_deep_images_note(paths, decoding)
     return read_each(paths, partial(read_image, decoding=decoding), "image")
 

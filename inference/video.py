@@ -14,7 +14,7 @@ from dassl.utils import Decoding, UserError, error_reason, read_image
 from vlm.clip.hub import import_optional
 from vlm.text.templates import check_template, clean_classname
 
-from .images import find_paths, get_decoding, is_image, print_deep_images_note, read_each
+from .images import find_paths, is_image, parse_decoding, print_deep_images_note, read_each
 from .output import PredictionWriter
 from .transformers_models import check_texts, load_model
 
@@ -67,7 +67,7 @@ def run_video(args: argparse.Namespace) -> None:
     check_texts(texts, "--classes", model, processor)
     writer = PredictionWriter(paths, args.classes, args, "video")
     count = model.config.vision_config.num_frames
-    decoding = get_decoding(args)
+    decoding = parse_decoding(args)
     print_deep_images_note(
         [str(file) for path in paths if os.path.isdir(path) for file in _list_frames(path)], decoding
     )

@@ -9,13 +9,7 @@ from functools import lru_cache
 
 from yacs.config import CfgNode
 
-from dassl.utils.images import (
-    ORIGINAL_WHITE_LEVEL,
-    Decoding,
-    ImageHeader,
-    read_header,
-    read_values,
-)
+from dassl.utils.images import ORIGINAL_WHITE_LEVEL, Decoding, ImageHeader, read_header, read_values
 
 from .datasets import DATASET_REGISTRY
 
@@ -105,10 +99,11 @@ def describe_deep_images(paths: Sequence[str], decoding: Decoding, option: str =
             ranges.append(read_values(path))
     if not ranges:
         return ""
-    lowest, highest, white = min(r[0] for r in ranges), max(r[1] for r in ranges), max(r[2] for r in ranges)
-    white = decoding.white_level or white
+    lowest, highest = min(low for low, _, _ in ranges), max(high for _, high, _ in ranges)
+    whites = sorted({decoding.white_level or white for *_, white in ranges})
+    white = whites[-1]
     note = f"Note: {len(deep):,} images have more than 8 bits a channel; in {len(ranges)} of them, values go from "
-    note += f"{_format(lowest)} to {_format(highest)}. {white:,} becomes white"
+    note += f"{_format(lowest)} to {_format(highest)}. {' or '.join(f'{w:,}' for w in whites)} becomes white"
     if highest > white:
         return f"{note}, and so does all above it ({option})"
     if highest * DARK_FACTOR >= white or highest <= 0:

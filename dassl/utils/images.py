@@ -187,7 +187,7 @@ def _convert_to_rgb(image: Image.Image, white_level: int) -> Image.Image:
         return image.convert("RGB")
     values = _get_values(image)
     white = white_level or find_white(image, values.max().item())
-    np.clip(values, 0, white, out=values)
+    np.maximum(np.minimum(values, white, out=values), 0, out=values)
     values *= 255 / white
     grey = np.rint(values, out=values).astype(np.uint8)
     if getattr(image, "tag_v2", {}).get(PHOTOMETRIC_TAG) == 0:  # in a TIFF, 0 is white; Pillow inverts 8 bits only
