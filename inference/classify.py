@@ -69,11 +69,11 @@ def run(args: argparse.Namespace, name: str) -> None:
     if args.show:
         _check_sheet_path(args.show, paths)
     classifier = _build_classifier(args)
+    decoding = classifier.decoding or parse_decoding(args)
+    print_deep_images_note(paths, decoding, "INPUT.WHITE_LEVEL" if classifier.decoding else "--white-level")
     writer = PredictionWriter(paths, classifier.classnames, args)
     sheet, num_classified = [], 0
     try:
-        decoding = classifier.decoding or parse_decoding(args)
-        print_deep_images_note(paths, decoding, "INPUT.WHITE_LEVEL" if classifier.decoding else "--white-level")
         results = _classify_images(classifier, paths, decoding, args.batch_size, bool(args.show))
         for path, (logits, thumbnail) in iterate_successes(results, len(paths)):
             predictions = writer.write(path, logits, classifier.logit_scale)

@@ -102,7 +102,7 @@ def describe_deep_images(paths: Sequence[str], decoding: Decoding, option: str =
     lowest, highest = min(low for low, _, _ in ranges), max(high for _, high, _ in ranges)
     whites = sorted({decoding.white_level or white for *_, white in ranges})
     white = whites[-1]
-    note = f"Note: {len(deep):,} images have more than 8 bits a channel; in {len(ranges)} of them, values go from "
+    note = f"Note: images of more than 8 bits a channel: {len(deep):,}; in {len(ranges)} of them, values go from "
     note += f"{_format(lowest)} to {_format(highest)}. {' or '.join(f'{w:,}' for w in whites)} becomes white"
     if highest > white:
         return f"{note}, and so does all above it ({option})"

@@ -81,7 +81,8 @@ def is_decoding_set(cfg: CfgNode) -> bool:
     """Return whether ``cfg`` sets both keys of INPUT on the decoding of images; refuse values that they cannot have."""
     node = cfg.INPUT
     check_at_least(node.WHITE_LEVEL, -1, "INPUT.WHITE_LEVEL")
-    check_availability(node.ORIENTATION, ("", *ORIENTATIONS), "INPUT.ORIENTATION")
+    if node.ORIENTATION:
+        check_availability(node.ORIENTATION, ORIENTATIONS, "INPUT.ORIENTATION")
     return node.WHITE_LEVEL >= 0 and bool(node.ORIENTATION)
 
 

@@ -247,7 +247,13 @@ def test_the_note_gives_the_values_and_advises_for_dark_images_only(tmp_path):
     scans = [write("0.png", 1000, 4780), write("1.png", 1200, 4000)]
     COLOURS.save(tmp_path / "plain.png")
     note = describe_deep_images([*scans, str(tmp_path / "plain.png"), "absent.png"], Decoding())
-    for text in ("Note: 2 images", "1,000 to 4,780", "65,535 becomes white", "dark", "set INPUT.WHITE_LEVEL 8191"):
+    for text in (
+        "channel: 2; in 2 of them",
+        "1,000 to 4,780",
+        "65,535 becomes white",
+        "dark",
+        "set INPUT.WHITE_LEVEL 8191",
+    ):
         assert text in note
     assert "dark" not in describe_deep_images([*scans, write("2.png", 0, 60000)], Decoding())
     assert "8,191 becomes white" in (known := describe_deep_images(scans, Decoding(8191)))
@@ -262,7 +268,7 @@ def test_the_note_reads_the_values_of_few_images(tmp_path, monkeypatch):
     for i, path in enumerate(paths):
         Image.fromarray(np.array([[i, 40000 + i]], np.uint16)).save(path)
     note = describe_deep_images(paths, Decoding())
-    assert "100 images" in note
+    assert "channel: 100;" in note
     assert 0 < int(re.search(r"in (\d+) of them", note)[1]) <= 32
 
 

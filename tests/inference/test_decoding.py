@@ -15,7 +15,7 @@ from tests.inference import models
 CLASSES = ("--classes", "cup", "cat", "--backbone", "tiny")
 EXIF = Image.Exif()
 EXIF[0x0112] = 6
-NOTE = "have more than 8 bits a channel"
+NOTE = "images of more than 8 bits a channel"
 
 
 def write_photo(path: Path) -> str:

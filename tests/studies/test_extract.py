@@ -202,7 +202,7 @@ FOLDERS = REPOSITORY / "configs/datasets/image_folder.yaml"
 def test_images_are_scaled_and_turned_as_the_set_says(extract_set, tmp_path, photos):
     code, text, error = extract_set(dataset=FOLDERS, root=photos, split="all")
     assert code == 0, error
-    assert text.count("2 images have more than 8 bits a channel") == 1
+    assert text.count("images of more than 8 bits a channel: 2;") == 1
     assert "set INPUT.WHITE_LEVEL 4095" in text
     keys = ("INPUT.WHITE_LEVEL", 255, "INPUT.ORIENTATION", "stored")
     assert extract_set(*keys, dataset=FOLDERS, root=photos, split="all", out="original")[0] == 0
