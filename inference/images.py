@@ -66,10 +66,10 @@ def find_paths(arguments: Sequence[str], kind: str) -> list[str]:
     for argument in arguments:
         if argument == "-":
             paths += [line.strip() for line in sys.stdin if line.strip()]
-        elif "://" in argument:
-            raise UserError(f"{argument} is an address, not a file: download it first, then name the {kind}'s file")
         elif matches := [argument] if os.path.exists(argument) else sorted(glob.glob(argument, recursive=True)):
             paths += matches
+        elif "://" in argument:
+            raise UserError(f"{argument} is an address, not a file: download it first, then name the {kind}'s file")
         else:
             raise UserError(f"{kind} not found: {argument}")
     if not paths:
