@@ -15,7 +15,6 @@ from dassl import engine
 from dassl.config import merge_file, merge_options
 from dassl.config.merge import flatten
 from dassl.config.run_config import CONFIG_FILE
-from dassl.data.decoding import ORIGINAL
 from dassl.engine.record import RECORD_FILE, is_evaluation, read_training_record
 from dassl.utils import UserError
 
@@ -65,9 +64,7 @@ def load_run_cfg(folder: Path) -> CfgNode:
         below = f"below it there are {', '.join(runs[:5])}"
         hint = below if runs else "a learned prompt without its config needs --backbone, its CLIP, and --classes"
         raise UserError(f"no run in {folder}: it has no {CONFIG_FILE}; {hint}")
-    if cfg.INPUT.WHITE_LEVEL < 0:  # the run is older than this key
-        cfg.INPUT.WHITE_LEVEL = ORIGINAL.white_level
-    cfg.INPUT.ORIENTATION = cfg.INPUT.ORIENTATION or ORIGINAL.orientation
+    engine.set_decoding(cfg, {})  # of a run that is older than these keys
     return cfg
 
 

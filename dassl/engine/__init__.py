@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         get_trainer_nodes,
         is_decoding_set,
         resolve_decoding,
+        set_decoding,
     )
     from .run_dir import (
         check_evaluation,
