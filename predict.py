@@ -8,7 +8,9 @@ With --json, each class has its probability, its logit and, if the method's logi
 features times CLIP's logit scale, its cosine. The logits of adapters and of the linear probe are no cosines. CoCoOp's
 class features are those under the image. A prompt alone is a checkpoint of CoOp or CoCoOp, or a folder of it.
 
-An IMAGE is a file, a folder, a glob pattern, or - for paths on standard input. Other commands stand before the images:
+An IMAGE is a file, a folder, a glob pattern, or - for paths on standard input. In a folder, all files that Pillow opens
+count (HEIC needs pip install pillow-heif); a note counts the others. Images are turned upright by their EXIF tag, and
+values of 16 bits are scaled to 8; with --model-dir, both are as in the run. Other commands stand before the images:
 segment, caption, match, ask; ``python predict.py COMMAND --help`` shows their options. Exit codes: 0 success, 2 a user
 error that the message explains, 130 Ctrl-C.
 """
@@ -21,6 +23,7 @@ from importlib import import_module
 
 from dassl.utils import command_line
 from inference import COMMANDS, DEFAULT_COMMAND
+from inference.images import add_decoding_arguments
 
 
 @command_line()
@@ -35,6 +38,7 @@ def main(argv: list[str] | None = None) -> int | None:
     )
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="file, folder, glob pattern; -: paths on stdin")
     parser.add_argument("--json", action="store_true", help="print one JSON object for each image, for programs")
+    add_decoding_arguments(parser)
     command.add_arguments(parser)
     return command.run(parser.parse_intermixed_args(arguments), name)
 

@@ -89,6 +89,7 @@ def setup_cfg(args: argparse.Namespace):
     trainer = engine.TRAINER_REGISTRY.get(cfg.TRAINER.NAME)  # refuses an unknown name before anything is written
     datasets.DATASET_REGISTRY.get(cfg.DATASET.NAME)
     cfg.SEED = engine.choose_seed(cfg)  # replaces a negative one
+    engine.resolve_decoding(cfg, *([args.model_dir] if args.eval_only else [cfg.OUTPUT_DIR, cfg.RESUME]))
     if args.eval_only:
         cfg.OUTPUT_DIR = engine.choose_evaluation_dir(cfg)  # in the folder of a training run, a folder of its own
     clean_cfg(cfg, cfg.TRAINER.NAME, keep=engine.get_trainer_nodes(trainer))  # removes the nodes of other methods

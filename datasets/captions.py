@@ -48,6 +48,8 @@ class Captions(DatasetBase):
         UserError: a file or a row is wrong; the message names it.
     """
 
+    orientation = "exif"  # as ImageFolder
+
     def __init__(self, cfg: CfgNode):
         node = cfg.DATASET
         if node.NUM_SHOTS >= 1 or node.FEWSHOT_FILE or node.SUBSAMPLE_CLASSES != "all":

@@ -7,12 +7,12 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from yacs.config import CfgNode
 
 from dassl.data.datasets import Datum
 from dassl.engine.record import SPLIT_FOLDER
 from dassl.utils import UserError
+from dassl.utils.images import EXAMPLE_EXTENSIONS, find_extension, is_image_name, is_system_name
 
 from .links import LinkPolicy, check_link_target, scan_folder
 from .protocol import FewShotDataset
@@ -44,7 +44,7 @@ class ClassFolders(FewShotDataset):
 
 
 def list_class_folders(roots: Sequence[Path], hint: str) -> list[str]:
-    """Return the sorted names of the class folders of the first of ``roots``; hidden ones do not count.
+    """Return the sorted names of the class folders of the first of ``roots``; hidden and system's ones do not count.
 
     Raises:
         UserError: a root is missing (``hint`` ends the message) or has no class folder, or the first, that of the
@@ -54,7 +54,7 @@ def list_class_folders(roots: Sequence[Path], hint: str) -> list[str]:
     for root in roots:
         if not root.is_dir():
             raise UserError(f"no folder {root}. {hint}")
-        entries = [e for e in root.iterdir() if not e.name.startswith(".") and e.name != SPLIT_FOLDER]
+        entries = [e for e in root.iterdir() if not is_system_name(e.name) and e.name != SPLIT_FOLDER]
         for entry in entries:
             check_link_target(entry)
         folders[root] = sorted(entry.name for entry in entries if entry.is_dir())
@@ -68,7 +68,7 @@ def list_class_folders(roots: Sequence[Path], hint: str) -> list[str]:
 
 
 def list_images(root: Path, names: dict[str, str], links: LinkPolicy, allow_empty: bool = False) -> list[Datum]:
-    """Return the images in the class folders of ``root``, sorted by file name in each folder.
+    """Return the images in the class folders of ``root``, sorted by file name in each folder; pass over system's files.
 
     ``names`` has the class name of each folder; the folder's position in ``names``, from 0, is its label. With
     ``allow_empty``, a class folder may be empty or missing.
@@ -81,20 +81,28 @@ def list_images(root: Path, names: dict[str, str], links: LinkPolicy, allow_empt
     for label, (folder, classname) in enumerate(names.items()):
         if allow_empty and not (root / folder).exists():
             continue
-        entries = {name: is_link for name, is_link in scan_folder(root / folder).items() if not name.startswith(".")}
+        entries = {name: is_link for name, is_link in scan_folder(root / folder).items() if not is_system_name(name)}
         links.check((root / folder / name for name, is_link in entries.items() if is_link), root)
         files = sorted(entries)
         if not files and not allow_empty:
             raise UserError(f"the class folder {root / folder} is empty")
         for file in files:
             path = root / folder / file
-            if not file.lower().endswith(IMG_EXTENSIONS):
-                if path.is_dir():
-                    hint = f"If {folder} is no class, DATASET.FOLDER (--root) is one level too high"
-                    raise UserError(f"{path} is a folder; images lie in the class folder itself, {path.parent}. {hint}")
-                raise UserError(f"{path} is not an image ({', '.join(IMG_EXTENSIONS)}); remove it")
+            if not is_image_name(file):
+                raise _not_an_image_error(path)
             items.append(Datum(path, label, classname=classname))
     return items
+
+
+def _not_an_image_error(path: Path) -> UserError:
+    """Return the error for something else than an image in a class folder."""
+    if path.is_dir():
+        hint = f"If {path.parent.name} is no class, DATASET.FOLDER (--root) is one level too high"
+        return UserError(f"{path} is a folder; images lie in the class folder itself, {path.parent}. {hint}")
+    if extension := find_extension(path):
+        return UserError(f"{path} is an image by its content, but not by its name: let it end in {extension}")
+    kind = f"a {path.suffix.lower()} file" if path.suffix else "a file without extension"
+    return UserError(f"{path} is not an image ({EXAMPLE_EXTENSIONS}), but {kind}; move it out of the class folders")
 
 
 def match_classnames(path: Path, folders: Iterable[str], hint: str) -> dict[str, str]:

@@ -33,6 +33,8 @@ class ImageFolder(FewShotDataset):
             names it.
     """
 
+    orientation = "exif"  # photographs of phones, which lie on their side without it
+
     def __init__(self, cfg: CfgNode):
         splits = self._read_csv(cfg) if cfg.DATASET.CSV else self._list_folders(cfg)
         train, test, *val = splits if len(splits) > 1 else self._split_in_two(splits[0], cfg.DATASET.TEST_PERCENT)

@@ -10,7 +10,7 @@ import argparse
 from dassl.utils import check_at_least
 
 from .blip import generate_text
-from .images import check_texts_are_not_images, find_images, read_each
+from .images import check_texts_are_not_images, find_images, read_images
 from .output import write_result
 from .transformers_models import add_model_argument, check_texts, format_table, load_model
 
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace, name: str) -> None:
     model, processor = load_model(args.model, MODEL_CLASSES, name)
     check_texts(args.question, "--question", model, processor)
     template = BLIP2_PROMPT if model.config.model_type == "blip-2" else "{}"
-    for path, picture in read_each(paths):
+    for path, picture in read_images(paths, args):
         rows = []
         for question in args.question:
             prompt = template.format(question)

@@ -10,7 +10,7 @@ import argparse
 from dassl.utils import check_at_least
 
 from .blip import generate_text
-from .images import find_images, read_each
+from .images import find_images, read_images
 from .output import write_result
 from .transformers_models import add_model_argument, check_texts, load_model
 
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace, name: str) -> None:
     paths = find_images(args.images)
     model, processor = load_model(args.model, MODEL_CLASSES, name)
     check_texts([] if args.prompt is None else [args.prompt], "--prompt", model, processor)
-    for path, picture in read_each(paths):
+    for path, picture in read_images(paths, args):
         caption = generate_text(model, processor, picture, args.prompt, args.max_tokens, return_full_text=True)
         text = caption if len(paths) == 1 else f"{path}  {caption}"
         write_result({"image": path, "caption": caption}, text, args.json)

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from dassl.config import get_cfg_default
+from dassl.data.decoding import get_decoding
 from dassl.data.transforms import Pipeline, build_transform
-from dassl.utils import UserError
+from dassl.utils import Decoding, UserError
 from vlm.clip.load import load_cached_clip
 from vlm.images.encoder import get_input_dtype
 from vlm.openai import CLIP
@@ -24,7 +25,7 @@ from vlm.text.templates import clean_classname
 from vlm.text.zero_shot import build_zero_shot_classifier
 
 from .prompt_checkpoint import set_preprocessing
-from .trained_run import load_trainer, suppress_stdout
+from .trained_run import find_run_folder, load_trainer, suppress_stdout
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,14 @@ class Classifier:
 
     ``preprocess`` turns a PIL image into a tensor (3, height, width). ``logits`` turns a batch of these tensors
     (n, 3, height, width) into logits (n, classes). These are ``logit_scale`` times the cosines of image and class
-    features; it is None for a method of other logits.
+    features; it is None for a method of other logits. ``decoding`` is that of the images of a run; None without a run.
     """
 
     classnames: Sequence[str]
     preprocess: Pipeline
     logits: Callable[[torch.Tensor], torch.Tensor]
     logit_scale: float | None
+    decoding: Decoding | None = None
 
     @torch.no_grad()
     def predict(self, images: torch.Tensor) -> torch.Tensor:
@@ -101,7 +103,8 @@ def build_from_run(
         preprocess = build_transform(trainer.cfg, is_train=False)
     assert preprocess is not None  # CLIP's trainers refuse INPUT.NO_TRANSFORM
     logits = lambda images: trainer.model_inference(encode(images))  # noqa: E731
-    return Classifier(trainer.dm.dataset.classnames, preprocess, logits, get_logit_scale(trainer))
+    decoding = get_decoding(trainer.cfg) if find_run_folder(source) else None
+    return Classifier(trainer.dm.dataset.classnames, preprocess, logits, get_logit_scale(trainer), decoding)
 
 
 def get_logit_scale(trainer) -> float | None:

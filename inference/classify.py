@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dassl.utils import UserError, check_at_least, read_image
+from dassl.utils import Decoding, UserError, check_at_least, read_image
 from vlm.text.templates import TEMPLATES, check_template
 
 from . import video
 from .contact_sheet import MAX_IMAGES, THUMBNAIL_PIXELS, write_contact_sheet
-from .images import check_texts_are_not_images, find_images, iterate_successes, prefetch
+from .images import (
+    check_texts_are_not_images,
+    find_images,
+    iterate_successes,
+    parse_decoding,
+    prefetch,
+    print_deep_images_note,
+)
 from .output import PredictionWriter
+from .trained_run import find_run_folder
 
 if TYPE_CHECKING:
     from .classifier import Classifier
 
 DEFAULT_TEMPLATE = "a photo of a {}."  # the CLIP paper's, section 3.1.4
+COMMAS = re.compile("[,\uff0c\u3001]")  # also the two Chinese ones
 DEFAULT_BACKBONE = "ViT-B/32"  # the fewest operations an image among OpenAI's CLIPs
 
 
@@ -59,10 +69,12 @@ def run(args: argparse.Namespace, name: str) -> None:
     if args.show:
         _check_sheet_path(args.show, paths)
     classifier = _build_classifier(args)
+    decoding = classifier.decoding or parse_decoding(args)
+    print_deep_images_note(paths, decoding, "INPUT.WHITE_LEVEL" if classifier.decoding else "--white-level")
     writer = PredictionWriter(paths, classifier.classnames, args)
     sheet, num_classified = [], 0
     try:
-        results = _classify_images(classifier, paths, args.batch_size, bool(args.show))
+        results = _classify_images(classifier, paths, decoding, args.batch_size, bool(args.show))
         for path, (logits, thumbnail) in iterate_successes(results, len(paths)):
             predictions = writer.write(path, logits, classifier.logit_scale)
             num_classified += 1
@@ -79,14 +91,17 @@ def _check_args(args: argparse.Namespace) -> None:
     """Raise :class:`UserError` for options that conflict, are missing or out of range, before a model is loaded."""
     check_at_least(args.top_k, 1, "--top-k")
     check_at_least(args.batch_size, 1, "--batch-size")
+    parse_decoding(args)
     check_texts_are_not_images(args.classes, "--classes", args.images)
+    _check_commas(args.classes)
     for number, name in enumerate(args.classes, start=1):
         if not name.replace("_", " ").strip():
             raise UserError(f'--classes: name {number}, "{name}", is empty')
     if args.model_dir is not None:
-        for option in ("template", "ensemble"):
+        is_run = find_run_folder(Path(args.model_dir)) is not None
+        for option in ("template", "ensemble", *(("orientation", "white_level") if is_run else ())):
             if getattr(args, option) is not None:
-                raise UserError(f"--{option} does not go with --model-dir: the run's config sets it")
+                raise UserError(f"--{option.replace('_', '-')} does not go with --model-dir: the run's config sets it")
     elif args.load_epoch is not None:
         raise UserError("--load-epoch is for --model-dir, the folder of a run")
     elif not args.classes:
@@ -96,6 +111,15 @@ def _check_args(args: argparse.Namespace) -> None:
         raise UserError(f'one class alone has probability 1: add another, such as --classes "{name}" "not {name}"')
     if duplicates := sorted({name for name in args.classes if args.classes.count(name) > 1}):
         raise UserError(f'the class "{duplicates[0]}" is named twice')
+
+
+def _check_commas(classnames: Sequence[str]) -> None:
+    """Raise :class:`UserError` for names with commas between them, such as ``cup,cat`` or ``cup, cat``."""
+    parts = [part.strip() for part in COMMAS.split(" ".join(classnames)) if part.strip()]
+    has_commas_for_spaces = len(classnames) == 1 and len(parts) > 1
+    if has_commas_for_spaces or any(COMMAS.fullmatch(name.strip()[-1:]) for name in classnames):
+        names = " ".join(f'"{part}"' if " " in part else part for part in parts)
+        raise UserError(f"names of classes stand without commas, with spaces between them: --classes {names}")
 
 
 def _check_sheet_path(sheet: str, paths: list[str]) -> None:
@@ -120,7 +144,7 @@ def _build_classifier(args: argparse.Namespace) -> Classifier:
 
 
 def _classify_images(
-    classifier: Classifier, paths: list[str], batch_size: int, with_thumbnails: bool
+    classifier: Classifier, paths: list[str], decoding: Decoding, batch_size: int, with_thumbnails: bool
 ) -> Iterator[tuple]:
     """Yield (path, result) for each image, in order.
 
@@ -131,7 +155,7 @@ def _classify_images(
 
     def read(path: str) -> tuple:
         """Return the preprocessed image (3, height, width) and its thumbnail or None."""
-        picture = read_image(path)
+        picture = read_image(path, decoding)
         pixels = classifier.preprocess(picture)
         if path in sheet_paths:
             picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))

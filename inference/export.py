@@ -149,6 +149,8 @@ def _build_metadata(trainer) -> dict:
         "backbone": weights["backbone"],
         "weights_sha256": weights["sha256"],
         "logit_scale": round(get_clip(trainer).logit_scale.exp().item(), 6),
+        "orientation": node.ORIENTATION,  # of the images that the run was trained on, as white_level
+        "white_level": node.WHITE_LEVEL,
         "size": node.SIZE[0],
         "interpolation": node.INTERPOLATION,
         "resize": node.RESIZE,

@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
+import argparse
 import glob
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from dassl.utils import UserError, read_image
+from dassl.utils import Decoding, UserError, check_at_least, read_image
+from dassl.utils.images import EXAMPLE_EXTENSIONS, ORIENTATIONS, count_kinds, is_image_name, is_system_name
 
-IMAGE_EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}  # which Pillow reads
+ARCHIVE_EXTENSIONS = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 NUM_THREADS = min(8, os.cpu_count() or 1)  # reading threads; eight keep a model on a GPU busy
 PREFETCH_FILES = 32  # images read ahead: one batch of the default size
+
+
+def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options on the decoding of images to ``parser``."""
+    text = "exif: images are turned upright by their EXIF tag (the default); stored: they are not"
+    parser.add_argument("--orientation", choices=ORIENTATIONS, help=text)
+    text = "value that is white in images of more than 8 bits a channel (0: the highest of the file's type)"
+    parser.add_argument("--white-level", type=int, metavar="N", help=text)
+
+
+def parse_decoding(args: argparse.Namespace) -> Decoding:
+    """Return the decoding that the options of :func:`add_decoding_arguments` name; UserError for a negative level."""
+    white_level = args.white_level or 0
+    check_at_least(white_level, 0, "--white-level")
+    return Decoding(white_level, args.orientation or "exif")
+
+
+def print_deep_images_note(paths: Sequence[str], decoding: Decoding, option: str = "--white-level") -> None:
+    """Print the note of :func:`dassl.data.decoding.describe_deep_images`, if there is one, to standard error."""
+    from dassl.data.decoding import describe_deep_images
+
+    if note := describe_deep_images(paths, decoding, option):
+        print(note, file=sys.stderr)
 
 
 def find_images(arguments: Sequence[str]) -> list[str]:
@@ -34,7 +60,7 @@ def find_paths(arguments: Sequence[str], kind: str) -> list[str]:
     exist. ``kind`` is the noun for a path in messages, such as "image".
 
     Raises:
-        UserError: an argument other than ``-`` matches nothing, or there is no path at all.
+        UserError: an argument other than ``-`` matches nothing or is an address, or there is no path at all.
     """
     paths = []
     for argument in arguments:
@@ -42,6 +68,8 @@ def find_paths(arguments: Sequence[str], kind: str) -> list[str]:
             paths += [line.strip() for line in sys.stdin if line.strip()]
         elif matches := [argument] if os.path.exists(argument) else sorted(glob.glob(argument, recursive=True)):
             paths += matches
+        elif "://" in argument:
+            raise UserError(f"{argument} is an address, not a file: download it first, then name the {kind}'s file")
         else:
             raise UserError(f"{kind} not found: {argument}")
     if not paths:
@@ -50,18 +78,29 @@ def find_paths(arguments: Sequence[str], kind: str) -> list[str]:
 
 
 def _list_images(path: str) -> list[str]:
-    """Return the images in and below the folder ``path``, sorted, or UserError without any; ``[path]`` for a file."""
+    """Return the images in and below the folder ``path``, sorted; ``[path]`` for a file.
+
+    A note on standard error counts the folder's other files. Raises :class:`UserError` for a folder without an image,
+    and for an archive.
+    """
     if not os.path.isdir(path):
+        if path.lower().endswith(ARCHIVE_EXTENSIONS):
+            raise UserError(f"{path} is an archive: unpack it, then name the folder")
         return [path]
-    images = sorted(str(file) for file in Path(path).rglob("*") if is_image(file))
+    names = [file for file in Path(path).rglob("*") if not is_system_name(file.name) and file.is_file()]
+    images = sorted(str(file) for file in names if is_image_name(file.name))
+    others = count_kinds(file.name for file in names if not is_image_name(file.name))
     if not images:
-        raise UserError(f"no image in the folder {path} (looked for {', '.join(sorted(IMAGE_EXTENSIONS))})")
+        content = f"it has {others}" if others else "it is empty"
+        raise UserError(f"no image in the folder {path}: {content}; images end in {EXAMPLE_EXTENSIONS}")
+    if others:
+        print(f"Note: passed over in {path}: {others}", file=sys.stderr)
     return images
 
 
 def is_image(path: Path) -> bool:
-    """Return whether ``path`` is an existing file with an image's extension and no dot in front of its name."""
-    return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".") and path.is_file()
+    """Return whether ``path`` is an existing file with the name of an image (:func:`is_image_name`)."""
+    return is_image_name(path.name) and path.is_file()
 
 
 def check_texts_are_not_images(texts: Sequence[str], option: str, images: Sequence[str]) -> None:
@@ -75,7 +114,14 @@ def check_texts_are_not_images(texts: Sequence[str], option: str, images: Sequen
             raise UserError(f'"{text}" is among the texts: {reason}. Put the images before it, or -- between')
 
 
-def read_each(paths: Sequence[str], read: Callable = read_image, kind: str = "image") -> Iterator[tuple]:
+def read_images(paths: Sequence[str], args: argparse.Namespace) -> Iterator[tuple]:
+    """Yield (path, image in RGB) of each path, decoded as ``args`` says; errors as in :func:`iterate_successes`."""
+    decoding = parse_decoding(args)
+    print_deep_images_note(paths, decoding)
+    return read_each(paths, partial(read_image, decoding=decoding), "image")
+
+
+def read_each(paths: Sequence[str], read: Callable, kind: str) -> Iterator[tuple]:
     """Read the paths one by one; yield (path, ``read(path)``), errors and ``kind`` as in :func:`iterate_successes`."""
     return iterate_successes(((path, _try_read(read, path)) for path in paths), len(paths), kind)
 

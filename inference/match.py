@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .blip import prepare_inputs
-from .images import check_texts_are_not_images, find_images, read_each
+from .images import check_texts_are_not_images, find_images, read_images
 from .output import write_result
 from .transformers_models import add_model_argument, batch_texts, check_texts, format_table, load_model
 
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace, name: str) -> None:
     paths = find_images(args.images)
     model, processor = load_model(args.model, MODEL_CLASSES, name)
     check_texts(args.text, "--text", model, processor)
-    for path, picture in read_each(paths):
+    for path, picture in read_images(paths, args):
         scores = score_texts(model, processor, picture, args.text)
         matches = [{"text": text, "match": match, "cosine": cosine} for text, match, cosine in scores]
         rows = [(text, f"{match:.2%}", f"{cosine:.4f}") for text, match, cosine in scores]

@@ -73,6 +73,7 @@ def build_prompt_cfg(source: Path, epoch: int | None, backbone: str, weights: st
         other, this = origin["weights"][:12], f"{weights or backbone} ({sha256[:12]})"
         raise UserError(f"{path} was learned with other weights ({other}) than those of {this}")
     set_preprocessing(cfg, clip.visual)
+    cfg.INPUT.WHITE_LEVEL, cfg.INPUT.ORIENTATION = 0, "exif"  # the defaults of predict.py
     return cfg
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from dassl.utils import UserError, atomic_write
 
 from .contact_sheet import CJK_FONTS
-from .images import check_texts_are_not_images, find_images, read_each
+from .images import check_texts_are_not_images, find_images, read_images
 from .output import write_result
 from .transformers_models import add_model_argument, batch_texts, check_texts, format_table, load_model
 
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace, name: str) -> None:
     output_paths = _build_output_paths(paths, Path(args.out))
     model, processor = load_model(args.model, MODEL_CLASSES, name)
     check_texts(args.text, "--text", model, processor)
-    for path, picture in read_each(paths):
+    for path, picture in read_images(paths, args):
         masks = segment_texts(model, processor, picture, args.text)
         overlay_path, masks_path = output_paths[path]
         with atomic_write(masks_path, "wb") as file:

@@ -64,6 +64,7 @@ def load_run_cfg(folder: Path) -> CfgNode:
         below = f"below it there are {', '.join(runs[:5])}"
         hint = below if runs else "a learned prompt without its config needs --backbone, its CLIP, and --classes"
         raise UserError(f"no run in {folder}: it has no {CONFIG_FILE}; {hint}")
+    engine.set_decoding(cfg, {})  # of a run that is older than these keys
     return cfg
 
 

@@ -10,11 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dassl.utils import UserError, error_reason, read_image
+from dassl.utils import Decoding, UserError, error_reason, read_image
 from vlm.clip.hub import import_optional
 from vlm.text.templates import check_template, clean_classname
 
-from .images import find_paths, is_image, read_each
+from .images import find_paths, is_image, parse_decoding, print_deep_images_note, read_each
 from .output import PredictionWriter
 from .transformers_models import check_texts, load_model
 
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "microsoft/xclip-base-patch32"  # the smallest published X-CLIP: a laptop without a GPU can run it
 MODEL_CLASSES = {"xclip": "XCLIPModel"}  # Hugging Face model_type -> class in transformers
-VIDEO_EXTENSIONS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}  # which FFmpeg decodes
+# Extensions of videos, which FFmpeg decodes.
+VIDEO_EXTENSIONS = {".3g2", ".3gp", ".asf", ".avi", ".f4v", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg"}
+VIDEO_EXTENSIONS |= {".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
 IMAGE_ONLY_OPTIONS = ("backbone", "ensemble", "load_epoch", "model_dir", "show", "weights")  # X-CLIP has none of these
 
 
@@ -65,7 +67,11 @@ def run_video(args: argparse.Namespace) -> None:
     check_texts(texts, "--classes", model, processor)
     writer = PredictionWriter(paths, args.classes, args, "video")
     count = model.config.vision_config.num_frames
-    for path, frames in read_each(paths, lambda path: read_frames(path, count), "video"):
+    decoding = parse_decoding(args)
+    print_deep_images_note(
+        [str(file) for path in paths if os.path.isdir(path) for file in _list_frames(path)], decoding
+    )
+    for path, frames in read_each(paths, lambda path: read_frames(path, count, decoding), "video"):
         writer.write(path, classify_frames(model, processor, frames, texts), model.logit_scale.exp().item())
 
 
@@ -81,21 +87,27 @@ def classify_frames(model, processor, frames: Sequence[Image.Image], texts: Sequ
         return model(**inputs).logits_per_video[0].float().cpu()
 
 
-def read_frames(path: str, count: int) -> list[Image.Image]:
+def read_frames(path: str, count: int, decoding: Decoding) -> list[Image.Image]:
     """Return ``count`` evenly spaced frames of a video; a video with fewer frames repeats some.
 
     Args:
         path: path of a video file, or of a folder with one image for each frame, in the order of their numbers.
+        decoding: how the images in a folder become RGB.
 
     Raises:
         UserError: there is no frame, or the file cannot be read as a video.
     """
     if not os.path.isdir(path):
         return _decode_frames(path, count)
-    files = sorted((file for file in Path(path).iterdir() if is_image(file)), key=_natural_sort_key)
+    files = _list_frames(path)
     if not files:
         raise UserError(f"no frame in the folder {path}: it has no image")
-    return [read_image(files[index]) for index in evenly_spaced(len(files), count)]
+    return [read_image(files[index], decoding) for index in evenly_spaced(len(files), count)]
+
+
+def _list_frames(folder: str) -> list[Path]:
+    """Return the images in ``folder``, in the order of the numbers in their names."""
+    return sorted((file for file in Path(folder).iterdir() if is_image(file)), key=_natural_sort_key)
 
 
 def _natural_sort_key(path: Path) -> list:

@@ -19,12 +19,14 @@ import torch
 from yacs.config import CfgNode
 
 import datasets  # noqa: F401  registers the data sets
+from dassl import engine
 from dassl.config import get_cfg_default
 from dassl.config.merge import flatten
 from dassl.data.datasets import build_dataset
+from dassl.data.decoding import ORIGINAL, describe_deep_images, get_decoding
 from dassl.data.images import unreadable_images_error
 from dassl.data.transforms import Pipeline
-from dassl.utils import UnreadableImageError, UserError, check_availability, read_image, read_json, write_json
+from dassl.utils import Decoding, UnreadableImageError, UserError, check_availability, read_image, read_json, write_json
 from inference.classifier import build_preprocessing
 from vlm.clip.load import load_cached_clip
 from vlm.images.encoder import FEATURE_PRECISIONS, ImageEncoder, build_image_encoder
@@ -90,16 +92,23 @@ def run_block(block: tuple[Path, range] | None, job: ExtractionJob) -> str | Non
             description = {key: encoder.description[key] for key in COMPARED_KEYS}
             data = {key: value for key, value in job.cfg.DATASET.items() if key not in IGNORED_DATASET_KEYS}
             settings = {"encoder": description, "transform": repr(transform), "split": job.split, "data": data}
+            settings["input"] = {"WHITE_LEVEL": job.cfg.INPUT.WHITE_LEVEL, "ORIENTATION": job.cfg.INPUT.ORIENTATION}
             _write_listing(job, json.loads(json.dumps(settings)))
     except UserError as error:
         return str(error)
     return None
 
 
+def to_input(decoding: Decoding) -> dict[str, int | str]:
+    """Return the values of the keys of INPUT that ``decoding`` has, for the settings of a list of images."""
+    return {"WHITE_LEVEL": decoding.white_level, "ORIENTATION": decoding.orientation}
+
+
 def _write_listing(job: ExtractionJob, settings: dict) -> None:
     """Write the list of the set's images, with ``settings``; of an existing list, only compare the settings.
 
-    The features depend on the ``settings``.
+    The features depend on the ``settings``. Without values for the keys of ``input``, a new list gets those of
+    :func:`dassl.data.decoding.get_decoding`, and an existing one keeps its own.
 
     Raises:
         UserError: the settings differ, or the split has no images.
@@ -108,11 +117,14 @@ def _write_listing(job: ExtractionJob, settings: dict) -> None:
     if job.is_complete or listing.exists():
         # An earlier version's list lacks newer keys, which then had their defaults.
         saved = {f"data.{key}": value for key, value in get_cfg_default().DATASET.items()}
+        saved |= {f"input.{key}": value for key, value in to_input(ORIGINAL).items()}
         saved |= flatten(open_lance_dataset(job.folder if job.is_complete else listing)[1]["settings"])
-        pairs = flatten(settings)
+        unset = {"input.WHITE_LEVEL": -1, "input.ORIENTATION": ""}.items()
+        pairs = [pair for pair in flatten(settings) if pair not in unset]
         if changed := [f"{key} {saved.get(key)}, not {value}" for key, value in pairs if value != saved.get(key)]:
             raise UserError(f"{job.folder} was made with {'; '.join(changed)}. Take another --output")
         return
+    settings["input"] = to_input(decoding := get_decoding(job.cfg))
     dataset, root = build_dataset(job.cfg), Path(job.cfg.DATASET.ROOT).expanduser()
     classnames = list(dataset.classnames)
     labels = {item.impath: item.label for name in SPLIT_ATTRIBUTES[job.split] for item in getattr(dataset, name) or ()}
@@ -120,6 +132,8 @@ def _write_listing(job: ExtractionJob, settings: dict) -> None:
         raise UserError(f"{job.cfg.DATASET.NAME} has no images in --split {job.split}")
     rows = sorted((label if classnames else 0, os.path.relpath(path, root)) for path, label in labels.items())
     print(f"Listing {len(rows):,} images of {len(classnames):,} classes")
+    if note := describe_deep_images([*labels], decoding):
+        print(note)
     label, path = zip(*rows, strict=True)
     table = pa.table({"path": [name.replace(os.sep, "/") for name in path], "label": pa.array(label, pa.int32())})
     metadata = {METADATA_KEY: json.dumps({"classnames": classnames or [""], "settings": settings})}
@@ -132,14 +146,16 @@ def _extract_block(marker: Path, rows: range, job: ExtractionJob, encoder: Image
     Raises:
         UserError: an image cannot be read (with DATASET.SKIP_BAD_IMAGES: no image can), or a feature is not finite.
     """
-    table = open_lance_dataset(job.folder / LISTING_FOLDER)[0].take([*rows])
+    listing, description = open_lance_dataset(job.folder / LISTING_FOLDER)
+    node = description["settings"].get("input", to_input(ORIGINAL))
+    table, decoding = listing.take([*rows]), Decoding(node["WHITE_LEVEL"], node["ORIENTATION"])
     root = Path(job.cfg.DATASET.ROOT).expanduser()
     bad: dict[str, str] = {}
 
     def read(path: str) -> torch.Tensor | None:
         """Return the preprocessed image (3, height, width) at root/``path``; if unreadable, None; reason in ``bad``."""
         try:
-            return transform(read_image(root / path))
+            return transform(read_image(root / path, decoding))
         except UnreadableImageError as error:
             bad[path] = error.reason
             return None
@@ -187,6 +203,7 @@ def extract_features(
         UserError: a wrong split, shard or config, settings other than the set's, or images that cannot be read.
     """
     check_availability(job.split, SPLIT_ATTRIBUTES, "--split")
+    engine.is_decoding_set(job.cfg)  # refuses wrong values
     if not 1 <= shard <= shards:
         raise UserError(f"--shard is {shard}; it must be from 1 to --shards, {shards}")
     with ray.local_or_ray(address, resources) as run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import astuple
 from pathlib import Path
 from string import hexdigits
 from typing import Any
@@ -10,12 +11,16 @@ from typing import Any
 import train
 from dassl import engine
 from dassl.config.merge import flatten
+from dassl.config.run_config import DECODING_KEYS
+from dassl.data.decoding import ORIGINAL
 from dassl.engine.record import RECORD_FILE, read_record, read_training_record
 from dassl.utils import UserError
 from inference.trained_run import suppress_stdout
 
 # Config keys that differ in every rerun: where a run writes, and whether it was ever stopped and resumed.
 FOLDER_KEYS = ("OUTPUT_DIR", "RESUME", "FORCE_RESUME")
+# Decoding of images in records without these keys.
+ORIGINAL_DECODING = dict(zip(DECODING_KEYS, astuple(ORIGINAL), strict=True))
 # Entries of a record whose change may change the results.
 CAUSE_KEYS: tuple[str, ...] = ("code", "versions", "machine", "config", "weights", "splits", "classnames")
 CAUSE_KEYS += ("started_from", "forced", "bad_images", "descriptions")
@@ -40,8 +45,9 @@ def build_arguments(record: dict, folder: Path, root: str, model_dir: str, overr
     arguments += [str(word) for pair in options.items() if pair[1] not in ("", None) for word in pair]
     resume_dir, output_dir = (Path(record["config"].get(key) or "").resolve() for key in ("RESUME", "OUTPUT_DIR"))
     started_elsewhere = record["config"].get("RESUME") and resume_dir != output_dir
+    config = {**ORIGINAL_DECODING, **dict(flatten(record["config"]))}
     skipped = {*FOLDER_KEYS[: 1 if started_elsewhere else None], *(["DATASET.ROOT"] if root else [])}
-    for key, value in flatten(record["config"]):
+    for key, value in config.items():
         if key not in skipped:
             arguments += [key, repr(value) if isinstance(value, str) else str(value)]
     return [*arguments, *overrides]

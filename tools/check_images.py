@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dassl import data
 from dassl.config import get_cfg_default, merge_file, merge_options
+from dassl.data.decoding import get_decoding
 from dassl.utils import command_line
 
 
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     merge_options(cfg, [*(("DATASET.ROOT", args.root) if args.root else ()), *args.opts])
     dataset = data.build_dataset(cfg)
     paths = dict.fromkeys(item.impath for split in data.SPLITS for item in getattr(dataset, split) or ())
-    unreadable = data.find_unreadable(paths)
+    unreadable = data.find_unreadable(paths, get_decoding(cfg))
     for path, reason in unreadable.items():
         print(f"{path}: {reason}")
     print(f"{len(unreadable):,} of {len(paths):,} images cannot be read")

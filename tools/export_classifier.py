@@ -10,8 +10,8 @@ writes to RUN/classifier (--out):
 An image's logits are weight @ feature + bias, with its feature normalized to length 1; their softmax gives the
 probabilities. The metadata of each file, as JSON, are: the class names; the CLIP (name, checksum of its weights, logit
 scale, which weight includes); the preprocessing (RGB; smaller edge resized to `size`, then a centre crop; or both edges
-resized to `size` if `resize` is squash; scaled to [0, 1], minus `mean`, divided by `std`). Each file is compared with
-PyTorch before it is kept.
+resized to `size` if `resize` is squash; scaled to [0, 1], minus `mean`, divided by `std`; all after INPUT.WHITE_LEVEL,
+`white_level`, and INPUT.ORIENTATION, `orientation`). Each file is compared with PyTorch before it is kept.
 
 The ONNX file needs `pip install onnx onnxscript onnxruntime`; without these packages only the class weights are
 written, and the exit code is 2. Methods whose logits are not linear in the image feature, such as CoCoOp, are refused.

@@ -23,6 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dassl.config import get_cfg_default, merge_file, merge_options
+from dassl.config.run_config import DECODING_KEYS
 from dassl.utils import UserError, command_line, interrupted_error
 from studies.ray import build_resources, join_ray_address
 
@@ -53,14 +54,15 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 def extract(args: argparse.Namespace, argv: list[str]) -> None:
     """Write the features that ``args`` ask for; ``argv`` is the command line, for the message after Ctrl-C.
 
-    Raise :class:`UserError` if a config override sets DATASET.NUM_SHOTS, FEWSHOT_FILE or INPUT.
+    Raise :class:`UserError` if a config override sets DATASET.NUM_SHOTS, FEWSHOT_FILE or INPUT, but for DECODING_KEYS.
     """
     cfg = get_cfg_default()
     merge_file(cfg, args.dataset)
     merge_options(cfg, ["DATASET.ROOT", args.root, "MODEL.BACKBONE.NAME", args.backbone, *args.opts])
     node = cfg.DATASET
-    if node.NUM_SHOTS >= 1 or node.FEWSHOT_FILE or any(key.startswith("INPUT.") for key in args.opts[::2]):
-        problem = "extract takes no NUM_SHOTS, no FEWSHOT_FILE and no INPUT"
+    keys = {key for key in args.opts[::2] if key.startswith("INPUT.")}
+    if node.NUM_SHOTS >= 1 or node.FEWSHOT_FILE or keys - {*DECODING_KEYS}:
+        problem = f"extract takes no NUM_SHOTS, no FEWSHOT_FILE and no INPUT but {' and '.join(DECODING_KEYS)}"
         raise UserError(f"{problem}: it covers all images, as the backbone takes them")
     from studies.extract import ExtractionJob, extract_features
 

@@ -20,6 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dassl.utils import UserError, atomic_write, command_line
+from dassl.utils.images import is_system_name
 
 
 def locate_package_file(package: str, path: str) -> Path:
@@ -55,7 +56,7 @@ def find_class_folders(images: Path, splits: Sequence[str]) -> list[str]:
     Raise :class:`UserError` if there is none.
     """
     paths = [path for split in splits if (images / split).is_dir() for path in (images / split).iterdir()]
-    folders = {path.name for path in paths if path.is_dir() and not path.name.startswith(".")}
+    folders = {path.name for path in paths if path.is_dir() and not is_system_name(path.name)}
     if not folders:
         raise UserError(f"no class folders in {' or '.join(f'{images}/{split}' for split in splits)}")
     return sorted(folders)

@@ -13,6 +13,7 @@ from yacs.config import CfgNode
 from dassl.config.merge import flatten
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
 from dassl.data.datasets.fingerprint import get_image_root, split_fingerprints
+from dassl.data.decoding import get_decoding
 from dassl.data.images import skip_unreadable
 from dassl.utils import UserError, file_digest
 from vlm.clip.load import load_cached_clip
@@ -62,7 +63,7 @@ class CurrentInputs:
             with contextlib.redirect_stdout(io.StringIO()):
                 dataset = build_dataset(cfg)
                 if cfg.DATASET.SKIP_BAD_IMAGES:
-                    skip_unreadable(dataset)
+                    skip_unreadable(dataset, get_decoding(cfg))
             splits = split_fingerprints(dataset, get_image_root(cfg))
             self._data[key] = _name_fingerprints(splits, getattr(dataset, "split_source", None))
         return self._data[key]

@@ -95,6 +95,12 @@ def _input_node() -> CN:
     node.RESIZE = "crop"  # of test images: the smaller edge to SIZE, then the centre; or squash: both edges to SIZE
     node.TRANSFORMS = ()  # names in dassl/data/transforms/transforms.py
     node.NO_TRANSFORM = False
+    # Value that is white in images of more than 8 bits a channel. 0: the highest of the type; 255: as the original,
+    # which clips. -1: that of the run to resume or evaluate (255 if it is older than this key), else 0.
+    node.WHITE_LEVEL = -1
+    # exif: images are turned upright by their EXIF tag; stored: not, as in the original. Empty: as in the run to resume
+    # or evaluate (stored if it is older than this key), else exif for ImageFolder and Captions, stored for the others.
+    node.ORIENTATION = ""
     node.PIXEL_MEAN = [0.485, 0.456, 0.406]  # ImageNet's
     node.PIXEL_STD = [0.229, 0.224, 0.225]
     node.CROP_PADDING = 4  # random_crop

@@ -14,12 +14,14 @@ from .merge import flatten, read_yaml
 
 CONFIG_FILE = "config.yaml"
 Changes = dict[str, tuple[Any, Any]]  # the value of a key in one config and in another, by the key
-# Keys that a resumed run may change, as the trained parameters do not depend on them. "TEST." is a whole node.
+# Keys that a resumed run may change, as the trained parameters do not depend on them. "TEST." is a whole node. For
+# DECODING_KEYS, the images that they change are compared instead.
+DECODING_KEYS = ("INPUT.WHITE_LEVEL", "INPUT.ORIENTATION")
 RESUMABLE_KEYS = (
     *("OUTPUT_DIR", "RESUME", "FORCE_RESUME", "VERBOSE", "TEST.", "DATALOADER.NUM_WORKERS", "DATALOADER.TEST."),
     *("DATASET.ROOT", "DATASET.FOLLOW_LINKS", "DATASET.SKIP_BAD_IMAGES", "MODEL.BACKBONE.ACTIVATIONS_GB"),
     *("FEATURES.CACHE_DIR", "FEATURES.ENABLED", "FEATURES.MAX_GB", "TRAIN.CHECKPOINT_FREQ", "TRAIN.KEEP_CHECKPOINTS"),
-    *("TRAIN.CHECKPOINT_MINUTES", "TRAIN.CUDA_GRAPH", "TRAIN.PRINT_FREQ"),
+    *("TRAIN.CHECKPOINT_MINUTES", "TRAIN.CUDA_GRAPH", "TRAIN.PRINT_FREQ", *DECODING_KEYS),
 )
 
 
@@ -59,12 +61,11 @@ def diff_configs(saved: str, current: str, defaults: CN) -> Changes:
         raise UserError(f"the settings in the checkpoint are damaged: {error_reason(error)}") from error
 
 
-def read_run_seed(*folders: str) -> int | None:
-    """Return SEED from the first of ``folders`` that holds checkpoints and their ``config.yaml``, or None."""
-    for run in (Path(folder) for folder in folders if folder):
-        if _has_checkpoints(run) and (run / CONFIG_FILE).is_file():
-            return _read_config(run / CONFIG_FILE).get("SEED")
-    return None
+def read_run_config(folder: str) -> dict[str, Any] | None:
+    """Return the config in ``folder`` as nested dicts; None if it does not hold ``config.yaml`` and checkpoints."""
+    run = Path(folder)
+    is_run = (run / CONFIG_FILE).is_file() and (_has_checkpoints(run) or any(run.glob("*/model*.pth.tar*")))
+    return _read_config(run / CONFIG_FILE) if is_run else None
 
 
 def _has_checkpoints(folder: Path) -> bool:

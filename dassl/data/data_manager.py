@@ -18,6 +18,7 @@ from dassl.utils import UserError, check_at_least, derive_seed, read_image, temp
 
 from .datasets import Datum, build_dataset
 from .datasets.fingerprint import get_image_root
+from .decoding import get_decoding
 from .images import skip_unreadable
 from .samplers import ShardedBatchSampler, build_sampler
 from .transforms import build_plain_transform, build_transform
@@ -55,6 +56,7 @@ class DatasetWrapper(Dataset):
         self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
         self.return_img0 = cfg.DATALOADER.RETURN_IMG0
         self.to_tensor = build_plain_transform(cfg)
+        self.decoding = get_decoding(cfg)
         self._image_cache: dict[str, Image.Image] = {}  # by path
         self._free_cache_bytes = IMAGE_CACHE_BYTES if is_train else 0
         check_at_least(self.k_tfm, 1, "DATALOADER.K_TRANSFORMS")
@@ -92,7 +94,7 @@ class DatasetWrapper(Dataset):
         """Return an image from the cache in memory, or else read it, and cache it while there is space."""
         if impath in self._image_cache:
             return self._image_cache[impath]
-        image = read_image(impath)
+        image = read_image(impath, self.decoding)
         size = image.width * image.height * 3
         if size <= self._free_cache_bytes:
             self._free_cache_bytes -= size
@@ -194,7 +196,7 @@ class DataManager:
     ):
         """Build all loaders; custom transforms replace those of INPUT, ``dataset_wrapper`` replaces DatasetWrapper."""
         self.dataset = build_dataset(cfg)
-        self.bad_images = skip_unreadable(self.dataset) if cfg.DATASET.SKIP_BAD_IMAGES else {}
+        self.bad_images = skip_unreadable(self.dataset, get_decoding(cfg)) if cfg.DATASET.SKIP_BAD_IMAGES else {}
         tfm_train = custom_tfm_train if custom_tfm_train is not None else build_transform(cfg, is_train=True)
         tfm_test = custom_tfm_test if custom_tfm_test is not None else build_transform(cfg, is_train=False)
 

@@ -14,9 +14,11 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
+from dassl.config.run_config import DECODING_KEYS
 from dassl.utils import UnreadableImageError, error_reason, file_digest
 
 from .data_manager import DatasetWrapper
+from .decoding import describe_changes
 from .images import find_unreadable, unreadable_images_error
 from .samplers import EpochSampler
 from .transforms import Pipeline
@@ -81,7 +83,9 @@ class FeatureDataset(Dataset):
             self.is_random = dataset.is_train and transform.is_random
             self.is_cacheable = self.is_random or not transform.is_random
         if self.is_random:
-            self._transform_text += f" {dict(dataset.cfg.INPUT)}"  # torchvision's reprs round some values
+            # torchvision's reprs round some values. DECODING_KEYS count in _feature_key, for the images they change.
+            values = {key: value for key, value in dataset.cfg.INPUT.items() if f"INPUT.{key}" not in DECODING_KEYS}
+            self._transform_text += f" {values}"
 
     @property
     def wrapper(self) -> DatasetWrapper:
@@ -167,7 +171,7 @@ class FeatureDataset(Dataset):
         features = dict(zip(requests, computed, strict=False))
         if reasons:
             all_paths = [item.impath for item in self.wrapper.data_source]
-            reasons = find_unreadable(all_paths, f"{self.name} images") or reasons
+            reasons = find_unreadable(all_paths, self.wrapper.decoding, f"{self.name} images") or reasons
             raise unreadable_images_error(reasons, f"{len(all_paths):,} {self.name} images")
         if self.is_random:
             self._features = {}
@@ -217,7 +221,10 @@ class FeatureDataset(Dataset):
         return batches
 
     def _feature_key(self, epoch: int | None, index: int, reasons: dict[str, str]) -> bytes:
-        """Return a digest (16 bytes) of an image's file, transform and seed; if unreadable, note why in ``reasons``."""
+        """Return a digest (16 bytes) of an image's file, decoding, transform and seed.
+
+        If the file is unreadable, note why in ``reasons``. The decoding counts where it is not the original's.
+        """
         path = self.wrapper.data_source[index].impath
         seed = self.wrapper.transform_seed(index, epoch) if self.is_random and epoch is not None else ""
         try:
@@ -225,7 +232,8 @@ class FeatureDataset(Dataset):
             content = self.contents[path] = _cached_file_digest(path, stat.st_mtime_ns, stat.st_size)
         except OSError as error:
             reasons[path] = content = error.strerror or error_reason(error)
-        return hashlib.blake2b(f"{content} {self._transform_text} {seed}".encode(), digest_size=16).digest()
+        changes = describe_changes(path, self.wrapper.decoding)
+        return hashlib.blake2b(f"{content} {self._transform_text} {seed}{changes}".encode(), digest_size=16).digest()
 
     def _load_image(self, epoch: int | None, index: int, reasons: dict[str, str]) -> torch.Tensor | None:
         """Return the image transformed as in ``epoch``; None, with the reason in ``reasons`` by path, if unreadable."""

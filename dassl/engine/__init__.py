@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING
 from dassl.lazy import attach
 
 if TYPE_CHECKING:
-    from .build import TRAINER_REGISTRY, build_trainer, choose_seed, default_cfg, get_trainer_nodes
+    from .build import (
+        TRAINER_REGISTRY,
+        build_trainer,
+        choose_seed,
+        default_cfg,
+        get_trainer_nodes,
+        is_decoding_set,
+        resolve_decoding,
+        set_decoding,
+    )
     from .run_dir import (
         check_evaluation,
         choose_evaluation_dir,

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from dassl.config.merge import flatten
 from dassl.config.run_config import diff_configs, format_changes
 from dassl.data.datasets.fingerprint import get_image_root, split_fingerprints
+from dassl.data.decoding import format_decoding, get_decoding
 from dassl.distributed import all_gather_objects, get_world_size, is_main_process
 from dassl.utils import (
     NonFiniteError,
@@ -261,7 +262,8 @@ def check_best_exists(trainer, directory: str) -> None:
 def get_origin(trainer) -> dict[str, str]:
     """Return the origin of the trained parameters: what they depend on, which a resume compares. Computed once.
 
-    Entries: ``settings``, the config as YAML; ``<split> images`` and ``<split> image sizes``, for each split but test;
+    Entries: ``settings``, the config as YAML; ``<split> images``, ``<split> image sizes`` and ``<split> decoding``, if
+    it is not the original's, for each split but test;
     ``class names``, their SHA-256 digest, as no split shows a class without images; the digest of each file in
     ``trainer.provenance``, such as ``weights``, the pretrained model's; ``initial weights``, of MODEL.INIT_WEIGHTS.
     """
@@ -269,6 +271,8 @@ def get_origin(trainer) -> dict[str, str]:
         splits = {name: entry for name, entry in get_splits(trainer).items() if name != "test"}
         data = {f"{name} images": entry["sha256"] for name, entry in splits.items()}
         data |= {f"{name} image sizes": entry["sizes"] for name, entry in splits.items() if "sizes" in entry}
+        decodings = {name: entry["decoding"] for name, entry in splits.items() if "decoding" in entry}
+        data |= {f"{name} decoding": format_decoding(changes) for name, changes in decodings.items()}
         if data:
             classnames = json.dumps(list(trainer.dm.dataset.classnames))
             data["class names"] = hashlib.sha256(classnames.encode()).hexdigest()
@@ -286,15 +290,21 @@ def get_splits(trainer) -> dict[str, dict]:
     Empty splits are left out; without a data set, returns {}. Computed once.
     """
     if not hasattr(trainer, "_splits"):
-        root = get_image_root(trainer.cfg)
-        trainer._splits = split_fingerprints(trainer.dm.dataset, root) if hasattr(trainer, "dm") else {}
+        inputs = get_image_root(trainer.cfg), get_decoding(trainer.cfg)
+        trainer._splits = split_fingerprints(trainer.dm.dataset, *inputs) if hasattr(trainer, "dm") else {}
     return trainer._splits
 
 
 def diff_origins(saved: dict[str, str], current: dict[str, str]) -> list[str]:
-    """Return the changes between two origins (:func:`get_origin`) as "name old -> new"; not of missing entries."""
+    """Return the changes between two origins (:func:`get_origin`) as "name old -> new"; not of missing entries.
+
+    Images of a split whose decoding is missing are decoded as in the original.
+    """
     names = [name for name in current if name != "settings" and saved.get(name, current[name]) != current[name]]
-    changes = [f"{name} {saved[name][:12]} -> {current[name][:12]}" for name in names]
+    changes = [f"{name} {saved[name][:12]} -> {current[name][:12]}" for name in names if not name.endswith(" decoding")]
+    for split in (name.removesuffix(" images") for name in saved if name.endswith(" images") and name in current):
+        old, new = (origin.get(f"{split} decoding", format_decoding({})) for origin in (saved, current))
+        changes += [f"{split} decoding: {old} -> {new}"] if old != new else []
     settings = diff_configs(saved["settings"], current["settings"], default_cfg()) if "settings" in saved else {}
     return ([f"settings: {format_changes(settings)}"] if settings else []) + changes
 

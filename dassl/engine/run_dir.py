@@ -20,7 +20,9 @@ from dassl import __version__
 from dassl.config import to_dict
 from dassl.config.defaults import UNUSED_KEYS
 from dassl.config.merge import flatten
-from dassl.config.run_config import CONFIG_FILE, find_resume_conflicts
+from dassl.config.run_config import CONFIG_FILE, find_resume_conflicts, read_run_config
+from dassl.data.datasets.fingerprint import SPLITS
+from dassl.data.decoding import describe_deep_images, get_decoding
 from dassl.distributed import all_gather_objects, get_device, get_world_size, is_main_process, run_on_main
 from dassl.mkl import describe_cpu_sums
 from dassl.utils import (
@@ -38,7 +40,7 @@ from dassl.utils.errors import UserError, interrupted_error
 from dassl.utils.logger import rotate_file, tee_stdout
 
 from . import checkpoint
-from .build import default_cfg
+from .build import default_cfg, set_decoding
 from .lock import exclusive_lock
 from .predictions import write_predictions
 from .record import PREDICTIONS_FILE, RECORD_FILE, code_version, read_training_record
@@ -124,6 +126,7 @@ def write_run_config(cfg: CfgNode) -> list[str]:
     """Write OUTPUT_DIR's ``config.yaml``; return the conflicts with the run to resume (:func:`find_resume_conflicts`).
 
     Raises :class:`UserError` if there are conflicts without FORCE_RESUME; with it, a file beside checkpoints stays.
+    DECODING_KEYS stay as in such a file, since what they change is compared only when the images are known.
     """
     folder = Path(cfg.OUTPUT_DIR)
     conflicts, has_checkpoints = find_resume_conflicts(cfg, default_cfg())
@@ -134,8 +137,13 @@ def write_run_config(cfg: CfgNode) -> list[str]:
         )
     # A forced run does not overwrite the config of the checkpoints that are in the folder already.
     if not (conflicts and has_checkpoints and (folder / CONFIG_FILE).is_file()):
+        written = cfg.clone()
+        if has_checkpoints and (saved := read_run_config(str(folder))):
+            written.defrost()
+            written.INPUT.WHITE_LEVEL, written.INPUT.ORIENTATION = -1, ""
+            set_decoding(written, saved)
         with atomic_write(folder / CONFIG_FILE) as file:
-            file.write(cfg.dump())
+            file.write(written.dump())
     return conflicts
 
 
@@ -226,6 +234,10 @@ def record_run(
     program = Path(code_paths[0])
     version = code_version(program.resolve().parent, (*code_paths[1:], program.name))
     inputs = get_inputs(trainer, args.model_dir if args.eval_only else "", args.load_epoch)
+    dataset = trainer.dm.dataset
+    paths = dict.fromkeys(item.impath for name in SPLITS for item in getattr(dataset, name, None) or ())
+    if note := describe_deep_images([*paths], get_decoding(trainer.cfg)):
+        print(note)
     try:
         yield
     except KeyboardInterrupt as interrupt:

@@ -21,10 +21,10 @@ from .files import (
     is_utf8,
     listdir_nohidden,
     mkdir_if_missing,
-    read_image,
     read_json,
     write_json,
 )
+from .images import Decoding, read_image
 from .registry import Registry, check_at_least, check_availability, tolist_if_not
 
 if TYPE_CHECKING:

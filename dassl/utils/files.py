@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import UnreadableImageError, UserError, error_reason, write_error
+from .errors import UserError, write_error
 
 # The end of the names of files that are being written. The names begin with a dot, so that listings leave them out.
 TEMPORARY_SUFFIX = ".tmp"
@@ -119,35 +118,3 @@ def write_json(obj: Any, fpath: str | os.PathLike) -> None:
         raise UserError(f"{fpath} is not written: a number in it is NaN or infinite ({error})") from error
     with atomic_write(fpath) as file:
         file.write(f"{text}\n")
-
-
-def read_image(path: str | os.PathLike):
-    """Return the image in a file as an RGB ``PIL.Image``.
-
-    Raises:
-        UnreadableImageError: the file is absent or unreadable, or PIL cannot decode it; the message names the file.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            image.load()
-            # Conversion to RGB drops this transparency on purpose; with the entry, PIL would warn of it for each image.
-            if isinstance(image.info.get("transparency"), bytes):
-                del image.info["transparency"]
-            return image.convert("RGB")
-    except Exception as error:  # a damaged file makes PIL's decoders raise almost any class
-        raise UnreadableImageError.for_file(path, _decode_error_reason(error)) from error
-
-
-def _decode_error_reason(error: Exception) -> str:
-    """Return why PIL cannot read an image, as the end of a message that names the file."""
-    from PIL import Image, UnidentifiedImageError
-
-    if isinstance(error, UnidentifiedImageError):  # PIL's message names the file
-        return "it is in no format that PIL knows, or damaged"
-    if isinstance(error, Image.DecompressionBombError):
-        assert Image.MAX_IMAGE_PIXELS is not None  # without a limit, PIL does not raise this error
-        pixels, limit = int(re.findall(r"\d+", str(error))[0]), 2 * Image.MAX_IMAGE_PIXELS
-        return f"it has {pixels:,} pixels; to protect the memory, PIL decodes {limit:,} at most; scale it down"
-    return getattr(error, "strerror", None) or error_reason(error)

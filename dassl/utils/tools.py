@@ -2,6 +2,7 @@
 # ruff: noqa: F401
 
 from .env import collect_env_info
-from .files import check_isfile, listdir_nohidden, mkdir_if_missing, read_image, read_json, write_json
+from .files import check_isfile, listdir_nohidden, mkdir_if_missing, read_json, write_json
+from .images import read_image
 from .registry import check_availability, tolist_if_not
 from .seed import set_random_seed

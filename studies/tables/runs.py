@@ -16,6 +16,7 @@ from dassl.config import get_cfg_default, to_dict
 from dassl.config.defaults import UNUSED_KEYS
 from dassl.config.merge import flatten
 from dassl.config.run_config import CONFIG_FILE, RESUMABLE_KEYS
+from dassl.data.decoding import ORIGINAL
 from dassl.engine.lock import exclusive_lock
 from dassl.engine.record import RECORD_FILE, is_evaluation, read_record
 from dassl.utils import UserError, read_json, write_json
@@ -46,6 +47,8 @@ COMPARED: tuple[str, ...] = (
     "test images",
     "test image sizes",
     "test image files",
+    "white level",
+    "orientation",
     "class names",
     "weights",
 )
@@ -143,12 +146,28 @@ class Run:
             "test images": _shorten(_get(split, "sha256")),
             "test image sizes": _shorten(_get(split, "sizes")),
             "test image files": _shorten(_get(split, "content")),
+            **self._describe_decoding(),
             "class names": f"{len(classnames):,} names, {_shorten(names)}" if classnames else None,
             "weights": f"{weights.get('backbone')}, {_shorten(weights.get('sha256'))}" if weights else None,
             **(self._describe_training_images() if self.is_trained and not self.is_evaluation else {}),
             ARITHMETIC: STRICT_THREADS.sub("", str(_get(self.record, "machine", "sums") or "not recorded")),
         }
         return {key: str(value) for key, value in facts.items() if value}
+
+    def _describe_decoding(self) -> dict[str, str]:
+        """Return the settings on the decoding of images by the names in COMPARED.
+
+        A setting other than the original's counts if it changed images of the run: another seed may have drawn shots
+        that it does not change. Records without the keys have the original's.
+        """
+        names = [str(self.record.get("split", "test"))]
+        names += ["train_x", "train_u", "val"] if self.is_trained and not self.is_evaluation else []
+        changes = [_get(self.record, "splits", name, "decoding") or {} for name in names]
+        white_level = self.config.get("INPUT.WHITE_LEVEL", ORIGINAL.white_level)
+        orientation = self.config.get("INPUT.ORIENTATION", ORIGINAL.orientation)
+        is_scaled = white_level == ORIGINAL.white_level or any("scaled" in entry for entry in changes)
+        is_turned = orientation == ORIGINAL.orientation or any("turned" in entry for entry in changes)
+        return {"white level": str(white_level) if is_scaled else "", "orientation": orientation if is_turned else ""}
 
     def _describe_training_images(self) -> dict[str, str]:
         """Return the facts on the training images by the names in COMPARED."""

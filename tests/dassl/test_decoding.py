@@ -1,26 +1,34 @@
-"""Images of every kind are read as PIL converts them to RGB; unreadable files raise one clear error."""
+"""Images become RGB as in PIL, those of 16 bits scaled, turned ones upright; unreadable files raise one clear error."""
 
 from __future__ import annotations
 
 import errno
 import re
+import struct
+import subprocess
+import sys
 import warnings
 import zlib
+from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from dassl.utils import UnreadableImageError, UserError, read_image
+from dassl.data.decoding import ORIGINAL, count_changes, describe_changes, describe_deep_images, format_decoding
+from dassl.utils import Decoding, UnreadableImageError, UserError, read_image
+from dassl.utils.images import ImageHeader, find_extension, image_extensions, is_image_name, read_header
 
 RNG = np.random.default_rng(0)
 COLOURS = Image.fromarray(RNG.integers(0, 256, (12, 10, 3), dtype=np.uint8))
 PALETTE = COLOURS.quantize(16)
 FRAMES = [Image.fromarray(RNG.integers(0, 256, (12, 10, 3), dtype=np.uint8)) for _ in range(3)]
+ORIENTATION = 0x0112  # EXIF's tag
 ROTATED = Image.Exif()
-ROTATED[0x0112] = 6  # the EXIF orientation "turn by 90 degrees", which PIL's conversion ignores
+ROTATED[ORIENTATION] = 6  # the EXIF orientation "turn by 90 degrees", which PIL's conversion ignores
+UPRIGHT = Decoding(orientation="exif")
 
 KINDS = {
     "RGB": ("png", COLOURS, {}),
@@ -45,8 +53,8 @@ def convert_with_pil(path: Path) -> Image.Image:
 
 
 def assert_reads_as_pil(path: Path) -> None:
-    """Assert that ``read_image`` returns the pixels of :func:`convert_with_pil`."""
-    picture, expected = read_image(path), convert_with_pil(path)
+    """Assert that ``read_image``, as in the original, returns the pixels of :func:`convert_with_pil`."""
+    picture, expected = read_image(path, ORIGINAL), convert_with_pil(path)
     assert (picture.mode, picture.size) == ("RGB", expected.size)
     assert np.array_equal(np.asarray(picture), np.asarray(expected))
 
@@ -58,6 +66,8 @@ def test_every_kind_decodes_as_pil_converts_it(tmp_path, kind):
     picture.save(path, **options)
     assert_reads_as_pil(path)
     assert len(np.unique(np.asarray(read_image(path)))) > 1  # not blank
+    if kind not in ("16 bits", "F"):
+        assert np.array_equal(np.asarray(read_image(path)), np.asarray(read_image(path, ORIGINAL)))
 
 
 def test_reading_a_palette_image_with_transparency_warns_of_nothing(tmp_path):
@@ -143,3 +153,241 @@ def test_a_decompression_bomb_is_refused_with_its_size_and_pils_limit(tmp_path):
     for text in (path, f"{side * side:,} pixels", f"{2 * limit:,} at most", "scale it down"):
         assert str(text) in str(caught.value)
     assert limit == Image.MAX_IMAGE_PIXELS
+
+
+# ---- more than 8 bits a channel ----
+
+
+def read_grey(path: Path, white_level: int = 0) -> np.ndarray:
+    """Return the grey values (height, width) of an image; its three channels must be the same."""
+    pixels = np.asarray(read_image(path, Decoding(white_level)))
+    assert (pixels == pixels[..., :1]).all()
+    return pixels[..., 0]
+
+
+@pytest.mark.parametrize(("suffix", "order"), [("png", "<"), ("tiff", "<"), ("tiff", ">"), ("jp2", "<"), ("pgm", "<")])
+def test_sixteen_bits_are_scaled_to_the_nearest_of_256_levels(tmp_path, suffix, order):
+    values, path = np.arange(0, 2**16, 17, dtype=np.uint16)[:3840].reshape(60, 64), tmp_path / f"scan.{suffix}"
+    if suffix == "pgm":
+        path.write_bytes(b"P5 64 60 65535\n" + values.astype(">u2").tobytes())
+    else:
+        Image.fromarray(values.astype(f"{order}u2")).save(path)
+    assert read_header(path) == ImageHeader(True, False)
+    expected = [round(Fraction(value * 255, 65535)) for value in values.ravel().tolist()]
+    assert read_grey(path).ravel().tolist() == expected
+    for white in (255, 1000, 4095, 65521):
+        expected = [round(Fraction(min(value, white) * 255, white)) for value in values.ravel().tolist()]
+        assert read_grey(path, white).ravel().tolist() == expected
+
+
+def write_tiff(path: Path, rows: np.ndarray, bits: int, **tags: int) -> None:
+    """Write an uncompressed grey TIFF with the bytes of ``rows`` (height, bytes of a row) and these further tags."""
+    height, width = rows.shape[0], rows.shape[1] * 8 // bits
+    numbers = {"photometric": 262, "sample_format": 339}
+    entries = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 0, 277: 1, 278: height, 279: rows.nbytes}
+    entries |= {numbers[name]: value for name, value in tags.items()}
+    entries[273] = 8 + 2 + 12 * len(entries) + 4  # the pixels follow the list of tags
+    listed = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(entries.items()))
+    path.write_bytes(b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + listed + b"\0" * 4 + rows.tobytes())
+
+
+def test_tags_of_a_tiff_say_what_its_values_mean(tmp_path):
+    path = tmp_path / "scan.tif"
+    write_tiff(path, np.array([[0xFF, 0xF0, 0x00], [0x80, 0x04, 0x00]], np.uint8), 12)
+    assert read_grey(path).tolist() == [[255, 0], [128, 64]]  # of 4,095
+    write_tiff(path, np.array([[0, 30000, 65535]], "<u2").view(np.uint8), 16, photometric=0)  # 0 is white
+    assert read_grey(path).tolist() == [[255, 255 - 117, 0]]
+    write_tiff(path, np.array([[0, 2**31, 2**32 - 1]], "<u4").view(np.uint8), 32)
+    assert read_grey(path).tolist() == [[0, 128, 255]]
+    write_tiff(path, np.array([[-5, 0, 255]], "<i4").view(np.uint8), 32, sample_format=2)
+    assert read_grey(path).tolist() == [[0, 0, 255]]
+
+
+@pytest.mark.parametrize(
+    ("highest", "white"), [(0.8, 1), (1.0, 1), (1.5, 255), (255.0, 255), (256.0, 65535), (1e5, 2**32 - 1)]
+)
+def test_the_highest_value_of_a_float_image_decides_what_is_white(tmp_path, highest, white):
+    Image.fromarray(np.array([[-1, 0, highest / 2, highest]], np.float32)).save(tmp_path / "f.tiff")
+    assert read_grey(tmp_path / "f.tiff").tolist() == [
+        [0, 0, *(round(255 * x / white) for x in (highest / 2, highest))]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"), [(np.nan, "NaN"), (np.inf, "infinite"), (1e10, "up to 1e.10; set INPUT.WHITE_LEVEL")]
+)
+def test_values_without_a_grey_level_make_a_float_image_unreadable(tmp_path, value, reason):
+    Image.fromarray(np.array([[0, value]], np.float32)).save(tmp_path / "f.tiff")
+    with pytest.raises(UnreadableImageError, match=f"f.tiff as an image: .*{reason}"):
+        read_image(tmp_path / "f.tiff")
+
+
+def test_colours_of_16_bits_stay_as_pillow_scales_them(tmp_path):
+    values = np.array([[[0, 257 * 10, 65535], [257 * 30, 40 * 257, 257 * 50]]], ">u2")
+    chunks = [
+        b"IHDR" + struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0),
+        b"IDAT" + zlib.compress(b"\0" + values.tobytes()),
+    ]
+    write_png(tmp_path / "rgb.png", chunks)
+    assert read_header(tmp_path / "rgb.png") == ImageHeader(False, False)
+    assert np.asarray(read_image(tmp_path / "rgb.png")).tolist() == [[[0, 10, 255], [30, 40, 50]]]
+
+
+def write_png(path: Path, chunks: list[bytes]) -> None:
+    """Write a PNG of these chunks, each its name and its content, before an IEND."""
+    parts = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (*chunks, b"IEND")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+def test_the_note_gives_the_values_and_advises_for_dark_images_only(tmp_path):
+    def write(name, low, high, dtype=np.uint16):
+        Image.fromarray(np.array([[low, high]], dtype)).save(tmp_path / name)
+        return str(tmp_path / name)
+
+    scans = [write("0.png", 1000, 4780), write("1.png", 1200, 4000)]
+    COLOURS.save(tmp_path / "plain.png")
+    note = describe_deep_images([*scans, str(tmp_path / "plain.png"), "absent.png"], Decoding())
+    for text in (
+        "channel: 2; in 2 of them",
+        "1,000 to 4,780",
+        "65,535 becomes white",
+        "dark",
+        "set INPUT.WHITE_LEVEL 8191",
+    ):
+        assert text in note
+    assert "dark" not in describe_deep_images([*scans, write("2.png", 0, 60000)], Decoding())
+    assert "8,191 becomes white" in (known := describe_deep_images(scans, Decoding(8191)))
+    assert "dark" not in known
+    assert "255 becomes white, and so does all above" in describe_deep_images(scans, ORIGINAL)
+    assert describe_deep_images([str(tmp_path / "plain.png")], Decoding()) == describe_deep_images([], Decoding()) == ""
+    assert "0.25 to 0.5. 1 becomes white" in describe_deep_images([write("f.tiff", 0.25, 0.5, np.float32)], Decoding())
+
+
+def test_the_note_reads_the_values_of_few_images(tmp_path, monkeypatch):
+    paths = [str(tmp_path / f"{i}.png") for i in range(100)]
+    for i, path in enumerate(paths):
+        Image.fromarray(np.array([[i, 40000 + i]], np.uint16)).save(path)
+    note = describe_deep_images(paths, Decoding())
+    assert "channel: 100;" in note
+    assert 0 < int(re.search(r"in (\d+) of them", note)[1]) <= 32
+
+
+# ---- orientation ----
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff", "avif", "jp2"])
+def test_exif_turns_images_upright_as_pillows_function_does(tmp_path, suffix, orientation):
+    path, exif = tmp_path / f"phone.{suffix}", Image.Exif()
+    exif[ORIENTATION] = orientation
+    COLOURS.save(path, exif=exif)
+    with Image.open(path) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    assert np.array_equal(np.asarray(read_image(path, UPRIGHT)), expected)
+    changes = not np.array_equal(np.asarray(read_image(path, Decoding())), expected)
+    assert read_header(path).is_turned == changes
+    assert changes == (orientation > 1 and suffix not in ("tiff", "jp2"))  # Pillow itself turns TIFF
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+@pytest.mark.parametrize("kind", ["eXIf", "XMP"])
+def test_metadata_of_a_png_count_wherever_they_stand(tmp_path, kind, is_late):
+    xmp = b"iTXtXML:com.adobe.xmp\0\0\0\0\0" + b'<x tiff:Orientation="6"/>'
+    metadata = b"eXIf" + ROTATED.tobytes()[6:] if kind == "eXIf" else xmp
+    pixels = [b"IHDR" + struct.pack(">IIBBBBB", 2, 1, 8, 0, 0, 0, 0), b"IDAT" + zlib.compress(b"\0\x10\x20")]
+    write_png(
+        tmp_path / "a.png", [*pixels, b"tEXtdate\0now", metadata] if is_late else [pixels[0], metadata, pixels[1]]
+    )
+    assert read_header(tmp_path / "a.png") == ImageHeader(False, True)
+    assert np.asarray(read_image(tmp_path / "a.png", UPRIGHT))[..., 0].tolist() == [[16], [32]]
+    write_png(tmp_path / "b.png", [*pixels, b"tEXtdate\0now"])
+    assert read_header(tmp_path / "b.png") == ImageHeader(False, False)
+
+
+def test_damaged_exif_leaves_an_image_as_it_is_stored(tmp_path):
+    COLOURS.save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0" + b"\xff" * 40)
+    COLOURS.save(tmp_path / "b.png", exif=b"Exif\0\0no TIFF")
+    for name in ("a.jpg", "b.png"):
+        assert read_header(tmp_path / name) == ImageHeader(False, False)
+        assert read_image(tmp_path / name, UPRIGHT).size == COLOURS.size
+
+
+def test_a_deep_image_can_be_turned_too(tmp_path):
+    Image.fromarray(np.array([[0, 65535]], np.uint16)).save(tmp_path / "a.png", exif=ROTATED)
+    assert read_header(tmp_path / "a.png") == ImageHeader(True, True)
+    assert np.asarray(read_image(tmp_path / "a.png", UPRIGHT))[..., 0].tolist() == [[0], [255]]
+
+
+# ---- what the decoding changes ----
+
+
+def test_only_images_that_are_decoded_otherwise_than_originally_are_described(tmp_path):
+    names = ("plain.jpg", "turned.jpg", "deep.png", "both.png")
+    plain, turned, deep, both = paths = [str(tmp_path / name) for name in names]
+    COLOURS.save(plain)
+    COLOURS.save(turned, exif=ROTATED)
+    scan = Image.fromarray(np.array([[0, 65535]], np.uint16))
+    scan.save(deep)
+    scan.save(both, exif=ROTATED)
+    described = {white: [describe_changes(path, Decoding(white, "exif")) for path in paths] for white in (0, 255, 9)}
+    assert described[255] == ["", " upright", "", " upright"]
+    assert described[0] == ["", " upright", " white level 0", " white level 0 upright"]
+    assert described[9] == ["", " upright", " white level 9", " white level 9 upright"]
+    assert [describe_changes(path, Decoding()) for path in paths] == ["", "", " white level 0", " white level 0"]
+    assert count_changes(paths, Decoding(0, "exif")) == {"turned": 2, "scaled": 2, "white_level": 0}
+    assert count_changes(paths, Decoding(4095)) == {"scaled": 2, "white_level": 4095}
+    assert count_changes(paths, ORIGINAL) == count_changes([plain], Decoding(0, "exif")) == {}
+    assert "INPUT.WHITE_LEVEL 9 (2 images scaled)" in format_decoding(count_changes(paths, Decoding(9)))
+    assert "255, INPUT.ORIENTATION stored" in format_decoding({})
+
+
+def test_the_headers_of_very_many_images_are_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("dassl.data.decoding.MAX_HEADERS", 2)
+    paths = [str(tmp_path / f"{i}.png") for i in range(3)]
+    assert count_changes(paths, Decoding(0, "exif")) == {"turned": -1, "scaled": -1, "white_level": 0}
+    assert count_changes([path.replace("png", "JPEG") for path in paths], Decoding()) == {}
+
+
+# ---- which files are images ----
+
+
+def test_what_pillow_opens_is_an_image_and_other_files_are_not():
+    assert {".jpg", ".jfif", ".webp", ".mpo", ".jp2", ".tga", ".avif", ".heic", ".tif", ".psd"} <= image_extensions()
+    assert not {".pdf", ".mpg", ".mpeg", ".h5", ".grib", ".eps", ".ps", ".fits", ".wmf", ".txt"} & image_extensions()
+    assert is_image_name("A.JPG")
+    assert not any(map(is_image_name, ("._a.jpg", ".DS_Store", "Thumbs.db", "desktop.ini", "jpg", "a.jpg.txt")))
+
+
+def test_the_extension_follows_from_the_content(tmp_path):
+    for suffix, extension in {"jpeg": ".jpg", "png": ".png", "webp": ".webp", "tiff": ".tif"}.items():
+        COLOURS.save(tmp_path / "photo", suffix)
+        assert find_extension(tmp_path / "photo") == extension
+    (tmp_path / "photo").write_text("text")
+    assert find_extension(tmp_path / "photo") == ""
+
+
+def test_a_wrong_extension_does_not_matter_to_an_image_that_pillow_opens(tmp_path):
+    COLOURS.save(tmp_path / "a.png", "JPEG")
+    assert np.array_equal(np.asarray(read_image(tmp_path / "a.png")), np.asarray(convert_with_pil(tmp_path / "a.png")))
+
+
+HEIC_HEAD = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+
+
+def test_heic_names_the_package_that_opens_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("dassl.utils.images.find_spec", lambda name: None)
+    for name in ("phone.heic", "phone.jpg"):
+        (tmp_path / name).write_bytes(HEIC_HEAD)
+        with pytest.raises(UnreadableImageError, match="HEIC image.*pip install pillow-heif"):
+            read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["phone.heic", "phone.jpg"])
+def test_heic_opens_with_the_package(tmp_path, name):
+    pytest.importorskip("pillow_heif", reason="needs the optional package pillow-heif")
+    script = "import sys, pillow_heif; from PIL import Image; pillow_heif.register_heif_opener(); "
+    script += "Image.new('RGB', (64, 32), (200, 30, 30)).save(sys.argv[1], 'HEIF')"
+    subprocess.run([sys.executable, "-c", script, tmp_path / name], check=True)  # the opener is not registered here
+    image = read_image(tmp_path / name)
+    assert image.size == (64, 32)
+    assert np.abs(np.asarray(image).astype(int) - (200, 30, 30)).max() < 12

@@ -57,7 +57,7 @@ def trainer(make_config):
 
 
 def test_a_trainer_has_dassls_attributes(make_config, tmp_path):
-    cfg = make_config("TwoLayers")
+    cfg = make_config("TwoLayers", INPUT__WHITE_LEVEL=0, INPUT__ORIENTATION="stored")
     trainer = build_trainer(cfg)
     assert trainer.cfg is cfg
     assert trainer.dm.dataset.classnames == ["dark", "bright"]

@@ -316,7 +316,7 @@ def test_prograd_in_half_precision_stays_finite(config):
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_a_config_from_a_copy_of_dassls_defaults_is_completed(config, frozen):
-    incomplete, complete = config(), config()
+    incomplete, complete = config(), config(INPUT__WHITE_LEVEL=0, INPUT__ORIENTATION="stored")
     for node, key in (
         (incomplete, "FEATURES"),
         (incomplete.TRAIN, "CHECKPOINT_MINUTES"),

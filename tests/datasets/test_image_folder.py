@@ -120,7 +120,7 @@ def test_a_file_that_is_no_image_and_a_nested_folder_are_refused(tmp_path):
     (tmp_path / "dog/.DS_Store").write_text("")
     assert build(tmp_path).classnames == ["cat", "dog", "train"]
     (tmp_path / "dog/notes.txt").write_text("")
-    with pytest.raises(UserError, match="dog/notes.txt is not an image"):
+    with pytest.raises(UserError, match=r"dog/notes.txt is not an image \(.jpg, .*\), but a .txt file; move it out"):
         build(tmp_path)
     write_images(tmp_path, ["cat/kittens/0.jpg"])
     with pytest.raises(UserError, match="cat/kittens is a folder; images lie in the class folder itself"):
@@ -205,3 +205,43 @@ def test_a_wrong_table_is_refused_by_its_line(tmp_path, lines, message):
         build(root, CSV="photos.csv")
     with pytest.raises(UserError, match=r"there is no file .*none.csv; DATASET.CSV"):
         build(root, CSV="none.csv")
+
+
+def test_system_files_and_folders_are_passed_over(tmp_path):
+    write_images(tmp_path, ["cat/0.jpg", "cat/1.jpg", "dog/0.jpg", "dog/1.jpg"])
+    names = [*build(tmp_path).classnames]
+    for name in (
+        "cat/Thumbs.db",
+        "cat/desktop.ini",
+        "dog/.DS_Store",
+        "dog/._0.jpg",
+        "Desktop.ini",
+        "__MACOSX/cat/._0.jpg",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    dataset = build(tmp_path)
+    assert dataset.classnames == names == ["cat", "dog"]
+    assert len(dataset.train_x) + len(dataset.test) == 4
+
+
+def test_all_images_that_pillow_opens_are_images_of_a_class(tmp_path):
+    names = [
+        f"{name}/{i}" for name in ("cat", "dog") for i in ("0.jfif", "1.jp2", "2.avif", "3.tga", "4.HEIC", "5.mpo")
+    ]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")  # a list reads no file
+    dataset = build(tmp_path)
+    assert len(dataset.train_x) + len(dataset.test) == len(names)
+
+
+def test_an_image_whose_name_has_another_extension_is_to_be_renamed_not_removed(tmp_path):
+    write_images(tmp_path, ["cat/0.jpg", "dog/0.jpg", "dog/1.png"])
+    (tmp_path / "dog/1.png").rename(tmp_path / "dog/1.dat")
+    with pytest.raises(
+        UserError, match=r"dog/1.dat is an image by its content, but not by its name: .* end in .png"
+    ) as error:
+        build(tmp_path)
+    assert "remove" not in str(error.value)
+    assert "move it" not in str(error.value)

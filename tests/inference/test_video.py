@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dassl.utils import Decoding
 from inference.video import read_frames
 from tests.inference import models
 
@@ -82,7 +83,7 @@ def test_a_video_file_has_the_probabilities_of_transformers(classify, model, tmp
     path, options = tmp_path / name, {"live": "1"} if name == "live.mkv" else {}
     write_video(path, [20 * number for number in range(count)], options=options)
     shares = classify("classify", path, "--json").probabilities()
-    pictures = read_frames(str(path), models.FRAMES)
+    pictures = read_frames(str(path), models.FRAMES, Decoding())
     shades = [20 * index for index in indices]
     assert [np.asarray(picture).mean() for picture in pictures] == pytest.approx(shades, abs=6)
     assert [shares[name] for name in CLASSES] == pytest.approx(compute_reference(model, pictures, CLASSES), abs=1e-5)

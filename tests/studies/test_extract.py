@@ -1,14 +1,18 @@
 """tools/features.py extract: feature sets, extracted whole or in shards, resumed, and read by row number."""
 
+import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import tools.features as tool  # noqa: F401  the module whose main the fixture `call` calls
-from dassl.utils import read_image
+from dassl.utils import Decoding, read_image
 from inference.classifier import build_preprocessing
 from studies import extract
 from tests.common import REPOSITORY, WNIDS, damage_images
@@ -175,3 +179,67 @@ def test_extraction_on_ray_gives_the_same_bits(extract_set, tmp_path):
     assert text.endswith("complete, 15 images\n")
     sets = [LanceFeatures(tmp_path / name).take(range(15))[0] for name in ("local", "set")]
     assert torch.equal(*sets)
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """Return the root of class folders: the first image of a class has 16 bits, the second is turned by EXIF."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for label, name in enumerate(("cat", "dog")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(4):
+            rng, shape = np.random.default_rng(4 * label + i), (30, 50) if i == 0 else (30, 50, 3)
+            pixels = rng.integers(0, 4096, shape).astype(np.uint16) if i == 0 else rng.integers(0, 256, shape, np.uint8)
+            path = tmp_path / "photos" / name / f"{i}.png"
+            Image.fromarray(pixels).save(path, **({"exif": exif} if i == 1 else {}))
+    return tmp_path / "photos"
+
+
+FOLDERS = REPOSITORY / "configs/datasets/image_folder.yaml"
+
+
+def test_images_are_scaled_and_turned_as_the_set_says(extract_set, tmp_path, photos):
+    code, text, error = extract_set(dataset=FOLDERS, root=photos, split="all")
+    assert code == 0, error
+    assert text.count("images of more than 8 bits a channel: 2;") == 1
+    assert "set INPUT.WHITE_LEVEL 4095" in text
+    keys = ("INPUT.WHITE_LEVEL", 255, "INPUT.ORIENTATION", "stored")
+    assert extract_set(*keys, dataset=FOLDERS, root=photos, split="all", out="original")[0] == 0
+    taken = {}
+    for name, decoding in (("set", Decoding(0, "exif")), ("original", Decoding(255, "stored"))):
+        features = LanceFeatures(tmp_path / name)
+        taken[name] = features.take(range(8))[0]
+        clip, weights = load_cached_clip("tiny", "", "fp16", "cpu")
+        paths = features.data.to_table(columns=["path"])["path"].to_pylist()
+        images = (build_preprocessing(clip.visual)(read_image(photos / path, decoding)) for path in paths)
+        expected = torch.stack(list(build_image_encoder(clip.visual, weights).encode(images)))
+        assert torch.equal(taken[name], expected.half())
+    equal = [torch.equal(*rows) for rows in zip(*taken.values(), strict=True)]
+    assert equal == [False, False, True, True] * 2
+    message = extract_set(*keys, dataset=FOLDERS, root=photos, split="all")[2]
+    assert "input.WHITE_LEVEL 0, not 255" in message
+    assert "input.ORIENTATION exif, not stored" in message
+    assert "INPUT.ORIENTATION" in extract_set("INPUT.ORIENTATION", "up", dataset=FOLDERS, root=photos, out="other")[2]
+
+
+def test_a_set_that_an_earlier_version_began_is_completed_without_turning_and_scaling(
+    extract_set, tmp_path, photos, monkeypatch
+):
+    keys = ("INPUT.WHITE_LEVEL", 255, "INPUT.ORIENTATION", "stored")
+    flags = {"dataset": FOLDERS, "root": photos, "split": "all"}
+    assert extract_set(*keys, **flags, out="original")[0] == 0
+    write = extract.lance.write_dataset
+
+    def write_older(table, path):
+        metadata = json.loads(table.schema.metadata[extract.METADATA_KEY.encode()])
+        metadata["settings"].pop("input")
+        return write(table.replace_schema_metadata({extract.METADATA_KEY: json.dumps(metadata)}), path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(extract.lance, "write_dataset", write_older)
+        assert extract_set("--shards", 2, **flags)[0] == 0
+    code, _, error = extract_set("--shards", 2, "--shard", 2, **flags)
+    assert code == 0, error
+    features = [LanceFeatures(tmp_path / name).take(range(8))[0] for name in ("set", "original")]
+    assert torch.equal(*features)

@@ -75,6 +75,7 @@ def test_the_files_give_the_probabilities_of_the_run(run, call, capsys, photo, t
 
     metadata = {p.key: json.loads(p.value) for p in onnx.load(folder / "classifier.onnx").metadata_props}
     assert metadata["classnames"] == list(DIGIT_NAMES)
+    assert (metadata["white_level"], metadata["orientation"]) == (0, "stored")
     assert metadata["weights_sha256"] == trained.record["weights"]["sha256"]
     clip, _ = load_cached_clip("tiny", "", "fp32", "cpu")
     assert metadata["logit_scale"] == pytest.approx(clip.logit_scale.exp().item())

@@ -36,6 +36,7 @@ class DatasetBase:
 
     dataset_dir = ""  # the folder below DATASET.ROOT
     domains: ClassVar[list[str]] = []  # names of all domains
+    orientation = "stored"  # INPUT.ORIENTATION where it is not set; "exif" for images of one's own
 
     def __init__(
         self,

@@ -10,6 +10,9 @@ from functools import cache
 
 from yacs.config import CfgNode
 
+from dassl.data.decoding import count_changes
+from dassl.utils import Decoding
+
 from .base_dataset import DatasetBase, Datum
 
 SPLITS = ("train_x", "train_u", "val", "test")  # attributes of DatasetBase
@@ -42,17 +45,22 @@ def split_fingerprint(items: Iterable[Datum], root: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-def split_fingerprints(dataset: DatasetBase, root: str | os.PathLike) -> dict[str, dict]:
+def split_fingerprints(
+    dataset: DatasetBase, root: str | os.PathLike, decoding: Decoding | None = None
+) -> dict[str, dict]:
     """Return ``{"images": number of images, "sha256": fingerprint}`` for each non-empty split of a data set.
 
-    For up to MAX_SIZED images, there is also ``sizes`` (:func:`digest_sizes`), which notices most replaced images.
+    For up to MAX_SIZED images, there is also ``sizes`` (:func:`digest_sizes`), which notices most replaced images. If
+    ``decoding`` changes images from the original's, there is ``decoding`` (:func:`count_changes`).
     """
-    splits = {name: getattr(dataset, name, None) for name in SPLITS}
-    return {
-        name: {"images": len(items), "sha256": split_fingerprint(items, root), **digest_sizes(items)}
-        for name, items in splits.items()
-        if items
-    }
+    fingerprints: dict[str, dict] = {}
+    for name in SPLITS:
+        if items := getattr(dataset, name, None):
+            entry = {"images": len(items), "sha256": split_fingerprint(items, root), **digest_sizes(items)}
+            if decoding and (changes := count_changes([item.impath for item in items], decoding)):
+                entry["decoding"] = changes
+            fingerprints[name] = entry
+    return fingerprints
 
 
 def digest_sizes(items: Sequence[Datum]) -> dict[str, str]:
