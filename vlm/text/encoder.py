@@ -48,6 +48,7 @@ class TextEncoder(nn.Module):
         self.ln_final = clip_model.ln_final
         self.text_projection = clip_model.text_projection
         self.dtype, self.embed_dim = clip_model.dtype, self.text_projection.shape[1]
+        self.context_length = len(self.positional_embedding)  # tokens of a text, with start and end
         self.memory = memory
         # The backward pass needs about 11 vectors for each token and layer.
         vector_bytes = self.positional_embedding.shape[1] * self.dtype.itemsize
@@ -59,7 +60,7 @@ class TextEncoder(nn.Module):
 
     def tokenize(self, texts: Sequence[str], truncate: bool = False) -> torch.Tensor:
         """Return token ids (n, 77) of texts, as :func:`vlm.text.tokenizer.tokenize`."""
-        return tokenize(texts, len(self.positional_embedding), truncate)
+        return tokenize(texts, self.context_length, truncate)
 
     @staticmethod
     def lengths(tokens: torch.Tensor) -> torch.Tensor:
