@@ -29,8 +29,8 @@ class RetrievalCaptions:
             for image in images:
                 new = [caption for caption in dict.fromkeys(image.captions) if caption not in numbers]
                 numbers |= zip(new, range(len(numbers), len(numbers) + len(new)), strict=True)
-                by_caption = [[numbers[caption] for caption in captions] for captions in (new, image.captions)]
-                self._by_label[image.label] = (new, *by_caption)
+                all_numbers = [numbers[caption] for caption in image.captions]
+                self._by_label[image.label] = new, [numbers[caption] for caption in new], all_numbers
 
     def of_batch(self, labels: Sequence[int]) -> tuple[list[str], torch.Tensor, torch.Tensor]:
         """Return the captions to encode with a batch, their numbers (m,), and pairs (p, 2) of label and number."""

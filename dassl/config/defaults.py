@@ -138,10 +138,12 @@ def _dataset_node() -> CN:
     node.FOLDER = ""  # ImageFolder, Captions: folder of the images below ROOT; empty: ROOT itself
     # ImageFolder: table below FOLDER with the columns image, class and, optionally, split; empty: class folders.
     node.CSV = ""
+    node.IMAGE_COLUMN = ""  # in CSV or CAPTIONS: column of the images' paths; empty: image, file_name, path, …
+    node.CAPTION_COLUMN = ""  # in CAPTIONS: column of the captions; empty: caption, title, text, comment, …
     node.CLASSNAMES = ""  # ImageFolder: file below FOLDER with lines "<folder> <class name>"; empty: the folders' names
     node.TEST_PERCENT = 0.5  # ImageFolder, Captions: share (of each class) for testing, where the data has no split
     node.FOLLOW_LINKS = False  # True: follow links among the images out of ROOT and of the data set's folder
-    node.CAPTIONS = "captions.json"  # Captions: file below FOLDER: JSON, or a table with a header
+    node.CAPTIONS = "captions.json"  # Captions: file below FOLDER: JSON (lists, lines, COCO's, Karpathy's), or a table
     node.CAPTIONS_VAL = ""  # with CAPTIONS_TEST: the files of the validation and the test split
     node.CAPTIONS_TEST = ""
     node.STL10_FOLD = -1

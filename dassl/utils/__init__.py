@@ -23,6 +23,7 @@ from .files import (
     mkdir_if_missing,
     read_image,
     read_json,
+    read_text,
     write_json,
 )
 from .registry import Registry, check_at_least, check_availability, tolist_if_not

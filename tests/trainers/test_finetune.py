@@ -13,8 +13,10 @@ from PIL import Image
 from dassl.utils import listdir_nohidden
 from tests.common import REPOSITORY, assert_same_tensors, load_tensors
 from tests.conftest import Run
+from tests.datasets.shapes import write_captions
 from tests.trainers.conftest import CONFIGS
 from tools import digit_pairs
+from trainers.finetune import CLIPFineTune
 from vlm.clip.load import load_cached_clip
 from vlm.text.encoder import TextEncoder
 
@@ -152,16 +154,6 @@ def test_an_unusable_option_is_refused_with_a_one_line_error(fine_tune, digits_r
 # ---- captions ----
 
 
-def write_captions(root, count: int, captions) -> None:
-    """Write ``count`` training and as many test images of noise, with the list of captions ``captions(number)``."""
-    rng, rows = np.random.default_rng(0), []
-    for number in range(2 * count):
-        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(root / f"{number:03}.png")
-        split = "train" if number < count else "test"
-        rows.append({"image": f"{number:03}.png", "caption": captions(number), "split": split})
-    (root / "captions.json").write_text(json.dumps(rows), encoding="utf-8")
-
-
 @pytest.mark.parametrize("batch_size", [1, 7, 30])
 def test_equal_captions_are_encoded_once_and_the_batch_size_does_not_change_the_recall(
     fine_tune, tmp_path, monkeypatch, batch_size
@@ -170,7 +162,9 @@ def test_equal_captions_are_encoded_once_and_the_batch_size_does_not_change_the_
     write_captions(tmp_path, 30, captions)
     encoded = []
     tokenize = TextEncoder.tokenize
-    monkeypatch.setattr(TextEncoder, "tokenize", lambda self, texts, **k: encoded.extend(texts) or tokenize(self, texts, **k))
+    monkeypatch.setattr(
+        TextEncoder, "tokenize", lambda self, texts, **k: encoded.extend(texts) or tokenize(self, texts, **k)
+    )
     command = ("--root", tmp_path, "--eval-only", "DATASET.FOLDER", "")
     result = fine_tune(*command, "DATALOADER.TEST.BATCH_SIZE", batch_size, out=f"batch{batch_size}")
     assert result.code == 0, result.error
@@ -181,6 +175,28 @@ def test_equal_captions_are_encoded_once_and_the_batch_size_does_not_change_the_
     assert len(metrics) == 9
     assert {name: results[name] for name in metrics} == {name: expected[name] for name in metrics}
     assert results["t2i_recall@10"] > 0
+
+
+def test_a_model_that_is_always_right_has_full_recall_where_images_share_captions(fine_tune, tmp_path, monkeypatch):
+    """The red of an image is 60 times the number in its caption; the patched encoders return this number, one-hot."""
+    for name in range(40):
+        Image.new("RGB", (32, 32), (60 * (name % 4), 0, 0)).save(tmp_path / f"{name}.png")
+    rows = [{"image": f"{i}.png", "caption": f"number {i % 4}", "split": "test" if i else "train"} for i in range(40)]
+    (tmp_path / "captions.json").write_text(json.dumps(rows))
+
+    def encode_images(self, images):
+        red = images[:, 0, 0, 0] * self.cfg.INPUT.PIXEL_STD[0] + self.cfg.INPUT.PIXEL_MEAN[0]
+        return torch.eye(4)[(red * 255 / 60).round().long()]
+
+    def encode_tokens(self, tokens):
+        digits = self.encoder.tokenize([f"number {number}" for number in range(4)])
+        return torch.eye(4)[(tokens[:, None] == digits).all(2).int().argmax(1)]
+
+    monkeypatch.setattr(CLIPFineTune, "encode_images", encode_images)
+    monkeypatch.setattr(CLIPFineTune, "encode_tokens", encode_tokens)
+    result = fine_tune("--root", tmp_path, "--eval-only", "DATASET.FOLDER", "", "DATALOADER.TEST.BATCH_SIZE", 8)
+    assert result.code == 0, result.error
+    assert {value for name, value in result.record.items() if "recall" in name or "map" in name} == {100}
 
 
 def test_the_log_has_the_number_of_captions_that_are_too_long(fine_tune, tmp_path):
