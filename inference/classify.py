@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dassl.utils import UserError, check_at_least, read_image
-from vlm.text.templates import TEMPLATES, check_template
+from vlm.text.templates import DEFAULT_TEMPLATES, TEMPLATES, check_template
 
 from . import video
 from .contact_sheet import MAX_IMAGES, THUMBNAIL_PIXELS, write_contact_sheet
@@ -20,7 +20,6 @@ from .output import PredictionWriter
 if TYPE_CHECKING:
     from .classifier import Classifier
 
-DEFAULT_TEMPLATE = "a photo of a {}."  # the CLIP paper's, section 3.1.4
 DEFAULT_BACKBONE = "ViT-B/32"  # the fewest operations an image among OpenAI's CLIPs
 
 
@@ -29,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--classes", nargs="+", default=[], metavar="NAME", help='class names: cup "red envelope" cat')
     templates = parser.add_mutually_exclusive_group()
-    templates.add_argument("--template", help=f'prompt for a class; {{}} is its name ("{DEFAULT_TEMPLATE}")')
+    templates.add_argument(
+        "--template", help=f"prompt for a class; {{}} is its name ({' or '.join(DEFAULT_TEMPLATES.values())})"
+    )
     ensemble = "average CLIP's 80 ImageNet templates, or the 7 that do best there (select)"
     templates.add_argument("--ensemble", nargs="?", const="all", choices=("all", "select"), help=ensemble)
     add("--backbone", help=f"CLIP, such as RN50 or ViT-L/14 ({DEFAULT_BACKBONE}); tiny needs no download")
@@ -83,13 +84,11 @@ def _check_args(args: argparse.Namespace) -> None:
     for number, name in enumerate(args.classes, start=1):
         if not name.replace("_", " ").strip():
             raise UserError(f'--classes: name {number}, "{name}", is empty')
-    if args.model_dir is not None:
-        for option in ("template", "ensemble"):
-            if getattr(args, option) is not None:
-                raise UserError(f"--{option} does not go with --model-dir: the run's config sets it")
-    elif args.load_epoch is not None:
+    if args.template is not None:
+        check_template(args.template, "--template")
+    if args.model_dir is None and args.load_epoch is not None:
         raise UserError("--load-epoch is for --model-dir, the folder of a run")
-    elif not args.classes:
+    if args.model_dir is None and not args.classes:
         raise UserError('no classes: name them, --classes cup "red envelope" cat, or name a run, --model-dir RUN')
     if len(args.classes) == 1:
         name = args.classes[0]
@@ -110,12 +109,10 @@ def _build_classifier(args: argparse.Namespace) -> Classifier:
     """Return the classifier that the arguments describe: the model of a run, or zero-shot CLIP."""
     from . import classifier
 
+    templates = TEMPLATES[args.ensemble] if args.ensemble else [args.template] if args.template else []
     if args.model_dir is not None:
         source, backbone = Path(args.model_dir), args.backbone or ""
-        return classifier.build_from_run(source, args.classes, args.load_epoch, args.weights, backbone)
-    template = DEFAULT_TEMPLATE if args.template is None else args.template
-    check_template(template, "--template")
-    templates = TEMPLATES[args.ensemble] if args.ensemble else [template]
+        return classifier.build_from_run(source, args.classes, args.load_epoch, args.weights, backbone, templates)
     return classifier.build_zero_shot(args.classes, templates, args.backbone or DEFAULT_BACKBONE, args.weights)
 
 

@@ -126,17 +126,19 @@ def rank_matches(
     Returns:
         bool (n, min(MAX_RANK, c)), the best candidate first, and int64 (n,), both on the CPU.
     """
-    columns = torch.arange(len(candidates), device=candidates.device) if columns is None else columns
     hits, counts = [], []
-    rows = max(1, block // max(len(candidates), len(columns)))
+    count = len(candidates) if columns is None else max(len(candidates), len(columns))
+    rows = max(1, block // count)
     for start, features in zip(range(0, len(queries), rows), queries.split(rows), strict=True):
         in_block = pairs[(pairs[:, 0] >= start) & (pairs[:, 0] < start + rows)]
         is_match = torch.zeros(len(features), len(candidates), dtype=torch.bool, device=features.device)
         is_match[in_block[:, 0] - start, in_block[:, 1]] = True
-        is_match = is_match[:, columns]
-        scores = (features @ candidates.t())[:, columns].double()  # equal candidates have exactly equal scores
+        scores = features @ candidates.t()
+        if columns is not None:  # so equal candidates have exactly equal scores
+            is_match, scores = is_match[:, columns], scores[:, columns]
+        scores = scores.double()
         scores[is_match] = scores[is_match].nextafter(scores.new_tensor(-torch.inf))  # matches come after equal scores
-        best = scores.topk(min(MAX_RANK, len(columns)), dim=1).indices
+        best = scores.topk(min(MAX_RANK, scores.shape[1]), dim=1).indices
         hits.append(is_match.gather(1, best).cpu())
         counts.append(is_match.sum(1).cpu())
     return torch.cat(hits), torch.cat(counts)

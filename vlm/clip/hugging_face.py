@@ -7,6 +7,8 @@ Image encoders are run as they are. CLIP's text encoder is run by :mod:`vlm.text
 from __future__ import annotations
 
 import os
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -81,7 +83,8 @@ class ChineseCLIP(HuggingFaceCLIP):
         self.text_model, self.text_projection, self.tokenizer = model.text_model, model.text_projection, tokenizer
 
 
-CLIP_CLASSES = {"clip": CausalCLIP, "chinese_clip": ChineseCLIP}  # by transformers' model_type
+# By transformers' model_type.
+CLIP_CLASSES: dict[str, type[CausalCLIP | ChineseCLIP]] = {"clip": CausalCLIP, "chinese_clip": ChineseCLIP}
 
 
 def load(identifier: str, weights: str) -> HuggingFaceCLIP:
@@ -90,19 +93,36 @@ def load(identifier: str, weights: str) -> HuggingFaceCLIP:
     Raises:
         UserError: transformers is missing, the model cannot be loaded or is of another kind, or ``weights`` is not "".
     """
+    if weights:
+        raise UserError(f"MODEL.BACKBONE.WEIGHTS does not go with hf:{identifier}; hf:FOLDER names a local folder")
+    clip_class = find_class(identifier)
+    return clip_class(*_load_parts(identifier), f"hf:{identifier}")
+
+
+@cache
+def find_class(identifier: str) -> type[CausalCLIP | ChineseCLIP]:
+    """Return the class of the CLIP ``identifier``, by its config; raise as :func:`load`."""
     name, identifier = f"hf:{identifier}", os.path.expanduser(identifier)
     package = import_optional("transformers", PACKAGE_NAME, f"the backbone {name}")
-    if weights:
-        raise UserError(f"MODEL.BACKBONE.WEIGHTS does not go with {name}; hf:FOLDER names a local folder")
     with hub_access(identifier, DOWNLOAD_HINT.format(identifier, "hf:")):
-        config = package.AutoConfig.from_pretrained(identifier)
-        if config.model_type not in CLIP_CLASSES:
-            sigmoid = " (its sigmoid loss and bias are not CLIP's)" if "siglip" in config.model_type else ""
-            raise UserError(f'{name} is of the kind "{config.model_type}"{sigmoid}; known: {", ".join(CLIP_CLASSES)}')
-        model = package.AutoModel.from_pretrained(identifier, dtype=torch.float32).eval()
-        processor = package.AutoImageProcessor.from_pretrained(identifier)
-        tokenizer = package.AutoTokenizer.from_pretrained(identifier) if config.model_type != "clip" else None
-    return CLIP_CLASSES[config.model_type](model, processor, tokenizer, name)
+        model_type = package.AutoConfig.from_pretrained(identifier).model_type
+    if model_type not in CLIP_CLASSES:
+        sigmoid = " (its sigmoid loss and bias are not CLIP's)" if "siglip" in model_type else ""
+        raise UserError(f'{name} is of the kind "{model_type}"{sigmoid}; known: {", ".join(CLIP_CLASSES)}')
+    return CLIP_CLASSES[model_type]
+
+
+def _load_parts(identifier: str) -> tuple[HFObject, HFObject, HFObject | None]:
+    """Return the model, in fp32, the image processor and the tokenizer of ``identifier``; None in place of CLIP's own.
+
+    Raises :class:`UserError` if one of them cannot be loaded.
+    """
+    package, path = import_module("transformers"), os.path.expanduser(identifier)
+    with hub_access(path, DOWNLOAD_HINT.format(path, "hf:")):
+        model = package.AutoModel.from_pretrained(path, dtype=torch.float32).eval()
+        processor = package.AutoImageProcessor.from_pretrained(path)
+        tokenizer = None if model.config.model_type == "clip" else package.AutoTokenizer.from_pretrained(path)
+    return model, processor, tokenizer
 
 
 def _convert_transformer(layers: HFObject, config: HFObject) -> Transformer:

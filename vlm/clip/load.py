@@ -22,6 +22,7 @@ from dassl.utils.safe_load import load_weights_only
 from vlm import openai
 from vlm.clip.fingerprint import weights_fingerprint
 from vlm.openai import CLIP
+from vlm.text.encoder import TextEncoder
 from vlm.tiny.weights import TINY, load_tiny
 
 CACHE_DIR = Path(os.path.expanduser("~/.cache/clip"))  # openai-clip's folder, so that a weights file is stored once
@@ -48,6 +49,17 @@ def load_clip(name: str, weights: str = "", precision: str = "fp32", device: Dev
         UserError: the name or precision is unknown, or the weights are absent, damaged or not CLIP's.
     """
     return _load_and_inspect(name, weights, precision, device, lambda state_dict, _="": state_dict)
+
+
+def find_language(name: str) -> str:
+    """Return the language of the texts that the CLIP ``name`` learned from, by its config alone: English or Chinese.
+
+    Raises :class:`UserError` as :func:`load_clip`, for a model of transformers that cannot be loaded.
+    """
+    library, colon, identifier = name.partition(":")
+    if colon and library == "hf":
+        return import_module(".hugging_face", __package__).find_class(identifier).text_encoder.language
+    return TextEncoder.language  # other libraries' text encoders have CLIP's vocabulary, or are refused
 
 
 def _load_and_inspect(

@@ -29,6 +29,7 @@ class PaddedPrompts:
 class BertEncoder(nn.Module):
     """Chinese-CLIP's text encoder, with the methods of :class:`vlm.text.encoder.TextEncoder`."""
 
+    language = "Chinese"  # of the texts that Chinese-CLIP learned from
     build_layout = PaddedPrompts
 
     def __init__(self, clip, memory: int = ACTIVATION_BYTES):

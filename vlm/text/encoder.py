@@ -36,6 +36,7 @@ class TextEncoder(nn.Module):
     The table is an argument of :meth:`forward`, so a method can learn some of its rows, such as context tokens.
     """
 
+    language = "English"  # of the texts that CLIP learned from
     count_tokens = staticmethod(count_tokens)
     build_layout = staticmethod(Layout.build)  # (index, lengths) -> the packed prompts that ``forward`` takes
 
@@ -155,6 +156,11 @@ class TextEncoder(nn.Module):
             x = x + F.linear(heads, attn.out_proj.weight, attn.out_proj.bias)
             x = x + mlp(block.mlp, block.ln_2(x))
         return self.ln_final(x).type(self.dtype) @ self.text_projection, key_values
+
+
+def get_language(clip: CLIP) -> str:
+    """Return the language of the texts that a CLIP learned from: English or Chinese."""
+    return getattr(clip, "text_encoder", TextEncoder).language
 
 
 def build_text_encoder(clip: CLIP, memory: int = ACTIVATION_BYTES) -> TextEncoder:
