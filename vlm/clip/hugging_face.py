@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from vlm.text.encoder import TextEncoder
 
 PACKAGE_NAME = "transformers"
 ACTIVATIONS = {"quick_gelu": QuickGELU, "gelu": nn.GELU}  # the two that vlm.text.layers computes
+PROJECTIONS = ("q_proj", "k_proj", "v_proj")  # of transformers' attention; OpenAI's in_proj is these in this order
 HFObject = Any  # the package is optional, so its types may be missing
 
 
@@ -54,6 +56,10 @@ class HuggingFaceCLIP(nn.Module):
 
     dtype = property(lambda self: self.logit_scale.dtype)
 
+    def copy_to(self, model: HFObject) -> None:
+        """Copy the weights that :meth:`__init__` converted, which the modules of ``model`` do not share, to it."""
+        model.logit_scale.copy_(self.logit_scale)
+
 
 class CausalCLIP(HuggingFaceCLIP):
     """A CLIP of transformers with CLIP's own text encoder, converted to OpenAI's modules."""
@@ -70,6 +76,16 @@ class CausalCLIP(HuggingFaceCLIP):
         self.ln_final = text.final_layer_norm
         self.text_projection = nn.Parameter(model.text_projection.weight.detach().t().contiguous())
         check_clip_text_encoder(self.transformer, self.token_embedding, name)
+
+    def copy_to(self, model: HFObject) -> None:
+        """Copy also the text projection, and queries, keys and values, to ``model``."""
+        super().copy_to(model)
+        model.text_projection.weight.copy_(self.text_projection.t())
+        for block, layer in zip(self.transformer.resblocks, model.text_model.encoder.layers, strict=True):
+            weights, biases = block.attn.in_proj_weight.chunk(3), block.attn.in_proj_bias.chunk(3)
+            for name, weight, bias in zip(PROJECTIONS, weights, biases, strict=True):
+                getattr(layer.self_attn, name).weight.copy_(weight)
+                getattr(layer.self_attn, name).bias.copy_(bias)
 
 
 class ChineseCLIP(HuggingFaceCLIP):
@@ -97,6 +113,21 @@ def load(identifier: str, weights: str) -> HuggingFaceCLIP:
         raise UserError(f"MODEL.BACKBONE.WEIGHTS does not go with hf:{identifier}; hf:FOLDER names a local folder")
     clip_class = find_class(identifier)
     return clip_class(*_load_parts(identifier), f"hf:{identifier}")
+
+
+@torch.no_grad()
+def save(clip: HuggingFaceCLIP, folder: Path, identifier: str, weights: str) -> None:
+    """Write ``clip`` to ``folder``, which ``hf:<folder>`` and transformers load.
+
+    Args:
+        clip: a CLIP from :func:`load` with these ``identifier`` and ``weights``, whose parameters were changed.
+    """
+    model, processor, tokenizer = _load_parts(identifier)
+    wrapper = find_class(identifier)(model, processor, tokenizer, f"hf:{identifier}")
+    wrapper.load_state_dict(clip.state_dict())  # changes ``model``, too
+    wrapper.copy_to(model)
+    for part in filter(None, (model, processor, tokenizer)):
+        part.save_pretrained(folder)
 
 
 @cache
@@ -134,7 +165,7 @@ def _convert_transformer(layers: HFObject, config: HFObject) -> Transformer:
         block.ln_1, block.ln_2 = layer.layer_norm1, layer.layer_norm2
         block.mlp.c_fc, block.mlp.c_proj = layer.mlp.fc1, layer.mlp.fc2
         block.mlp.gelu = ACTIVATIONS[config.hidden_act]()
-        projections = [getattr(layer.self_attn, name) for name in ("q_proj", "k_proj", "v_proj")]
+        projections = [getattr(layer.self_attn, name) for name in PROJECTIONS]
         block.attn.in_proj_weight = nn.Parameter(torch.cat([linear.weight.detach() for linear in projections]))
         block.attn.in_proj_bias = nn.Parameter(torch.cat([linear.bias.detach() for linear in projections]))
         block.attn.out_proj.weight = layer.self_attn.out_proj.weight
