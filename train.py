@@ -61,7 +61,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def setup_cfg(args: argparse.Namespace):
     """Return the frozen config: defaults, then data set file, method file, flags, KEY VALUE pairs; the later one wins.
 
-    A negative SEED is replaced. Raises :class:`UserError` for an unknown name or key, or a wrong value.
+    A negative SEED is replaced. If nothing sets DATASET.TEMPLATE, it is in the language of the backbone's text encoder.
+    Raises :class:`UserError` for an unknown name or key, or a wrong value.
     """
     import datasets  # registers the data sets in its files
     import trainers  # noqa: F401  registers the methods in its files
@@ -89,7 +90,8 @@ def setup_cfg(args: argparse.Namespace):
         if value not in ("", None):  # 0 is a seed
             merge_flag(cfg, key, value)
     merge_options(cfg, args.opts)
-    cfg.DATASET.TEMPLATE = cfg.DATASET.TEMPLATE or DEFAULT_TEMPLATES[find_language(cfg.MODEL.BACKBONE.NAME)]
+    if cfg.DATASET.TEMPLATE == "":
+        cfg.DATASET.TEMPLATE = DEFAULT_TEMPLATES[find_language(cfg.MODEL.BACKBONE.NAME)]
     trainer = engine.TRAINER_REGISTRY.get(cfg.TRAINER.NAME)  # refuses an unknown name before anything is written
     datasets.DATASET_REGISTRY.get(cfg.DATASET.NAME)
     cfg.SEED = engine.choose_seed(cfg)  # replaces a negative one

@@ -88,7 +88,7 @@ def load_trainer(
 ):
     """Return the trainer of the run at ``source`` with its trained model loaded, ready for ``model_inference``.
 
-    The trainer is built without a data set. Nothing is printed on standard output, and nothing is written.
+    It is built without a data set. Nothing is printed on standard output, and nothing is written.
 
     Args:
         source: folder of a run, of a model in it, or a checkpoint; or the same of a learned prompt without its config.
@@ -100,9 +100,8 @@ def load_trainer(
         cuda: True if a GPU may be used.
 
     Raises:
-        UserError: there is no run, no checkpoint, or no class names; the CLIP weights or descriptions differ from the
-            run's; the run is of a method without ``templates``; or the trained model does not fit the class names or
-            the CLIP.
+        UserError: there is no run, no checkpoint, or no class names; weights or descriptions differ from the run's; the
+            method takes no ``templates``; or the trained model does not fit the class names or the CLIP.
     """
     import torch
 

@@ -128,7 +128,9 @@ def _dataset_node() -> CN:
     node.FEWSHOT_FILE = ""
     node.SUBSAMPLE_CLASSES = "all"  # or base, new: the first or second half of the classes
     node.BASE_CLASSES = ""  # text file with the names of the base classes, one a line; empty: the first half
-    node.TEMPLATE = "a photo of a {}."  # zero-shot prompt for the class names; a list of prompts is an ensemble
+    # Zero-shot prompt for the class names; a list of prompts is an ensemble. train.py has another default for text
+    # encoders of another language.
+    node.TEMPLATE = "a photo of a {}."
     node.DESCRIPTIONS = ""  # JSON file, class name -> list of sentences, which replace TEMPLATE
     # For a data set without validation images, as ImageNet. True: validate on test images, as the original CoOp does,
     # so that best_val selects on test images. False: validate on training images that are not among the shots.

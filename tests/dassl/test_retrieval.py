@@ -109,9 +109,9 @@ def duplicate_captions(evaluator, images: int, texts: int, order: list[int]) -> 
     features = torch.eye(texts)
     for image in order:
         text = torch.tensor([image % texts])
-        is_first = image < texts
+        is_new = image < texts
         pairs = torch.tensor([[image, image % texts]])
-        evaluator.process((features[text], features[text[:is_first]]), (torch.tensor([image]), text[:is_first], pairs))
+        evaluator.process((features[text], features[text[:is_new]]), (torch.tensor([image]), text[:is_new], pairs))
     return evaluator.evaluate()
 
 
@@ -130,17 +130,17 @@ def test_a_constant_model_has_none(evaluator):
 
 
 def test_an_image_finds_all_texts_equal_to_one_of_its_own_and_a_shared_text_finds_all_its_images(evaluator):
-    """Images 0 and 1 share text 0, which stands in two rows. Image 1 resembles text 1, its second one."""
-    images, texts = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]]), torch.tensor([[0.6, 0.5, 0.7], [0, 1, 0]])
-    pairs = torch.tensor([[0, 0], [1, 0], [1, 1], [2, 1]])
+    """All images share text 0, which stands in three rows. Text 1 is another one of image 1."""
+    images, texts = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 1, 0.2]]), torch.tensor([[0.6, 0.5, 0.7], [0, 1, 0]])
+    pairs = torch.tensor([[0, 0], [1, 0], [2, 0], [1, 1]])
     evaluator.process((images, texts), (torch.arange(3), torch.arange(2), pairs))
     results = evaluator.evaluate()
-    # The ranked rows of images 0, 1, 2 are the texts 0 0 1 1, 1 1 0 0 and 0 0 1 1.
+    # The texts of the ranked rows of images 0, 1, 2 are 0 0 0 1, 1 0 0 0 and 1 0 0 0.
     assert results["i2t_recall@1"] == pytest.approx(100 * 2 / 3)
-    assert results["i2t_map@10"] == pytest.approx(100 * (1 + 1 + (1 / 3 + 2 / 4) / 2) / 3)
-    # Text 0, two queries, finds the images 2 0 1; text 1, two queries, finds 1 and then, at equal scores, 0 and 2.
-    assert results["t2i_recall@1"] == 50
-    assert results["t2i_map@10"] == pytest.approx(100 * ((1 / 2 + 2 / 3) / 2 + (1 + 2 / 3) / 2) / 2)
+    assert results["i2t_map@10"] == pytest.approx(100 * (1 + 1 + (1 / 2 + 2 / 3 + 3 / 4) / 3) / 3)
+    # Text 0, in three queries, finds its images 2 0 1; text 1, in one query, finds 2 and then, at an equal score, 1.
+    assert results["t2i_recall@1"] == 75
+    assert results["t2i_map@10"] == pytest.approx(100 * (3 + 1 / 2) / 4)
 
 
 class LargestTensor(TorchDispatchMode):
