@@ -6,7 +6,8 @@
 
 With --json, each class has its probability, its logit and, if the method's logits are cosines of image and class
 features times CLIP's logit scale, its cosine. The logits of adapters and of the linear probe are no cosines. CoCoOp's
-class features are those under the image. A prompt alone is a checkpoint of CoOp or CoCoOp, or a folder of it.
+class features are those under the image. A prompt alone is a checkpoint of CoOp or CoCoOp, or a folder of it. A run of
+CLIPFineTune takes --template or --ensemble, which replace its prompts, and --classes.
 
 An IMAGE is a file, a folder, a glob pattern, or - for paths on standard input. Other commands stand before the images:
 segment, caption, match, ask; ``python predict.py COMMAND --help`` shows their options. Exit codes: 0 success, 2 a user

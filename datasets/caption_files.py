@@ -83,8 +83,11 @@ def _read_json_rows(file: Path) -> Iterator[tuple[int, object]]:
 
 
 def _join_coco(content: dict, file: Path) -> Iterator[object]:
-    """Yield each annotation of COCO's JSON with the file name of its image as ``image``."""
+    """Yield each annotation of COCO's JSON with the file name of its image as ``image``; note images without any."""
     names = {repr(image.get("id")): image.get("file_name") for image in content["images"] if isinstance(image, dict)}
+    captioned = {repr(row.get("image_id")) for row in content["annotations"] if isinstance(row, dict)}
+    if missing := names.keys() - captioned:
+        print(f"Note: {file}: {len(missing):,} of {len(names):,} images have no caption, and are left out")
     for number, row in enumerate(content["annotations"], start=1):
         if isinstance(row, dict):
             if (image := names.get(repr(row.get("image_id")))) is None:

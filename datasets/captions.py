@@ -7,12 +7,13 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
+from dassl.config.merge import abbreviate
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl.utils import UserError, derive_seed
 
 from .caption_files import read_captions
 from .protocol import draw_test_set
-from .table import SPLITS, abbreviate, check_image_exists, parse_split, relative_path
+from .table import SPLITS, check_image_exists, parse_split, relative_path
 
 
 class CaptionedImage(Datum):

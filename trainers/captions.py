@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -48,9 +47,9 @@ def describe_truncated(dataset: DatasetBase, encoder: TextEncoder) -> str:
     """
     counts = []
     for split, word in SPLITS.items():
-        captions = Counter(caption for image in getattr(dataset, split) or () for caption in image.captions)
-        too_long = sum(count for caption, count in captions.items() if is_too_long(encoder, caption))
-        counts += [f"{too_long:,} of {captions.total():,} {word}"] if captions else []
+        captions = [caption for image in getattr(dataset, split) or () for caption in image.captions]
+        too_long = sum(is_too_long(encoder, caption) for caption in captions)
+        counts += [f"{too_long:,} of {len(captions):,} {word}"] if captions else []
     return f"Captions above {encoder.context_length} tokens, cut: {', '.join(counts)}"
 
 

@@ -226,11 +226,12 @@ class CLIPFineTune(TrainerX):
     def before_train(self) -> None:
         """Prepare training; raise :class:`UserError` if no batch can have a negative, so that the loss is constant."""
         images = self.train_loader_x.dataset.data_source
-        batch_size, captions = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE, map(self.captions_of, images)
-        problem = ""
+        batch_size, problem = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE, ""
+        captions = (caption for item in images for caption in self.captions_of(item))
+        first = next(captions)
         if min(batch_size, len(images)) < 2:
             problem = f"batches have one pair (DATALOADER.TRAIN_X.BATCH_SIZE {batch_size}, {len(images):,} images)"
-        elif len({text for texts in captions for text in texts}) < 2:
+        elif all(caption == first for caption in captions):
             problem = f"all captions of the {len(images):,} training images are equal"
         if problem:
             raise UserError(f"the contrastive loss needs two captions in a batch, but {problem}")

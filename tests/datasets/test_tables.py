@@ -90,7 +90,7 @@ def test_columns_may_be_named_in_the_config(root, capsys):
     assert note in capsys.readouterr().out
 
 
-def test_cocos_json_json_lines_and_flickrs_token_file_are_read(root):
+def test_cocos_json_json_lines_and_flickrs_token_file_are_read(root, capsys):
     ids = {name: 7 + number for number, name in enumerate(NAMES)}
     coco = {
         "info": {"year": 2014},
@@ -103,6 +103,10 @@ def test_cocos_json_json_lines_and_flickrs_token_file_are_read(root):
     assert read(root, "metadata.jsonl", "\n".join([*lines, ""])) == CAPTIONS
     token = [f"{name}#{number}\t{caption}\n" for number, (name, caption) in enumerate(PAIRS)]
     assert read(root, "Flickr8k.token.txt", codecs.BOM_UTF8 + "".join(token).encode()) == CAPTIONS
+    assert "Note" not in capsys.readouterr().out
+    coco["images"].append({"id": 99, "file_name": "d.jpg"})
+    assert read(root, "coco.json", json.dumps(coco)) == CAPTIONS
+    assert f"Note: {root}/coco.json: 1 of 4 images have no caption, and are left out" in capsys.readouterr().out
     coco["annotations"][1]["image_id"] = "8"
     assert_refused(root, "coco.json", json.dumps(coco), "row 2 of annotations: no image has its image_id '8'")
     assert_refused(root, "metadata.jsonl", lines[0] + "\n{\n", "row 2: it is not valid JSON")
