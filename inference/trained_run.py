@@ -110,10 +110,8 @@ def load_trainer(
     classnames = list(classnames or run_classnames)
     if not classnames and (folder or backbone or weights):
         kinds = "a run on captions, an unfinished or an older one, a prompt alone"
-        raise UserError(
-            f"{folder or source} has no {RECORD_FILE} of a training run with class names ({kinds}): name them with "
-            "--classes, in the order of the run's data set"
-        )
+        problem = f"{folder or source} has no {RECORD_FILE} of a training run with class names ({kinds})"
+        raise UserError(f"{problem}: name them with --classes, in the order of the run's data set")
     cfg = _build_cfg(source, folder, epoch, weights, backbone, cuda, templates)
     # The constructor draws an initial context, which the checkpoint overwrites: the caller's generator stays as it was.
     with suppress_stdout(), torch.random.fork_rng(devices=[]):
