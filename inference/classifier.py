@@ -102,12 +102,13 @@ def build_from_run(
         UserError: as ``load_trainer``; or two of ``classnames`` have the same tokens.
     """
     trainer = load_trainer(source, classnames, epoch, weights, backbone, templates)
-    if hasattr(trainer, "backbone"):
-        if classnames:
-            _check_distinct_classes(trainer.backbone.build_text_encoder(), classnames)
+    has_clip = hasattr(trainer, "backbone")
+    if classnames and has_clip:
+        _check_distinct_classes(trainer.backbone.build_text_encoder(), classnames)
+    if (classnames or templates) and has_clip:  # the log of the run has the notes on its own ones
+        used_templates = list_templates(trainer.cfg.DATASET.TEMPLATE) if takes_templates(trainer.cfg) else ()
         with contextlib.redirect_stdout(sys.stderr):
-            used_templates = list_templates(trainer.cfg.DATASET.TEMPLATE) if takes_templates(trainer.cfg) else ()
-            print_language_notes(get_language(trainer.backbone.clip), trainer.dm.dataset.classnames, used_templates)
+            print_language_notes(get_language(trainer.backbone.clip), classnames, used_templates)
     visual = get_frozen_image_encoder(trainer)
     encode = _build_encode_function(visual) if visual else lambda images: images.to(trainer.device)
     with suppress_stdout():

@@ -16,8 +16,7 @@ from vlm.images.extractor import CachedFeatureExtractor, FeatureStore, default_c
 from vlm.openai import CLIP
 from vlm.similarity import compute_logits
 from vlm.text.class_features import describe_text_encoder
-from vlm.text.encoder import TextEncoder, build_text_encoder, get_language
-from vlm.text.language import print_language_notes
+from vlm.text.encoder import TextEncoder, build_text_encoder
 
 # Parameters of a CLIP, below which two threads take longer than one: they only wait for each other (tiny has 8 million,
 # RN50 102 million).
@@ -80,7 +79,7 @@ def load_backbone(trainer: SimpleTrainer, precision: str = "fp16", needs_classes
     """Load the CLIP of MODEL.BACKBONE onto the trainer's device and check the config against it.
 
     A small CLIP on a CPU gets one thread, unless OMP_NUM_THREADS is set. It prints a note where the pixel mean, the
-    standard deviation or the resizing of INPUT differ from CLIP's training, or class names are of another language.
+    standard deviation or the resizing of INPUT differ from CLIP's training.
 
     Args:
         precision: fp32, fp16, bf16 or amp; with fp16, CoOp's default, all methods share one cache of image features.
@@ -99,7 +98,6 @@ def load_backbone(trainer: SimpleTrainer, precision: str = "fp16", needs_classes
     print(f"Loading CLIP (backbone: {node.NAME})")
     clip, sha256 = load_cached_clip(node.NAME, node.WEIGHTS, precision, trainer.device)
     trainer.extra_state.frozen.append(clip)
-    print_language_notes(get_language(clip), trainer.dm.dataset.classnames)
     if trainer.device.type == "cpu" and count_num_param(clip) < SMALL_CLIP and not os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(1)
         print("Threads: 1, as this CLIP is small; OMP_NUM_THREADS sets another number")

@@ -47,7 +47,7 @@ class HandwrittenPrompts:
             if len(self.templates) > 1:
                 print(f"Prompt ensembling (n={len(self.templates)})")
             clip = trainer.backbone.clip  # type: ignore[attr-defined]  # methods load it first
-            print_language_notes(get_language(clip), (), self.templates)
+            print_language_notes(get_language(clip), self.classnames, self.templates)
         print_prompts(len(self.classnames), lambda label: self.of_class(label)[0])
 
     def of_class(self, label: int) -> list[str]:

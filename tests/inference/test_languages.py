@@ -87,3 +87,24 @@ def test_train_uses_and_records_a_chinese_template_with_chinese_clip_unless_one_
     assert "DATASET.TEMPLATE a photo of a {}. -> 一张{}的照片。" in refused.error
     assert run(*data, *options, *english, trainer="CLIPAdapter", out="before").accuracy == before.accuracy
     assert "learned from English texts, but 10 of 10 class names" in run(*data, "--backbone", "tiny", *options).log
+
+
+@pytest.mark.parametrize(("trainer", "notes"), [("CoOp", 1), ("CLIPAdapter", 1), ("LinearProbe", 0)])
+def test_train_notes_chinese_class_names_with_an_english_clip_where_they_are_read(
+    run, call, image, digits_root, tmp_path, trainer, notes
+):
+    names_file = tmp_path / "names.txt"
+    names_file.write_text("".join(f"{digit} {name}\n" for digit, name in enumerate("零一二三四五六七八九")), "utf-8")
+    data = (
+        "--root",
+        digits_root / "digits",
+        "--dataset-config-file",
+        REPOSITORY / "configs/datasets/image_folder.yaml",
+    )
+    data += ("--config-file", REPOSITORY / f"configs/trainers/{trainer}/tiny.yaml")
+    data += ("DATASET.FOLDER", "images", "DATASET.CLASSNAMES", names_file, "DATASET.NUM_SHOTS", 1)
+    trained = run(*data, "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", True, trainer=trainer)
+    assert trained.log.count("learned from English texts, but 10 of 10 class names are not English") == notes
+    if trainer == "CoOp":
+        result = call(image, "--json", "--model-dir", trained.folder, "--classes", "猫", "dog")
+        assert "1 of 2 class names are not English" in result.error
