@@ -6,7 +6,8 @@
 
 With --json, each class has its probability, its logit and, if the method's logits are cosines of image and class
 features times CLIP's logit scale, its cosine. The logits of adapters and of the linear probe are no cosines. CoCoOp's
-class features are those under the image. A prompt alone is a checkpoint of CoOp or CoCoOp, or a folder of it.
+class features are those under the image. A prompt alone is a checkpoint of CoOp or CoCoOp, or a folder of it. A run of
+CLIPFineTune takes --template or --ensemble, which replace its prompts, and --classes.
 
 An IMAGE is a file, a folder, a glob pattern, or - for paths on standard input. In a folder, all files that Pillow opens
 count (HEIC needs pip install pillow-heif); a note counts the others. Images are turned upright by their EXIF tag, and

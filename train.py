@@ -61,12 +61,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def setup_cfg(args: argparse.Namespace):
     """Return the frozen config: defaults, then data set file, method file, flags, KEY VALUE pairs; the later one wins.
 
-    A negative SEED is replaced. Raises :class:`UserError` for an unknown name or key, or a wrong value.
+    A negative SEED is replaced. If nothing sets DATASET.TEMPLATE, it is in the language of the backbone's text encoder.
+    Raises :class:`UserError` for an unknown name or key, or a wrong value.
     """
     import datasets  # registers the data sets in its files
     import trainers  # noqa: F401  registers the methods in its files
+    from vlm.clip.load import find_language
+    from vlm.text.templates import DEFAULT_TEMPLATES
 
     cfg = engine.default_cfg()
+    cfg.DATASET.TEMPLATE = ""  # if nothing sets it, it depends on the backbone
     for path in filter(None, (args.dataset_config_file, args.config_file)):
         merge_file(cfg, path)
     flags = {
@@ -86,6 +90,8 @@ def setup_cfg(args: argparse.Namespace):
         if value not in ("", None):  # 0 is a seed
             merge_flag(cfg, key, value)
     merge_options(cfg, args.opts)
+    if cfg.DATASET.TEMPLATE == "":
+        cfg.DATASET.TEMPLATE = DEFAULT_TEMPLATES[find_language(cfg.MODEL.BACKBONE.NAME)]
     trainer = engine.TRAINER_REGISTRY.get(cfg.TRAINER.NAME)  # refuses an unknown name before anything is written
     datasets.DATASET_REGISTRY.get(cfg.DATASET.NAME)
     cfg.SEED = engine.choose_seed(cfg)  # replaces a negative one

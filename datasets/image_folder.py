@@ -55,7 +55,7 @@ class ImageFolder(FewShotDataset):
         A table of the images of class folders gives the same data set as the folders.
         """
         root = self.folder(cfg)
-        rows = read_image_table(root / Path(cfg.DATASET.CSV).expanduser(), root)
+        rows = read_image_table(root / Path(cfg.DATASET.CSV).expanduser(), root, cfg.DATASET.IMAGE_COLUMN)
         names = self._name_classes(cfg, sorted({row.folder for row in rows}))
         labels = {folder: label for label, folder in enumerate(names)}
         splits: dict[str, list[Datum]] = {split: [] for split in ("", *SPLIT_FOLDERS)}

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
-from collections import Counter
-from collections.abc import Iterator
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dassl.utils import UserError, is_utf8
+from dassl.config.merge import abbreviate
+from dassl.utils import UserError, is_utf8, read_text
 
-from .split_file import SPLIT_FILE_KEYS
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Names of the column of image files in published tables, without "_" (:func:`simplify_name`); the first present counts.
+IMAGE_COLUMNS = (
+    *("image", "filepath", "filename", "imagepath", "imagename", "imagefile", "imagefilename"),
+    *("img", "imgpath", "imgname", "path", "file"),
+)
+# Names of splits in published tables -> ours; restval is Karpathy's.
+SPLITS = {"train": "train", "restval": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+          "test": "test"}  # fmt: skip
+SEPARATORS = ",\t;|"  # of columns; the one with which the header has the columns needed, the first if several do
+UNQUOTED_SEPARATORS = "\t|"  # in such files, quotation marks are often part of a text
+MAX_PATH = 4096  # characters, Linux's limit of a path; an image column of longer texts holds the data of images
 
 
 class ImageRow(NamedTuple):
@@ -28,10 +44,11 @@ class ImageRow(NamedTuple):
     split: str
 
 
-def read_image_table(file: Path, root: Path) -> list[ImageRow]:
+def read_image_table(file: Path, root: Path, image_column: str = "") -> list[ImageRow]:
     """Return the sorted rows of a table with the columns ``image``, ``class`` and, optionally, ``split``.
 
-    ``image`` is a path below ``root``. Other columns are ignored.
+    ``image`` is a path below ``root``. Its column is named as in IMAGE_COLUMNS, or ``image_column``. Other columns are
+    ignored.
 
     Raises:
         UserError: the file is missing, or a row is wrong or of a class without training images; the message names its
@@ -39,22 +56,19 @@ def read_image_table(file: Path, root: Path) -> list[ImageRow]:
     """
     if not os.path.isfile(file):
         raise UserError(f"there is no file {file}; DATASET.CSV names it, below FOLDER")
+    columns = {"image": [image_column] if image_column else IMAGE_COLUMNS, "class": ["class"], "split": ["split"]}
     rows: dict[str, tuple[int, ImageRow]] = {}
-    for number, row in read_table(file):
+    for number, row in read_table(file, columns):
         where = f"{file}, line {number}"
-        values = {column: (row.get(column) or "").strip() for column in ("image", "class", "split")}
-        for column in ("image", "class", *(["split"] if "split" in row else [])):
-            if not values[column]:
-                problem = "empty" if column in row else "missing"
-                raise UserError(f"{where}: the column {column} is {problem}; the columns are {', '.join(row)}")
-        if values["split"] not in ("", *SPLIT_FILE_KEYS):
-            raise UserError(f'{where}: the split "{values["split"]}" is none of {", ".join(SPLIT_FILE_KEYS)}')
+        values = {column: row[column].strip() for column in row}
+        for column, value in values.items():
+            if not value:
+                raise UserError(f"{where}: the column {column} is empty")
         name = relative_path(values["image"], root, where)
         if name in rows:
-            raise UserError(f"{where}: {name} is in line {rows[name][0]}, too")
-        if not os.path.isfile(root / name):
-            raise UserError(f"{where}: there is no image {root / name}")
-        rows[name] = number, ImageRow(values["class"], name, values["split"])
+            raise UserError(f"{where}: {abbreviate(name)} is in line {rows[name][0]}, too")
+        check_image_exists(root, name, where)
+        rows[name] = number, ImageRow(values["class"], name, parse_split(values.get("split"), where))
     splits = {row.split for _, row in rows.values()}
     for accepted, purpose in (({"train", ""}, "training"), ({"test", "val", ""}, "testing")):
         if not splits & accepted:
@@ -62,34 +76,158 @@ def read_image_table(file: Path, root: Path) -> list[ImageRow]:
     trained = {row.folder for _, row in rows.values() if row.split in ("train", "")}
     for number, row in rows.values():
         if row.folder not in trained:
-            raise UserError(f'{file}, line {number}: its class "{row.folder}" has no training image')
+            raise UserError(f'{file}, line {number}: its class "{abbreviate(row.folder)}" has no training image')
     return sorted(row for _, row in rows.values())
 
 
-def read_table(file: Path) -> Iterator[tuple[int, dict]]:
-    """Yield (line number, {column: text}) of a table with a header and tabs (if the header has one) or commas."""
+# ---- any table ----
+
+
+def simplify_name(name: str) -> str:
+    """Return the name of a column in lower case, without spaces and punctuation: "File Name" is ``file_name``."""
+    return re.sub(r"[\W_]+", "", name.casefold())
+
+
+def read_table(file: Path, columns: Mapping[str, Sequence[str]]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield (line number, {key: text}) of the rows of a table with a header.
+
+    Columns are separated by commas, tabs, ``;`` or ``|``, as the header shows. A text may be in quotation marks; where
+    that fails in a file with tabs or ``|``, they are part of the texts, and a note says so. All values stay text.
+
+    Args:
+        columns: names of the column of each key, in order of preference; ``split`` may be missing.
+
+    Raises:
+        UserError: the file is not in UTF-8, a column is missing, or a row does not fit the header; the message names
+            the line.
+    """
+    text = read_text(file)
+    header_line = io.StringIO(text, newline="").readline().rstrip("\r\n")
+    headers = [(separator, split_header(header_line, separator)) for separator in SEPARATORS]
+    simple = {simplify_name(name) for names in columns.values() for name in names}
+    separator, header = max(headers, key=lambda item: len(simple.intersection(map(simplify_name, item[1]))))
+    indices = _find_columns(file, header, columns)
+    line = 2
+    for values in _parse_table(file, text, separator, header).itertuples(index=False, name=None):
+        cells = [value for value in values if isinstance(value, str)]  # those that are missing are NaN
+        if 0 < len(cells) < len(header):
+            problem = f"columns in the row: {len(cells)}, in the header: {len(header)}"
+            raise UserError(
+                f"{file}, row {line}: {problem}; a separator is missing, or there is a line break in a text"
+            )
+        if cells:  # not an empty line
+            row = {key: cells[index] for key, index in indices.items()}
+            _check_quotes(f"{file}, row {line}", cells, indices["image"], separator)
+            yield line, row if separator != "|" else {key: value.strip() for key, value in row.items()}
+        line += 1 + sum(len(re.findall(r"\r\n?|\n", cell)) for cell in cells)
+
+
+def split_header(line: str, separator: str) -> list[str]:
+    """Return the names of the columns in the first line of a table."""
     try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            delimiter = "\t" if "\t" in lines.readline() else ","
-            lines.seek(0)
-            reader = csv.DictReader(lines, delimiter=delimiter, strict=True)  # else an open quote swallows rows
-            if duplicates := [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]:
-                raise UserError(f'{file}: there are two columns "{duplicates[0]}"')
-            for row in reader:
-                if None in row:
-                    hint = "a text with commas goes in quotation marks"
-                    raise UserError(f"{file}, row {reader.line_num}: it has more columns than the header; {hint}")
-                yield reader.line_num, row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file} cannot be read as a table in UTF-8: {error}") from error
+        return next(csv.reader([line], delimiter=separator), [])
+    except csv.Error:  # a line that is too long for a header
+        return [line]
+
+
+def _find_columns(file: Path, header: list[str], columns: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """Return the index in ``header`` of each key of ``columns`` (:func:`read_table`); a note names other candidates."""
+    simple, indices = [simplify_name(name) for name in header], {}
+    for key, names in columns.items():
+        candidates = [name for name in map(simplify_name, names) if name in simple]
+        hint = f"DATASET.{key.upper()}_COLUMN names it" if key in ("image", "caption") else ""
+        if candidates and simple.count(candidates[0]) > 1:
+            raise UserError(f'{file}: there are two columns "{header[simple.index(candidates[0])]}"')
+        if candidates:
+            indices[key] = simple.index(candidates[0])
+            quoted = [f'"{header[simple.index(name)].strip()}"' for name in candidates]
+            if len(quoted) > 1:
+                print(
+                    f"Note: {file}: each {key} comes from the column {quoted[0]}, not {', '.join(quoted[1:])}; {hint}"
+                )
+        elif key != "split":
+            known = abbreviate(", ".join(name.strip() for name in header))
+            raise UserError(
+                f"{file}, line 1: the column {key} is missing; the columns are {known}. {hint}".rstrip(". ")
+            )
+    return indices
+
+
+def _parse_table(file: Path, text: str, separator: str, header: list[str]) -> pd.DataFrame:
+    """Return the rows below the header as text, with NaN for cells that a row does not have; raise as read_table."""
+    import pandas as pd
+
+    is_padded = separator != "|" and any(name != name.lstrip() for name in header)  # "image, caption"
+    options: dict[str, Any] = {"delimiter": separator, "skipinitialspace": is_padded}
+    options |= {"engine": "python", "header": 0, "names": range(len(header)), "index_col": False}
+    options |= {"dtype": str, "na_filter": False, "skip_blank_lines": False}  # "NA" and 007 stay text
+    for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE) if separator in UNQUOTED_SEPARATORS else (csv.QUOTE_MINIMAL,):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", pd.errors.ParserWarning)  # an error where columns would be lost
+                frame = pd.read_csv(io.StringIO(text, newline=""), quoting=quoting, **options)
+        except (ValueError, pd.errors.ParserWarning) as error:  # ValueError: also pandas' ParserError
+            reason = str(error)
+        else:
+            if quoting == csv.QUOTE_NONE:
+                print(f"Note: {file}: quotation marks are part of its texts, since they do not come in pairs")
+            return frame
+    raise UserError(f"{file}{_find_wrong_row(text, len(header), separator, is_padded) or f': {reason}'}")
+
+
+def _find_wrong_row(text: str, num_columns: int, separator: str, is_padded: bool) -> str:
+    """Return the line and the fault of the first row of a table that cannot be read, as the end of a message, or ""."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=is_padded, strict=True)
+    line = 1
+    try:
+        for row in reader:
+            if len(row) > num_columns:
+                return f", row {line}: it has more columns than the header; a text with commas goes in quotation marks"
+            line = reader.line_num + 1
+    except csv.Error as error:
+        return f", row {line}: a quotation mark has no partner, or is not doubled within a text ({error})"
+    return ""
+
+
+def _check_quotes(where: str, cells: Sequence[str], index: int, separator: str) -> None:
+    """Raise :class:`UserError` if a cell holds lines that look like rows: a quotation mark may have swallowed them.
+
+    Such a line has all columns, and at ``index`` a file of the same kind as the row's image.
+    """
+    suffix = os.path.splitext(cells[index])[1]
+    for cell in cells if suffix else ():
+        for line in cell.splitlines()[1:]:
+            fields = line.split(separator)
+            if len(fields) >= len(cells) and fields[index].strip('" ').endswith(suffix):
+                raise UserError(f'{where}: a text in quotation marks holds further rows, such as "{abbreviate(line)}"')
+
+
+def parse_split(name: object, where: str) -> str:
+    """Return train, val or test for the name of a split (SPLITS, in any case); "" for None and "".
+
+    Raises :class:`UserError`, which begins with ``where``, for any other name.
+    """
+    if name is None or name == "":
+        return ""
+    if not isinstance(name, str) or name.strip().casefold() not in SPLITS:
+        raise UserError(f'{where}: the split "{abbreviate(str(name))}" is none of {", ".join(SPLITS)}')
+    return SPLITS[name.strip().casefold()]
 
 
 def relative_path(path: object, root: Path, where: str) -> str:
     """Return ``path`` relative to ``root``, with /; if it leads outside, a :class:`UserError` begins with ``where``."""
     if not isinstance(path, str) or not is_utf8(path):
         raise UserError(f"{where}: the path of its image is no text in UTF-8")
+    if len(path) > MAX_PATH or path.startswith("data:") or "://" in path:
+        raise UserError(f'{where}: its image is not the path of a file, but an address or data: "{abbreviate(path)}"')
     absolute = os.path.normpath(root / path.replace("\\", "/"))
     name = os.path.relpath(absolute, root)
     if name.split(os.sep)[0] in (os.pardir, os.curdir):
-        raise UserError(f"{where}: the image {path} is not in the folder {root}")
+        raise UserError(f"{where}: the image {abbreviate(path)} is not in the folder {root}")
     return name.replace(os.sep, "/")
+
+
+def check_image_exists(root: Path, name: str, where: str) -> None:
+    """Raise :class:`UserError`, which begins with ``where``, if there is no file ``name`` in the folder ``root``."""
+    if not os.path.isfile(root / name):  # unlike Path.is_file, it raises no error for names that no file can have
+        raise UserError(f"{where}: there is no image {root / abbreviate(name)}")

@@ -20,12 +20,13 @@ from vlm.images.encoder import get_input_dtype
 from vlm.openai import CLIP
 from vlm.similarity import compute_logits
 from vlm.text.classnames import find_identical_names
-from vlm.text.encoder import TextEncoder, build_text_encoder
-from vlm.text.templates import clean_classname
+from vlm.text.encoder import TextEncoder, build_text_encoder, get_language
+from vlm.text.language import print_language_notes
+from vlm.text.templates import DEFAULT_TEMPLATES, clean_classname, list_templates
 from vlm.text.zero_shot import build_zero_shot_classifier
 
 from .prompt_checkpoint import set_preprocessing
-from .trained_run import find_run_folder, load_trainer, suppress_stdout
+from .trained_run import find_run_folder, load_trainer, suppress_stdout, takes_templates
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ def build_zero_shot(
 
     Args:
         classnames: class names in label order.
-        templates: prompt templates with ``{}`` for the class name; their features are averaged.
+        templates: prompt templates with ``{}`` for the class name; their features are averaged. None: the default
+            template of the language that the CLIP learned from.
         backbone: name of the CLIP, such as RN50.
         weights: path of a CLIP weights file that replaces the backbone's weights, or "".
 
@@ -66,6 +68,8 @@ def build_zero_shot(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
         clip, _ = load_cached_clip(backbone, weights, "fp32", device)
+        templates = templates or [DEFAULT_TEMPLATES[get_language(clip)]]
+        print_language_notes(get_language(clip), classnames, templates)
     encoder = build_text_encoder(clip)
     _check_distinct_classes(encoder, classnames)
     features = build_zero_shot_classifier(encoder, classnames, templates)
@@ -85,7 +89,12 @@ def build_preprocessing(visual: nn.Module) -> Pipeline:
 
 
 def build_from_run(
-    source: Path, classnames: Sequence[str] = (), epoch: int | None = None, weights: str = "", backbone: str = ""
+    source: Path,
+    classnames: Sequence[str] = (),
+    epoch: int | None = None,
+    weights: str = "",
+    backbone: str = "",
+    templates: Sequence[str] = (),
 ) -> Classifier:
     """Return a classifier with the trained model of a run, or with a learned prompt.
 
@@ -94,9 +103,14 @@ def build_from_run(
     Raises:
         UserError: as ``load_trainer``; or two of ``classnames`` have the same tokens.
     """
-    trainer = load_trainer(source, classnames, epoch, weights, backbone)
-    if classnames and hasattr(trainer, "backbone"):
+    trainer = load_trainer(source, classnames, epoch, weights, backbone, templates)
+    has_clip = hasattr(trainer, "backbone")
+    if classnames and has_clip:
         _check_distinct_classes(trainer.backbone.build_text_encoder(), classnames)
+    if (classnames or templates) and has_clip:  # the log of the run has the notes on its own ones
+        used_templates = list_templates(trainer.cfg.DATASET.TEMPLATE) if takes_templates(trainer.cfg) else ()
+        with contextlib.redirect_stdout(sys.stderr):
+            print_language_notes(get_language(trainer.backbone.clip), classnames, used_templates)
     visual = get_frozen_image_encoder(trainer)
     encode = _build_encode_function(visual) if visual else lambda images: images.to(trainer.device)
     with suppress_stdout():

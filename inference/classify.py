@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dassl.utils import Decoding, UserError, check_at_least, read_image
-from vlm.text.templates import TEMPLATES, check_template
+from vlm.text.templates import DEFAULT_TEMPLATES, TEMPLATES, check_template
 
 from . import video
 from .contact_sheet import MAX_IMAGES, THUMBNAIL_PIXELS, write_contact_sheet
@@ -29,7 +29,6 @@ from .trained_run import find_run_folder
 if TYPE_CHECKING:
     from .classifier import Classifier
 
-DEFAULT_TEMPLATE = "a photo of a {}."  # the CLIP paper's, section 3.1.4
 COMMAS = re.compile("[,\uff0c\u3001]")  # also the two Chinese ones
 DEFAULT_BACKBONE = "ViT-B/32"  # the fewest operations an image among OpenAI's CLIPs
 
@@ -39,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--classes", nargs="+", default=[], metavar="NAME", help='class names: cup "red envelope" cat')
     templates = parser.add_mutually_exclusive_group()
-    templates.add_argument("--template", help=f'prompt for a class; {{}} is its name ("{DEFAULT_TEMPLATE}")')
+    templates.add_argument(
+        "--template", help=f"prompt for a class; {{}} is its name ({' or '.join(DEFAULT_TEMPLATES.values())})"
+    )
     ensemble = "average CLIP's 80 ImageNet templates, or the 7 that do best there (select)"
     templates.add_argument("--ensemble", nargs="?", const="all", choices=("all", "select"), help=ensemble)
     add("--backbone", help=f"CLIP, such as RN50 or ViT-L/14 ({DEFAULT_BACKBONE}); tiny needs no download")
@@ -97,14 +98,15 @@ def _check_args(args: argparse.Namespace) -> None:
     for number, name in enumerate(args.classes, start=1):
         if not name.replace("_", " ").strip():
             raise UserError(f'--classes: name {number}, "{name}", is empty')
-    if args.model_dir is not None:
-        is_run = find_run_folder(Path(args.model_dir)) is not None
-        for option in ("template", "ensemble", *(("orientation", "white_level") if is_run else ())):
+    if args.template is not None:
+        check_template(args.template, "--template")
+    if args.model_dir is not None and find_run_folder(Path(args.model_dir)) is not None:
+        for option in ("orientation", "white_level"):
             if getattr(args, option) is not None:
                 raise UserError(f"--{option.replace('_', '-')} does not go with --model-dir: the run's config sets it")
-    elif args.load_epoch is not None:
+    if args.model_dir is None and args.load_epoch is not None:
         raise UserError("--load-epoch is for --model-dir, the folder of a run")
-    elif not args.classes:
+    if args.model_dir is None and not args.classes:
         raise UserError('no classes: name them, --classes cup "red envelope" cat, or name a run, --model-dir RUN')
     if len(args.classes) == 1:
         name = args.classes[0]
@@ -134,12 +136,10 @@ def _build_classifier(args: argparse.Namespace) -> Classifier:
     """Return the classifier that the arguments describe: the model of a run, or zero-shot CLIP."""
     from . import classifier
 
+    templates = TEMPLATES[args.ensemble] if args.ensemble else [args.template] if args.template else []
     if args.model_dir is not None:
         source, backbone = Path(args.model_dir), args.backbone or ""
-        return classifier.build_from_run(source, args.classes, args.load_epoch, args.weights, backbone)
-    template = DEFAULT_TEMPLATE if args.template is None else args.template
-    check_template(template, "--template")
-    templates = TEMPLATES[args.ensemble] if args.ensemble else [template]
+        return classifier.build_from_run(source, args.classes, args.load_epoch, args.weights, backbone, templates)
     return classifier.build_zero_shot(args.classes, templates, args.backbone or DEFAULT_BACKBONE, args.weights)
 
 

@@ -22,8 +22,7 @@ from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from dassl.utils import UserError, atomic_write, mkdir_if_missing
 from vlm.clip.fingerprint import weights_fingerprint
-from vlm.clip.load import load_clip
-from vlm.openai import CLIP
+from vlm.clip.load import THIRD_PARTY_MODULES, load_clip
 from vlm.similarity import normalize
 from vlm.text.encoder import build_text_encoder
 
@@ -34,6 +33,7 @@ WEIGHTS_NAME, ONNX_NAME = "class_weights", "classifier.onnx"
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 # Texts whose features are compared: of several lengths, and none of them special to a data set.
 SAMPLE_TEXTS = ("a photo of a cat.", "3", "an old map of the world", "two dogs that play on a beach in the evening")
+FOLDER_PREFIXES = {"hf": "hf:", "open_clip": "open_clip:local-dir:"}  # by the library, what a folder's path follows
 PLACEHOLDER_CLASSES = ("image", "picture")  # class names for a run on captions; its CLIP does not depend on them
 # Largest tolerated differences, as shares of the largest expected value. Fp32 rounds sums to about 1e-6. Half-precision
 # weights change features by 2e-4 (measured: a fine-tuned tiny) to 7e-4 (random ViT-B/32, RN50), or to infinity where a
@@ -97,7 +97,13 @@ class ImageClassifier(nn.Module):
 
 
 def export_classifier(
-    source: Path, out_folder: Path, epoch: int | None, classnames: Sequence[str], weights: str = "", backbone: str = ""
+    source: Path,
+    out_folder: Path,
+    epoch: int | None,
+    classnames: Sequence[str],
+    weights: str = "",
+    backbone: str = "",
+    templates: Sequence[str] = (),
 ) -> None:
     """Write a run's class weights as safetensors and npz, and its image classifier as ONNX, to ``out_folder``.
 
@@ -107,7 +113,7 @@ def export_classifier(
         UserError: as ``load_trainer``; the method's logits are not linear in image features; exported logits differ
             from the run's; or, after the class weights are written, a package for ONNX is missing.
     """
-    trainer = load_trainer(source, classnames, epoch, weights, backbone, cuda=False)
+    trainer = load_trainer(source, classnames, epoch, weights, backbone, templates, cuda=False)
     description = _build_metadata(trainer)
     check_linear_head(trainer)
     weight, bias = (tensor.detach().float().contiguous() for tensor in trainer.linear_head())
@@ -191,44 +197,65 @@ def _print_written(path: Path, difference: str) -> None:
     print(f"{path} written: {path.stat().st_size:,} bytes, {difference}")
 
 
-def export_clip(run_folder: Path, out_path: Path, epoch: int | None) -> None:
-    """Write the CLIP of a CLIPFineTune run to ``out_path`` as safetensors; after an error, an older file there stays.
+def export_clip(run_folder: Path, out_path: Path | None, epoch: int | None) -> None:
+    """Write the CLIP of a CLIPFineTune run: as a safetensors file, or if it is of another library, as its folder.
 
-    ``epoch`` is that of :func:`inference.trained_run.load_trainer`.
+    Args:
+        out_path: path of the file, RUN/clip.safetensors if it is None; after an error, an older file there stays. Or
+            path of the new folder, RUN/exported_clip if it is None.
+        epoch: that of :func:`inference.trained_run.load_trainer`.
 
     Raises:
-        UserError: as ``load_trainer``; the run is of another method; its CLIP is not of OpenAI's architectures; the
-            file's features differ from the run's; or ``out_path`` does not end in .safetensors or cannot be written.
+        UserError: as ``load_trainer``; the run is of another method; the features of what is written differ from the
+            run's; or ``out_path`` does not end in .safetensors, is a folder that exists, or cannot be written.
     """
-    if out_path.suffix != ".safetensors":
-        raise UserError(f"--out {out_path} has an unknown suffix: the name must end in .safetensors to be loadable")
     cfg = load_run_cfg(run_folder)
+    node, (library, _, identifier) = cfg.MODEL.BACKBONE, cfg.MODEL.BACKBONE.NAME.partition(":")
+    is_folder = library in THIRD_PARTY_MODULES and identifier != ""
+    out_path = out_path or run_folder / ("exported_clip" if is_folder else "clip.safetensors")
+    if is_folder and out_path.exists():
+        raise UserError(f"{out_path} is there already: remove it, or name another folder with --out")
+    if not is_folder and out_path.suffix != ".safetensors":
+        raise UserError(f"--out {out_path} has an unknown suffix: the name must end in .safetensors to be loadable")
     if cfg.TRAINER.NAME != "CLIPFineTune":
         raise UserError(f"{run_folder}: {cfg.TRAINER.NAME} did not change CLIP: use the run's MODEL.BACKBONE instead")
     clip = load_trainer(run_folder, load_classnames(run_folder) or PLACEHOLDER_CLASSES, epoch, cuda=False).model.clip
-    if type(clip) is not CLIP:
-        name = cfg.MODEL.BACKBONE.NAME
-        raise UserError(f"{name} is not of OpenAI's architectures; only theirs, and tiny, can be exported")
     expected = _sample_features(clip)
     for module in [module for module in clip.modules() if is_parametrized(module)]:
         for name in list(module.parametrizations):  # low-rank updates (LoRA) become part of the weights
             remove_parametrizations(module, name, leave_parametrized=True)
-    content = save({name: value.contiguous() for name, value in clip.state_dict().items()})
     mkdir_if_missing(out_path.parent)
     try:
         with tempfile.TemporaryDirectory(dir=out_path.parent, prefix=f".{out_path.name}.") as temporary:
             path = Path(temporary, out_path.name)
-            path.write_bytes(content)
-            loaded, weights = load_clip("", str(path))
-            features = _sample_features(loaded)
-            rounded = check_close(features, expected, HALF_TOLERANCE, "features as loaded, in half precision")
-            loaded.load_state_dict(weights)
-            exact = check_close(_sample_features(loaded), expected, EXACT_TOLERANCE, "features as in the file")
+            if is_folder:
+                library_module = import_module(f"vlm.clip.{THIRD_PARTY_MODULES[library]}")
+                library_module.save(clip, path, identifier, node.WEIGHTS)
+                lines = _check_exported_folder(path, FOLDER_PREFIXES[library], expected)
+                lines = [f"{out_path} written; the backbone is {FOLDER_PREFIXES[library]}{out_path}", *lines]
+            else:
+                path.write_bytes(save({name: value.contiguous() for name, value in clip.state_dict().items()}))
+                size, lines = path.stat().st_size, _check_exported_file(path, expected)
+                lines = [f"{out_path} written: {size:,} bytes, {lines[0]}", *lines[1:]]
             os.replace(path, out_path)
     except OSError as error:
         raise UserError(f"cannot write {out_path}: {error.strerror or error}") from error
-    print(f"{out_path} written: {len(content):,} bytes, fingerprint of its weights {weights_fingerprint(weights)}")
-    print(f"{exact}\n{rounded}")
+    print("\n".join(lines))
+
+
+def _check_exported_file(path: Path, expected: torch.Tensor) -> list[str]:
+    """Return lines for the log on a weights file of OpenAI's CLIP; UserError if its features are not ``expected``."""
+    loaded, weights = load_clip("", str(path))
+    rounded = check_close(_sample_features(loaded), expected, HALF_TOLERANCE, "features as loaded, in half precision")
+    loaded.load_state_dict(weights)
+    exact = check_close(_sample_features(loaded), expected, EXACT_TOLERANCE, "features as in the file")
+    return [f"fingerprint of its weights {weights_fingerprint(weights)}", exact, rounded]
+
+
+def _check_exported_folder(path: Path, prefix: str, expected: torch.Tensor) -> list[str]:
+    """Return a line for the log on the folder of a CLIP; UserError if its features are not ``expected``."""
+    loaded, _ = load_clip(f"{prefix}{path}")
+    return [check_close(_sample_features(loaded), expected, EXACT_TOLERANCE, "features as in the folder")]
 
 
 @torch.no_grad()

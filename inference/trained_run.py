@@ -84,11 +84,12 @@ def load_trainer(
     epoch: int | None = None,
     weights: str = "",
     backbone: str = "",
+    templates: Sequence[str] = (),
     cuda: bool = True,
 ):
     """Return the trainer of the run at ``source`` with its trained model loaded, ready for ``model_inference``.
 
-    The trainer is built without a data set. Nothing is printed on standard output, and nothing is written.
+    It is built without a data set. Nothing is printed on standard output, and nothing is written.
 
     Args:
         source: folder of a run, of a model in it, or a checkpoint; or the same of a learned prompt without its config.
@@ -96,11 +97,12 @@ def load_trainer(
         epoch: epoch of the checkpoint; None for the best on validation images, else the newest.
         weights: path of a CLIP weights file that replaces the weights in the run's config, or "".
         backbone: name of the CLIP of a learned prompt without its config; "" for a run.
+        templates: prompt templates that replace the prompts of a run of CLIPFineTune; empty for those of the run.
         cuda: True if a GPU may be used.
 
     Raises:
-        UserError: there is no run, no checkpoint, or no class names; the CLIP weights or descriptions differ from the
-            run's; or the trained model does not fit the class names or the CLIP.
+        UserError: there is no run, no checkpoint, or no class names; weights or descriptions differ from the run's; the
+            method takes no ``templates``; or the trained model does not fit the class names or the CLIP.
     """
     import torch
 
@@ -109,16 +111,14 @@ def load_trainer(
     classnames = list(classnames or run_classnames)
     if not classnames and (folder or backbone or weights):
         kinds = "a run on captions, an unfinished or an older one, a prompt alone"
-        raise UserError(
-            f"{folder or source} has no {RECORD_FILE} of a training run with class names ({kinds}): name them with "
-            "--classes, in the order of the run's data set"
-        )
-    cfg = _build_cfg(source, folder, epoch, weights, backbone, cuda)
+        problem = f"{folder or source} has no {RECORD_FILE} of a training run with class names ({kinds})"
+        raise UserError(f"{problem}: name them with --classes, in the order of the run's data set")
+    cfg = _build_cfg(source, folder, epoch, weights, backbone, cuda, templates)
     # The constructor draws an initial context, which the checkpoint overwrites: the caller's generator stays as it was.
     with suppress_stdout(), torch.random.fork_rng(devices=[]):
         trainer = _subclass_without_data(cfg.TRAINER.NAME, classnames)(cfg)
         if folder:
-            _check_provenance(trainer, folder)
+            _check_provenance(trainer, folder, ("weights",) if templates else ("weights", "descriptions"))
         try:
             trainer.load_model(str(source), epoch)
         except UserError as error:
@@ -140,7 +140,13 @@ def _check_is_no_evaluation(folder: Path | None) -> None:
 
 
 def _build_cfg(
-    source: Path, folder: Path | None, epoch: int | None, weights: str, backbone: str, cuda: bool
+    source: Path,
+    folder: Path | None,
+    epoch: int | None,
+    weights: str,
+    backbone: str,
+    cuda: bool,
+    templates: Sequence[str],
 ) -> CfgNode:
     """Return the frozen config for the model of the run in ``folder``; if it is None, for the prompt at ``source``.
 
@@ -158,11 +164,21 @@ def _build_cfg(
     else:
         cfg = load_run_cfg(folder or source)
         cfg.MODEL.BACKBONE.WEIGHTS = weights or cfg.MODEL.BACKBONE.WEIGHTS
+    if templates:
+        if not takes_templates(cfg):
+            problem = f"{source} is of {cfg.TRAINER.NAME}; they replace the prompts of runs of CLIPFineTune alone"
+            raise UserError(f"--template and --ensemble do not go with --model-dir: {problem}")
+        cfg.DATASET.TEMPLATE, cfg.DATASET.DESCRIPTIONS = [*templates], ""
     cfg.MODEL.INIT_WEIGHTS = ""  # the initial model; the checkpoint replaces it
     cfg.FEATURES.ENABLED, cfg.FEATURES.PREC = False, ""
     cfg.USE_CUDA = cfg.USE_CUDA and cuda
     cfg.freeze()
     return cfg
+
+
+def takes_templates(cfg: CfgNode) -> bool:
+    """Return whether the class features of a run are those of any prompts, by its trained text encoder."""
+    return cfg.TRAINER.NAME == "CLIPFineTune"
 
 
 def _subclass_without_data(name: str, classnames: list[str]) -> type:
@@ -179,10 +195,10 @@ def _subclass_without_data(name: str, classnames: list[str]) -> type:
     return type(name, (base,), {"build_data_loader": build_data_loader})
 
 
-def _check_provenance(trainer, folder: Path) -> None:
-    """Raise :class:`UserError` if the record of the run in ``folder`` names other CLIP weights, or descriptions."""
+def _check_provenance(trainer, folder: Path, names: Sequence[str]) -> None:
+    """Raise :class:`UserError` if one of ``names`` (weights, descriptions) differs from the record in ``folder``."""
     record = _read_record_if_any(folder)
-    for name in ("weights", "descriptions"):
+    for name in names:
         recorded, loaded = (entries.get(name) or {} for entries in (record, trainer.provenance))
         if recorded.get("sha256") and recorded["sha256"] != loaded.get("sha256"):
             raise UserError(

@@ -23,6 +23,7 @@ from dassl.engine import TrainerXU
 from dassl.utils import UserError, listdir_nohidden, load_checkpoint, save_checkpoint
 from tests.common import REPOSITORY, load_tensors
 from tests.conftest import Run
+from tests.datasets.shapes import write_captions
 from vlm.images import encoder
 
 TUNE = (
@@ -102,8 +103,14 @@ def test_two_processes_do_what_one_does(run, command, tmp_path, without_openvino
         "zero": ("ZeroshotCLIP", "", test_batch),
         "probe": ("LinearProbe", "linear_probe", ("DATASET.NUM_SHOTS", 1, *test_batch)),
     }
+    write_captions(tmp_path / "photos", 20, lambda number: [f"the number {number % 3}", f"{number % 7} digits"])
+    retrieval = (
+        *("--root", tmp_path / "photos", "--dataset-config-file", REPOSITORY / "configs/datasets/captions.yaml"),
+        *("--eval-only", *TUNE[2:4], "DATALOADER.TEST.BATCH_SIZE", 3),
+    )
     commands = [
         ("gradients", []),
+        ("retrieval", command(*retrieval, trainer="CLIPFineTune", out="retrieval2")),
         *((name, command(*settings, trainer=trainer, out=f"{name}2")) for name, (trainer, _, settings) in runs.items()),
         ("custom_loop", command(*COOP, out="custom_loop")),
         ("local_gradients", command(*COOP, out="local_gradients")),
@@ -113,12 +120,18 @@ def test_two_processes_do_what_one_does(run, command, tmp_path, without_openvino
     finished = torchrun(REPOSITORY / "tests/distributed_worker.py", tmp_path / "commands.json")
     assert finished.returncode == 1
     codes = dict(re.findall(r"^(\w+) ended in (\d+)$", finished.stdout, re.MULTILINE))
-    assert codes == {**dict.fromkeys(("gradients", *runs, "custom_loop"), "0"), "local_gradients": "2"}, finished.stderr
+    assert codes == {**dict.fromkeys(("gradients", "retrieval", *runs, "custom_loop"), "0"), "local_gradients": "2"}, (
+        finished.stderr
+    )
     assert "Signal 9 (SIGKILL)" in finished.stderr  # torchrun's own report
     for name, (trainer, model, settings) in runs.items():
         one = run(*settings, trainer=trainer, out=name)
         assert one.code == 0, one.error
         assert_same_results(one, Run(0, tmp_path / f"{name}2", ""), model)
+    one, two = run(*retrieval, trainer="CLIPFineTune", out="retrieval"), Run(0, tmp_path / "retrieval2", "")
+    metrics = [name for name in one.record if "recall" in name or "map" in name]
+    assert len(metrics) == 9
+    assert [two.record[name] for name in metrics] == [one.record[name] for name in metrics]  # bit for bit
     assert "Processes: 2, each" in (tmp_path / "tune2/log.txt").read_text()
     assert load_checkpoint(tmp_path / "tune2/clip/model.pth.tar-2")["processes"] == [2]
     assert_close_checkpoints(*(tmp_path / name / "prompt_learner/model.pth.tar-2" for name in ("coop", "custom_loop")))

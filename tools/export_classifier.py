@@ -39,11 +39,17 @@ def main(argv: list[str] | None = None) -> None:
     add("--classes", nargs="+", default=[], metavar="NAME", help="class names that replace those of the run")
     add("--backbone", default="", help="for a learned prompt alone: its CLIP, such as RN50")
     add("--weights", default="", metavar="FILE", help="CLIP weights that replace those of the backbone")
+    add("--template", default="", help="prompt with {} for the class name; for a run of CLIPFineTune")
     args = parser.parse_args(argv)
     from inference.export import export_classifier
+    from vlm.text.templates import check_template
+
+    if args.template:
+        check_template(args.template, "--template")
 
     folder = args.out or (args.run.parent if args.run.is_file() else args.run) / "classifier"
-    export_classifier(args.run, folder, args.load_epoch, args.classes, args.weights, args.backbone)
+    templates = [args.template] if args.template else []
+    export_classifier(args.run, folder, args.load_epoch, args.classes, args.weights, args.backbone, templates)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from vlm.similarity import build_linear_head, compute_logits, normalize
 from vlm.text.class_features import BLOCK_CLASSES, MIN_CACHED_PROMPTS, encode_classes
 from vlm.text.classnames import clean_classnames, print_prompts
 from vlm.text.encoder import TextEncoder
+from vlm.text.language import print_language_notes
 from vlm.text.prompt_table import CLASS_TOKEN_POSITIONS, PromptTable, count_tokens_before_name
 
 from .backbone import load_backbone
@@ -40,6 +41,7 @@ class PromptLearner(PromptTable):
     ):
         """Set ``ctx`` to words ``ctx_init``; if "", ``n_ctx`` noise vectors. Name ``position``: end, middle, front."""
         names = clean_classnames(text_encoder, classnames)
+        print_language_notes(text_encoder.language, names)
         context = build_initial_context(text_encoder, n_ctx, ctx_init, len(names) if csc else None)
         super().__init__(text_encoder, names, context, position)
         words = list_context_words(text_encoder, ctx_init, context.shape[-2])

@@ -2,7 +2,8 @@
 
 It trains both encoders, one of them, the projections into the joint embedding space alone, or low-rank updates of the
 attention layers (LoRA). In each epoch, one caption of each image is drawn. The captions of the batch's other images are
-its negatives. Captions longer than the text encoder's context length are truncated, as in CLIP's training.
+its negatives. Captions longer than the text encoder's context length are truncated, as in CLIP's training; the log has
+their number.
 On a data set with classes, the caption of an image is a prompt of its class, DATASET.TEMPLATE with the class name
 (Goyal et al. 2023). Of several prompts, each epoch draws one for each class.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from yacs.config import CfgNode
 
+from dassl.data.datasets import Datum
 from dassl.distributed import get_world_size
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.optim import build_lr_scheduler, build_optimizer
@@ -38,6 +40,7 @@ from vlm.similarity import build_linear_head, compute_logits, normalize
 from vlm.text.templates import check_template
 
 from .backbone import load_backbone
+from .captions import RetrievalCaptions, describe_truncated
 from .prompts import HandwrittenPrompts
 
 PARTS = ("image", "text", "projections", "lora")  # values of TRAINER.FINETUNE.PARTS
@@ -184,6 +187,9 @@ class CLIPFineTune(TrainerX):
             self.feature_extractor = self.backbone.build_feature_extractor()  # batches hold features, as in CoOp
         self.encoder = self.backbone.build_text_encoder(clip)
         self.prompts = HandwrittenPrompts(self) if self.dm.dataset.classnames else None
+        if hasattr(self.dm.dataset, "captions"):
+            print(describe_truncated(self.dm.dataset, self.encoder))
+            self.captions = RetrievalCaptions(self.dm.dataset.val or (), self.dm.dataset.test)
         if weights := self.cfg.MODEL.INIT_WEIGHTS:
             # Every run trains the logit scale, so that name does not show that the parts match.
             expected = self.model.trained_names - {f"clip.{LOGIT_SCALE_NAME}"}
@@ -217,6 +223,20 @@ class CLIPFineTune(TrainerX):
 
     # ---- training ----
 
+    def before_train(self) -> None:
+        """Prepare training; raise :class:`UserError` if no batch can have a negative, so that the loss is constant."""
+        images = self.train_loader_x.dataset.data_source
+        batch_size, problem = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE, ""
+        captions = (caption for item in images for caption in self.captions_of(item))
+        first = next(captions)
+        if min(batch_size, len(images)) < 2:
+            problem = f"batches have one pair (DATALOADER.TRAIN_X.BATCH_SIZE {batch_size}, {len(images):,} images)"
+        elif all(caption == first for caption in captions):
+            problem = f"all captions of the {len(images):,} training images are equal"
+        if problem:
+            raise UserError(f"the contrastive loss needs two captions in a batch, but {problem}")
+        super().before_train()
+
     def forward_backward(self, batch: dict) -> dict[str, float]:
         """Train on a batch by the contrastive loss; return ``loss`` and image-to-text ``acc`` (%)."""
         images = self.parse_batch_train(batch)[0]
@@ -236,14 +256,18 @@ class CLIPFineTune(TrainerX):
             logit_scale.clamp_(max=math.log(self.cfg.TRAINER.FINETUNE.MAX_LOGIT_SCALE))
         return {"loss": loss.item(), "acc": 100 * correct.float().mean().item()}
 
+    def captions_of(self, item: Datum) -> Sequence[str]:
+        """Return the captions of an image: its own, or on a data set with classes, the prompts of its class."""
+        return self.prompts.of_class(item.label) if self.prompts else item.captions  # type: ignore[attr-defined]
+
     def caption(self, index: int) -> str:
-        """Return the caption of the training image ``index`` in this epoch, determined by seed, epoch and image."""
+        """Return the caption of the training image ``index`` in this epoch, determined by seed, epoch and image.
+
+        The prompt of a class is determined by seed, epoch and class.
+        """
         item = self.train_loader_x.dataset.data_source[index]
-        if not hasattr(item, "captions"):
-            assert self.prompts is not None  # the data set has classes
-            prompts = self.prompts.of_class(item.label)
-            return prompts[derive_seed(self.cfg.SEED, self.epoch, "caption", item.classname) % len(prompts)]
-        return item.captions[derive_seed(self.cfg.SEED, self.epoch, "caption", item.name) % len(item.captions)]
+        captions, name = self.captions_of(item), item.classname if self.prompts else item.name
+        return captions[derive_seed(self.cfg.SEED, self.epoch, "caption", name) % len(captions)]
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """Return unnormalised fp32 features (n, embed_dim) of images (n, 3, height, width); cached features stay."""
@@ -269,21 +293,23 @@ class CLIPFineTune(TrainerX):
         self.model.text_features = None  # training changes the text encoder
 
     def parse_batch_test(self, batch: dict) -> tuple:
-        """Return images and labels; for retrieval, (images, tokens of their captions) and (image, caption) labels."""
+        """Return images and labels; for retrieval, the arguments of ``model_inference`` and the evaluator's ``gt``."""
         images, labels = super().parse_batch_test(batch)
         if self.cfg.TEST.EVALUATOR != "Retrieval":
             return images, labels
-        all_captions = self.dm.dataset.captions  # type: ignore[attr-defined]  # checked in build_data_loader
-        captions = [all_captions[label] for label in labels.tolist()]
-        tokens = self.encoder.tokenize([text for texts in captions for text in texts], truncate=True).to(self.device)
-        text_labels = labels.repeat_interleave(torch.tensor([len(texts) for texts in captions], device=self.device))
-        return (images, tokens), (labels, text_labels)
+        captions, numbers, pairs = self.captions.of_batch(labels.tolist())
+        tokens = self.encoder.tokenize(captions, truncate=True).to(self.device) if captions else None
+        return (images, tokens), (labels, numbers, pairs)
 
     def model_inference(self, input: torch.Tensor | tuple) -> torch.Tensor | tuple:  # type: ignore[override]  # pairs
-        """Return scaled logits (n, classes) for images; for a pair of images and tokens, the unit features of both."""
+        """Return scaled logits (n, classes) for images; for a pair of images and tokens, the unit features of both.
+
+        Without tokens (None), the features of texts are (0, embed_dim).
+        """
         if isinstance(input, tuple):
-            images, tokens = input
-            return normalize(self.encode_images(images)), normalize(self.encode_tokens(tokens))
+            image_features = normalize(self.encode_images(input[0]))
+            text_features = image_features[:0] if input[1] is None else normalize(self.encode_tokens(input[1]))
+            return image_features, text_features
         return compute_logits(self.encode_images(input), self.class_features(), self.model.clip.logit_scale)
 
     def class_features(self) -> torch.Tensor:

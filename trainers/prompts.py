@@ -13,7 +13,8 @@ from vlm.images.feature_store import FeatureStore
 from vlm.text.class_features import MIN_CACHED_PROMPTS
 from vlm.text.classnames import print_prompts
 from vlm.text.descriptions import read_descriptions
-from vlm.text.encoder import TextEncoder
+from vlm.text.encoder import TextEncoder, get_language
+from vlm.text.language import print_language_notes
 from vlm.text.templates import clean_classname, list_templates
 from vlm.text.zero_shot import build_description_classifier, build_zero_shot_classifier
 
@@ -42,8 +43,11 @@ class HandwrittenPrompts:
             self.descriptions = read_descriptions(path, self.classnames)
             self.provenance = {"descriptions": {"file": str(path), "sha256": file_digest(path)}}
             print(f"Descriptions: {sum(map(len, self.descriptions)):,} sentences of {path}")
-        elif len(self.templates) > 1:
-            print(f"Prompt ensembling (n={len(self.templates)})")
+        else:
+            if len(self.templates) > 1:
+                print(f"Prompt ensembling (n={len(self.templates)})")
+            clip = trainer.backbone.clip  # type: ignore[attr-defined]  # methods load it first
+            print_language_notes(get_language(clip), self.classnames, self.templates)
         print_prompts(len(self.classnames), lambda label: self.of_class(label)[0])
 
     def of_class(self, label: int) -> list[str]:

@@ -134,7 +134,9 @@ def _dataset_node() -> CN:
     node.FEWSHOT_FILE = ""
     node.SUBSAMPLE_CLASSES = "all"  # or base, new: the first or second half of the classes
     node.BASE_CLASSES = ""  # text file with the names of the base classes, one a line; empty: the first half
-    node.TEMPLATE = "a photo of a {}."  # zero-shot prompt for the class names; a list of prompts is an ensemble
+    # Zero-shot prompt for the class names; a list of prompts is an ensemble. train.py has another default for text
+    # encoders of another language.
+    node.TEMPLATE = "a photo of a {}."
     node.DESCRIPTIONS = ""  # JSON file, class name -> list of sentences, which replace TEMPLATE
     # For a data set without validation images, as ImageNet. True: validate on test images, as the original CoOp does,
     # so that best_val selects on test images. False: validate on training images that are not among the shots.
@@ -144,10 +146,12 @@ def _dataset_node() -> CN:
     node.FOLDER = ""  # ImageFolder, Captions: folder of the images below ROOT; empty: ROOT itself
     # ImageFolder: table below FOLDER with the columns image, class and, optionally, split; empty: class folders.
     node.CSV = ""
+    node.IMAGE_COLUMN = ""  # in CSV or CAPTIONS: column of the images' paths; empty: image, file_name, path, …
+    node.CAPTION_COLUMN = ""  # in CAPTIONS: column of the captions; empty: caption, title, text, comment, …
     node.CLASSNAMES = ""  # ImageFolder: file below FOLDER with lines "<folder> <class name>"; empty: the folders' names
     node.TEST_PERCENT = 0.5  # ImageFolder, Captions: share (of each class) for testing, where the data has no split
     node.FOLLOW_LINKS = False  # True: follow links among the images out of ROOT and of the data set's folder
-    node.CAPTIONS = "captions.json"  # Captions: file below FOLDER: JSON, or a table with a header
+    node.CAPTIONS = "captions.json"  # Captions: file below FOLDER: JSON (lists, lines, COCO's, Karpathy's), or a table
     node.CAPTIONS_VAL = ""  # with CAPTIONS_TEST: the files of the validation and the test split
     node.CAPTIONS_TEST = ""
     node.STL10_FOLD = -1

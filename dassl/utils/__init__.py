@@ -22,6 +22,7 @@ from .files import (
     listdir_nohidden,
     mkdir_if_missing,
     read_json,
+    read_text,
     write_json,
 )
 from .images import Decoding, read_image

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import hashlib
 import json
@@ -96,12 +97,40 @@ def is_utf8(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
+def read_text(path: str | os.PathLike) -> str:
+    """Return the text of a file in UTF-8, without its byte order mark; line ends stay as they are.
+
+    Raises:
+        UserError: the file cannot be read, or is not in UTF-8; the message has the line, and the encoding if it is one
+            that Excel and Chinese Windows write.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {line}: it is no text in UTF-8{_describe_content(content)}") from error
+
+
+def _describe_content(content: bytes) -> str:
+    """Return what a file that is not in UTF-8 seems to be, and what to do, as the end of a message."""
+    if content.startswith((b"PK\3\4", b"\xd0\xcf\x11\xe0")):  # zip, which .xlsx is, and .xls
+        return ', but an Excel workbook or an archive: export it as "CSV UTF-8"'
+    encoding = "UTF-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else ""
+    with contextlib.suppress(UnicodeDecodeError):
+        content.decode("gb18030")
+        encoding = encoding or "GBK"
+    return f". It seems to be in {encoding}: save it as UTF-8" if encoding else ": save it as UTF-8"
+
+
 def read_json(fpath: str | os.PathLike) -> Any:
     """Return the content of a JSON file; raise :class:`UserError` where it cannot be read or is not valid."""
+    text = read_text(fpath)
     try:
-        return json.loads(Path(fpath).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {fpath}: {error.strerror}") from error
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{fpath} is not valid JSON: {error}") from error
 

@@ -30,6 +30,17 @@ def random_problem(images=30, texts=70, dim=6):
     return (*features, image_ids, text_image_ids)
 
 
+def process(evaluator, images, texts, image_ids, text_image_ids):
+    """Give the evaluator a batch in which each text is a text of its own, that of one image."""
+    text_ids = torch.arange(len(texts)) + 1000 * image_ids[0]  # other numbers in each batch
+    evaluator.process((images, texts), (image_ids, text_ids, torch.stack([text_image_ids, text_ids], 1)))
+
+
+def make_pairs(query_images, candidate_images):
+    """Return the rows of queries and candidates of the same image, (p, 2)."""
+    return (torch.as_tensor(query_images)[:, None] == torch.as_tensor(candidate_images)).nonzero()
+
+
 def metrics_by_sorting(scores: np.ndarray, is_match: np.ndarray) -> dict:
     """Return the metrics of one direction from the whole matrix; ``is_match`` is a bool (queries, candidates)."""
     hits = np.take_along_axis(is_match, np.argsort(-scores, axis=1), axis=1)
@@ -42,7 +53,7 @@ def test_all_metrics_equal_those_of_the_whole_score_matrix(evaluator):
     images, texts, image_ids, text_image_ids = random_problem()
     for batch in (slice(0, 7), slice(7, 30)):
         in_batch = torch.isin(text_image_ids, image_ids[batch])
-        evaluator.process((images[batch], texts[in_batch]), (image_ids[batch], text_image_ids[in_batch]))
+        process(evaluator, images[batch], texts[in_batch], image_ids[batch], text_image_ids[in_batch])
     results = evaluator.evaluate()
     scores, is_match = (images @ texts.t()).numpy(), (image_ids[:, None] == text_image_ids).numpy()
     for name, expected in (
@@ -60,7 +71,7 @@ def test_an_image_counts_by_its_best_text_and_each_text_is_a_query(evaluator):
     texts = torch.tensor(
         [[0.9, 0.1], [0.2, 0.8], [0.1, 0.7]]
     )  # the second text is the first image's, but resembles the second image
-    evaluator.process((images, texts), (torch.tensor([5, 3]), torch.tensor([5, 5, 3])))
+    process(evaluator, images, texts, torch.tensor([5, 3]), torch.tensor([5, 5, 3]))
     results = evaluator.evaluate()
     assert results["i2t_recall@1"] == 50  # the first image finds its first text; the second finds a text of the first
     assert results["t2i_recall@1"] == pytest.approx(100 * 2 / 3)
@@ -69,7 +80,7 @@ def test_an_image_counts_by_its_best_text_and_each_text_is_a_query(evaluator):
 
 
 def test_among_equal_scores_matches_come_last():
-    hits, counts = rank_matches(torch.ones(3, 2), torch.ones(4, 2), torch.tensor([0, 1, 2]), torch.tensor([0, 1, 2, 1]))
+    hits, counts = rank_matches(torch.ones(3, 2), torch.ones(4, 2), make_pairs([0, 1, 2], [0, 1, 2, 1]))
     assert hits.int().tolist() == [[0, 0, 0, 1], [0, 0, 1, 1], [0, 0, 0, 1]]
     assert recall(hits, 3) == pytest.approx(100 / 3)
     assert mean_average_precision(hits, counts, 10) == pytest.approx(100 * ((1 / 4) + (1 / 3 + 2 / 4) / 2 + 1 / 4) / 3)
@@ -83,11 +94,53 @@ def test_average_precision_divides_by_k_where_there_are_more_than_k_matches(eval
         [20 - positions, positions], dim=1
     )  # the first image's scores are 20, 19, …, the other's 0, 1, …
     text_image_ids = torch.tensor([1, 1, 1, 1, 1, 2, *[1] * 7])
-    evaluator.process((torch.eye(2), texts), (torch.tensor([1, 2]), text_image_ids))
+    process(evaluator, torch.eye(2), texts, torch.tensor([1, 2]), text_image_ids)
     results = evaluator.evaluate()
     first = (5 + 6 / 7 + 7 / 8 + 8 / 9 + 9 / 10) / 10
     second = 1 / 8  # its text has rank 8
     assert results["i2t_map@10"] == pytest.approx(100 * (first + second) / 2)
+
+
+def duplicate_captions(evaluator, images: int, texts: int, order: list[int]) -> dict:
+    """Return the metrics of a model that is always right, on ``images`` images with one of ``texts`` captions each.
+
+    The images come in batches of one, in this ``order``; a caption comes with the first of its images.
+    """
+    features = torch.eye(texts)
+    for image in order:
+        text = torch.tensor([image % texts])
+        is_new = image < texts
+        pairs = torch.tensor([[image, image % texts]])
+        evaluator.process((features[text], features[text[:is_new]]), (torch.tensor([image]), text[:is_new], pairs))
+    return evaluator.evaluate()
+
+
+@pytest.mark.parametrize("order", [range(100), range(99, -1, -1)])
+def test_a_model_that_is_always_right_has_full_marks_where_captions_are_equal(evaluator, order, capsys):
+    results = duplicate_captions(evaluator, 100, 4, [*order])
+    assert set(results.values()) == {100}
+    assert "* images: 100\n* texts: 100\n" in capsys.readouterr().out
+
+
+def test_a_constant_model_has_none(evaluator):
+    pairs = torch.tensor([[image, image % 13] for image in range(40)])
+    ones = torch.full((40, 3), 1 / 3)
+    evaluator.process((ones, ones[:13]), (torch.arange(40), torch.arange(13), pairs))
+    assert set(evaluator.evaluate().values()) == {0}
+
+
+def test_an_image_finds_all_texts_equal_to_one_of_its_own_and_a_shared_text_finds_all_its_images(evaluator):
+    """All images share text 0, which stands in three rows. Text 1 is another one of image 1."""
+    images, texts = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 1, 0.2]]), torch.tensor([[0.6, 0.5, 0.7], [0, 1, 0]])
+    pairs = torch.tensor([[0, 0], [1, 0], [2, 0], [1, 1]])
+    evaluator.process((images, texts), (torch.arange(3), torch.arange(2), pairs))
+    results = evaluator.evaluate()
+    # The texts of the ranked rows of images 0, 1, 2 are 0 0 0 1, 1 0 0 0 and 1 0 0 0.
+    assert results["i2t_recall@1"] == pytest.approx(100 * 2 / 3)
+    assert results["i2t_map@10"] == pytest.approx(100 * (1 + 1 + (1 / 2 + 2 / 3 + 3 / 4) / 3) / 3)
+    # Text 0, in three queries, finds its images 2 0 1; text 1, in one query, finds 2 and then, at an equal score, 1.
+    assert results["t2i_recall@1"] == 75
+    assert results["t2i_map@10"] == pytest.approx(100 * (3 + 1 / 2) / 4)
 
 
 class LargestTensor(TorchDispatchMode):
@@ -105,9 +158,10 @@ class LargestTensor(TorchDispatchMode):
 @pytest.mark.parametrize("block", [1, 500, 7_000])
 def test_blocks_give_the_same_ranks_and_bound_the_memory(block):
     images, texts, image_ids, text_image_ids = random_problem(400, 700)
-    at_once = rank_matches(images, texts, image_ids, text_image_ids)
+    pairs = make_pairs(image_ids, text_image_ids)
+    at_once = rank_matches(images, texts, pairs)
     with LargestTensor() as largest:
-        blocks = rank_matches(images, texts, image_ids, text_image_ids, block=block)
+        blocks = rank_matches(images, texts, pairs, block=block)
     assert all(map(torch.equal, blocks, at_once))
     assert largest.elements <= max(block, len(texts) * 6, blocks[0].numel())
 
@@ -120,7 +174,7 @@ def test_a_block_of_100_000_pairs_takes_less_than_100_mb():
 
 def test_the_log_parser_reads_retrieval_metrics(evaluator, tmp_path, capsys):
     images, texts, image_ids, text_image_ids = random_problem()
-    evaluator.process((images, texts), (image_ids, text_image_ids))
+    process(evaluator, images, texts, image_ids, text_image_ids)
     results = evaluator.evaluate()
     (tmp_path / "exp/seed1").mkdir(parents=True)
     log = capsys.readouterr().out
@@ -136,7 +190,7 @@ def test_an_empty_test_set_and_nan_features_are_refused(evaluator):
         evaluator.evaluate()
     images, texts, image_ids, text_image_ids = random_problem()
     images[3, 0] = torch.nan
-    evaluator.process((images, texts), (image_ids, text_image_ids))
+    process(evaluator, images, texts, image_ids, text_image_ids)
     with pytest.raises(UserError, match="not a number"):
         evaluator.evaluate()
     evaluator.reset()

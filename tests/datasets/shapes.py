@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from yacs.config import CfgNode
 
@@ -51,6 +52,17 @@ def write_images(folder: Path, names: Iterable[str]) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), (len(name), 0, 0)).save(path)
+
+
+def write_captions(root: Path, count: int, captions: Callable[[int], list[str] | str]) -> None:
+    """Write ``count`` training and as many test images of noise, and captions.json with their ``captions(number)``."""
+    rng, rows = np.random.default_rng(0), []
+    root.mkdir(parents=True, exist_ok=True)
+    for number in range(2 * count):
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(root / f"{number:03}.png")
+        split = "train" if number < count else "test"
+        rows.append({"image": f"{number:03}.png", "caption": captions(number), "split": split})
+    (root / "captions.json").write_text(json.dumps(rows), encoding="utf-8")
 
 
 def write_split_file(file: str, root: Path) -> Path:

@@ -108,8 +108,11 @@ def test_without_splits_the_test_images_are_drawn_by_their_names_alone(root):
         ({"image": "..\\secret.jpg", "caption": "a"}, "is not in the folder"),
         ({"image": NAMES[1], "caption": " "}, "caption of flickr/1_a.jpg is empty"),
         ({"image": NAMES[1], "caption": ["a", 3]}, "no text"),
-        ({"image": NAMES[1], "captions": ["a"]}, "no caption or title or text; it has image, captions"),
-        ({"image": NAMES[1], "caption": "a", "split": "dev"}, 'split "dev" is none of train, restval, val, test'),
+        ({"image": NAMES[1], "legend": ["a"]}, "no caption or captions or title; it has image, legend"),
+        (
+            {"image": NAMES[1], "caption": "a", "split": "holdout"},
+            'split "holdout" is none of train, restval, val, .*dev',
+        ),
         ("flickr/1_a.jpg", "not an object"),
     ],
 )

@@ -181,10 +181,12 @@ def test_a_table_may_list_images_anywhere_and_take_class_names_from_a_file(tmp_p
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["image;class", "a.jpg;cat"], "line 2: the column image is missing; the columns are image;class"),
-        (["image,class", "a.jpg"], "line 2: the column class is empty"),
+        (["image:class", "a.jpg:cat"], "line 1: the column image is missing; the columns are image:class"),
+        (["image,label", "a.jpg,cat"], "line 1: the column class is missing; the columns are image, label"),
+        (["image,class", "a.jpg"], "row 2: columns in the row: 1, in the header: 2"),
+        (["image,class", "a.jpg,"], "line 2: the column class is empty"),
         (["image,class,split", "a.jpg,cat,train", "b.jpg,cat,"], "line 3: the column split is empty"),
-        (["image,class,split", "a.jpg,cat,valid"], 'line 2: the split "valid" is none of train, val, test'),
+        (["image,class,split", "a.jpg,cat,holdout"], 'line 2: the split "holdout" is none of train, restval, val, '),
         (["image,class", "c.jpg,cat"], "line 2: there is no image .*c.jpg"),
         (["image,class", "../a.jpg,cat"], "line 2: the image ../a.jpg is not in the folder"),
         (["image,class", "/etc/passwd,cat"], "line 2: the image /etc/passwd is not in the folder"),

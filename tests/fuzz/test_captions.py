@@ -85,6 +85,35 @@ def test_a_damaged_table_is_refused_or_all_its_rows_are_read(root, content):
         )
 
 
+COCO = {
+    "images": [{"id": number, "file_name": name} for number, name in enumerate(IMAGES)],
+    "annotations": [{"image_id": number, "caption": f"of {name}"} for number, name in enumerate(IMAGES)],
+}
+TSV = CSV.replace(b",", b"\t").replace(b"one", b'"one" they say')
+LINES = "\n".join(map(json.dumps, ROWS)).encode()
+TOKENS = b"a.jpg#0\tone\nA.jpg#0\ttwo\nsub/b c.png#0\tthree\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("coco.json", json.dumps(COCO).encode()), ("a.tsv", TSV), ("a.jsonl", LINES), ("token.txt", TOKENS)],
+)
+@given(data=st.data())
+def test_a_damaged_file_of_another_format_is_refused_or_read(root, file, content, data):
+    assert isinstance(read(root, file, content), dict)
+    captions_by_image = read(root, file, data.draw(mutations(content)))
+    if not isinstance(captions_by_image, Refusal):
+        assert set(captions_by_image) <= set(IMAGES)
+
+
+@pytest.mark.parametrize("value", [None, 0, [1], {}, "x", {"id": [1]}])
+def test_wrong_values_in_cocos_json_are_refused(root, value):
+    for key in COCO:
+        content = {**COCO, key: [*COCO[key], value]}
+        result = read(root, "coco.json", json.dumps(content).encode())
+        assert isinstance(result, Refusal) or key == "images"  # images without captions are left out
+
+
 def test_two_columns_of_one_name_are_refused(root):
     assert 'two columns "caption"' in read(root, "two.csv", b"image,caption,caption\na.jpg,one,two\nA.jpg,x,y\n")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -14,8 +15,12 @@ from dassl.utils import read_image
 from datasets.digits import DIGIT_NAMES
 from inference.classifier import build_preprocessing
 from inference.trained_run import load_trainer
+from tests.common import REPOSITORY
+from tests.datasets.shapes import write_captions
 from trainers.zsclip import ZeroshotCLIP
 from vlm.similarity import normalize
+from vlm.text.templates import SELECTED_TEMPLATES
+from vlm.text.zero_shot import build_zero_shot_classifier
 from vlm.tiny.weights import load_tiny
 
 TINY = ("--backbone", "tiny")
@@ -68,6 +73,50 @@ def test_a_learned_context_works_with_new_classes(run, call, three):
     assert new["three"] == pytest.approx(old["three"] / (old["three"] + old["nine"]), abs=1e-5)
     unseen = call(three, "--model-dir", trained.folder, "--json", "--classes", "red_envelope", "cup")
     assert set(unseen.probabilities()) == {"red_envelope", "cup"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "templates"),
+    [(("--template", "the digit {}"), ["the digit {}"]), (("--ensemble", "select"), SELECTED_TEMPLATES)],
+)
+def test_the_prompts_of_a_fine_tuned_clip_may_be_replaced(run, call, three, tmp_path, flags, templates):
+    descriptions = tmp_path / "descriptions.json"
+    descriptions.write_text(json.dumps({name: [f"it says {name}"] for name in DIGIT_NAMES}))
+    options = (*SHORT, *TEXT_ONLY, "OPTIM.LR", 0.001, "DATASET.DESCRIPTIONS", descriptions)
+    trained = run(*options, trainer="CLIPFineTune")
+    trainer = load_trainer(trained.folder)
+    image = build_preprocessing(trainer.backbone.clip.visual)(read_image(three))[None]
+    command = (three, "--json", "--model-dir", trained.folder, "--top-k", 10)
+    for classes, names in (((), DIGIT_NAMES), (("--classes", "cup", "cat"), ["cup", "cat"])):
+        result = call(*command, *classes, *flags)
+        assert result.code == 0, result.error
+        class_features = build_zero_shot_classifier(trainer.encoder, names, templates)
+        logits = (
+            trainer.model.clip.logit_scale.exp() * normalize(trainer.backbone.clip.visual(image)) @ class_features.T
+        )
+        probabilities = result.probabilities()
+        assert [probabilities[name] for name in names] == pytest.approx(
+            logits.detach().softmax(1)[0].tolist(), abs=1e-5
+        )
+    assert call(*command).probabilities() != call(*command, *flags).probabilities()
+
+
+def test_a_run_on_captions_classifies_with_class_names_and_a_template(run, call, refused, three, tmp_path):
+    write_captions(tmp_path / "photos", 8, lambda number: f"number {number}")
+    data = ("--root", tmp_path / "photos", "--dataset-config-file", REPOSITORY / "configs/datasets/captions.yaml")
+    data += ("--config-file", REPOSITORY / "configs/trainers/CLIPFineTune/tiny.yaml")
+    trained = run(*data, "OPTIM.MAX_EPOCH", 1, "DATALOADER.TRAIN_X.BATCH_SIZE", 4, trainer="CLIPFineTune")
+    command, classes = (three, "--json", "--model-dir", trained.folder), ("--classes", "three", "seven")
+    refused(*command, "--template", "{}", fragments=["a run on captions", "--classes"])
+    default, other = (call(*command, *classes, *flags).probabilities() for flags in ((), ("--template", "number {}")))
+    assert default.keys() == other.keys() == {"three", "seven"}
+    assert default != other
+
+
+@pytest.mark.parametrize("flags", [("--template", "a {}."), ("--ensemble",)])
+def test_a_run_with_a_learned_prompt_refuses_templates(run, refused, three, flags):
+    message = "is of CoOp; they replace the prompts of runs of CLIPFineTune alone"
+    refused(three, "--model-dir", run(*SHORT).folder, *flags, fragments=["--template and --ensemble", message])
 
 
 @pytest.mark.parametrize(

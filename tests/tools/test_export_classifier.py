@@ -19,6 +19,7 @@ import tools.export_classifier as tool  # noqa: F401  the fixture call runs it
 from datasets.digits import DIGIT_NAMES
 from tests.common import load_tensors
 from tests.inference import models
+from tests.vlm import foreign_models
 from vlm import openai
 from vlm.clip.load import load_cached_clip
 from vlm.text.plain import encode_prompts
@@ -27,10 +28,10 @@ SHORT = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", True)
 ARRAYS = {"class_weights.safetensors", "class_weights.npz"}
 
 
-def predict_with_run(capsys, image, run) -> dict[str, float]:
-    """Return class name -> probability, as predict.py prints them for the run's folder."""
+def predict_with_run(capsys, image, run, *options: str) -> dict[str, float]:
+    """Return class name -> probability, as predict.py prints them for the run's folder and the ``options``."""
     capsys.readouterr()
-    predict.main([str(image), "--model-dir", str(run), "--json", "--top-k", "99"])
+    predict.main([str(image), "--model-dir", str(run), "--json", "--top-k", "99", *options])
     (record,) = map(json.loads, capsys.readouterr().out.splitlines())
     return {entry["class"]: entry["probability"] for entry in record["predictions"]}
 
@@ -119,6 +120,22 @@ def test_a_fine_tuned_vision_transformer_is_exported_for_new_classes(run, call, 
     assert json.loads(arrays["metadata"].item())["logit_scale"] == pytest.approx(learned, abs=1e-5)
     assert np.linalg.norm(arrays["weight"], axis=1) == pytest.approx([learned] * 2, rel=1e-5)
     assert learned != pytest.approx(model.logit_scale.exp().item(), rel=1e-4)
+
+
+def test_a_fine_tuned_chinese_clip_is_exported_with_a_template(run, call, capsys, photo, tmp_path):
+    import onnxruntime
+
+    backbone = ("MODEL.BACKBONE.NAME", f"hf:{foreign_models.chinese_clip(tmp_path / 'chinese')}")
+    trained = run(*SHORT, *backbone, "OPTIM.NAME", "adamw", trainer="CLIPFineTune")
+    prompts = ("--classes", "猫", "狗", "--template", "{}的照片")
+    code, _, error = call(trained.folder, *prompts, "--out", tmp_path / "out")
+    assert code == 0, error
+    metadata = json.loads(np.load(tmp_path / "out/class_weights.npz")["metadata"].item())
+    session = onnxruntime.InferenceSession(tmp_path / "out/classifier.onnx")
+    probabilities = session.run(["probabilities"], {"images": preprocess(photo, metadata)})[0][0].tolist()
+    expected = predict_with_run(capsys, photo, trained.folder, *prompts)
+    assert dict(zip(("猫", "狗"), probabilities, strict=True)) == pytest.approx(expected, abs=1e-4)
+    assert call(trained.folder, "--template", "no braces")[0] == 2
 
 
 @pytest.fixture

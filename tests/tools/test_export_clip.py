@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
+import predict
 import tools.export_clip as tool  # noqa: F401  the fixture call runs it
 import train
+from inference.trained_run import load_trainer
 from tests.common import REPOSITORY, load_tensors
 from tests.vlm import foreign_models
 from tools import digit_pairs
@@ -122,9 +126,50 @@ def test_runs_checkpoints_and_file_names_that_do_not_fit_are_refused(lora, run, 
     assert_refused(call(tmp_path / "bare"), "checkpoint", tmp_path)
 
 
-def test_a_clip_of_another_library_is_refused(tune, call, tmp_path):
-    pytest.importorskip("open_clip", reason="needs the optional package open_clip_torch")
-    name = f"open_clip:local-dir:{foreign_models.open_clip_folder(tmp_path / 'model')}"
-    size = load_clip(name)[0].visual.input_resolution
-    trained = tune("foreign", "MODEL.BACKBONE.NAME", name, "INPUT.SIZE", f"({size}, {size})")
-    assert_refused(call(trained), "is not of OpenAI's architectures", trained)
+FOREIGN = {
+    "open_clip": (foreign_models.open_clip_folder, "open_clip:local-dir:"),
+    "clip": (foreign_models.hugging_face_clip, "hf:"),
+    "chinese": (foreign_models.chinese_clip, "hf:"),
+}
+
+
+@pytest.mark.parametrize("parts", ['["lora"]', '["image","text"]'])
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_clip_of_another_library_is_exported_to_a_folder_with_exactly_its_weights(tune, call, tmp_path, kind, parts):
+    make_folder, prefix = FOREIGN[kind]
+    name = f"{prefix}{make_folder(tmp_path / 'model')}"
+    size = ("INPUT.SIZE", f"({foreign_models.SIZE}, {foreign_models.SIZE})")
+    trained = tune(f"{kind}{len(parts)}", "MODEL.BACKBONE.NAME", name, *size, "TRAINER.FINETUNE.PARTS", parts)
+    code, output, error = call(trained)
+    assert code == 0, error
+    folder = trained / "exported_clip"
+    assert f"{folder} written; the backbone is {prefix}{folder}\nlargest difference of features" in output
+    exported, original = load_clip(f"{prefix}{folder}")[0], load_clip(name)[0].state_dict()
+    expected = load_trainer(trained, ["a", "b"], cuda=False).model.clip
+    for module in [module for module in expected.modules() if is_parametrized(module)]:
+        for parametrized in list(module.parametrizations):
+            remove_parametrizations(module, parametrized)
+    changed = 0
+    for key, value in expected.state_dict().items():
+        assert torch.equal(exported.state_dict()[key], value), key
+        changed += not torch.equal(original[key], value)
+    assert changed > 3
+    assert not list(trained.glob(".exported_clip*"))
+    code, output, error = call(trained)
+    assert (code, output) == (2, "")
+    assert f"{folder} is there already" in error
+
+
+def test_an_exported_chinese_clip_classifies_as_the_run_does(tune, call, tmp_path, capsys):
+    name = f"hf:{foreign_models.chinese_clip(tmp_path / 'model')}"
+    trained = tune("chinese", "MODEL.BACKBONE.NAME", name, "TRAINER.FINETUNE.PARTS", '["text"]', "OPTIM.LR", 0.01)
+    assert call(trained, "--out", tmp_path / "exported")[0] == 0
+    image = next((trained.parent / "digit_pairs/images").rglob("*.png"))
+    command = [str(image), "--json", "--classes", "猫", "狗", "--template", "{}的照片"]
+    results = []
+    for model in (["--model-dir", str(trained)], ["--backbone", f"hf:{tmp_path / 'exported'}"], ["--backbone", name]):
+        assert predict.main([*command, *model]) == 0
+        predictions = json.loads(capsys.readouterr().out)["predictions"]
+        results.append({entry["class"]: entry["probability"] for entry in predictions})
+    assert results[0] == pytest.approx(results[1], abs=1e-6)
+    assert results[0] != pytest.approx(results[2], abs=1e-4)

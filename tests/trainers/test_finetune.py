@@ -13,9 +13,12 @@ from PIL import Image
 from dassl.utils import listdir_nohidden
 from tests.common import REPOSITORY, assert_same_tensors, load_tensors
 from tests.conftest import Run
+from tests.datasets.shapes import write_captions
 from tests.trainers.conftest import CONFIGS
 from tools import digit_pairs
+from trainers.finetune import CLIPFineTune
 from vlm.clip.load import load_cached_clip
+from vlm.text.encoder import TextEncoder
 
 LORA = ("TRAINER.FINETUNE.PARTS", '["lora"]')
 PROJECTIONS = ("TRAINER.FINETUNE.PARTS", '["projections"]')
@@ -146,3 +149,78 @@ def test_an_unusable_option_is_refused_with_a_one_line_error(fine_tune, digits_r
     if arguments[0] == "--dataset-config-file":
         arguments = ("--root", digits_root, *arguments)
     assert_refused(fine_tune(*arguments), message)
+
+
+# ---- captions ----
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 30])
+def test_equal_captions_are_encoded_once_and_the_batch_size_does_not_change_the_recall(
+    fine_tune, tmp_path, monkeypatch, batch_size
+):
+    captions = lambda number: [f"the number {number % 3}", f"a photo of the digit {number % 5}"]  # noqa: E731
+    write_captions(tmp_path, 30, captions)
+    encoded = []
+    tokenize = TextEncoder.tokenize
+    monkeypatch.setattr(
+        TextEncoder, "tokenize", lambda self, texts, **k: encoded.extend(texts) or tokenize(self, texts, **k)
+    )
+    command = ("--root", tmp_path, "--eval-only", "DATASET.FOLDER", "")
+    result = fine_tune(*command, "DATALOADER.TEST.BATCH_SIZE", batch_size, out=f"batch{batch_size}")
+    assert result.code == 0, result.error
+    results = result.record
+    assert sorted(encoded) == sorted({text for number in range(30) for text in captions(number)})
+    expected = fine_tune(*command, "DATALOADER.TEST.BATCH_SIZE", 13, out="expected").record
+    metrics = [name for name in expected if "recall" in name or "map" in name]
+    assert len(metrics) == 9
+    assert {name: results[name] for name in metrics} == {name: expected[name] for name in metrics}
+    assert results["t2i_recall@10"] > 0
+
+
+def test_a_model_that_is_always_right_has_full_recall_where_images_share_captions(fine_tune, tmp_path, monkeypatch):
+    """The red of an image is 60 times the number in its caption; the patched encoders return this number, one-hot."""
+    for name in range(40):
+        Image.new("RGB", (32, 32), (60 * (name % 4), 0, 0)).save(tmp_path / f"{name}.png")
+    rows = [{"image": f"{i}.png", "caption": f"number {i % 4}", "split": "test" if i else "train"} for i in range(40)]
+    (tmp_path / "captions.json").write_text(json.dumps(rows))
+
+    def encode_images(self, images):
+        red = images[:, 0, 0, 0] * self.cfg.INPUT.PIXEL_STD[0] + self.cfg.INPUT.PIXEL_MEAN[0]
+        return torch.eye(4)[(red * 255 / 60).round().long()]
+
+    def encode_tokens(self, tokens):
+        digits = self.encoder.tokenize([f"number {number}" for number in range(4)])
+        return torch.eye(4)[(tokens[:, None] == digits).all(2).int().argmax(1)]
+
+    monkeypatch.setattr(CLIPFineTune, "encode_images", encode_images)
+    monkeypatch.setattr(CLIPFineTune, "encode_tokens", encode_tokens)
+    result = fine_tune("--root", tmp_path, "--eval-only", "DATASET.FOLDER", "", "DATALOADER.TEST.BATCH_SIZE", 8)
+    assert result.code == 0, result.error
+    assert {value for name, value in result.record.items() if "recall" in name or "map" in name} == {100}
+
+
+def test_the_log_has_the_number_of_captions_that_are_too_long(fine_tune, tmp_path):
+    """Long in characters alone, above 77 tokens, and above what can be counted."""
+    texts = ["short", "in" * 40, "a " * 75, "a " * 76, "狗" * 100, "a " * 4000]
+    write_captions(tmp_path, 6, lambda number: [texts[number % 6], "short"])
+    result = fine_tune("--root", tmp_path, "--eval-only", "DATASET.FOLDER", "")
+    assert result.code == 0, result.error
+    assert result.log.count("Captions above 77 tokens, cut: 3 of 12 train, 3 of 12 test\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("count", "options", "problem"),
+    [
+        (3, ("DATALOADER.TRAIN_X.BATCH_SIZE", 1), "batches have one pair (DATALOADER.TRAIN_X.BATCH_SIZE 1, 3 images)"),
+        (1, (), "batches have one pair (DATALOADER.TRAIN_X.BATCH_SIZE 128, 1 images)"),
+        (3, ("DATASET.CAPTIONS", "equal.json"), "all captions of the 3 training images are equal"),
+    ],
+)
+def test_training_without_negatives_is_refused(fine_tune, tmp_path, count, options, problem):
+    write_captions(tmp_path, count, lambda number: f"image {number}")
+    captions = (tmp_path / "captions.json").read_text()
+    (tmp_path / "equal.json").write_text(re.sub(r"image \d+", "one", captions))
+    options = ("DATASET.FOLDER", "", *options)
+    result = fine_tune("--root", tmp_path, *options)
+    assert_refused(result, f"the contrastive loss needs two captions in a batch, but {problem}")
+    assert fine_tune("--root", tmp_path, "--eval-only", *options, out="evaluated").code == 0

@@ -7,6 +7,9 @@ Image encoders are run as they are. CLIP's text encoder is run by :mod:`vlm.text
 from __future__ import annotations
 
 import os
+from functools import cache
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +24,7 @@ from vlm.text.encoder import TextEncoder
 
 PACKAGE_NAME = "transformers"
 ACTIVATIONS = {"quick_gelu": QuickGELU, "gelu": nn.GELU}  # the two that vlm.text.layers computes
+PROJECTIONS = ("q_proj", "k_proj", "v_proj")  # of transformers' attention; OpenAI's in_proj is these in this order
 HFObject = Any  # the package is optional, so its types may be missing
 
 
@@ -52,6 +56,10 @@ class HuggingFaceCLIP(nn.Module):
 
     dtype = property(lambda self: self.logit_scale.dtype)
 
+    def copy_to(self, model: HFObject) -> None:
+        """Copy the weights that :meth:`__init__` converted, which the modules of ``model`` do not share, to it."""
+        model.logit_scale.copy_(self.logit_scale)
+
 
 class CausalCLIP(HuggingFaceCLIP):
     """A CLIP of transformers with CLIP's own text encoder, converted to OpenAI's modules."""
@@ -69,6 +77,16 @@ class CausalCLIP(HuggingFaceCLIP):
         self.text_projection = nn.Parameter(model.text_projection.weight.detach().t().contiguous())
         check_clip_text_encoder(self.transformer, self.token_embedding, name)
 
+    def copy_to(self, model: HFObject) -> None:
+        """Copy also the text projection, and queries, keys and values, to ``model``."""
+        super().copy_to(model)
+        model.text_projection.weight.copy_(self.text_projection.t())
+        for block, layer in zip(self.transformer.resblocks, model.text_model.encoder.layers, strict=True):
+            weights, biases = block.attn.in_proj_weight.chunk(3), block.attn.in_proj_bias.chunk(3)
+            for name, weight, bias in zip(PROJECTIONS, weights, biases, strict=True):
+                getattr(layer.self_attn, name).weight.copy_(weight)
+                getattr(layer.self_attn, name).bias.copy_(bias)
+
 
 class ChineseCLIP(HuggingFaceCLIP):
     """Chinese-CLIP (Yang et al. 2022): its text encoder is a RoBERTa with a Chinese vocabulary."""
@@ -81,7 +99,8 @@ class ChineseCLIP(HuggingFaceCLIP):
         self.text_model, self.text_projection, self.tokenizer = model.text_model, model.text_projection, tokenizer
 
 
-CLIP_CLASSES = {"clip": CausalCLIP, "chinese_clip": ChineseCLIP}  # by transformers' model_type
+# By transformers' model_type.
+CLIP_CLASSES: dict[str, type[CausalCLIP | ChineseCLIP]] = {"clip": CausalCLIP, "chinese_clip": ChineseCLIP}
 
 
 def load(identifier: str, weights: str) -> HuggingFaceCLIP:
@@ -91,21 +110,53 @@ def load(identifier: str, weights: str) -> HuggingFaceCLIP:
         UserError: transformers is missing, the name is a file, the model cannot be loaded or is of another kind, or
             ``weights`` is not "".
     """
+    if weights:
+        raise UserError(f"MODEL.BACKBONE.WEIGHTS does not go with hf:{identifier}; hf:FOLDER names a local folder")
+    clip_class = find_class(identifier)
+    return clip_class(*_load_parts(identifier), f"hf:{identifier}")
+
+
+@torch.no_grad()
+def save(clip: HuggingFaceCLIP, folder: Path, identifier: str, weights: str) -> None:
+    """Write ``clip`` to ``folder``, which ``hf:<folder>`` and transformers load.
+
+    Args:
+        clip: a CLIP from :func:`load` with these ``identifier`` and ``weights``, whose parameters were changed.
+    """
+    model, processor, tokenizer = _load_parts(identifier)
+    wrapper = find_class(identifier)(model, processor, tokenizer, f"hf:{identifier}")
+    wrapper.load_state_dict(clip.state_dict())  # changes ``model``, too
+    wrapper.copy_to(model)
+    for part in filter(None, (model, processor, tokenizer)):
+        part.save_pretrained(folder)
+
+
+@cache
+def find_class(identifier: str) -> type[CausalCLIP | ChineseCLIP]:
+    """Return the class of the CLIP ``identifier``, by its config; raise as :func:`load`."""
     name, identifier = f"hf:{identifier}", os.path.expanduser(identifier)
     package = import_optional("transformers", PACKAGE_NAME, f"the backbone {name}")
     if os.path.isfile(identifier):
         raise UserError(f"{name} is a file; hf: takes its folder, hf:{os.path.dirname(identifier) or '.'}")
-    if weights:
-        raise UserError(f"MODEL.BACKBONE.WEIGHTS does not go with {name}; hf:FOLDER names a local folder")
     with hub_access(identifier, DOWNLOAD_HINT.format(identifier, "hf:")):
-        config = package.AutoConfig.from_pretrained(identifier)
-        if config.model_type not in CLIP_CLASSES:
-            sigmoid = " (its sigmoid loss and bias are not CLIP's)" if "siglip" in config.model_type else ""
-            raise UserError(f'{name} is of the kind "{config.model_type}"{sigmoid}; known: {", ".join(CLIP_CLASSES)}')
-        model = package.AutoModel.from_pretrained(identifier, dtype=torch.float32).eval()
-        processor = package.AutoImageProcessor.from_pretrained(identifier)
-        tokenizer = package.AutoTokenizer.from_pretrained(identifier) if config.model_type != "clip" else None
-    return CLIP_CLASSES[config.model_type](model, processor, tokenizer, name)
+        model_type = package.AutoConfig.from_pretrained(identifier).model_type
+    if model_type not in CLIP_CLASSES:
+        sigmoid = " (its sigmoid loss and bias are not CLIP's)" if "siglip" in model_type else ""
+        raise UserError(f'{name} is of the kind "{model_type}"{sigmoid}; known: {", ".join(CLIP_CLASSES)}')
+    return CLIP_CLASSES[model_type]
+
+
+def _load_parts(identifier: str) -> tuple[HFObject, HFObject, HFObject | None]:
+    """Return the model, in fp32, the image processor and the tokenizer of ``identifier``; None in place of CLIP's own.
+
+    Raises :class:`UserError` if one of them cannot be loaded.
+    """
+    package, path = import_module("transformers"), os.path.expanduser(identifier)
+    with hub_access(path, DOWNLOAD_HINT.format(path, "hf:")):
+        model = package.AutoModel.from_pretrained(path, dtype=torch.float32).eval()
+        processor = package.AutoImageProcessor.from_pretrained(path)
+        tokenizer = None if model.config.model_type == "clip" else package.AutoTokenizer.from_pretrained(path)
+    return model, processor, tokenizer
 
 
 def _convert_transformer(layers: HFObject, config: HFObject) -> Transformer:
@@ -117,7 +168,7 @@ def _convert_transformer(layers: HFObject, config: HFObject) -> Transformer:
         block.ln_1, block.ln_2 = layer.layer_norm1, layer.layer_norm2
         block.mlp.c_fc, block.mlp.c_proj = layer.mlp.fc1, layer.mlp.fc2
         block.mlp.gelu = ACTIVATIONS[config.hidden_act]()
-        projections = [getattr(layer.self_attn, name) for name in ("q_proj", "k_proj", "v_proj")]
+        projections = [getattr(layer.self_attn, name) for name in PROJECTIONS]
         block.attn.in_proj_weight = nn.Parameter(torch.cat([linear.weight.detach() for linear in projections]))
         block.attn.in_proj_bias = nn.Parameter(torch.cat([linear.bias.detach() for linear in projections]))
         block.attn.out_proj.weight = layer.self_attn.out_proj.weight

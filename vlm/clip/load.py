@@ -21,6 +21,7 @@ from vlm import openai
 from vlm.clip.fingerprint import weights_fingerprint
 from vlm.clip.weights_file import WEIGHTS_SUFFIXES, describe_folder, read_state_dict
 from vlm.openai import CLIP
+from vlm.text.encoder import TextEncoder
 from vlm.tiny.weights import TINY, load_tiny
 
 CACHE_DIR = Path(os.path.expanduser("~/.cache/clip"))  # openai-clip's folder, so that a weights file is stored once
@@ -47,6 +48,17 @@ def load_clip(name: str, weights: str = "", precision: str = "fp32", device: Dev
         UserError: the name or precision is unknown, or the weights are absent, damaged, not CLIP's, or not finite.
     """
     return _load_and_inspect(name, weights, precision, device, lambda state_dict, _="": state_dict)
+
+
+def find_language(name: str) -> str:
+    """Return the language of the texts that the CLIP ``name`` learned from, by its config alone: English or Chinese.
+
+    Raises :class:`UserError` as :func:`load_clip`, for a model of transformers that cannot be loaded.
+    """
+    library, colon, identifier = name.partition(":")
+    if colon and library == "hf":
+        return import_module(".hugging_face", __package__).find_class(identifier).text_encoder.language
+    return TextEncoder.language  # other libraries' text encoders have CLIP's vocabulary, or are refused
 
 
 def _load_and_inspect(

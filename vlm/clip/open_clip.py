@@ -7,10 +7,13 @@ Image encoders are run as they are. Text encoders like CLIP's (causal, with CLIP
 from __future__ import annotations
 
 import os
+from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from dassl.utils import UserError, suggest_name
@@ -60,8 +63,33 @@ def load(identifier: str, weights: str) -> OpenCLIP:
     Raises:
         UserError: open_clip is missing or does not know the name, the weights fail to load, or the model is no CLIP.
     """
-    name = f"open_clip:{identifier}"
-    package = import_optional("open_clip", PACKAGE_NAME, f"the backbone {name}")
+    return OpenCLIP(_create_model(identifier, weights)[0], f"open_clip:{identifier}")
+
+
+@torch.no_grad()
+def save(clip: OpenCLIP, folder: Path, identifier: str, weights: str) -> None:
+    """Write ``clip`` to ``folder``, which ``open_clip:local-dir:<folder>`` and open_clip load.
+
+    Args:
+        clip: a CLIP from :func:`load` with these ``identifier`` and ``weights``, whose parameters were changed.
+    """
+    package = import_module("open_clip.push_to_hf_hub")
+    model, architecture = _create_model(identifier, weights)
+    wrapper = OpenCLIP(model, f"open_clip:{identifier}")
+    wrapper.load_state_dict(clip.state_dict())  # changes ``model``, but for parameters that ``__init__`` converts:
+    model.logit_scale.copy_(wrapper.logit_scale)
+    projection = getattr(model, "text", model).text_projection
+    if isinstance(projection, nn.Linear):
+        projection.weight.copy_(wrapper.text_projection.t())
+    folder.mkdir()
+    package.save_config_for_hf(model, folder / "open_clip_config.json", package.get_model_config(architecture))
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / "open_clip_model.safetensors")
+
+
+def _create_model(identifier: str, weights: str) -> tuple[Any, str]:
+    """Return open_clip's model and its name for the architecture; arguments and errors as of :func:`load`."""
+    package = import_optional("open_clip", PACKAGE_NAME, f"the backbone open_clip:{identifier}")
     location = os.path.expanduser(identifier.removeprefix(LOCAL_DIR_SCHEMA))
     if identifier.startswith(LOCAL_DIR_SCHEMA):
         architecture, tag = f"{LOCAL_DIR_SCHEMA}{location}", ""
@@ -73,8 +101,9 @@ def load(identifier: str, weights: str) -> OpenCLIP:
     if weights and not os.path.isfile(weights):
         raise UserError(f"no weights file {weights} (MODEL.BACKBONE.WEIGHTS; predict.py: --weights)")
     with hub_access(weights or location, WEIGHTS_HINT):
-        model = package.create_model(architecture, pretrained=weights or tag or None, require_pretrained=True)
-    return OpenCLIP(model, name)
+        return package.create_model(
+            architecture, pretrained=weights or tag or None, require_pretrained=True
+        ), architecture
 
 
 def _check_names(package: ModuleType, architecture: str, tag: str, weights: str) -> None:

@@ -29,6 +29,7 @@ class PaddedPrompts:
 class BertEncoder(nn.Module):
     """Chinese-CLIP's text encoder, with the methods of :class:`vlm.text.encoder.TextEncoder`."""
 
+    language = "Chinese"  # of the texts that Chinese-CLIP learned from
     build_layout = PaddedPrompts
 
     def __init__(self, clip, memory: int = ACTIVATION_BYTES):
@@ -37,6 +38,7 @@ class BertEncoder(nn.Module):
         self.text_model, self.text_projection, self.tokenizer = clip.text_model, clip.text_projection, clip.tokenizer
         self.token_embedding = self.text_model.embeddings.word_embeddings
         self.dtype, self.embed_dim = clip.dtype, self.text_projection.out_features
+        self.context_length = self.text_model.config.max_position_embeddings  # tokens of a text, with start and end
         self.memory = memory
 
     def tokenize(self, texts: Sequence[str], truncate: bool = False) -> torch.Tensor:
@@ -45,7 +47,7 @@ class BertEncoder(nn.Module):
         Raises:
             UserError: a text has more tokens than the model has positions, and ``truncate`` is False.
         """
-        limit = self.text_model.config.max_position_embeddings
+        limit = self.context_length
         longest = max(texts, key=self.count_tokens)
         if (count := self.count_tokens(longest) + 2) > limit and not truncate:
             raise UserError(f'the prompt "{longest[:100]}" has {count} tokens with start and end, of {limit} at most')

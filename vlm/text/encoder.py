@@ -36,6 +36,7 @@ class TextEncoder(nn.Module):
     The table is an argument of :meth:`forward`, so a method can learn some of its rows, such as context tokens.
     """
 
+    language = "English"  # of the texts that CLIP learned from
     count_tokens = staticmethod(count_tokens)
     build_layout = staticmethod(Layout.build)  # (index, lengths) -> the packed prompts that ``forward`` takes
 
@@ -48,6 +49,7 @@ class TextEncoder(nn.Module):
         self.ln_final = clip_model.ln_final
         self.text_projection = clip_model.text_projection
         self.dtype, self.embed_dim = clip_model.dtype, self.text_projection.shape[1]
+        self.context_length = len(self.positional_embedding)  # tokens of a text, with start and end
         self.memory = memory
         # The backward pass needs about 11 vectors for each token and layer.
         vector_bytes = self.positional_embedding.shape[1] * self.dtype.itemsize
@@ -59,7 +61,7 @@ class TextEncoder(nn.Module):
 
     def tokenize(self, texts: Sequence[str], truncate: bool = False) -> torch.Tensor:
         """Return token ids (n, 77) of texts, as :func:`vlm.text.tokenizer.tokenize`."""
-        return tokenize(texts, len(self.positional_embedding), truncate)
+        return tokenize(texts, self.context_length, truncate)
 
     @staticmethod
     def lengths(tokens: torch.Tensor) -> torch.Tensor:
@@ -154,6 +156,11 @@ class TextEncoder(nn.Module):
             x = x + F.linear(heads, attn.out_proj.weight, attn.out_proj.bias)
             x = x + mlp(block.mlp, block.ln_2(x))
         return self.ln_final(x).type(self.dtype) @ self.text_projection, key_values
+
+
+def get_language(clip: CLIP) -> str:
+    """Return the language of the texts that a CLIP learned from: English or Chinese."""
+    return getattr(clip, "text_encoder", TextEncoder).language
 
 
 def build_text_encoder(clip: CLIP, memory: int = ACTIVATION_BYTES) -> TextEncoder:

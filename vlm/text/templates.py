@@ -99,6 +99,10 @@ IMAGENET_TEMPLATES = (
     "a tattoo of the {}.",
 )
 
+# Of the CLIP paper, section 3.1.4, and of Chinese-CLIP's zero-shot evaluation on ImageNet
+# (cn_clip/eval/imagenet_zeroshot_templates.py in github.com/OFA-Sys/Chinese-CLIP), by the language of a text encoder.
+DEFAULT_TEMPLATES = {"English": "a photo of a {}.", "Chinese": "一张{}的照片。"}
+
 # By the values of TRAINER.ZEROSHOTCLIP2.TEMPLATES and of predict.py --ensemble.
 TEMPLATES = {"select": SELECTED_TEMPLATES, "all": IMAGENET_TEMPLATES}
 
