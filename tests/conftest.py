@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import signal
@@ -15,6 +14,7 @@ import torch
 from PIL import Image
 
 import train
+from dassl.utils import read_json
 from datasets.digits import write_digits
 from tests.common import REPOSITORY, WNIDS
 
@@ -30,12 +30,12 @@ class Run:
     @property
     def log(self) -> str:
         """The text of log.txt."""
-        return (self.folder / "log.txt").read_text()
+        return (self.folder / "log.txt").read_text(encoding="utf-8")
 
     @property
     def record(self) -> dict:
         """The content of result.json."""
-        return json.loads((self.folder / "result.json").read_text())
+        return read_json(self.folder / "result.json")
 
     @property
     def accuracy(self) -> str:
@@ -62,6 +62,12 @@ def _restore_threads():
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _retries_without_pauses(monkeypatch):
+    """Let downloads try again at once."""
+    monkeypatch.setattr("dassl.data.downloads.RETRY_PAUSES", (0, 0, 0))
 
 
 @pytest.fixture(scope="session", autouse=True)

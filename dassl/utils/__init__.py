@@ -17,6 +17,7 @@ from .errors import (
 from .files import (
     atomic_write,
     check_isfile,
+    check_replaceable,
     file_digest,
     is_utf8,
     listdir_nohidden,
@@ -25,6 +26,7 @@ from .files import (
     read_json,
     write_json,
 )
+from .paths import relpath
 from .registry import Registry, check_at_least, check_availability, tolist_if_not
 
 if TYPE_CHECKING:

@@ -10,6 +10,8 @@ from functools import cache
 
 from yacs.config import CfgNode
 
+from dassl.utils import relpath
+
 from .base_dataset import DatasetBase, Datum
 
 SPLITS = ("train_x", "train_u", "val", "test")  # attributes of DatasetBase
@@ -31,7 +33,7 @@ def split_fingerprint(items: Iterable[Datum], root: str | os.PathLike) -> str:
     @cache  # millions of images lie in few folders
     def relative_folder(folder: str) -> str:
         """Return the path of ``folder`` below ``root`` with forward slashes."""
-        return os.path.relpath(folder, start).replace(os.sep, "/")
+        return relpath(folder, start).replace(os.sep, "/")
 
     digest = hashlib.sha256()
     for item in items:
