@@ -157,18 +157,21 @@ class Server(http.server.BaseHTTPRequestHandler):
 
     content = os.urandom(3 << 20)
     cuts = 0  # how many connections break off half way
-    status = 200  # of answers to requests for the whole file
+    status = 200  # another one: an error for each request
     offsets: tuple = ()  # the first byte of each request
 
     def do_GET(self):
         start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").rstrip("-"))
         Server.offsets += (start,)
-        self.send_response(206 if start else self.status)
+        if self.status != 200:
+            return self.send_error(self.status)
+        self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(self.content) - start))
         self.end_headers()
         body = self.content[start:]
         self.wfile.write(body[: len(body) // 2] if Server.cuts else body)
         Server.cuts = max(Server.cuts - 1, 0)
+        return None
 
     def log_message(self, *_):
         pass
