@@ -3,16 +3,15 @@
 import csv
 import os
 import re
-import shutil
 import subprocess
 import sys
 
 import pytest
 
-from tests.common import REPOSITORY
+from tests.common import REPOSITORY, needs_bash
 from tools.results_table import main as results_table
 
-pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+pytestmark = needs_bash
 ONE_EPOCH = ("OPTIM.MAX_EPOCH", "1")
 
 

@@ -207,7 +207,7 @@ def test_a_table_of_a_folder_with_a_chinese_name_has_one_note(run, tmp_path, cap
 
 
 def test_a_study_runs_under_the_simulation(tmp_path, digits_root):
-    """Sweep with two processes, table, resume, loader workers and predictions; the folder of all has a Chinese name."""
+    """Sweep with two processes, table, resume and predictions; the folder of all has a Chinese name."""
     home = tmp_path / "张三"
     environment = os.environ if IS_WINDOWS else simulated_environment(home)
     study, image = home / "输出", write_digit(home / "图片/数字 3.png")
@@ -224,12 +224,10 @@ def test_a_study_runs_under_the_simulation(tmp_path, digits_root):
     )
     data = ("--root", digits_root, "--dataset-config-file", "configs/datasets/digits.yaml")
     coop = ("train.py", *data, "--config-file", "configs/trainers/CoOp/tiny.yaml", "--trainer", "CoOp", "--seed", 1)
-    workers = ("--output-dir", study / "CoOp/workers", "DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1)
     commands = {
         "sweep": ("tools/sweep.py", sweep, "--root", digits_root, "--jobs", 2, "OPTIM.MAX_EPOCH", 1),
         "table": ("tools/results_table.py", study),
         "resume": (*coop, "--output-dir", study / "CoOp/1", "DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1),
-        "workers": (*coop, *workers, "FEATURES.ENABLED", False, "DATALOADER.NUM_WORKERS", 1),
         "predict": ("predict.py", image, "--model-dir", study / "CoOp/1", "--show", home / "sheet.png"),
     }
     results = {}
