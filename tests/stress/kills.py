@@ -186,4 +186,4 @@ def write_sweep(path: Path) -> None:
         "arguments": f"{words} --trainer CoOp DATASET.NUM_SHOTS 1 OPTIM.MAX_EPOCH 3",
         "grid": {"TRAINER.COOP.N_CTX": [16, 4]},
     }
-    path.write_text(yaml.safe_dump({"output": "output", "threads": 1, "runs": [zero_shot, coop]}))
+    path.write_text(yaml.safe_dump({"output": "output", "threads": 1, "runs": [zero_shot, coop]}), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
