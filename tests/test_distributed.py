@@ -21,9 +21,11 @@ from dassl.data.data_manager import build_data_loader
 from dassl.data.samplers import ShardedBatchSampler
 from dassl.engine import TrainerXU
 from dassl.utils import UserError, listdir_nohidden, load_checkpoint, save_checkpoint
-from tests.common import REPOSITORY, load_tensors
+from tests.common import IS_WINDOWS, REPOSITORY, load_tensors
 from tests.conftest import Run
 from vlm.images import encoder
+
+pytestmark = pytest.mark.skipif(IS_WINDOWS, reason="torchrun is not tested on Windows")
 
 TUNE = (
     *("--trainer", "CLIPFineTune", "--config-file", REPOSITORY / "configs/trainers/CLIPFineTune/tiny.yaml"),
@@ -109,7 +111,7 @@ def test_two_processes_do_what_one_does(run, command, tmp_path, without_openvino
         ("local_gradients", command(*COOP, out="local_gradients")),
         ("killed", command(*TUNE, out="killed")),
     ]
-    (tmp_path / "commands.json").write_text(json.dumps(commands))
+    (tmp_path / "commands.json").write_text(json.dumps(commands), encoding="utf-8")
     finished = torchrun(REPOSITORY / "tests/distributed_worker.py", tmp_path / "commands.json")
     assert finished.returncode == 1
     codes = dict(re.findall(r"^(\w+) ended in (\d+)$", finished.stdout, re.MULTILINE))
@@ -119,12 +121,12 @@ def test_two_processes_do_what_one_does(run, command, tmp_path, without_openvino
         one = run(*settings, trainer=trainer, out=name)
         assert one.code == 0, one.error
         assert_same_results(one, Run(0, tmp_path / f"{name}2", ""), model)
-    assert "Processes: 2, each" in (tmp_path / "tune2/log.txt").read_text()
+    assert "Processes: 2, each" in (tmp_path / "tune2/log.txt").read_text(encoding="utf-8")
     assert load_checkpoint(tmp_path / "tune2/clip/model.pth.tar-2")["processes"] == [2]
     assert_close_checkpoints(*(tmp_path / name / "prompt_learner/model.pth.tar-2" for name in ("coop", "custom_loop")))
     mistake = "it steps an optimizer by gradients that model_backward has not averaged"
     assert re.search(rf"^error: .*{mistake}", finished.stderr, re.MULTILINE)
-    assert mistake in (tmp_path / "local_gradients/log.txt").read_text()
+    assert mistake in (tmp_path / "local_gradients/log.txt").read_text(encoding="utf-8")
     for name in ("local_gradients", "killed"):
         assert not (tmp_path / name / "result.json").exists()
     resumed = torchrun(REPOSITORY / "train.py", *command(*TUNE, out="killed"))

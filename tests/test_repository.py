@@ -41,22 +41,27 @@ def test_a_package_imports_only_from_lower_layers(package):
 
 def test_vlm_does_not_mention_ray_and_dassl_does_not_mention_clip():
     for path in list_sources("vlm"):
-        assert not re.search(r"\bray\b", path.read_text(), re.IGNORECASE), path
+        assert not re.search(r"\bray\b", path.read_text(encoding="utf-8"), re.IGNORECASE), path
     for path in list_sources("dassl"):
         if path.name not in ("defaults.py", "transforms.py", "env.py"):
-            assert not re.search(r"clip\b(?!ping)", path.read_text(), re.IGNORECASE), path
+            assert not re.search(r"clip\b(?!ping)", path.read_text(encoding="utf-8"), re.IGNORECASE), path
 
 
 def test_requirements_txt_and_pyproject_list_the_same_dependencies():
-    listed = [line.partition("#")[0].strip() for line in (REPOSITORY / "requirements.txt").read_text().splitlines()]
-    project = (REPOSITORY / "pyproject.toml").read_text()
+    listed = [
+        line.partition("#")[0].strip()
+        for line in (REPOSITORY / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    ]
+    project = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
     block = re.search(r"^dependencies = \[\n(.*?)^\]", project, re.MULTILINE | re.DOTALL)[1]
     assert [line for line in listed if line] == re.findall(r'^    "([^"]+)"', block, re.MULTILINE)
 
 
 def test_every_imported_package_is_required():
     files = [REPOSITORY / name for name in ("requirements.txt", "requirements-dev.txt")]  # the second has the extras
-    required = [name for file in files for name in re.findall(r"^[\w-]+", file.read_text(), re.MULTILINE)]
+    required = [
+        name for file in files for name in re.findall(r"^[\w-]+", file.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
     # Dependencies of yacs, open_clip_torch, scikit-learn and pylance.
     required += ["yaml", "huggingface_hub", "threadpoolctl", "pyarrow"]
     distributions = {"PIL": "pillow", "sklearn": "scikit-learn", "open_clip": "open_clip_torch", "lance": "pylance"}
@@ -67,9 +72,9 @@ def test_every_imported_package_is_required():
 
 
 def test_requirements_dev_txt_has_every_optional_dependency():
-    project = (REPOSITORY / "pyproject.toml").read_text()
+    project = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
     block = re.search(r"^\[project.optional-dependencies\]\n(.*?)\n\n", project, re.MULTILINE | re.DOTALL)[1]
-    listed = (REPOSITORY / "requirements-dev.txt").read_text().splitlines()
+    listed = (REPOSITORY / "requirements-dev.txt").read_text(encoding="utf-8").splitlines()
     assert set(re.findall(r'"([^"]+)"', block)) <= set(listed)
 
 

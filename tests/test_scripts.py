@@ -63,7 +63,7 @@ def test_main_eval_and_zeroshot_take_coops_arguments_and_skip_finished_runs(bash
     result = bash(*main, SEEDS="1")
     assert result.returncode == 0, result.stderr
     run = out / "digits/CoOp/tiny_1shots/nctx4_cscFalse_ctpend/seed1"
-    assert "* accuracy: " in (run / "log.txt").read_text()
+    assert "* accuracy: " in (run / "log.txt").read_text(encoding="utf-8")
     assert "finished already" in bash(*main, SEEDS="1").stdout
     result = bash("coop/zeroshot.sh", "digits", "tiny", OUTPUT="out put")  # relative to the folder of the call
     assert result.returncode == 0, result.stderr
@@ -85,7 +85,7 @@ def test_base2new_scripts_take_coops_arguments_and_write_the_folders_of_the_tabl
     folder = tmp_path / "out put/base2new"
     assert (folder / "train_base/digits/shots_1/CoOp/tiny/seed1/result.json").is_file()
     assert results_table([str(folder)]) == 0
-    _, coop = csv.reader((folder / "base_to_new.csv").open())
+    _, coop = csv.reader((folder / "base_to_new.csv").open(encoding="utf-8"))
     assert "-" not in coop
 
 
@@ -96,14 +96,14 @@ def test_cocoop_scripts_evaluate_zero_shot_clip_once_for_all_seeds(bash, tmp_pat
         result = bash(f"cocoop/{script}", "digits", seed, **zero_shot)
         assert result.returncode == 0, result.stderr
     assert results_table([str(out / "base2new")]) == 0
-    _, row = csv.reader((out / "base2new/base_to_new.csv").open())
+    _, row = csv.reader((out / "base2new/base_to_new.csv").open(encoding="utf-8"))
     assert row[:2] == ["digits", "ZeroshotCLIP, tiny, 0 shots"]
     assert "-" not in row
     for script, *arguments in (("xd_train.sh", "1"), ("xd_test.sh", "digits", "1")):
         result = bash(f"cocoop/{script}", *arguments, DATA=str(imagenet_root), **zero_shot)
         assert result.returncode == 0, result.stderr
     assert results_table([str(out / "evaluation")]) == 0
-    _, row = csv.reader((out / "evaluation/transfer.csv").open())
+    _, row = csv.reader((out / "evaluation/transfer.csv").open(encoding="utf-8"))
     assert "-" not in row
 
 
@@ -114,7 +114,7 @@ def test_xd_scripts_train_on_imagenet_and_write_the_folders_of_the_transfer_tabl
         result = bash(f"cocoop/{script}", *arguments, **tiny)
         assert result.returncode == 0, result.stderr
     assert results_table([str(tmp_path / "out put/evaluation")]) == 0
-    head, row = csv.reader((tmp_path / "out put/evaluation/transfer.csv").open())
+    head, row = csv.reader((tmp_path / "out put/evaluation/transfer.csv").open(encoding="utf-8"))
     assert head == ["accuracy (%)", "imagenet", "digits", "average of other data sets"]
     assert "-" not in row
 
@@ -141,7 +141,9 @@ def test_a_script_without_arguments_prints_its_usage(path):
 def test_an_environment_is_created_if_none_is_active(tmp_path, variables, is_created):
     """A fake interpreter takes the place of Python, so that nothing is installed."""
     interpreter = tmp_path / "python"
-    interpreter.write_text('#!/bin/sh\nif [ "$2" = venv ]; then mkdir -p "$3/bin" && : > "$3/bin/activate"; fi\n')
+    interpreter.write_text(
+        '#!/bin/sh\nif [ "$2" = venv ]; then mkdir -p "$3/bin" && : > "$3/bin/activate"; fi\n', encoding="utf-8"
+    )
     interpreter.chmod(0o755)
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     environment = {"PATH": path, "PYTHON": str(interpreter), **variables}

@@ -49,7 +49,7 @@ class Child:
             self.process.kill()
             raise TimeoutError(f"a process still runs after {TIMEOUT} s; its standard error: {self.errors}")
         # A process that was killed at once has not created the file.
-        errors = self.errors.read_text(errors="replace") if self.errors.exists() else ""
+        errors = self.errors.read_text(errors="replace", encoding="utf-8") if self.errors.exists() else ""
         return Ended(self.process.exitcode, errors)
 
 

@@ -10,7 +10,7 @@ from tests.fixtures.make_parity import FOLDER
 from tests.studies.records import write_run
 from tools.parse_test_res import main
 
-PARITY = json.loads((FOLDER / "parity.json").read_text())
+PARITY = json.loads((FOLDER / "parity.json").read_text(encoding="utf-8"))
 
 
 def write_log(run: str, lines: list[str]) -> None:
