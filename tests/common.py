@@ -15,7 +15,6 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared, 
 IS_WINDOWS = os.name == "nt" or "SIMULATED_WINDOWS" in os.environ  # the second: tests.windows
 needs_bash = pytest.mark.skipif(IS_WINDOWS or shutil.which("bash") is None, reason="needs bash")
 needs_links = pytest.mark.skipif(IS_WINDOWS, reason="needs symbolic links, which Windows refuses to most users")
-needs_signals = pytest.mark.skipif(IS_WINDOWS, reason="needs the signals of Unix, such as SIGKILL")
 # WordNet IDs, the names of ImageNet's class folders, with the class names; three suffice for tests.
 WNIDS = {"n01440764": "tench", "n02102040": "English springer", "n03028079": "church"}
 

@@ -16,7 +16,8 @@ from PIL import Image
 import train
 from dassl.utils import read_json
 from datasets.digits import write_digits
-from tests.common import REPOSITORY, WNIDS
+from tests.common import IS_WINDOWS, REPOSITORY, WNIDS
+from tests.windows import simulation
 
 
 @dataclass
@@ -107,6 +108,14 @@ def run(tmp_path, digits_root, capsys):
         return Run(code, folder, capsys.readouterr().err)
 
     return call
+
+
+@pytest.fixture
+def windows(monkeypatch):
+    """Let this process refuse what Windows refuses, such as to replace an open file."""
+    if not IS_WINDOWS:
+        for module, name, value in simulation.REPLACEMENTS:
+            monkeypatch.setattr(module, name, value)
 
 
 @pytest.fixture

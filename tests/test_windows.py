@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
@@ -28,14 +29,6 @@ from tools.export_classifier import main as export_classifier
 from tools.results_table import main as results_table
 
 ZERO_SHOT = {"trainer": "ZeroshotCLIP", "out": "study/ZeroshotCLIP"}
-
-
-@pytest.fixture
-def windows(monkeypatch):
-    """Let this process refuse what Windows refuses."""
-    if not IS_WINDOWS:
-        for module, name, value in simulation.REPLACEMENTS:
-            monkeypatch.setattr(module, name, value)
 
 
 def read_folder(folder: Path) -> dict[str, bytes]:
@@ -89,6 +82,12 @@ def test_predict_refuses_a_sheet_that_a_viewer_shows_before_it_reads_images(tmp_
     assert output.out == ""
     assert f"cannot write {sheet}: " in output.err
     assert sheet.read_bytes() == b"earlier"
+
+
+def test_paths_on_standard_input_in_another_encoding_are_no_traceback(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("小样本.png".encode()), encoding="gbk"))
+    assert predict.main(["-", "--classes", "one", "two", "--backbone", "tiny"]) == 2
+    assert "standard input is no text in gbk; set the environment variable PYTHONUTF8=1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["classifier.onnx", "class_weights.npz"])
@@ -150,14 +149,14 @@ def drive(tmp_path, monkeypatch) -> Path:
     return tmp_path / "D"
 
 
-@pytest.mark.skipif(os.name == "nt", reason="simulates drives")
+@pytest.mark.skipif(IS_WINDOWS, reason="simulates drives")
 def test_ctrl_c_prints_a_command_that_works_from_another_drive(drive, tmp_path, monkeypatch, windows):
     monkeypatch.chdir(tmp_path)
     error = interrupted_error("in epoch 1 of 2", "from the beginning", str(drive / "train.py"), ["--seed", "1"])
     assert f"python {drive}/train.py --seed 1" in str(error)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="simulates drives")
+@pytest.mark.skipif(IS_WINDOWS, reason="simulates drives")
 def test_images_may_be_on_another_drive_than_the_root(drive, run, tmp_path, windows):
     """``DATASET.FOLDER`` may be an absolute path; predictions are named below DATASET.ROOT."""
     images = [write_digit(drive / f"photos/{split}/{name}/1.png") for split in ("train", "test") for name in "ab"]
