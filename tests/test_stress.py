@@ -4,7 +4,11 @@ import re
 
 import pytest
 
-from tests.stress import full_disk, kills, several
+from tests.common import IS_WINDOWS
+
+if IS_WINDOWS:
+    pytest.skip("needs Unix: SIGKILL, limits on file sizes", allow_module_level=True)
+from tests.stress import full_disk, kills, several  # noqa: E402
 
 
 def test_killed_programs_resume_to_the_result_of_an_undisturbed_run(tmp_path):
