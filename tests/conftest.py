@@ -75,7 +75,8 @@ def _retries_without_pauses(monkeypatch):
 def _cache_folder(tmp_path_factory):
     """Set the user's cache folder to one of the tests, for this process and the scripts that it starts."""
     patch = pytest.MonkeyPatch()
-    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    for name in ("XDG_CACHE_HOME", "WIN_PD_OVERRIDE_LOCAL_APPDATA"):  # the second: of platformdirs, on Windows
+        patch.setenv(name, str(tmp_path_factory.mktemp("cache")))
     yield
     patch.undo()
 

@@ -8,7 +8,7 @@ from tests.common import IS_WINDOWS
 
 if IS_WINDOWS:
     pytest.skip("needs Unix: SIGKILL, limits on file sizes", allow_module_level=True)
-from tests.stress import full_disk, kills, several  # noqa: E402
+from tests.stress import full_disk, kills, several
 
 
 def test_killed_programs_resume_to_the_result_of_an_undisturbed_run(tmp_path):

@@ -1,9 +1,9 @@
 """Run the tests as on a Windows laptop in China, on Linux.
 
-    python -m tests.windows                         # all tests that run on Windows; one process per core
+    python -m tests.windows                             # all tests that run on Windows; one process per core
     python -m tests.windows -n 0 tests/test_train.py    # arguments go to pytest
 
-sitecustomize.py says what is simulated. The home folder, and in it the folder for temporary files, has a Chinese name.
+simulation.py says what is simulated. The home folder, and in it the folder for temporary files, has a Chinese name.
 Programs that the tests start inherit all of it.
 """
 
