@@ -220,6 +220,8 @@ def export_clip(run_folder: Path, out_path: Path, epoch: int | None) -> None:
             path = Path(temporary, out_path.name)
             path.write_bytes(content)
             loaded, weights = load_clip("", str(path))
+            # The weights are views of the file, which Windows could not rename then.
+            weights = {name: value.clone() for name, value in weights.items()}
             features = _sample_features(loaded)
             rounded = check_close(features, expected, HALF_TOLERANCE, "features as loaded, in half precision")
             loaded.load_state_dict(weights)
