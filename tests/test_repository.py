@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -86,3 +87,11 @@ def test_both_readmes_show_the_same_figures():
     figures = [re.findall(r"\d+\.\d+", "\n".join(table)) for table in tables]
     assert figures[0]
     assert figures[0] == figures[1]
+
+
+@pytest.mark.skipif(not (REPOSITORY / ".git").exists(), reason="needs a git checkout")
+@pytest.mark.parametrize("name", ["scripts/quickstart.sh", "scripts/slurm/sweep.sbatch", ".ci/run", "train.py"])
+def test_windows_checks_scripts_out_with_the_line_ends_that_bash_takes(name):
+    command = ["git", "check-attr", "eol", name]
+    attribute = subprocess.run(command, cwd=REPOSITORY, capture_output=True, encoding="utf-8", check=True).stdout
+    assert attribute == f"{name}: eol: lf\n"

@@ -151,3 +151,15 @@ def test_an_environment_is_created_if_none_is_active(tmp_path, variables, is_cre
     result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / ".venv").is_dir() == is_created
+
+
+def test_if_the_packages_cannot_be_installed_the_message_names_a_mirror(tmp_path):
+    """A fake interpreter takes the place of Python, and its pip fails."""
+    interpreter = tmp_path / "python"
+    interpreter.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+    interpreter.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "VIRTUAL_ENV": "/somewhere"}
+    command = ["bash", "-euc", f". {REPOSITORY}/scripts/env.sh; echo installed"]
+    result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "export PIP_INDEX_URL=https://pypi.tuna.tsinghua.edu.cn/simple" in result.stderr
