@@ -205,6 +205,14 @@ def test_a_table_of_a_folder_with_a_chinese_name_has_one_note(run, tmp_path, cap
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
 
 
+def test_a_sheet_with_chinese_classes_has_one_note(tmp_path, capsys, monkeypatch, recwarn):
+    monkeypatch.setattr(fonts, "CJK_FONTS", ())
+    image, sheet = write_digit(tmp_path / "digit.png"), tmp_path / "sheet.png"
+    assert predict.main([str(image), "--classes", "鸟", "鱼", "--backbone", "tiny", "--show", str(sheet)]) == 0
+    assert capsys.readouterr().err.count("Note: no installed font has") == 1
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+
+
 def test_a_study_runs_under_the_simulation(tmp_path, digits_root):
     """Sweep with two processes, table, resume and predictions; the folder of all has a Chinese name."""
     home = tmp_path / "张三"
