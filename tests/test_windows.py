@@ -53,7 +53,7 @@ def test_a_run_sets_nothing_aside_while_another_program_has_a_file_open(name, ru
         second = run("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1)
     assert second.code == 2
     assert f"error: cannot write {first.folder / name}: " in second.error
-    assert "such as Excel or an image viewer, has it open, close it there" in second.error
+    assert "If Excel, an image viewer or another program has it open, close it there" in second.error
     assert read_folder(first.folder) == before
     assert run("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1).code == 0
 

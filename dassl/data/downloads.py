@@ -12,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dassl.utils import UserError, file_digest, mkdir_if_missing
+from dassl.utils.files import replace_file
 
 MAX_DOWNLOAD_BYTES = 8 << 30  # bytes, more than any file that the project downloads has; ends a download without an end
-RETRY_PAUSES = (2, 10, 30)  # seconds before the second to the last attempt: a line that is cut is back after some
+RETRY_PAUSES = (2, 10, 30)  # seconds before the second, third and fourth attempt: most cuts of a line are shorter
 BUSY_STATUSES = (408, 429, 500, 502, 503, 504)  # of HTTP: the same request may succeed later
 # Errors of a connection that was cut, or refused by a busy server.
 CONNECTION_ERRORS = (ConnectionError, TimeoutError, ssl.SSLError, http.client.HTTPException)
@@ -42,7 +43,7 @@ def download(url: str, path: str | os.PathLike, checksum: str, algorithm: str = 
     if (digest := file_digest(partial, algorithm)) != checksum:
         partial.unlink()
         raise UserError(f"{url} arrived damaged: {algorithm} {digest}, expected {checksum}. Run the command again")
-    os.replace(partial, path)
+    replace_file(partial, path)
     return path
 
 
@@ -59,7 +60,7 @@ def retry(fetch: Callable[[], object], name: str) -> None:
             status = getattr(error, "code", None)  # of an HTTPError
             if status not in BUSY_STATUSES and not isinstance(_unwrap(error), CONNECTION_ERRORS):
                 raise
-            print(f"Note: the download of {name} broke off ({_unwrap(error)}); it goes on in {pause} s", flush=True)
+            print(f"Note: the download of {name} broke off ({_unwrap(error)}); next attempt in {pause} s", flush=True)
         time.sleep(pause)
     fetch()
 

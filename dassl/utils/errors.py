@@ -62,8 +62,7 @@ def write_error(path: str | os.PathLike, error: OSError) -> UserError:
     if error.errno in DISK_FULL_ERRNOS:
         hint = ". Earlier files are intact: free some space, then run the same command again"
     elif is_in_use(error):
-        hint = ". If another program, such as Excel or an image viewer, has it open, close it there; then run the same "
-        hint += "command again"
+        hint = ". If Excel, an image viewer or another program has it open, close it there; then run this again"
     return UserError(f"cannot write {path}: {error.strerror or error}{hint}")
 
 

@@ -40,7 +40,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        _replace(temporary, path)
+        replace_file(temporary, path)
     except (OSError, RuntimeError) as error:
         reason = error if isinstance(error, OSError) else error.__context__  # torch.save raises a RuntimeError for it
         if not isinstance(reason, OSError):
@@ -50,8 +50,8 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
         temporary.unlink(missing_ok=True)
 
 
-def _replace(source: Path, target: Path) -> None:
-    """Rename ``source`` to ``target``, in place of any file there; try again while Windows has one of them in use."""
+def replace_file(source: Path, target: Path) -> None:
+    """Rename ``source`` to ``target``, in place of any file there; for a second, wait for one that is in use."""
     for pause in REPLACE_PAUSES:
         try:
             os.replace(source, target)
