@@ -91,7 +91,7 @@ def _call_and_read_peak(function: Callable, *arguments: object) -> float:
 
     function(*arguments)
     try:  # ru_maxrss would include the peak of the parent process
-        status = Path("/proc/self/status").read_text()
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
         return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) * 1024 / 1e9
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
@@ -100,7 +100,9 @@ def _call_and_read_peak(function: Callable, *arguments: object) -> float:
 def describe_machine() -> str:
     """Return one line about the processor, the threads and the versions of the packages."""
     info = Path("/proc/cpuinfo")
-    models = re.findall(r"^model name\s*: (.*)$", info.read_text(), re.MULTILINE) if info.exists() else []
+    models = (
+        re.findall(r"^model name\s*: (.*)$", info.read_text(encoding="utf-8"), re.MULTILINE) if info.exists() else []
+    )
     name, versions = models[0] if models else platform.machine(), get_package_versions()
     packages = ", ".join(f"{package} {versions[package]}" for package in ("python", "torch", "openvino"))
     return f"{name}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}; {packages}"

@@ -92,7 +92,7 @@ def process_group() -> Iterator[None]:
 def _suppress_output() -> Iterator[None]:
     """Drop standard output, warnings and progress bars in the body of a ``with``; errors still go to stderr."""
     sys.stderr.isatty = lambda: False  # type: ignore[method-assign]  # tqdm asks it whether to show a bar
-    with open(os.devnull, "w") as devnull, redirect_stdout(devnull), warnings.catch_warnings():
+    with open(os.devnull, "w", encoding="utf-8") as devnull, redirect_stdout(devnull), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 

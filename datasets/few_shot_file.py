@@ -7,12 +7,11 @@ An entry is a path below the data set's folder, a label, and a class name; "val"
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 
 from dassl.data.datasets import Datum
-from dassl.utils import UserError, read_json
+from dassl.utils import UserError, read_json, relpath
 
 from .few_shot_split import Split
 from .split_pickle import FEW_SHOT_SPLITS, is_split_entry
@@ -47,7 +46,7 @@ def read_few_shot_file(path: Path, folder: Path, train: list[Datum], val: list[D
             if impath in test_paths:
                 raise UserError(f"{where}: {name!r} is a test image, which must not be trained on")
             if impath not in images:
-                example = f"paths are below {folder}, such as {os.path.relpath(train[0].impath, folder)}"
+                example = f"paths are below {folder}, such as {relpath(train[0].impath, folder)}"
                 raise UserError(f"{where}: {name!r} is no training image of the data set; {example}")
             if classes.get(label) != classname:
                 problem = f"class {label} is {classes[label]!r}" if label in classes else "there is no such label"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from dassl.data.archives import ARCHIVE_ERRORS, unpack_archive
 from dassl.data.datasets import DATASET_REGISTRY
+from dassl.data.downloads import retry
 from dassl.utils import UserError, derive_seed, error_reason, mkdir_if_missing, read_json, suggest_name, write_json
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ def download_dataset(name: str, base: Path, last: str) -> None:
     mkdir_if_missing(base.parent)
     try:
         with tempfile.TemporaryDirectory(dir=base.parent, prefix=f".{base.name}.") as temporary:
-            getattr(torchvision.datasets, source.torchvision)(temporary, download=True)
+            retry(lambda: getattr(torchvision.datasets, source.torchvision)(temporary, download=True), name)
             base.mkdir(exist_ok=True)
             for entry in sorted(Path(temporary, source.unpacked).iterdir(), key=lambda entry: entry.name == last):
                 if entry.suffix not in ARCHIVE_SUFFIXES and not (base / entry.name).exists():

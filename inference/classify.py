@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dassl.utils import Decoding, UserError, check_at_least, read_image
+from dassl.utils import Decoding, UserError, check_at_least, check_replaceable, read_image
 from vlm.text.templates import DEFAULT_TEMPLATES, TEMPLATES, check_template
 
 from . import video
@@ -125,11 +125,12 @@ def _check_commas(classnames: Sequence[str]) -> None:
 
 
 def _check_sheet_path(sheet: str, paths: list[str]) -> None:
-    """Raise :class:`UserError` unless ``sheet`` ends in .png and is none of the images at ``paths``."""
+    """Raise :class:`UserError` unless ``sheet`` ends in .png, is no image of ``paths``, and can be written."""
     if Path(sheet).suffix.lower() != ".png":
         raise UserError(f"--show {sheet} is not the name of a PNG: let it end in .png")
     if Path(sheet).resolve() in {Path(path).resolve() for path in paths}:
         raise UserError(f"--show {sheet} would overwrite one of the images")
+    check_replaceable(sheet)
 
 
 def _build_classifier(args: argparse.Namespace) -> Classifier:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dassl.utils import atomic_write
+from dassl.utils.fonts import plot_fonts
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -16,8 +17,6 @@ COLUMNS = 6  # images in a row: a sheet of 13 inches, as wide as a screen
 THUMBNAIL_PIXELS = 240  # pixels of an image's longer edge: a column at the sheet's 110 dots an inch
 COLUMN_INCHES, LINE_INCHES = 2.2, 0.16  # width of a column; height of a line of text at 7 points, with its spacing
 MAX_LETTERS = 30  # letters in a line: as many as a column holds at 7 points
-# Class names may be Chinese, Japanese or Korean; the default font lacks their letters. The first installed one is used.
-CJK_FONTS = ("Noto Sans CJK SC", "Noto Sans SC", "Microsoft YaHei", "PingFang SC", "SimHei", "WenQuanYi Zen Hei")
 
 
 def write_contact_sheet(path: str, sheet: Sequence[tuple[str, Image.Image, list[dict]]]) -> None:
@@ -28,17 +27,16 @@ def write_contact_sheet(path: str, sheet: Sequence[tuple[str, Image.Image, list[
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import font_manager
     from matplotlib import pyplot as plt
 
-    installed = {font.name for font in font_manager.fontManager.ttflist}
+    texts = [text for name, _, entries in sheet for text in (Path(name).name, *(entry["class"] for entry in entries))]
     columns = min(COLUMNS, len(sheet))
     rows = -(-len(sheet) // columns)
     text_inches = (max(len(predictions) for _, _, predictions in sheet) + 1.5) * LINE_INCHES
     height = rows * (COLUMN_INCHES + text_inches)
     bottom, top = text_inches / height, 1 - LINE_INCHES / height
     row_spacing = (text_inches + LINE_INCHES) / (COLUMN_INCHES - LINE_INCHES)
-    with plt.rc_context({"font.family": ["DejaVu Sans", *[name for name in CJK_FONTS if name in installed][:1]]}):
+    with plot_fonts(texts):
         figure, cells = plt.subplots(rows, columns, squeeze=False, figsize=(columns * COLUMN_INCHES, height))
         figure.subplots_adjust(0.01, bottom, 0.99, top, 0.06, row_spacing)
         for cell in cells.flat:

@@ -20,8 +20,9 @@ from safetensors.torch import save
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
-from dassl.utils import UserError, atomic_write, mkdir_if_missing
+from dassl.utils import UserError, atomic_write, check_replaceable, mkdir_if_missing, write_error
 from vlm.clip.fingerprint import weights_fingerprint
+from vlm.clip.hub import PIP_MIRROR_HINT
 from vlm.clip.load import THIRD_PARTY_MODULES, load_clip
 from vlm.similarity import normalize
 from vlm.text.encoder import build_text_encoder
@@ -126,6 +127,7 @@ def export_classifier(
         difference = check_close(module(images)[0], expected, EXACT_TOLERANCE, "logits by the class weights")
     mkdir_if_missing(out_folder)
     onnx_path = out_folder / ONNX_NAME
+    check_replaceable(onnx_path, *(out_folder / f"{WEIGHTS_NAME}.{suffix}" for suffix in ("safetensors", "npz")))
     onnx_path.unlink(missing_ok=True)  # the file of an earlier export would not belong to the new weights
     metadata = {key: json.dumps(value, ensure_ascii=False) for key, value in description.items()}
     with atomic_write(out_folder / f"{WEIGHTS_NAME}.safetensors", "wb") as file:
@@ -136,7 +138,7 @@ def export_classifier(
     for suffix in ("safetensors", "npz"):
         _print_written(out_folder / f"{WEIGHTS_NAME}.{suffix}", difference)
     if missing := [name for name in ONNX_PACKAGES if find_spec(name) is None]:
-        raise UserError(f"{onnx_path} is not written: it needs pip install {' '.join(missing)}")
+        raise UserError(f"{onnx_path} is not written: it needs pip install {' '.join(missing)} ({PIP_MIRROR_HINT})")
     _print_written(onnx_path, _write_onnx(onnx_path, module, images, expected, metadata))
 
 
@@ -239,7 +241,7 @@ def export_clip(run_folder: Path, out_path: Path | None, epoch: int | None) -> N
                 lines = [f"{out_path} written: {size:,} bytes, {lines[0]}", *lines[1:]]
             os.replace(path, out_path)
     except OSError as error:
-        raise UserError(f"cannot write {out_path}: {error.strerror or error}") from error
+        raise write_error(out_path, error) from error
     print("\n".join(lines))
 
 

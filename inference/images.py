@@ -60,12 +60,17 @@ def find_paths(arguments: Sequence[str], kind: str) -> list[str]:
     exist. ``kind`` is the noun for a path in messages, such as "image".
 
     Raises:
-        UserError: an argument other than ``-`` matches nothing or is an address, or there is no path at all.
+        UserError: an argument other than ``-`` matches nothing or is an address, there is no path at all, or standard
+            input is no text.
     """
     paths = []
     for argument in arguments:
         if argument == "-":
-            paths += [line.strip() for line in sys.stdin if line.strip()]
+            try:
+                paths += [line.strip() for line in sys.stdin if line.strip()]
+            except UnicodeDecodeError as error:
+                hint = "set the environment variable PYTHONUTF8=1 if it is UTF-8"
+                raise UserError(f"standard input is no text in {error.encoding}; {hint}") from error
         elif matches := [argument] if os.path.exists(argument) else sorted(glob.glob(argument, recursive=True)):
             paths += matches
         elif "://" in argument:

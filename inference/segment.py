@@ -14,9 +14,9 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dassl.utils import UserError, atomic_write
+from dassl.utils import UserError, atomic_write, check_replaceable
+from dassl.utils.fonts import find_fonts
 
-from .contact_sheet import CJK_FONTS
 from .images import check_texts_are_not_images, find_images, read_images
 from .output import write_result
 from .transformers_models import add_model_argument, batch_texts, check_texts, format_table, load_model
@@ -48,6 +48,7 @@ def run(args: argparse.Namespace, name: str) -> None:
         raise UserError(f"--threshold is {args.threshold}; it must be between 0 and 1")
     paths = find_images(args.images)
     output_paths = _build_output_paths(paths, Path(args.out))
+    check_replaceable(*(path for pair in output_paths.values() for path in pair))
     model, processor = load_model(args.model, MODEL_CLASSES, name)
     check_texts(args.text, "--text", model, processor)
     for path, picture in read_images(paths, args):
@@ -117,9 +118,8 @@ def draw_overlay(picture: Image.Image, masks: np.ndarray, texts: Sequence[str], 
     for mask, colour in zip(masks, cycle(COLOURS), strict=False):
         segment = mask >= threshold
         pixels[segment] = (pixels[segment] + ImageColor.getrgb(colour)) / 2
-    fonts = font_manager.FontProperties(family=[*CJK_FONTS, "DejaVu Sans"])  # texts may be Chinese
     size = min(32, max(12, picture.height // 24))
-    font = ImageFont.truetype(font_manager.findfont(fonts), size)
+    font = ImageFont.truetype(font_manager.findfont(find_fonts(tuple(texts))[-1]), size)
     line = size * 3 // 2
     width = max(picture.width, line + max(int(font.getlength(text)) for text in texts) + size // 2)
     overlay = Image.new("RGB", (width, picture.height + line * len(texts)), "white")

@@ -8,6 +8,10 @@ fi
 installed=${VIRTUAL_ENV:-${CONDA_PREFIX:-.venv}}/coop-dassl-requirements.txt  # the requirements installed last
 if ! cmp -s requirements.txt "$installed"; then
     echo "Installing the packages in requirements.txt, which takes a few minutes" >&2
-    python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+    python -m pip install --quiet --disable-pip-version-check -r requirements.txt || {
+        echo "The packages are not installed. In China, a mirror is quicker:" \
+            "export PIP_INDEX_URL=https://pypi.tuna.tsinghua.edu.cn/simple, then the same command" >&2
+        exit 1
+    }
     cp requirements.txt "$installed" 2>/dev/null || true  # a read-only environment: pip checks it each time
 fi

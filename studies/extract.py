@@ -26,7 +26,16 @@ from dassl.data.datasets import build_dataset
 from dassl.data.decoding import ORIGINAL, describe_deep_images, get_decoding
 from dassl.data.images import unreadable_images_error
 from dassl.data.transforms import Pipeline
-from dassl.utils import Decoding, UnreadableImageError, UserError, check_availability, read_image, read_json, write_json
+from dassl.utils import (
+    Decoding,
+    UnreadableImageError,
+    UserError,
+    check_availability,
+    read_image,
+    read_json,
+    relpath,
+    write_json,
+)
 from inference.classifier import build_preprocessing
 from vlm.clip.load import load_cached_clip
 from vlm.images.encoder import FEATURE_PRECISIONS, ImageEncoder, build_image_encoder
@@ -130,7 +139,7 @@ def _write_listing(job: ExtractionJob, settings: dict) -> None:
     labels = {item.impath: item.label for name in SPLIT_ATTRIBUTES[job.split] for item in getattr(dataset, name) or ()}
     if not labels:
         raise UserError(f"{job.cfg.DATASET.NAME} has no images in --split {job.split}")
-    rows = sorted((label if classnames else 0, os.path.relpath(path, root)) for path, label in labels.items())
+    rows = sorted((label if classnames else 0, relpath(path, root)) for path, label in labels.items())
     print(f"Listing {len(rows):,} images of {len(classnames):,} classes")
     if note := describe_deep_images([*labels], decoding):
         print(note)

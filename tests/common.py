@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,9 @@ import torch
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"  # reference data of the project, which a clone does not have
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared, the project's reference data")
+IS_WINDOWS = os.name == "nt" or "SIMULATED_WINDOWS" in os.environ  # the second: tests.windows
+needs_bash = pytest.mark.skipif(IS_WINDOWS or shutil.which("bash") is None, reason="needs bash")
+needs_links = pytest.mark.skipif(IS_WINDOWS, reason="needs symbolic links, which Windows refuses to most users")
 # WordNet IDs, the names of ImageNet's class folders, with the class names; three suffice for tests.
 WNIDS = {"n01440764": "tench", "n02102040": "English springer", "n03028079": "church"}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import signal
@@ -15,8 +14,10 @@ import torch
 from PIL import Image
 
 import train
+from dassl.utils import read_json
 from datasets.digits import write_digits
-from tests.common import REPOSITORY, WNIDS
+from tests.common import IS_WINDOWS, REPOSITORY, WNIDS
+from tests.windows import simulation
 
 
 @dataclass
@@ -30,12 +31,12 @@ class Run:
     @property
     def log(self) -> str:
         """The text of log.txt."""
-        return (self.folder / "log.txt").read_text()
+        return (self.folder / "log.txt").read_text(encoding="utf-8")
 
     @property
     def record(self) -> dict:
         """The content of result.json."""
-        return json.loads((self.folder / "result.json").read_text())
+        return read_json(self.folder / "result.json")
 
     @property
     def accuracy(self) -> str:
@@ -64,11 +65,18 @@ def _restore_threads():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def _retries_without_pauses(monkeypatch):
+    """Let downloads try again at once."""
+    monkeypatch.setattr("dassl.data.downloads.RETRY_PAUSES", (0, 0, 0))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _cache_folder(tmp_path_factory):
     """Set the user's cache folder to one of the tests, for this process and the scripts that it starts."""
     patch = pytest.MonkeyPatch()
-    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    for name in ("XDG_CACHE_HOME", "WIN_PD_OVERRIDE_LOCAL_APPDATA"):  # the second: of platformdirs, on Windows
+        patch.setenv(name, str(tmp_path_factory.mktemp("cache")))
     yield
     patch.undo()
 
@@ -101,6 +109,14 @@ def run(tmp_path, digits_root, capsys):
         return Run(code, folder, capsys.readouterr().err)
 
     return call
+
+
+@pytest.fixture
+def windows(monkeypatch):
+    """Let this process refuse what Windows refuses, such as to replace an open file."""
+    if not IS_WINDOWS:
+        for module, name, value in simulation.REPLACEMENTS:
+            monkeypatch.setattr(module, name, value)
 
 
 @pytest.fixture

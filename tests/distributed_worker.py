@@ -91,7 +91,7 @@ def main() -> int:
     """Run the named commands of the JSON file; return the exit code of the last one."""
     code = 0
     encoder._has_openvino = lambda: False  # OpenVINO takes longer to load than the commands run
-    for name, argv in json.loads(Path(sys.argv[1]).read_text()):
+    for name, argv in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
         TrainerX.run_epoch = EPOCH_RUNNERS.get(name, RUN_EPOCH)
         if name == "gradients":
             for pairs, chunk in ((8, 0), (7, 2)):

@@ -33,7 +33,7 @@ def examples():
 def test_the_example_method_learns_on_the_example_data_set(examples, run, digits_root, tmp_path):
     shutil.copytree(digits_root / "digits", tmp_path / "data" / "pets")
     config = tmp_path / "pets.yaml"
-    config.write_text(re.search(r"```yaml\n(.*?)```", TEXT, re.DOTALL)[1])
+    config.write_text(re.search(r"```yaml\n(.*?)```", TEXT, re.DOTALL)[1], encoding="utf-8")
     result = run(
         *("--root", tmp_path / "data", "--dataset-config-file", config, "DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 3),
         trainer="ClassBias",
@@ -44,7 +44,7 @@ def test_the_example_method_learns_on_the_example_data_set(examples, run, digits
     assert (result.folder / "bias" / "model.pth.tar-3").is_file()
     run(trainer="ZeroshotCLIP", out="zero-shot")
     assert results_table.main([str(tmp_path)]) == 0
-    rows = {row: cells for row, *cells in csv.reader((tmp_path / "results.csv").open())}
+    rows = {row: cells for row, *cells in csv.reader((tmp_path / "results.csv").open(encoding="utf-8"))}
     assert rows["ClassBias"] == ["-", f"{result.record['accuracy']:.2f}†", "10"]  # on Pets, with other class names
     assert (tmp_path / "parameters.png").is_file()
 

@@ -22,7 +22,7 @@ def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(run, precision
     interrupted = run(*overrides, out="interrupted")
     for path in (interrupted.checkpoint(6), interrupted.folder / "result.json"):
         path.unlink()
-    (interrupted.checkpoint(3).parent / "checkpoint").write_text("model.pth.tar-3\n")
+    (interrupted.checkpoint(3).parent / "checkpoint").write_text("model.pth.tar-3\n", encoding="utf-8")
     resumed = run(*overrides, out="interrupted")
     assert "epoch [3/6]" not in resumed.log
     assert_same_tensors(complete.checkpoint(6), resumed.checkpoint(6))

@@ -21,10 +21,12 @@ from dassl.data.data_manager import build_data_loader
 from dassl.data.samplers import ShardedBatchSampler
 from dassl.engine import TrainerXU
 from dassl.utils import UserError, listdir_nohidden, load_checkpoint, save_checkpoint
-from tests.common import REPOSITORY, load_tensors
+from tests.common import IS_WINDOWS, REPOSITORY, load_tensors
 from tests.conftest import Run
 from tests.datasets.shapes import write_captions
 from vlm.images import encoder
+
+pytestmark = pytest.mark.skipif(IS_WINDOWS, reason="torchrun is not tested on Windows")
 
 TUNE = (
     *("--trainer", "CLIPFineTune", "--config-file", REPOSITORY / "configs/trainers/CLIPFineTune/tiny.yaml"),
@@ -116,7 +118,7 @@ def test_two_processes_do_what_one_does(run, command, tmp_path, without_openvino
         ("local_gradients", command(*COOP, out="local_gradients")),
         ("killed", command(*TUNE, out="killed")),
     ]
-    (tmp_path / "commands.json").write_text(json.dumps(commands))
+    (tmp_path / "commands.json").write_text(json.dumps(commands), encoding="utf-8")
     finished = torchrun(REPOSITORY / "tests/distributed_worker.py", tmp_path / "commands.json")
     assert finished.returncode == 1
     codes = dict(re.findall(r"^(\w+) ended in (\d+)$", finished.stdout, re.MULTILINE))
@@ -132,12 +134,12 @@ def test_two_processes_do_what_one_does(run, command, tmp_path, without_openvino
     metrics = [name for name in one.record if "recall" in name or "map" in name]
     assert len(metrics) == 9
     assert [two.record[name] for name in metrics] == [one.record[name] for name in metrics]  # bit for bit
-    assert "Processes: 2, each" in (tmp_path / "tune2/log.txt").read_text()
+    assert "Processes: 2, each" in (tmp_path / "tune2/log.txt").read_text(encoding="utf-8")
     assert load_checkpoint(tmp_path / "tune2/clip/model.pth.tar-2")["processes"] == [2]
     assert_close_checkpoints(*(tmp_path / name / "prompt_learner/model.pth.tar-2" for name in ("coop", "custom_loop")))
     mistake = "it steps an optimizer by gradients that model_backward has not averaged"
     assert re.search(rf"^error: .*{mistake}", finished.stderr, re.MULTILINE)
-    assert mistake in (tmp_path / "local_gradients/log.txt").read_text()
+    assert mistake in (tmp_path / "local_gradients/log.txt").read_text(encoding="utf-8")
     for name in ("local_gradients", "killed"):
         assert not (tmp_path / name / "result.json").exists()
     resumed = torchrun(REPOSITORY / "train.py", *command(*TUNE, out="killed"))

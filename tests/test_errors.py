@@ -81,9 +81,9 @@ def test_an_invalid_value_is_refused(run, arguments, texts):
 def test_a_missing_or_invalid_config_file_is_refused(run, tmp_path):
     assert_refused(run("--config-file", REPOSITORY / "configs/trainers/CoOp/rn51.yaml"), 'did you mean "rn50.yaml"?')
     bad = tmp_path / "bad.yaml"
-    bad.write_text("OPTIM:\n  LRR: 1\n")
+    bad.write_text("OPTIM:\n  LRR: 1\n", encoding="utf-8")
     assert_refused(run("--config-file", bad), "OPTIM.LRR", bad, 'did you mean "OPTIM.LR"?')
-    bad.write_text("OPTIM: [")
+    bad.write_text("OPTIM: [", encoding="utf-8")
     assert_refused(run("--config-file", bad), bad, "YAML")
 
 
@@ -112,7 +112,7 @@ def test_a_checkpoint_that_is_absent_damaged_or_of_another_model_is_refused(run)
 
 
 def test_an_output_directory_that_cannot_be_written_is_refused(run, tmp_path):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     assert_refused(run(*SHORT, out="file/run"), tmp_path / "file/run")
 
 
@@ -136,9 +136,9 @@ def test_an_invalid_file_of_class_names_is_refused(imagenet, imagenet_root):
     path = imagenet_root / "imagenet/classnames.txt"
     path.unlink()
     assert_refused(imagenet(), path, "tools/fix_imagenet.py --root")
-    path.write_text("n01440764 tench\nn02102040 English springer\n")
+    path.write_text("n01440764 tench\nn02102040 English springer\n", encoding="utf-8")
     assert_refused(imagenet(), "no name for the folders n03028079")
-    path.write_text("n01440764 tench\nn02102040\n")
+    path.write_text("n01440764 tench\nn02102040\n", encoding="utf-8")
     assert_refused(imagenet(), f"{path}, line 2")
     text = "".join(f"{wnid} 鱼 {name}\n" for wnid, name in WNIDS.items())
     path.write_bytes(text.encode("gbk"))
@@ -153,7 +153,7 @@ def test_a_missing_empty_or_foreign_class_folder_is_refused(imagenet, imagenet_r
     assert_refused(imagenet(), "images/train lacks", "n02102040")
     folder.mkdir()
     assert_refused(imagenet(), folder, "is empty")
-    (folder / "notes.txt").write_text("remember the milk")
+    (folder / "notes.txt").write_text("remember the milk", encoding="utf-8")
     assert_refused(imagenet(), folder / "notes.txt", "is not an image")
 
 

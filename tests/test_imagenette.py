@@ -70,9 +70,12 @@ def test_the_fixtures_are_those_that_make_parity_computes_from_the_reference():
 def test_zero_shot_results_on_imagenette_are_those_of_coops_code(run, tmp_path):
     """On the first twenty test images of each class."""
     prepare_imagenette(tmp_path, 1, 20)
-    parity, names = json.loads((FOLDER / "parity.json").read_text()), tmp_path / "imagenet/classnames.txt"
-    for line, name in zip(names.read_text().splitlines(), parity["classnames"], strict=True):
-        names.write_text(names.read_text().replace(line, f"{line.split()[0]} {name}"))
+    parity, names = (
+        json.loads((FOLDER / "parity.json").read_text(encoding="utf-8")),
+        tmp_path / "imagenet/classnames.txt",
+    )
+    for line, name in zip(names.read_text(encoding="utf-8").splitlines(), parity["classnames"], strict=True):
+        names.write_text(names.read_text(encoding="utf-8").replace(line, f"{line.split()[0]} {name}"), encoding="utf-8")
     values = f"INPUT.SIZE (64,64) MODEL.BACKBONE.WEIGHTS {SHARED}/reference/tiny_clip.pt TEST.PER_CLASS_RESULT True"
     for trainer, log in (("ZeroshotCLIP", "zero-shot"), ("ZeroshotCLIP2", "zero-shot, ensemble")):
         lines = run(f"--trainer {trainer} {CONFIGS} --eval-only {values}", trainer).log.splitlines()
@@ -92,7 +95,7 @@ def test_zero_shot_and_two_coop_runs_give_a_results_table(run, tmp_path, capsys,
         assert result.record["total_parameters"] > 102_000_000
     folder = tmp_path / "output/imagenet"
     assert "fewer than 16 images, so all there are, for tench (2)" in (
-        (folder / "CoOp/rn50_16shots/log.txt").read_text()
+        (folder / "CoOp/rn50_16shots/log.txt").read_text(encoding="utf-8")
     )
     assert result.record["trainable_parameters"] == 4 * 512
     assert results_table([str(folder)]) == 0

@@ -54,7 +54,7 @@ def test_without_the_strict_mode_the_number_of_threads_counts(tmp_path, digits_r
         command += ["--dataset-config-file", CONFIGS / "datasets/digits.yaml", *SHORT]
         environment = {**os.environ, "MKL_CBWR": "OFF", "OMP_NUM_THREADS": str(threads)}
         subprocess.run(map(str, command), cwd=REPOSITORY, env=environment, check=True, stdout=subprocess.DEVNULL)
-        assert f", {threads} thread" in (tmp_path / f"{threads}/result.json").read_text()
+        assert f", {threads} thread" in (tmp_path / f"{threads}/result.json").read_text(encoding="utf-8")
         checkpoints.append(load_tensors(tmp_path / f"{threads}/prompt_learner/model.pth.tar-4")["ctx"])
     assert not torch.equal(*checkpoints)
 

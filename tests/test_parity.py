@@ -32,7 +32,7 @@ from vlm.images.encoder import build_image_encoder
 from vlm.text.encoder import TextEncoder
 from vlm.text.tokenizer import count_tokens, tokenize
 
-FACTS = json.loads((FOLDER / "parity.json").read_text())
+FACTS = json.loads((FOLDER / "parity.json").read_text(encoding="utf-8"))
 CLASSNAMES = FACTS["classnames"]
 CONTEXTS = {  # config overrides for the initial context, by the names of the captured values
     "init4": ("TRAINER.COOP.CTX_INIT", "a photo of a"),
@@ -218,7 +218,7 @@ def imagenette(tmp_path, monkeypatch):
         for split in ("train", "val"):
             (tmp_path / f"imagenet/images/{split}/n{label}").mkdir(parents=True)
     lines = [f"n{label} {name}\n" for label, name in enumerate(CLASSNAMES)]
-    (tmp_path / "imagenet/classnames.txt").write_text("".join(lines))
+    (tmp_path / "imagenet/classnames.txt").write_text("".join(lines), encoding="utf-8")
 
     def scan(folder: Path) -> dict[str, bool]:
         counts = FACTS["splits"]["train_counts" if folder.parent.name == "train" else "test_counts"]

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -41,22 +42,27 @@ def test_a_package_imports_only_from_lower_layers(package):
 
 def test_vlm_does_not_mention_ray_and_dassl_does_not_mention_clip():
     for path in list_sources("vlm"):
-        assert not re.search(r"\bray\b", path.read_text(), re.IGNORECASE), path
+        assert not re.search(r"\bray\b", path.read_text(encoding="utf-8"), re.IGNORECASE), path
     for path in list_sources("dassl"):
         if path.name not in ("defaults.py", "transforms.py", "env.py"):
-            assert not re.search(r"clip\b(?!ping)", path.read_text(), re.IGNORECASE), path
+            assert not re.search(r"clip\b(?!ping)", path.read_text(encoding="utf-8"), re.IGNORECASE), path
 
 
 def test_requirements_txt_and_pyproject_list_the_same_dependencies():
-    listed = [line.partition("#")[0].strip() for line in (REPOSITORY / "requirements.txt").read_text().splitlines()]
-    project = (REPOSITORY / "pyproject.toml").read_text()
+    listed = [
+        line.partition("#")[0].strip()
+        for line in (REPOSITORY / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    ]
+    project = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
     block = re.search(r"^dependencies = \[\n(.*?)^\]", project, re.MULTILINE | re.DOTALL)[1]
     assert [line for line in listed if line] == re.findall(r'^    "([^"]+)"', block, re.MULTILINE)
 
 
 def test_every_imported_package_is_required():
     files = [REPOSITORY / name for name in ("requirements.txt", "requirements-dev.txt")]  # the second has the extras
-    required = [name for file in files for name in re.findall(r"^[\w-]+", file.read_text(), re.MULTILINE)]
+    required = [
+        name for file in files for name in re.findall(r"^[\w-]+", file.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
     # Dependencies of yacs, open_clip_torch, scikit-learn and pylance.
     required += ["yaml", "huggingface_hub", "threadpoolctl", "pyarrow"]
     distributions = {"PIL": "pillow", "sklearn": "scikit-learn", "open_clip": "open_clip_torch", "lance": "pylance"}
@@ -67,9 +73,9 @@ def test_every_imported_package_is_required():
 
 
 def test_requirements_dev_txt_has_every_optional_dependency():
-    project = (REPOSITORY / "pyproject.toml").read_text()
+    project = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
     block = re.search(r"^\[project.optional-dependencies\]\n(.*?)\n\n", project, re.MULTILINE | re.DOTALL)[1]
-    listed = (REPOSITORY / "requirements-dev.txt").read_text().splitlines()
+    listed = (REPOSITORY / "requirements-dev.txt").read_text(encoding="utf-8").splitlines()
     assert set(re.findall(r'"([^"]+)"', block)) <= set(listed)
 
 
@@ -81,3 +87,11 @@ def test_both_readmes_show_the_same_figures():
     figures = [re.findall(r"\d+\.\d+", "\n".join(table)) for table in tables]
     assert figures[0]
     assert figures[0] == figures[1]
+
+
+@pytest.mark.skipif(not (REPOSITORY / ".git").exists(), reason="needs a git checkout")
+@pytest.mark.parametrize("name", ["scripts/quickstart.sh", "scripts/slurm/sweep.sbatch", ".ci/run", "train.py"])
+def test_windows_checks_scripts_out_with_the_line_ends_that_bash_takes(name):
+    command = ["git", "check-attr", "eol", name]
+    attribute = subprocess.run(command, cwd=REPOSITORY, capture_output=True, encoding="utf-8", check=True).stdout
+    assert attribute == f"{name}: eol: lf\n"

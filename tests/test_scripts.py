@@ -3,16 +3,15 @@
 import csv
 import os
 import re
-import shutil
 import subprocess
 import sys
 
 import pytest
 
-from tests.common import REPOSITORY
+from tests.common import REPOSITORY, needs_bash
 from tools.results_table import main as results_table
 
-pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+pytestmark = needs_bash
 ONE_EPOCH = ("OPTIM.MAX_EPOCH", "1")
 
 
@@ -64,7 +63,7 @@ def test_main_eval_and_zeroshot_take_coops_arguments_and_skip_finished_runs(bash
     result = bash(*main, SEEDS="1")
     assert result.returncode == 0, result.stderr
     run = out / "digits/CoOp/tiny_1shots/nctx4_cscFalse_ctpend/seed1"
-    assert "* accuracy: " in (run / "log.txt").read_text()
+    assert "* accuracy: " in (run / "log.txt").read_text(encoding="utf-8")
     assert "finished already" in bash(*main, SEEDS="1").stdout
     result = bash("coop/zeroshot.sh", "digits", "tiny", OUTPUT="out put")  # relative to the folder of the call
     assert result.returncode == 0, result.stderr
@@ -86,7 +85,7 @@ def test_base2new_scripts_take_coops_arguments_and_write_the_folders_of_the_tabl
     folder = tmp_path / "out put/base2new"
     assert (folder / "train_base/digits/shots_1/CoOp/tiny/seed1/result.json").is_file()
     assert results_table([str(folder)]) == 0
-    _, coop = csv.reader((folder / "base_to_new.csv").open())
+    _, coop = csv.reader((folder / "base_to_new.csv").open(encoding="utf-8"))
     assert "-" not in coop
 
 
@@ -97,14 +96,14 @@ def test_cocoop_scripts_evaluate_zero_shot_clip_once_for_all_seeds(bash, tmp_pat
         result = bash(f"cocoop/{script}", "digits", seed, **zero_shot)
         assert result.returncode == 0, result.stderr
     assert results_table([str(out / "base2new")]) == 0
-    _, row = csv.reader((out / "base2new/base_to_new.csv").open())
+    _, row = csv.reader((out / "base2new/base_to_new.csv").open(encoding="utf-8"))
     assert row[:2] == ["digits", "ZeroshotCLIP, tiny, 0 shots"]
     assert "-" not in row
     for script, *arguments in (("xd_train.sh", "1"), ("xd_test.sh", "digits", "1")):
         result = bash(f"cocoop/{script}", *arguments, DATA=str(imagenet_root), **zero_shot)
         assert result.returncode == 0, result.stderr
     assert results_table([str(out / "evaluation")]) == 0
-    _, row = csv.reader((out / "evaluation/transfer.csv").open())
+    _, row = csv.reader((out / "evaluation/transfer.csv").open(encoding="utf-8"))
     assert "-" not in row
 
 
@@ -115,7 +114,7 @@ def test_xd_scripts_train_on_imagenet_and_write_the_folders_of_the_transfer_tabl
         result = bash(f"cocoop/{script}", *arguments, **tiny)
         assert result.returncode == 0, result.stderr
     assert results_table([str(tmp_path / "out put/evaluation")]) == 0
-    head, row = csv.reader((tmp_path / "out put/evaluation/transfer.csv").open())
+    head, row = csv.reader((tmp_path / "out put/evaluation/transfer.csv").open(encoding="utf-8"))
     assert head == ["accuracy (%)", "imagenet", "digits", "average of other data sets"]
     assert "-" not in row
 
@@ -142,7 +141,9 @@ def test_a_script_without_arguments_prints_its_usage(path):
 def test_an_environment_is_created_if_none_is_active(tmp_path, variables, is_created):
     """A fake interpreter takes the place of Python, so that nothing is installed."""
     interpreter = tmp_path / "python"
-    interpreter.write_text('#!/bin/sh\nif [ "$2" = venv ]; then mkdir -p "$3/bin" && : > "$3/bin/activate"; fi\n')
+    interpreter.write_text(
+        '#!/bin/sh\nif [ "$2" = venv ]; then mkdir -p "$3/bin" && : > "$3/bin/activate"; fi\n', encoding="utf-8"
+    )
     interpreter.chmod(0o755)
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     environment = {"PATH": path, "PYTHON": str(interpreter), **variables}
@@ -150,3 +151,15 @@ def test_an_environment_is_created_if_none_is_active(tmp_path, variables, is_cre
     result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / ".venv").is_dir() == is_created
+
+
+def test_if_the_packages_cannot_be_installed_the_message_names_a_mirror(tmp_path):
+    """A fake interpreter takes the place of Python, and its pip fails."""
+    interpreter = tmp_path / "python"
+    interpreter.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+    interpreter.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "VIRTUAL_ENV": "/somewhere"}
+    command = ["bash", "-euc", f". {REPOSITORY}/scripts/env.sh; echo installed"]
+    result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "export PIP_INDEX_URL=https://pypi.tuna.tsinghua.edu.cn/simple" in result.stderr

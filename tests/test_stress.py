@@ -4,6 +4,10 @@ import re
 
 import pytest
 
+from tests.common import IS_WINDOWS
+
+if IS_WINDOWS:
+    pytest.skip("needs Unix: SIGKILL, limits on file sizes", allow_module_level=True)
 from tests.stress import full_disk, kills, several
 
 

@@ -64,7 +64,7 @@ def test_a_run_leaves_its_config_log_checkpoints_and_record(run):
     assert {path.name for path in result.folder.iterdir()} == {*files, ".lock"}
     checkpoints = {"checkpoint", "model.pth.tar-2", "model-best.pth.tar"}
     assert {path.name for path in (result.folder / "prompt_learner").iterdir()} == checkpoints
-    assert (result.folder / "prompt_learner" / "checkpoint").read_text() == "model.pth.tar-2\n"
+    assert (result.folder / "prompt_learner" / "checkpoint").read_text(encoding="utf-8") == "model.pth.tar-2\n"
     assert result.log.count("Evaluate on the *val* set\n=> result\n* total: 20") == 2
     assert result.log.count("Evaluate on the *test* set") == 1
     checkpoint = torch.load(result.checkpoint(2), weights_only=True)
@@ -129,7 +129,7 @@ def test_a_rerun_leaves_only_its_own_result_where_parsers_read(run):
     assert "=> result" not in first.log
     assert "error: " in first.log.splitlines()[-1]
     assert not (first.folder / "result.json").exists()
-    assert [p.read_text() for p in first.folder.glob("log.txt-*")] == [old]
+    assert [p.read_text(encoding="utf-8") for p in first.folder.glob("log.txt-*")] == [old]
     assert len(list(first.folder.glob("result.json-*"))) == 1
 
 
@@ -141,7 +141,7 @@ def test_a_resume_from_another_folder_with_other_settings_is_refused_unless_forc
     forced = run("--force-resume", *longer, out="longer")
     assert re.findall(r"epoch \[\d/3\]", forced.log) == ["epoch [3/3]"]
     assert "OPTIM.MAX_EPOCH 2 -> 3\n" in forced.log
-    assert "MAX_EPOCH: 3\n" in (forced.folder / "config.yaml").read_text()
+    assert "MAX_EPOCH: 3\n" in (forced.folder / "config.yaml").read_text(encoding="utf-8")
 
 
 def test_old_checkpoints_are_never_taken_for_those_of_a_run_with_other_settings(run, tmp_path):
@@ -166,7 +166,7 @@ def test_without_a_seed_a_run_draws_one_which_the_same_command_takes_again(run):
 
 def test_skip_finished_skips_a_finished_run_of_the_same_command(run, tmp_path):
     config = tmp_path / "more.yaml"
-    config.write_text("TRAIN:\n  PRINT_FREQ: 1\n")
+    config.write_text("TRAIN:\n  PRINT_FREQ: 1\n", encoding="utf-8")
     tiny = ("INPUT.SIZE", "(32, 32)", "MODEL.BACKBONE.NAME", "tiny")
     command = ("--skip-finished", "--config-file", config, *tiny, *SHORT)
     first = run(*command)
@@ -329,7 +329,7 @@ def test_a_context_trained_on_base_classes_is_evaluated_on_new_classes(run):
 
 def test_new_classes_that_a_model_was_trained_on_are_refused(run, tmp_path):
     base = tmp_path / "base.txt"
-    base.write_text("zero\nseven\n")
+    base.write_text("zero\nseven\n", encoding="utf-8")
     trained = run(*SHORT, "DATASET.SUBSAMPLE_CLASSES", "base", "DATASET.BASE_CLASSES", base)
     flags = ("--eval-only", "--model-dir", trained.folder, *SHORT, "DATASET.SUBSAMPLE_CLASSES", "new")
     refused = run(*flags, out="other")  # without BASE_CLASSES, seven is in the second half
@@ -348,7 +348,7 @@ def test_a_context_of_another_length_or_kind_is_refused_in_words(run):
 
 
 def test_descriptions_that_a_method_does_not_read_are_named(run, tmp_path):
-    (tmp_path / "d.json").write_text('{"one": ["A stroke."]}')
+    (tmp_path / "d.json").write_text('{"one": ["A stroke."]}', encoding="utf-8")
     log = run(*SHORT, "DATASET.DESCRIPTIONS", tmp_path / "d.json").log
     assert "Note: DATASET.DESCRIPTIONS does nothing: CoOp learns its prompts" in log
 

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dassl.data import archives
 from dassl.data.downloads import download
 from dassl.utils import UserError, command_line, error_reason, file_digest, mkdir_if_missing
+from dassl.utils.files import replace_file
 from tools.fix_imagenet import fix_imagenet
 
 BASE_URL = "https://s3.amazonaws.com/fast-ai-imageclas/"
@@ -57,7 +58,7 @@ def unpack_imagenette(archive: Path, images: Path) -> None:
                 raise UserError(f"{archive} holds no <folder>/{{train,val}}/<wnid>/<image>: is it ImageNette?")
             for path in set(folders[0].iterdir()) - {folders[0] / "train", folders[0] / "val"}:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-            folders[0].rename(images)
+            replace_file(folders[0], images)
     except archives.ARCHIVE_ERRORS as error:
         raise UserError(f"{archive} is not a complete tar archive: {error_reason(error)}") from error
     except OSError as error:

@@ -27,7 +27,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dassl.engine.lock import exclusive_lock
-from dassl.utils import UserError, atomic_write, command_line
+from dassl.utils import UserError, atomic_write, check_replaceable, command_line
+from dassl.utils.fonts import plot_fonts
 from studies.tables import generalisation, pareto, study
 
 
@@ -36,6 +37,7 @@ def write_table(folder: Path, name: str, markdown: str, frame, *plots: str) -> N
 
     ``plots`` are names of plots already written; they are printed, too.
     """
+    check_replaceable(folder / f"{name}.md", folder / f"{name}.csv")
     with atomic_write(folder / f"{name}.md") as file:
         file.write(markdown)
     with atomic_write(folder / f"{name}.csv") as file:
@@ -50,14 +52,16 @@ def write_study(folder: Path, config: str) -> None:
     Raise :class:`UserError` if no run is finished.
     """
     results = study.read_study(folder, config)
+    check_replaceable(*(folder / name for name in ("results.md", "results.csv", "results.png", "parameters.png")))
     title, plots = f"Few-shot accuracy on {folder.resolve().name}", ["results.png"]
-    with atomic_write(folder / "results.png", "wb") as file:
-        study.plot_study(results.table, title, file)
     shots, points = pareto.collect_points(results.table)
-    if len(points) > 1:
-        plots.append("parameters.png")
-        with atomic_write(folder / "parameters.png", "wb") as file:
-            pareto.plot_pareto(shots, points, title, file)
+    with plot_fonts([title, *results.table]):
+        with atomic_write(folder / "results.png", "wb") as file:
+            study.plot_study(results.table, title, file)
+        if len(points) > 1:
+            plots.append("parameters.png")
+            with atomic_write(folder / "parameters.png", "wb") as file:
+                pareto.plot_pareto(shots, points, title, file)
     write_table(folder, "results", study.to_markdown(results, title), study.to_frame(results.table), *plots)
 
 

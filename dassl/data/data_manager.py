@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from yacs.config import CfgNode
 
 from dassl.distributed import get_local_world_size, get_world_size
-from dassl.utils import UserError, check_at_least, derive_seed, read_image, temporary_seed, tolist_if_not
+from dassl.utils import UserError, check_at_least, derive_seed, read_image, relpath, temporary_seed, tolist_if_not
 
 from .datasets import Datum, build_dataset
 from .datasets.fingerprint import get_image_root
@@ -103,7 +103,7 @@ class DatasetWrapper(Dataset):
 
     def _relative_path(self, item: Datum) -> str:
         """Return an image's path below DATASET.ROOT/FOLDER with forward slashes, from which its seeds are derived."""
-        return os.path.relpath(item.impath, get_image_root(self.cfg)).replace(os.sep, "/")
+        return relpath(item.impath, get_image_root(self.cfg)).replace(os.sep, "/")
 
     def _apply_transforms(self, img0: Image.Image) -> dict:
         """Return the transforms' results as ``img``, ``img2``, …; without a transform, the PIL image as ``img``."""

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import http.client
 import os
+import ssl
+import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 from dassl.utils import UserError, file_digest, mkdir_if_missing
+from dassl.utils.files import replace_file
 
 MAX_DOWNLOAD_BYTES = 8 << 30  # bytes, more than any file that the project downloads has; ends a download without an end
+RETRY_PAUSES = (2, 10, 30)  # seconds before the second, third and fourth attempt: most cuts of a line are shorter
+BUSY_STATUSES = (408, 429, 500, 502, 503, 504)  # of HTTP: the same request may succeed later
+# Errors of a connection that was cut, or refused by a busy server.
+CONNECTION_ERRORS = (ConnectionError, TimeoutError, ssl.SSLError, http.client.HTTPException)
 
 
 def download(url: str, path: str | os.PathLike, checksum: str, algorithm: str = "sha256") -> Path:
@@ -18,22 +26,50 @@ def download(url: str, path: str | os.PathLike, checksum: str, algorithm: str = 
 
     ``checksum`` is the file's digest in hexadecimal by ``algorithm``, a name of hashlib.
 
+    A download that is cut goes on where it was cut (:func:`retry`).
+
     Raises:
-        UserError: the download failed, and the next call resumes it; or the checksum differs, and the file is deleted.
+        UserError: all attempts failed, and the next call resumes the download; or the checksum differs, and the file is
+            deleted.
     """
     path = Path(path)
     partial = path.with_name(path.name + ".part")
     mkdir_if_missing(path.parent)
     try:
-        _fetch(url, partial)
+        retry(lambda: _fetch(url, partial), url)
     except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
-        reason = getattr(error, "reason", error)
-        raise UserError(f"cannot download {url} ({reason}). Run the command again to resume the download") from error
+        hint = f"Run the command again to resume the download, or fetch the file in a browser and put it at {path}"
+        raise UserError(f"cannot download {url} ({_unwrap(error)}). {hint}") from error
     if (digest := file_digest(partial, algorithm)) != checksum:
         partial.unlink()
         raise UserError(f"{url} arrived damaged: {algorithm} {digest}, expected {checksum}. Run the command again")
-    os.replace(partial, path)
+    replace_file(partial, path)
     return path
+
+
+def retry(fetch: Callable[[], object], name: str) -> None:
+    """Call ``fetch``; if the connection is cut, print a note and call it again, after each of RETRY_PAUSES.
+
+    Errors of the last call, and those that a later call would meet again, such as "not found", are raised.
+    """
+    for pause in RETRY_PAUSES:
+        try:
+            fetch()
+            return
+        except (OSError, http.client.HTTPException) as error:
+            status = getattr(error, "code", None)  # of an HTTPError
+            if status not in BUSY_STATUSES and not isinstance(_unwrap(error), CONNECTION_ERRORS):
+                raise
+            print(f"Note: the download of {name} broke off ({_unwrap(error)}); next attempt in {pause} s", flush=True)
+        time.sleep(pause)
+    fetch()
+
+
+def _unwrap(error: Exception) -> object:
+    """Return the error that urllib has wrapped in a URLError; other errors as they are."""
+    if isinstance(error, urllib.error.URLError) and not isinstance(error, urllib.error.HTTPError):
+        return error.reason
+    return error
 
 
 def _fetch(url: str, partial: Path) -> None:
@@ -61,4 +97,4 @@ def _fetch(url: str, partial: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
     if partial.stat().st_size < size:
-        raise OSError(f"the connection was cut after {partial.stat().st_size:,} of {size:,} bytes")
+        raise ConnectionError(f"the connection was cut after {partial.stat().st_size:,} of {size:,} bytes")

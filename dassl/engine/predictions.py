@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch.utils.data import SequentialSampler
 
-from dassl.utils import atomic_write
+from dassl.utils import atomic_write, relpath
 
 from .record import PREDICTIONS_FILE
 
@@ -41,7 +41,7 @@ def write_predictions(trainer) -> None:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["path", "label", "class", "probability", *tops])
         for item, (probability, classes, probabilities) in zip(images, predictions, strict=True):
-            path = os.path.relpath(item.impath, root).replace(os.sep, "/")
+            path = relpath(item.impath, root).replace(os.sep, "/")
             row = [path, item.label, names.get(item.label, item.label), f"{probability:.6g}"]
             for label, value in zip(classes, probabilities, strict=True):
                 row += [label, names.get(label, label), f"{value:.6g}"]

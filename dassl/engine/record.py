@@ -139,9 +139,9 @@ def _git_commit(root: Path, paths: Sequence[str]) -> dict:
         return {}
     command = ["git", "--no-optional-locks", "status", "--porcelain=v2", "--branch", "--", *paths]
     try:
-        status = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=GIT_TIMEOUT, check=True)
+        status = subprocess.run(command, cwd=root, capture_output=True, timeout=GIT_TIMEOUT, check=True)
     except (OSError, subprocess.SubprocessError):  # git is missing, too slow, or does not trust the folder's owner
         return {}
-    lines = status.stdout.splitlines()
+    lines = status.stdout.decode("utf-8", "replace").splitlines()  # names of branches and files
     commit = next((line.split()[-1] for line in lines if line.startswith("# branch.oid ")), None)
     return {"commit": commit, "modified": any(not line.startswith("#") for line in lines)}

@@ -29,6 +29,7 @@ from dassl.utils import (
     atomic_write,
     check_at_least,
     check_availability,
+    check_replaceable,
     file_digest,
     load_checkpoint,
     set_random_seed,
@@ -37,7 +38,7 @@ from dassl.utils import (
 from dassl.utils.checkpoint import find_checkpoints
 from dassl.utils.env import collect_env_info, get_machine_info, get_package_versions, tune_malloc
 from dassl.utils.errors import UserError, interrupted_error
-from dassl.utils.logger import rotate_file, tee_stdout
+from dassl.utils.logger import LOG_FILE, rotate_file, tee_stdout
 
 from . import checkpoint
 from .build import default_cfg, set_decoding
@@ -106,16 +107,17 @@ def run_directory(cfg: CfgNode, trains: bool, keep_record: bool = False) -> Iter
         keep_record: whether an earlier run's record and predictions keep their names
 
     Raises :class:`UserError` if another process holds the lock, the directory cannot be written, or, with ``trains``,
-    it holds checkpoints of a run with other settings and FORCE_RESUME is False.
+    it holds checkpoints of a run with other settings and FORCE_RESUME is False. Then no file has been renamed.
     """
     if not is_main_process():
         yield
         return
     with exclusive_lock(cfg.OUTPUT_DIR):
+        records = [] if keep_record else [Path(cfg.OUTPUT_DIR, name) for name in (RECORD_FILE, PREDICTIONS_FILE)]
+        check_replaceable(*records, Path(cfg.OUTPUT_DIR, LOG_FILE))
         conflicts = write_run_config(cfg) if trains else []
-        if not keep_record:
-            for name in (RECORD_FILE, PREDICTIONS_FILE):  # in this order: no record is ever without its predictions
-                rotate_file(Path(cfg.OUTPUT_DIR, name))
+        for path in records:  # in this order: no record is ever without its predictions
+            rotate_file(path)
         with tee_stdout(cfg.OUTPUT_DIR):
             for conflict in conflicts:
                 print(f"--force-resume: {conflict}")

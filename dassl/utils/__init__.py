@@ -17,6 +17,7 @@ from .errors import (
 from .files import (
     atomic_write,
     check_isfile,
+    check_replaceable,
     file_digest,
     is_utf8,
     listdir_nohidden,
@@ -26,6 +27,7 @@ from .files import (
     write_json,
 )
 from .images import Decoding, read_image
+from .paths import relpath
 from .registry import Registry, check_at_least, check_availability, tolist_if_not
 
 if TYPE_CHECKING:

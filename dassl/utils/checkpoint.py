@@ -116,7 +116,9 @@ def check_finite(
 def latest_checkpoint(save_dir: str | os.PathLike) -> Path | None:
     """Return the path that ``save_dir``'s text file ``checkpoint`` names, absent or not; None without the text file."""
     pointer = Path(save_dir, "checkpoint")
-    return Path(save_dir, Path(pointer.read_text(errors="replace").strip()).name) if pointer.is_file() else None
+    if not pointer.is_file():
+        return None
+    return Path(save_dir, Path(pointer.read_text(encoding="utf-8", errors="replace").strip()).name)
 
 
 def checkpoints_by_epoch(save_dir: str | os.PathLike, pattern: str = EPOCH_NAME) -> dict[int, Path]:
@@ -134,7 +136,10 @@ def remove_old_checkpoint_files(save_dir: str | os.PathLike, keep: int = 0) -> N
     old = list(checkpoints_by_epoch(save_dir).values())[:-keep] if keep else []
     for path in (*checkpoints_by_epoch(save_dir, LATEST_NAME).values(), *old):
         if path != current:
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:  # on Windows, another program has it open
+                print(f"Note: {path} is not removed: {error.strerror}")
 
 
 def find_checkpoint(save_dir: str | os.PathLike, epoch: int | None = None) -> Path:

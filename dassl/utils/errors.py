@@ -11,6 +11,8 @@ from difflib import get_close_matches
 from functools import wraps
 from pickle import UnpicklingError
 
+from .paths import relpath
+
 
 class UserError(Exception):
     """An error that a user can correct; its message states what is wrong, where, and what to do."""
@@ -42,10 +44,26 @@ class NonFiniteError(UserError, FloatingPointError):
     """A model's output is infinite or not a number (NaN): the model has diverged."""
 
 
+# Windows' numbers: access denied (of a replacement), sharing violation, lock violation, file mapped into memory.
+IN_USE_WINERRORS = {5, 32, 33, 1224}
+
+
+def is_in_use(error: OSError) -> bool:
+    """Return whether an error of Windows can mean that a program has the file open; other systems raise no such one."""
+    return getattr(error, "winerror", None) in IN_USE_WINERRORS
+
+
 def write_error(path: str | os.PathLike, error: OSError) -> UserError:
-    """Return the error that reports that ``path`` cannot be written; for a full disk, the message says what to do."""
-    hint = ". Earlier files are intact: free some space, then run the same command again"
-    return UserError(f"cannot write {path}: {error.strerror or error}{hint if error.errno in DISK_FULL_ERRNOS else ''}")
+    """Return the error that reports that ``path`` cannot be written.
+
+    For a full disk, and for a file that another program holds open, the message says what to do.
+    """
+    hint = ""
+    if error.errno in DISK_FULL_ERRNOS:
+        hint = ". Earlier files are intact: free some space, then run the same command again"
+    elif is_in_use(error):
+        hint = ". If Excel, an image viewer or another program has it open, close it there; then run this again"
+    return UserError(f"cannot write {path}: {error.strerror or error}{hint}")
 
 
 def suggest_name(name: str, known: Iterable[str]) -> str:
@@ -80,16 +98,17 @@ def interrupted_error(where: str, resume_point: str, script: str, argv: list[str
     launcher = ["python"]
     if "TORCHELASTIC_RUN_ID" in os.environ:
         launcher = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1")]
-    command = shlex.join([*launcher, os.path.relpath(script), *argv])
+    command = shlex.join([*launcher, relpath(script), *argv])
     return KeyboardInterrupt(f"stopped {where}; this command resumes {resume_point}:\n  {command}")
 
 
 def command_line(interrupt_message: str = "stopped") -> Callable[[Callable], Callable]:
     """Return a decorator for ``main(argv)`` that turns results and errors into exit codes.
 
-    The exit code is the return value, or 0 for None; 2 for a :class:`UserError` or a full disk; 130 for a
-    KeyboardInterrupt (Ctrl-C); 141 if the reader of standard output, such as ``head``, has closed it. For 2 and
-    130, the message goes to stderr; ``interrupt_message`` replaces an empty one. Other exceptions are raised.
+    The exit code is the return value, or 0 for None; 2 for a :class:`UserError`, a full disk, or a file that another
+    program holds open; 130 for a KeyboardInterrupt (Ctrl-C); 141 if the reader of standard output, such as ``head``,
+    has closed it. For 2 and 130, the message goes to stderr; ``interrupt_message`` replaces an empty one. Other
+    exceptions are raised.
     """
 
     def decorate(main: Callable) -> Callable[..., int]:
@@ -113,7 +132,7 @@ def command_line(interrupt_message: str = "stopped") -> Callable[[Callable], Cal
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at its exit
                 return 141
             except OSError as error:  # from a library that writes files
-                if error.errno not in DISK_FULL_ERRNOS:
+                if error.errno not in DISK_FULL_ERRNOS and not is_in_use(error):
                     raise
                 print(f"error: {write_error(error.filename or 'a file', error)}", file=sys.stderr)
                 return 2

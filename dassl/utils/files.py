@@ -14,10 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import UserError, write_error
+from .errors import UserError, is_in_use, write_error
 
 # The end of the names of files that are being written. The names begin with a dot, so that listings leave them out.
 TEMPORARY_SUFFIX = ".tmp"
+# Seconds between attempts to give a file its name: on Windows, a virus scanner holds a new file open for a moment.
+REPLACE_PAUSES = (0.1, 0.3, 0.6)
 
 
 @contextmanager
@@ -38,7 +40,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        replace_file(temporary, path)
     except (OSError, RuntimeError) as error:
         reason = error if isinstance(error, OSError) else error.__context__  # torch.save raises a RuntimeError for it
         if not isinstance(reason, OSError):
@@ -46,6 +48,31 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
         raise write_error(path, reason) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def replace_file(source: Path, target: Path) -> None:
+    """Rename ``source`` to ``target``, in place of any file there; for a second, wait for one that is in use."""
+    for pause in REPLACE_PAUSES:
+        try:
+            os.replace(source, target)
+            return
+        except OSError as error:
+            if not is_in_use(error):
+                raise
+        time.sleep(pause)
+    os.replace(source, target)
+
+
+def check_replaceable(*paths: str | os.PathLike) -> None:
+    """Raise :class:`UserError` if one of the files exists and cannot be renamed: on Windows, a program has it open.
+
+    Call it before the first of several files is written or renamed.
+    """
+    for path in filter(os.path.exists, paths):
+        try:
+            os.rename(path, path)
+        except OSError as error:
+            raise write_error(path, error) from error
 
 
 def remove_temporary_files(folder: str | os.PathLike, older_than: float = 0) -> None:

@@ -15,6 +15,8 @@ from typing import TextIO
 from .errors import UserError, write_error
 from .files import mkdir_if_missing
 
+LOG_FILE = "log.txt"  # Dassl's name, which parsers look for
+
 
 class Logger:
     """A stream that writes to standard output and to a file."""
@@ -70,13 +72,13 @@ def setup_logger(output: str | os.PathLike | None = None) -> None:
     if not output:
         return
     path = Path(output)
-    path = path if path.suffix in (".txt", ".log") else path / "log.txt"
+    path = path if path.suffix in (".txt", ".log") else path / LOG_FILE
     mkdir_if_missing(path.parent)
     try:
         rotate_file(path)
         sys.stdout = Logger(path)
     except OSError as error:
-        raise UserError(f"cannot write to the output directory {path.parent}: {error.strerror}") from error
+        raise write_error(path, error) from error
 
 
 @contextmanager

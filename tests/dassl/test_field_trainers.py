@@ -419,7 +419,7 @@ def test_no_attribute_of_a_trainer_stops_training(config):
         {1: {2}},
     ]
     values += [torch.eye(2).to_sparse(), torch.randn(2, dtype=torch.cfloat).conj(), nn.LazyLinear(2), np.longdouble(1)]
-    values += [np.array(["a"]), re.compile("a"), torch.Size([1]), Phase.MAIN, lambda: 0, open(__file__), object()]  # noqa: SIM115
+    values += [np.array(["a"]), re.compile("a"), torch.Size([1]), Phase.MAIN, lambda: 0, open(__file__, "rb"), object()]  # noqa: SIM115
     trainer = build_trainer(config())
     for number, value in enumerate(values):
         setattr(trainer, f"value{number}", value)

@@ -125,7 +125,7 @@ def test_skip_bad_images_leaves_unreadable_images_out_and_prints_them(short, roo
 
 def test_skip_bad_images_reads_only_the_images_of_the_run(short, root):
     shots = ("DATASET.NUM_SHOTS", 1)
-    split = Path(short(*shots, *SKIP, out="whole").record["few_shot_split"]["file"]).read_text()
+    split = Path(short(*shots, *SKIP, out="whole").record["few_shot_split"]["file"]).read_text(encoding="utf-8")
     unused = [path for path in image_paths(root / "train", *range(15)) if path.name not in split]
     assert unused
     damage_images(*unused)

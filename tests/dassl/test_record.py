@@ -68,7 +68,7 @@ def code(tmp_path):
     """A folder with the Python files of a program."""
     for name in ("part/a.py", "part/deep/b.py", "other/c.py", "main.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("x = 1\ny = 2\n")
+        (tmp_path / name).write_text("x = 1\ny = 2\n", encoding="utf-8")
     return tmp_path
 
 
@@ -78,15 +78,15 @@ def test_the_code_version_depends_on_the_python_files_but_not_on_their_line_ends
 
     before = version()
     assert set(before) == {"sha256"}  # no git checkout
-    (code / "other/c.py").write_text("")
-    (code / "part/notes.txt").write_text("")
+    (code / "other/c.py").write_text("", encoding="utf-8")
+    (code / "part/notes.txt").write_text("", encoding="utf-8")
     (code / "main.py").write_bytes(b"x = 1\r\ny = 2\r\n")
     assert version() == before
     (code / "part/deep/b.py").rename(code / "part/deep/d.py")
     assert version() != before
     (code / "part/deep/d.py").rename(code / "part/deep/b.py")
     assert version() == before
-    (code / "main.py").write_text("x = 2\ny = 2\n")
+    (code / "main.py").write_text("x = 2\ny = 2\n", encoding="utf-8")
     assert version() != before
 
 
@@ -101,9 +101,9 @@ def test_in_a_checkout_the_code_version_names_the_commit_and_whether_the_code_is
         git(*arguments)
     clean = code_version(code, ("part", "main.py"))
     assert (clean["commit"], clean["modified"]) == (git("rev-parse", "HEAD"), False)
-    (code / "other/c.py").write_text("")
+    (code / "other/c.py").write_text("", encoding="utf-8")
     assert code_version(code, ("part", "main.py")) == clean
-    (code / "part/new.py").write_text("")
+    (code / "part/new.py").write_text("", encoding="utf-8")
     assert code_version(code, ("part", "main.py"))["modified"]
     monkeypatch.setenv("PATH", "")
     assert set(code_version(code, ("part", "main.py"))) == {"sha256"}
@@ -155,14 +155,14 @@ def test_the_predictions_of_an_evaluation_are_those_of_its_record(run):
 
 
 def test_an_earlier_runs_predictions_are_renamed_with_its_record(run):
-    before = (run(*SHORT).folder / "predictions.csv").read_text()
+    before = (run(*SHORT).folder / "predictions.csv").read_text(encoding="utf-8")
     again = run("--no-train", *SHORT)
-    assert (again.folder / "predictions.csv").read_text() == before
+    assert (again.folder / "predictions.csv").read_text(encoding="utf-8") == before
     again = run(*SHORT, "TEST.NO_TEST", True)
     assert again.record["accuracy"] is None
     assert not (again.folder / "predictions.csv").exists()
     (renamed,) = again.folder.glob("predictions.csv-*")
-    assert renamed.read_text() == before
+    assert renamed.read_text(encoding="utf-8") == before
 
 
 def test_without_a_certain_order_of_images_there_are_no_predictions(run, monkeypatch):
@@ -180,7 +180,7 @@ def test_the_record_has_a_checksum_over_the_image_files_of_each_split(run, digit
     root = tmp_path / "copy"
     shutil.copytree(digits_root / "digits", root / "digits")
     first = run("--root", root, *SHORT).record["splits"]
-    shots = json.loads((root / "digits/split_fewshot/shot_2-seed_1.json").read_text())["train"]
+    shots = json.loads((root / "digits/split_fewshot/shot_2-seed_1.json").read_text(encoding="utf-8"))["train"]
     files = [(root / "digits" / path).read_bytes() for path, *_ in shots]
     contents = "".join(hashlib.blake2b(content).hexdigest() for content in files)
     assert first["train_x"]["content"] == hashlib.sha256(contents.encode()).hexdigest()
@@ -225,14 +225,14 @@ def evaluation(tmp_path):
     (tmp_path / "root/data").mkdir(parents=True)
     files += [tmp_path / "clip.pt", tmp_path / "root/data/names.txt", tmp_path / "shot_1-seed_1.json"]
     for file in files:
-        file.write_text("")
+        file.write_text("", encoding="utf-8")
         os.utime(file, (50, 50))
     command = ["--config-file", str(files[1]), "--dataset-config-file", str(files[0])]
     command += ["--model-dir", str(tmp_path / "model"), "--eval-only"]
     dataset = {"ROOT": str(tmp_path / "root"), "FOLDER": "data", "CLASSNAMES": "names.txt"}
     config = {"DATASET": dataset, "MODEL": {"BACKBONE": {"WEIGHTS": str(files[5])}}}
     record = {"command": command, "config": config, "few_shot_split": {"file": str(files[7]), "fingerprint": ""}}
-    (tmp_path / "result.json").write_text(json.dumps(record))
+    (tmp_path / "result.json").write_text(json.dumps(record), encoding="utf-8")
     os.utime(tmp_path / "result.json", (100, 100))
     return tmp_path, command, files
 
@@ -275,7 +275,7 @@ def test_a_run_is_not_finished_if_one_of_its_shots_has_changed_since(run, digits
     trained = run("--root", digits_copy, *SHORT)
     assert is_finished(trained.folder, trained.record["command"])
     split = trained.record["few_shot_split"]["file"]
-    name = json.loads(Path(split).read_text())["train"][0][0]
+    name = json.loads(Path(split).read_text(encoding="utf-8"))["train"][0][0]
     later = (trained.folder / "result.json").stat().st_mtime + 1
     os.utime(digits_copy / "digits" / name, (later, later))
     assert f"{name} is newer than its record" in find_staleness(trained.folder, trained.record["command"])
@@ -284,6 +284,6 @@ def test_a_run_is_not_finished_if_one_of_its_shots_has_changed_since(run, digits
 def test_a_class_without_shots_has_none_in_the_record(run, digits_root, tmp_path):
     images = sorted((digits_root / "digits/images/train/3").iterdir())[:2]
     shots = [[f"images/train/3/{path.name}", 3, "three"] for path in images]
-    (tmp_path / "shots.json").write_text(json.dumps({"train": shots, "val": []}))
+    (tmp_path / "shots.json").write_text(json.dumps({"train": shots, "val": []}), encoding="utf-8")
     trained = run("DATASET.FEWSHOT_FILE", tmp_path / "shots.json", "OPTIM.MAX_EPOCH", 1)
     assert trained.record["train_images_per_class"] == [0, 2]

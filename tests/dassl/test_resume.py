@@ -80,7 +80,7 @@ def test_a_negative_number_of_checkpoints_to_keep_is_refused(run):
 def test_the_newest_checkpoint_is_never_removed(tmp_path):
     for epoch in (1, 2, 10):
         save_checkpoint({"state_dict": {}, "epoch": epoch}, tmp_path)
-    (tmp_path / "checkpoint").write_text("model.pth.tar-1\n")
+    (tmp_path / "checkpoint").write_text("model.pth.tar-1\n", encoding="utf-8")
     remove_old_checkpoint_files(tmp_path, keep=1)
     assert {path.name for path in tmp_path.glob("model*")} == {"model.pth.tar-1", "model.pth.tar-10"}
 
@@ -178,7 +178,7 @@ def test_a_finished_run_with_other_weights_or_fewer_epochs_or_a_damaged_checkpoi
 
 def test_a_run_that_resumed_from_another_folder_resumes_from_its_own_checkpoints(run, monkeypatch):
     first = run(*SHORT, "TRAIN.CHECKPOINT_FREQ", 2, out="first")
-    (first.folder / "prompt_learner/checkpoint").write_text("model.pth.tar-2\n")
+    (first.folder / "prompt_learner/checkpoint").write_text("model.pth.tar-2\n", encoding="utf-8")
     command = ("--resume", first.folder, *SHORT, "TRAIN.CHECKPOINT_FREQ", 1)
     stop_after(monkeypatch, 4)
     assert "this command resumes after epoch 4:" in run(*command, out="second").error

@@ -156,17 +156,22 @@ class Server(http.server.BaseHTTPRequestHandler):
     """A server of one file that answers requests for its end."""
 
     content = os.urandom(3 << 20)
-    is_cut = False  # whether the connection breaks off half way
+    cuts = 0  # how many connections break off half way
+    status = 200  # another one: an error for each request
     offsets: tuple = ()  # the first byte of each request
 
     def do_GET(self):
         start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").rstrip("-"))
         Server.offsets += (start,)
+        if self.status != 200:
+            return self.send_error(self.status)
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(self.content) - start))
         self.end_headers()
         body = self.content[start:]
-        self.wfile.write(body[: len(body) // 2] if Server.is_cut else body)
+        self.wfile.write(body[: len(body) // 2] if Server.cuts else body)
+        Server.cuts = max(Server.cuts - 1, 0)
+        return None
 
     def log_message(self, *_):
         pass
@@ -175,7 +180,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def address():
     """The address of the file of a running :class:`Server`."""
-    Server.is_cut, Server.offsets = False, ()
+    Server.cuts, Server.status, Server.offsets = 0, 200, ()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/file.bin"
@@ -183,18 +188,35 @@ def address():
     server.server_close()
 
 
-def test_a_cut_download_is_resumed(address, tmp_path):
-    digest = hashlib.sha256(Server.content).hexdigest()
-    target = tmp_path / "file.bin"
-    Server.is_cut = True
-    with pytest.raises(UserError, match="cut after"):
-        download(address, target, digest)
-    assert not target.exists()
-    Server.is_cut = False
+def test_a_cut_download_goes_on_by_itself(address, tmp_path, capsys):
+    digest, target = hashlib.sha256(Server.content).hexdigest(), tmp_path / "file.bin"
+    Server.cuts = 2
     download(address, target, digest)
-    assert Server.offsets == (0, len(Server.content) // 2)
+    half = len(Server.content) // 2
+    assert Server.offsets == (0, half, half + half // 2)
     assert target.read_bytes() == Server.content
     assert os.listdir(tmp_path) == ["file.bin"]
+    assert capsys.readouterr().out.count(f"Note: the download of {address} broke off (the connection was cut") == 2
+
+
+def test_a_download_that_is_cut_each_time_is_resumed_by_the_next_call(address, tmp_path):
+    digest, target = hashlib.sha256(Server.content).hexdigest(), tmp_path / "file.bin"
+    Server.cuts = 4
+    with pytest.raises(UserError, match=re.escape(f"put it at {target}")):
+        download(address, target, digest)
+    assert not target.exists()
+    assert len(Server.offsets) == 4
+    download(address, target, digest)
+    assert Server.offsets[4] == (tmp_path / "file.bin").stat().st_size * 15 // 16
+    assert target.read_bytes() == Server.content
+
+
+@pytest.mark.parametrize(("status", "requests"), [(404, 1), (503, 4)])
+def test_only_errors_that_may_pass_are_tried_again(status, requests, address, tmp_path):
+    Server.status = status
+    with pytest.raises(UserError, match=f"HTTP Error {status}"):
+        download(address, tmp_path / "file.bin", "0" * 64)
+    assert len(Server.offsets) == requests
 
 
 def test_a_damaged_download_is_deleted(address, tmp_path):

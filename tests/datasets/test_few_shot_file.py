@@ -19,7 +19,7 @@ def build(tmp_path):
 
     def build_with_file(content, name="DescribableTextures", **values):
         path = tmp_path / "shots.json"
-        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
         return build_dataset(config(tmp_path, name, FEWSHOT_FILE=str(path), **values))
 
     return build_with_file
@@ -55,7 +55,7 @@ def test_validation_images_are_those_of_the_file_or_drawn_from_the_other_images(
     images = sorted((folder / "images/train/n01440764").iterdir())
     entries = [[str(path.relative_to(folder)), 0, "tench"] for path in images[:3]]
     path = tmp_path / "tench.json"
-    path.write_text(json.dumps({"train": entries}))
+    path.write_text(json.dumps({"train": entries}), encoding="utf-8")
     dataset = build_dataset(config(imagenet_root, "ImageNet", FEWSHOT_FILE=str(path)))
     assert {item.impath for item in dataset.val if item.label == 0} == {str(path) for path in images[3:]}
     assert [sum(item.label == label for item in dataset.val) for label in range(3)] == [2, 3, 3]
@@ -67,10 +67,10 @@ def test_an_edited_copy_of_a_stored_split_is_used_as_it_is(build, tmp_path, caps
     """The same edit in the stored file is set aside, and the note says how to train on it."""
     drawn = build_dataset(config(tmp_path, "DescribableTextures", NUM_SHOTS=2))
     stored = tmp_path / "dtd/split_fewshot/shot_2-seed_1.json"
-    content = json.loads(stored.read_text())
+    content = json.loads(stored.read_text(encoding="utf-8"))
     path, label, _ = content["train"][0]
     content["train"][0] = [path, (label + 1) % 3, ["ant", "bee", "cow"][(label + 1) % 3]]
-    stored.write_text(json.dumps(content))
+    stored.write_text(json.dumps(content), encoding="utf-8")
     capsys.readouterr()
     edited = build(content, NUM_SHOTS=2)
     assert "1 label differs" in capsys.readouterr().out
@@ -124,7 +124,7 @@ def test_the_record_names_the_file_and_a_resume_with_other_shots_is_refused(run,
         images = sorted((digits_root / f"digits/images/train/{label}").iterdir())
         entries += [[f"images/train/{label}/{path.name}", label, name] for path in images[:3]]
     path = tmp_path / "shots.json"
-    path.write_text(json.dumps({"train": entries[:5]}))
+    path.write_text(json.dumps({"train": entries[:5]}), encoding="utf-8")
     arguments = ("DATASET.FEWSHOT_FILE", path, "OPTIM.MAX_EPOCH", 1)
     result = run(*arguments)
     assert result.code == 0, result.error
@@ -136,7 +136,7 @@ def test_the_record_names_the_file_and_a_resume_with_other_shots_is_refused(run,
     assert record["splits"]["train_x"]["images"] == 5
     split = record["few_shot_split"]
     assert (split["file"], split["fingerprint"], split["changed_labels"]) == (str(path), file_digest(path), 0)
-    path.write_text(json.dumps({"train": entries}))
+    path.write_text(json.dumps({"train": entries}), encoding="utf-8")
     other = run(*arguments)
     assert other.code == 2
     assert "train_x images" in other.error

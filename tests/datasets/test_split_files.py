@@ -54,7 +54,7 @@ def test_the_label_of_an_aircraft_is_the_line_number_of_its_variant(aircraft):
 
 def test_missing_aircraft_and_unknown_variants_are_refused(aircraft):
     base = aircraft / "fgvc_aircraft"
-    with open(base / "images_variant_test.txt", "a") as file:
+    with open(base / "images_variant_test.txt", "a", encoding="utf-8") as file:
         file.write("1234 Concorde\n")
     with pytest.raises(UserError, match='images_variant_test.txt: "1234 Concorde" is not'):
         build_dataset(make_config("fgvc_aircraft", aircraft))

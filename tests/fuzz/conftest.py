@@ -23,5 +23,5 @@ settings.load_profile(os.environ.get("FUZZ_PROFILE", "ci"))
 def pytest_sessionfinish() -> None:
     """Append the number of cases to the file that FUZZ_CASES names."""
     if (path := os.environ.get("FUZZ_CASES")) and COUNTS["cases"]:
-        with open(path, "a") as file:
+        with open(path, "a", encoding="utf-8") as file:
             file.write(f"{COUNTS['cases']}\n")

@@ -99,10 +99,22 @@ def test_wrong_arguments_are_refused_with_a_message(refused, model, image_paths,
     refused("segment", *[text.format(image_paths[0]) for text in arguments], "--model", model, fragments=[message])
 
 
+def test_nothing_is_written_while_a_viewer_shows_an_overlay(refused, model, image_paths, tmp_path, windows):
+    overlay = tmp_path / f"out/{Path(image_paths[1]).stem}.overlay.png"
+    overlay.parent.mkdir()
+    overlay.write_bytes(b"earlier")
+    command = ("segment", *image_paths, "--text", "cat", "--out", overlay.parent, "--model", model)
+    with open(overlay, "rb"):
+        refused(*command, fragments=[f"cannot write {overlay}: ", "close it there"])
+    assert [path.name for path in overlay.parent.iterdir()] == [overlay.name]
+
+
 def test_a_downloaded_model_needs_no_network(call, model, image_paths, tmp_path, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", Mock(side_effect=OSError("Name or service not known")))
     command = ("segment", image_paths[0], "--text", "cat", "--out", tmp_path, "--model", "somebody/clipseg")
-    assert "hf download somebody/clipseg --local-dir FOLDER" in call(*command).error
+    error = call(*command).error
+    assert "hf download somebody/clipseg --local-dir FOLDER" in error
+    assert "set HF_ENDPOINT=https://hf-mirror.com (PowerShell: $env:HF_ENDPOINT = " in error
     cache = tmp_path / "cache/models--somebody--clipseg"
     (cache / "refs").mkdir(parents=True)
     (cache / "refs/main").write_text("0" * 40)

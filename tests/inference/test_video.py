@@ -103,7 +103,8 @@ def test_a_damaged_video_does_not_stop_the_others(classify, tmp_path):
 def test_without_the_package_av_folders_of_frames_still_work(classify, frames, tmp_path, monkeypatch):
     (tmp_path / "video.mp4").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "av", None)
-    assert "needs the package av: pip install av" in classify(tmp_path / "video.mp4").error
+    error = classify(tmp_path / "video.mp4").error
+    assert "needs the package av: pip install av (in China, add -i https://pypi.tuna.tsinghua.edu.cn/simple)" in error
     assert classify(frames, "--video").code == 0
 
 

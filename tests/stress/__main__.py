@@ -69,7 +69,7 @@ def fuzz(folder: Path, args: argparse.Namespace) -> str:
     environment = {**os.environ, "FUZZ_PROFILE": "stress", "FUZZ_CASES": str(count)}
     command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "--maxprocesses", "4", "tests/fuzz"]
     subprocess.run(command, cwd=REPOSITORY, env=environment, check=True)
-    return f"fuzz cases run: {sum(map(int, count.read_text().split())):,}, failures: 0"
+    return f"fuzz cases run: {sum(map(int, count.read_text(encoding='utf-8').split())):,}, failures: 0"
 
 
 TESTS = {test.__name__: test for test in (kills, disk, several, hostile, fuzz)}

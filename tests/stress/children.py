@@ -49,7 +49,7 @@ class Child:
             self.process.kill()
             raise TimeoutError(f"a process still runs after {TIMEOUT} s; its standard error: {self.errors}")
         # A process that was killed at once has not created the file.
-        errors = self.errors.read_text(errors="replace") if self.errors.exists() else ""
+        errors = self.errors.read_text(errors="replace", encoding="utf-8") if self.errors.exists() else ""
         return Ended(self.process.exitcode, errors)
 
 
@@ -72,7 +72,7 @@ def _main(module: str, arguments: list[str]) -> int:
 def _call(function: Callable[[], int | None], errors: str) -> None:
     """Call ``function`` in this process and exit with its result; standard error goes to the file ``errors``."""
     # The file stays open, as a traceback comes last. Standard output is dropped: a run copies it to its log.txt.
-    sys.stdout, sys.stderr = open(os.devnull, "w"), open(errors, "w", buffering=1)  # noqa: SIM115
+    sys.stdout, sys.stderr = open(os.devnull, "w", encoding="utf-8"), open(errors, "w", encoding="utf-8", buffering=1)  # noqa: SIM115
     set_start_method(
         "fork", force=True
     )  # as children of the fork server, workers of loaders would outlive this process
@@ -85,7 +85,7 @@ def count_writes(path: Path, function: Callable[[], int]) -> int:
     try:
         return function()
     finally:
-        path.write_text(str(next(counter)))
+        path.write_text(str(next(counter)), encoding="utf-8")
 
 
 def die_at_write(number: int, function: Callable[[], int]) -> int:

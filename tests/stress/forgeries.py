@@ -69,19 +69,25 @@ def build_with_link(name: str, target: str, folder: Path) -> None:
 
 
 def build_with_split_entry(name: str, link: str, folder: Path) -> None:
-    """Build a data set with one more image in its split file and, in its folder, a link to a path below ``secret``."""
+    """Build a data set with one more image in its split file.
+
+    A name that begins with "link" is that of a link in the data set's folder, to the path ``link`` below ``secret``.
+    """
     path = write_split_file("dtd", folder / "data")
     write_images(folder, ["secret/s.jpg"])
-    (folder / "data/dtd/images/link").symlink_to(folder / "secret" / link)
-    content = json.loads(path.read_text())
+    if name.startswith("link"):
+        (folder / "data/dtd/images/link").symlink_to(folder / "secret" / link)
+    content = json.loads(path.read_text(encoding="utf-8"))
     content["train"].append([name, 0, "ant"])
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
     build_dataset(config(folder / "data", "DescribableTextures"))
 
 
 def merge_executable_config(folder: Path) -> None:
     """Merge a config file that runs a command when YAML builds its object."""
-    (folder / "config.yaml").write_text(f"SEED: !!python/object/apply:os.system ['touch {folder / MARKER}']\n")
+    (folder / "config.yaml").write_text(
+        f"SEED: !!python/object/apply:os.system ['touch {folder / MARKER}']\n", encoding="utf-8"
+    )
     merge_file(get_cfg_default(), folder / "config.yaml")
 
 

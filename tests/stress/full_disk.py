@@ -53,7 +53,7 @@ def file_too_large(folder: Path, name: str) -> Ended:
     ended = Child(partial(after_epoch, FULL_AFTER, limit, command), folder / "limited").end()
     assert load_checkpoint(latest_checkpoint(folder / "output/prompt_learner"))["epoch"] == FULL_AFTER
     check(Child(command, folder / "errors").end(), undisturbed_run(folder.parent), folder, name)
-    assert f"epoch [{FULL_AFTER}/" not in (folder / "output/log.txt").read_text(), "the run began anew"
+    assert f"epoch [{FULL_AFTER}/" not in (folder / "output/log.txt").read_text(encoding="utf-8"), "the run began anew"
     return ended
 
 
@@ -93,7 +93,7 @@ def disk_full(folder: Path) -> Ended:
     ended = Child(partial(_on_tmpfs, folder), folder / "errors").end()
     (folder / "copy").rename(folder / "output")
     check(ended, undisturbed_run(folder.parent), folder, "disk full")
-    return Ended(int((folder / "code").read_text()), ended.errors)
+    return Ended(int((folder / "code").read_text(encoding="utf-8")), ended.errors)
 
 
 def _on_tmpfs(folder: Path) -> int:
@@ -101,7 +101,9 @@ def _on_tmpfs(folder: Path) -> int:
     output = folder / "output"
     mount(output)
     command = RUN.command(folder)
-    (folder / "code").write_text(str(after_epoch(FULL_AFTER, partial(_fill, output / "ballast"), command)))
+    (folder / "code").write_text(
+        str(after_epoch(FULL_AFTER, partial(_fill, output / "ballast"), command)), encoding="utf-8"
+    )
     assert load_checkpoint(latest_checkpoint(output / "prompt_learner"))["epoch"] == FULL_AFTER
     (output / "ballast").unlink()
     code = command()

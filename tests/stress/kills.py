@@ -87,7 +87,7 @@ class Undisturbed:
         command = partial(count_writes, folder / "writes", scenario.command(folder))
         ended = Child(command, folder / "errors").end()
         assert ended.code == 0, f"{scenario.name}: {ended}"
-        self.seconds, self.writes = time.monotonic() - start, int((folder / "writes").read_text())
+        self.seconds, self.writes = time.monotonic() - start, int((folder / "writes").read_text(encoding="utf-8"))
 
 
 def kill_once(undisturbed: Undisturbed, folder: Path, rng: random.Random) -> str:
@@ -138,7 +138,7 @@ def read_results(folder: Path) -> dict[str, object]:
         elif path.name == "result.json":
             record = read_json(path)
             contents[name] = {key: record[key] for key in ("accuracy", "macro_f1")}
-            log = (path.parent / "log.txt").read_text()
+            log = (path.parent / "log.txt").read_text(encoding="utf-8")
             contents[f"{name}, log.txt"] = [line for line in log.splitlines() if line.startswith("* ")][-5:]
     return contents
 
@@ -186,4 +186,4 @@ def write_sweep(path: Path) -> None:
         "arguments": f"{words} --trainer CoOp DATASET.NUM_SHOTS 1 OPTIM.MAX_EPOCH 3",
         "grid": {"TRAINER.COOP.N_CTX": [16, 4]},
     }
-    path.write_text(yaml.safe_dump({"output": "output", "threads": 1, "runs": [zero_shot, coop]}))
+    path.write_text(yaml.safe_dump({"output": "output", "threads": 1, "runs": [zero_shot, coop]}), encoding="utf-8")

@@ -52,8 +52,8 @@ def build_record(accuracy=70.0, trainer="CoOp", seed=1, shots=16, config_file="t
 def write_run(folder: Path, accuracy=70.0, **record) -> Path:
     """Write a finished run, with a record of :func:`build_record`, into ``folder``; return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "log.txt").write_text(TRAINED.format(accuracy))
-    (folder / "result.json").write_text(json.dumps(build_record(accuracy, **record)))
+    (folder / "log.txt").write_text(TRAINED.format(accuracy), encoding="utf-8")
+    (folder / "result.json").write_text(json.dumps(build_record(accuracy, **record)), encoding="utf-8")
     return folder
 
 
@@ -68,4 +68,4 @@ def write_predictions(folder: Path, correct: np.ndarray) -> None:
 
 def read_csv(folder: Path, name="results") -> dict[str, list[str]]:
     """Return the cells of a table's CSV file by row."""
-    return {row: cells for row, *cells in csv.reader((folder / f"{name}.csv").open())}
+    return {row: cells for row, *cells in csv.reader((folder / f"{name}.csv").open(encoding="utf-8"))}

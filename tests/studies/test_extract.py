@@ -15,7 +15,7 @@ import tools.features as tool  # noqa: F401  the module whose main the fixture `
 from dassl.utils import Decoding, read_image
 from inference.classifier import build_preprocessing
 from studies import extract
-from tests.common import REPOSITORY, WNIDS, damage_images
+from tests.common import IS_WINDOWS, REPOSITORY, WNIDS, damage_images
 from trainers.linear_probe import fit_linear_probe, predict
 from vlm.clip.load import load_cached_clip
 from vlm.images import lance_features
@@ -170,7 +170,7 @@ def test_a_missing_lance_names_the_package_to_install(extract_set, monkeypatch):
     assert 'pip install "coop-dassl[scale]"' in error
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Ray is not tested on Windows")
+@pytest.mark.skipif(IS_WINDOWS, reason="Ray is not tested on Windows")
 def test_extraction_on_ray_gives_the_same_bits(extract_set, tmp_path):
     pytest.importorskip("ray", reason="needs Ray: pip install ray")
     assert extract_set(out="local")[0] == 0

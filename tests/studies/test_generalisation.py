@@ -61,12 +61,12 @@ def unfinish(folder: Path) -> None:
 
 def read_csv(folder, name="base_to_new") -> list[list[str]]:
     """Return the rows of a table's CSV file."""
-    return list(csv.reader((folder / f"{name}.csv").open()))
+    return list(csv.reader((folder / f"{name}.csv").open(encoding="utf-8")))
 
 
 def read_page(folder, name="base_to_new") -> str:
     """Return the text of a table's Markdown file."""
-    return (folder / f"{name}.md").read_text()
+    return (folder / f"{name}.md").read_text(encoding="utf-8")
 
 
 def test_the_harmonic_mean_is_that_of_the_mean_accuracies(write_base_to_new, capsys):
@@ -415,7 +415,7 @@ def test_the_digits_base_to_new_sweep_fills_its_table(digits_root, tmp_path):
     file = REPOSITORY / "configs/sweeps/digits_base_to_new.yaml"
     runs = [run for run in read_sweep(file)["runs"] if "CoCoOp" not in run["folder"]]
     path = tmp_path / "sweep.yaml"
-    path.write_text(json.dumps({**read_sweep(file), "runs": runs}))
+    path.write_text(json.dumps({**read_sweep(file), "runs": runs}), encoding="utf-8")
     folder = tmp_path / "out"
     command = [str(path), "--root", str(digits_root), "--output-dir", str(folder), "--seeds", "1", "--jobs", "1"]
     assert sweep.main([*command, "OPTIM.MAX_EPOCH", "2"]) == 0
@@ -424,6 +424,8 @@ def test_the_digits_base_to_new_sweep_fills_its_table(digits_root, tmp_path):
     assert set(rows) == {"ZeroshotCLIP, tiny, 0 shots", "CoOp, tiny_ctx4, 16 shots", "CoOp, tiny_ctx16, 16 shots"}
     assert "Missing" not in read_page(folder)
     for column, (stage, subsample) in enumerate((("train_base", "base"), ("test_new", "new"))):
-        record = json.loads((folder / stage / "digits/shots_16/CoOp/tiny_ctx4/seed1/result.json").read_text())
+        record = json.loads(
+            (folder / stage / "digits/shots_16/CoOp/tiny_ctx4/seed1/result.json").read_text(encoding="utf-8")
+        )
         assert record["config"]["DATASET"]["SUBSAMPLE_CLASSES"] == subsample
         assert f"{record['accuracy']:.2f}" == rows["CoOp, tiny_ctx4, 16 shots"][column]

@@ -53,7 +53,7 @@ def compare(tmp_path):
                     if predictions:
                         write_predictions(folder, correct)
         assert main([str(tmp_path / "study")]) == 0
-        lines = (tmp_path / "study/results.md").read_text().splitlines()
+        lines = (tmp_path / "study/results.md").read_text(encoding="utf-8").splitlines()
         return next(line for line in lines if line.startswith("CoOp (Efficient) learns")).partition("parameters. ")[2]
 
     return call
@@ -95,12 +95,12 @@ def test_the_differences_by_shots_are_those_of_the_seeds_that_both_have(tmp_path
             write_run(tmp_path / f"{n_ctx}/1/{seed}", accuracy, seed=seed, shots=1, config=config)
             write_run(tmp_path / f"{n_ctx}/2/{seed}", accuracy, seed=seed + n_ctx, shots=2, config=config)
     assert main([str(tmp_path)]) == 0
-    assert "By shots: 1 shot +1.50.\n" in (tmp_path / "results.md").read_text()
+    assert "By shots: 1 shot +1.50.\n" in (tmp_path / "results.md").read_text(encoding="utf-8")
 
 
 def test_predictions_for_other_images_are_not_compared(compare, tmp_path):
     compare(0.9, 0.5)
     path = tmp_path / "study/16/1/2/predictions.csv"
-    path.write_text(path.read_text().replace("digits/7.png", "digits/other.png"))
+    path.write_text(path.read_text(encoding="utf-8").replace("digits/7.png", "digits/other.png"), encoding="utf-8")
     assert main([str(tmp_path / "study")]) == 0
-    assert "are for other images" in (tmp_path / "study/results.md").read_text()
+    assert "are for other images" in (tmp_path / "study/results.md").read_text(encoding="utf-8")

@@ -47,7 +47,7 @@ def test_methods_with_runs_have_a_row_with_their_trainable_parameters(study):
         ("Tip-Adapter-F", ["-", "75.00", "-", "75.00", "640 to 10,240"]),
         ("Linear probe", ["-", "-", "74.00", "-", "-"]),
     ]
-    text = (study / "results.md").read_text()
+    text = (study / "results.md").read_text(encoding="utf-8")
     assert "fewer parameters" not in text  # without CoOp (Efficient) there is no comparison
     assert len({len(line) for line in text.splitlines() if line.startswith("|")}) == 1
 
@@ -118,7 +118,7 @@ def test_runs_that_two_sweeps_share_have_the_same_command(study, parameters):
 )
 def test_a_config_file_names_its_command_and_loads(path):
     method, name = path.parent.name, path.stem
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert f"--trainer {method} " in text
     assert f"--config-file configs/trainers/{method}/{name}.yaml" in text
     cfg = get_cfg_default()
@@ -128,14 +128,14 @@ def test_a_config_file_names_its_command_and_loads(path):
 
 def test_the_digits_parameters_sweep_fills_every_row(tmp_path, digits_root, capsys):
     """The sweep runs with one shot and one epoch."""
-    text = (SWEEPS / "digits_parameters.yaml").read_text()
+    text = (SWEEPS / "digits_parameters.yaml").read_text(encoding="utf-8")
     smaller = (
         text.replace("[16, 8, 4, 2, 1]", "[1]")
         .replace("[8, 4, 2, 1]", "[1]")
         .replace("SHOTS 16", "SHOTS 1")
         .replace("16shots", "1shots")
     )
-    (tmp_path / "sweep.yaml").write_text(smaller.replace("configs/", f"{REPOSITORY}/configs/"))
+    (tmp_path / "sweep.yaml").write_text(smaller.replace("configs/", f"{REPOSITORY}/configs/"), encoding="utf-8")
     options = ["--root", str(digits_root), "--output-dir", str(tmp_path / "digits"), "--jobs", "1"]
     assert sweep.main([str(tmp_path / "sweep.yaml"), *options, "OPTIM.MAX_EPOCH", "1"]) == 0
     assert main([str(tmp_path / "digits")]) == 0

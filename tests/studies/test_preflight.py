@@ -39,7 +39,9 @@ def sweep(tmp_path, imagenet_root, capsys):
 
     def call(*options: object, runs=(ZERO_SHOT, COOP)):
         path = tmp_path / "sweep.yaml"
-        path.write_text(yaml.safe_dump({"output": str(tmp_path / "out"), "threads": 1, "runs": list(runs)}))
+        path.write_text(
+            yaml.safe_dump({"output": str(tmp_path / "out"), "threads": 1, "runs": list(runs)}), encoding="utf-8"
+        )
         capsys.readouterr()
         code = main([str(path), "--root", str(imagenet_root), "--jobs", "1", *map(str, options)])
         return code, *capsys.readouterr()
@@ -94,13 +96,13 @@ def test_skip_finished_runs_again_on_other_test_images(sweep, imagenet_root, tmp
     import train
 
     assert sweep(runs=[ZERO_SHOT])[0] == 0
-    command = json.loads((tmp_path / "out/zs/result.json").read_text())["command"]
-    before = (tmp_path / "out/zs/log.txt").read_text()
+    command = json.loads((tmp_path / "out/zs/result.json").read_text(encoding="utf-8"))["command"]
+    before = (tmp_path / "out/zs/log.txt").read_text(encoding="utf-8")
     assert train.main(["--skip-finished", *command]) == 0
-    assert (tmp_path / "out/zs/log.txt").read_text() == before
+    assert (tmp_path / "out/zs/log.txt").read_text(encoding="utf-8") == before
     next((imagenet_root / "imagenet/images/val").glob("*/*")).unlink()
     assert train.main(["--skip-finished", *command]) == 0
-    assert "* total: 5\n" in (tmp_path / "out/zs/log.txt").read_text()
+    assert "* total: 5\n" in (tmp_path / "out/zs/log.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -191,7 +193,7 @@ class Terminal(io.StringIO):
 def write_log(folder: Path, text: str) -> None:
     """Write ``text`` to the log of the run in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "log.txt").write_text(text)
+    (folder / "log.txt").write_text(text, encoding="utf-8")
 
 
 EPOCH = "epoch [3/50] batch [5/5] time 0.1 (0.1) data 0.0 (0.0) loss 0.1 (0.2) acc 96.8 (95.1) lr 2e-03 eta 0:00:42\n"
@@ -259,11 +261,11 @@ def test_a_sweep_prints_what_runs_while_it_runs(sweep, monkeypatch):
 
 def test_a_run_of_replaced_test_images_or_descriptions_runs_again(sweep, imagenet_root, tmp_path):
     descriptions, record = tmp_path / "d.json", tmp_path / "out/zs/result.json"
-    descriptions.write_text(json.dumps({name: ["A thing."] for name in WNIDS.values()}))
+    descriptions.write_text(json.dumps({name: ["A thing."] for name in WNIDS.values()}), encoding="utf-8")
     trial = {"folder": "zs", "arguments": f"{ZERO_SHOT['arguments']} DATASET.DESCRIPTIONS {descriptions}"}
     assert sweep(runs=[trial])[0] == 0
     old = record.stat().st_mtime - 9
-    descriptions.write_text(json.dumps({name: ["One."] for name in WNIDS.values()}))
+    descriptions.write_text(json.dumps({name: ["One."] for name in WNIDS.values()}), encoding="utf-8")
     os.utime(descriptions, (old, old))  # as after cp -p
     assert "other descriptions than in its record" in sweep(runs=[trial])[1]
     image, *_ = (imagenet_root / "imagenet/images/val").glob("*/*")

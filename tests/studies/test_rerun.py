@@ -41,9 +41,9 @@ def read_comparison(output: str) -> dict[str, str]:
 def edit_record(folder: Path, change) -> None:
     """Call ``change`` with the record in ``folder``, a dict, and write the dict back."""
     path = folder / "result.json"
-    record = json.loads(path.read_text())
+    record = json.loads(path.read_text(encoding="utf-8"))
     change(record)
-    path.write_text(json.dumps(record))
+    path.write_text(json.dumps(record), encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -79,11 +79,11 @@ def test_a_rerun_from_the_record_alone_gives_the_same_bits(run, call, tmp_path, 
     ]
     assert all(read_comparison(output)[name] == "same" for name in same)
     for folder in (original.folder, again):
-        assert (folder / model / "checkpoint").read_text() == f"model.pth.tar-{epoch}\n"
+        assert (folder / model / "checkpoint").read_text(encoding="utf-8") == f"model.pth.tar-{epoch}\n"
     name = f"{model}/model.pth.tar-{epoch}"
     assert read_comparison(output)[name] == "same"
     assert_same_tensors(original.folder / name, again / name)
-    assert json.loads((again / "result.json").read_text())["seed"] == original.record["seed"]
+    assert json.loads((again / "result.json").read_text(encoding="utf-8"))["seed"] == original.record["seed"]
 
 
 def test_an_evaluation_is_repeated_with_the_model_of_its_run(run, call):
@@ -121,7 +121,7 @@ def test_a_run_of_a_sweep_is_repeated(tmp_path, digits_root, call):
     settings += f" --config-file {REPOSITORY}/configs/trainers/CoOp/tiny.yaml"
     runs = [{"folder": "lr{OPTIM.LR}", "arguments": settings, "grid": {"OPTIM.LR": [0.02], "OPTIM.MAX_EPOCH": [2]}}]
     grid = {"output": str(tmp_path / "out"), "threads": 1, "runs": runs}
-    (tmp_path / "sweep.yaml").write_text(json.dumps(grid))
+    (tmp_path / "sweep.yaml").write_text(json.dumps(grid), encoding="utf-8")
     assert sweep([str(tmp_path / "sweep.yaml"), "--root", str(digits_root), "DATASET.NUM_SHOTS", "1"]) == 0
     code, output, _ = call(tmp_path / "out/lr0.02/result.json")
     assert code == 0
@@ -148,12 +148,12 @@ def test_resumed_runs_are_repeated(run, call):
     second = run("--force-resume", "--resume", first.folder, *longer, out="second")
     code, output, _ = call(second.folder)
     assert (code, read_comparison(output)["prompt_learner/model.pth.tar-4"]) == (0, "same")
-    assert "epoch [4/4]" in (second.folder / "rerun/log.txt").read_text()
+    assert "epoch [4/4]" in (second.folder / "rerun/log.txt").read_text(encoding="utf-8")
 
     stopped = run("--resume", first.folder, *SHORT, out="first")
     assert stopped.code == 0
     assert call(stopped.folder)[0] == 0
-    assert "epoch [1/3]" in (stopped.folder / "rerun/log.txt").read_text()
+    assert "epoch [1/3]" in (stopped.folder / "rerun/log.txt").read_text(encoding="utf-8")
 
 
 def test_a_changed_image_is_reported_as_a_possible_cause(run, call, digits_copy):
@@ -176,13 +176,13 @@ def test_changed_data_is_refused_before_training(run, call, digits_copy):
     original = run("--root", digits_copy, *SHORT)
     again = original.folder / "rerun"
     names = digits_copy / "digits/classnames.txt"
-    saved = names.read_text()
-    names.write_text(saved.replace("3 three", "3 drei"))
+    saved = names.read_text(encoding="utf-8")
+    names.write_text(saved.replace("3 three", "3 drei"), encoding="utf-8")
     code, _, error = call(original.folder)
     assert code == 2
     assert "classnames.3 three -> drei" in error
     assert "splits.train_x.sha256" in error
-    names.write_text(saved)
+    names.write_text(saved, encoding="utf-8")
     next((digits_copy / "digits/images/val/3").iterdir()).unlink()
     code, _, error = call(original.folder)
     assert code == 2
@@ -242,7 +242,10 @@ def test_a_rerun_uses_the_number_of_threads_in_the_record(run, call):
     edit_record(original.folder, lambda record: record["machine"].update(threads=default + 1))
     code, output, _ = call(original.folder)
     assert f"Threads: {default + 1}, as in the record" in output
-    assert json.loads((original.folder / "rerun/result.json").read_text())["machine"]["threads"] == default + 1
+    assert (
+        json.loads((original.folder / "rerun/result.json").read_text(encoding="utf-8"))["machine"]["threads"]
+        == default + 1
+    )
     assert code in (0, 1)
 
 
@@ -277,7 +280,7 @@ def test_a_damaged_or_incomplete_record_is_refused(call, tmp_path, text, message
     path = tmp_path / "run/result.json"
     path.parent.mkdir()
     if text is not None:
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     code, _, error = call(path)
     assert code == 2
     assert all(message in error for message in messages), error
@@ -288,7 +291,7 @@ def test_an_output_folder_that_is_not_empty_is_refused(run, call, tmp_path):
     original = run(*SHORT)
     occupied = tmp_path / "occupied"
     occupied.mkdir()
-    (occupied / "notes.txt").write_text("")
+    (occupied / "notes.txt").write_text("", encoding="utf-8")
     for folder in (occupied, occupied / "notes.txt", original.folder):
         code, _, error = call(original.folder, "--output-dir", folder)
         assert code == 2

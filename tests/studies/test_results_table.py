@@ -23,7 +23,7 @@ def study(tmp_path):
 def make_page(folder, *options) -> str:
     """Write the table of a folder; return the page."""
     assert main([str(folder), *options]) == 0
-    return (folder / "results.md").read_text()
+    return (folder / "results.md").read_text(encoding="utf-8")
 
 
 def test_rows_and_columns_come_from_the_records_wherever_the_runs_are(study):
@@ -71,7 +71,7 @@ def test_runs_inside_a_runs_folder_are_no_runs_of_the_table(study):
     run = write_run(study / "run", 70)
     write_run(run / "rerun", 99, seed=2)
     write_run(run / "eval-digits-test", 98, seed=3)
-    (write_run(study / "unfinished/rerun", 97, seed=4).parent / "config.yaml").write_text("")
+    (write_run(study / "unfinished/rerun", 97, seed=4).parent / "config.yaml").write_text("", encoding="utf-8")
     page = make_page(study)
     assert read_csv(study)["CoOp (Standard)"][1] == "70.00"
     assert not any(figure in page for figure in ("99.00", "98.00", "97.00"))
@@ -98,7 +98,7 @@ def test_seeds_paths_workers_and_devices_are_no_settings(study):
     del record["config"]["FEATURES"]  # of an older version; it has the defaults
     for key in ("models", "machine", "train_images_per_class"):
         del record[key]
-    write_run(study / "run3").joinpath("result.json").write_text(json.dumps(record))
+    write_run(study / "run3").joinpath("result.json").write_text(json.dumps(record), encoding="utf-8")
     make_page(study)
     assert read_csv(study)["CoOp (Standard)"][1] == "71.00 ± 2.48"
 
@@ -283,7 +283,7 @@ def test_evaluations_validation_results_and_runs_without_a_result_are_named(stud
     write_run(study / "shortened", 97, command=["--trainer", "CoOp", "--e"], eval_only=True)
     write_run(study / "validated", 98, seed=2, split="val")
     write_run(study / "untested", seed=3).joinpath("result.json").write_text(
-        json.dumps({**build_record(seed=3), "accuracy": None})
+        json.dumps({**build_record(seed=3), "accuracy": None}), encoding="utf-8"
     )
     page = make_page(study)
     assert read_csv(study)["CoOp (Standard)"][1] == "70.00"
@@ -300,7 +300,7 @@ def test_only_runs_that_a_sweep_was_asked_for_or_that_have_not_ended_are_missing
     write_run(study / "run", 70)
     assert "Missing" not in make_page(study)
     validation_log = "=> result\n* accuracy: 99.00%\nepoch [3/200]\n"
-    write_run(study / "stopped").joinpath("log.txt").write_text(validation_log)
+    write_run(study / "stopped").joinpath("log.txt").write_text(validation_log, encoding="utf-8")
     rotate_file(study / "stopped/result.json")
     (study / "b/s2").mkdir(parents=True)
     for name, seeds in (("b", (1, 2)), ("run", (1,))):  # two sweeps into one folder
@@ -315,7 +315,7 @@ def test_only_runs_that_a_sweep_was_asked_for_or_that_have_not_ended_are_missing
 
 
 def test_a_damaged_list_of_runs_is_an_error_with_its_path(study, capsys):
-    (study / "trials.json").write_text('{"a": 1}')
+    (study / "trials.json").write_text('{"a": 1}', encoding="utf-8")
     assert main([str(study)]) == 2
     assert f"{study}/trials.json is damaged" in capsys.readouterr().err
 
@@ -346,7 +346,7 @@ def test_cells_with_other_seeds_than_most_are_named(study):
 def test_a_damaged_record_is_an_error_with_its_path(study, capsys, damage):
     run = write_run(study / "run1")
     for damaged in ("{", "[]", json.dumps(build_record() | damage)):
-        (run / "result.json").write_text(damaged)
+        (run / "result.json").write_text(damaged, encoding="utf-8")
         assert main([str(study)]) == 2
         assert "run1/result.json" in capsys.readouterr().err
 
@@ -357,6 +357,6 @@ def test_a_folder_without_finished_runs_is_an_error(tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
     assert "has a result for the table" in capsys.readouterr().err
     (tmp_path / "old").mkdir()
-    (tmp_path / "old/log.txt").write_text(TRAINED.format(70))
+    (tmp_path / "old/log.txt").write_text(TRAINED.format(70), encoding="utf-8")
     assert main([str(tmp_path)]) == 2
     assert "old: the run has not ended (no result.json)" in capsys.readouterr().err

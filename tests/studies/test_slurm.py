@@ -15,10 +15,10 @@ import yaml
 from studies.grid import Trial
 from studies.schedule import find_unfinished
 from studies.slurm import format_arrays
-from tests.common import REPOSITORY
+from tests.common import REPOSITORY, needs_bash
 from tools.sweep import main
 
-pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+pytestmark = needs_bash
 DAEMONS = ("munged", "slurmctld", "slurmd")
 SETTINGS = (
     f"--dataset-config-file {REPOSITORY}/configs/datasets/digits.yaml "
@@ -86,7 +86,7 @@ def sweep(tmp_path):
     bad = {"folder": "bad", "arguments": f"--trainer CoOp {SETTINGS} DATASET.NUM_SHOTS 1 OPTIM.LR 1e30"}
     path = tmp_path / "sweep.yaml"
     content = {"output": str(tmp_path / "out"), "threads": 1, "runs": [{**test, "grid": {"n": [1]}}, bad, made]}
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return str(path)
 
 
@@ -105,7 +105,9 @@ def test_a_trial_runs_by_its_number(sweep, digits_root, tmp_path, capsys):
         assert "=> result" in capsys.readouterr().out
         assert main([*command, "--cell", str(number)]) == 0
         assert capsys.readouterr().out == f"finished already: {out}/{name}\n"
-    accuracies = {json.loads((out / name / "result.json").read_text())["accuracy"] for name in ("made", "test1")}
+    accuracies = {
+        json.loads((out / name / "result.json").read_text(encoding="utf-8"))["accuracy"] for name in ("made", "test1")
+    }
     assert len(accuracies) == 1
     for number in ("-1", "3"):
         assert main([*command, f"--cell={number}"]) == 2
@@ -140,7 +142,7 @@ def test_an_array_task_runs_the_trial_of_its_number(sweep, digits_root, tmp_path
     task = {"FIRST": "1", "SLURM_ARRAY_TASK_ID": "0", "SLURM_SUBMIT_DIR": str(REPOSITORY), "SLURM_CPUS_PER_TASK": "1"}
     result = bash("sweep.sbatch", sweep, "--root", str(digits_root), "OPTIM.LR", "0.01", folder=tmp_path, **task)
     assert result.returncode == 0, result.stderr
-    assert json.loads((tmp_path / "out/made/result.json").read_text())["config"]["OPTIM"]["LR"] == 0.01
+    assert json.loads((tmp_path / "out/made/result.json").read_text(encoding="utf-8"))["config"]["OPTIM"]["LR"] == 0.01
     assert not (tmp_path / "out/bad").exists()
 
 
@@ -151,13 +153,13 @@ def test_the_array_of_a_later_stage_waits_for_the_earlier_one(sweep, digits_root
     log = tmp_path / "log"
     commands = {"scontrol": "echo 'MaxArraySize            = 1001'", "sbatch": f'echo "$@" >> "{log}"; wc -l < "{log}"'}
     for name, body in commands.items():
-        (mocks / name).write_text(f"#!/bin/sh\n{body}\n")
+        (mocks / name).write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
         (mocks / name).chmod(0o755)
     path = f"{mocks}{os.pathsep}{environment()['PATH']}"
     arguments = (sweep, "--root", str(digits_root), "OPTIM.LR", "1")
     result = bash("submit.sh", *arguments, folder=tmp_path, PATH=path, SBATCH="-p gpu --mem=1G", AT_ONCE="5")
     assert result.returncode == 0, result.stderr
-    first, second = log.read_text().splitlines()
+    first, second = log.read_text(encoding="utf-8").splitlines()
     script = f"--export=ALL,FIRST=0 scripts/slurm/sweep.sbatch {' '.join(arguments)}"
     assert first == f"--parsable -p gpu --mem=1G --array=0-1%5 {script}"
     assert second == f"--parsable -p gpu --mem=1G --dependency=afterany:1 --array=2%5 {script}"
@@ -185,7 +187,7 @@ def slurm(tmp_path):
     for name in ("state", "spool"):
         (folder / name).mkdir(parents=True)
     conf, key = folder / "slurm.conf", folder / "munge.key"
-    conf.write_text(CONF.format(host=socket.gethostname(), folder=folder, ports=free_ports(2)))
+    conf.write_text(CONF.format(host=socket.gethostname(), folder=folder, ports=free_ports(2)), encoding="utf-8")
     key.write_bytes(os.urandom(1024))
     key.chmod(0o400)
     munge = {"key-file": key, "socket": folder / "munge.socket", "pid-file": folder / "munged.pid"}
@@ -224,8 +226,8 @@ def test_slurm_runs_a_sweep_although_one_run_fails(slurm, sweep, digits_root, tm
     record, deadline = tmp_path / "out/test1/result.json", time.monotonic() + 120
     while not record.is_file() and time.monotonic() < deadline:
         time.sleep(0.5)
-    outputs = {path.name: path.read_text() for path in tmp_path.glob("*_*.txt")}
+    outputs = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.glob("*_*.txt")}
     assert record.is_file(), outputs
     assert "infinite or NaN" in outputs["1_0.txt"]
-    made = json.loads((tmp_path / "out/made/result.json").read_text())
-    assert made["accuracy"] == json.loads(record.read_text())["accuracy"]
+    made = json.loads((tmp_path / "out/made/result.json").read_text(encoding="utf-8"))
+    assert made["accuracy"] == json.loads(record.read_text(encoding="utf-8"))["accuracy"]

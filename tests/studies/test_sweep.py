@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -110,7 +111,7 @@ def test_values_of_axes_reach_the_config(write_sweep, digits_root, tmp_path):
     path = write_sweep({"folder": "{INPUT.SIZE}", "arguments": settings, "grid": {**grid, "SEED": [7]}})
     assert main([path, "--root", str(digits_root), "--jobs", "1"]) == 0
     for folder in ("[32, 32]", "(32, 32)"):
-        config = json.loads((tmp_path / "out" / folder / "result.json").read_text())["config"]
+        config = json.loads((tmp_path / "out" / folder / "result.json").read_text(encoding="utf-8"))["config"]
         assert config["TRAINER"]["COOP"]["CTX_INIT"] == "a photo of a"
         assert config["TRAINER"]["COOP"]["CSC"] is True
         assert (config["INPUT"]["SIZE"], config["SEED"]) == ([32, 32], 7)
@@ -148,7 +149,7 @@ def write_sweep(tmp_path):
 
     def write(*runs, **keys):
         path = tmp_path / "sweep.yaml"
-        path.write_text(yaml.safe_dump({"output": str(tmp_path / "out"), "runs": list(runs), **keys}))
+        path.write_text(yaml.safe_dump({"output": str(tmp_path / "out"), "runs": list(runs), **keys}), encoding="utf-8")
         return str(path)
 
     return write
@@ -184,7 +185,7 @@ def test_a_run_with_a_damaged_record_is_repeated(write_sweep, digits_root, tmp_p
     command += ["--root", str(digits_root), "--jobs", "1"]
     for damaged in ("{", "[]", "{}"):
         (tmp_path / "out/a").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "out/a/result.json").write_text(damaged)
+        (tmp_path / "out/a/result.json").write_text(damaged, encoding="utf-8")
         assert main(command) == 0
         assert "1 runs, 0 finished already" in capsys.readouterr().out
     assert main(command) == 0
@@ -199,7 +200,7 @@ def test_finished_runs_are_skipped_and_failed_runs_are_listed(write_sweep, digit
     output = capsys.readouterr().out
     assert "infinite or NaN" in output
     assert f"2 of 3 runs failed: {tmp_path}/out/bad1, {tmp_path}/out/bad2" in output
-    accuracy = json.loads((tmp_path / "out/good/result.json").read_text())["accuracy"]
+    accuracy = json.loads((tmp_path / "out/good/result.json").read_text(encoding="utf-8"))["accuracy"]
     assert f"out/good: {accuracy:.2f}%" in output
     assert main(command) == 1
     assert "3 runs, 1 finished already" in capsys.readouterr().out
@@ -220,7 +221,9 @@ def test_a_model_is_evaluated_after_it_was_trained_and_not_if_its_run_failed(
     output = capsys.readouterr().out
     assert f"{out}/test/bad: FAILED\nnot started: its model's run failed, {out}/bad\n" in output
     assert not (out / "test/bad").exists()
-    made, tested = (json.loads((out / name / "result.json").read_text()) for name in ("good", "test/good"))
+    made, tested = (
+        json.loads((out / name / "result.json").read_text(encoding="utf-8")) for name in ("good", "test/good")
+    )
     assert tested["accuracy"] == made["accuracy"]
 
     command = [write_sweep({**test, "grid": {"name": ["good"]}}, runs[1]), "--root", str(digits_root), "--jobs", "1"]
@@ -266,7 +269,7 @@ def test_ctrl_c_prints_the_command_that_continues_the_sweep(write_sweep, digits_
     assert main([path, "--root", root, "--jobs", "1"]) == 130
     error = capsys.readouterr().err
     assert "stopped after 0 of 2 runs; this command resumes with the remaining runs:\n" in error
-    assert error.endswith(f"tools/sweep.py {path} --root {root} --jobs 1\n")
+    assert error.endswith(shlex.join(["tools/sweep.py", path, "--root", root, "--jobs", "1"]) + "\n")
 
 
 @pytest.fixture

@@ -16,11 +16,11 @@ from dassl.utils import UserError
 from studies.grid import Trial
 from studies.progress import ProgressPrinter
 from studies.ray import join_ray_address
-from tests.common import REPOSITORY, assert_same_tensors
+from tests.common import IS_WINDOWS, REPOSITORY, assert_same_tensors
 from tests.studies.records import write_run
 from tools.sweep import main
 
-needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install ray")
+needs_ray = pytest.mark.skipif(IS_WINDOWS or find_spec("ray") is None, reason="needs Ray: pip install ray; no Windows")
 SETTINGS = (
     f"--dataset-config-file {REPOSITORY}/configs/datasets/digits.yaml "
     f"--config-file {REPOSITORY}/configs/trainers/CoOp/tiny.yaml"
@@ -83,7 +83,9 @@ def write_sweep(tmp_path):
 
     def write(*runs):
         path = tmp_path / "sweep.yaml"
-        path.write_text(yaml.safe_dump({"output": str(tmp_path / "out"), "threads": 1, "runs": list(runs)}))
+        path.write_text(
+            yaml.safe_dump({"output": str(tmp_path / "out"), "threads": 1, "runs": list(runs)}), encoding="utf-8"
+        )
         return str(path)
 
     return write
@@ -147,7 +149,9 @@ class NodeKiller(threading.Thread):
 def get_parent_pid(owner: Path) -> int | None:
     """Return the parent of the process that holds the lock of a run's folder; None if the process has ended."""
     try:
-        status = Path("/proc", str(json.loads(owner.read_text())["pid"]), "stat").read_text()
+        status = Path("/proc", str(json.loads(owner.read_text(encoding="utf-8"))["pid"]), "stat").read_text(
+            encoding="utf-8"
+        )
         return int(status.rpartition(")")[2].split()[1])
     except (OSError, ValueError):
         return None
@@ -163,7 +167,9 @@ class Interrupter(threading.Thread):
     def run(self) -> None:
         while not any(self.out.rglob("model.pth.tar-5")):
             time.sleep(0.05)
-        self.processes = [json.loads(path.read_text())["pid"] for path in self.out.rglob(".running.json")]
+        self.processes = [
+            json.loads(path.read_text(encoding="utf-8"))["pid"] for path in self.out.rglob(".running.json")
+        ]
         signal.raise_signal(signal.SIGINT)
 
 
@@ -203,7 +209,9 @@ def test_a_stopped_sweep_resumes_although_a_node_is_killed(cluster, write_sweep,
         assert path.stat().st_mtime_ns == time_ns
     assert main([*command, "--output-dir", str(tmp_path / "local"), "--jobs", "1"]) == 0
     for name in ("s1", "s2", "s3", "s4", "test"):
-        ray, local = (json.loads((tmp_path / out / name / "result.json").read_text()) for out in ("out", "local"))
+        ray, local = (
+            json.loads((tmp_path / out / name / "result.json").read_text(encoding="utf-8")) for out in ("out", "local")
+        )
         assert ray["accuracy"] == local["accuracy"]
         if name != "test":
             checkpoint = f"{name}/prompt_learner/model.pth.tar-40"

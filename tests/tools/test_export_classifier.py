@@ -87,7 +87,7 @@ def test_the_files_give_the_probabilities_of_the_run(run, call, capsys, photo, t
     for row in (0, 2):
         assert dict(zip(DIGIT_NAMES, probabilities[row].tolist(), strict=True)) == pytest.approx(expected, abs=1e-4)
 
-    arrays = np.load(folder / "class_weights.npz", allow_pickle=False)
+    arrays = dict(np.load(folder / "class_weights.npz", allow_pickle=False))
     assert json.loads(arrays["metadata"].item()) == metadata
     assert arrays["classnames"].tolist() == list(DIGIT_NAMES)
     assert compute_logits(arrays, clip, image) == pytest.approx(logits[0], abs=1e-4)

@@ -10,13 +10,13 @@ from tests.fixtures.make_parity import FOLDER
 from tests.studies.records import write_run
 from tools.parse_test_res import main
 
-PARITY = json.loads((FOLDER / "parity.json").read_text())
+PARITY = json.loads((FOLDER / "parity.json").read_text(encoding="utf-8"))
 
 
 def write_log(run: str, lines: list[str]) -> None:
     """Write the log of a run into the folder ``run``."""
     Path(run).mkdir(parents=True)
-    Path(run, "log.txt").write_text("\n".join([*lines, ""]))
+    Path(run, "log.txt").write_text("\n".join([*lines, ""]), encoding="utf-8")
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_captured_calls_print_the_output_of_dassls_parser(originals, capsys, num
 
 def test_the_last_result_in_a_log_is_read(originals, capsys):
     """Some trainers test a second time after training."""
-    with open("out/bvp/seed1/log.txt", "a") as log:
+    with open("out/bvp/seed1/log.txt", "a", encoding="utf-8") as log:
         log.write("=> result\n* total: 200\n* accuracy: 12.50%\n")
     assert main(["out/bvp"]) == 0
     assert "* accuracy: 12.50% +- 0.00%" in capsys.readouterr().out

@@ -95,6 +95,21 @@ def test_a_drawn_split_is_the_same_each_time():
     assert files[0] != files[1]  # drawn at random
 
 
+def test_a_download_that_is_cut_is_tried_again(internet, tmp_path, monkeypatch):
+    import torchvision
+
+    download_url, cuts = torchvision.datasets.utils.download_url, iter([ConnectionResetError(), TimeoutError()])
+
+    def cut_twice(*args, **kwargs):
+        if error := next(cuts, None):
+            raise error
+        download_url(*args, **kwargs)
+
+    monkeypatch.setattr(torchvision.datasets.utils, "download_url", cut_twice)
+    assert prepare(["eurosat", "--root", str(tmp_path), "--own-split"]) == 0
+    assert len(internet) == 1
+
+
 @pytest.mark.parametrize("name", ["food101", "oxford_flowers"])
 def test_without_a_network_there_is_one_message(name, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("urllib.request.urlopen", Mock(side_effect=urllib.error.URLError("no network")))

@@ -43,8 +43,8 @@ def pairs_root(tmp_path_factory):
     """Return the data root with 64 captioned images of digit pairs and their config ``pairs.yaml``."""
     root = tmp_path_factory.mktemp("pairs")
     assert digit_pairs.main(["--root", str(root), "--pairs", "64"]) == 0
-    example = (REPOSITORY / "configs/datasets/captions.yaml").read_text()
-    (root / "pairs.yaml").write_text(example.replace('FOLDER: ""', 'FOLDER: "digit_pairs"'))
+    example = (REPOSITORY / "configs/datasets/captions.yaml").read_text(encoding="utf-8")
+    (root / "pairs.yaml").write_text(example.replace('FOLDER: ""', 'FOLDER: "digit_pairs"'), encoding="utf-8")
     return root
 
 

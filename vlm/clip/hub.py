@@ -15,6 +15,11 @@ from urllib.request import getproxies
 from dassl.utils import UserError, error_reason
 
 DOWNLOAD_HINT = "On a machine with a network, `hf download {0} --local-dir FOLDER` fetches it; {1}FOLDER then names it"
+HUB_MIRROR_HINT = (
+    "In China, a mirror of the Hub is quicker: set HF_ENDPOINT=https://hf-mirror.com "
+    '(PowerShell: $env:HF_ENDPOINT = "https://hf-mirror.com")'
+)
+PIP_MIRROR_HINT = "in China, add -i https://pypi.tuna.tsinghua.edu.cn/simple"  # Tsinghua University's mirror of PyPI
 
 
 def import_optional(module: str, package: str, user: str) -> ModuleType:
@@ -22,25 +27,28 @@ def import_optional(module: str, package: str, user: str) -> ModuleType:
     try:
         return import_module(module)
     except ImportError as error:
-        raise UserError(f"{user} needs the package {package}: pip install {package}") from error
+        raise UserError(f"{user} needs the package {package}: pip install {package} ({PIP_MIRROR_HINT})") from error
 
 
 @contextmanager
 def hub_access(name: str, hint: str) -> Iterator[None]:
     """Let the body of a ``with`` load the model ``name`` through a library; if offline, from the library's cache.
 
-    ``name`` is a name on the Hub, or a folder. A name that begins with "/", "." or "~" is a folder, not expanded.
+    ``name`` is a name on the Hub, or a folder. An absolute path, or a name that begins with "." or "~", is a folder and
+    not expanded.
 
     Raises:
         UserError: the folder does not exist, or the body fails; ``hint`` ends the message. UserErrors stay as is.
     """
     from huggingface_hub import constants
 
-    if name.startswith(("/", ".", "~")) and not os.path.exists(name):
+    if (os.path.isabs(name) or name.startswith((".", "~"))) and not os.path.exists(name):
         raise UserError(f"there is no folder {name}")
     was_offline, level = constants.HF_HUB_OFFLINE, logging.root.manager.disable
     constants.HF_HUB_OFFLINE = was_offline or not _is_reachable(constants.ENDPOINT)
-    offline = "" if os.path.exists(name) or not constants.HF_HUB_OFFLINE else " (the Hub cannot be reached)"
+    if is_remote := not os.path.exists(name):
+        hint = f"{hint}\n  {HUB_MIRROR_HINT}"
+    offline = " (the Hub cannot be reached)" if is_remote and constants.HF_HUB_OFFLINE else ""
     logging.disable(logging.ERROR)  # the libraries log the errors that they raise
     try:
         yield

@@ -11,7 +11,7 @@ from functools import cache
 from yacs.config import CfgNode
 
 from dassl.data.decoding import count_changes
-from dassl.utils import Decoding
+from dassl.utils import Decoding, relpath
 
 from .base_dataset import DatasetBase, Datum
 
@@ -34,7 +34,7 @@ def split_fingerprint(items: Iterable[Datum], root: str | os.PathLike) -> str:
     @cache  # millions of images lie in few folders
     def relative_folder(folder: str) -> str:
         """Return the path of ``folder`` below ``root`` with forward slashes."""
-        return os.path.relpath(folder, start).replace(os.sep, "/")
+        return relpath(folder, start).replace(os.sep, "/")
 
     digest = hashlib.sha256()
     for item in items:
