@@ -19,7 +19,7 @@ PF_AVX512F = 41  # Windows' number of the processor feature AVX-512
 def enable_strict_mode() -> None:
     """Request the strict mode of this processor's widest instructions, unless the environment sets a mode.
 
-    MKL takes AUTO instead, which is not strict, on processors of other makers than Intel.
+    On processors of other makers than Intel, MKL takes AUTO in place of the instruction set.
     """
     os.environ.setdefault(VARIABLE, f"{'AVX512' if _has_avx512() else 'AVX2'},STRICT")
 

@@ -45,6 +45,7 @@ def test_a_run_has_the_same_bits_on_one_and_on_two_threads(run_with_threads, met
 
 
 @needs_strict_mkl
+@pytest.mark.skipif("AUTO" in describe_cpu_sums(), reason="on AMD, MKL's sums did not depend on the threads")
 def test_without_the_strict_mode_the_number_of_threads_counts(tmp_path, digits_root):
     # So the test above can fail; and the record of such a run has the number of threads.
     checkpoints = []
