@@ -209,6 +209,16 @@ def test_equal_features_of_equal_images_are_kept(store):
     assert len(store.get(KEYS)) == 5
 
 
+def test_equal_features_that_an_earlier_version_kept_are_refused_unless_the_images_are_equal(store):
+    requests = build_requests(range(3))
+    store.put([key for key, _ in requests], torch.ones(3, 1))
+    with pytest.raises(UserError, match=r"all val images have the same stored feature.*features.py rm"):
+        CachedFeatureExtractor(SumEncoder(), store)(requests, 1, "val images")
+    equal = [(key, lambda: torch.ones(3, 2, 2)) for key, _ in requests]
+    assert CachedFeatureExtractor(SumEncoder(), store)(equal).flatten().tolist() == [1] * 3
+    assert CachedFeatureExtractor(SumEncoder(), store)(requests[:1]).flatten().tolist() == [1]
+
+
 def test_a_few_images_with_the_same_feature_beside_others_are_kept(store):
     requests = build_requests(range(600))
     assert len(CachedFeatureExtractor(ConstantEncoder(1.0, turn=599), store)(requests)) == 600

@@ -73,39 +73,43 @@ class CachedFeatureExtractor:
                 features |= self.store.get([key for key in loaders if key not in features]) if self.store else {}
                 missing = [(key, load) for key, load in loaders.items() if key not in features]
                 features |= self._extract(missing, threads, name, next(iter(features.values()), None))
+        elif _are_equal(iter(features.values())) and _images_differ(requests):  # of an earlier version, which kept them
+            raise UserError(f"all {name} have the same stored feature. Remove them: python tools/features.py rm")
         rows = [features[key] for key, _ in requests if key in features]
         return torch.stack(rows) if rows else torch.empty(0)
 
     def _extract(
-        self, requests: Sequence[Request], threads: int, name: str, stored: torch.Tensor | None
+        self, requests: Sequence[Request], threads: int, name: str, first: torch.Tensor | None
     ) -> dict[bytes, torch.Tensor]:
         """Compute features, write them to the store shard by shard, and return them by key; skip unreadable images.
 
-        ``name``: name of the images in the progress bar. ``stored``: a stored feature (embed_dim,), if there is one.
+        ``name``: name of the images in the progress bar. ``first``: a stored feature (embed_dim,), if there is one.
         Raises as :meth:`__call__`.
         """
         features: dict[bytes, torch.Tensor] = {}
         unsaved: list[bytes] = []
-        pending: deque[tuple[bytes, torch.Tensor]] = deque()  # images that the encoder has taken and not yet returned
-        check = _FeatureCheck(stored)
+        pending: deque[bytes] = deque()  # keys of the images that the encoder has taken and not yet returned
+        is_valid = False  # whether features differ; until then, none is saved
         bar = progress_bar(total=len(requests), desc=f"encoding {name}", unit="image")
         with bar, ThreadPoolExecutor(threads) as pool:
             try:
                 for feature in self.encoder.encode(_prefetch_images(pool, requests, pending, bar)):
-                    key, image = pending.popleft()
+                    key = pending.popleft()
                     if not feature.isfinite().all():
                         raise UserError(f"a feature of the {name} is NaN or infinite ({self.encoder}). {REMEDY}")
-                    check.update(image, feature)
+                    first = feature if first is None else first
+                    is_valid = is_valid or not torch.equal(feature, first)
                     features[key] = feature
                     unsaved.append(key)
                     bar.update()
-                    if len(unsaved) >= SHARD_FEATURES and check.features_differ:
+                    if len(unsaved) >= SHARD_FEATURES and is_valid:
                         self._save(unsaved, features)
                         unsaved = []
-                if check.images_differ and not check.features_differ:
+                if not is_valid and _images_differ(requests):
                     raise UserError(f"all {name} have the same feature, though they differ ({self.encoder}). {REMEDY}")
+                is_valid = True
             finally:  # also after Ctrl-C
-                if check.features_differ or not check.images_differ:
+                if is_valid:
                     self._save(unsaved, features)
         return features
 
@@ -115,33 +119,25 @@ class CachedFeatureExtractor:
             self.store.try_put(keys, torch.stack([features[key] for key in keys]))
 
 
-class _FeatureCheck:
-    """Notes whether images differ and whether their features do: equal features of different images are wrong."""
+def _are_equal(tensors: Iterator[torch.Tensor]) -> bool:
+    """Return whether all tensors are equal, read up to the first that differs."""
+    first = next(tensors, None)
+    return first is None or all(torch.equal(tensor, first) for tensor in tensors)
 
-    images_differ = features_differ = False
 
-    def __init__(self, feature: torch.Tensor | None):
-        """Compare with ``feature`` (embed_dim,); None: with that of the first image."""
-        self.feature = feature
-        self.image: torch.Tensor | None = None
-
-    def update(self, image: torch.Tensor, feature: torch.Tensor) -> None:
-        """Note an image (3, height, width) and its feature (embed_dim,), unless features differ already."""
-        if self.features_differ:
-            return
-        self.image = image if self.image is None else self.image
-        self.feature = feature if self.feature is None else self.feature
-        self.images_differ = self.images_differ or not torch.equal(image, self.image)
-        self.features_differ = not torch.equal(feature, self.feature)
+def _images_differ(requests: Sequence[Request]) -> bool:
+    """Return whether two of the requested images have other pixels; unreadable ones are left out."""
+    images = (load() for _, load in requests)
+    return not _are_equal(image for image in images if image is not None)
 
 
 def _prefetch_images(
-    pool: ThreadPoolExecutor, requests: Sequence[Request], pending: deque[tuple[bytes, torch.Tensor]], bar: tqdm
+    pool: ThreadPoolExecutor, requests: Sequence[Request], keys: deque[bytes], bar: tqdm
 ) -> Iterator[torch.Tensor]:
     """Yield the images that can be read, in order, prepared by the pool up to PREFETCH_IMAGES ahead.
 
     Args:
-        pending: queue that each image, with its key, is appended to before it is yielded.
+        keys: queue that the key of each image is appended to before the image is yielded.
         bar: progress bar, updated for each image that cannot be read.
     """
     waiting = deque(pool.submit(load) for _, load in requests[:PREFETCH_IMAGES])
@@ -152,5 +148,5 @@ def _prefetch_images(
         if image is None:
             bar.update()
         else:
-            pending.append((key, image))
+            keys.append(key)
             yield image
