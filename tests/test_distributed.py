@@ -216,8 +216,8 @@ def test_shards_of_labelled_and_unlabelled_batches_must_have_the_same_loss_weigh
 
 
 def test_a_batch_with_fewer_images_than_processes_is_refused(as_rank, digits_root):
-    as_rank(0, 3)
     cfg = train.setup_cfg(train.parse_args(["--trainer", "CoOp", "DATASET.NAME", "Digits", "SEED", "1"]))
+    as_rank(0, 3)
     for images, batch_size in (4, 2), (2, 4):
         with pytest.raises(UserError, match="the batch size is 2; it must be at least 3"):
             build_data_loader(cfg, data_source=[*range(images)], batch_size=batch_size)

@@ -78,9 +78,9 @@ def test_one_error_lists_all_unreadable_images_and_features_of_the_others_are_st
         path.write_bytes(content)
     encoded, extract = {}, CachedFeatureExtractor._extract
 
-    def counting(self, requests, threads, name):
+    def counting(self, requests, threads, name, first):
         encoded[name] = len(requests)
-        return extract(self, requests, threads, name)
+        return extract(self, requests, threads, name, first)
 
     monkeypatch.setattr(CachedFeatureExtractor, "_extract", counting)
     assert short(*RANDOM).code == 0
