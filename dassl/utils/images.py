@@ -196,7 +196,7 @@ def find_extension(path: str | os.PathLike) -> str:
 
 def count_kinds(names: Iterable[str]) -> str:
     """Return the numbers of files of the MAX_KINDS most frequent extensions, such as "3 .txt, 1 .docx"."""
-    counts = Counter(os.path.splitext(name)[1].lower() or "without extension" for name in names)
+    counts = Counter(sorted(os.path.splitext(name)[1].lower() or "without extension" for name in names))
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common(MAX_KINDS))
     return f"{kinds}, …" if len(counts) > MAX_KINDS else kinds
 
