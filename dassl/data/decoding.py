@@ -19,7 +19,7 @@ from .datasets import DATASET_REGISTRY
 ORIGINAL = Decoding(ORIGINAL_WHITE_LEVEL, "stored")  # the original CoOp's, and that of runs before the keys of INPUT
 MAX_HEADERS = 200_000  # images of a split whose headers are read: 8 seconds on a local disk
 MAX_VALUES = 32  # images whose values the note on 16-bit images gives: a second's work
-MAX_GUESSES = 1000  # of images whose white depends on their values: all of most data sets; 10 seconds of 1 megapixel
+MAX_GUESSES = 1000  # of images whose white depends on their values: half a minute at most, of 1 megapixel
 DARK_FACTOR = 4  # an image is dark if nearly no value exceeds a quarter of white, as in scans of 12 or 14 bits
 NUM_THREADS = min(8, os.cpu_count() or 1)  # each holds the values of one image
 
@@ -92,54 +92,51 @@ def format_decoding(changes: dict[str, int]) -> str:
 def describe_deep_images(paths: Sequence[str], decoding: Decoding, option: str = "INPUT.WHITE_LEVEL") -> str:
     """Return a note, a line or two, on the images of more than 8 bits a channel among ``paths``; "" without any.
 
-    It gives the values in a sample of them, what is white, and, if some stay dark, the ``option`` that helps.
-    Of more than MAX_HEADERS paths, as many are looked at.
+    It gives the values in some of them, what is white, and, if images stay dark, the ``option`` that helps. Colour is
+    in it only if it stays dark. Of more than MAX_HEADERS paths, as many are looked at.
     """
     headers = {path: read_cached_header(path, decoding.orientation) for path in _sample(paths, MAX_HEADERS)}
     deep = [path for path, header in headers.items() if header.is_deep]
-    guessed = [path for path in deep if not headers[path].is_white_known and not decoding.white_level]
-    others = sorted({*deep} - {*guessed})
-    values = _read_values(_sample(others, MAX_VALUES) + _sample(guessed, MAX_GUESSES))
-    notes = [_describe_grey(len(deep), values, decoding.white_level, option)] if values else []
+    guessed = {path for path in deep if not headers[path].is_white_known and not decoding.white_level}
+    sample = _sample([path for path in deep if path not in guessed], MAX_VALUES)
+    values = _read_values(sample + _sample(sorted(guessed), MAX_GUESSES), decoding)
+    notes = [_describe_values(len(deep), values, option)] if values else []
     colours = [path for path, header in headers.items() if header.is_deep_colour]
-    sample = [*_read_values(_sample(colours, MAX_VALUES)).values()]
-    if dark := [image.nearly_highest for image in sample if image.nearly_highest * DARK_FACTOR < image.white]:
-        note = f"Note: images of 16 bits a channel in colour or with alpha: {len(colours):,}; in {len(dark)} of "
-        note += f"{len(sample)}, nearly all values are at most {max(dark)} of 255, so they stay dark. "
-        notes.append(f"{note}{option} does not apply to them: scale the values in the files")
+    if advice := _describe_dark([*_read_values(_sample(colours, MAX_VALUES), decoding).values()]):
+        note = f"Note: images of 16 bits a channel, in colour or with alpha: {len(colours):,}{advice}"
+        notes.append(f"{note}; {option} does not apply to them")
     return "\n".join(notes)
 
 
-def _describe_grey(count: int, values: dict[str, ImageValues], level: int, option: str) -> str:
-    """Return the note on ``count`` grey images of more than 8 bits; ``values`` are those of some, by path.
-
-    ``level`` is :attr:`Decoding.white_level`.
-    """
-    images, whites = [*values.values()], {path: level or image.white for path, image in values.items()}
-    counts = Counter(whites.values()).most_common()
+def _describe_values(count: int, values: dict[str, ImageValues], option: str) -> str:
+    """Return the note on ``count`` grey images of more than 8 bits; ``values`` are those of some, by path."""
+    images = [*values.values()]
     lowest, highest = min(image.lowest for image in images), max(image.highest for image in images)
+    whites = Counter(image.white for image in images).most_common()
     note = f"Note: images of more than 8 bits a channel: {count:,}; in {len(images)} of them, values go from "
-    note += f"{_format(lowest)} to {_format(highest)}. {' or '.join(f'{white:,}' for white, _ in counts)} becomes white"
-    if any(image.highest > whites[path] for path, image in values.items()):
-        note += ", and so does all above it"
-    inverted = {path for path in values if values[path].is_inverted and level != ORIGINAL_WHITE_LEVEL}
-    note += "; black, where a TIFF's 0 is white" if inverted else ""
-    note += "; negative values become black" if lowest < 0 else ""
-    note += f" ({option})"
-    if len(counts) > 1:
-        rare = next(path for path, white in whites.items() if white == counts[-1][0])
-        shares = ", ".join(f"{white:,} in {number:,}" for white, number in counts)
+    note += f"{_format(lowest)} to {_format(highest)}. {' or '.join(f'{white:,}' for white, _ in whites)} becomes white"
+    note += ", and so does all above it" if any(image.highest > image.white for image in images) else ""
+    note += "; black, where a TIFF's 0 is white" if any(image.is_inverted for image in images) else ""
+    note += f"{'; negative values become black' if lowest < 0 else ''} ({option})"
+    if len(whites) > 1:
+        rare = next(path for path, image in values.items() if image.white == whites[-1][0])
+        shares = ", ".join(f"{white:,} in {number:,}" for white, number in whites)
         note += f". White is {shares} (such as {rare}); {option} gives all the same"
-    dim = [path for path in values if 0 < values[path].nearly_highest * DARK_FACTOR < whites[path]]
-    if not dim:
-        return note
-    limit = max(values[path].nearly_highest for path in dim)
-    tones = " or ".join(sorted({"pale" if path in inverted else "dark" for path in dim}))
-    better = 2 ** math.ceil(limit).bit_length() - 1
-    helps = better < min(whites[path] for path in dim)
-    advice = f"if {better:,} is white, set {option} {better}" if helps else "scale the values in the files"
-    note += f". In {len(dim)} of {len(images)}, nearly all values are at most {_format(limit)}, so they stay {tones}: "
-    return note + advice
+    return note + _describe_dark([image for image in images if image.nearly_highest > 0], option)
+
+
+def _describe_dark(images: Sequence[ImageValues], option: str = "") -> str:
+    """Return a sentence on those of the ``images`` that stay dark, with the value of ``option`` that helps, if any."""
+    dark = [image for image in images if image.nearly_highest * DARK_FACTOR < image.white]
+    if not dark:
+        return ""
+    limit = max(image.nearly_highest for image in dark)
+    tones = " or ".join(sorted({"pale" if image.is_inverted else "dark" for image in dark}))
+    white = 2 ** math.ceil(limit).bit_length() - 1
+    helps = option and white < min(image.white for image in dark)
+    advice = f"if {white:,} is white, set {option} {white}" if helps else "scale the values in the files"
+    values = f"nearly all values are at most {_format(limit)}"
+    return f". In {len(dark)} of {len(images)}, {values}, so they stay {tones}: {advice}"
 
 
 def _sample(paths: Sequence[str], count: int) -> list[str]:
@@ -147,13 +144,13 @@ def _sample(paths: Sequence[str], count: int) -> list[str]:
     return [*paths[:: -(-len(paths) // count) or 1]]
 
 
-def _read_values(paths: Sequence[str]) -> dict[str, ImageValues]:
+def _read_values(paths: Sequence[str], decoding: Decoding) -> dict[str, ImageValues]:
     """Return the values in each of ``paths`` that can be read; the reader of the image reports the others."""
 
     def read(path: str) -> ImageValues | None:
         """Return the values in an image; None if it cannot be read."""
         with suppress(Exception):
-            return read_values(path)
+            return read_values(path, decoding.white_level)
         return None
 
     with ThreadPoolExecutor(NUM_THREADS) as pool:

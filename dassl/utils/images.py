@@ -72,13 +72,13 @@ class ImageHeader(NamedTuple):
 
 
 class ImageValues(NamedTuple):
-    """The values in an image of more than 8 bits a channel, and what is white; of colour, after Pillow's conversion."""
+    """The values in an image of more than 8 bits a channel, and which one becomes white."""
 
     lowest: float
     highest: float
     nearly_highest: float  # the quantile NEARLY_ALL
     white: int
-    is_inverted: bool  # 0 is white
+    is_inverted: bool  # 0 becomes white, and ``white`` black
 
 
 def read_image(path: str | os.PathLike, decoding: Decoding = Decoding()) -> Image.Image:
@@ -135,15 +135,19 @@ def read_header(path: str | os.PathLike, orientation: str = "exif") -> ImageHead
     return ImageHeader(False, False)
 
 
-def read_values(path: str | os.PathLike) -> ImageValues:
+def read_values(path: str | os.PathLike, white_level: int) -> ImageValues:
     """Return the :class:`ImageValues` of an image of more than 8 bits a channel."""
     import numpy as np
 
     with open_image(path) as image:
-        values = _get_values(image) if _is_deep(image) else np.asarray(image.convert("RGB"))
+        if is_deep := _is_deep(image):
+            values = _get_values(image)
+        else:  # colour, of which Pillow drops the lower 8 bits
+            values = np.asarray(image.convert("RGB"), np.uint16) * 256 + 255
         highest, nearly = values.max().item(), np.quantile(values, NEARLY_ALL, method="nearest").item()
-        white = find_white(image, highest) if _is_deep(image) else 255
-        return ImageValues(values.min().item(), highest, nearly, white, _is_inverted(image))
+        white = white_level if is_deep and white_level else find_white(image, highest)
+        is_inverted = _is_inverted(image) and white_level != ORIGINAL_WHITE_LEVEL
+        return ImageValues(values.min().item(), highest, nearly, white, is_inverted)
 
 
 def find_white(image: Image.Image, maximum: float) -> int:

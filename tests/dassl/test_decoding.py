@@ -342,10 +342,8 @@ def test_16_bits_in_colour_at_levels_of_12_are_said_to_stay_dark(tmp_path, colou
     dark, bright = write("dark.png", 4095), write("bright.png", 65535)
     for decoding in (Decoding(), ORIGINAL):
         note = describe_deep_images([dark, bright], decoding)
-        assert (
-            "16 bits a channel in colour or with alpha: 2; in 1 of 2, nearly all values are at most 15 of 255" in note
-        )
-        assert "INPUT.WHITE_LEVEL does not apply to them: scale the values in the files" in note
+        assert "colour or with alpha: 2. In 1 of 2, nearly all values are at most 4,095, so they stay dark: scale" in note
+        assert "INPUT.WHITE_LEVEL does not apply to them" in note
         assert describe_deep_images([bright], decoding) == ""
     assert count_changes([dark], Decoding()) == {}
 
@@ -360,7 +358,7 @@ def test_16_bits_in_colour_in_a_tiff_are_noted_too(tmp_path):
     head = b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + listed + b"\0" * 4
     path.write_bytes(head.ljust(142, b"\0") + struct.pack("<HHHxx", 16, 16, 16) + values.tobytes())
     assert read_header(path) == ImageHeader(False, False, is_deep_colour=True)
-    assert "at most 15 of 255, so they stay dark" in describe_deep_images([str(path)], Decoding())
+    assert "at most 4,095, so they stay dark" in describe_deep_images([str(path)], Decoding())
 
 
 def test_the_note_reads_the_values_of_few_images(tmp_path, monkeypatch):
