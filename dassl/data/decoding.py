@@ -135,6 +135,7 @@ def _describe_dark(images: Sequence[ImageValues], option: str = "") -> str:
     white = 2 ** math.ceil(limit).bit_length() - 1
     helps = option and white < min(image.white for image in dark)
     advice = f"if {white:,} is white, set {option} {white}" if helps else "scale the values in the files"
+    advice += ", which clips the others" if helps and len(dark) < len(images) else ""
     values = f"nearly all values are at most {_format(limit)}"
     return f". In {len(dark)} of {len(images)}, {values}, so they stay {tones}: {advice}"
 
