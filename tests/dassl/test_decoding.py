@@ -342,7 +342,7 @@ def test_16_bits_in_colour_at_levels_of_12_are_said_to_stay_dark(tmp_path, colou
     dark, bright = write("dark.png", 4095), write("bright.png", 65535)
     for decoding in (Decoding(), ORIGINAL):
         note = describe_deep_images([dark, bright], decoding)
-        assert "colour or with alpha: 2. In 1 of 2, nearly all values are at most 4,095, so they stay dark: scale" in note
+        assert "or with alpha: 2. In 1 of 2, nearly all values are at most 4,095, so they stay dark: scale" in note
         assert "INPUT.WHITE_LEVEL does not apply to them" in note
         assert describe_deep_images([bright], decoding) == ""
     assert count_changes([dark], Decoding()) == {}
