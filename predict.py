@@ -9,8 +9,9 @@ features times CLIP's logit scale, its cosine. The logits of adapters and of the
 class features are those under the image. A prompt alone is a checkpoint of CoOp or CoCoOp, or a folder of it. A run of
 CLIPFineTune takes --template or --ensemble, which replace its prompts, and --classes.
 
-An IMAGE is a file, a folder, a glob pattern, or - for paths on standard input. In a folder, all files that Pillow opens
-count (HEIC needs pip install pillow-heif); a note counts the others. Images are turned upright by their EXIF tag, and
+An IMAGE is a file, a folder, a glob pattern, or - for paths on standard input. In a folder and below it, all files that
+Pillow opens count, whatever their names (HEIC needs pip install pillow-heif), but those that are hidden or the system's
+(Thumbs.db), or in such a folder; a note counts the others. Images are turned upright by their EXIF tag, and
 values of 16 bits are scaled to 8; with --model-dir, both are as in the run. Other commands stand before the images:
 segment, caption, match, ask; ``python predict.py COMMAND --help`` shows their options. Exit codes: 0 success, 2 a user
 error that the message explains, 130 Ctrl-C.

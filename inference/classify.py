@@ -29,7 +29,7 @@ from .trained_run import find_run_folder
 if TYPE_CHECKING:
     from .classifier import Classifier
 
-COMMAS = re.compile("[,\uff0c\u3001]")  # also the two Chinese ones
+COMMAS = re.compile("[,;\uff0c\u3001\uff1b]")  # and semicolons; also the Chinese ones
 DEFAULT_BACKBONE = "ViT-B/32"  # the fewest operations an image among OpenAI's CLIPs
 
 
@@ -116,12 +116,12 @@ def _check_args(args: argparse.Namespace) -> None:
 
 
 def _check_commas(classnames: Sequence[str]) -> None:
-    """Raise :class:`UserError` for names with commas between them, such as ``cup,cat`` or ``cup, cat``."""
+    """Raise :class:`UserError` for names with commas or semicolons between them, such as ``cup,cat``, ``cup, cat``."""
     parts = [part.strip() for part in COMMAS.split(" ".join(classnames)) if part.strip()]
     has_commas_for_spaces = len(classnames) == 1 and len(parts) > 1
     if has_commas_for_spaces or any(COMMAS.fullmatch(name.strip()[-1:]) for name in classnames):
         names = " ".join(f'"{part}"' if " " in part else part for part in parts)
-        raise UserError(f"names of classes stand without commas, with spaces between them: --classes {names}")
+        raise UserError(f"names of classes stand with spaces between them, not commas or semicolons: --classes {names}")
 
 
 def _check_sheet_path(sheet: str, paths: list[str]) -> None:

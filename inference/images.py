@@ -12,7 +12,15 @@ from itertools import islice
 from pathlib import Path
 
 from dassl.utils import Decoding, UserError, check_at_least, read_image
-from dassl.utils.images import EXAMPLE_EXTENSIONS, ORIENTATIONS, count_kinds, is_image_name, is_system_name
+from dassl.utils.images import (
+    EXAMPLE_EXTENSIONS,
+    ORIENTATIONS,
+    SYSTEM_FILES,
+    count_kinds,
+    find_extension,
+    is_image_name,
+    is_system_name,
+)
 
 ARCHIVE_EXTENSIONS = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 NUM_THREADS = min(8, os.cpu_count() or 1)  # reading threads; eight keep a model on a GPU busy
@@ -57,7 +65,8 @@ def find_paths(arguments: Sequence[str], kind: str) -> list[str]:
     """Return the paths that ``arguments`` (files, folders, glob patterns, ``-``) name, in the order of the arguments.
 
     A glob pattern stands for its matches, sorted; ``-`` for the paths on standard input, one a line, which need not
-    exist. ``kind`` is the noun for a path in messages, such as "image".
+    exist. Files of the system are left out, unless there is nothing else. ``kind`` is the noun for a path in messages,
+    such as "image".
 
     Raises:
         UserError: an argument other than ``-`` matches nothing or is an address, there is no path at all, or standard
@@ -73,28 +82,35 @@ def find_paths(arguments: Sequence[str], kind: str) -> list[str]:
                 raise UserError(f"standard input is no text in {error.encoding}; {hint}") from error
         elif matches := [argument] if os.path.exists(argument) else sorted(glob.glob(argument, recursive=True)):
             paths += matches
-        elif "://" in argument:
+        elif "://" in argument or argument.lower().startswith("www."):
             raise UserError(f"{argument} is an address, not a file: download it first, then name the {kind}'s file")
         else:
             raise UserError(f"{kind} not found: {argument}")
     if not paths:
         raise UserError(f"no {kind}s: there was no path on standard input")
-    return paths
+    return [path for path in paths if not is_system_file(path)] or paths
+
+
+def is_system_file(path: str) -> bool:
+    """Return whether ``path`` ends in the name of a file or folder of Windows or macOS, such as Thumbs.db."""
+    return Path(path).name.lower() in SYSTEM_FILES
 
 
 def _list_images(path: str) -> list[str]:
     """Return the images in and below the folder ``path``, sorted; ``[path]`` for a file.
 
-    A note on standard error counts the folder's other files. Raises :class:`UserError` for a folder without an image,
-    and for an archive.
+    A file without the extension of an image is one if its content is. A note on standard error counts the folder's
+    other files, but those that are hidden or the system's, or in such a folder. Raises :class:`UserError` for a folder
+    without an image, and for an archive.
     """
     if not os.path.isdir(path):
         if path.lower().endswith(ARCHIVE_EXTENSIONS):
             raise UserError(f"{path} is an archive: unpack it, then name the folder")
         return [path]
-    names = [file for file in Path(path).rglob("*") if not is_system_name(file.name) and file.is_file()]
-    images = sorted(str(file) for file in names if is_image_name(file.name))
-    others = count_kinds(file.name for file in names if not is_image_name(file.name))
+    entries = [file for file in Path(path).rglob("*") if not any(map(is_system_name, file.relative_to(path).parts))]
+    names = [str(file) for file in entries if file.is_file()]
+    images = sorted(name for name in names if is_image_name(os.path.basename(name)) or find_extension(name))
+    others = count_kinds({*names} - {*images})
     if not images:
         content = f"it has {others}" if others else "it is empty"
         raise UserError(f"no image in the folder {path}: {content}; images end in {EXAMPLE_EXTENSIONS}")

@@ -14,7 +14,7 @@ from dassl.utils import Decoding, UserError, error_reason, read_image
 from vlm.clip.hub import import_optional
 from vlm.text.templates import check_template, clean_classname
 
-from .images import find_paths, is_image, parse_decoding, print_deep_images_note, read_each
+from .images import find_paths, is_image, is_system_file, parse_decoding, print_deep_images_note, read_each
 from .output import PredictionWriter
 from .transformers_models import check_texts, load_model
 
@@ -49,11 +49,12 @@ def is_video_request(args: argparse.Namespace) -> bool:
         if args.model is not None:
             raise UserError("--model is for videos; the CLIP that classifies images is named with --backbone")
         return False
-    if images := [path for path in args.images if path not in videos]:
+    if images := [path for path in args.images if path not in videos and not is_system_file(path)]:
         raise UserError(f"{videos[0]} is a video and {images[0]} is not: classify them in turn (--video: folders)")
     for option in IMAGE_ONLY_OPTIONS:
         if getattr(args, option):
-            raise UserError(f"--{option.replace('_', '-')} does not go with videos, which X-CLIP classifies")
+            flag = f"--{option.replace('_', '-')}"
+            raise UserError(f"{videos[0]} is a video, which X-CLIP classifies: {flag} does not go with it")
     return True
 
 

@@ -18,8 +18,10 @@ from dassl import engine
 from dassl.config import get_cfg_default, merge_options
 from dassl.data.data_manager import build_data_loader
 from dassl.data.datasets import Datum
+from dassl.data.decoding import format_decoding
 from dassl.data.features import build_feature_loader
 from dassl.data.transforms import build_transform
+from dassl.engine.checkpoint import diff_origins
 from dassl.utils import Decoding, UserError, file_digest, read_image
 from studies.tables.runs import find_differences, read_run
 from tests.common import REPOSITORY
@@ -251,6 +253,18 @@ def test_a_run_that_scales_and_turns_is_refused_with_the_originals_decoding(shor
     for text in ("INPUT.WHITE_LEVEL 0 (2 images", "INPUT.ORIENTATION exif (2 images", "INPUT.ORIENTATION stored"):
         assert text in refused.error
     assert short().code == 0
+
+
+def test_a_refusal_gives_the_same_decoding_of_several_splits_once():
+    origin = {f"{split} images": "a" for split in ("train_x", "val", "train_u")}
+    turned = {f"{split} decoding": format_decoding({"turned": 1}) for split in ("train_x", "val")}
+    (change,) = diff_origins({**origin, **turned}, origin)
+    assert change.startswith("train_x and val decoding: INPUT.ORIENTATION exif (1 image turned) -> as in the original")
+    turned["val decoding"] = format_decoding({"turned": 2})
+    assert [change.partition(" ->")[0] for change in diff_origins({**origin, **turned}, origin)] == [
+        "train_x decoding: INPUT.ORIENTATION exif (1 image turned)",
+        "val decoding: INPUT.ORIENTATION exif (2 images turned)",
+    ]
 
 
 def test_settings_that_change_no_image_of_a_run_do_not_matter_to_a_resume(short, plain):

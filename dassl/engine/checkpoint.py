@@ -302,9 +302,13 @@ def diff_origins(saved: dict[str, str], current: dict[str, str]) -> list[str]:
     """
     names = [name for name in current if name != "settings" and saved.get(name, current[name]) != current[name]]
     changes = [f"{name} {saved[name][:12]} -> {current[name][:12]}" for name in names if not name.endswith(" decoding")]
+    decodings: dict[str, list[str]] = {}  # splits by "old -> new"
     for split in (name.removesuffix(" images") for name in saved if name.endswith(" images") and name in current):
         old, new = (origin.get(f"{split} decoding", format_decoding({})) for origin in (saved, current))
-        changes += [f"{split} decoding: {old} -> {new}"] if old != new else []
+        if old != new:
+            decodings.setdefault(f"{old} -> {new}", []).append(split)
+    # The texts that checkpoints hold say "1 images".
+    changes += [f"{' and '.join(s)} decoding: {text.replace('(1 images', '(1 image')}" for text, s in decodings.items()]
     settings = diff_configs(saved["settings"], current["settings"], default_cfg()) if "settings" in saved else {}
     return ([f"settings: {format_changes(settings)}"] if settings else []) + changes
 

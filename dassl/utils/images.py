@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -22,14 +22,17 @@ if TYPE_CHECKING:
 ORIENTATIONS = ("exif", "stored")  # values of INPUT.ORIENTATION
 ORIGINAL_WHITE_LEVEL = 255  # of Pillow's convert("RGB"), which clips larger values to white
 # Formats that Pillow opens although they hold no image that it decodes: stubs of other programs' formats, video,
-# metadata, PostScript (it would start Ghostscript), and FITS, whose offsets and scales Pillow does not apply.
-NO_IMAGE_FORMATS = frozenset(("BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"))
+# metadata, and PostScript (it would start Ghostscript).
+NO_IMAGE_FORMATS = frozenset(("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"))
+FITS_SCALING = re.compile(rb"BZERO   = +(?!0\.?0*\s)\S|BSCALE  = +(?!1\.?0*\s)\S")  # offset not 0, scale not 1
+JPEG_START, TIFF_STARTS = b"\xff\xd8", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # with + BigTIFF
 HEIF_EXTENSIONS = frozenset((".heic", ".heif", ".hif"))  # of phones and cameras; they open with pillow-heif
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # ISO/IEC 23008-12
 EXAMPLE_EXTENSIONS = ".jpg, .png, .webp, .tif, .avif, .heic, …"  # for messages: Pillow knows 80
 MAX_KINDS = 8  # extensions in a message: one line
-# Files that Windows and macOS put beside images; in lower case. .DS_Store is hidden.
-SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx"))
+# Files that Windows and macOS put beside images; in lower case.
+SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store", "__macosx"))
+NEARLY_ALL = 0.999  # quantile of an image's values, which a few hot pixels do not change
 # EXIF orientation -> method of Image.transpose that turns the image upright, as in PIL.ImageOps.exif_transpose.
 UPRIGHT_METHODS = {
     2: "FLIP_LEFT_RIGHT",
@@ -60,10 +63,22 @@ class Decoding:
 
 
 class ImageHeader(NamedTuple):
-    """What the header of an image file shows: more than 8 bits a channel, and an EXIF tag that turns the image."""
+    """What the header of an image file shows."""
 
-    is_deep: bool
-    is_turned: bool
+    is_deep: bool  # Pillow opens it with more than 8 bits a channel: one of Decoding.white_level
+    is_turned: bool  # by an EXIF tag
+    is_white_known: bool = True  # by the file's type; that of 32-bit integers and floats depends on the values
+    is_deep_colour: bool = False  # of 16 bits in each of several channels, of which Pillow drops the lower 8
+
+
+class ImageValues(NamedTuple):
+    """The values in an image of more than 8 bits a channel, and which one becomes white."""
+
+    lowest: float
+    highest: float
+    nearly_highest: float  # the quantile NEARLY_ALL
+    white: int
+    is_inverted: bool  # 0 becomes white, and ``white`` black
 
 
 def read_image(path: str | os.PathLike, decoding: Decoding = Decoding()) -> Image.Image:
@@ -77,6 +92,8 @@ def read_image(path: str | os.PathLike, decoding: Decoding = Decoding()) -> Imag
 
     try:
         with open_image(path) as image:
+            if image.format == "FITS" and FITS_SCALING.search(_read_head(path, 28800)):  # ten blocks of a header
+                raise ValueError("its FITS header has an offset or a scale, which PIL does not apply; save it as TIFF")
             image.load()
             # Conversion to RGB drops this transparency on purpose; with the entry, PIL would warn of it for each image.
             if isinstance(image.info.get("transparency"), bytes):
@@ -101,37 +118,52 @@ def open_image(path: str | os.PathLike) -> Image.Image:
         return Image.open(path)
 
 
-def read_header(path: str | os.PathLike) -> ImageHeader:
-    """Return the :class:`ImageHeader` of a file; its entries are False if the file cannot be read."""
+def read_header(path: str | os.PathLike, orientation: str = "exif") -> ImageHeader:
+    """Return the :class:`ImageHeader` of a file; that of an 8-bit image if the file cannot be read.
+
+    With the ``orientation`` "stored", a JPEG is not opened, as only its EXIF tag can change it.
+    """
+    if orientation == "stored" and _read_head(path).startswith(JPEG_START):
+        return ImageHeader(False, False)
     with suppress(Exception), open_image(path) as image:
+        is_deep_colour = not _is_deep(image) and ";16" in str(image.tile[:1])  # such as RGB;16B; before it is loaded
         if image.format == "PNG" and _has_late_metadata(image.fp):
             image.load()
         # Pillow turns TIFF images upright itself, whatever the caller wants.
         is_turned = image.format != "TIFF" and _get_orientation(image) in UPRIGHT_METHODS
-        return ImageHeader(_is_deep(image), is_turned)
+        return ImageHeader(_is_deep(image), is_turned, _is_white_known(image), is_deep_colour)
     return ImageHeader(False, False)
 
 
-def read_values(path: str | os.PathLike) -> tuple[float, float, int]:
-    """Return the lowest and the highest value in an image of more than 8 bits, and what is white for its type."""
+def read_values(path: str | os.PathLike, white_level: int) -> ImageValues:
+    """Return the :class:`ImageValues` of an image of more than 8 bits a channel."""
+    import numpy as np
+
     with open_image(path) as image:
-        values = _get_values(image)
-        return values.min().item(), values.max().item(), find_white(image, values.max().item())
+        if is_deep := _is_deep(image):
+            values = _get_values(image)
+        else:  # colour, of which Pillow drops the lower 8 bits
+            values = np.asarray(image.convert("RGB"), np.uint16) * 256 + 255
+        highest, nearly = values.max().item(), np.quantile(values, NEARLY_ALL, method="nearest").item()
+        white = white_level if is_deep and white_level else find_white(image, highest)
+        is_inverted = _is_inverted(image) and white_level != ORIGINAL_WHITE_LEVEL
+        return ImageValues(values.min().item(), highest, nearly, white, is_inverted)
 
 
 def find_white(image: Image.Image, maximum: float) -> int:
     """Return the white value of an image of more than 8 bits a channel, whose highest value is ``maximum``.
 
-    It is 65,535 for 16 bits, and 4,095 for a TIFF of 12 bits. Files of 32-bit integers and floats do not say what is
-    white: it is the smallest of 1 (of floats), 255, 65,535 and 4,294,967,295 that no value exceeds. Raises a
-    ``ValueError`` if all are exceeded.
+    It is 65,535 for 16 bits, 32,767 if they are signed, and 4,095 for a TIFF of 12 bits. Files of 32-bit integers and
+    floats do not say what is white: it is the smallest of 1 (of floats), 255, 65,535 and 4,294,967,295 that no value
+    exceeds twofold; so values slightly above do not change it. Raises a ``ValueError`` if all are exceeded.
     """
-    if image.mode != "F" and (image.mode != "I" or image.format in ("PNG", "PPM")):  # Pillow scales PPM to 16 bits
-        return 2 ** getattr(image, "tag_v2", {}).get(BITS_TAG, (16,))[0] - 1
+    if _is_white_known(image):
+        is_signed = image.format == "FITS" or _get_tags(image).get(SAMPLE_FORMAT_TAG) == (2,)
+        return 2 ** (_get_tags(image).get(BITS_TAG, (16,))[0] - is_signed) - 1
     levels = [*([1] if image.mode == "F" else []), 2**8 - 1, 2**16 - 1, 2**32 - 1]
-    if maximum > levels[-1]:
+    if maximum > 2 * levels[-1]:
         raise ValueError(f"its values go up to {maximum:.4g}; set INPUT.WHITE_LEVEL to the one that is white")
-    return next(level for level in levels if maximum <= level)
+    return next(level for level in levels if maximum <= 2 * level)
 
 
 def is_image_name(name: str) -> bool:
@@ -168,7 +200,7 @@ def find_extension(path: str | os.PathLike) -> str:
 
 def count_kinds(names: Iterable[str]) -> str:
     """Return the numbers of files of the MAX_KINDS most frequent extensions, such as "3 .txt, 1 .docx"."""
-    counts = Counter(os.path.splitext(name)[1].lower() or "without extension" for name in names)
+    counts = Counter(sorted(os.path.splitext(name)[1].lower() or "without extension" for name in names))
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common(MAX_KINDS))
     return f"{kinds}, …" if len(counts) > MAX_KINDS else kinds
 
@@ -176,6 +208,23 @@ def count_kinds(names: Iterable[str]) -> str:
 def _is_deep(image: Image.Image) -> bool:
     """Return whether Pillow opens an image with more than 8 bits a channel; of colour images, it drops the others."""
     return image.mode == "F" or image.mode.partition(";")[0] == "I"
+
+
+def _is_white_known(image: Image.Image) -> bool:
+    """Return whether the type of an image says what is white: other than 32-bit integers and floats."""
+    if image.mode == "I":  # Pillow scales PPM to 16 bits
+        return image.format in ("PNG", "PPM") or _get_tags(image).get(BITS_TAG) == (16,)
+    return image.mode != "F"
+
+
+def _get_tags(image: Image.Image) -> Mapping[int, Any]:
+    """Return the tags of a TIFF; of other formats, {}."""
+    return getattr(image, "tag_v2", {})
+
+
+def _is_inverted(image: Image.Image) -> bool:
+    """Return whether 0 is white, as in some TIFF files; of those, Pillow inverts 8 bits only."""
+    return _get_tags(image).get(PHOTOMETRIC_TAG) == 0
 
 
 def _convert_to_rgb(image: Image.Image, white_level: int) -> Image.Image:
@@ -190,16 +239,16 @@ def _convert_to_rgb(image: Image.Image, white_level: int) -> Image.Image:
     np.maximum(np.minimum(values, white, out=values), 0, out=values)
     values *= 255 / white
     grey = np.rint(values, out=values).astype(np.uint8)
-    if getattr(image, "tag_v2", {}).get(PHOTOMETRIC_TAG) == 0:  # in a TIFF, 0 is white; Pillow inverts 8 bits only
-        grey = 255 - grey
-    return Image.fromarray(grey).convert("RGB")
+    return Image.fromarray(255 - grey if _is_inverted(image) else grey).convert("RGB")
 
 
 def _get_values(image: Image.Image) -> np.ndarray:
     """Return the values (height, width), fp64, of an image of more than 8 bits; ValueError for infinity or NaN."""
     import numpy as np
 
-    values, tags = np.array(image, np.float64), getattr(image, "tag_v2", {})
+    values, tags = np.array(image, np.float64), _get_tags(image)
+    if image.format == "FITS" and image.mode == "I;16":  # signed; Pillow reads them unsigned
+        values[values >= 2**15] -= 2**16
     if tags.get(BITS_TAG) == (32,) and tags.get(SAMPLE_FORMAT_TAG, (1,)) == (1,):  # unsigned; Pillow reads them signed
         values[values < 0] += 2**32
     if not np.isfinite(values).all():
@@ -236,10 +285,15 @@ def _has_late_metadata(file: IO[bytes]) -> bool:
 
 def _is_heif(path: str | os.PathLike) -> bool:
     """Return whether the content of a file begins as that of a HEIC or HEIF image."""
-    with suppress(OSError), open(path, "rb") as file:
-        head = file.read(12)
-        return head[4:8] == b"ftyp" and head[8:] in HEIF_BRANDS
-    return False
+    head = _read_head(path)
+    return head[4:8] == b"ftyp" and head[8:] in HEIF_BRANDS
+
+
+def _read_head(path: str | os.PathLike, size: int = 12) -> bytes:
+    """Return the first ``size`` bytes of a file; b"" if it cannot be read."""
+    with suppress(OSError, ValueError), open(path, "rb") as file:
+        return file.read(size)
+    return b""
 
 
 def _decode_error_reason(path: str | os.PathLike, error: Exception) -> str:
@@ -249,6 +303,9 @@ def _decode_error_reason(path: str | os.PathLike, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):  # PIL's message names the file
         if _is_heif(path):
             return "it is a HEIC image, which needs a package: pip install pillow-heif"
+        if _read_head(path).startswith(TIFF_STARTS):
+            kind = "a TIFF of a kind that PIL does not read, such as one of 64-bit floats, or damaged"
+            return f"it is {kind}; save it with 8 or 16 bits a channel"
         return "it is in no format that PIL knows, or damaged"
     if isinstance(error, Image.DecompressionBombError):
         assert Image.MAX_IMAGE_PIXELS is not None  # without a limit, PIL does not raise this error

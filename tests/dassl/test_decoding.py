@@ -201,16 +201,48 @@ def test_tags_of_a_tiff_say_what_its_values_mean(tmp_path):
     assert read_grey(path).tolist() == [[0, 128, 255]]
     write_tiff(path, np.array([[-5, 0, 255]], "<i4").view(np.uint8), 32, sample_format=2)
     assert read_grey(path).tolist() == [[0, 0, 255]]
+    write_tiff(path, np.array([[-5, 0, 200, 32767]], "<i2").view(np.uint8), 16, sample_format=2)
+    assert read_grey(path).tolist() == [[0, 0, 2, 255]]
+    assert "negative values become black" in describe_deep_images([str(path)], Decoding())
+
+
+def write_fits(path: Path, values: np.ndarray, *cards: str) -> None:
+    """Write a FITS image of big-endian values, with further ``cards`` in its header."""
+    bits = values.itemsize * (-8 if values.dtype.kind == "f" else 8)
+    numbers = {"BITPIX": bits, "NAXIS": 2, "NAXIS1": values.shape[1], "NAXIS2": values.shape[0]}
+    listed = ["SIMPLE  =                    T", *(f"{key:8}= {number:20}" for key, number in numbers.items()), *cards]
+    header = "".join(f"{card:80}" for card in (*listed, "END")).encode()
+    path.write_bytes(header + b" " * (-len(header) % 2880) + values.tobytes() + b"\0" * (-values.nbytes % 2880))
+
+
+def test_fits_is_read_as_its_type_says_or_refused_where_pillow_would_be_wrong(tmp_path):
+    path = tmp_path / "star.fits"
+    write_fits(path, np.array([[0, 32767, -9]], ">i2"), "BZERO   =                  0.0", "BSCALE  =             1")
+    assert read_grey(path).tolist() == [[0, 255, 0]]
+    write_fits(path, np.array([[0, 0.5, 1]], ">f4"))
+    assert read_grey(path).tolist() == [[0, 128, 255]]
+    for card in ("BZERO   =                32768", "BSCALE  =                  0.1"):
+        write_fits(path, np.array([[0, 32767]], ">i2"), card)
+        with pytest.raises(UnreadableImageError, match=r"star.fits as an image: its FITS header has an offset or"):
+            read_image(path)
+
+
+def test_a_tiff_that_pil_cannot_read_is_not_called_unknown(tmp_path):
+    write_tiff(tmp_path / "a.tif", np.array([[0.5, 1]], "<f8").view(np.uint8), 64, sample_format=3)
+    with pytest.raises(UnreadableImageError, match=r"a TIFF of a kind that PIL does not read.*64-bit floats"):
+        read_image(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize(
-    ("highest", "white"), [(0.8, 1), (1.0, 1), (1.5, 255), (255.0, 255), (256.0, 65535), (1e5, 2**32 - 1)]
+    ("highest", "white"),
+    [(0.8, 1), (1.004, 1), (2.0, 1), (2.1, 255), (260.0, 255), (511.0, 65535), (1e5, 65535), (131071.0, 2**32 - 1)],
 )
-def test_the_highest_value_of_a_float_image_decides_what_is_white(tmp_path, highest, white):
-    Image.fromarray(np.array([[-1, 0, highest / 2, highest]], np.float32)).save(tmp_path / "f.tiff")
-    assert read_grey(tmp_path / "f.tiff").tolist() == [
-        [0, 0, *(round(255 * x / white) for x in (highest / 2, highest))]
-    ]
+def test_the_highest_value_decides_what_is_white_and_may_exceed_it_a_little(tmp_path, highest, white):
+    path = tmp_path / "f.tiff"
+    for dtype in (np.float32, np.int32) if highest > 2.1 else (np.float32,):
+        values = np.array([[-1, 0, highest / 2, highest]], dtype)
+        Image.fromarray(values).save(path)
+        assert read_grey(path).tolist() == [[0, 0, *(round(255 * min(float(x) / white, 1)) for x in values[0, 2:])]]
 
 
 @pytest.mark.parametrize(
@@ -229,7 +261,7 @@ def test_colours_of_16_bits_stay_as_pillow_scales_them(tmp_path):
         b"IDAT" + zlib.compress(b"\0" + values.tobytes()),
     ]
     write_png(tmp_path / "rgb.png", chunks)
-    assert read_header(tmp_path / "rgb.png") == ImageHeader(False, False)
+    assert read_header(tmp_path / "rgb.png") == ImageHeader(False, False, is_deep_colour=True)
     assert np.asarray(read_image(tmp_path / "rgb.png")).tolist() == [[[0, 10, 255], [30, 40, 50]]]
 
 
@@ -255,12 +287,78 @@ def test_the_note_gives_the_values_and_advises_for_dark_images_only(tmp_path):
         "set INPUT.WHITE_LEVEL 8191",
     ):
         assert text in note
-    assert "dark" not in describe_deep_images([*scans, write("2.png", 0, 60000)], Decoding())
+    note = describe_deep_images([*scans, write("2.png", 0, 60000)], Decoding())
+    assert "In 2 of 3, nearly all values are at most 4,780, so they stay dark" in note
+    assert note.endswith("set INPUT.WHITE_LEVEL 8191, which clips the others")
+    assert "dark" not in describe_deep_images([write("2.png", 0, 60000)], Decoding())
     assert "8,191 becomes white" in (known := describe_deep_images(scans, Decoding(8191)))
     assert "dark" not in known
     assert "255 becomes white, and so does all above" in describe_deep_images(scans, ORIGINAL)
     assert describe_deep_images([str(tmp_path / "plain.png")], Decoding()) == describe_deep_images([], Decoding()) == ""
     assert "0.25 to 0.5. 1 becomes white" in describe_deep_images([write("f.tiff", 0.25, 0.5, np.float32)], Decoding())
+    note = describe_deep_images([write("f.tiff", 0.01, 0.1, np.float32)], Decoding())
+    assert note.endswith("at most 0.1, so they stay dark: scale the values in the files")
+    note = describe_deep_images([write("f.tiff", 0, 50.5, np.float32)], Decoding())
+    assert note.endswith("at most 50.5, so they stay dark: if 63 is white, set INPUT.WHITE_LEVEL 63")
+
+
+def test_a_hot_pixel_does_not_hide_that_an_image_stays_dark(tmp_path):
+    values = np.full((40, 40), 4000, np.uint16)
+    values[3, 3] = 65535
+    Image.fromarray(values).save(tmp_path / "scan.png")
+    note = describe_deep_images([str(tmp_path / "scan.png")], Decoding())
+    assert "values go from 4,000 to 65,535" in note
+    assert "In 1 of 1, nearly all values are at most 4,000, so they stay dark: if 4,095 is white" in note
+
+
+def test_the_note_on_a_tiff_whose_0_is_white_does_not_call_it_dark(tmp_path):
+    path = tmp_path / "scan.tif"
+    write_tiff(path, np.array([[0, 4000]], "<u2").view(np.uint8), 16, photometric=0)
+    note = describe_deep_images([str(path)], Decoding())
+    assert "dark" not in note
+    assert "65,535 becomes white; black, where a TIFF's 0 is white" in note
+    assert "so they stay pale: if 4,095 is white, set INPUT.WHITE_LEVEL 4095" in note
+
+
+def test_the_note_names_the_rare_image_whose_white_differs(tmp_path):
+    paths = [str(tmp_path / f"{i:02}.tiff") for i in range(70)]
+    for i, path in enumerate(paths):
+        Image.fromarray(np.array([[0, 3 if i == 37 else 1.004]], np.float32)).save(path)
+    note = describe_deep_images(paths, Decoding())
+    assert f"White is 1 in 69, 255 in 1 (such as {paths[37]}); INPUT.WHITE_LEVEL gives all the same" in note
+    assert "White is" not in describe_deep_images(paths, Decoding(2))
+
+
+@pytest.mark.parametrize(("colour_type", "channels"), [(2, 3), (6, 4), (4, 2)])
+def test_16_bits_in_colour_at_levels_of_12_are_said_to_stay_dark(tmp_path, colour_type, channels):
+    def write(name: str, white: int) -> str:
+        values = np.random.default_rng(0).integers(0, white + 1, (30, 40, channels)).astype(">u2")
+        values[..., 3 if channels == 4 else 1 if channels == 2 else 3 :] = 65535  # alpha
+        rows = b"".join(b"\0" + row.tobytes() for row in values)
+        header = b"IHDR" + struct.pack(">IIBBBBB", 40, 30, 16, colour_type, 0, 0, 0)
+        write_png(tmp_path / name, [header, b"IDAT" + zlib.compress(rows)])
+        return str(tmp_path / name)
+
+    dark, bright = write("dark.png", 4095), write("bright.png", 65535)
+    for decoding in (Decoding(), ORIGINAL):
+        note = describe_deep_images([dark, bright], decoding)
+        assert "or with alpha: 2. In 1 of 2, nearly all values are at most 4,095, so they stay dark: scale" in note
+        assert "INPUT.WHITE_LEVEL does not apply to them" in note
+        assert describe_deep_images([bright], decoding) == ""
+    assert count_changes([dark], Decoding()) == {}
+
+
+def test_16_bits_in_colour_in_a_tiff_are_noted_too(tmp_path):
+    path, values = tmp_path / "a.tif", np.full((2, 12), 4000, "<u2").view(np.uint8)
+    entries = [(256, 4), (257, 2), (258, 16), (259, 1), (262, 2), (273, 150), (277, 3), (278, 2), (279, values.nbytes)]
+    listed = b"".join(
+        struct.pack("<HHIHHHxx", tag, 3, 3, 142, 0, 0)[:12] if tag == 258 else struct.pack("<HHII", tag, 4, 1, value)
+        for tag, value in entries
+    )
+    head = b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + listed + b"\0" * 4
+    path.write_bytes(head.ljust(142, b"\0") + struct.pack("<HHHxx", 16, 16, 16) + values.tobytes())
+    assert read_header(path) == ImageHeader(False, False, is_deep_colour=True)
+    assert "at most 4,095, so they stay dark" in describe_deep_images([str(path)], Decoding())
 
 
 def test_the_note_reads_the_values_of_few_images(tmp_path, monkeypatch):
@@ -341,6 +439,18 @@ def test_only_images_that_are_decoded_otherwise_than_originally_are_described(tm
     assert "255, INPUT.ORIENTATION stored" in format_decoding({})
 
 
+def test_contents_decide_which_images_need_no_look(tmp_path, monkeypatch):
+    scan, photo = str(tmp_path / "scan.jpg"), str(tmp_path / "photo.png")
+    Image.fromarray(np.array([[0, 65535]], np.uint16)).save(scan, "PNG")
+    COLOURS.save(photo, "JPEG", exif=ROTATED)
+    assert count_changes([scan, photo], Decoding()) == {"scaled": 1, "white_level": 0}
+    assert describe_changes(scan, Decoding()) == " white level 0"
+    assert "channel: 1;" in describe_deep_images([scan, photo], Decoding())
+    assert describe_changes(photo, UPRIGHT) == " upright"
+    monkeypatch.setattr(Image, "open", lambda _: pytest.fail("opened"))
+    assert read_header(photo, "stored") == ImageHeader(False, False)
+
+
 def test_the_headers_of_very_many_images_are_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr("dassl.data.decoding.MAX_HEADERS", 2)
     paths = [str(tmp_path / f"{i}.png") for i in range(3)]
@@ -352,8 +462,20 @@ def test_the_headers_of_very_many_images_are_not_read(tmp_path, monkeypatch):
 
 
 def test_what_pillow_opens_is_an_image_and_other_files_are_not():
-    assert {".jpg", ".jfif", ".webp", ".mpo", ".jp2", ".tga", ".avif", ".heic", ".tif", ".psd"} <= image_extensions()
-    assert not {".pdf", ".mpg", ".mpeg", ".h5", ".grib", ".eps", ".ps", ".fits", ".wmf", ".txt"} & image_extensions()
+    assert {
+        ".jpg",
+        ".jfif",
+        ".webp",
+        ".mpo",
+        ".jp2",
+        ".tga",
+        ".avif",
+        ".heic",
+        ".tif",
+        ".psd",
+        ".fits",
+    } <= image_extensions()
+    assert not {".pdf", ".mpg", ".mpeg", ".h5", ".grib", ".eps", ".ps", ".wmf", ".txt"} & image_extensions()
     assert is_image_name("A.JPG")
     assert not any(map(is_image_name, ("._a.jpg", ".DS_Store", "Thumbs.db", "desktop.ini", "jpg", "a.jpg.txt")))
 

@@ -176,6 +176,53 @@ def test_a_folder_gives_all_images_that_pillow_opens_and_a_note_counts_the_other
     assert result.error.splitlines() == [f"Note: passed over in {tmp_path}: 2 .txt, 1 .docx, 1 without extension"]
 
 
+def test_files_of_the_system_are_passed_over_wherever_they_are_named(call, tmp_path, monkeypatch):
+    image = models.write_image(tmp_path / "a.png", 0)
+    system = [tmp_path / name for name in ("Thumbs.db", "desktop.ini", ".DS_Store", "__MACOSX")]
+    for path in system[:-1]:
+        path.write_text("text")
+    models.write_image(system[-1] / "a.png", 0)
+    for arguments in ((image, *system), (tmp_path / "*",)):
+        result = call(*arguments, *CLASSES, "--json")
+        assert (result.code, result.error) == (0, "")
+        assert [record["image"] for record in result.records] == [image]
+    result = call(tmp_path / "Thumbs.db", *CLASSES)
+    assert result.code == 2
+    assert "Thumbs.db as an image" in result.error
+    result = call("a.flv", tmp_path / "Thumbs.db", "--classes", "cup", "cat")
+    assert "video not found: a.flv" in result.error
+
+
+def test_hidden_folders_and_those_of_the_system_are_passed_over(call, tmp_path):
+    folder = tmp_path / ".data"  # of the path below the folder that was named, each part counts
+    for name in ("a.png", "sub/b.png", ".hidden/c.png", "__MACOSX/sub/d.png", "sub/.e/f/g.txt"):
+        models.write_image(folder / name, 0) if name.endswith("png") else (folder / name).parent.mkdir(parents=True)
+    (folder / "sub/.e/f/g.txt").write_text("text")
+    result = call(folder, *CLASSES, "--json")
+    assert (result.code, result.error) == (0, "")
+    assert [record["image"] for record in result.records] == [str(folder / "a.png"), str(folder / "sub/b.png")]
+
+
+def test_in_a_folder_contents_decide_on_files_without_the_extension_of_an_image(call, tmp_path):
+    for name, kind in (("photo", "JPEG"), ("scan.dat", "PNG"), ("drawing.bin", "EPS")):
+        Image.new("RGB", (40, 40), (200, 10, 10)).save(tmp_path / name, kind)
+    for name in ("README", "b.dat"):
+        (tmp_path / name).write_text("text")
+    result = call(tmp_path, *CLASSES, "--json")
+    assert result.code == 0, result.error
+    assert [Path(record["image"]).name for record in result.records] == ["photo", "scan.dat"]
+    assert result.error == f"Note: passed over in {tmp_path}: 1 .bin, 1 .dat, 1 without extension\n"
+
+
+def test_fits_is_an_image_alone_and_in_a_folder(call, tmp_path):
+    cards = ("SIMPLE  =                    T", "BITPIX  = 8", "NAXIS   = 2", "NAXIS1  = 50", "NAXIS2  = 48", "END")
+    header = "".join(f"{card:80}" for card in cards).encode()
+    (tmp_path / "x.fits").write_bytes(header.ljust(2880) + bytes(range(240)) * 10 + b"\0" * 480)
+    alone, folder = (call(path, *CLASSES, "--json") for path in (tmp_path / "x.fits", tmp_path))
+    assert (alone.code, folder.code) == (0, 0), alone.error + folder.error
+    assert alone.records == folder.records
+
+
 def test_a_folder_of_other_files_alone_is_refused_with_their_kinds(call, tmp_path):
     for name in ("a.pdf", "b.txt", "Thumbs.db"):
         (tmp_path / name).write_text("")
@@ -205,6 +252,9 @@ def test_heic_without_its_package_is_named_and_the_other_images_are_classified(c
         (["杯子，猫"], "--classes 杯子 猫"),  # noqa: RUF001  a Chinese comma
         (["杯子、猫"], "--classes 杯子 猫"),
         (["cup,", "cat,", "dog"], "--classes cup cat dog"),
+        (["cup;cat;dog"], "--classes cup cat dog"),
+        (["cup;", "red envelope"], '--classes cup "red envelope"'),
+        (["杯子；猫"], "--classes 杯子 猫"),  # noqa: RUF001  a Chinese semicolon
     ],
 )
 def test_classes_with_commas_between_them_are_refused(refused, tmp_path, names, advice):
@@ -221,6 +271,7 @@ def test_a_comma_within_one_of_several_names_is_accepted(call, tmp_path):
     ("argument", "advice"),
     [
         ("https://example.org/a.jpg", "https://example.org/a.jpg is an address, not a file: download it first"),
+        ("www.example.org/a.jpg", "www.example.org/a.jpg is an address, not a file: download it first"),
         ("{folder}/photos.zip", "photos.zip is an archive: unpack it, then name the folder"),
         ("{folder}/photos.tar.gz", "photos.tar.gz is an archive: unpack it, then name the folder"),
     ],
@@ -229,6 +280,11 @@ def test_addresses_and_archives_are_refused_with_advice(refused, tmp_path, argum
     for name in ("photos.zip", "photos.tar.gz"):
         (tmp_path / name).write_bytes(b"")
     refused(argument.format(folder=tmp_path), *CLASSES, fragments=[advice])
+
+
+def test_a_video_with_an_option_for_images_is_called_a_video(refused):
+    message = "v.flv is a video, which X-CLIP classifies: --backbone does not go with it"
+    refused("v.flv", *CLASSES, fragments=[message])
 
 
 @pytest.mark.parametrize(("suffix", "codec"), [("flv", "flv1"), ("3gp", "mpeg4"), ("ts", "mpeg2video")])

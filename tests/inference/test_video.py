@@ -114,7 +114,7 @@ def test_without_the_package_av_folders_of_frames_still_work(classify, frames, t
         (["clip.mp4", "{image}"], "clip.mp4 is a video and {image} is not"),
         (["clip.mp4"], "video not found: clip.mp4"),
         (["{image}"], "--model is for videos"),
-        (["{frames}", "--video", "--backbone", "RN50"], "--backbone does not go with videos"),
+        (["{frames}", "--video", "--backbone", "RN50"], "{frames} is a video, which X-CLIP classifies: --backbone"),
         (["{frames}", "--video", "--template", "a photo"], "{{}}"),
         (["{frames}", "--video", "--template", "{{}}" + " dog" * 15], "reads at most 40"),
         (["{empty}", "--video"], "no frame in the folder {empty}"),
