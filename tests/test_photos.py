@@ -78,12 +78,12 @@ def make_older(folder: Path) -> None:
     """Remove the keys from a run's record, config and checkpoints, as if it had been recorded before them."""
     keys = ("WHITE_LEVEL", "ORIENTATION")
     if (record_file := folder / "result.json").exists():
-        record = json.loads(record_file.read_text())
+        record = json.loads(record_file.read_text(encoding="utf-8"))
         for key in keys:
             record["config"]["INPUT"].pop(key)
         for entry in record["splits"].values():
             entry.pop("decoding", None)
-        record_file.write_text(json.dumps(record))
+        record_file.write_text(json.dumps(record), encoding="utf-8")
 
     def strip(text: str) -> str:
         config = yaml.safe_load(text)
@@ -92,7 +92,7 @@ def make_older(folder: Path) -> None:
         return yaml.safe_dump(config)
 
     if (config_file := folder / "config.yaml").exists():
-        config_file.write_text(strip(config_file.read_text()))
+        config_file.write_text(strip(config_file.read_text(encoding="utf-8")), encoding="utf-8")
     for path in folder.glob("*/model*.pth.tar*"):
         checkpoint = torch.load(path, weights_only=True)
         origin = {key: value for key, value in checkpoint["origin"].items() if not key.endswith(" decoding")}
@@ -112,7 +112,7 @@ def test_a_run_scales_and_turns_and_says_so_once(short):
     record = first.record
     assert record["config"]["INPUT"]["WHITE_LEVEL"] == 0
     assert record["config"]["INPUT"]["ORIENTATION"] == "exif"
-    assert yaml.safe_load((first.folder / "config.yaml").read_text())["INPUT"]["ORIENTATION"] == "exif"
+    assert yaml.safe_load((first.folder / "config.yaml").read_text(encoding="utf-8"))["INPUT"]["ORIENTATION"] == "exif"
     changes = {"scaled": 2, "white_level": 0, "turned": 2}
     assert {name: record["splits"][name]["decoding"] for name in ("train_x", "test")} == dict.fromkeys(
         ("train_x", "test"), changes
@@ -121,7 +121,7 @@ def test_a_run_scales_and_turns_and_says_so_once(short):
     assert again.log.count(NOTE) == 1
     plain = short("FEATURES.ENABLED", False, "DATALOADER.NUM_WORKERS", 2, out="plain")
     assert plain.log.count(NOTE) == 1
-    predictions = [(result.folder / "predictions.csv").read_text() for result in (first, again, plain)]
+    predictions = [(result.folder / "predictions.csv").read_text(encoding="utf-8") for result in (first, again, plain)]
     assert predictions[0] == predictions[1] == predictions[2]
 
 
@@ -130,7 +130,7 @@ def test_the_originals_decoding_comes_back_and_other_decodings_give_other_predic
         short(*keys, out=f"run{n}") for n, keys in enumerate(((), ORIGINAL, ORIGINAL[:2], ("INPUT.WHITE_LEVEL", 8191)))
     ]
     assert [result.code for result in results] == [0] * 4, results[-1].error
-    predictions = {(result.folder / "predictions.csv").read_text() for result in results}
+    predictions = {(result.folder / "predictions.csv").read_text(encoding="utf-8") for result in results}
     assert len(predictions) == 4
     assert "decoding" not in results[1].record["splits"]["test"]
     assert results[2].record["splits"]["test"]["decoding"] == {"turned": 2}
@@ -226,10 +226,10 @@ def test_the_keys_of_random_transforms_do_not_hold_the_settings(tmp_path):
 def test_a_run_resumes_as_it_began_and_is_refused_with_another_decoding(short, tmp_path):
     first = short(*ORIGINAL, "OPTIM.MAX_EPOCH", 2, "TRAIN.CHECKPOINT_FREQ", 1)
     assert first.code == 0, first.error
-    expected = (first.folder / "predictions.csv").read_text()
+    expected = (first.folder / "predictions.csv").read_text(encoding="utf-8")
     make_older(first.folder)
     pointer = first.folder / "prompt_learner/checkpoint"
-    pointer.write_text(pointer.read_text().replace("-2", "-1"))
+    pointer.write_text(pointer.read_text(encoding="utf-8").replace("-2", "-1"), encoding="utf-8")
     (first.folder / "prompt_learner/model.pth.tar-2").unlink()
     refused = short("INPUT.ORIENTATION", "exif", "TRAIN.CHECKPOINT_FREQ", 1)
     assert refused.code == 2
@@ -241,7 +241,7 @@ def test_a_run_resumes_as_it_began_and_is_refused_with_another_decoding(short, t
         assert text in refused.error
     resumed = short("TRAIN.CHECKPOINT_FREQ", 1)
     assert resumed.code == 0, resumed.error
-    assert (resumed.folder / "predictions.csv").read_text() == expected
+    assert (resumed.folder / "predictions.csv").read_text(encoding="utf-8") == expected
     assert resumed.record["config"]["INPUT"]["ORIENTATION"] == "stored"
     assert resumed.record["config"]["INPUT"]["WHITE_LEVEL"] == 255
 
@@ -282,7 +282,7 @@ def test_a_finished_older_run_does_not_start_again(short, trainer):
     assert short(trainer=trainer).code == 0
     folder = short(trainer=trainer).folder
     make_older(folder)
-    record = json.loads((folder / "result.json").read_text())
+    record = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     assert train.find_rerun_reason(folder, record["command"]) == ""
 
 
@@ -295,7 +295,7 @@ def test_an_evaluation_decodes_as_the_run_whose_model_it_loads(short, photos):
         assert evaluated.code == 0, evaluated.error
         node = evaluated.record["config"]["INPUT"]
         assert (node["WHITE_LEVEL"], node["ORIENTATION"]) == values
-        first_lines, lines = ((r.folder / "predictions.csv").read_text() for r in (first, evaluated))
+        first_lines, lines = ((r.folder / "predictions.csv").read_text(encoding="utf-8") for r in (first, evaluated))
         assert first_lines == lines
 
 
@@ -347,7 +347,7 @@ def test_seeds_whose_shots_are_not_turned_stay_together_with_those_whose_are(sho
     shutil.copytree(first.folder, other)
     record["splits"]["train_x"].pop("decoding", None)
     record["splits"]["test"].pop("decoding", None)
-    (other / "result.json").write_text(json.dumps(record))
+    (other / "result.json").write_text(json.dumps(record), encoding="utf-8")
     assert "decoding" in first.record["splits"]["train_x"]
     assert find_differences([read_run(first.folder), read_run(other)]) == {}
 

@@ -19,7 +19,7 @@ from .datasets import DATASET_REGISTRY
 ORIGINAL = Decoding(ORIGINAL_WHITE_LEVEL, "stored")  # the original CoOp's, and that of runs before the keys of INPUT
 MAX_HEADERS = 200_000  # images of a split whose headers are read: 8 seconds on a local disk
 MAX_VALUES = 32  # images whose values the note on 16-bit images gives: a second's work
-MAX_GUESSES = 1000  # of images whose white depends on their values: half a minute at most, of 1 megapixel
+MAX_GUESSES = 300  # of images whose white depends on their values: some seconds, of 1 megapixel
 DARK_FACTOR = 4  # an image is dark if nearly no value exceeds a quarter of white, as in scans of 12 or 14 bits
 NUM_THREADS = min(8, os.cpu_count() or 1)  # each holds the values of one image
 

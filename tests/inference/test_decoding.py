@@ -102,9 +102,11 @@ def test_a_run_decodes_as_it_was_trained(call, train_on_photos, tmp_path):
             assert f"{flags[0]} does not go with --model-dir: the run's config sets it" in result.error
     config = folder / "config.yaml"
     lines = [
-        line for line in config.read_text().splitlines() if "ORIENTATION" not in line and "WHITE_LEVEL" not in line
+        line
+        for line in config.read_text(encoding="utf-8").splitlines()
+        if "ORIENTATION" not in line and "WHITE_LEVEL" not in line
     ]
-    config.write_text("\n".join(lines))  # a run of an earlier version
+    config.write_text("\n".join(lines), encoding="utf-8")  # a run of an earlier version
     assert call(photo, "--model-dir", folder, "--json").probabilities() == expected
     scan = write_scan(tmp_path / "scan.png")
     assert "255 becomes white, and so does all above it (INPUT.WHITE_LEVEL)" in call(scan, "--model-dir", folder).error
