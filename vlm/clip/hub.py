@@ -8,7 +8,9 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from textwrap import shorten
 from types import ModuleType
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -59,6 +61,20 @@ def hub_access(name: str, hint: str) -> Iterator[None]:
     finally:
         constants.HF_HUB_OFFLINE = was_offline
         logging.disable(level)
+
+
+def describe_random_parameters(model: Any, info: dict[str, Any]) -> str:
+    """Return which parameters of a ``model`` of transformers have random values, for messages; "" if none has.
+
+    ``info`` is what ``from_pretrained`` returns for ``output_loading_info``. With ``ignore_mismatched_sizes``, the
+    library fills a parameter whose weights are absent, or have another shape, at random.
+    """
+    parameters = {name for name, _ in model.named_parameters()}
+    random = sorted(parameters.intersection([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]))
+    if not random:
+        return ""
+    counts = f"{len(random):,} of the {len(parameters):,} parameters of a {type(model).__name__}"
+    return f"it has no weights, or some of another shape, for {counts} ({shorten(', '.join(random), 200)})"
 
 
 def _is_reachable(endpoint: str) -> bool:
