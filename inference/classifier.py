@@ -53,7 +53,7 @@ class Classifier:
         logits = self.logits(images).float().cpu()
         # Nearly equal images may have equal logits in half precision, but not the same as their negatives.
         if (logits == logits[0]).all() and torch.equal(logits, self.logits(1 - images).float().cpu()):
-            raise UserError("the logits are the same for any image: the model's weights are damaged, or all equal")
+            raise UserError("the logits do not depend on the image: the model's weights are damaged")
         return logits
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pickle import UnpicklingError
 
 from dassl.utils import UserError, error_reason
-from vlm.clip.hub import DOWNLOAD_HINT, describe_random_parameters, hub_access, import_optional
+from vlm.clip.hub import DOWNLOAD_HINT, hub_access, import_optional, load_complete_model
 
 BATCH_TEXTS = 16  # texts computed at once: sixteen copies of one image's activations fit into a laptop's memory
 # Hugging Face model_type -> prefix of the class names in transformers
@@ -66,12 +66,9 @@ def _load_complete_model(model_class: type, name: str, purpose: str):
     from dassl.utils.checkpoint import check_finite, get_learned_tensors  # loads PyTorch
 
     try:
-        options = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        model, info = model_class.from_pretrained(name, dtype=torch.float32, **options)
+        model = load_complete_model(model_class, name, f"{name} was not trained for {purpose}, or is incomplete")
     except (SafetensorError, UnpicklingError, EOFError) as error:
         raise UserError(f"the weights of {name} are damaged: {error_reason(error)}") from error
-    if problem := describe_random_parameters(model, info):
-        raise UserError(f"{name} was not trained for {purpose}, or is incomplete: {problem}")
     check_finite(get_learned_tensors(model), name)
     return model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -63,18 +63,20 @@ def hub_access(name: str, hint: str) -> Iterator[None]:
         logging.disable(level)
 
 
-def describe_random_parameters(model: Any, info: dict[str, Any]) -> str:
-    """Return which parameters of a ``model`` of transformers have random values, for messages; "" if none has.
+def load_complete_model(model_class: Any, name: str, problem: str) -> Any:
+    """Return the model ``name`` of a class of transformers, in fp32.
 
-    ``info`` is what ``from_pretrained`` returns for ``output_loading_info``. With ``ignore_mismatched_sizes``, the
-    library fills a parameter whose weights are absent, or have another shape, at random.
+    Raise :class:`UserError`, which begins with ``problem``, if weights of parameters are absent or have another shape:
+    the library fills these at random.
     """
-    parameters = {name for name, _ in model.named_parameters()}
-    random = sorted(parameters.intersection([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]))
-    if not random:
-        return ""
-    counts = f"{len(random):,} of the {len(parameters):,} parameters of a {type(model).__name__}"
-    return f"it has no weights, or some of another shape, for {counts} ({shorten(', '.join(random), 200)})"
+    options = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, info = model_class.from_pretrained(name, dtype="float32", **options)
+    parameters = {key for key, _ in model.named_parameters()}
+    if random := parameters.intersection([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]):
+        counts = f"{len(random):,} of the {len(parameters):,} parameters of a {type(model).__name__}"
+        names = shorten(", ".join(sorted(random)), 200, placeholder=" …")
+        raise UserError(f"{problem}: it has no weights, or some of another shape, for {counts} ({names})")
+    return model
 
 
 def _is_reachable(endpoint: str) -> bool:

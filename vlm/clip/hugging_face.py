@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from dassl.utils import UserError
-from vlm.clip.hub import DOWNLOAD_HINT, describe_random_parameters, hub_access, import_optional
+from vlm.clip.hub import DOWNLOAD_HINT, hub_access, import_optional, load_complete_model
 from vlm.clip.third_party import check_clip_text_encoder, describe_architecture
 from vlm.clip.weights_file import check_folder
 from vlm.openai import QuickGELU, Transformer
@@ -155,13 +155,10 @@ def _load_parts(identifier: str) -> tuple[HFObject, HFObject, HFObject | None]:
     """
     package, path = import_module("transformers"), os.path.expanduser(identifier)
     with hub_access(path, DOWNLOAD_HINT.format(path, "hf:")):
-        options = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        model, info = package.AutoModel.from_pretrained(path, dtype=torch.float32, **options)
-        if problem := describe_random_parameters(model, info):
-            raise UserError(f"the backbone hf:{identifier} is incomplete: {problem}")
+        model = load_complete_model(package.AutoModel, path, f"the backbone hf:{identifier} is incomplete").eval()
         processor = package.AutoImageProcessor.from_pretrained(path)
         tokenizer = None if model.config.model_type == "clip" else package.AutoTokenizer.from_pretrained(path)
-    return model.eval(), processor, tokenizer
+    return model, processor, tokenizer
 
 
 def _convert_transformer(layers: HFObject, config: HFObject) -> Transformer:

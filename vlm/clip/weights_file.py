@@ -106,12 +106,9 @@ def _read_content(path: Path, published: bool) -> Any:
     except UserError:
         raise
     except Exception as error:  # for a damaged file, torch raises any exception of its readers
-        hint = ""
         if isinstance(error, UnpicklingError):
             _check_refused_checkpoint(path)
-            hint = ". Of a pickled module, save the weights: torch.save(model.state_dict(), NEW_FILE)"
-        reason = f"{path} cannot be read as weights (truncated or damaged?): {error_reason(error)}{hint}"
-        raise UserError(reason) from error
+        raise UserError(f"{path} cannot be read as weights (truncated or damaged?): {error_reason(error)}") from error
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -161,10 +158,7 @@ def _check_kind(path: Path, content: dict, state_dict: dict) -> None:
 
 
 def check_folder(folder: Path, program: str, backbone: str) -> None:
-    """Raise :class:`UserError`, which names the option that takes it, if ``folder`` exists and is not of ``program``.
-
-    ``backbone`` is the name that has the folder, for the message.
-    """
+    """Raise :class:`UserError` if ``folder``, that of the name ``backbone``, exists and is not of ``program``."""
     if folder.is_dir() and not _is_folder_of(program, folder):
         raise UserError(f"the folder of the backbone {backbone} is {describe_folder(folder)}")
 
