@@ -304,7 +304,7 @@ def test_a_pickled_model_is_refused(clip, tmp_path):
     (tmp_path / "model.pkl").write_bytes(pickle.dumps({"state_dict": {"a": 1}}))
     for name in ("model.pt", "model.pkl"):
         with pytest.raises(
-            UserError, match="cannot be read as weights.*or holds more.*of a model, save state_dict\\(\\)"
+            UserError, match="cannot be read as weights.*or holds more.*save a model's state_dict\\(\\)"
         ):
             load_clip("RN50", str(tmp_path / name))
 
