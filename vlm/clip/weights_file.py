@@ -74,10 +74,9 @@ def read_state_dict(path: Path, published: bool = False) -> dict[str, torch.Tens
 
 def _unwrap(content: Any) -> tuple[Any, str]:
     """Return the weights in a file's ``content``, and the name of the entry (WRAPPERS) that holds them, or ""."""
-    for name in WRAPPERS if isinstance(content, dict) else ():
-        if isinstance(content.get(name), dict) and content[name]:
-            return content[name], name
-    return content, ""
+    names = [name for name in WRAPPERS if isinstance(content, dict) and isinstance(content.get(name), dict)]
+    name = max(names, key=lambda name: len(content[name]) > 0, default="")  # the first that is not empty
+    return (content[name], name) if name else (content, "")
 
 
 def list_names(entries: Iterable) -> str:
