@@ -46,8 +46,15 @@ class Classifier:
 
     @torch.no_grad()
     def predict(self, images: torch.Tensor) -> torch.Tensor:
-        """Return logits (n, classes), fp32 on the CPU, of preprocessed images (n, 3, height, width)."""
-        return self.logits(images).float().cpu()
+        """Return logits (n, classes), fp32 on the CPU, of preprocessed images (n, 3, height, width).
+
+        Raise :class:`UserError` if they do not depend on the images: all are equal, also those of the negatives.
+        """
+        logits = self.logits(images).float().cpu()
+        # Nearly equal images may have equal logits in half precision, but not the same as their negatives.
+        if (logits == logits[0]).all() and torch.equal(logits, self.logits(1 - images).float().cpu()):
+            raise UserError("the logits do not depend on the image: the model's weights are damaged")
+        return logits
 
 
 def build_zero_shot(

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pickle import UnpicklingError
 
 from dassl.utils import UserError, error_reason
-from vlm.clip.hub import DOWNLOAD_HINT, hub_access, import_optional
+from vlm.clip.hub import DOWNLOAD_HINT, hub_access, import_optional, load_complete_model
 
 BATCH_TEXTS = 16  # texts computed at once: sixteen copies of one image's activations fit into a laptop's memory
 # Hugging Face model_type -> prefix of the class names in transformers
@@ -58,7 +58,7 @@ def _load_complete_model(model_class: type, name: str, purpose: str):
     """Return the model ``name`` of :func:`load_model` in fp32, on a GPU if there is one, frozen, in evaluation mode.
 
     ``model_class`` is its class in transformers. Raise :class:`UserError` if weights are damaged or not finite, or are
-    missing, which transformers would draw at random; the message names ``purpose``.
+    missing or of another shape, which transformers draws at random; the message names ``purpose``.
     """
     import torch
     from safetensors import SafetensorError
@@ -66,15 +66,9 @@ def _load_complete_model(model_class: type, name: str, purpose: str):
     from dassl.utils.checkpoint import check_finite, get_learned_tensors  # loads PyTorch
 
     try:
-        model, info = model_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+        model = load_complete_model(model_class, name, f"{name} was not trained for {purpose}, or is incomplete")
     except (SafetensorError, UnpicklingError, EOFError) as error:
         raise UserError(f"the weights of {name} are damaged: {error_reason(error)}") from error
-    parameters = {key for key, _ in model.named_parameters()}
-    if missing := sorted(parameters.intersection(info["missing_keys"])):
-        raise UserError(
-            f"{name} was not trained for {purpose}: it has no weights for {len(missing):,} of the {len(parameters):,} "
-            f"parameters of a {model_class.__name__} ({missing[0]}, …)"
-        )
     check_finite(get_learned_tensors(model), name)
     return model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dassl.utils import command_line, file_digest, read_image
+from dassl.utils.images import is_system_name
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BACKBONE = "ViT-B/32"  # of OpenAI's README
@@ -66,7 +67,8 @@ def check_imagenette(root: Path) -> bool:
     from dassl.engine.record import read_record
 
     folder = root / "imagenet/images/val"
-    if not folder.is_dir() or sum(path.is_dir() for path in folder.iterdir()) != IMAGENETTE_CLASSES:
+    entries = folder.iterdir() if folder.is_dir() else ()
+    if sum(path.is_dir() and not is_system_name(path.name) for path in entries) != IMAGENETTE_CLASSES:
         hint = f"python tools/prepare_imagenette.py --root {root}, then this again, checks RN50 on it"
         print(f"ImageNette is not in {root / 'imagenet'}: {hint}")
         return True

@@ -56,7 +56,8 @@ class Retrieval(EvaluatorBase):
         """Print and return ``recall@1``, then recall@1, 5, 10 and map@10 of each direction, such as ``i2t_recall@5``.
 
         Raises:
-            UserError: no image was processed, or a feature is infinite or not a number.
+            UserError: no image was processed; a feature is infinite or not a number; or all images, or all texts, have
+                the same feature.
         """
         if not self._batches[0]:
             raise UserError("there is nothing to evaluate: the test set is empty")
@@ -65,6 +66,10 @@ class Retrieval(EvaluatorBase):
         image_ids, text_ids, pairs = (numbers.to(images.device) for numbers in (image_ids, text_ids, pairs))
         if not (images.isfinite().all() and texts.isfinite().all()):
             raise NonFiniteError("some features are infinite or not a number: the model has diverged")
+        for kind, features in (("images", images), ("texts", texts)):
+            if len(features) > 1 and (features == features[0]).all():
+                cause = f"the weights are damaged, the model has collapsed, or the {kind} are the same to it"
+                raise UserError(f"all {len(features):,} {kind} have the same feature: {cause}")
         pair_images, pair_texts = pairs.t().contiguous()
         image_rows, text_rows = find_rows(image_ids, pair_images), find_rows(text_ids, pair_texts)
         hits, counts = rank_matches(texts, images, torch.stack([text_rows, image_rows], 1))

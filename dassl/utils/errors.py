@@ -78,7 +78,7 @@ def suggest_name(name: str, known: Iterable[str]) -> str:
 def error_reason(error: BaseException) -> str:
     """Return the first line of an error's message (for UnpicklingError, a better text); without one, the class name."""
     if isinstance(error, UnpicklingError):  # PyTorch's message advises to load the file unsafely
-        return "it is no file of torch.save, or holds more than tensors and plain values"
+        return "it is no file of torch.save, or holds more than tensors and plain values (save a model's state_dict())"
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(":")
 
 

@@ -66,7 +66,8 @@ def load_weights_only(path: str | os.PathLike) -> Any:
     """
     size = os.path.getsize(path)
     _check_archive(path, size)
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    with open(path, "rb") as file:  # of a path, torch.load reads the ending .safetensors as the format
+        content = torch.load(file, map_location="cpu", weights_only=True)
     for tensor in _iterate_tensors(content):
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.nbytes > size:
             raise UserError(

@@ -122,11 +122,19 @@ def test_a_model_that_is_always_right_has_full_marks_where_captions_are_equal(ev
     assert "* images: 100\n* texts: 100\n" in capsys.readouterr().out
 
 
-def test_a_constant_model_has_none(evaluator):
+@pytest.mark.parametrize(("kind", "count"), [("images", 40), ("texts", 13)])
+def test_a_constant_model_is_refused(evaluator, kind, count):
     pairs = torch.tensor([[image, image % 13] for image in range(40)])
-    ones = torch.full((40, 3), 1 / 3)
-    evaluator.process((ones, ones[:13]), (torch.arange(40), torch.arange(13), pairs))
-    assert set(evaluator.evaluate().values()) == {0}
+    features = {"images": torch.randn(40, 3), "texts": torch.randn(13, 3)}
+    features[kind][:] = 1 / 3
+    evaluator.process((features["images"], features["texts"]), (torch.arange(40), torch.arange(13), pairs))
+    with pytest.raises(UserError, match=f"all {count} {kind} have the same feature: the weights are damaged"):
+        evaluator.evaluate()
+
+
+def test_one_image_with_one_text_is_found(evaluator):
+    evaluator.process((torch.eye(1), torch.eye(1)), (torch.arange(1), torch.arange(1), torch.zeros(1, 2).long()))
+    assert set(evaluator.evaluate().values()) == {100}
 
 
 def test_an_image_finds_all_texts_equal_to_one_of_its_own_and_a_shared_text_finds_all_its_images(evaluator):

@@ -115,8 +115,20 @@ def test_without_json_the_output_is_a_table_or_a_line_for_each_image(call_blip, 
 
 def test_a_model_without_weights_for_the_command_is_refused(refused, folders, image_paths):
     folder = folders["BlipForConditionalGeneration"]
-    message = f"{folder} was not trained for match: it has no weights for"
+    message = f"{folder} was not trained for match, or is incomplete: it has no weights"
     refused("match", image_paths[0], "--text", "cat", "--model", folder, fragments=[message])
+
+
+@pytest.mark.parametrize("shape", [None, (3, 5)])
+def test_a_model_without_a_tensor_is_refused(refused, tmp_path, image_paths, shape):
+    folder = models.blip(tmp_path / "model", "BlipForConditionalGeneration")
+    weights, name = load_file(folder / "model.safetensors"), "vision_model.encoder.layers.1.mlp.fc1.weight"
+    del weights[name]
+    if shape:
+        weights[name] = torch.ones(shape)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    problem = "it has no weights, or some of another shape, for 1 of the "
+    refused("caption", image_paths[0], "--model", folder, fragments=[problem, f"({name})"])
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,21 @@ def test_the_features_of_several_templates_are_averaged(clip, photos, call, ense
     assert [result.probabilities()[name] for name in CLASSES] == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_model_whose_logits_do_not_depend_on_the_image_is_refused(photos, tmp_path, refused, count):
+    weights = load_tiny()
+    weights["visual.attnpool.c_proj.weight"].zero_()  # all features are the bias
+    save_file(weights, tmp_path / "w.safetensors")
+    paths = [photos / "a.png", photos / "b.JPG"][:count]
+    options = ("--json", "--weights", tmp_path / "w.safetensors", "--classes", *CLASSES)
+    refused(*paths, *options, fragments=["the logits do not depend on the image: the model's weights are damaged"])
+
+
+def test_equal_images_have_equal_probabilities(photos, call):
+    result = call(photos / "a.png", photos / "a.png", "--json", "--classes", *CLASSES, *TINY)
+    assert result.probabilities(0) == result.probabilities(1)
+
+
 def test_one_image_gives_a_table_and_several_give_a_row_each(photos, call):
     head, _, *rows = call(photos / "a.png", "--classes", "cup", "not cup", *TINY).output.splitlines()
     assert head.split() == ["class", "probability"]

@@ -111,6 +111,7 @@ def test_rn50_on_imagenette_must_be_above_the_minimum(server, tmp_path, call, mo
     for number in range(10):
         for split in ("train", "val"):
             write_image(base / f"images/{split}/n{number:08}/0.png", number)
+    (base / "images/val/__MACOSX").mkdir()
     base.joinpath("classnames.txt").write_text("".join(f"n{number:08} thing {number}\n" for number in range(10)))
     code, output, error = call("--root", tmp_path / "data")
     accuracy = re.findall(r"^\* accuracy: (.*)%$", output, re.MULTILINE)[-1]

@@ -103,18 +103,48 @@ def test_weights_of_other_libraries_that_are_not_finite_are_refused(kind, refuse
     assert "1 of 1 values of logit_scale are NaN or infinite" in error
 
 
+@pytest.mark.parametrize("shape", [None, (3, 5)])
+def test_a_folder_of_transformers_without_a_tensor_is_refused(shape, refused, tmp_path):
+    """The library fills it at random."""
+    folder = models.hugging_face_clip(tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    del weights["visual_projection.weight"]
+    if shape:
+        weights["visual_projection.weight"] = torch.ones(shape)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    error = refused(f"hf:{folder}")
+    assert f"hf:{folder} is incomplete: it has no weights, or some of another shape, for 1 of the 78 para" in error
+    assert "parameters of a CLIPModel (visual_projection.weight)" in error
+
+
+def test_a_file_without_a_tensor_or_with_one_of_another_shape_is_refused_by_tensor(clip, tmp_path):
+    path, weights = tmp_path / "w.pt", clip.state_dict()
+    for changed, message in (
+        ({"fc.weight": torch.ones(2), "fc.bias": torch.ones(2)}, "it has no visual.layer1.* but fc.weight, fc.bias"),
+        ({}, "it has no visual.layer1.*, but no entry at all"),
+        ({**weights, "ln_final.bias": torch.ones(3)}, r"size mismatch for ln_final.bias.* torch.Size\(\[3\]\)"),
+        (openai.CLIP(*VIT[:-3], 32, 1, 2).state_dict(), "num_heads must be greater than 0"),
+    ):
+        torch.save(changed, path)
+        with pytest.raises(UserError, match=f"w.pt does not hold the weights of a CLIP: .*{message}"):
+            load_clip("RN50", str(path))
+
+
 # ---- formats ----
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "model_state_dict", "model", "module."])
+@pytest.mark.parametrize("kind", ["safetensors", "torch.save", "model_state_dict", "model", "module."])
 def test_a_clip_in_another_form_is_loaded(clip, tmp_path, kind, capsys):
     path, state_dict = tmp_path / "w.pt", clip.state_dict()
     if kind == "safetensors":
         save_file(state_dict, path)
+    elif kind == "torch.save":
+        path = tmp_path / "w.safetensors"
+        torch.save(state_dict, path)
     elif kind == "module.":
         torch.save({f"module.{key}": value for key, value in state_dict.items()}, path)
     else:
-        torch.save({kind: state_dict, "epoch": 3}, path)
+        torch.save({"state_dict": {}, kind: state_dict, "epoch": 3}, path)
     _, tensors = load_clip("RN50", str(path))
     assert weights_fingerprint(tensors) == weights_fingerprint(state_dict)
     assert (f'its entry "{kind}"' in capsys.readouterr().out) == kind.startswith("model")
@@ -154,10 +184,10 @@ def test_a_runs_checkpoint_as_weights_is_named(is_original, refused, run, tmp_pa
         content = torch.load(path, weights_only=True)
         path = tmp_path / "model.pth.tar-50"
         torch.save({**content, "scheduler": Scheduler()}, path)
-    error = refused("tiny", path)
-    assert f"{path} is the checkpoint of a run" in error
-    assert "MODEL.INIT_WEIGHTS" in error
-    assert "--model-dir" in error
+    for error in (refused("tiny", path), refused(str(path))):
+        assert f"{path} is the checkpoint of a run" in error
+        assert "MODEL.INIT_WEIGHTS" in error
+        assert "--model-dir" in error
     error = refused("tiny", trained.folder)
     assert f"{trained.folder} is the folder of a run: use --model-dir {trained.folder}" in error
 
@@ -182,13 +212,25 @@ def save_beside_config(folder: Path, clip) -> Path:
     return folder / "weights.safetensors"
 
 
-@pytest.mark.parametrize("save", [save_open_clip, save_custom_text, save_beside_config])
+def save_release(folder: Path, clip) -> Path:
+    """Write weights with OpenAI's names under the name of one of open_clip's releases, and return their path."""
+    torch.save(clip.state_dict(), folder / "vit_b_32-laion2b_e16-af8dbd0c.pth")
+    return folder / "vit_b_32-laion2b_e16-af8dbd0c.pth"
+
+
+@pytest.mark.parametrize("save", [save_open_clip, save_custom_text, save_beside_config, save_release])
 def test_weights_of_open_clip_are_named_as_they_may_have_another_activation(save, clip, refused, tmp_path):
     path = save(tmp_path, clip)
     error = refused("RN50", path)
     assert f"{path} holds weights of another kind, those of open_clip" in error
     option = f"open_clip:local-dir:{tmp_path}" if save is save_beside_config else "open_clip:<architecture> with MODEL"
     assert f"--backbone {option}" in error
+
+
+@pytest.mark.parametrize("name", ["my-laion-photos.pt", "run-0123abcd.pt"])
+def test_a_file_is_not_open_clips_by_a_part_of_its_name(name, clip, tmp_path):
+    torch.save(clip.state_dict(), tmp_path / name)
+    load_clip("RN50", str(tmp_path / name))
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "bin"])
@@ -199,6 +241,7 @@ def test_a_transformers_folder_and_its_weights_are_named(ending, refused, tmp_pa
         path = folder / "pytorch_model.bin"
         torch.save(load_file(folder / "model.safetensors"), path)
     assert f"--backbone hf:{folder}\n" in refused("RN50", path)
+    assert f"--backbone hf:{folder}\n" in refused(str(path))
     assert f"the folder of a model of transformers: use --backbone hf:{folder};" in refused("RN50", folder)
     assert f"the folder of a model of transformers: use --backbone hf:{folder}\n" in refused(str(folder))
     assert f"hf: takes its folder, hf:{folder}" in refused(f"hf:{path}")
@@ -220,11 +263,49 @@ def test_folders_are_refused_as_weights(tmp_path):
         load_clip("RN50", str(tmp_path))
 
 
+@pytest.mark.parametrize("prefix", ["hf:", "open_clip:", "open_clip:local-dir:"])
+def test_a_folder_of_another_program_as_a_backbone_is_named(prefix, refused, tmp_path):
+    program, file = ("open_clip", "open_clip_config.json") if prefix == "hf:" else ("transformers", "config.json")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / file).write_text("{}")
+    option = f"{'open_clip:local-dir' if prefix == 'hf:' else 'hf'}:{tmp_path / 'model'}"
+    error = refused(f"{prefix}{tmp_path / 'model'}")
+    assert f"is the folder of a model of {program}: use --backbone {option}\n" in error
+
+
+def test_the_folder_of_an_open_clip_without_local_dir_is_named(tmp_path):
+    (tmp_path / "open_clip_config.json").write_text("{}")
+    with pytest.raises(UserError, match=f"use --backbone open_clip:local-dir:{tmp_path}"):
+        load_clip(f"open_clip:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer, not .* `git lfs pull`"),
+        (b"\n<!DOCTYPE html><title>Sign in</title>", "a web page, not weights: download the file itself"),
+        (b"<html><title>404</title></html>", "a web page, not weights: download the file itself"),
+    ],
+)
+def test_what_was_downloaded_in_place_of_weights_is_named(content, message, tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=f"w.safetensors is {message}"):
+        load_clip("RN50", str(tmp_path / "w.safetensors"))
+
+
+def test_entries_that_are_not_weights_are_named(clip, tmp_path):
+    torch.save({"epoch": 3, "net": clip.state_dict()}, tmp_path / "w.pt")
+    with pytest.raises(UserError, match="holds something else than named tensors, the entries epoch, net"):
+        load_clip("RN50", str(tmp_path / "w.pt"))
+
+
 def test_a_pickled_model_is_refused(clip, tmp_path):
     torch.save(clip, tmp_path / "model.pt")
     (tmp_path / "model.pkl").write_bytes(pickle.dumps({"state_dict": {"a": 1}}))
     for name in ("model.pt", "model.pkl"):
-        with pytest.raises(UserError, match="cannot be read as weights.*no file of torch.save, or holds more"):
+        with pytest.raises(
+            UserError, match="cannot be read as weights.*or holds more.*save a model's state_dict\\(\\)"
+        ):
             load_clip("RN50", str(tmp_path / name))
 
 
@@ -235,6 +316,8 @@ def test_a_pickled_model_is_refused(clip, tmp_path):
     ("name", "message"),
     [
         ("OFA-Sys/chinese-clip-vit-base-patch16", 'did you mean "hf:OFA-Sys/chinese-clip-vit-base-patch16"'),
+        ("https://huggingface.co/OFA-Sys/chinese-clip-vit-base-patch16/", 'mean "hf:OFA-Sys/chinese-clip-vit-base-p'),
+        ("https://hf-mirror.com/openai/clip-vit-base-patch32/tree/main", 'mean "hf:openai/clip-vit-base-patch32"'),
         ("ViT-B-32/laion2b_s34b_b79k", '"open_clip:ViT-B-32/laion2b_s34b_b79k" is open_clip\'s'),
         ("ViT-B-32", '"open_clip:ViT-B-32/<weights>" is open_clip\'s; did you mean "ViT-B/32"?'),
         ("", "no backbone (MODEL.BACKBONE.NAME) is given; Known: "),
@@ -245,6 +328,12 @@ def test_a_pickled_model_is_refused(clip, tmp_path):
 def test_the_name_that_was_probably_meant_is_in_the_message(name, message):
     with pytest.raises(UserError, match=re.escape(message)):
         load_clip(name)
+
+
+def test_a_weights_file_as_a_backbone_is_named(clip, tmp_path):
+    torch.save(clip.state_dict(), tmp_path / "ViT")
+    with pytest.raises(UserError, match=f"a weights file is MODEL.BACKBONE.WEIGHTS {tmp_path}/ViT "):
+        load_clip(str(tmp_path / "ViT"))
 
 
 def test_train_and_predict_suggest_the_prefix(refused):

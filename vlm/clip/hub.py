@@ -8,7 +8,9 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from textwrap import shorten
 from types import ModuleType
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -59,6 +61,22 @@ def hub_access(name: str, hint: str) -> Iterator[None]:
     finally:
         constants.HF_HUB_OFFLINE = was_offline
         logging.disable(level)
+
+
+def load_complete_model(model_class: Any, name: str, problem: str) -> Any:
+    """Return the model ``name`` of a class of transformers, in fp32.
+
+    Raise :class:`UserError`, which begins with ``problem``, if weights of parameters are absent or have another shape:
+    the library fills these at random.
+    """
+    options = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, info = model_class.from_pretrained(name, dtype="float32", **options)
+    parameters = {key for key, _ in model.named_parameters()}
+    if random := parameters.intersection([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]):
+        counts = f"{len(random):,} of the {len(parameters):,} parameters of a {type(model).__name__}"
+        names = shorten(", ".join(sorted(random)), 200, placeholder=" …")
+        raise UserError(f"{problem}: it has no weights, or some of another shape, for {counts} ({names})")
+    return model
 
 
 def _is_reachable(endpoint: str) -> bool:

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from dassl.utils import UserError
-from vlm.clip.hub import DOWNLOAD_HINT, hub_access, import_optional
+from vlm.clip.hub import DOWNLOAD_HINT, hub_access, import_optional, load_complete_model
 from vlm.clip.third_party import check_clip_text_encoder, describe_architecture
+from vlm.clip.weights_file import check_folder
 from vlm.openai import QuickGELU, Transformer
 from vlm.text.bert import BertEncoder
 from vlm.text.encoder import TextEncoder
@@ -138,6 +139,7 @@ def find_class(identifier: str) -> type[CausalCLIP | ChineseCLIP]:
     package = import_optional("transformers", PACKAGE_NAME, f"the backbone {name}")
     if os.path.isfile(identifier):
         raise UserError(f"{name} is a file; hf: takes its folder, hf:{os.path.dirname(identifier) or '.'}")
+    check_folder(Path(identifier), "transformers", name)
     with hub_access(identifier, DOWNLOAD_HINT.format(identifier, "hf:")):
         model_type = package.AutoConfig.from_pretrained(identifier).model_type
     if model_type not in CLIP_CLASSES:
@@ -149,11 +151,11 @@ def find_class(identifier: str) -> type[CausalCLIP | ChineseCLIP]:
 def _load_parts(identifier: str) -> tuple[HFObject, HFObject, HFObject | None]:
     """Return the model, in fp32, the image processor and the tokenizer of ``identifier``; None in place of CLIP's own.
 
-    Raises :class:`UserError` if one of them cannot be loaded.
+    Raises :class:`UserError` if one of them cannot be loaded, or the model's weights are incomplete.
     """
     package, path = import_module("transformers"), os.path.expanduser(identifier)
     with hub_access(path, DOWNLOAD_HINT.format(path, "hf:")):
-        model = package.AutoModel.from_pretrained(path, dtype=torch.float32).eval()
+        model = load_complete_model(package.AutoModel, path, f"the backbone hf:{identifier} is incomplete").eval()
         processor = package.AutoImageProcessor.from_pretrained(path)
         tokenizer = None if model.config.model_type == "clip" else package.AutoTokenizer.from_pretrained(path)
     return model, processor, tokenizer

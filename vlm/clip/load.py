@@ -10,16 +10,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
 
 from dassl.data.downloads import download
-from dassl.utils import UserError, check_availability, error_reason, file_digest, suggest_name
+from dassl.utils import UserError, check_availability, file_digest, suggest_name
 from dassl.utils.checkpoint import check_finite, get_learned_tensors
 from vlm import openai
 from vlm.clip.fingerprint import weights_fingerprint
-from vlm.clip.weights_file import WEIGHTS_SUFFIXES, describe_folder, read_state_dict
+from vlm.clip.weights_file import MAX_NAMES, WEIGHTS_SUFFIXES, describe_folder, list_names, read_state_dict
 from vlm.openai import CLIP
 from vlm.text.encoder import TextEncoder
 from vlm.tiny.weights import TINY, load_tiny
@@ -27,6 +28,8 @@ from vlm.tiny.weights import TINY, load_tiny
 CACHE_DIR = Path(os.path.expanduser("~/.cache/clip"))  # openai-clip's folder, so that a weights file is stored once
 THIRD_PARTY_MODULES = {"open_clip": "open_clip", "hf": "hugging_face"}  # prefix of a name -> module of this package
 THIRD_PARTY_NAMES = ("open_clip:<architecture>/<weights>", "hf:<name on the Hub, or folder>")  # for messages
+# A name on the Hugging Face Hub, or the address of its page there or on the mirror.
+HUB_NAME = re.compile(r"(?:https?://(?:huggingface\.co|hf-mirror\.com)/)?([\w.-]+/[\w.-]+)(?:/|/tree/.*)?")
 PRECISIONS = ("fp32", "fp16", "bf16", "amp")  # values of PREC
 Device = torch.device | str
 
@@ -100,11 +103,13 @@ def _check_name(name: str) -> None:
     if os.path.isdir(name):
         suggestion = f"it is {describe_folder(Path(name))}"
     elif os.path.isfile(name) or name.endswith(WEIGHTS_SUFFIXES):
+        if os.path.isfile(name):
+            read_state_dict(Path(name))  # refuses a file of another kind, and names the option that takes it
         suggestion = f"a weights file is MODEL.BACKBONE.WEIGHTS {name} (predict.py: --weights {name})"
     elif architecture in _list_open_clip_architectures():
         suggestion = f'"open_clip:{architecture}/{tag or "<weights>"}" is open_clip\'s; {suggestion}'
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not suggestion.startswith("did you mean"):
-        suggestion = f'did you mean "hf:{name}", a model on the Hugging Face Hub? {suggestion}'
+    elif (on_hub := HUB_NAME.fullmatch(name)) and not suggestion.startswith("did you mean"):
+        suggestion = f'did you mean "hf:{on_hub[1]}", a model on the Hugging Face Hub? {suggestion}'
     else:
         check_availability(name, known, kind)
     raise UserError(f'unknown {kind} "{name}"; {suggestion}')
@@ -128,8 +133,11 @@ def _build_clip(state_dict: dict[str, torch.Tensor], source: str, precision: str
     try:
         # OpenAI's function rounds the weights to half precision, in which they are published.
         model = openai.build_model(dict(state_dict))
-    except (KeyError, RuntimeError, AssertionError, IndexError, ZeroDivisionError) as error:
-        raise UserError(f"{source} does not hold the weights of a CLIP: {error_reason(error)}") from error
+    except (LookupError, RuntimeError, AssertionError, ZeroDivisionError, ValueError, TypeError) as error:
+        reason = shorten(str(error), MAX_NAMES, placeholder=" …")
+        if isinstance(error, KeyError):
+            reason = f"it has no {error.args[0]}, but {list_names(state_dict)}"
+        raise UserError(f"{source} does not hold the weights of a CLIP: {reason}") from error
     cause = "has values beyond 65,504, the largest of half precision, in which CLIP is built"
     check_finite(get_learned_tensors(model), source, cause)
     if precision in ("fp32", "amp") or device.type == "cpu":

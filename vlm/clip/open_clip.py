@@ -19,6 +19,7 @@ from torch import nn
 from dassl.utils import UserError, suggest_name
 from vlm.clip.hub import hub_access, import_optional
 from vlm.clip.third_party import check_clip_text_encoder, describe_architecture
+from vlm.clip.weights_file import check_folder
 
 PACKAGE_NAME = "open_clip_torch"
 LOCAL_DIR_SCHEMA = "local-dir:"  # the package's prefix for a model in a local folder
@@ -92,11 +93,14 @@ def _create_model(identifier: str, weights: str) -> tuple[Any, str]:
     package = import_optional("open_clip", PACKAGE_NAME, f"the backbone open_clip:{identifier}")
     location = os.path.expanduser(identifier.removeprefix(LOCAL_DIR_SCHEMA))
     if identifier.startswith(LOCAL_DIR_SCHEMA):
+        check_folder(Path(location), "open_clip", f"open_clip:{identifier}")
         architecture, tag = f"{LOCAL_DIR_SCHEMA}{location}", ""
     elif identifier.startswith("hf-hub:"):
         architecture, tag = identifier, ""
     else:
         architecture, _, tag = identifier.partition("/")
+        if architecture not in package.list_models():
+            check_folder(Path(location), "", f"open_clip:{identifier}")
         _check_names(package, architecture, tag, weights)
     if weights and not os.path.isfile(weights):
         raise UserError(f"no weights file {weights} (MODEL.BACKBONE.WEIGHTS; predict.py: --weights)")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from pickle import UnpicklingError
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -20,13 +23,22 @@ WEIGHTS_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt")  # usual end
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # names under which training programs save weights
 FILE_OPTIONS = "MODEL.BACKBONE.WEIGHTS FILE (predict.py: --weights FILE)"
 MAX_HEADER_BYTES = 100_000_000  # of a safetensors file, by its definition
+MAX_START = 1_000  # bytes in which a web page begins, after blank lines
+MAX_NAMES = 200  # letters of the names listed in a message, about two lines
 # Program -> the file that its models' folders have, and the prefix of a folder as MODEL.BACKBONE.NAME.
 FOLDERS = {"open_clip": ("open_clip_config.json", "open_clip:local-dir:"), "transformers": ("config.json", "hf:")}
-# Beginnings of the names of weights that OpenAI's CLIPs lack -> their program, and the option that takes the file.
+# Program -> beginnings of the names of its weights that OpenAI's CLIPs lack, and the option that takes the file.
 FOREIGN_NAMES = {
-    ("bert.",): ("the authors of Chinese-CLIP", "--backbone hf:OFA-Sys/chinese-clip-vit-base-patch16, or another size"),
-    ("vision_model.", "text_model."): ("transformers", "--backbone hf:FOLDER, the folder with its config.json"),
-    ("text.", "visual.trunk.", "logit_bias"): ("open_clip", f"--backbone open_clip:<architecture> with {FILE_OPTIONS}"),
+    "the authors of Chinese-CLIP": (("bert.",), "--backbone hf:OFA-Sys/chinese-clip-vit-base-patch16, or another size"),
+    "transformers": (("vision_model.", "text_model."), "--backbone hf:FOLDER, the folder with its config.json"),
+    "open_clip": (("text.", "visual.trunk.", "logit_bias"), f"--backbone open_clip:<architecture> with {FILE_OPTIONS}"),
+}
+# Names of open_clip's files: of its Hub models, and of its releases, such as vit_b_32-laion2b_e16-af8dbd0c.pth.
+OPEN_CLIP_FILES = re.compile(r"open_clip.*|.*-(laion|yfcc|cc12m).*-[0-9a-f]{8}\.pth?")
+# Beginning of a file, in lower case -> what was downloaded in place of weights, and what to do.
+NOT_WEIGHTS = {
+    b"version https://git-lfs": "a Git LFS pointer, not the weights: `git lfs pull` in its folder fetches them",
+    **dict.fromkeys((b"<!doctype", b"<html"), "a web page, not weights: download the file itself"),
 }
 
 
@@ -48,12 +60,11 @@ def read_state_dict(path: Path, published: bool = False) -> dict[str, torch.Tens
     if not path.is_file():
         raise UserError(f"no weights file {path} (MODEL.BACKBONE.WEIGHTS; predict.py: --weights)")
     content = _read_content(path, published)
-    state_dict: Any = content
-    if wrapper := isinstance(content, dict) and next((k for k in WRAPPERS if isinstance(content.get(k), dict)), None):
-        state_dict = content[wrapper]
+    state_dict, wrapper = _unwrap(content)
     entries = state_dict.items() if isinstance(state_dict, dict) else [(None, state_dict)]
     if not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in entries):
-        raise UserError(f"{path} is not a state dict: it holds something else than named tensors")
+        kind = f"the entries {list_names(content)}" if isinstance(content, dict) else f"a {type(content).__name__}"
+        raise UserError(f"{path} is not a state dict: it holds something else than named tensors, {kind}")
     state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}  # of nn.DataParallel
     _check_kind(path, content, state_dict)
     if wrapper:
@@ -61,9 +72,25 @@ def read_state_dict(path: Path, published: bool = False) -> dict[str, torch.Tens
     return {key: value for key, value in state_dict.items() if key not in openai.NON_WEIGHT_KEYS}
 
 
+def _unwrap(content: Any) -> tuple[Any, str]:
+    """Return the weights in a file's ``content``, and the name of the entry (WRAPPERS) that holds them, or ""."""
+    names = [name for name in WRAPPERS if isinstance(content, dict) and isinstance(content.get(name), dict)]
+    name = max(names, key=lambda name: len(content[name]) > 0, default="")  # the first that is not empty
+    return (content[name], name) if name else (content, "")
+
+
+def list_names(entries: Iterable) -> str:
+    """Return the first names of a dict's entries, for messages."""
+    return shorten(", ".join(map(str, entries)), MAX_NAMES, placeholder=" …") or "no entry at all"
+
+
 def _read_content(path: Path, published: bool) -> Any:
     """Return the content of a file in one of the three formats, on the CPU; raise as :func:`read_state_dict` does."""
     try:
+        with open(path, "rb") as file:
+            start = file.read(MAX_START).lstrip().lower()
+        if beginning := next(filter(start.startswith, NOT_WEIGHTS), b""):
+            raise UserError(f"{path} is {NOT_WEIGHTS[beginning]}")
         if _is_safetensors(path):
             return load_file(path)
         if _is_torchscript(path):
@@ -118,13 +145,21 @@ def _check_kind(path: Path, content: dict, state_dict: dict) -> None:
             f"{path} is the checkpoint of a run: MODEL.INIT_WEIGHTS FILE trains on from it, and --model-dir RUN takes "
             f"it with its run. {FILE_OPTIONS} takes the weights of a CLIP, such as those of tools/export_clip.py"
         )
+    programs = [p for p, (starts, _) in FOREIGN_NAMES.items() if any(name.startswith(starts) for name in state_dict)]
     # open_clip's smaller architectures have OpenAI's names and shapes, but often another activation.
-    is_open_clip = "name" in content or path.name.startswith("open_clip") or _is_folder_of("open_clip", path.parent)
-    for prefixes, (program, option) in FOREIGN_NAMES.items():
-        if any(name.startswith(prefixes) for name in state_dict) or (program == "open_clip" and is_open_clip):
-            if _is_folder_of(program, path.parent):
-                option = f"--backbone {FOLDERS[program][1]}{path.parent}"
-            raise UserError(f"{path} holds weights of another kind, those of {program}: use {option}")
+    if "name" in content or OPEN_CLIP_FILES.fullmatch(path.name) or _is_folder_of("open_clip", path.parent):
+        programs.append("open_clip")
+    if programs:
+        program, option = programs[0], FOREIGN_NAMES[programs[0]][1]
+        if _is_folder_of(program, path.parent):
+            option = f"--backbone {FOLDERS[program][1]}{path.parent}"
+        raise UserError(f"{path} holds weights of another kind, those of {program}: use {option}")
+
+
+def check_folder(folder: Path, program: str, backbone: str) -> None:
+    """Raise :class:`UserError` if ``folder``, that of the name ``backbone``, exists and is not of ``program``."""
+    if folder.is_dir() and not _is_folder_of(program, folder):
+        raise UserError(f"the folder of the backbone {backbone} is {describe_folder(folder)}")
 
 
 def _is_folder_of(program: str, folder: Path) -> bool:
