@@ -112,8 +112,9 @@ def choose_template(backbone: str, *folders: str) -> str:
     from vlm.clip.load import find_language
     from vlm.text.templates import DEFAULT_TEMPLATES
 
-    template = dict(flatten(engine.read_saved_config(*folders) or {})).get("DATASET.TEMPLATE")
-    return template if template in DEFAULT_TEMPLATES.values() else DEFAULT_TEMPLATES[find_language(backbone)]
+    saved = dict(flatten(engine.read_saved_config(*folders) or {})).get("DATASET.TEMPLATE")
+    defaults = (template for template in DEFAULT_TEMPLATES.values() if template == saved)
+    return next(defaults, DEFAULT_TEMPLATES[find_language(backbone)])
 
 
 def find_rerun_reason(folder: str | Path, command: Sequence[str], inputs: CurrentInputs | None = None) -> str:
