@@ -106,15 +106,17 @@ def setup_cfg(args: argparse.Namespace):
 def choose_template(backbone: str, *folders: str) -> str:
     """Return the default template in the language of ``backbone``'s text encoder.
 
-    If the first run in ``folders`` has that of another language, it is this: earlier versions had the English one with
-    Chinese-CLIP, and runs go on as they began.
+    It is English if the first run in ``folders`` has the English default: earlier versions had no other, and runs go on
+    as they began.
     """
     from vlm.clip.load import find_language
     from vlm.text.templates import DEFAULT_TEMPLATES
 
+    english, template = DEFAULT_TEMPLATES["English"], DEFAULT_TEMPLATES[find_language(backbone)]
+    if template == english:
+        return english
     saved = dict(flatten(engine.read_saved_config(*folders) or {})).get("DATASET.TEMPLATE")
-    defaults = (template for template in DEFAULT_TEMPLATES.values() if template == saved)
-    return next(defaults, DEFAULT_TEMPLATES[find_language(backbone)])
+    return english if saved == english else template
 
 
 def find_rerun_reason(folder: str | Path, command: Sequence[str], inputs: CurrentInputs | None = None) -> str:

@@ -29,7 +29,7 @@ class Captions(DatasetBase):
     """The images in DATASET.FOLDER that the file DATASET.CAPTIONS lists with their captions. There are no classes.
 
     * JSON, a list of ``{"image": "a\\\\b.jpg", "caption": "…" or ["…", …]}``, slashes of either kind;
-    * JSON lines (.jsonl), with an object like these in each line, as Hugging Face's ``metadata.jsonl``;
+    * JSON lines (.jsonl, .json), an object like these in each line, as Hugging Face's ``metadata.jsonl``;
     * JSON, ``{"images": [{"filename", "filepath", "split", "sentences": [{"raw"}]}]}`` (Karpathy's);
     * JSON, ``{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}`` (COCO's);
     * Flickr's token files, lines of ``<image>#<number>``, a tab and a caption;

@@ -229,12 +229,7 @@ def export_clip(run_folder: Path, out_path: Path | None, epoch: int | None) -> N
     node, (library, _, identifier) = cfg.MODEL.BACKBONE, cfg.MODEL.BACKBONE.NAME.partition(":")
     is_folder = library in THIRD_PARTY_MODULES and identifier != ""
     out_path = out_path or run_folder / ("exported_clip" if is_folder else "clip.safetensors")
-    if is_folder and out_path.exists():
-        raise UserError(f"{out_path} is there already: remove it, or name another folder with --out")
-    if not is_folder and out_path.suffix != ".safetensors":
-        raise UserError(f"--out {out_path} has an unknown suffix: the name must end in .safetensors to be loadable")
-    if is_folder and out_path.suffix == ".safetensors":
-        raise UserError(f"--out {out_path} names a file; a CLIP of {library} becomes a folder: leave out the suffix")
+    _check_out_path(out_path, library if is_folder else "")
     if cfg.TRAINER.NAME != "CLIPFineTune":
         raise UserError(f"{run_folder}: {cfg.TRAINER.NAME} did not change CLIP: use the run's MODEL.BACKBONE instead")
     trainer = load_trainer(run_folder, load_classnames(run_folder) or PLACEHOLDER_CLASSES, epoch, cuda=False)
@@ -262,6 +257,17 @@ def export_clip(run_folder: Path, out_path: Path | None, epoch: int | None) -> N
     except OSError as error:
         raise write_error(out_path, error) from error
     print("\n".join(lines))
+
+
+def _check_out_path(path: Path, library: str) -> None:
+    """Raise :class:`UserError` if ``path`` cannot be a new folder of ``library``'s CLIP; for "", a safetensors file."""
+    is_file_name = path.suffix == ".safetensors"
+    if library and path.exists():
+        raise UserError(f"{path} is there already: remove it, or name another folder with --out")
+    if library and is_file_name:
+        raise UserError(f"--out {path} names a file; a CLIP of {library} becomes a folder: leave out the suffix")
+    if not library and not is_file_name:
+        raise UserError(f"--out {path} has an unknown suffix: the name must end in .safetensors to be loadable")
 
 
 def _check_exported_file(path: Path, expected: torch.Tensor, cfg: CfgNode) -> list[str]:
