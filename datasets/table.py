@@ -151,7 +151,7 @@ def _find_columns(file: Path, line: int, header: list[str], columns: Mapping[str
     for key, names in columns.items():
         candidates = [name for name in map(simplify_name, names) if name in simple]
         is_setting = key in ("image", "caption")
-        hint = f"DATASET.{key.upper()}_COLUMN names it" if is_setting else f"its names are {', '.join(names)}"
+        hint = f"DATASET.{key.upper()}_COLUMN names it" if is_setting else f"the first of {', '.join(names)} counts"
         if candidates and simple.count(candidates[0]) > 1:
             raise UserError(f'{file}: there are two columns "{header[simple.index(candidates[0])]}"')
         if candidates:

@@ -294,9 +294,9 @@ def _check_exported_folder(path: Path, prefix: str, expected: torch.Tensor, cfg:
 
 
 def _compare_preprocessing(cfg: CfgNode, visual: nn.Module) -> list[str]:
-    """Return a note if ``predict.py --backbone`` prepares images otherwise than a run of ``cfg``; [] if not.
+    """Return a note if predict.py prepares images for an exported CLIP otherwise than the run of ``cfg``; [] if not.
 
-    ``visual`` is the image encoder as loaded. An image of noise shows differences in more than the decoding of files.
+    ``visual`` is the image encoder as loaded. An image of noise shows differences in the tensors.
     """
     loaded = get_cfg_default()
     set_preprocessing(loaded, visual)
@@ -308,8 +308,8 @@ def _compare_preprocessing(cfg: CfgNode, visual: nn.Module) -> list[str]:
     pixel_keys = [key for key in PIXEL_KEYS if cfg.INPUT[key] != loaded.INPUT[key]] or ["TRANSFORMS"]
     keys = [key for key in ("WHITE_LEVEL", "ORIENTATION") if cfg.INPUT[key] != loaded.INPUT[key]]
     keys += [] if torch.equal(*tensors) else pixel_keys
-    settings = "; ".join(f"INPUT.{key} {cfg.INPUT[key]}, there {loaded.INPUT[key]}" for key in keys)
-    return [f"Note: as a backbone, it gets images prepared otherwise than in the run: {settings}"] if keys else []
+    settings = "; ".join(f"INPUT.{key} is {loaded.INPUT[key]}, in the run {cfg.INPUT[key]}" for key in keys)
+    return [f"Note: predict.py prepares images for it otherwise than the run: {settings}"] if keys else []
 
 
 @torch.no_grad()

@@ -151,7 +151,8 @@ def _describe_content(content: bytes) -> str:
     if content.startswith((b"PK\3\4", b"\xd0\xcf\x11\xe0")):  # zip, which .xlsx is, and .xls
         return ', but an Excel workbook or an archive: export it as "CSV UTF-8"'
     has_mark = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    encoding = "UTF-16" if has_mark or b"\0" in content.strip(b"\0") else ""  # at the ends: a crash
+    has_nulls = b"\0" in content.strip(b"\0")  # between letters; after a crash, a file may end in some
+    encoding = "UTF-16" if has_mark or has_nulls else ""
     with contextlib.suppress(UnicodeDecodeError):
         content.decode("gb18030")
         encoding = encoding or "GBK"

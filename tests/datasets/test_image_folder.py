@@ -196,7 +196,7 @@ def test_the_column_of_classes_has_one_of_several_names_or_the_first_of_them(tmp
         (["image:class", "a.jpg:cat"], "line 1: the column image is missing; the columns are image:class"),
         (
             ["image,kind", "a.jpg,cat"],
-            "line 1: the column class is missing; the columns are image, kind. Its names are class, label, classname",
+            "line 1: the column class is missing; the columns are image, kind. The first of class, label, classname",
         ),
         (["image,class", "a.jpg"], "line 2: columns in the row: 1, in the header: 2"),
         (["image,class", "a.jpg,"], "line 2: the column class is empty"),
