@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from dassl import engine
 from dassl.config import clean_cfg, merge_file, merge_flag, merge_options
+from dassl.config.merge import flatten
 from dassl.engine.record import find_staleness, read_record
 from dassl.utils import command_line
 
@@ -61,13 +62,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def setup_cfg(args: argparse.Namespace):
     """Return the frozen config: defaults, then data set file, method file, flags, KEY VALUE pairs; the later one wins.
 
-    A negative SEED is replaced. If nothing sets DATASET.TEMPLATE, it is in the language of the backbone's text encoder.
+    A negative SEED is replaced, and DATASET.TEMPLATE, if nothing sets it, by that of :func:`choose_template`.
     Raises :class:`UserError` for an unknown name or key, or a wrong value.
     """
     import datasets  # registers the data sets in its files
     import trainers  # noqa: F401  registers the methods in its files
-    from vlm.clip.load import find_language
-    from vlm.text.templates import DEFAULT_TEMPLATES
 
     cfg = engine.default_cfg()
     cfg.DATASET.TEMPLATE = ""  # if nothing sets it, it depends on the backbone
@@ -90,17 +89,34 @@ def setup_cfg(args: argparse.Namespace):
         if value not in ("", None):  # 0 is a seed
             merge_flag(cfg, key, value)
     merge_options(cfg, args.opts)
+    run_folders = [args.model_dir] if args.eval_only else [cfg.OUTPUT_DIR, cfg.RESUME]
     if cfg.DATASET.TEMPLATE == "":
-        cfg.DATASET.TEMPLATE = DEFAULT_TEMPLATES[find_language(cfg.MODEL.BACKBONE.NAME)]
+        cfg.DATASET.TEMPLATE = choose_template(cfg.MODEL.BACKBONE.NAME, *run_folders)
     trainer = engine.TRAINER_REGISTRY.get(cfg.TRAINER.NAME)  # refuses an unknown name before anything is written
     datasets.DATASET_REGISTRY.get(cfg.DATASET.NAME)
     cfg.SEED = engine.choose_seed(cfg)  # replaces a negative one
-    engine.resolve_decoding(cfg, *([args.model_dir] if args.eval_only else [cfg.OUTPUT_DIR, cfg.RESUME]))
+    engine.resolve_decoding(cfg, *run_folders)
     if args.eval_only:
         cfg.OUTPUT_DIR = engine.choose_evaluation_dir(cfg)  # in the folder of a training run, a folder of its own
     clean_cfg(cfg, cfg.TRAINER.NAME, keep=engine.get_trainer_nodes(trainer))  # removes the nodes of other methods
     cfg.freeze()
     return cfg
+
+
+def choose_template(backbone: str, *folders: str) -> str:
+    """Return the default template in the language of ``backbone``'s text encoder.
+
+    It is English if the first run in ``folders`` has the English default: earlier versions had no other, and runs go on
+    as they began.
+    """
+    from vlm.clip.load import find_language
+    from vlm.text.templates import DEFAULT_TEMPLATES
+
+    english, template = DEFAULT_TEMPLATES["English"], DEFAULT_TEMPLATES[find_language(backbone)]
+    if template == english:
+        return english
+    saved = dict(flatten(engine.read_saved_config(*folders) or {})).get("DATASET.TEMPLATE")
+    return english if saved == english else template
 
 
 def find_rerun_reason(folder: str | Path, command: Sequence[str], inputs: CurrentInputs | None = None) -> str:

@@ -29,7 +29,7 @@ class Captions(DatasetBase):
     """The images in DATASET.FOLDER that the file DATASET.CAPTIONS lists with their captions. There are no classes.
 
     * JSON, a list of ``{"image": "a\\\\b.jpg", "caption": "…" or ["…", …]}``, slashes of either kind;
-    * JSON lines (.jsonl), with an object like these in each line, as Hugging Face's ``metadata.jsonl``;
+    * JSON lines (.jsonl, .json), an object like these in each line, as Hugging Face's ``metadata.jsonl``;
     * JSON, ``{"images": [{"filename", "filepath", "split", "sentences": [{"raw"}]}]}`` (Karpathy's);
     * JSON, ``{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}`` (COCO's);
     * Flickr's token files, lines of ``<image>#<number>``, a tab and a caption;
@@ -62,9 +62,9 @@ class Captions(DatasetBase):
         for split, name in files.items():
             if name:
                 file = root / Path(name).expanduser()
-                for number, row in read_captions(file, node.IMAGE_COLUMN, node.CAPTION_COLUMN):
+                for place, row in read_captions(file, node.IMAGE_COLUMN, node.CAPTION_COLUMN):
                     row["split"] = split if node.CAPTIONS_TEST else row.get("split")
-                    _add_row(captions, split_by_name, row, root, f"{file}, row {number}")
+                    _add_row(captions, split_by_name, row, root, place)
         self.captions: list[tuple[str, ...]] = []
         items: dict[str, list[Datum]] = defaultdict(list)
         for split, names in _split_images(split_by_name, node.TEST_PERCENT, root / node.CAPTIONS).items():

@@ -22,11 +22,15 @@ IMAGE_COLUMNS = (
     *("image", "filepath", "filename", "imagepath", "imagename", "imagefile", "imagefilename"),
     *("img", "imgpath", "imgname", "path", "file"),
 )
+CLASS_COLUMNS = ("class", "label", "classname", "category")  # the same for the column of classes
 # Names of splits in published tables -> ours; restval is Karpathy's.
 SPLITS = {"train": "train", "restval": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
-          "test": "test"}  # fmt: skip
+          "test": "test", "training": "train", "testing": "test"}  # fmt: skip
 SEPARATORS = ",\t;|"  # of columns; the one with which the header has the columns needed, the first if several do
 UNQUOTED_SEPARATORS = "\t|"  # in such files, quotation marks are often part of a text
+LINE_END = re.compile(r"\r\n?|\n")
+PREAMBLE = re.compile(r"(?:(?:sep=.)? *(?:\r\n?|\n))*")  # before the header: blank lines, and Excel's "sep=;"
+UNSEPARATED_NUMBER = re.compile(r" *(\d+) +(\S.*)", re.DOTALL)  # " 4   A dog .", without the separator after "4"
 MAX_PATH = 4096  # characters, Linux's limit of a path; an image column of longer texts holds the data of images
 
 
@@ -47,8 +51,8 @@ class ImageRow(NamedTuple):
 def read_image_table(file: Path, root: Path, image_column: str = "") -> list[ImageRow]:
     """Return the sorted rows of a table with the columns ``image``, ``class`` and, optionally, ``split``.
 
-    ``image`` is a path below ``root``. Its column is named as in IMAGE_COLUMNS, or ``image_column``. Other columns are
-    ignored.
+    ``image`` is a path below ``root``. Its column is named as in IMAGE_COLUMNS, or ``image_column``, that of ``class``
+    as in CLASS_COLUMNS. Other columns are ignored.
 
     Raises:
         UserError: the file is missing, or a row is wrong or of a class without training images; the message names its
@@ -56,7 +60,7 @@ def read_image_table(file: Path, root: Path, image_column: str = "") -> list[Ima
     """
     if not os.path.isfile(file):
         raise UserError(f"there is no file {file}; DATASET.CSV names it, below FOLDER")
-    columns = {"image": [image_column] if image_column else IMAGE_COLUMNS, "class": ["class"], "split": ["split"]}
+    columns = {"image": [image_column] if image_column else IMAGE_COLUMNS, "class": CLASS_COLUMNS, "split": ["split"]}
     rows: dict[str, tuple[int, ImageRow]] = {}
     for number, row in read_table(file, columns):
         where = f"{file}, line {number}"
@@ -92,7 +96,8 @@ def read_table(file: Path, columns: Mapping[str, Sequence[str]]) -> Iterator[tup
     """Yield (line number, {key: text}) of the rows of a table with a header.
 
     Columns are separated by commas, tabs, ``;`` or ``|``, as the header shows. A text may be in quotation marks; where
-    that fails in a file with tabs or ``|``, they are part of the texts, and a note says so. All values stay text.
+    that fails in a file with tabs or ``|``, they are part of the texts, and a note says so. All values stay text. A
+    note names rows that :func:`_insert_separator` repairs, and columns that hold splits under another name.
 
     Args:
         columns: names of the column of each key, in order of preference; ``split`` may be missing.
@@ -102,24 +107,31 @@ def read_table(file: Path, columns: Mapping[str, Sequence[str]]) -> Iterator[tup
             the line.
     """
     text = read_text(file)
+    preamble = PREAMBLE.match(text)[0]  # type: ignore[index]  # it matches "", too
+    text, line = text[len(preamble) :], 1 + len(LINE_END.findall(preamble))
     header_line = io.StringIO(text, newline="").readline().rstrip("\r\n")
     headers = [(separator, split_header(header_line, separator)) for separator in SEPARATORS]
     simple = {simplify_name(name) for names in columns.values() for name in names}
     separator, header = max(headers, key=lambda item: len(simple.intersection(map(simplify_name, item[1]))))
-    indices = _find_columns(file, header, columns)
-    line = 2
-    for values in _parse_table(file, text, separator, header).itertuples(index=False, name=None):
+    indices = _find_columns(file, line, header, columns)
+    table = _parse_table(file, text, separator, header, line)
+    if "split" not in indices:
+        _note_split_columns(file, table.drop(columns=[*indices.values()]), header)
+    for values in table.itertuples(index=False, name=None):
+        line += 1
+        where = f"{file}, line {line}"
         cells = [value for value in values if isinstance(value, str)]  # those that are missing are NaN
+        num_breaks = sum(len(LINE_END.findall(cell)) for cell in cells)
+        if len(cells) == len(header) - 1 and separator == "|" and 1 not in indices.values():
+            cells = _insert_separator(where, cells)
         if 0 < len(cells) < len(header):
             problem = f"columns in the row: {len(cells)}, in the header: {len(header)}"
-            raise UserError(
-                f"{file}, row {line}: {problem}; a separator is missing, or there is a line break in a text"
-            )
+            raise UserError(f"{where}: {problem}; a separator is missing, or there is a line break in a text")
         if cells:  # not an empty line
             row = {key: cells[index] for key, index in indices.items()}
-            _check_quotes(f"{file}, row {line}", cells, indices["image"], separator)
+            _check_quotes(where, cells, indices["image"], separator)
             yield line, row if separator != "|" else {key: value.strip() for key, value in row.items()}
-        line += 1 + sum(len(re.findall(r"\r\n?|\n", cell)) for cell in cells)
+        line += num_breaks
 
 
 def split_header(line: str, separator: str) -> list[str]:
@@ -130,31 +142,57 @@ def split_header(line: str, separator: str) -> list[str]:
         return [line]
 
 
-def _find_columns(file: Path, header: list[str], columns: Mapping[str, Sequence[str]]) -> dict[str, int]:
-    """Return the index in ``header`` of each key of ``columns`` (:func:`read_table`); a note names other candidates."""
+def _find_columns(file: Path, line: int, header: list[str], columns: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """Return the index in ``header`` of each key of ``columns`` (:func:`read_table`); a note names other candidates.
+
+    ``file`` and ``line``, where the header is, are for messages.
+    """
     simple, indices = [simplify_name(name) for name in header], {}
     for key, names in columns.items():
         candidates = [name for name in map(simplify_name, names) if name in simple]
-        hint = f"DATASET.{key.upper()}_COLUMN names it" if key in ("image", "caption") else ""
+        is_setting = key in ("image", "caption")
+        hint = f"DATASET.{key.upper()}_COLUMN names it" if is_setting else f"the first of {', '.join(names)} counts"
         if candidates and simple.count(candidates[0]) > 1:
             raise UserError(f'{file}: there are two columns "{header[simple.index(candidates[0])]}"')
         if candidates:
             indices[key] = simple.index(candidates[0])
             quoted = [f'"{header[simple.index(name)].strip()}"' for name in candidates]
             if len(quoted) > 1:
-                print(
-                    f"Note: {file}: each {key} comes from the column {quoted[0]}, not {', '.join(quoted[1:])}; {hint}"
-                )
+                source = f"each {key} comes from the column {quoted[0]}, not {', '.join(quoted[1:])}"
+                print(f"Note: {file}: {source}; {hint}")
         elif key != "split":
-            known = abbreviate(", ".join(name.strip() for name in header))
-            raise UserError(
-                f"{file}, line 1: the column {key} is missing; the columns are {known}. {hint}".rstrip(". ")
-            )
+            problem = f"the column {key} is missing; the columns are {abbreviate(', '.join(map(str.strip, header)))}"
+            if {simplify_name(name) for each in columns.values() for name in each}.isdisjoint(simple):
+                example = ",".join(each for each in columns if each != "split")
+                problem += f". A header such as {example} is missing, or the separator is none of , tab ; |"
+            raise UserError(f"{file}, line {line}: {problem}. {hint[0].upper()}{hint[1:]}")
     return indices
 
 
-def _parse_table(file: Path, text: str, separator: str, header: list[str]) -> pd.DataFrame:
-    """Return the rows below the header as text, with NaN for cells that a row does not have; raise as read_table."""
+def _note_split_columns(file: Path, table: pd.DataFrame, header: list[str]) -> None:
+    """Print a note on each column of a table without the column "split" that holds names of splits alone."""
+    for index in table:
+        values = {value.strip().casefold() for value in table[index].dropna().unique()} - {""}
+        if values and values <= SPLITS.keys():
+            print(f'Note: {file}: the column "{header[index].strip()}" is ignored; name it "split" if it holds splits')
+
+
+def _insert_separator(where: str, cells: list[str]) -> list[str]:
+    """Return the cells of a row whose second is split behind its number, with a note; unchanged if it has none.
+
+    Flickr30k's table on Kaggle has one such row: ``2199200615.jpg| 4   A dog runs across the grass .``
+    """
+    if not (match := UNSEPARATED_NUMBER.fullmatch(cells[1])):
+        return cells
+    print(f'Note: {where}: a separator is missing behind {match[1]}; the next column is "{abbreviate(match[2])}"')
+    return [cells[0], *match.groups(), *cells[2:]]
+
+
+def _parse_table(file: Path, text: str, separator: str, header: list[str], line: int) -> pd.DataFrame:
+    """Return the rows below the header as text, with NaN for cells that a row does not have; raise as read_table.
+
+    ``line`` is that of the header in the file, of which ``text`` begins with the header.
+    """
     import pandas as pd
 
     is_padded = separator != "|" and any(name != name.lstrip() for name in header)  # "image, caption"
@@ -172,20 +210,20 @@ def _parse_table(file: Path, text: str, separator: str, header: list[str]) -> pd
             if quoting == csv.QUOTE_NONE:
                 print(f"Note: {file}: quotation marks are part of its texts, since they do not come in pairs")
             return frame
-    raise UserError(f"{file}{_find_wrong_row(text, len(header), separator, is_padded) or f': {reason}'}")
-
-
-def _find_wrong_row(text: str, num_columns: int, separator: str, is_padded: bool) -> str:
-    """Return the line and the fault of the first row of a table that cannot be read, as the end of a message, or ""."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=is_padded, strict=True)
-    line = 1
+    raise UserError(f"{file}{_find_wrong_row(reader, len(header), line) or f': {reason}'}")
+
+
+def _find_wrong_row(reader: Any, num_columns: int, first_line: int) -> str:
+    """Return the line and the fault of the first wrong row in a csv.reader, as the end of a message, or ""."""
+    line = first_line
     try:
         for row in reader:
             if len(row) > num_columns:
-                return f", row {line}: it has more columns than the header; a text with commas goes in quotation marks"
-            line = reader.line_num + 1
+                return f", line {line}: it has more columns than the header; a text with commas goes in quotation marks"
+            line = first_line + reader.line_num
     except csv.Error as error:
-        return f", row {line}: a quotation mark has no partner, or is not doubled within a text ({error})"
+        return f", line {line}: a quotation mark has no partner, or is not doubled within a text ({error})"
     return ""
 
 

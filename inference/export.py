@@ -16,10 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import save
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
+from yacs.config import CfgNode
 
+from dassl.config import get_cfg_default
+from dassl.data.transforms import build_transform
 from dassl.utils import UserError, atomic_write, check_replaceable, mkdir_if_missing, write_error
 from vlm.clip.fingerprint import weights_fingerprint
 from vlm.clip.hub import PIP_MIRROR_HINT
@@ -28,7 +32,8 @@ from vlm.similarity import normalize
 from vlm.text.encoder import build_text_encoder
 
 from .classifier import get_clip, get_frozen_image_encoder
-from .trained_run import load_classnames, load_run_cfg, load_trainer
+from .prompt_checkpoint import set_preprocessing
+from .trained_run import load_classnames, load_run_cfg, load_trainer, suppress_stdout
 
 WEIGHTS_NAME, ONNX_NAME = "class_weights", "classifier.onnx"
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -40,6 +45,7 @@ PLACEHOLDER_CLASSES = ("image", "picture")  # class names for a run on captions;
 # weights change features by 2e-4 (measured: a fine-tuned tiny) to 7e-4 (random ViT-B/32, RN50), or to infinity where a
 # weight is beyond the range of half precision.
 EXACT_TOLERANCE, HALF_TOLERANCE = 1e-4, 1e-2
+PIXEL_KEYS = ("SIZE", "INTERPOLATION", "RESIZE", "PIXEL_MEAN", "PIXEL_STD")  # of INPUT: a test image as a tensor
 
 
 def check_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float, name: str) -> str:
@@ -150,7 +156,8 @@ def _build_metadata(trainer) -> dict:
     node = trainer.cfg.INPUT
     if "instance_norm" in node.TRANSFORMS:
         raise UserError("INPUT.TRANSFORMS of the run has instance_norm: no mean and standard deviation describe it")
-    has_normalize, weights = "normalize" in node.TRANSFORMS, trainer.provenance["weights"]
+    mean, std = _get_normalization(node)
+    weights = trainer.provenance["weights"]
     return {
         "trainer": trainer.cfg.TRAINER.NAME,
         "classnames": list(trainer.dm.dataset.classnames),
@@ -162,9 +169,14 @@ def _build_metadata(trainer) -> dict:
         "size": node.SIZE[0],
         "interpolation": node.INTERPOLATION,
         "resize": node.RESIZE,
-        "mean": list(node.PIXEL_MEAN) if has_normalize else [0.0] * 3,
-        "std": list(node.PIXEL_STD) if has_normalize else [1.0] * 3,
+        "mean": mean,
+        "std": std,
     }
+
+
+def _get_normalization(node: CfgNode) -> tuple[list[float], list[float]]:
+    """Return the mean and the standard deviation that normalize images, of the INPUT node of a run."""
+    return ([*node.PIXEL_MEAN], [*node.PIXEL_STD]) if "normalize" in node.TRANSFORMS else ([0.0] * 3, [1.0] * 3)
 
 
 def _write_onnx(path: Path, module: nn.Module, images: torch.Tensor, expected: torch.Tensor, metadata: dict) -> str:
@@ -202,6 +214,8 @@ def _print_written(path: Path, difference: str) -> None:
 def export_clip(run_folder: Path, out_path: Path | None, epoch: int | None) -> None:
     """Write the CLIP of a CLIPFineTune run: as a safetensors file, or if it is of another library, as its folder.
 
+    A folder has the preprocessing of the run. A note names settings of the run that the file or folder cannot have.
+
     Args:
         out_path: path of the file, RUN/clip.safetensors if it is None; after an error, an older file there stays. Or
             path of the new folder, RUN/exported_clip if it is None.
@@ -209,19 +223,17 @@ def export_clip(run_folder: Path, out_path: Path | None, epoch: int | None) -> N
 
     Raises:
         UserError: as ``load_trainer``; the run is of another method; the features of what is written differ from the
-            run's; or ``out_path`` does not end in .safetensors, is a folder that exists, or cannot be written.
+            run's; or ``out_path`` has the suffix of the other kind, is a folder that exists, or cannot be written.
     """
     cfg = load_run_cfg(run_folder)
     node, (library, _, identifier) = cfg.MODEL.BACKBONE, cfg.MODEL.BACKBONE.NAME.partition(":")
     is_folder = library in THIRD_PARTY_MODULES and identifier != ""
     out_path = out_path or run_folder / ("exported_clip" if is_folder else "clip.safetensors")
-    if is_folder and out_path.exists():
-        raise UserError(f"{out_path} is there already: remove it, or name another folder with --out")
-    if not is_folder and out_path.suffix != ".safetensors":
-        raise UserError(f"--out {out_path} has an unknown suffix: the name must end in .safetensors to be loadable")
+    _check_out_path(out_path, library if is_folder else "")
     if cfg.TRAINER.NAME != "CLIPFineTune":
         raise UserError(f"{run_folder}: {cfg.TRAINER.NAME} did not change CLIP: use the run's MODEL.BACKBONE instead")
-    clip = load_trainer(run_folder, load_classnames(run_folder) or PLACEHOLDER_CLASSES, epoch, cuda=False).model.clip
+    trainer = load_trainer(run_folder, load_classnames(run_folder) or PLACEHOLDER_CLASSES, epoch, cuda=False)
+    clip = trainer.model.clip
     expected = _sample_features(clip)
     for module in [module for module in clip.modules() if is_parametrized(module)]:
         for name in list(module.parametrizations):  # low-rank updates (LoRA) become part of the weights
@@ -231,13 +243,15 @@ def export_clip(run_folder: Path, out_path: Path | None, epoch: int | None) -> N
         with tempfile.TemporaryDirectory(dir=out_path.parent, prefix=f".{out_path.name}.") as temporary:
             path = Path(temporary, out_path.name)
             if is_folder:
+                clip.visual.mean, clip.visual.std = map(tuple, _get_normalization(trainer.cfg.INPUT))
+                clip.visual.resize = trainer.cfg.INPUT.RESIZE
                 library_module = import_module(f"vlm.clip.{THIRD_PARTY_MODULES[library]}")
                 library_module.save(clip, path, identifier, node.WEIGHTS)
-                lines = _check_exported_folder(path, FOLDER_PREFIXES[library], expected)
+                lines = _check_exported_folder(path, FOLDER_PREFIXES[library], expected, trainer.cfg)
                 lines = [f"{out_path} written; the backbone is {FOLDER_PREFIXES[library]}{out_path}", *lines]
             else:
                 path.write_bytes(save({name: value.contiguous() for name, value in clip.state_dict().items()}))
-                size, lines = path.stat().st_size, _check_exported_file(path, expected)
+                size, lines = path.stat().st_size, _check_exported_file(path, expected, trainer.cfg)
                 lines = [f"{out_path} written: {size:,} bytes, {lines[0]}", *lines[1:]]
             os.replace(path, out_path)
     except OSError as error:
@@ -245,19 +259,57 @@ def export_clip(run_folder: Path, out_path: Path | None, epoch: int | None) -> N
     print("\n".join(lines))
 
 
-def _check_exported_file(path: Path, expected: torch.Tensor) -> list[str]:
-    """Return lines for the log on a weights file of OpenAI's CLIP; UserError if its features are not ``expected``."""
+def _check_out_path(path: Path, library: str) -> None:
+    """Raise :class:`UserError` if ``path`` cannot be a new folder of ``library``'s CLIP; for "", a safetensors file."""
+    is_file_name = path.suffix == ".safetensors"
+    if library and path.exists():
+        raise UserError(f"{path} is there already: remove it, or name another folder with --out")
+    if library and is_file_name:
+        raise UserError(f"--out {path} names a file; a CLIP of {library} becomes a folder: leave out the suffix")
+    if not library and not is_file_name:
+        raise UserError(f"--out {path} has an unknown suffix: the name must end in .safetensors to be loadable")
+
+
+def _check_exported_file(path: Path, expected: torch.Tensor, cfg: CfgNode) -> list[str]:
+    """Return lines for the log on a weights file of OpenAI's CLIP; UserError if its features are not ``expected``.
+
+    ``cfg`` is that of the run.
+    """
     loaded, weights = load_clip("", str(path))
     rounded = check_close(_sample_features(loaded), expected, HALF_TOLERANCE, "features as loaded, in half precision")
     loaded.load_state_dict(weights)
     exact = check_close(_sample_features(loaded), expected, EXACT_TOLERANCE, "features as in the file")
-    return [f"fingerprint of its weights {weights_fingerprint(weights)}", exact, rounded]
+    notes = _compare_preprocessing(cfg, loaded.visual)
+    return [f"fingerprint of its weights {weights_fingerprint(weights)}", exact, rounded, *notes]
 
 
-def _check_exported_folder(path: Path, prefix: str, expected: torch.Tensor) -> list[str]:
-    """Return a line for the log on the folder of a CLIP; UserError if its features are not ``expected``."""
+def _check_exported_folder(path: Path, prefix: str, expected: torch.Tensor, cfg: CfgNode) -> list[str]:
+    """Return lines for the log on the folder of a CLIP; UserError if its features are not ``expected``.
+
+    ``cfg`` is that of the run.
+    """
     loaded, _ = load_clip(f"{prefix}{path}")
-    return [check_close(_sample_features(loaded), expected, EXACT_TOLERANCE, "features as in the folder")]
+    exact = check_close(_sample_features(loaded), expected, EXACT_TOLERANCE, "features as in the folder")
+    return [exact, *_compare_preprocessing(cfg, loaded.visual)]
+
+
+def _compare_preprocessing(cfg: CfgNode, visual: nn.Module) -> list[str]:
+    """Return a note if predict.py prepares images for an exported CLIP otherwise than the run of ``cfg``; [] if not.
+
+    ``visual`` is the image encoder as loaded. An image of noise shows differences in the tensors.
+    """
+    loaded = get_cfg_default()
+    set_preprocessing(loaded, visual)
+    loaded.INPUT.WHITE_LEVEL, loaded.INPUT.ORIENTATION = 0, "exif"  # the defaults of predict.py
+    noise = np.random.default_rng(0).integers(0, 256, (3 * visual.input_resolution, 2 * visual.input_resolution, 3))
+    image = Image.fromarray(noise.astype(np.uint8))
+    with suppress_stdout():
+        tensors = [build_transform(each, is_train=False)(image) for each in (cfg, loaded)]
+    pixel_keys = [key for key in PIXEL_KEYS if cfg.INPUT[key] != loaded.INPUT[key]] or ["TRANSFORMS"]
+    keys = [key for key in ("WHITE_LEVEL", "ORIENTATION") if cfg.INPUT[key] != loaded.INPUT[key]]
+    keys += [] if torch.equal(*tensors) else pixel_keys
+    settings = "; ".join(f"INPUT.{key} is {loaded.INPUT[key]}, in the run {cfg.INPUT[key]}" for key in keys)
+    return [f"Note: predict.py prepares images for it otherwise than the run: {settings}"] if keys else []
 
 
 @torch.no_grad()

@@ -15,8 +15,9 @@ For OpenAI's architectures and tiny, the file has OpenAI's parameter names, in f
 into the weights. Loading the file here rounds most weights to half precision, as OpenAI's constructor does. Before the
 file is kept, features of random images and sample texts are compared with those of the run: by the weights in the file,
 and by the weights as loaded. The printed fingerprint is also in the result.json of every run that uses the file. A
-folder keeps single precision, and its features are compared, too. In a folder of transformers, the tokenizer is missing
-if it is CLIP's own, which is the same for all.
+folder keeps single precision, and its features are compared, too. It has the run's INPUT.PIXEL_MEAN, PIXEL_STD and
+RESIZE. A note names keys of INPUT that a file or folder cannot have. In a folder of transformers, the tokenizer is
+missing if it is CLIP's own, which is the same for all.
 """
 
 from __future__ import annotations

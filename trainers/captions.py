@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
@@ -13,23 +13,42 @@ from vlm.text.encoder import TextEncoder
 SPLITS = {"train_x": "train", "val": "val", "test": "test"}  # attribute of the data set -> word in the log
 
 
+def tokenize_captions(encoder: TextEncoder, captions: Sequence[str]) -> tuple[torch.Tensor, list[tuple[int, ...]]]:
+    """Return token ids (n, length) of captions, cut to the context length, and those of each without padding.
+
+    Captions with equal ids, such as "a dog" and "A  dog", are equal to the text encoder.
+    """
+    tokens = encoder.tokenize(captions, truncate=True)
+    lengths = encoder.lengths(tokens).tolist()
+    return tokens, [tuple(row[:length]) for row, length in zip(tokens.tolist(), lengths, strict=True)]
+
+
 class RetrievalCaptions:
-    """The distinct captions of each split, numbered from 0 in the order of its images.
+    """The distinct captions (:func:`tokenize_captions`) of each split, numbered from 0 in the order of its images.
 
     A caption is encoded with the first of its images: once, in a batch that is the same for any number of processes.
+
+    Attributes:
+        shared: by split, how many captions of its images are equal to one of an earlier image; only if above 0.
     """
 
-    def __init__(self, *splits: Iterable):
-        """Number the captions of the ``splits``, lists of images with the attributes ``label`` and ``captions``."""
+    def __init__(self, encoder: TextEncoder, splits: Mapping[str, Iterable]):
+        """Number the captions of ``splits``, lists of images with ``label`` and ``captions`` by name."""
         # By label: captions that no earlier image of the split has, their numbers, the numbers of all its captions.
         self._by_label: dict[int, tuple[list[str], list[int], list[int]]] = {}
-        for images in splits:
-            numbers: dict[str, int] = {}
+        self.shared: dict[str, int] = {}
+        for split, images in splits.items():
+            numbers: dict[tuple[int, ...], int] = {}
+            num_captions = 0
             for image in images:
-                new = [caption for caption in dict.fromkeys(image.captions) if caption not in numbers]
+                ids = tokenize_captions(encoder, image.captions)[1]
+                new = {key: caption for key, caption in zip(ids, image.captions, strict=True) if key not in numbers}
                 numbers |= zip(new, range(len(numbers), len(numbers) + len(new)), strict=True)
-                all_numbers = [numbers[caption] for caption in image.captions]
-                self._by_label[image.label] = new, [numbers[caption] for caption in new], all_numbers
+                new_numbers, all_numbers = ([numbers[key] for key in keys] for keys in (new, ids))
+                self._by_label[image.label] = [*new.values()], new_numbers, all_numbers
+                num_captions += len(set(ids))
+            if num_captions > len(numbers):
+                self.shared[split] = num_captions - len(numbers)
 
     def of_batch(self, labels: Sequence[int]) -> tuple[list[str], torch.Tensor, torch.Tensor]:
         """Return the captions to encode with a batch, their numbers (m,), and pairs (p, 2) of label and number."""

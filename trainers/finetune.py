@@ -40,7 +40,7 @@ from vlm.similarity import build_linear_head, compute_logits, normalize
 from vlm.text.templates import check_template
 
 from .backbone import load_backbone
-from .captions import RetrievalCaptions, describe_truncated
+from .captions import RetrievalCaptions, describe_truncated, tokenize_captions
 from .prompts import HandwrittenPrompts
 
 PARTS = ("image", "text", "projections", "lora")  # values of TRAINER.FINETUNE.PARTS
@@ -187,9 +187,12 @@ class CLIPFineTune(TrainerX):
             self.feature_extractor = self.backbone.build_feature_extractor()  # batches hold features, as in CoOp
         self.encoder = self.backbone.build_text_encoder(clip)
         self.prompts = HandwrittenPrompts(self) if self.dm.dataset.classnames else None
+        shared_captions: dict[str, int] = {}
         if hasattr(self.dm.dataset, "captions"):
             print(describe_truncated(self.dm.dataset, self.encoder))
-            self.captions = RetrievalCaptions(self.dm.dataset.val or (), self.dm.dataset.test)
+            splits = {"val": self.dm.dataset.val or (), "test": self.dm.dataset.test}
+            self.captions = RetrievalCaptions(self.encoder, splits)
+            shared_captions = self.captions.shared
         if weights := self.cfg.MODEL.INIT_WEIGHTS:
             # Every run trains the logit scale, so that name does not show that the parts match.
             expected = self.model.trained_names - {f"clip.{LOGIT_SCALE_NAME}"}
@@ -206,6 +209,7 @@ class CLIPFineTune(TrainerX):
         self.provenance = {
             **self.backbone.report_parameters(self, frozen),
             **(self.prompts.provenance if self.prompts else {}),
+            **({"shared_captions": shared_captions} if shared_captions else {}),
         }
         print(f"They are in {', '.join(node.PARTS)}, and the logit scale")
 
@@ -227,12 +231,12 @@ class CLIPFineTune(TrainerX):
         """Prepare training; raise :class:`UserError` if no batch can have a negative, so that the loss is constant."""
         images = self.train_loader_x.dataset.data_source
         batch_size, problem = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE, ""
-        captions = (caption for item in images for caption in self.captions_of(item))
+        captions = (ids for item in images for ids in tokenize_captions(self.encoder, self.captions_of(item))[1])
         first = next(captions)
         if min(batch_size, len(images)) < 2:
             problem = f"batches have one pair (DATALOADER.TRAIN_X.BATCH_SIZE {batch_size}, {len(images):,} images)"
         elif all(caption == first for caption in captions):
-            problem = f"all captions of the {len(images):,} training images are equal"
+            problem = f"all captions of the {len(images):,} training images are equal to the text encoder"
         if problem:
             raise UserError(f"the contrastive loss needs two captions in a batch, but {problem}")
         super().before_train()
@@ -241,12 +245,13 @@ class CLIPFineTune(TrainerX):
         """Train on a batch by the contrastive loss; return ``loss`` and image-to-text ``acc`` (%)."""
         images = self.parse_batch_train(batch)[0]
         captions = [self.caption(index) for index in batch["index"].tolist()]
-        unique = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
-        text_index = torch.tensor([unique[caption] for caption in captions], device=self.device)
+        all_tokens, token_ids = tokenize_captions(self.encoder, captions)
+        unique = {ids: number for number, ids in enumerate(dict.fromkeys(token_ids))}
+        text_index = torch.tensor([unique[ids] for ids in token_ids], device=self.device)
         # Equal captions have equal ids in all processes.
-        caption_ids = torch.tensor([derive_seed(caption) for caption in captions], device=self.device)
+        caption_ids = torch.tensor([derive_seed(*ids) for ids in token_ids], device=self.device)
         chunk, logit_scale = self.cfg.TRAINER.FINETUNE.CHUNK, self.model.clip.logit_scale
-        tokens = self.encoder.tokenize(list(unique), truncate=True).to(self.device)
+        tokens = all_tokens[[token_ids.index(ids) for ids in unique]].to(self.device)
         image_features = normalize(encode_in_chunks(self.encode_images, images, chunk))
         text_features = normalize(encode_in_chunks(self.encode_tokens, tokens, chunk))[text_index]
         loss, correct = distributed_contrastive_loss(image_features, text_features, caption_ids, logit_scale)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         default_cfg,
         get_trainer_nodes,
         is_decoding_set,
+        read_saved_config,
         resolve_decoding,
         set_decoding,
     )

@@ -128,25 +128,31 @@ def read_text(path: str | os.PathLike) -> str:
     """Return the text of a file in UTF-8, without its byte order mark; line ends stay as they are.
 
     Raises:
-        UserError: the file cannot be read, or is not in UTF-8; the message has the line, and the encoding if it is one
-            that Excel and Chinese Windows write.
+        UserError: the file cannot be read, is not in UTF-8, or has null characters; the message has the line, and the
+            encoding if it is one that Excel and Chinese Windows write.
     """
     try:
         content = Path(path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a name with a null character
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     try:
-        return content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}, line {line}: it is no text in UTF-8{_describe_content(content)}") from error
+        position = error.start
+    else:
+        if (position := content.find(b"\0")) < 0:
+            return text
+    line = content.count(b"\n", 0, position) + 1
+    raise UserError(f"{path}, line {line}: it is no text in UTF-8{_describe_content(content)}")
 
 
 def _describe_content(content: bytes) -> str:
     """Return what a file that is not in UTF-8 seems to be, and what to do, as the end of a message."""
     if content.startswith((b"PK\3\4", b"\xd0\xcf\x11\xe0")):  # zip, which .xlsx is, and .xls
         return ', but an Excel workbook or an archive: export it as "CSV UTF-8"'
-    encoding = "UTF-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else ""
+    has_mark = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    has_nulls = b"\0" in content.strip(b"\0")  # between letters; after a crash, a file may end in some
+    encoding = "UTF-16" if has_mark or has_nulls else ""
     with contextlib.suppress(UnicodeDecodeError):
         content.decode("gb18030")
         encoding = encoding or "GBK"

@@ -51,6 +51,7 @@ COMPARED: tuple[str, ...] = (
     "orientation",
     "class names",
     "weights",
+    "shared captions",
 )
 # Of runs that train. With few shots the images of which they are drawn, else the training images themselves.
 COMPARED += ("training images", "all training images", "all training image sizes")
@@ -147,6 +148,7 @@ class Run:
             "test image sizes": _shorten(_get(split, "sizes")),
             "test image files": _shorten(_get(split, "content")),
             **self._describe_decoding(),
+            "shared captions": self._count_shared_captions(),
             "class names": f"{len(classnames):,} names, {_shorten(names)}" if classnames else None,
             "weights": f"{weights.get('backbone')}, {_shorten(weights.get('sha256'))}" if weights else None,
             **(self._describe_training_images() if self.is_trained and not self.is_evaluation else {}),
@@ -168,6 +170,14 @@ class Run:
         is_scaled = white_level == ORIGINAL.white_level or any("scaled" in entry for entry in changes)
         is_turned = orientation == ORIGINAL.orientation or any("turned" in entry for entry in changes)
         return {"white level": str(white_level) if is_scaled else "", "orientation": orientation if is_turned else ""}
+
+    def _count_shared_captions(self) -> str:
+        """Return how many captions other images have, too; "" for a run that is not evaluated by retrieval.
+
+        Earlier versions, which record none, counted such a caption as wrong for its other images.
+        """
+        count = _get(self.record, "shared_captions", str(self.record.get("split", "test")))
+        return f"{count or 'none recorded'}" if self.config.get("TEST.EVALUATOR") == "Retrieval" else ""
 
     def _describe_training_images(self) -> dict[str, str]:
         """Return the facts on the training images by the names in COMPARED."""

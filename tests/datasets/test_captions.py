@@ -124,9 +124,9 @@ def test_a_wrong_row_of_a_list_is_refused_by_its_number(root, row, message):
 
 def test_a_wrong_row_of_a_table_is_refused_by_its_line_number(root):
     table = f'image,caption\n{NAMES[0]},"two\nlines"\n'
-    with pytest.raises(UserError, match=r"pairs.csv, row 4: there is no image"):
+    with pytest.raises(UserError, match=r"pairs.csv, line 4: there is no image"):
         build(root, table + "flickr/none.jpg,x\n", file="pairs.csv")
-    with pytest.raises(UserError, match=r"pairs.csv, row 4: .*quotation marks"):
+    with pytest.raises(UserError, match=r"pairs.csv, line 4: .*quotation marks"):
         build(root, table + f"{NAMES[1]},one, two\n", file="pairs.csv")
 
 

@@ -178,12 +178,27 @@ def test_a_table_may_list_images_anywhere_and_take_class_names_from_a_file(tmp_p
     assert list_paths(dataset.test) == [str(tmp_path / "a/1.jpg")]
 
 
+@pytest.mark.parametrize("column", ["Class", "label", "class_name", "category"])
+def test_the_column_of_classes_has_one_of_several_names_or_the_first_of_them(tmp_path, capsys, column):
+    write_images(tmp_path, ["0.jpg", "1.jpg", "2.jpg"])
+    write_table(tmp_path, f"image,{column},split", "0.jpg,a,train", "1.jpg,b,train", "2.jpg,b,test")
+    assert build(tmp_path, CSV="photos.csv").classnames == ["a", "b"]
+    assert "comes from the column" not in capsys.readouterr().out
+    write_table(tmp_path, f"image,class name,{column},split", "0.jpg,x,a,train", "1.jpg,y,b,train", "2.jpg,y,b,test")
+    if column in ("Class", "label"):
+        assert build(tmp_path, CSV="photos.csv").classnames == ["a", "b"]
+        assert f'each class comes from the column "{column}", not "class name"' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
         (["image:class", "a.jpg:cat"], "line 1: the column image is missing; the columns are image:class"),
-        (["image,label", "a.jpg,cat"], "line 1: the column class is missing; the columns are image, label"),
-        (["image,class", "a.jpg"], "row 2: columns in the row: 1, in the header: 2"),
+        (
+            ["image,kind", "a.jpg,cat"],
+            "line 1: the column class is missing; the columns are image, kind. The first of class, label, classname",
+        ),
+        (["image,class", "a.jpg"], "line 2: columns in the row: 1, in the header: 2"),
         (["image,class", "a.jpg,"], "line 2: the column class is empty"),
         (["image,class,split", "a.jpg,cat,train", "b.jpg,cat,"], "line 3: the column split is empty"),
         (["image,class,split", "a.jpg,cat,holdout"], 'line 2: the split "holdout" is none of train, restval, val, '),
@@ -191,7 +206,7 @@ def test_a_table_may_list_images_anywhere_and_take_class_names_from_a_file(tmp_p
         (["image,class", "../a.jpg,cat"], "line 2: the image ../a.jpg is not in the folder"),
         (["image,class", "/etc/passwd,cat"], "line 2: the image /etc/passwd is not in the folder"),
         (["image,class", "a.jpg,cat", "./a.jpg,dog"], "line 3: a.jpg is in line 2, too"),
-        (["image,class", "a.jpg,cat,dog"], "row 2: it has more columns than the header"),
+        (["image,class", "a.jpg,cat,dog"], "line 2: it has more columns than the header"),
         (["image,class,split", "a.jpg,cat,train", "b.jpg,dog,test"], 'line 3: its class "dog" has no training image'),
         (["image,class,split", "a.jpg,cat,train", "b.jpg,dog,train"], "no image is for testing"),
         (["image,class,split", "a.jpg,cat,test"], "no image is for training"),

@@ -62,7 +62,7 @@ def test_predict_uses_a_chinese_template_with_chinese_clip(chinese_clip, call, i
 def test_train_uses_and_records_a_chinese_template_with_chinese_clip_unless_one_is_set(
     chinese_clip, run, digits_root, tmp_path
 ):
-    """As runs recorded before this default, a run with the English template resumes with the same template alone."""
+    """A run recorded before this default, with the English template, goes on with it."""
     data = (
         "--root",
         digits_root / "digits",
@@ -82,10 +82,23 @@ def test_train_uses_and_records_a_chinese_template_with_chinese_clip_unless_one_
     assert "learned from" not in chinese.log
     before = run(*data, *options, *english, trainer="CLIPAdapter", out="before")
     assert "Note: this CLIP learned from Chinese texts, but 1 of 1 templates are not Chinese" in before.log
-    refused = run(*data, *options, trainer="CLIPAdapter", out="before")
+    for arguments in (
+        {"out": "before"},
+        {"out": "resumed", "words": ("--resume", before.folder)},
+        {"out": "evaluated", "words": ("--eval-only", "--model-dir", before.folder)},
+    ):
+        words = arguments.pop("words", ())
+        old = run(*data, *words, *options, trainer="CLIPAdapter", **arguments)
+        assert old.code == 0, old.error
+        assert old.record["config"]["DATASET"]["TEMPLATE"] == english[1]
+        assert old.accuracy == before.accuracy
+    record = (before.folder / "result.json").read_bytes()
+    assert run(*data, "--skip-finished", *options, trainer="CLIPAdapter", out="before").code == 0
+    assert (before.folder / "result.json").read_bytes() == record
+    own = ("DATASET.TEMPLATE", "这是{}。")
+    refused = run(*data, *options, *own, trainer="CLIPAdapter", out="before")
     assert refused.code == 2
-    assert "DATASET.TEMPLATE a photo of a {}. -> 一张{}的照片。" in refused.error
-    assert run(*data, *options, *english, trainer="CLIPAdapter", out="before").accuracy == before.accuracy
+    assert "DATASET.TEMPLATE a photo of a {}. -> 这是{}。" in refused.error
     assert "learned from English texts, but 10 of 10 class names" in run(*data, "--backbone", "tiny", *options).log
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
@@ -158,6 +160,44 @@ def test_a_clip_of_another_library_is_exported_to_a_folder_with_exactly_its_weig
     code, output, error = call(trained)
     assert (code, output) == (2, "")
     assert f"{folder} is there already" in error
+
+
+@pytest.mark.parametrize("kind", ["open_clip", "clip", "chinese"])
+def test_an_exported_folder_prepares_an_image_as_the_run_does(tune, call, tmp_path, capsys, kind):
+    """The original's mean and standard deviation are others; it crops images, Chinese-CLIP squashes them."""
+    make_folder, prefix = FOREIGN[kind]
+    size = ("INPUT.SIZE", f"({foreign_models.SIZE}, {foreign_models.SIZE})")
+    options = (*size, "INPUT.PIXEL_MEAN", "[0.1, 0.2, 0.3]", "INPUT.PIXEL_STD", "[0.9, 0.8, 0.7]")
+    options += ("INPUT.RESIZE", "crop" if kind == "chinese" else "squash")
+    name = f"{prefix}{make_folder(tmp_path / 'model')}"
+    trained = tune(f"prepared_{kind}", "MODEL.BACKBONE.NAME", name, "TRAINER.FINETUNE.PARTS", '["text"]', *options)
+    code, output, error = call(trained, "--out", tmp_path / "exported")
+    assert code == 0, error
+    assert "Note" not in output
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (40, 90, 3), dtype=np.uint8)).save(tmp_path / "image.png")
+    command = [str(tmp_path / "image.png"), "--json", "--classes", "猫", "dog", "--template", "{} of"]
+    results = []
+    for model in (["--model-dir", str(trained)], ["--backbone", f"{prefix}{tmp_path / 'exported'}"]):
+        assert predict.main([*command, *model]) == 0
+        predictions = json.loads(capsys.readouterr().out)["predictions"]
+        results.append({entry["class"]: entry["probability"] for entry in predictions})
+    assert results[0] == pytest.approx(results[1], abs=1e-6)
+    code, _, error = call(trained, "--out", tmp_path / "below" / "clip.safetensors")
+    assert code == 2
+    assert "becomes a folder: leave out the suffix" in error
+    assert not (tmp_path / "below").exists()
+
+
+def test_settings_of_preprocessing_that_an_export_cannot_have_are_noted(tune, call, tmp_path):
+    options = ("INPUT.INTERPOLATION", "bilinear", "INPUT.PIXEL_MEAN", "[0.1, 0.2, 0.3]")
+    trained = tune("bilinear", *LORA, *options, "INPUT.ORIENTATION", "stored")
+    code, output, error = call(trained, "--out", tmp_path / "clip.safetensors")
+    assert code == 0, error
+    (note,) = (line for line in output.splitlines() if line.startswith("Note"))
+    assert "INPUT.ORIENTATION is exif, in the run stored; INPUT.INTERPOLATION is bicubic, in the run bilinear" in note
+    assert note.endswith(", in the run [0.1, 0.2, 0.3]")
+    assert "PIXEL_STD" not in note
 
 
 def test_an_exported_chinese_clip_classifies_as_the_run_does(tune, call, tmp_path, capsys):

@@ -82,6 +82,22 @@ def test_records_of_one_seed_or_of_other_settings_are_named_and_not_averaged(tmp
     assert f"OPTIM.MAX_EPOCH 7 ({tmp_path}/seed1-rerun)" in capsys.readouterr().err
 
 
+def test_retrieval_results_of_other_definitions_are_not_averaged(tmp_path, capsys):
+    """Records of earlier versions counted captions that images share as wrong; without such, nothing has changed."""
+    config, metric = {"TEST.EVALUATOR": "Retrieval"}, ("--keyword", "recall@1")
+    for seed in (1, 2):
+        folder = write_run(tmp_path / f"seed{seed}", 0, seed=seed, config=config)
+        (folder / "log.txt").write_text(f"Finish training\n=> result\n* recall@1: {10 * seed:.2f}%\n", "utf-8")
+    assert main([str(tmp_path), *metric]) == 0
+    assert "* recall@1: 15.00%" in capsys.readouterr().out
+    record = json.loads((tmp_path / "seed2/result.json").read_text("utf-8")) | {"shared_captions": {"test": 12}}
+    (tmp_path / "seed2/result.json").write_text(json.dumps(record), "utf-8")
+    assert main([str(tmp_path), *metric]) == 2
+    message = capsys.readouterr().err
+    assert f"shared captions 12 ({tmp_path}/seed2)" in message
+    assert f"shared captions none recorded ({tmp_path}/seed1)" in message
+
+
 def test_evaluations_of_one_model_are_named_and_not_averaged(tmp_path, capsys):
     for seed in (1, 2):
         model = {"eval_only": True, "started_from": [{"file": "run/seed1/prompt_learner/model", "sha256": "a"}]}

@@ -18,7 +18,6 @@ from tests.trainers.conftest import CONFIGS
 from tools import digit_pairs
 from trainers.finetune import CLIPFineTune
 from vlm.clip.load import load_cached_clip
-from vlm.text.encoder import TextEncoder
 
 LORA = ("TRAINER.FINETUNE.PARTS", '["lora"]')
 PROJECTIONS = ("TRAINER.FINETUNE.PARTS", '["projections"]')
@@ -158,18 +157,24 @@ def test_an_unusable_option_is_refused_with_a_one_line_error(fine_tune, digits_r
 def test_equal_captions_are_encoded_once_and_the_batch_size_does_not_change_the_recall(
     fine_tune, tmp_path, monkeypatch, batch_size
 ):
-    captions = lambda number: [f"the number {number % 3}", f"a photo of the digit {number % 5}"]  # noqa: E731
+    """Captions are equal if their tokens are: those of upper case, with more spaces, or cut in front of their end."""
+    articles, ends = ("the", "The", "the "), ("", " red" * 80, " red" * 80 + " one")
+
+    def captions(number):
+        return [f"{articles[number % 2]} number {number % 3}", f"{articles[number % 3]} {number % 5}{ends[number % 3]}"]
+
     write_captions(tmp_path, 30, captions)
     encoded = []
-    tokenize = TextEncoder.tokenize
+    encode = CLIPFineTune.encode_tokens
     monkeypatch.setattr(
-        TextEncoder, "tokenize", lambda self, texts, **k: encoded.extend(texts) or tokenize(self, texts, **k)
+        CLIPFineTune, "encode_tokens", lambda self, tokens: encoded.extend(tokens.tolist()) or encode(self, tokens)
     )
     command = ("--root", tmp_path, "--eval-only", "DATASET.FOLDER", "")
     result = fine_tune(*command, "DATALOADER.TEST.BATCH_SIZE", batch_size, out=f"batch{batch_size}")
     assert result.code == 0, result.error
     results = result.record
-    assert sorted(encoded) == sorted({text for number in range(30) for text in captions(number)})
+    assert len(encoded) == len({*map(tuple, encoded)}) == 3 + 2 * 5
+    assert results["shared_captions"] == {"test": 30 - 3 + 30 - 2 * 5}
     expected = fine_tune(*command, "DATALOADER.TEST.BATCH_SIZE", 13, out="expected").record
     metrics = [name for name in expected if "recall" in name or "map" in name]
     assert len(metrics) == 9
@@ -219,7 +224,7 @@ def test_the_log_has_the_number_of_captions_that_are_too_long(fine_tune, tmp_pat
 def test_training_without_negatives_is_refused(fine_tune, tmp_path, count, options, problem):
     write_captions(tmp_path, count, lambda number: f"image {number}")
     captions = (tmp_path / "captions.json").read_text()
-    (tmp_path / "equal.json").write_text(re.sub(r"image \d+", "one", captions))
+    (tmp_path / "equal.json").write_text(re.sub(r"image (\d+)", lambda m: "one" if m[1] == "0" else " One", captions))
     options = ("DATASET.FOLDER", "", *options)
     result = fine_tune("--root", tmp_path, *options)
     assert_refused(result, f"the contrastive loss needs two captions in a batch, but {problem}")

@@ -148,6 +148,16 @@ def test_captions_longer_than_the_context_length_are_truncated(pairs_trainer):
     assert train_one_step(trainer)["loss"] > 0
 
 
+def test_captions_with_equal_tokens_are_positives_of_each_other(pairs_trainer):
+    losses = []
+    for texts in (("two",), ("two", "Two", " two  "), ("two", "Three", " four  ")):
+        trainer = pairs_trainer(*SHORT)
+        for number, item in enumerate(trainer.dm.dataset.train_x):
+            item.captions = ("one",) if number % 2 else (texts[number % len(texts)],)
+        losses.append(train_one_step(trainer)["loss"])
+    assert losses[0] == losses[1] != losses[2]
+
+
 def test_init_weights_without_any_trained_part_are_refused(pairs_trainer, tmp_path):
     lora = pairs_trainer("TRAINER.FINETUNE.PARTS", '["lora"]')
     lora.save_model(0, str(tmp_path))

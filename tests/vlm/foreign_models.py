@@ -10,7 +10,9 @@ import torch
 WORDS = 49_408  # tokens of CLIP's vocabulary
 SIZE = 32  # pixels, for speed
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CHINESE = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "x", ".", *"一张的照片猫狗", "a", "photo", "of", "cat", "dog"]
+CHINESE += DIGITS
 
 
 def open_clip_folder(folder: Path, text: dict | None = None, **config) -> Path:

@@ -122,12 +122,18 @@ def save(clip: HuggingFaceCLIP, folder: Path, identifier: str, weights: str) -> 
     """Write ``clip`` to ``folder``, which ``hf:<folder>`` and transformers load.
 
     Args:
-        clip: a CLIP from :func:`load` with these ``identifier`` and ``weights``, whose parameters were changed.
+        clip: a CLIP from :func:`load` with these ``identifier`` and ``weights``, whose parameters and preprocessing
+            (``visual.mean``, ``std``, ``resize``) were changed.
     """
     model, processor, tokenizer = _load_parts(identifier)
     wrapper = find_class(identifier)(model, processor, tokenizer, f"hf:{identifier}")
     wrapper.load_state_dict(clip.state_dict())  # changes ``model``, too
     wrapper.copy_to(model)
+    processor.image_mean, processor.image_std = [*clip.visual.mean], [*clip.visual.std]
+    if clip.visual.resize != wrapper.visual.resize:
+        edge, processor.do_center_crop = clip.visual.input_resolution, clip.visual.resize == "crop"
+        square = {"height": edge, "width": edge}
+        processor.size, processor.crop_size = {"shortest_edge": edge} if processor.do_center_crop else square, square
     for part in filter(None, (model, processor, tokenizer)):
         part.save_pretrained(folder)
 

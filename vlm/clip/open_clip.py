@@ -72,7 +72,8 @@ def save(clip: OpenCLIP, folder: Path, identifier: str, weights: str) -> None:
     """Write ``clip`` to ``folder``, which ``open_clip:local-dir:<folder>`` and open_clip load.
 
     Args:
-        clip: a CLIP from :func:`load` with these ``identifier`` and ``weights``, whose parameters were changed.
+        clip: a CLIP from :func:`load` with these ``identifier`` and ``weights``, whose parameters and preprocessing
+            (``visual.mean``, ``std``, ``resize``) were changed.
     """
     package = import_module("open_clip.push_to_hf_hub")
     model, architecture = _create_model(identifier, weights)
@@ -82,6 +83,10 @@ def save(clip: OpenCLIP, folder: Path, identifier: str, weights: str) -> None:
     projection = getattr(model, "text", model).text_projection
     if isinstance(projection, nn.Linear):
         projection.weight.copy_(wrapper.text_projection.t())
+    preprocess_cfg = {**model.visual.preprocess_cfg, "mean": [*clip.visual.mean], "std": [*clip.visual.std]}
+    if clip.visual.resize != wrapper.visual.resize:
+        preprocess_cfg["resize_mode"] = {"squash": "squash", "crop": "shortest"}[clip.visual.resize]
+    import_module("open_clip.model").set_model_preprocess_cfg(model, preprocess_cfg)
     folder.mkdir()
     package.save_config_for_hf(model, folder / "open_clip_config.json", package.get_model_config(architecture))
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
