@@ -24,7 +24,6 @@ from .images import (
     print_deep_images_note,
 )
 from .output import PredictionWriter
-from .trained_run import find_run_folder
 
 if TYPE_CHECKING:
     from .classifier import Classifier
@@ -100,10 +99,13 @@ def _check_args(args: argparse.Namespace) -> None:
             raise UserError(f'--classes: name {number}, "{name}", is empty')
     if args.template is not None:
         check_template(args.template, "--template")
-    if args.model_dir is not None and find_run_folder(Path(args.model_dir)) is not None:
-        for option in ("orientation", "white_level"):
-            if getattr(args, option) is not None:
-                raise UserError(f"--{option.replace('_', '-')} does not go with --model-dir: the run's config sets it")
+    decoding_options = [option for option in ("orientation", "white_level") if getattr(args, option) is not None]
+    if decoding_options and args.model_dir is not None:
+        from .trained_run import find_run_folder  # loads the framework
+
+        if find_run_folder(Path(args.model_dir)) is not None:
+            option = decoding_options[0].replace("_", "-")
+            raise UserError(f"--{option} does not go with --model-dir: the run's config sets it")
     if args.model_dir is None and args.load_epoch is not None:
         raise UserError("--load-epoch is for --model-dir, the folder of a run")
     if args.model_dir is None and not args.classes:

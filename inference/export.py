@@ -9,7 +9,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -247,11 +247,11 @@ def export_clip(run_folder: Path, out_path: Path | None, epoch: int | None) -> N
                 clip.visual.resize = trainer.cfg.INPUT.RESIZE
                 library_module = import_module(f"vlm.clip.{THIRD_PARTY_MODULES[library]}")
                 library_module.save(clip, path, identifier, node.WEIGHTS)
-                lines = _check_exported_folder(path, FOLDER_PREFIXES[library], expected, trainer.cfg)
+                lines = _check(_check_exported_folder, path, FOLDER_PREFIXES[library], expected, trainer.cfg)
                 lines = [f"{out_path} written; the backbone is {FOLDER_PREFIXES[library]}{out_path}", *lines]
             else:
                 path.write_bytes(save({name: value.contiguous() for name, value in clip.state_dict().items()}))
-                size, lines = path.stat().st_size, _check_exported_file(path, expected, trainer.cfg)
+                size, lines = path.stat().st_size, _check(_check_exported_file, path, expected, trainer.cfg)
                 lines = [f"{out_path} written: {size:,} bytes, {lines[0]}", *lines[1:]]
             os.replace(path, out_path)
     except OSError as error:
@@ -268,6 +268,18 @@ def _check_out_path(path: Path, library: str) -> None:
         raise UserError(f"--out {path} names a file; a CLIP of {library} becomes a folder: leave out the suffix")
     if not library and not is_file_name:
         raise UserError(f"--out {path} has an unknown suffix: the name must end in .safetensors to be loadable")
+
+
+def _check(check: Callable[..., list[str]], *arguments: object) -> list[str]:
+    """Return ``check(*arguments)``; raise its UserError without the frames that it holds.
+
+    Their tensors are views of the file, which Windows could not remove then.
+    """
+    try:
+        return check(*arguments)
+    except UserError as error:
+        problem = str(error)
+    raise UserError(problem)
 
 
 def _check_exported_file(path: Path, expected: torch.Tensor, cfg: CfgNode) -> list[str]:
