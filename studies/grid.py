@@ -153,8 +153,13 @@ def _substitute(text: str, point: dict[str, str]) -> str:
 
 
 def _split_words(text: str) -> list[str]:
-    """Split arguments into words as a shell does; :class:`UserError` where a quotation mark is not closed."""
+    """Split arguments into words as a shell does; :class:`UserError` where a quotation mark is not closed.
+
+    A backslash is a letter, as in the paths of Windows.
+    """
+    lexer = shlex.shlex(text, posix=True, punctuation_chars=False)
+    lexer.whitespace_split, lexer.commenters, lexer.escape = True, "", ""
     try:
-        return shlex.split(text)
+        return list(lexer)
     except ValueError as error:
         raise UserError(f"the arguments {text} cannot be split into words: {error}") from error

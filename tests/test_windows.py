@@ -216,7 +216,7 @@ def test_a_sheet_with_chinese_classes_has_one_note(tmp_path, capsys, monkeypatch
 def test_a_study_runs_under_the_simulation(tmp_path, digits_root):
     """Sweep with two processes, table, resume and predictions; the folder of all has a Chinese name."""
     home = tmp_path / "张三"
-    environment = os.environ if IS_WINDOWS else simulated_environment(home)
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"} if IS_WINDOWS else simulated_environment(home)
     study, image = home / "输出", write_digit(home / "图片/数字 3.png")
     sweep = home / "sweep.yaml"
     sweep.parent.mkdir(exist_ok=True)

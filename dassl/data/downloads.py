@@ -36,7 +36,7 @@ def download(url: str, path: str | os.PathLike, checksum: str, algorithm: str = 
     partial = path.with_name(path.name + ".part")
     mkdir_if_missing(path.parent)
     try:
-        retry(lambda: _fetch(url, partial), url)
+        retry(lambda: _fetch(url, partial), url, lambda: partial.stat().st_size if partial.exists() else 0)
     except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
         hint = f"Run the command again to resume the download, or fetch the file in a browser and put it at {path}"
         raise UserError(f"cannot download {url} ({_unwrap(error)}). {hint}") from error
@@ -47,22 +47,32 @@ def download(url: str, path: str | os.PathLike, checksum: str, algorithm: str = 
     return path
 
 
-def retry(fetch: Callable[[], object], name: str) -> None:
+def retry(fetch: Callable[[], object], name: str, get_size: Callable[[], int] = lambda: 0) -> None:
     """Call ``fetch``; if the connection is cut, print a note and call it again, after each of RETRY_PAUSES.
 
-    Errors of the last call, and those that a later call would meet again, such as "not found", are raised.
+    An attempt that makes ``get_size``, the bytes that have arrived, larger does not count. Errors of the last call, and
+    those that a later call would meet again, such as "not found", are raised.
     """
-    for pause in RETRY_PAUSES:
+    pauses = iter(RETRY_PAUSES)
+    while True:
+        size = get_size()
         try:
             fetch()
             return
         except (OSError, http.client.HTTPException) as error:
-            status = getattr(error, "code", None)  # of an HTTPError
-            if status not in BUSY_STATUSES and not isinstance(_unwrap(error), CONNECTION_ERRORS):
+            pauses = iter(RETRY_PAUSES) if get_size() > size else pauses
+            pause = next(pauses, None) if _may_pass(error) else None
+            if pause is None:
                 raise
             print(f"Note: the download of {name} broke off ({_unwrap(error)}); next attempt in {pause} s", flush=True)
         time.sleep(pause)
-    fetch()
+
+
+def _may_pass(error: Exception) -> bool:
+    """Return whether the same request may succeed later: the connection was cut, or the server is busy."""
+    reason = _unwrap(error)
+    is_cut = isinstance(reason, CONNECTION_ERRORS) and not isinstance(reason, ssl.SSLCertVerificationError)
+    return is_cut or getattr(error, "code", None) in BUSY_STATUSES  # of an HTTPError
 
 
 def _unwrap(error: Exception) -> object:

@@ -40,6 +40,16 @@ def test_the_digits_sweep_has_eleven_runs():
     assert arguments[-6:] == ("DATASET.NUM_SHOTS", "8", "TRAINER.COOP.N_CTX", "4", "OPTIM.LR", "1")
 
 
+def test_backslashes_in_the_arguments_of_a_sweep_stay():
+    run = {
+        "folder": "one",
+        "arguments": r"""--config-file C:\coop\a.yaml --root 'D:\my data' DATASET.TEMPLATE "a {{}}." """,
+    }
+    (trial,) = build_trials({"output": "out", "runs": [run]}, "", "", [], [])
+    words = ["--config-file", r"C:\coop\a.yaml", "--root", r"D:\my data", "DATASET.TEMPLATE", "a {}."]
+    assert [*trial.command][2:] == words
+
+
 def test_seeds_on_the_command_line_repeat_trials_that_have_a_seed():
     trials = build_trials(read_sweep(DIGITS), "", "", ["1", "2", "3"], [])
     assert len(trials) == 31

@@ -1,7 +1,8 @@
 """What Python refuses or does differently on a Windows laptop in China, as replacements of its functions on Linux.
 
 It is a simulation in one process: it does not know files that other processes have open, and C++ libraries read paths
-as on Linux. Messages are Windows' own in Chinese. The repository is on another drive than the user's folder.
+as on Linux. Separators of paths, capitals in names, long paths and line ends are as on Linux. It needs Python 3.11.
+Messages are Windows' own in Chinese. The repository is on another drive than the user's folder.
 """
 
 from __future__ import annotations
