@@ -41,7 +41,6 @@ def write_table(folder: Path, name: str, markdown: str, frame, *plots: str) -> N
     with atomic_write(folder / f"{name}.md") as file:
         file.write(markdown)
     with atomic_write(folder / f"{name}.csv") as file:
-        file.write("\ufeff")  # by this mark, Excel reads UTF-8 in place of its code page
         frame.to_csv(file)
     print(markdown)
     print(f"Written: {folder}/{', '.join((f'{name}.md', f'{name}.csv', *plots))}")
