@@ -247,12 +247,12 @@ def export_clip(run_folder: Path, out_path: Path | None, epoch: int | None) -> N
                 clip.visual.resize = trainer.cfg.INPUT.RESIZE
                 library_module = import_module(f"vlm.clip.{THIRD_PARTY_MODULES[library]}")
                 library_module.save(clip, path, identifier, node.WEIGHTS)
-                lines = _check(_check_exported_folder, path, FOLDER_PREFIXES[library], expected, trainer.cfg)
+                lines = _without_frames(_check_exported_folder, path, FOLDER_PREFIXES[library], expected, trainer.cfg)
                 lines = [f"{out_path} written; the backbone is {FOLDER_PREFIXES[library]}{out_path}", *lines]
             else:
                 path.write_bytes(save({name: value.contiguous() for name, value in clip.state_dict().items()}))
-                size, lines = path.stat().st_size, _check(_check_exported_file, path, expected, trainer.cfg)
-                lines = [f"{out_path} written: {size:,} bytes, {lines[0]}", *lines[1:]]
+                lines = _without_frames(_check_exported_file, path, expected, trainer.cfg)
+                lines = [f"{out_path} written: {path.stat().st_size:,} bytes, {lines[0]}", *lines[1:]]
             os.replace(path, out_path)
     except OSError as error:
         raise write_error(out_path, error) from error
@@ -270,10 +270,10 @@ def _check_out_path(path: Path, library: str) -> None:
         raise UserError(f"--out {path} has an unknown suffix: the name must end in .safetensors to be loadable")
 
 
-def _check(check: Callable[..., list[str]], *arguments: object) -> list[str]:
-    """Return ``check(*arguments)``; raise its UserError without the frames that it holds.
+def _without_frames(check: Callable[..., list[str]], *arguments: object) -> list[str]:
+    """Return ``check(*arguments)``; raise its UserError anew, without the frames of ``check``.
 
-    Their tensors are views of the file, which Windows could not remove then.
+    The tensors in these frames are views of the file, which Windows could not remove while they exist.
     """
     try:
         return check(*arguments)

@@ -101,7 +101,7 @@ def run_block(block: tuple[Path, range] | None, job: ExtractionJob) -> str | Non
             description = {key: encoder.description[key] for key in COMPARED_KEYS}
             data = {key: value for key, value in job.cfg.DATASET.items() if key not in IGNORED_DATASET_KEYS}
             settings = {"encoder": description, "transform": repr(transform), "split": job.split, "data": data}
-            settings["input"] = {"WHITE_LEVEL": job.cfg.INPUT.WHITE_LEVEL, "ORIENTATION": job.cfg.INPUT.ORIENTATION}
+            settings["input"] = to_input(Decoding(job.cfg.INPUT.WHITE_LEVEL, job.cfg.INPUT.ORIENTATION))
             _write_listing(job, json.loads(json.dumps(settings)))
     except UserError as error:
         return str(error)

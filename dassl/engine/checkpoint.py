@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from dassl.config.merge import flatten
@@ -35,6 +34,7 @@ from dassl.utils.checkpoint import (
     EPOCH_NAME,
     LATEST_NAME,
     checkpoints_by_epoch,
+    is_finite,
     latest_checkpoint,
     remove_old_checkpoint_files,
     resume_from_checkpoint_file,
@@ -107,7 +107,7 @@ def build_checkpoints(trainer, epoch: int, val_result: float | None) -> dict[str
     """
     for name, model in trainer._models.items():
         for key, parameter in model.named_parameters():
-            if not torch.isfinite(parameter).all():
+            if not is_finite(parameter):
                 raise divergence_error(trainer, f"{key} in {name} is infinite or NaN after the last update!")
     run_state, checkpoints = get_run_state(trainer), {}
     for name, model in trainer._models.items():

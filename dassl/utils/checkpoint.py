@@ -95,19 +95,25 @@ def get_learned_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Return whether no value of a tensor is NaN or infinite."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return bool(tensor.isfinite().all())
+    lowest, highest = tensor.aminmax()  # NaN passes through; it takes a tenth of the time of isfinite
+    return bool(lowest.isfinite() and highest.isfinite())
+
+
 def check_finite(
     tensors: Mapping[str, torch.Tensor],
     source: str | os.PathLike,
     cause: str = "is damaged, or was saved after training had diverged; fetch or save it again",
 ) -> None:
     """Raise :class:`UserError`, which names ``source``, ``cause`` and the tensors, if any value is NaN or infinite."""
-    problems = []
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and tensor.numel():
-            # NaN passes through aminmax, which takes a tenth of the time of isfinite.
-            lowest, highest = tensor.aminmax()
-            if not (lowest.isfinite() and highest.isfinite()):
-                problems.append(f"{int((~tensor.isfinite()).sum()):,} of {tensor.numel():,} values of {name}")
+    problems = [
+        f"{int((~tensor.isfinite()).sum()):,} of {tensor.numel():,} values of {name}"
+        for name, tensor in tensors.items()
+        if not is_finite(tensor)
+    ]
     if problems:
         more = f" and values of {len(problems) - 3} other tensors" if len(problems) > 3 else ""
         raise UserError(f"{source} {cause}: {', '.join(problems[:3])}{more} are NaN or infinite")
