@@ -13,13 +13,10 @@ from torch import nn
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY, TrainerX
-from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils import UserError, load_pretrained_weights
+from dassl.utils import UserError
 from vlm.text.templates import check_template
 
-from .backbone import load_backbone
-from .prompts import HandwrittenPrompts
-from .shots import cross_entropy_step
+from .shots import cross_entropy_step, load_zero_shot, register_feature_model
 
 
 class Adapter(nn.Module):
@@ -45,6 +42,9 @@ def mix_features(features: torch.Tensor, adapted: torch.Tensor, ratio: float) ->
 class CLIPAdapter(TrainerX):
     """Trains an adapter of image features, and classifies by hand-written prompts."""
 
+    display_name = "CLIP-Adapter"
+    group = "features"
+
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
         """Add TRAINER.CLIPADAPTER, the config node of this method, with its defaults to ``cfg``, in place."""
@@ -59,23 +59,14 @@ class CLIPAdapter(TrainerX):
             raise UserError(f"TRAINER.CLIPADAPTER.RATIO is {ratio}; it must be from 0 to 1")
 
     def build_model(self) -> None:
-        """Build and register the adapter, encode the prompts, and make the image encoder the feature extractor."""
-        cfg, self.backbone = self.cfg, load_backbone(self)
-        prompts = HandwrittenPrompts(self)
-        classifier = prompts.encode(self.backbone)
-        self.class_features = classifier.float()
-        dim, reduction = classifier.shape[1], cfg.TRAINER.CLIPADAPTER.REDUCTION
+        """Encode the prompts, and register the adapter."""
+        self.backbone, self.class_features = load_zero_shot(self)
+        dim, reduction = self.class_features.shape[1], self.cfg.TRAINER.CLIPADAPTER.REDUCTION
         if not 1 <= reduction <= dim:
             limits = f"from 1 to the features' width, {dim}"
             raise UserError(f"TRAINER.CLIPADAPTER.REDUCTION is {reduction}; it must be {limits}")
-        self.model = Adapter(dim, reduction).to(self.device)
-        if cfg.MODEL.INIT_WEIGHTS:
-            load_pretrained_weights(self.model, cfg.MODEL.INIT_WEIGHTS)
-        self.optim = build_optimizer(self.model, cfg.OPTIM)
-        self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
-        self.register_model("clip_adapter", self.model, self.optim, self.sched)
-        self.feature_extractor = self.backbone.build_feature_extractor()
-        self.provenance = {**self.backbone.report_parameters(self), **prompts.provenance}
+        adapter = Adapter(dim, reduction)
+        register_feature_model(self, self.backbone, "clip_adapter", adapter, has_class_weights=False)
 
     forward_backward = cross_entropy_step
 

@@ -70,6 +70,7 @@ class ConditionalCLIP(nn.Module):
 class CoCoOp(TrainerX):
     """Conditional context optimization: trains context and Meta-Net, with CLIP frozen."""
 
+    group = "prompts"
     has_cosine_logits = True  # model_inference returns cosines of image and class features, times the logit scale
 
     @classmethod

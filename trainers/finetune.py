@@ -123,6 +123,7 @@ def reset_weights(clip: CLIP) -> None:
 class CLIPFineTune(TrainerX):
     """Fine-tunes CLIP by the symmetric cross-entropy over a batch's pairs; the learning rate changes in each step."""
 
+    group = "towers"
     supports_zero_shot = True
     training_keys = ("CHUNK", "FREEZE_BN", "MAX_LOGIT_SCALE", "ADAM_EPS", "PREC")
     has_cosine_logits = True  # model_inference returns cosines of image and class features, times the logit scale

@@ -105,6 +105,8 @@ def sweep_regularization(
 class LinearProbe(TrainerX):
     """Fits a linear classifier with bias, of classes * (embed_dim + 1) parameters, to the image features."""
 
+    display_name = "Linear probe"
+    group = "features"
     training_keys = ("C",)
 
     @classmethod

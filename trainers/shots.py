@@ -14,7 +14,51 @@ from dassl.data.data_manager import TrainLoader, build_data_loader
 from dassl.data.features import build_feature_loader
 from dassl.engine import TrainerX
 from dassl.metrics import compute_accuracy
-from dassl.utils import UserError, derive_seed
+from dassl.optim import build_lr_scheduler, build_optimizer
+from dassl.utils import UserError, derive_seed, load_pretrained_weights
+from vlm.similarity import normalize
+
+from .backbone import Backbone, load_backbone
+from .prompts import HandwrittenPrompts
+
+RELIABLE_VAL_SHOTS = 4  # validation images a class; with 1, Tip-Adapter's search chose worse values than its defaults
+
+
+def load_zero_shot(trainer: TrainerX) -> tuple[Backbone, torch.Tensor]:
+    """Load CLIP and encode the hand-written prompts; return CLIP and unit class features (classes, dim), fp32.
+
+    It sets ``feature_extractor`` and the prompts' ``provenance`` on the trainer.
+    """
+    trainer.backbone = backbone = load_backbone(trainer)  # type: ignore[attr-defined]  # the prompts read it
+    prompts = HandwrittenPrompts(trainer)
+    class_features = prompts.encode(backbone).float()
+    trainer.feature_extractor = backbone.build_feature_extractor()
+    trainer.provenance = prompts.provenance
+    return backbone, class_features
+
+
+def register_feature_model(
+    trainer: TrainerX, backbone: Backbone, name: str, model: nn.Module, has_class_weights: bool = True, **options
+) -> None:
+    """Register ``model`` as ``name`` and set it as the trainer's, after :func:`load_zero_shot`.
+
+    A model with trainable parameters starts from MODEL.INIT_WEIGHTS, if set, and gets a schedule and an optimizer with
+    these ``options``. Another one is computed in a single epoch. With ``has_class_weights``, its checkpoints fit these
+    classes alone.
+    """
+    cfg = trainer.cfg
+    trainer.model = model.to(trainer.device)
+    if has_class_weights:
+        bind_classnames(model, trainer.dm.dataset.classnames, trainer.device)
+    if trainable := [parameter for parameter in model.parameters() if parameter.requires_grad]:
+        if cfg.MODEL.INIT_WEIGHTS:
+            load_pretrained_weights(model, cfg.MODEL.INIT_WEIGHTS)
+        optim = build_optimizer(model, cfg.OPTIM, [{"params": trainable, **options}] if options else None)
+        trainer.register_model(name, model, optim, build_lr_scheduler(optim, cfg.OPTIM))
+    else:
+        trainer.register_model(name, model)
+        trainer.max_epoch = 1
+    trainer.provenance = {**backbone.report_parameters(trainer), **trainer.provenance}
 
 
 def check_no_init_weights(cfg: CfgNode) -> None:
@@ -48,11 +92,32 @@ def build_shots_loader(trainer: TrainerX, augmented: bool) -> DataLoader:
     return build_feature_loader(loader, trainer.feature_extractor, "train")
 
 
+@torch.no_grad()
+def collect_shots(trainer: TrainerX, views: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return unit features (shots, dim) of all training images, fp32, in their order, and their labels (shots,).
+
+    Each is the normalised mean over ``views`` random views by the training transforms; 0: the view of a test image. A
+    line of the log has the numbers of shots and views.
+    """
+    loader = build_shots_loader(trainer, augmented=views > 0)
+    is_random = getattr(getattr(loader.dataset, "transform", None), "is_random", True)  # if not, all views are equal
+    count = views if views and is_random else 1
+    features, labels = zip(*(collect_features(trainer, loader) for _ in range(count)), strict=True)
+    mean = normalize(torch.stack(features).mean(0))
+    per_shot = f"{count} views" if count > 1 else "1 view"
+    print(f"Shots: {len(mean):,} features of {mean.shape[1]:,} numbers, {per_shot} each")
+    return mean, labels[0]
+
+
 def collect_validation_features(trainer: TrainerX) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Return the features (images, embed_dim), not normalised, and labels (images,) of the validation images.
 
-    If there are none, or if some are test images (DATASET.VAL_IS_TEST), it prints a note and returns None.
+    With PROTOCOL none, without such images, or if some are test images (DATASET.VAL_IS_TEST), it prints a note and
+    returns None.
     """
+    if trainer.cfg.PROTOCOL == "none":
+        print("Nothing is chosen (PROTOCOL none)")
+        return None
     if trainer.val_loader is None:
         print("There are no validation images to choose on")
         return None
@@ -60,7 +125,12 @@ def collect_validation_features(trainer: TrainerX) -> tuple[torch.Tensor, torch.
     if any(item.impath in test for item in trainer.dm.dataset.val):
         print("Nothing is chosen on the validation images: they are test images (DATASET.VAL_IS_TEST)")
         return None
-    return collect_features(trainer, trainer.val_loader)
+    features, labels = collect_features(trainer, trainer.val_loader)
+    fewest = int(labels.bincount(minlength=trainer.num_classes).min())
+    if fewest < RELIABLE_VAL_SHOTS:
+        few = f"{fewest} validation image{'s' * (fewest != 1)} of a class"
+        print(f"Note: the choice rests on {few}, and may be worse than the papers' values (PROTOCOL none)")
+    return features, labels
 
 
 def cross_entropy_step(trainer: TrainerX, batch: dict) -> dict[str, float]:

@@ -13,22 +13,18 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from dassl.data.features import FeatureDataset
 from dassl.engine import TRAINER_REGISTRY, TrainerX
-from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import check_at_least
 from vlm.similarity import normalize
 from vlm.text.templates import check_template
 
-from .backbone import load_backbone
-from .prompts import HandwrittenPrompts
 from .shots import (
-    bind_classnames,
-    build_shots_loader,
     check_no_init_weights,
-    collect_features,
+    collect_shots,
     collect_validation_features,
     cross_entropy_step,
+    load_zero_shot,
+    register_feature_model,
     score_candidates,
 )
 
@@ -106,6 +102,8 @@ def _resize_cache(module: CacheModel, state_dict: dict, prefix: str, *_) -> None
 class TipAdapter(TrainerX):
     """Fills the cache with the shots and searches alpha and beta; nothing is trained."""
 
+    display_name = "Tip-Adapter"
+    group = "training-free"
     trains_keys = False
     training_keys = ("ALPHA", "BETA", "AUGMENT_EPOCH")  # the checkpoint holds alpha and beta
 
@@ -124,23 +122,13 @@ class TipAdapter(TrainerX):
         check_at_least(cfg.TRAINER.TIPADAPTER.AUGMENT_EPOCH, 1, "TRAINER.TIPADAPTER.AUGMENT_EPOCH")
 
     def build_model(self) -> None:
-        """Register a cache of zeros; encode the prompts; make CLIP's image encoder the feature extractor."""
+        """Encode the prompts, and register a cache of zeros."""
         data, node = self.dm.dataset, self.cfg.TRAINER.TIPADAPTER
-        self.backbone = load_backbone(self)
-        prompts = HandwrittenPrompts(self)
-        classifier = prompts.encode(self.backbone)
-        self.class_features = classifier.float()
+        self.backbone, self.class_features = load_zero_shot(self)
         shots = len(getattr(data, "train_x", ()))  # 0 in prediction without data; _resize_cache follows the checkpoint
-        self.model = CacheModel(shots, classifier.shape[1], len(classifier), node, self.trains_keys).to(self.device)
-        bind_classnames(self.model, data.classnames, self.device)
-        self.register_cache()
-        self.feature_extractor = self.backbone.build_feature_extractor()
-        self.provenance = {**self.backbone.report_parameters(self), **prompts.provenance}
-
-    def register_cache(self) -> None:
-        """Register the cache without an optimizer, for a single epoch."""
-        self.register_model("tip_adapter", self.model)
-        self.max_epoch = 1  # the epoch only searches alpha and beta
+        classes, dim = self.class_features.shape
+        cache = CacheModel(shots, dim, classes, node, self.trains_keys)
+        register_feature_model(self, self.backbone, "tip_adapter", cache, eps=ADAM_EPS)
 
     def before_train(self) -> None:
         """Prepare training; fill the cache in a new run, as a resumed one has it from the checkpoint."""
@@ -151,17 +139,9 @@ class TipAdapter(TrainerX):
     @torch.no_grad()
     def fill_cache(self) -> None:
         """Set keys to the normalised mean feature of each shot's AUGMENT_EPOCH views, and values to one-hot labels."""
-        loader = build_shots_loader(self, augmented=True)
-        assert isinstance(loader.dataset, FeatureDataset)  # which knows the transform of its images
-        is_random = getattr(loader.dataset.transform, "is_random", True)  # if not, all views are equal
-        views = self.cfg.TRAINER.TIPADAPTER.AUGMENT_EPOCH if is_random else 1
-        features, labels = zip(*(collect_features(self, loader) for _ in range(views)), strict=True)
-        keys = self.model.keys.copy_(normalize(torch.stack(features).mean(0)))
-        self.model.values.zero_().scatter_(1, labels[0][:, None], 1)
-        shots, dim = keys.shape
-        per_key = f"{views} views" if views > 1 else "1 view"
-        suffix = "" if self.trains_keys else "; none is trained"
-        print(f"Cache: {shots:,} keys of {dim:,} numbers, {per_key} each{suffix}")
+        keys, labels = collect_shots(self, self.cfg.TRAINER.TIPADAPTER.AUGMENT_EPOCH)
+        self.model.keys.copy_(keys)
+        self.model.values.zero_().scatter_(1, labels[:, None], 1)
 
     def run_epoch(self) -> None:
         """Search alpha and beta (:meth:`search_alpha_and_beta`), the only step of the only epoch."""
@@ -193,16 +173,9 @@ class TipAdapterF(TipAdapter):
     It searches after the last epoch, or with TEST.FINAL_MODEL best_val after each epoch.
     """
 
+    display_name = "Tip-Adapter-F"
+    group = "features"
     trains_keys = True
-
-    def register_cache(self) -> None:
-        """Register the cache with an optimizer of the keys, whose epsilon is ``ADAM_EPS``, and its schedule."""
-        self.optim = build_optimizer(self.model, self.cfg.OPTIM)
-        for group in self.optim.param_groups:
-            if "eps" in group:
-                group["eps"] = ADAM_EPS
-        self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM)
-        self.register_model("tip_adapter", self.model, self.optim, self.sched)
 
     def run_epoch(self) -> None:
         """Train the keys with the initial alpha and beta; then search both in the last epoch, or in any (best_val)."""

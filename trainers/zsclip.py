@@ -21,6 +21,8 @@ class ZeroshotCLIP(TrainerX):
     Of several prompts (a list of templates, or a class's sentences in DATASET.DESCRIPTIONS), the features are averaged.
     """
 
+    display_name = "Zero-shot CLIP"
+    group = "training-free"
     has_cosine_logits = True  # model_inference returns cosines of image and class features, times the logit scale
 
     def check_cfg(self, cfg: CfgNode) -> None:
@@ -55,6 +57,9 @@ class ZeroshotCLIP2(ZeroshotCLIP):
     TRAINER.ZEROSHOTCLIP2.TEMPLATES chooses the templates: ``all`` for the eighty templates of CLIP; ``select`` for
     CoOp's seven selected ImageNet templates, to which DATASET.TEMPLATE is added on other data sets than ImageNet.
     """
+
+    display_name = "Zero-shot ensemble"
+    group = "training-free"
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:

@@ -20,6 +20,8 @@ def get_cfg_default() -> CN:
     cfg.OUTPUT_DIR = "./output"  # log.txt, result.json, checkpoints, tensorboard
     cfg.RESUME = ""  # folder of the run to resume; ignored, like "", where OUTPUT_DIR holds checkpoints
     cfg.FORCE_RESUME = False  # True: resume from checkpoints that were made with other settings
+    # What hyper-parameters are chosen on: validation images, up to 4 a class; or none: they are those of the papers.
+    cfg.PROTOCOL = "validation"
     cfg.SEED = -1  # negative: train.py draws a seed and logs it
     cfg.USE_CUDA = True  # if there is a GPU
     cfg.VERBOSE = True

@@ -156,6 +156,9 @@ def check_training_cfg(trainer) -> None:
     check_at_least(cfg.TRAIN.PRINT_FREQ, 1, "TRAIN.PRINT_FREQ")
     check_at_least(cfg.TRAIN.KEEP_CHECKPOINTS, 0, "TRAIN.KEEP_CHECKPOINTS")
     check_availability(cfg.TEST.FINAL_MODEL, ("last_step", "best_val"), "TEST.FINAL_MODEL")
+    check_availability(cfg.PROTOCOL, ("validation", "none"), "PROTOCOL")
+    if cfg.PROTOCOL == "none" and cfg.TEST.FINAL_MODEL == "best_val":
+        raise UserError("TEST.FINAL_MODEL best_val chooses on validation images; with PROTOCOL none, set last_step")
     if not cfg.TEST.NO_TEST:
         trainer.get_loader(cfg.TEST.SPLIT)
         if cfg.TEST.FINAL_MODEL == "best_val":
@@ -301,6 +304,8 @@ def write_record(trainer, seconds: float, command: list[str], code: dict, inputs
         **({"allowed_mismatch": mismatches} if mismatches else {}),
         "split": cfg.TEST.SPLIT,
         "trainer": cfg.TRAINER.NAME,
+        "method": vars(type(trainer)).get("display_name") or cfg.TRAINER.NAME,  # not that of a base class
+        "group": vars(type(trainer)).get("group", ""),
         "dataset": cfg.DATASET.NAME,
         "seed": cfg.SEED,
         "models": trainer.get_model_names(),

@@ -341,6 +341,8 @@ class SimpleTrainer(TrainerBase):
 
     model: Any  # set in build_model: a module, called with a batch of images
     forward_backward: Callable[..., dict[str, Any] | None]  # defined in TrainerX and TrainerXU
+    display_name = ""  # of the method in tables; "": the name it is registered by
+    group = ""  # of the method in tables: training-free, features, prompts or towers; "": other
     supports_zero_shot = False  # True: the model may be evaluated without training
     # Keys of the method's node that only training reads; --eval-only refuses other values than in training of the rest.
     training_keys: Sequence[str] = ("PREC", "CTX_INIT")

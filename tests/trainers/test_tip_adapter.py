@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.common import REPOSITORY, assert_same_tensors, load_tensors
-from trainers import tip_adapter
+from trainers import shots, tip_adapter
 from trainers.tip_adapter import ALPHAS, BETAS, TipAdapterF, search_hyperparameters
 from vlm.similarity import normalize
 
@@ -44,7 +44,7 @@ def test_a_run_fills_the_cache_and_its_checkpoint_evaluates_without_the_shots(ru
     trained = run(*tiny_config(method), "DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", epochs, trainer=method)
     assert trained.code == 0, trained.error
     assert trained.record["trainable_parameters"] == parameters
-    assert "Cache: 20 keys of 64 numbers, 1 view each" in trained.log
+    assert "Shots: 20 features of 64 numbers, 1 view each" in trained.log
     assert len(re.findall(r"^Searched on 20 validation images: \d+\.\d\d% of them$", trained.log, re.MULTILINE)) == 1
     cache = load_tensors(checkpoint_path(trained, epochs))
     assert cache["values"].sum(0).tolist() == [2.0] * 10  # each shot once
@@ -65,7 +65,7 @@ def test_a_key_is_the_direction_of_the_mean_of_its_views(digits_trainer, monkeyp
     views, labels = torch.zeros(2, 10, 64), torch.arange(10)
     views[0, :, 0], views[1, :, 1] = 3, 1
     next_view = iter(views)
-    monkeypatch.setattr(tip_adapter, "collect_features", lambda *_: (next(next_view), labels))
+    monkeypatch.setattr(shots, "collect_features", lambda *_: (next(next_view), labels))
     trainer.fill_cache()
     expected = torch.zeros(10, 64)
     expected[:, 0], expected[:, 1] = 3 / 10**0.5, 1 / 10**0.5
