@@ -101,7 +101,7 @@ def test_alpha_and_beta_are_searched_on_normalised_validation_features(digits_tr
 
 
 def test_adamw_has_the_epsilon_of_the_authors_code(digits_trainer):
-    assert digits_trainer("TipAdapterF").optim.param_groups[0]["eps"] == 1e-4
+    assert digits_trainer("TipAdapterF")._optims["tip_adapter"].param_groups[0]["eps"] == 1e-4
 
 
 @pytest.mark.parametrize("final", ["best_val", "last_step"])
