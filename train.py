@@ -67,6 +67,7 @@ def setup_cfg(args: argparse.Namespace):
     """
     import datasets  # registers the data sets in its files
     import trainers  # noqa: F401  registers the methods in its files
+    from trainers.backbone import check_runs_on
 
     cfg = engine.default_cfg()
     cfg.DATASET.TEMPLATE = ""  # if nothing sets it, it depends on the backbone
@@ -94,6 +95,7 @@ def setup_cfg(args: argparse.Namespace):
         cfg.DATASET.TEMPLATE = choose_template(cfg.MODEL.BACKBONE.NAME, *run_folders)
     trainer = engine.TRAINER_REGISTRY.get(cfg.TRAINER.NAME)  # refuses an unknown name before anything is written
     datasets.DATASET_REGISTRY.get(cfg.DATASET.NAME)
+    check_runs_on(cfg, trainer)
     cfg.SEED = engine.choose_seed(cfg)  # replaces a negative one
     engine.resolve_decoding(cfg, *run_folders)
     if args.eval_only:

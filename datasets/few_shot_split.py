@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dassl.data.datasets import Datum
@@ -88,7 +88,7 @@ class FewShotSplit:
 
     def _compute_fingerprint(self) -> str:
         """Return a checksum over the classes in their order, each with its images' paths and splits."""
-        digests = defaultdict(hashlib.sha256)
+        digests: defaultdict = defaultdict(hashlib.sha256)
         for split, items in (("train", self.train), ("val", self.val or [])):
             for item in items:
                 image = f"{split} {self._relative_path(item)}\0"
@@ -131,7 +131,7 @@ class FewShotSplit:
 
         return {split: [(to_relative(path), *label) for path, *label in items] for split, items in entries.items()}
 
-    def _match(self, entries: dict[str, Sequence[Sequence]]) -> Split:
+    def _match(self, entries: Mapping[str, Sequence[Sequence]]) -> Split:
         """Return the images that the entries of each split name; raise :class:`SplitMismatch` if some do not match."""
         split = {"train": self._match_entries(entries["train"], self.train, self.shots)}
         if "val" in entries:

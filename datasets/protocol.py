@@ -57,12 +57,16 @@ class FewShotDataset(DatasetBase):
                 split_store.write(split)
             self.split_source = {"file": str(split_store.path), "fingerprint": split_store.fingerprint}
             train, val = split["train"], split.get("val")
-        val = test if val_is_test else val or []
+        self._set_splits(node, all_train, train, test if val_is_test else val or [], test)
+
+    def _set_splits(self, node: CfgNode, all_train: list[Datum], *splits: list[Datum]) -> None:
+        """Keep the classes of ``all_train`` that ``node`` (DATASET) selects in ``splits``: train, val and test."""
         all_train, train, val, test = subsample_classes(
-            all_train, train, val, test, subsample=node.SUBSAMPLE_CLASSES, base_classes=node.BASE_CLASSES
+            all_train, *splits, subsample=node.SUBSAMPLE_CLASSES, base_classes=node.BASE_CLASSES
         )
         if not train:
-            raise UserError(f"{node.FEWSHOT_FILE} has no image of the {node.SUBSAMPLE_CLASSES} classes")
+            source = node.FEWSHOT_FILE or node.FEATURES
+            raise UserError(f"{source} has no image of the {node.SUBSAMPLE_CLASSES} classes")
         super().__init__(train_x=train, val=val, test=test)
         self._lab2cname, self._classnames = self.get_lab2cname(all_train)
         self._num_classes = len(self._classnames)

@@ -26,7 +26,7 @@ def read_split_pickle(path: Path, max_bytes: int) -> dict[str, list[tuple[str, i
     try:
         # A few bytes can make Python's unpickler allocate any amount of memory: its memo grows to the largest index.
         for opcode, argument, _ in pickletools.genops(data):
-            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(data):
+            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) > len(data):
                 raise UserError(f"{path} asks for memory for {argument:,} objects, with {len(data):,} bytes. Remove it")
         content = _SplitUnpickler(path, data).load()
     except UserError:
@@ -60,7 +60,7 @@ def _datum_to_entry(item: object) -> tuple[str, int, str]:
     entry = tuple(attributes.get(key) for key in ("_impath", "_label", "_classname"))
     if not is_split_entry(entry):
         raise ValueError("an entry is no Datum with path, label and class name")
-    return entry
+    return entry  # type: ignore[return-value]  # is_split_entry has checked it
 
 
 def is_split_entry(entry: object) -> bool:

@@ -12,6 +12,7 @@ from torch.utils.data import default_collate
 from yacs.config import CfgNode
 
 from dassl.config.merge import flatten
+from dassl.data.features import StoredFeatures
 from dassl.engine import TrainerX
 from dassl.utils import UserError
 
@@ -82,6 +83,8 @@ class Estimate:
 
     def _count_new(self, trainer, key: str, images: int) -> int:
         """Return ``images``, or 0 if the features of the images of ``key`` were counted for an earlier trial."""
+        if isinstance(trainer.feature_extractor, StoredFeatures):
+            return 0
         is_cached = trainer.feature_extractor is not None and trainer.cfg.FEATURES.ENABLED
         count = 0 if is_cached and key in self._encoded else images
         self._encoded.add(key)
@@ -103,6 +106,7 @@ class Estimate:
 def measure_speed(trainer, start: float) -> Speed:
     """Return the speed of ``trainer``, a TrainerX, measured with a few of its training images; it trains two steps."""
     loader, extractor, cfg = trainer.train_loader_x, trainer.feature_extractor, trainer.cfg
+    extractor = None if isinstance(extractor, StoredFeatures) else extractor  # the loader's features cost nothing
     dataset = loader.dataset if extractor is None else loader.dataset.dataset  # of images
     count = min(MEASURED_IMAGES, len(dataset))
     begin = time.perf_counter()

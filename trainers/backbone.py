@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from yacs.config import CfgNode
 
+from dassl.data.features import StoredFeatures
 from dassl.engine import SimpleTrainer
 from dassl.utils import UserError, check_at_least, check_availability, count_num_param
+from datasets.feature_file import FeatureFile, read_feature_file
+from datasets.features import feature_paths
 from vlm.clip.load import load_cached_clip
 from vlm.images.encoder import FEATURE_PRECISIONS, build_image_encoder
 from vlm.images.extractor import CachedFeatureExtractor, FeatureStore, default_cache_dir
 from vlm.openai import CLIP
-from vlm.similarity import compute_logits
+from vlm.similarity import compute_logits, normalize
 from vlm.text.class_features import describe_text_encoder
 from vlm.text.encoder import TextEncoder, build_text_encoder
 
@@ -23,13 +29,25 @@ from vlm.text.encoder import TextEncoder, build_text_encoder
 SMALL_CLIP = 20_000_000
 
 
-@dataclass(frozen=True, slots=True)
+# How the methods of a group use the encoders, and the nearest method that needs none.
+ENCODER_USES = {
+    "prompts": ("through the text encoder", "TaskRes learns on text features"),
+    "towers": ("the encoders on images", "CLIPAdapter learns on image features"),
+}
+
+
+@dataclass(frozen=True)
 class Backbone:
     """A frozen CLIP on the trainer's device. All trainers of a process with the same backbone share one ``clip``."""
 
     clip: CLIP
     sha256: str  # checksum of the weights of ``clip``
     cfg: CfgNode
+
+    @property
+    def embed_dim(self) -> int:
+        """The number of elements of a feature."""
+        return self.build_text_encoder().embed_dim
 
     def build_text_encoder(self, clip: CLIP | None = None) -> TextEncoder:
         """Return the text encoder of ``clip`` (None: the frozen CLIP); ACTIVATIONS_GB limits its stored activations."""
@@ -66,7 +84,7 @@ class Backbone:
         """
         trainable = trainer.num_trainable_parameters()
         total = (count_num_param(self.clip) if frozen is None else frozen) + trainable
-        print(f"Trainable parameters: {trainable:,} of {total:,} ({100 * trainable / total:.4f}%)")
+        print(f"Trainable parameters: {trainable:,} of {total:,} ({100 * trainable / max(total, 1):.4f}%)")
         node = self.cfg.MODEL.BACKBONE
         return {
             "frozen_parameters": total - trainable,
@@ -75,8 +93,78 @@ class Backbone:
         }
 
 
+@dataclass(frozen=True)
+class FeatureBackbone(Backbone):
+    """What the data set Features has in place of a CLIP: features and a logit scale, without encoders."""
+
+    file: FeatureFile
+
+    @property
+    def embed_dim(self) -> int:
+        """The number of elements of a feature."""
+        return self.file.splits["test"][0].shape[1]
+
+    def build_text_encoder(self, clip: CLIP | None = None) -> TextEncoder:
+        """Raise :class:`UserError`: there is no text encoder."""
+        raise missing_encoder_error(self.cfg.TRAINER.NAME, "prompts")
+
+    def build_feature_extractor(self) -> StoredFeatures:  # type: ignore[override]  # trainers take both
+        """Return the features of the file by what stands for their images' paths."""
+        rows: dict[tuple[int | None, str], torch.Tensor] = {}
+        for split, (features, _) in self.file.splits.items():
+            paths = feature_paths(self.cfg, split, len(features))
+            rows |= {(None, path): row for path, row in zip(paths, features, strict=True)}
+        return StoredFeatures(rows)  # type: ignore[abstract]  # it has no encoder
+
+    def check_prompts(self, templates: Sequence[str]) -> None:
+        """Raise :class:`UserError` for several templates or DATASET.DESCRIPTIONS, as the text features are fixed."""
+        if len(templates) > 1 or self.cfg.DATASET.DESCRIPTIONS:
+            problem = f"the text features in {self.file.path} are fixed; several templates and DATASET.DESCRIPTIONS"
+            raise UserError(f"{problem} need a text encoder. ZeroshotCLIP, with one template, takes them as they are")
+        print(f"Text features: those in {self.file.path}; DATASET.TEMPLATE does nothing")
+
+    def class_features(self, classnames: Sequence[str]) -> torch.Tensor:
+        """Return the text features (classes, dim) of these classes, of length 1, on the trainer's device."""
+        file = self.file
+        if file.text_features is None:
+            problem = f"{self.cfg.TRAINER.NAME} needs text features, and {file.path} has none (text_features)"
+            raise UserError(f"{problem}; LinearProbe learns from image features alone")
+        if unknown := [name for name in classnames if name not in file.classnames]:
+            raise UserError(f'{file.path} has no text feature of the class "{unknown[0]}"; its text features are fixed')
+        rows = [file.classnames.index(name) for name in classnames]
+        return normalize(file.text_features[rows]).to(self.clip.logit_scale.device)
+
+    def report_parameters(self, trainer: SimpleTrainer, frozen: int | None = None) -> dict:
+        """Return the entries of :meth:`Backbone.report_parameters`, with the file in place of CLIP's weights."""
+        name = self.cfg.MODEL.BACKBONE.NAME or self.file.backbone
+        weights = {"backbone": name, "file": str(self.file.path), "sha256": self.sha256}
+        return {**super().report_parameters(trainer, frozen), "weights": weights}
+
+
+def missing_encoder_error(name: str, group: str) -> UserError:
+    """Return the error for the method ``name`` of a ``group`` in ENCODER_USES on the data set Features."""
+    use, nearest = ENCODER_USES[group]
+    return UserError(f"{name} trains {use}, and the data set Features has features alone; {nearest}")
+
+
+def check_runs_on(cfg: CfgNode, trainer: type) -> None:
+    """Raise :class:`UserError` if the method, the class ``trainer``, needs encoders, and DATASET is Features."""
+    if cfg.DATASET.NAME == "Features" and (group := getattr(trainer, "group", "")) in ENCODER_USES:
+        raise missing_encoder_error(cfg.TRAINER.NAME, group)
+
+
+def _load_features(cfg: CfgNode, device: torch.device) -> FeatureBackbone:
+    """Return the features of DATASET.FEATURES with their logit scale on ``device``; PREC and INPUT do nothing."""
+    file, clip = read_feature_file(cfg.DATASET.FEATURES), nn.Module()
+    clip.register_buffer("logit_scale", torch.tensor(math.log(file.logit_scale), device=device))
+    print(f"Image features: those in {file.path}; no CLIP is loaded")
+    return FeatureBackbone(clip, file.sha256, cfg, file)
+
+
 def load_backbone(trainer: SimpleTrainer, precision: str = "fp16", needs_classes: bool = True) -> Backbone:
     """Load the CLIP of MODEL.BACKBONE onto the trainer's device and check the config against it.
+
+    For the data set Features, return a :class:`FeatureBackbone`; MODEL.BACKBONE.NAME is then the name in the record.
 
     A small CLIP on a CPU gets one thread, unless OMP_NUM_THREADS is set. It prints a note where the pixel mean, the
     standard deviation or the resizing of INPUT differ from CLIP's training.
@@ -95,6 +183,8 @@ def load_backbone(trainer: SimpleTrainer, precision: str = "fp16", needs_classes
     check_availability(cfg.FEATURES.PREC, FEATURE_PRECISIONS, "FEATURES.PREC")
     if needs_classes and not trainer.dm.dataset.classnames:
         raise UserError(f"{cfg.TRAINER.NAME} needs classes, and the data set {cfg.DATASET.NAME} has none")
+    if cfg.DATASET.NAME == "Features":
+        return _load_features(cfg, trainer.device)
     print(f"Loading CLIP (backbone: {node.NAME})")
     clip, sha256 = load_cached_clip(node.NAME, node.WEIGHTS, precision, trainer.device)
     trainer.extra_state.frozen.append(clip)

@@ -16,6 +16,7 @@ from dassl.data.datasets.fingerprint import get_image_root, split_fingerprints
 from dassl.data.decoding import get_decoding
 from dassl.data.images import skip_unreadable
 from dassl.utils import UserError, file_digest
+from datasets.feature_file import read_feature_file
 from vlm.clip.load import load_cached_clip
 
 SIZES_SUFFIX = " (sizes of their files)"  # of the name of a split whose images are replaced, not renamed
@@ -69,7 +70,12 @@ class CurrentInputs:
         return self._data[key]
 
     def read_weights(self, cfg: CfgNode) -> str:
-        """Return the fingerprint of the weights of MODEL.BACKBONE; UserError if they cannot be read."""
+        """Return the fingerprint of the weights of MODEL.BACKBONE, or of the features in place of them.
+
+        Raises :class:`UserError` if they cannot be read.
+        """
+        if cfg.DATASET.NAME == "Features":
+            return read_feature_file(cfg.DATASET.FEATURES).sha256
         key = (cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.WEIGHTS)
         if key not in self._weights:
             with contextlib.redirect_stdout(io.StringIO()), torch.random.fork_rng(devices=[]):

@@ -126,7 +126,7 @@ class LinearProbe(TrainerX):
         if len(classnames) < 2:
             raise UserError(f"the linear probe needs 2 classes or more; {self.cfg.DATASET.NAME} has {len(classnames)}")
         self.backbone = load_backbone(self)
-        self.model = nn.Linear(self.backbone.build_text_encoder().embed_dim, len(classnames)).to(self.device)
+        self.model = nn.Linear(self.backbone.embed_dim, len(classnames)).to(self.device)
         bind_classnames(self.model, classnames, self.device)
         self.register_model("linear_probe", self.model)
         self.max_epoch = 1  # scikit-learn fits in one go

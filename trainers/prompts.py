@@ -18,7 +18,7 @@ from vlm.text.language import print_language_notes
 from vlm.text.templates import clean_classname, list_templates
 from vlm.text.zero_shot import build_description_classifier, build_zero_shot_classifier
 
-from .backbone import Backbone
+from .backbone import Backbone, FeatureBackbone
 
 
 class HandwrittenPrompts:
@@ -36,6 +36,10 @@ class HandwrittenPrompts:
         self.templates = [*templates] or list_templates(node.TEMPLATE)
         self.descriptions: list[list[str]] | None = None
         self.provenance: dict[str, dict[str, str]] = {}
+        backbone: Backbone = trainer.backbone  # type: ignore[attr-defined]  # methods load it first
+        if isinstance(backbone, FeatureBackbone):
+            backbone.check_prompts(self.templates)
+            return
         if node.DESCRIPTIONS:
             path = Path(node.DESCRIPTIONS).expanduser()
             if not path.is_file():
@@ -46,8 +50,7 @@ class HandwrittenPrompts:
         else:
             if len(self.templates) > 1:
                 print(f"Prompt ensembling (n={len(self.templates)})")
-            clip = trainer.backbone.clip  # type: ignore[attr-defined]  # methods load it first
-            print_language_notes(get_language(clip), self.classnames, self.templates)
+            print_language_notes(get_language(backbone.clip), self.classnames, self.templates)
         print_prompts(len(self.classnames), lambda label: self.of_class(label)[0])
 
     def of_class(self, label: int) -> list[str]:
@@ -66,7 +69,12 @@ class HandwrittenPrompts:
         return build_zero_shot_classifier(encoder, self.classnames, self.templates, store)
 
     def encode(self, backbone: Backbone) -> torch.Tensor:
-        """Return the class features of :meth:`build_classifier` by the frozen CLIP; those of many are cached."""
+        """Return the class features of :meth:`build_classifier` by the frozen CLIP; those of many are cached.
+
+        On the data set Features, they are those of its file.
+        """
+        if isinstance(backbone, FeatureBackbone):
+            return backbone.class_features(self.classnames)
         encoder = backbone.build_text_encoder()
         count = sum(len(self.of_class(label)) for label in range(len(self.classnames)))
         store = backbone.build_text_feature_store(encoder) if count > MIN_CACHED_PROMPTS else None

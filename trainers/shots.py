@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
 from dassl.data.data_manager import TrainLoader, build_data_loader
-from dassl.data.features import build_feature_loader
+from dassl.data.features import StoredFeatures, build_feature_loader
 from dassl.engine import TrainerX
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
@@ -101,6 +101,7 @@ def collect_shots(trainer: TrainerX, views: int = 0) -> tuple[torch.Tensor, torc
     """
     loader = build_shots_loader(trainer, augmented=views > 0)
     is_random = getattr(getattr(loader.dataset, "transform", None), "is_random", True)  # if not, all views are equal
+    is_random = is_random and not isinstance(trainer.feature_extractor, StoredFeatures)
     count = views if views and is_random else 1
     features, labels = zip(*(collect_features(trainer, loader) for _ in range(count)), strict=True)
     mean = normalize(torch.stack(features).mean(0))

@@ -153,6 +153,9 @@ def _dataset_node() -> CN:
     node.CLASSNAMES = ""  # ImageFolder: file below FOLDER with lines "<folder> <class name>"; empty: the folders' names
     node.TEST_PERCENT = 0.5  # ImageFolder, Captions: share (of each class) for testing, where the data has no split
     node.FOLLOW_LINKS = False  # True: follow links among the images out of ROOT and of the data set's folder
+    # Features: file of features in place of images (.npz, .safetensors), or folder of such files, seen from the working
+    # directory; its form is that of datasets/feature_file.py
+    node.FEATURES = ""
     node.CAPTIONS = "captions.json"  # Captions: file below FOLDER: JSON (lists, lines, COCO's, Karpathy's), or a table
     node.CAPTIONS_VAL = ""  # with CAPTIONS_TEST: the files of the validation and the test split
     node.CAPTIONS_TEST = ""

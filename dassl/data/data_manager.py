@@ -197,8 +197,10 @@ class DataManager:
         """Build all loaders; custom transforms replace those of INPUT, ``dataset_wrapper`` replaces DatasetWrapper."""
         self.dataset = build_dataset(cfg)
         self.bad_images = skip_unreadable(self.dataset, get_decoding(cfg)) if cfg.DATASET.SKIP_BAD_IMAGES else {}
-        tfm_train = custom_tfm_train if custom_tfm_train is not None else build_transform(cfg, is_train=True)
-        tfm_test = custom_tfm_test if custom_tfm_test is not None else build_transform(cfg, is_train=False)
+        tfm_train, tfm_test = custom_tfm_train, custom_tfm_test
+        if getattr(self.dataset, "has_images", True):
+            tfm_train = tfm_train if tfm_train is not None else build_transform(cfg, is_train=True)
+            tfm_test = tfm_test if tfm_test is not None else build_transform(cfg, is_train=False)
 
         def build_loader(data_source, node, **options):
             """Return a loader with the node's SAMPLER and BATCH_SIZE; ``options`` as in :func:`build_data_loader`."""

@@ -48,6 +48,13 @@ class FeatureExtractor(Protocol):
         """
 
 
+class StoredFeatures(FeatureExtractor):
+    """Features from a file in place of an encoder; ``rows`` has the feature (dim,) of each image by (None, path)."""
+
+    def __init__(self, rows: dict[tuple[int | None, str], torch.Tensor]):
+        self.rows = rows
+
+
 class FeatureDataset(Dataset):
     """A data set with the items of another one, in which features (dim,) of a frozen encoder replace the images.
 
@@ -77,6 +84,9 @@ class FeatureDataset(Dataset):
         self._inspected_transform = transform
         self._transform_text = repr(transform)
         self.is_cacheable = self.is_random = False
+        if isinstance(self.extractor, StoredFeatures):  # no image is read, whatever the transform is
+            self._features, self.is_cacheable = self.extractor.rows, True
+            return
         if type(dataset) is not DatasetWrapper or not isinstance(transform, Pipeline):
             return
         if dataset.k_tfm == 1 and not dataset.return_img0:

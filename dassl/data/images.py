@@ -53,7 +53,7 @@ def unreadable_images_error(reasons: Mapping[str, str], name: str) -> UserError:
 def skip_unreadable(dataset: DatasetBase, decoding: Decoding) -> dict[str, list[str]]:
     """Remove and print unreadable images of a data set's splits; return their sorted paths by split, if it had any."""
     removed = {}
-    for split in SPLITS:
+    for split in SPLITS if dataset.has_images else ():
         if items := getattr(dataset, split, None):
             reasons = find_unreadable((item.impath for item in items), decoding, f"{split} images")
             for path, reason in reasons.items():

@@ -240,7 +240,8 @@ def record_run(
     version = code_version(program.resolve().parent, (*code_paths[1:], program.name))
     inputs = get_inputs(trainer, args.model_dir if args.eval_only else "", args.load_epoch)
     dataset = trainer.dm.dataset
-    paths = dict.fromkeys(item.impath for name in SPLITS for item in getattr(dataset, name, None) or ())
+    splits = SPLITS if getattr(dataset, "has_images", True) else ()
+    paths = dict.fromkeys(item.impath for name in splits for item in getattr(dataset, name, None) or ())
     if note := describe_deep_images([*paths], get_decoding(trainer.cfg)):
         print(note)
     try:

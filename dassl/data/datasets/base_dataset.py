@@ -36,6 +36,7 @@ class DatasetBase:
 
     dataset_dir = ""  # the folder below DATASET.ROOT
     domains: ClassVar[list[str]] = []  # names of all domains
+    has_images = True  # False: impath names a stored feature, not a file
     orientation = "stored"  # INPUT.ORIENTATION where it is not set; "exif" for images of one's own
 
     def __init__(

@@ -56,7 +56,11 @@ def split_fingerprints(
     fingerprints: dict[str, dict] = {}
     for name in SPLITS:
         if items := getattr(dataset, name, None):
-            entry = {"images": len(items), "sha256": split_fingerprint(items, root), **digest_sizes(items)}
+            entry = {"images": len(items), "sha256": split_fingerprint(items, root)}
+            if not getattr(dataset, "has_images", True):
+                fingerprints[name] = entry
+                continue
+            entry |= digest_sizes(items)
             if decoding and (changes := count_changes([item.impath for item in items], decoding)):
                 entry["decoding"] = changes
             fingerprints[name] = entry
