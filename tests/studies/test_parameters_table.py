@@ -89,7 +89,7 @@ def test_the_plot_is_drawn_for_two_methods_or_more(study, capsys):
     assert not (study / "parameters.png").exists()
     assert "parameters.png" not in capsys.readouterr().out
     for seed, accuracy in ((1, 71), (2, 75)):
-        write_run(study / f"run{seed}", accuracy, trainer="ClassBias", seed=seed, trainable_parameters=10)
+        write_run(study / f"run{seed}", accuracy, trainer="ClassScale", seed=seed, trainable_parameters=10)
     main([str(study)])
     with Image.open(study / "parameters.png") as image:
         assert image.width > 500
