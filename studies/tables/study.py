@@ -281,9 +281,10 @@ def choose_styles(groups: Mapping[str, str]) -> dict[str, dict]:
 
     styles: dict[str, dict] = {}
     for row, group in groups.items():
-        members = [name for name, other in groups.items() if other == group]
+        palette = GROUPS.get(group, "Greys")
+        members = [name for name, other in groups.items() if GROUPS.get(other, "Greys") == palette]
         number, shade = members.index(row), 0.4 + 0.6 * (members.index(row) + 1) / len(members)
-        styles[row] = {"marker": MARKERS[number % len(MARKERS)], "color": colormaps[GROUPS.get(group, "Greys")](shade)}
+        styles[row] = {"marker": MARKERS[number % len(MARKERS)], "color": colormaps[palette](shade)}
     return styles
 
 

@@ -137,6 +137,14 @@ def test_runs_of_protocol_none_alone_have_the_table_with_its_title(tmp_path):
     assert not [*tmp_path.glob("*_protocol_*")]
 
 
+def test_cells_of_another_protocol_are_marked_in_other_tables(tmp_path):
+    for method, setting in (("A", {}), ("B", NONE), ("C", {})):
+        config = {"DATASET.SUBSAMPLE_CLASSES": "base", **setting}
+        write_method(tmp_path / f"train_base/digits/shots_16/{method}/tiny/seed1", method, "features", config=config)
+    page = read_page(tmp_path, name="base_to_new.md")
+    assert "† protocol: none; in most of digits, base classes: validation. In: digits, B, tiny, 16 shots, base." in page
+
+
 @pytest.mark.parametrize(("group", "final"), [("prompts", "last_step"), ("prompts", "best_val"), ("features", "")])
 def test_the_protocol_is_named_where_a_method_chooses(tmp_path, group, final):
     write_method(tmp_path / "run", "A", group, config={"TEST.FINAL_MODEL": final})

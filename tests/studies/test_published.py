@@ -78,7 +78,7 @@ def test_the_default_is_the_file_in_the_docs(tmp_path):
         {"config": {"PROTOCOL": "none"}},
         {"few_shot_split": {"changed_labels": 5}},
     ],
-    ids=str,
+    ids=" ".join,
 )
 def test_what_does_not_compare_has_no_published_figure(tmp_path, entries):
     write_pets(tmp_path / "run", **entries)
