@@ -8,7 +8,10 @@ The study has a row for each method and a column for each number of shots that h
 below the folder. A run's record (result.json) says its method, shots, seed and settings. Runs that differ only in the
 seed are averaged; others are named, not averaged. Folders inside a run's folder (rerun, eval-…) are not read.
 studies/tables/generalisation.py says which folders the other two tables read. ``parameters.png`` plots accuracy against
-trainable parameters (studies/tables/pareto.py). The files go to the folder of the runs.
+trainable parameters (studies/tables/pareto.py). The files go to the folder of the runs. Where runs with PROTOCOL
+validation and none are in one folder, the latter have files of their own: results_protocol_none.md and so on.
+
+``--published`` adds the figures of papers where method, backbone, data set and shots are theirs (published.csv).
 
 Marks, which notes below the table explain:
     *        features are approximated (FEATURES.VIEWS, FEATURES.PREC), classes sampled (TRAINER.COOP.SAMPLED_CLASSES),
@@ -29,7 +32,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dassl.engine.lock import exclusive_lock
 from dassl.utils import UserError, atomic_write, check_replaceable, command_line
 from dassl.utils.fonts import plot_fonts
-from studies.tables import generalisation, pareto, study
+from studies.tables import generalisation, pareto, published, study
+
+PUBLISHED = Path(__file__).resolve().parents[1] / "docs/published.csv"
 
 
 def write_table(folder: Path, name: str, markdown: str, frame, *plots: str) -> None:
@@ -46,23 +51,33 @@ def write_table(folder: Path, name: str, markdown: str, frame, *plots: str) -> N
     print(f"Written: {folder}/{', '.join((f'{name}.md', f'{name}.csv', *plots))}")
 
 
-def write_study(folder: Path, config: str) -> None:
-    """Write the table and the plots of the study in ``folder``; ``config`` is the name of its runs' config ("": all).
+def write_study(folder: Path, results: study.Study, suffix: str, figures: published.Figures) -> None:
+    """Write the table and the plots of a study to ``folder``, in files whose names end in ``suffix``.
 
-    Raise :class:`UserError` if no run is finished.
+    With published ``figures`` of its methods, they are in a second table, and in published.csv.
     """
-    results = study.read_study(folder, config)
-    check_replaceable(*(folder / name for name in ("results.md", "results.csv", "results.png", "parameters.png")))
-    title, plots = f"Few-shot accuracy on {folder.resolve().name}", ["results.png"]
+    plots, parameters, tables = [f"results{suffix}.png"], f"parameters{suffix}.png", f"results{suffix}"
+    files = [f"{tables}.md", f"{tables}.csv", *plots, parameters, *(["published.csv"] if figures else [])]
+    check_replaceable(*(folder / name for name in files))
+    none = ", nothing chosen (PROTOCOL none)" * (results.protocol == "none")
+    title = f"Few-shot accuracy on {folder.resolve().name}{none}"
     shots, points = pareto.collect_points(results.table)
     with plot_fonts([title, *results.table]):
-        with atomic_write(folder / "results.png", "wb") as file:
+        with atomic_write(folder / plots[0], "wb") as file:
             study.plot_study(results.table, title, file)
         if len(points) > 1:
-            plots.append("parameters.png")
-            with atomic_write(folder / "parameters.png", "wb") as file:
+            plots.append(parameters)
+            with atomic_write(folder / parameters, "wb") as file:
                 pareto.plot_pareto(shots, points, title, file)
-    write_table(folder, "results", study.to_markdown(results, title), study.to_frame(results.table), *plots)
+    text, frame = study.to_markdown(results, title), study.to_frame(results.table)
+    frame["group"] = [study.get_group(cells) for cells in results.table.values()]
+    beside = published.compare_figures(results, figures)
+    if not beside.empty:
+        text += published.to_markdown(beside)
+        plots.append("published.csv")
+        with atomic_write(folder / "published.csv") as file:
+            beside.to_csv(file, index=False)
+    write_table(folder, tables, text, frame, *plots)
 
 
 @command_line()
@@ -71,7 +86,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="such as output/digits, output/base2new, output/evaluation")
     parser.add_argument("--config", default="", help="config of the runs to read, if there are several (rn50, vit_b16)")
+    paper_help = "papers' figures beside ours, from FILE (default: docs/published.csv)"
+    parser.add_argument("--published", type=Path, nargs="?", const=PUBLISHED, metavar="FILE", help=paper_help)
     args = parser.parse_args(argv)
+    figures = published.read_figures(args.published) if args.published else {}
     if not args.folder.is_dir():
         raise UserError(f"no folder {args.folder}")
     with exclusive_lock(args.folder):
@@ -79,7 +97,8 @@ def main(argv: list[str] | None = None) -> None:
         if table:
             write_table(args.folder, *table)
         else:
-            write_study(args.folder, args.config)
+            for number, results in enumerate(study.read_studies(args.folder, args.config)):
+                write_study(args.folder, results, f"_protocol_{results.protocol}" * (number > 0), figures)
 
 
 if __name__ == "__main__":

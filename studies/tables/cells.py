@@ -34,6 +34,7 @@ class Cell:
         accuracies: accuracy of each run, in percent.
         runs: the averaged runs, one for each seed; none if the cell combines other cells.
         notes: sentences about runs that are not averaged.
+        group: the group of the method.
         marks: SHORTCUT and OTHER, where they apply.
         shortcuts: how runs deviated from the original method, one sentence each.
     """
@@ -41,6 +42,7 @@ class Cell:
     accuracies: list[float] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    group: str = ""
     marks: str = ""
     shortcuts: set[str] = field(default_factory=set)
 
@@ -50,9 +52,14 @@ class Cell:
         return statistics.mean(self.accuracies)
 
     @property
+    def has_interval(self) -> bool:
+        """Whether the accuracies are of several seeds, which do not share one draw of shots."""
+        return len(self.accuracies) > 1 and not any(run.is_one_draw for run in self.runs)
+
+    @property
     def spread(self) -> float:
-        """Half the width, in percent, of the 95% confidence interval of the mean (Student's t); 0 below two runs."""
-        return ci95_half_width(self.accuracies) if len(self.accuracies) > 1 else 0
+        """Half the width, in percent, of the 95% confidence interval of the mean (Student's t); 0 below two draws."""
+        return ci95_half_width(self.accuracies) if self.has_interval else 0
 
     @property
     def parameters(self) -> set[int]:
@@ -74,7 +81,7 @@ class Cell:
         """Return the text of the cell, such as ``72.00 ± 6.57 (5 shots)*``; ``-`` without accuracies."""
         if not self.accuracies:
             return "-"
-        spread = f" ± {self.spread:.2f}" if len(self.accuracies) > 1 else ""
+        spread = f" ± {self.spread:.2f}" if self.has_interval else ""
         shots = f" ({self.shots_had})" if self.shots_had else ""
         return f"{self.mean:.2f}{spread}{shots}{self.marks}"
 
@@ -85,7 +92,7 @@ def build_cell(runs: Sequence[Run]) -> Cell:
     Runs whose settings differ are not averaged. Of several records of one seed, one counts if their results are equal,
     else none; likewise of several evaluations of one model. The notes of the cell name these runs.
     """
-    cell = Cell()
+    cell = Cell(group=next((run.group for run in runs if run.group), ""))
     if differences := find_differences(runs):
         cell.notes.append(f"not averaged, as the settings differ: {format_differences(runs, differences)}")
         return cell
@@ -170,8 +177,8 @@ def mark_cells(cells: dict[str, Cell], scope: str = "the table") -> list[str]:
 def format_notes(cells: dict[str, Cell], notes: Sequence[str], missing: dict[Path, str]) -> list[str]:
     """Return the Markdown lines below a table.
 
-    They explain ± and the marks, and name the weights, shots that a class did not have, few test images, the seeds, the
-    runs that are not averaged, and those that are missing. A note that concerns no cell is left out.
+    They explain ± and the marks, and name the weights, shots that a class did not have, one draw of shots, few test
+    images, the seeds, the runs that are not averaged, and those that are missing. A note on no cell is left out.
 
     Args:
         cells: the cells by their names in these lines.
@@ -179,8 +186,10 @@ def format_notes(cells: dict[str, Cell], notes: Sequence[str], missing: dict[Pat
         missing: the result of :func:`list_missing`.
     """
     lines = []
-    if any(len(cell.accuracies) > 1 for cell in cells.values()):
+    if any(cell.has_interval for cell in cells.values()):
         lines.append("± is the 95% confidence interval of the mean over seeds (Student's t).")
+    if one_draw := [name for name, cell in cells.items() if any(run.is_one_draw for run in cell.runs)]:
+        lines.append(f"All seeds share one draw of shots: no interval. In: {'; '.join(one_draw)}.")
     for shortcut in sorted(set().union(*(cell.shortcuts for cell in cells.values()))):
         marked = "; ".join(name for name, cell in cells.items() if shortcut in cell.shortcuts)
         lines.append(f"\\{SHORTCUT} {shortcut} In: {marked}.")

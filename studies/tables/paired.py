@@ -71,12 +71,15 @@ def compare_differences(differences: np.ndarray) -> Comparison:
 def compare_cells(first: Mapping[int, Cell], second: Mapping[int, Cell]) -> Comparison | str:
     """Return the comparison of two methods from their cells by shots, or the reason why it cannot be told.
 
-    It is over the shots that both have, and the seeds that all these cells have.
+    It is over the shots that both have with a draw for each seed, and the seeds that all these cells have.
     """
     pairs = [(first[shots], second[shots]) for shots in first if shots in second]
     pairs = [pair for pair in pairs if all(cell.accuracies for cell in pair)]
     if not pairs:
         return "no number of shots has both"
+    pairs = [pair for pair in pairs if not any(run.is_one_draw for cell in pair for run in cell.runs)]
+    if not pairs:
+        return "all seeds share one draw of shots"
     cells = [cell for pair in pairs for cell in pair]
     if differing := [key for key in find_differences([run for cell in cells for run in cell.runs]) if key in COMPARED]:
         return f"their {' and '.join(differing)} differ"

@@ -8,21 +8,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .cells import Cell
-from .study import ZERO_SHOTS, Table, format_column, wrap_label
-
-MARKERS = "osD^vP*X"  # matplotlib's filled markers, which stay distinct where points overlap
+from .study import ZERO_SHOTS, Table, choose_styles, draw_legend, format_column, get_group
 
 
 @dataclass(frozen=True)
 class Point:
-    """A method in the plot: trainable parameters, mean accuracy in percent, half its 95% interval."""
+    """A method in the plot: trainable parameters, mean accuracy in percent, half its 95% interval, and its group."""
 
     name: str
     parameters: int
     accuracy: float
     spread: float
+    group: str = "other"
 
 
 def collect_points(table: Table) -> tuple[int, list[Point]]:
@@ -42,7 +42,8 @@ def collect_points(table: Table) -> tuple[int, list[Point]]:
         return ZERO_SHOTS, []
     shots = max(counts, key=lambda column: (counts[column], column))
     chosen = {row: cells[c] for row, cells in table.items() for c in (ZERO_SHOTS, shots) if has_point(cells, c)}
-    return shots, [Point(row, max(cell.parameters), cell.mean, cell.spread) for row, cell in chosen.items()]
+    points = (Point(n, max(c.parameters), c.mean, c.spread, get_group(table[n])) for n, c in chosen.items())
+    return shots, [*points]
 
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:
@@ -55,22 +56,25 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
 
 
 def plot_pareto(shots: int, points: Sequence[Point], title: str, file) -> None:
-    """Write a plot of accuracy against parameters, with the Pareto front, to a binary file as a PNG."""
+    """Write a plot of accuracy against parameters, with the Pareto front as a staircase, to a binary file as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 5), dpi=150, layout="constrained")
-    front = pareto_front(points)
-    axes.plot([p.parameters for p in front], [p.accuracy for p in front], color="gray", label="Pareto front", zorder=1)
-    for number, p in enumerate(points):
-        marker, color, label = MARKERS[number % len(MARKERS)], f"C{number % 10}", wrap_label(p.name)
-        axes.errorbar(p.parameters, p.accuracy, p.spread, fmt=marker, color=color, capsize=3, label=label)
+    figure, axes = plt.subplots(figsize=(9, 5.5), dpi=150, layout="constrained")
+    front, most = pareto_front(points), max(p.parameters for p in points)
+    steps = [(p.parameters, p.accuracy) for p in front] + [(most, front[-1].accuracy)]
+    (line,) = axes.step(*zip(*steps, strict=True), where="post", color="gray", zorder=1)
+    entries: list[tuple[str, str, Any]] = [("", "Pareto front", line)]
+    styles = choose_styles({p.name: p.group for p in points})
+    for p in points:
+        bar = axes.errorbar(p.parameters, p.accuracy, p.spread, linestyle="none", capsize=3, **styles[p.name])
+        entries.append((p.group, p.name, bar))
     axes.set_xscale("symlog", linthresh=max(1, min((p.parameters for p in points if p.parameters), default=1)))
     axes.set(xlabel="trainable parameters", ylabel="test accuracy (%)")
     axes.set_title(f"{title}, {format_column(shots)}", parse_math=False)
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper")
+    draw_legend(figure, entries)
     figure.savefig(file, format="png")
     plt.close(figure)

@@ -22,12 +22,21 @@ from dassl.engine.record import RECORD_FILE, is_evaluation, read_record
 from dassl.utils import UserError, read_json, write_json
 
 TRIALS_FILE = "trials.json"  # in a sweep's folder: the folders of all runs that sweeps into it were asked for
+# The method and its group, by trainer, of records that are older than these entries.
+OLD_METHODS = {"ZeroshotCLIP": ("Zero-shot CLIP", "training-free"), "CLIPAdapter": ("CLIP-Adapter", "features")}
+OLD_METHODS |= {"ZeroshotCLIP2": ("Zero-shot ensemble", "training-free"), "LinearProbe": ("Linear probe", "features")}
+OLD_METHODS |= {"TipAdapter": ("Tip-Adapter", "training-free"), "TipAdapterF": ("Tip-Adapter-F", "features")}
+OLD_METHODS |= {
+    "CoOp": ("CoOp", "prompts"),
+    "CoCoOp": ("CoCoOp", "prompts"),
+    "CLIPFineTune": ("CLIPFineTune", "towers"),
+}
 UNTRAINED = ("ZeroshotCLIP", "ZeroshotCLIP2")  # trainers of old records, without the entry "models", that train nothing
 # Config keys, or the beginnings of keys, that do not decide a result. Files count by their content.
 IGNORED_KEYS: tuple[str, ...] = tuple(key for key in RESUMABLE_KEYS if key != "TEST.")
 IGNORED_KEYS += ("SEED", "USE_CUDA", "MODEL.BACKBONE.WEIGHTS", "MODEL.INIT_WEIGHTS", *UNUSED_KEYS)
 IGNORED_KEYS += ("TEST.PER_CLASS_RESULT", "TEST.COMPUTE_CMAT", "TEST.LOGITS_GB")
-IGNORED_KEYS += ("DATASET.BASE_CLASSES", "DATASET.CLASSNAMES")
+IGNORED_KEYS += ("DATASET.BASE_CLASSES", "DATASET.CLASSNAMES", "PROTOCOL")  # the last is in COMPARED
 # Keys that do not decide the result of a method that trains nothing.
 TRAINING_KEYS: tuple[str, ...] = (
     "OPTIM.",
@@ -54,7 +63,7 @@ COMPARED: tuple[str, ...] = (
     "shared captions",
 )
 # Of runs that train. With few shots the images of which they are drawn, else the training images themselves.
-COMPARED += ("training images", "all training images", "all training image sizes")
+COMPARED += ("training images", "all training images", "all training image sizes", "protocol")
 RESULTS = ("accuracy", "correct", "macro_f1")  # two records of one seed with these equal count once
 REPETITIONS: tuple[Literal["seed", "model"], ...] = ("seed", "model")  # what no two runs of a cell share
 ARITHMETIC = "sums"  # what their last bits depend on: the GPU, or the mode of MKL
@@ -79,6 +88,22 @@ class Run:
     def seed(self) -> int:
         """The seed that the record has."""
         return self.record["seed"]
+
+    @property
+    def method(self) -> str:
+        """The name of the method in tables."""
+        trainer = self.record["trainer"]
+        return self.record.get("method") or OLD_METHODS.get(trainer, (trainer, ""))[0]
+
+    @property
+    def group(self) -> str:
+        """The group of the method in tables; "" for another than GROUPS of ``studies/tables/study.py`` names."""
+        return self.record.get("group", OLD_METHODS.get(self.record["trainer"], ("", ""))[1])
+
+    @property
+    def is_one_draw(self) -> bool:
+        """Whether the method trained on shots that are the same for each seed."""
+        return self.is_trained and _get(self.record, "few_shot_split", "draws") == 1
 
     @property
     def is_trained(self) -> bool:
@@ -152,6 +177,7 @@ class Run:
             "class names": f"{len(classnames):,} names, {_shorten(names)}" if classnames else None,
             "weights": f"{weights.get('backbone')}, {_shorten(weights.get('sha256'))}" if weights else None,
             **(self._describe_training_images() if self.is_trained and not self.is_evaluation else {}),
+            "protocol": self.config.get("PROTOCOL", "validation") if self.is_trained and not self.is_evaluation else "",
             ARITHMETIC: STRICT_THREADS.sub("", str(_get(self.record, "machine", "sums") or "not recorded")),
         }
         return {key: str(value) for key, value in facts.items() if value}
@@ -252,7 +278,8 @@ def read_run(folder: Path) -> Run:
     accuracy = record.get("accuracy")
     is_percent = accuracy is None or (type(accuracy) in (int, float) and 0 <= accuracy <= 100)
     types = {"trainer": str, "seed": int, "config": dict}
-    if wrong := [key for key, type_ in types.items() if type(record.get(key)) is not type_]:
+    wrong = [key for key, type_ in types.items() if type(record.get(key)) is not type_]
+    if wrong := wrong + [key for key in ("method", "group") if type(record.get(key, "")) is not str]:
         raise UserError(f"{folder / RECORD_FILE} is damaged: its {wrong[0]} is not what a run writes")
     if not is_percent:
         raise UserError(f"{folder / RECORD_FILE} is damaged: its accuracy is not a percentage")

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 from dassl.utils import UserError, suggest_name
 from studies.tables.cells import (
@@ -29,6 +32,7 @@ from studies.tables.runs import COMPARED, Run, find_differences, find_runs
 
 CHECKSUM = re.compile(r"SHA-256 (\w{8})\w*")  # in the values of settings
 LEGEND_WIDTH = 40  # characters of a line in a plot's legend: longer lines would leave no space for the plot
+LEGEND_ROWS = 30  # lines of a column of a plot's legend: more are higher than the plot
 ZERO_SHOTS, ALL_IMAGES = 0, 2**31  # columns: methods that train nothing, first; methods trained on all images, last
 STANDARD_TOKENS, EFFICIENT_TOKENS = 16, 4  # context tokens: CoOp's default, and the length of "a photo of a"
 # CoOp's rows by (context tokens, class-specific): the two settings that the study compares.
@@ -36,21 +40,22 @@ COOP_ROWS = {
     (STANDARD_TOKENS, False): "CoOp (Standard)",
     (EFFICIENT_TOKENS, False): "CoOp (Efficient)",
 }
-# Rows by trainer, in the order of the table; a trainer that is not here has its own name, and comes last.
-ROWS = {"ZeroshotCLIP": "Zero-shot CLIP", "ZeroshotCLIP2": "Zero-shot ensemble", "CoOp": "CoOp"}
-ROWS |= {"CLIPAdapter": "CLIP-Adapter", "TipAdapter": "Tip-Adapter", "TipAdapterF": "Tip-Adapter-F"}
-ROWS |= {"LinearProbe": "Linear probe"}
+# Groups of methods, in the order of the table, with matplotlib's colours for each; further groups come last.
+GROUPS = {"training-free": "Greens", "features": "Oranges", "prompts": "Blues", "towers": "Purples"}
+MARKERS = "osD^vP*X"  # matplotlib's filled markers, which stay distinct where points overlap
+CHOOSING_GROUPS = ("training-free", "features")  # groups of methods that choose hyper-parameters on validation images
 
 Table = dict[str, dict[int, Cell]]  # cells of each row by column: the shots, ZERO_SHOTS or ALL_IMAGES
 
 
 @dataclass
 class Study:
-    """The table of a study, sentences for below it, and the reason by the folder of each missing run."""
+    """The table of a study's runs of one PROTOCOL, sentences for below it, and why each missing run is missing."""
 
     table: Table
     notes: list[str]
     missing: dict[Path, str]
+    protocol: str = "validation"
 
     @property
     def cells(self) -> dict[str, Cell]:
@@ -58,8 +63,10 @@ class Study:
         return {f"{row}, {format_column(c)}": cell for row, cells in self.table.items() for c, cell in cells.items()}
 
 
-def read_study(folder: Path, config: str = "") -> Study:
-    """Return the study of the runs in ``folder``; with ``config``, of those whose --config-file has that stem.
+def read_studies(folder: Path, config: str = "") -> list[Study]:
+    """Return the study of the runs in ``folder`` for each PROTOCOL: with validation first, then with none.
+
+    Methods that train nothing belong to each. With ``config``, they are the runs whose --config-file has that stem.
 
     Raises:
         UserError: no run is finished, or none is of ``config``.
@@ -73,19 +80,24 @@ def read_study(folder: Path, config: str = "") -> Study:
     tested, notes = select_tested(run for run in runs if not config or run.config_name == config)
     evaluations = [run for run in tested if run.is_trained and run.is_evaluation]
     notes += [f"{run.folder}: it evaluates a model that another run trained" for run in evaluations]
-    table, split_notes = collect_table([run for run in tested if run not in evaluations])
-    check_any_result((cell for cells in table.values() for cell in cells.values()), folder, notes, missing)
-    study = Study(table, [], missing)
-    study.notes += [*mark_cells(study.cells), *split_notes, *_describe_columns(table)]
-    study.notes += [f"Not in the table: {note}." for note in notes]
-    return study
+    tested = [run for run in tested if run not in evaluations]
+    protocols = {run.facts["protocol"] for run in tested if "protocol" in run.facts} or {"validation"}
+    studies = []
+    for protocol in sorted(protocols, reverse=True):
+        table, split_notes = collect_table([run for run in tested if run.facts.get("protocol", protocol) == protocol])
+        studies.append(study := Study(table, [], missing, protocol))
+        study.notes += [*_describe_choice(study), *mark_cells(study.cells), *split_notes, *_describe_columns(table)]
+        study.notes += [f"Not in the table: {note}." for note in notes]
+    check_any_result((cell for study in studies for cell in study.cells.values()), folder, notes, missing)
+    return studies
 
 
 def collect_table(runs: Sequence[Run]) -> tuple[Table, list[str]]:
     """Return the cells of ``runs`` by row and column, and a note on each method that has several rows."""
     methods: dict[str, list[Run]] = {}
+    names = {run.record["trainer"]: run.method for run in runs if "method" in run.record}  # also those of old records
     for run in sorted(runs, key=_sort_key):
-        methods.setdefault(name_method(run), []).append(run)
+        methods.setdefault(name_method(run, names), []).append(run)
     table, notes = {}, []
     for method, group in methods.items():
         keys = sorted({key for column in _group_by_column(group).values() for key in find_differences(column)})
@@ -96,11 +108,11 @@ def collect_table(runs: Sequence[Run]) -> tuple[Table, list[str]]:
     return table, notes
 
 
-def name_method(run: Run) -> str:
-    """Return the name of a run's method, with the context of CoOp: ``CoOp, 8 tokens, CSC``."""
+def name_method(run: Run, names: Mapping[str, str]) -> str:
+    """Return the name of a run's method, by trainer in ``names``, with the context of CoOp: ``CoOp, 8 tokens, CSC``."""
     trainer, node = run.record["trainer"], "TRAINER.COOP"
     if trainer != "CoOp":
-        return ROWS.get(trainer, trainer)
+        return names.get(trainer, run.method)
     words, n_ctx, csc = (run.config.get(f"{node}.{key}") for key in ("CTX_INIT", "N_CTX", "CSC"))
     position = run.config.get(f"{node}.CLASS_TOKEN_POSITION", "end")
     tokens = f'"{words}"' if words else f"{n_ctx} token{'s' * (n_ctx != 1)}"
@@ -111,12 +123,15 @@ def name_method(run: Run) -> str:
 
 
 def _sort_key(run: Run) -> tuple:
-    """Return what sorts runs by method, in the order of ROWS; of CoOp's, the two of the study come first."""
-    trainer, rows = run.record["trainer"], list(COOP_ROWS.values())
-    name, n_ctx = name_method(run), run.config.get("TRAINER.COOP.N_CTX")
-    place = list(ROWS).index(trainer) if trainer in ROWS else len(ROWS)
-    coop = rows.index(name) if name in rows else len(rows)
-    return place, coop, "CSC" in name, n_ctx if isinstance(n_ctx, int) else 0, name, str(run.folder)
+    """Return what sorts runs: by group, what trains nothing first, then by name.
+
+    Of CoOp's, the two of the study come first.
+    """
+    groups, rows, name = list(GROUPS), list(COOP_ROWS.values()), name_method(run, {})
+    place = groups.index(run.group) if run.group in groups else len(groups) + (not run.group)
+    method = place, run.group, run.is_trained, run.method.casefold()
+    coop, n_ctx = rows.index(name) if name in rows else len(rows), run.config.get("TRAINER.COOP.N_CTX")
+    return *method, coop, "CSC" in name, n_ctx if isinstance(n_ctx, int) else 0, name, str(run.folder)
 
 
 def _get_column(run: Run) -> int:
@@ -176,6 +191,19 @@ def _describe_columns(table: Table) -> list[str]:
     return notes
 
 
+def _describe_choice(study: Study) -> list[str]:
+    """Return a sentence on the study's PROTOCOL, if it has a method that chooses hyper-parameters or epochs by it."""
+    runs = [run for cell in study.cells.values() for run in cell.runs if run.is_trained]
+    chooses = any(run.group in CHOOSING_GROUPS or run.config.get("TEST.FINAL_MODEL") == "best_val" for run in runs)
+    note = "PROTOCOL validation: what a method chooses, it chooses on few-shot validation images."
+    return [note] if chooses and study.protocol == "validation" else []
+
+
+def get_group(cells: Mapping[int, Cell]) -> str:
+    """Return the group of a row, as its header: ``features``; ``other`` if its runs name none."""
+    return next((cell.group for cell in cells.values() if cell.group), "other")
+
+
 def format_column(column: int) -> str:
     """Return the head of a column: ``0 shots``, ``1 shot``, ``16 shots``, ``all``."""
     return "all" if column == ALL_IMAGES else format_shots(column)
@@ -229,17 +257,51 @@ def format_coop_comparison(table: Table) -> list[str]:
 
 
 def to_markdown(study: Study, title: str) -> str:
-    """Return a Markdown page: the title, the table, the comparison of CoOp's two settings, and the notes."""
+    """Return a Markdown page: the title, the table, the comparison of CoOp's two settings, and the notes.
+
+    With several groups, each has a header row.
+    """
+    import pandas as pd
+
     frame = to_frame(study.table)
+    groups = [get_group(cells) for cells in study.table.values()]
+    if len(set(groups)) > 1:
+        name, parts = frame.index.name, frame.groupby(groups, sort=False)
+        heads = [(pd.DataFrame("", [f"**{group}**"], frame.columns), rows) for group, rows in parts]
+        frame = pd.concat([part for pair in heads for part in pair]).rename_axis(name)
     align = ["left"] + ["right"] * frame.shape[1]
     lines = [f"# {title}", "", frame.to_markdown(colalign=align, disable_numparse=True)]
     lines += [*format_coop_comparison(study.table), *format_notes(study.cells, study.notes, study.missing)]
     return "\n".join(lines) + "\n"
 
 
-def wrap_label(text: str) -> str:
-    """Return the name of a row in lines of a plot's legend."""
-    return textwrap.fill(text, LEGEND_WIDTH)
+def choose_styles(groups: Mapping[str, str]) -> dict[str, dict]:
+    """Return the marker and colour of each row in plots: shades of one colour in each group. ``groups`` are by row."""
+    from matplotlib import colormaps
+
+    styles: dict[str, dict] = {}
+    for row, group in groups.items():
+        palette = GROUPS.get(group, "Greys")
+        members = [name for name, other in groups.items() if GROUPS.get(other, "Greys") == palette]
+        number, shade = members.index(row), 0.4 + 0.6 * (members.index(row) + 1) / len(members)
+        styles[row] = {"marker": MARKERS[number % len(MARKERS)], "color": colormaps[palette](shade)}
+    return styles
+
+
+def draw_legend(figure, entries: Sequence[tuple[str, str, Any]]) -> None:
+    """Add a legend of (group, name, matplotlib's artist) to ``figure``, with a header for each of several groups."""
+    from matplotlib.lines import Line2D
+
+    heads = {group for group, _, _ in entries if group}
+    lines: list[tuple[str, Any]] = []
+    for group, members in groupby(entries, key=itemgetter(0)):
+        lines += [(group, Line2D([], [], linestyle="none"))] if group and len(heads) > 1 else []
+        lines += [(textwrap.fill(name, LEGEND_WIDTH), artist) for _, name, artist in members]
+    labels, artists = zip(*lines, strict=True)
+    columns = 1 + len(lines) // LEGEND_ROWS
+    legend = figure.legend(artists, labels, loc="outside right upper", fontsize="small", ncols=columns)
+    for text in legend.get_texts():
+        text.set(weight="bold" if text.get_text() in heads else "normal", parse_math=False)
 
 
 def plot_study(table: Table, title: str, file) -> None:
@@ -249,26 +311,28 @@ def plot_study(table: Table, title: str, file) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(10, 5.5), layout="constrained")
     ticks = sorted({column for cells in table.values() for column in cells} - {ZERO_SHOTS})
     # All images are one step to the right of the most shots: their number differs between classes.
     places = {column: 2 * max([1, *ticks[:-1]]) if column == ALL_IMAGES else column for column in ticks}
-    styles = ["--", ":", "-."]
+    line_styles, entries = ["--", ":", "-."], list[tuple[str, str, Any]]()
+    styles = choose_styles(groups := {row: get_group(cells) for row, cells in table.items()})
     labels = {row: f"{row}, {n_ctx} tokens" for (n_ctx, _), row in COOP_ROWS.items()}
     for row, cells in table.items():
         finished = {column: cell for column, cell in cells.items() if cell.accuracies}
         if zero := finished.pop(ZERO_SHOTS, None):
-            styles.append(style := styles.pop(0))
-            axes.axhline(zero.mean, color="gray", linestyle=style, label=wrap_label(f"{row} ({zero.mean:.2f}%)"))
+            line_styles.append(style := line_styles.pop(0))
+            line = axes.axhline(zero.mean, color="gray", linestyle=style)
+            entries.append((groups[row], f"{row} ({zero.mean:.2f}%)", line))
         if finished:
             means, spreads = [cell.mean for cell in finished.values()], [cell.spread for cell in finished.values()]
-            label = wrap_label(labels.get(row, row))
-            axes.errorbar([places[c] for c in finished], means, spreads, marker="o", capsize=3, label=label)
+            curve = axes.errorbar([places[c] for c in finished], means, spreads, capsize=3, **styles[row])
+            entries.append((groups[row], labels.get(row, row), curve))
     axes.set_xscale("log", base=2)
     axes.set_xticks([*places.values()], ["all" if column == ALL_IMAGES else str(column) for column in places])
     axes.set(xlabel="training images per class (shots)", ylabel="test accuracy (%)")
     axes.set_title(title, parse_math=False)
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper")
+    draw_legend(figure, entries)
     figure.savefig(file, format="png", dpi=150)
     plt.close(figure)

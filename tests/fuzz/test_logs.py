@@ -133,6 +133,10 @@ def study(tmp_path_factory):
 @example(b'{"accuracy": NaN}')
 @example(b'{"accuracy": 98.5, "seed": 1, "trainer": "CoOp", "config": {"TRAINER": {"COOP": {"N_CTX": []}}}}')
 @example(b'{"accuracy": 98.5, "seed": 1, "trainer": "CoOp", "config": {"DATASET": {"NUM_SHOTS": 1e400}}}')
+@example(b'{"accuracy": 98.5, "seed": 1, "trainer": "CoOp", "config": {"PROTOCOL": ["none"]}, "group": null}')
+@example(
+    b'{"accuracy": 98.5, "seed": 1, "trainer": "CoOp", "config": {"PROTOCOL": "x"}, "few_shot_split": {"draws": []}}'
+)
 @example(b'{"accuracy": 98.5, "seed": 1, "trainer": "CoOp", "config": {}, "split": ["test"], "total": true}')
 @example(b'{"accuracy": 98.5, "seed": 1, "trainer": "CoOp", "config": {}, "train_images_per_class": [null, {}]}')
 @example(
@@ -145,12 +149,12 @@ def test_a_damaged_record_is_refused_or_its_run_counts_with_the_accuracy_in_it(s
     assert is_finished(run, ["--trainer", "CoOp"]) in (True, False)
     names = outcome(load_classnames, run)
     outcome(load_run_cfg, run)
-    table = outcome(tables.read_study, study)
+    studies = outcome(tables.read_studies, study)
     if isinstance(record, Refusal):
-        assert table == names == record
+        assert studies == names == record
         return
     assert names == [str(name) for name in record.get("classnames", [])]
-    if not isinstance(table, Refusal):
-        page = tables.to_markdown(table, "a study")
+    if not isinstance(studies, Refusal):
+        page = "".join(tables.to_markdown(table, "a study") for table in studies)
         assert f" {record['accuracy']:.2f}" in page if record["accuracy"] is not None else "no accuracy" in page
-        pareto.collect_points(table.table)
+        pareto.collect_points(studies[0].table)

@@ -38,14 +38,14 @@ def test_methods_with_runs_have_a_row_with_their_trainable_parameters(study):
     write_run(study / "f", 74, trainer="LinearProbe", shots=4, trainable_parameters=None)
     assert main([str(study)]) == 0
     assert list(read_csv(study).items()) == [
-        ("accuracy (%)", ["0 shots", "1 shot", "4 shots", "16 shots", "parameters"]),
-        ("Zero-shot CLIP", ["60.00", *"---", "0"]),
-        ("Zero-shot ensemble", ["61.00", *"---", "0"]),
-        ("CoOp (Standard)", ["-", "70.00", "-", "70.00", "1,024"]),
-        ("CoOp, 1 token", [*"---", "69.00", "64"]),
-        ("CoOp, 2 tokens, CSC", [*"---", "68.00", "1,280"]),
-        ("Tip-Adapter-F", ["-", "75.00", "-", "75.00", "640 to 10,240"]),
-        ("Linear probe", ["-", "-", "74.00", "-", "-"]),
+        ("accuracy (%)", ["0 shots", "1 shot", "4 shots", "16 shots", "parameters", "group"]),
+        ("Zero-shot CLIP", ["60.00", *"---", "0", "training-free"]),
+        ("Zero-shot ensemble", ["61.00", *"---", "0", "training-free"]),
+        ("Linear probe", ["-", "-", "74.00", "-", "-", "features"]),
+        ("Tip-Adapter-F", ["-", "75.00", "-", "75.00", "640 to 10,240", "features"]),
+        ("CoOp (Standard)", ["-", "70.00", "-", "70.00", "1,024", "prompts"]),
+        ("CoOp, 1 token", [*"---", "69.00", "64", "prompts"]),
+        ("CoOp, 2 tokens, CSC", [*"---", "68.00", "1,280", "prompts"]),
     ]
     text = (study / "results.md").read_text(encoding="utf-8")
     assert "fewer parameters" not in text  # without CoOp (Efficient) there is no comparison
@@ -54,7 +54,7 @@ def test_methods_with_runs_have_a_row_with_their_trainable_parameters(study):
 
 def cell(accuracy, parameters) -> Cell:
     """Return the cell of one run."""
-    return build_cell([Run(Path("run"), build_record(accuracy, trainable_parameters=parameters))])
+    return build_cell([Run(Path("run"), build_record(accuracy, trainable_parameters=parameters, group="towers"))])
 
 
 def test_parameters_that_vary_are_shown_as_a_range():
@@ -67,7 +67,7 @@ def test_the_plot_shows_the_number_of_shots_that_most_methods_have():
     table = {"Zero-shot CLIP": {0: cell(60, 0)}, "A": {1: cell(70, 10), 4: cell(72, 10)}, "B": {1: cell(71, 20)}}
     shots, points = collect_points({**table, "unknown": {1: cell(99, None)}, "C": {32: cell(90, 5)}})
     assert shots == 1
-    assert points == [Point("Zero-shot CLIP", 0, 60, 0), Point("A", 10, 70, 0), Point("B", 20, 71, 0)]
+    assert points == [Point(*a, 0, "towers") for a in (("Zero-shot CLIP", 0, 60), ("A", 10, 70), ("B", 20, 71))]
     del table["B"]
     assert collect_points(table)[0] == 4  # with as many methods at several numbers of shots, the largest
     assert collect_points({"Zero-shot CLIP": {0: cell(60, 0)}, "Zero-shot ensemble": {0: cell(61, 0)}})[1] == []
@@ -89,7 +89,7 @@ def test_the_plot_is_drawn_for_two_methods_or_more(study, capsys):
     assert not (study / "parameters.png").exists()
     assert "parameters.png" not in capsys.readouterr().out
     for seed, accuracy in ((1, 71), (2, 75)):
-        write_run(study / f"run{seed}", accuracy, trainer="ClassBias", seed=seed, trainable_parameters=10)
+        write_run(study / f"run{seed}", accuracy, trainer="ClassScale", seed=seed, trainable_parameters=10)
     main([str(study)])
     with Image.open(study / "parameters.png") as image:
         assert image.width > 500
@@ -140,7 +140,7 @@ def test_the_digits_parameters_sweep_fills_every_row(tmp_path, digits_root, caps
     assert sweep.main([str(tmp_path / "sweep.yaml"), *options, "OPTIM.MAX_EPOCH", "1"]) == 0
     assert main([str(tmp_path / "digits")]) == 0
     rows = read_csv(tmp_path / "digits")
-    parameters = {row: cells[-1] for row, cells in rows.items()}
+    parameters = {row: cells[-2] for row, cells in rows.items()}
     width = int(parameters["CoOp, 1 token"])
     assert parameters == {
         "accuracy (%)": "parameters",
