@@ -6,9 +6,9 @@ gives a linear classifier, ``W = mu Sigma^-1`` and ``b = log pi - mu Sigma^-1 mu
 dimensions d, the inverse is shrunk: ``Sigma^-1 = d ((N - 1) Sigma + tr(Sigma) I)^-1``. The logits are
 ``scale * f T^T + alpha (f W^T + b)`` with the text features T.
 
-As in the authors' code, each view of an image counts in N, and alpha is one of seven powers of ten. Their search
-starts from 0.1 and takes the first of equally accurate values; here cross-entropy breaks ties, and ImageNet's test
-images choose nothing. Where all features of a class are equal (one image in one view), Sigma is zero: refused.
+As in the authors' code, each view of an image counts in N, and alpha is a power of ten, which is searched from 0.1.
+Here cross-entropy breaks ties, and ImageNet's test images choose nothing. Where all features of a class are equal (one
+image in one view), Sigma is zero: refused.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from vlm.similarity import build_linear_head, normalize
 from .shots import check_shots, check_shots_cfg, collect_shots, load_zero_shot, register_fitted, search_settings
 
 ALPHAS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)  # the grid of the authors' code
-ROUNDING = 1e-9  # more than rounding makes of the variance of equal unit features, less than that of any two images
 
 
 def fit_gda(f: torch.Tensor, y: torch.Tensor, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,7 +33,7 @@ def fit_gda(f: torch.Tensor, y: torch.Tensor, classes: int) -> tuple[torch.Tenso
     f = f.double()  # single precision would lose digits of the inverse
     mu = f.new_zeros(classes, d).index_add_(0, y, f) / y.bincount(minlength=classes)[:, None]
     Sigma = (f - mu[y]).t().cov()
-    if Sigma.trace() < ROUNDING:
+    if Sigma.trace() < 1e-9:  # more than rounding makes of equal unit features, less than any two images have
         raise UserError("GDA needs a covariance, which one view of one image a class has not; use ProKeR or 2 shots")
     W = d * mu @ torch.linalg.inv((N - 1) * Sigma + Sigma.trace() * torch.eye(d).to(Sigma))  # mu Sigma^-1
     b = -math.log(classes) - (W * mu).sum(1) / 2
@@ -61,8 +60,7 @@ class GDA(TrainerX):
     def build_model(self) -> None:
         """Encode the prompts, and register a discriminant of zeros."""
         self.backbone, self.class_features = load_zero_shot(self)
-        classes, d = self.class_features.shape
-        register_fitted(self, "gda", W=(classes, d), b=(classes,), alpha=())
+        register_fitted(self, "gda", W=self.class_features.shape, b=(self.num_classes,), alpha=())
 
     def run_epoch(self) -> None:
         """Fit W and b to the shots, and search alpha, in the only epoch."""

@@ -189,9 +189,7 @@ def search_settings(
         scored: list[tuple[tuple[float, float], tuple[float, ...]]] = []
         for values, others in [(best[:1], best[1:]), *((grids[0], others) for others in product(*grids[1:]))]:
             added = logits(features, features.new_tensor(values)[:, None, None], *others)
-            scored += zip(
-                score_candidates(zero_shot + added, labels), [(value, *others) for value in values], strict=True
-            )
+            scored += zip(score_candidates(zero_shot + added, labels), [(v, *others) for v in values], strict=True)
         (accuracy, _), best = max(scored, key=lambda candidate: candidate[0])
         print(f"Searched on {len(labels):,} validation images: {accuracy:.2f}% of them")
     print(", ".join(f"{name} {value:.4g}" for name, value in zip(initial, best, strict=True)))
