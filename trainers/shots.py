@@ -141,9 +141,8 @@ def check_shots(trainer: TrainerX, labels: torch.Tensor) -> None:
     method, lab2cname = trainer.cfg.TRAINER.NAME, trainer.dm.dataset.lab2cname
     if len(lab2cname) < 2:
         raise UserError(f"{method} compares classes, and there is one; TipAdapter can do with one")
-    if missing := [name for label, name in lab2cname.items() if label not in labels]:
-        problem = f"{method} needs a training image of each class; without: {', '.join(missing)}"
-        raise UserError(f"{problem}. TipAdapter can do without")
+    if names := ", ".join(name for label, name in lab2cname.items() if label not in labels):
+        raise UserError(f"{method}, unlike TipAdapter, needs a training image of each class; without: {names}")
 
 
 def collect_validation_features(trainer: TrainerX) -> tuple[torch.Tensor, torch.Tensor] | None:

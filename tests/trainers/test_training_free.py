@@ -88,7 +88,9 @@ def test_a_class_without_an_image_and_a_single_class_are_refused():
         dm=SimpleNamespace(dataset=SimpleNamespace(lab2cname=names)),
     )
     check_shots(trainer, torch.tensor([2, 1, 0, 1]))
-    with pytest.raises(UserError, match="^GDA needs a training image of each class; without: cat, fox. TipAdapter "):
+    with pytest.raises(
+        UserError, match="^GDA, unlike TipAdapter, needs a training image of each class; without: cat, fox$"
+    ):
         check_shots(trainer, torch.tensor([1, 1]))
     trainer.dm.dataset.lab2cname = {0: "cat"}
     with pytest.raises(UserError, match="^GDA compares classes, and there is one; TipAdapter"):
