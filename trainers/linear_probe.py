@@ -20,7 +20,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY, TrainerX
-from dassl.utils import UserError, check_at_least
+from dassl.utils import check_at_least
 from vlm.similarity import normalize
 
 from .backbone import load_backbone
@@ -28,6 +28,7 @@ from .shots import (
     bind_classnames,
     build_shots_loader,
     check_no_init_weights,
+    check_shots,
     collect_features,
     collect_validation_features,
     score_candidates,
@@ -123,8 +124,6 @@ class LinearProbe(TrainerX):
     def build_model(self) -> None:
         """Register a linear classifier without an optimizer; make CLIP's image encoder the feature extractor."""
         classnames = self.dm.dataset.classnames
-        if len(classnames) < 2:
-            raise UserError(f"the linear probe needs 2 classes or more; {self.cfg.DATASET.NAME} has {len(classnames)}")
         self.backbone = load_backbone(self)
         self.model = nn.Linear(self.backbone.embed_dim, len(classnames)).to(self.device)
         bind_classnames(self.model, classnames, self.device)
@@ -136,9 +135,7 @@ class LinearProbe(TrainerX):
     def run_epoch(self) -> None:
         """Fit the classifier to the shots. A C of 0 is swept on validation images; without any, it is DEFAULT_C."""
         shots = collect_features(self, build_shots_loader(self, augmented=False))
-        if missing := sorted({*self.dm.dataset.lab2cname} - {*shots[1].tolist()}):
-            names = ", ".join(self.dm.dataset.lab2cname[label] for label in missing)
-            raise UserError(f"the linear probe needs a training image of each class; without: {names}")
+        check_shots(self, shots[1])
         c = self.cfg.TRAINER.LINEARPROBE.C
         validation = None if c else collect_validation_features(self)
         if validation:

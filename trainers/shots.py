@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import product
 
 import torch
 from torch import nn
@@ -15,8 +16,9 @@ from dassl.data.features import StoredFeatures, build_feature_loader
 from dassl.engine import TrainerX
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils import UserError, derive_seed, load_pretrained_weights
+from dassl.utils import UserError, check_at_least, derive_seed, load_pretrained_weights
 from vlm.similarity import normalize
+from vlm.text.templates import check_template
 
 from .backbone import Backbone, load_backbone
 from .prompts import HandwrittenPrompts
@@ -61,11 +63,36 @@ def register_feature_model(
     trainer.provenance = {**backbone.report_parameters(trainer), **trainer.provenance}
 
 
+def register_fitted(trainer: TrainerX, name: str, **sizes: tuple[int, ...]) -> None:
+    """Register a model of zeros of these sizes, for what a method computes from the shots."""
+    model = nn.Module()
+    for tensor, size in sizes.items():
+        model.register_buffer(tensor, torch.zeros(size))
+    model.register_load_state_dict_pre_hook(resize_to_checkpoint)
+    register_feature_model(trainer, trainer.backbone, name, model)  # type: ignore[attr-defined]
+
+
+def resize_to_checkpoint(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
+    """Give the matrices of ``module`` as many rows as they have in a checkpoint (load-state-dict pre-hook)."""
+    for name, matrix in [*module.named_parameters(), *module.named_buffers()]:
+        if matrix.ndim == 2 and len(saved := state_dict.get(prefix + name, matrix)) != len(matrix):
+            matrix.data = matrix.new_zeros(len(saved), matrix.shape[1])
+
+
 def check_no_init_weights(cfg: CfgNode) -> None:
     """Raise :class:`UserError` if MODEL.INIT_WEIGHTS is set, as the method computes its weights from the shots."""
     if cfg.MODEL.INIT_WEIGHTS:
         problem = f"{cfg.TRAINER.NAME} starts from the training images, not from MODEL.INIT_WEIGHTS"
         raise UserError(f"{problem}; to evaluate a finished run, use --eval-only --model-dir")
+
+
+def check_shots_cfg(trainer: TrainerX, cfg: CfgNode) -> None:
+    """Raise :class:`UserError` for INIT_WEIGHTS, a template without ``{}``, or AUGMENT_EPOCH below 1."""
+    check_no_init_weights(cfg)
+    check_template(cfg.DATASET.TEMPLATE, "DATASET.TEMPLATE")
+    for name, node in cfg.TRAINER.items():
+        if "AUGMENT_EPOCH" in node:
+            check_at_least(node.AUGMENT_EPOCH, 1, f"TRAINER.{name}.AUGMENT_EPOCH")
 
 
 def collect_features(trainer: TrainerX, loader: Iterable[dict]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,11 +120,11 @@ def build_shots_loader(trainer: TrainerX, augmented: bool) -> DataLoader:
 
 
 @torch.no_grad()
-def collect_shots(trainer: TrainerX, views: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def collect_shots(trainer: TrainerX, views: int = 0, average: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
     """Return unit features (shots, dim) of all training images, fp32, in their order, and their labels (shots,).
 
-    Each is the normalised mean over ``views`` random views by the training transforms; 0: the view of a test image. A
-    line of the log has the numbers of shots and views.
+    Each is the normalised mean over ``views`` random views by the training transforms; 0: the view of a test image.
+    If not ``average``, each view has a row. A line of the log has the numbers of shots and views.
     """
     loader = build_shots_loader(trainer, augmented=views > 0)
     is_random = getattr(getattr(loader.dataset, "transform", None), "is_random", True)  # if not, all views are equal
@@ -107,7 +134,16 @@ def collect_shots(trainer: TrainerX, views: int = 0) -> tuple[torch.Tensor, torc
     mean = normalize(torch.stack(features).mean(0))
     per_shot = f"{count} views" if count > 1 else "1 view"
     print(f"Shots: {len(mean):,} features of {mean.shape[1]:,} numbers, {per_shot} each")
-    return mean, labels[0]
+    return (mean, labels[0]) if average else (normalize(torch.cat(features)), torch.cat(labels))
+
+
+def check_shots(trainer: TrainerX, labels: torch.Tensor) -> None:
+    """Raise :class:`UserError` for a single class, or a class without a training image among ``labels``."""
+    method, lab2cname = trainer.cfg.TRAINER.NAME, trainer.dm.dataset.lab2cname
+    if len(lab2cname) < 2:
+        raise UserError(f"{method} compares classes, and there is one; TipAdapter can do with one")
+    if names := ", ".join(name for label, name in lab2cname.items() if label not in labels):
+        raise UserError(f"{method}, unlike TipAdapter, needs a training image of each class; without: {names}")
 
 
 def collect_validation_features(trainer: TrainerX) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -132,6 +168,32 @@ def collect_validation_features(trainer: TrainerX) -> tuple[torch.Tensor, torch.
         few = f"{fewest} validation image{'s' * (fewest != 1)} of a class"
         print(f"Note: the choice rests on {few}, and may be worse than the papers' values (PROTOCOL none)")
     return features, labels
+
+
+@torch.no_grad()
+def search_settings(
+    trainer: TrainerX, initial: dict[str, float], grids: Sequence[Sequence[float]], logits: Callable[..., torch.Tensor]
+) -> tuple[float, ...]:
+    """Return the values of the settings with the best score on validation images; print them.
+
+    Args:
+        initial: names and initial values. They win a tie, and stay if there is nothing to choose on.
+        grids: the values of each setting, all of whose combinations are tried.
+        logits: returns what the method adds to the zero-shot logits of unit features (images, dim): for n values
+            (n, 1, 1) of the first setting and one of each other (n, images, classes).
+    """
+    best = tuple(initial.values())
+    if validation := collect_validation_features(trainer):
+        features, labels = normalize(validation[0]), validation[1]
+        zero_shot = trainer.backbone.logits(features, trainer.class_features)  # type: ignore[attr-defined]
+        scored: list[tuple[tuple[float, float], tuple[float, ...]]] = []
+        for values, others in [(best[:1], best[1:]), *((grids[0], others) for others in product(*grids[1:]))]:
+            added = logits(features, features.new_tensor(values)[:, None, None], *others)
+            scored += zip(score_candidates(zero_shot + added, labels), [(v, *others) for v in values], strict=True)
+        (accuracy, _), best = max(scored, key=lambda candidate: candidate[0])
+        print(f"Searched on {len(labels):,} validation images: {accuracy:.2f}% of them")
+    print(", ".join(f"{name} {value:.4g}" for name, value in zip(initial, best, strict=True)))
+    return best
 
 
 def cross_entropy_step(trainer: TrainerX, batch: dict) -> dict[str, float]:

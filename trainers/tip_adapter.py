@@ -14,24 +14,21 @@ from torch import nn
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY, TrainerX
-from dassl.utils import check_at_least
 from vlm.similarity import normalize
-from vlm.text.templates import check_template
 
 from .shots import (
-    check_no_init_weights,
+    check_shots_cfg,
     collect_shots,
-    collect_validation_features,
     cross_entropy_step,
     load_zero_shot,
     register_feature_model,
-    score_candidates,
+    resize_to_checkpoint,
+    search_settings,
 )
 
 # The search grid of the authors' config for ImageNet.
 ALPHAS = torch.linspace(0.1, 3, 20).tolist()
 BETAS = torch.linspace(0.1, 7, 200).tolist()
-CacheInputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # features, keys and values, as for cache_logits
 ADAM_EPS = 1e-4  # epsilon of AdamW in the authors' code (PyTorch: 1e-8); OPTIM has no key for it
 
 
@@ -49,27 +46,6 @@ def cache_logits(
     return torch.exp(-beta * (1 - features @ keys.t())) @ values
 
 
-@torch.no_grad()
-def search_hyperparameters(
-    zero_shot: torch.Tensor, cache: CacheInputs, labels: torch.Tensor, initial: tuple[float, float]
-) -> tuple[float, float, float]:
-    """Return the alpha and the beta with the best score on validation images, and their accuracy (%).
-
-    Args:
-        zero_shot: logits (images, classes) of zero-shot CLIP.
-        cache: features of these images, keys and values, as for :func:`cache_logits`.
-        labels: (images,).
-        initial: alpha and beta to try first; they win a tie (see :func:`score_candidates`).
-    """
-    candidates: list[tuple[tuple[float, float], float, float]] = []  # score, alpha, beta
-    for beta in [initial[1], *BETAS]:
-        alphas = torch.tensor(ALPHAS if candidates else initial[:1]).to(zero_shot)
-        scores = score_candidates(zero_shot + alphas[:, None, None] * cache_logits(*cache, beta), labels)
-        candidates += zip(scores, alphas.tolist(), [beta] * len(alphas), strict=True)
-    (accuracy, _), alpha, beta = max(candidates, key=lambda candidate: candidate[0])
-    return alpha, beta, accuracy
-
-
 class CacheModel(nn.Module):
     """A cache of ``shots`` images, zeros until ``fill_cache``, with ALPHA and BETA of ``node`` (TRAINER.TIPADAPTER)."""
 
@@ -83,19 +59,7 @@ class CacheModel(nn.Module):
         self.register_buffer("values", torch.zeros(shots, classes))
         self.register_buffer("alpha", torch.tensor(float(node.ALPHA)))
         self.register_buffer("beta", torch.tensor(float(node.BETA)))
-        self.register_load_state_dict_pre_hook(_resize_cache)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return alpha times the cache's logits (images, classes) for unit image features (images, dim)."""
-        return self.alpha * cache_logits(features, self.keys, self.values, self.beta)
-
-
-def _resize_cache(module: CacheModel, state_dict: dict, prefix: str, *_) -> None:
-    """Resize keys and values to the number of shots in the checkpoint ``state_dict`` (load-state-dict pre-hook)."""
-    shots = len(state_dict.get(f"{prefix}keys", module.keys))
-    if shots != len(module.keys):
-        module.keys.data = module.keys.new_zeros(shots, module.keys.shape[1])
-        module.values = module.values.new_zeros(shots, module.values.shape[1])
+        self.register_load_state_dict_pre_hook(resize_to_checkpoint)
 
 
 @TRAINER_REGISTRY.register()
@@ -115,17 +79,13 @@ class TipAdapter(TrainerX):
         cfg.TRAINER.TIPADAPTER.BETA = 5.5  # initial sharpness of the weights of the shots
         cfg.TRAINER.TIPADAPTER.AUGMENT_EPOCH = 10  # random views of a shot, whose mean feature is its key
 
-    def check_cfg(self, cfg: CfgNode) -> None:
-        """Raise :class:`UserError` for INIT_WEIGHTS, a template without ``{}``, or AUGMENT_EPOCH below 1."""
-        check_no_init_weights(cfg)
-        check_template(cfg.DATASET.TEMPLATE, "DATASET.TEMPLATE")
-        check_at_least(cfg.TRAINER.TIPADAPTER.AUGMENT_EPOCH, 1, "TRAINER.TIPADAPTER.AUGMENT_EPOCH")
+    check_cfg = check_shots_cfg
 
     def build_model(self) -> None:
         """Encode the prompts, and register a cache of zeros."""
         data, node = self.dm.dataset, self.cfg.TRAINER.TIPADAPTER
         self.backbone, self.class_features = load_zero_shot(self)
-        shots = len(getattr(data, "train_x", ()))  # 0 in prediction without data; _resize_cache follows the checkpoint
+        shots = len(getattr(data, "train_x", ()))  # 0 in prediction without data; then those of the checkpoint
         classes, dim = self.class_features.shape
         cache = CacheModel(shots, dim, classes, node, self.trains_keys)
         register_feature_model(self, self.backbone, "tip_adapter", cache, eps=ADAM_EPS)
@@ -150,20 +110,21 @@ class TipAdapter(TrainerX):
     def search_alpha_and_beta(self) -> None:
         """Set alpha and beta to the best values on the validation images, if there are any, and print them."""
         model, node = self.model, self.cfg.TRAINER.TIPADAPTER
-        if validation := collect_validation_features(self):
-            features, labels = normalize(validation[0]), validation[1]
-            zero_shot = self.backbone.logits(features, self.class_features)
-            cache, initial = (features, model.keys, model.values), (float(node.ALPHA), float(node.BETA))
-            alpha, beta, accuracy = search_hyperparameters(zero_shot, cache, labels, initial)
-            model.alpha.fill_(alpha)
-            model.beta.fill_(beta)
-            print(f"Searched on {len(labels):,} validation images: {accuracy:.2f}% of them")
-        print(f"alpha {model.alpha.item():.4g}, beta {model.beta.item():.4g}")
+        initial = {"alpha": node.ALPHA, "beta": node.BETA}
+        alpha, beta = search_settings(
+            self,
+            initial,
+            [ALPHAS, BETAS],
+            lambda f, alpha, beta: alpha * cache_logits(f, model.keys, model.values, beta),
+        )
+        model.alpha.fill_(alpha)
+        model.beta.fill_(beta)
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
         """Return zero-shot plus cache logits (images, classes) for image features (images, dim) of any length."""
-        features = normalize(input.float())
-        return self.backbone.logits(features, self.class_features) + self.model(features)
+        features, model = normalize(input.float()), self.model
+        cache = cache_logits(features, model.keys, model.values, model.beta)
+        return self.backbone.logits(features, self.class_features) + model.alpha * cache
 
 
 @TRAINER_REGISTRY.register()

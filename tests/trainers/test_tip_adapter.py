@@ -1,6 +1,7 @@
 """Tip-Adapter: the cache and its logits, the search on validation images, runs with and without training."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from tests.common import REPOSITORY, assert_same_tensors, load_tensors
 from trainers import shots, tip_adapter
-from trainers.tip_adapter import ALPHAS, BETAS, TipAdapterF, search_hyperparameters
+from trainers.tip_adapter import ALPHAS, BETAS, TipAdapterF, cache_logits
 from vlm.similarity import normalize
 
 
@@ -22,21 +23,31 @@ def checkpoint_path(result, epoch):
     return result.folder / f"tip_adapter/model.pth.tar-{epoch}"
 
 
-def test_the_search_finds_an_alpha_that_lets_a_right_cache_outweigh_wrong_zero_shot_logits():
+@pytest.fixture
+def search(monkeypatch):
+    """Return a function that searches alpha and beta for two images that equal the keys of the two classes."""
+
+    def call(zero_shot, values, initial):
+        monkeypatch.setattr(shots, "collect_validation_features", lambda _: (torch.eye(2), torch.tensor([0, 1])))
+        trainer = SimpleNamespace(backbone=SimpleNamespace(logits=lambda *_: zero_shot), class_features=None)
+        names = dict(zip(("alpha", "beta"), initial, strict=True))
+        added = lambda f, alpha, beta: alpha * cache_logits(f, torch.eye(2), values, beta)  # noqa: E731
+        return shots.search_settings(trainer, names, [ALPHAS, BETAS], added)
+
+    return call
+
+
+def test_the_search_finds_an_alpha_that_lets_a_right_cache_outweigh_wrong_zero_shot_logits(search, capsys):
     """The zero-shot logits of the wrong class are higher by 1.5."""
-    features = torch.eye(2)
-    cache = features, torch.eye(2), torch.eye(2)
-    zero_shot = 1.5 * (1 - torch.eye(2))
-    alpha, beta, accuracy = search_hyperparameters(zero_shot, cache, torch.tensor([0, 1]), (1.0, 5.5))
-    assert accuracy == 100
+    alpha, beta = search(1.5 * (1 - torch.eye(2)), torch.eye(2), (1.0, 5.5))
+    assert "\nalpha 3, beta 7\n" in capsys.readouterr().out
     assert alpha * (1 - np.exp(-beta)) > 1.5
     assert (alpha, beta) == (ALPHAS[-1], BETAS[-1])  # of equally accurate pairs, the one of the lowest cross-entropy
 
 
-def test_the_search_keeps_the_initial_alpha_and_beta_if_no_pair_beats_them():
+def test_the_search_keeps_the_initial_alpha_and_beta_if_no_pair_beats_them(search):
     """With values of zero, the cache changes no logits, so all pairs have the same score."""
-    cache = torch.eye(2), torch.eye(2), torch.zeros(2, 2)
-    assert search_hyperparameters(torch.eye(2), cache, torch.tensor([0, 1]), (1.25, 5.5)) == (1.25, 5.5, 100)
+    assert search(torch.eye(2), torch.zeros(2, 2), (1.25, 5.5)) == (1.25, 5.5)
 
 
 @pytest.mark.parametrize(("method", "epochs", "parameters"), [("TipAdapter", 1, 0), ("TipAdapterF", 2, 20 * 64)])
@@ -85,19 +96,22 @@ def test_logits_are_those_of_the_formula(digits_trainer):
 
 
 def test_alpha_and_beta_are_searched_on_normalised_validation_features(digits_trainer, monkeypatch):
-    trainer, calls = digits_trainer("TipAdapter"), []
+    trainer, candidates = digits_trainer("TipAdapter"), []
+    trainer.fill_cache()
     features, labels = 7 * torch.randn(6, 64), torch.tensor([0, 1, 2, 3, 4, 5])
-    monkeypatch.setattr(tip_adapter, "collect_validation_features", lambda _: (features, labels))
-    monkeypatch.setattr(tip_adapter, "search_hyperparameters", lambda *args: calls.append(args) or (0.5, 2.0, 90.0))
+    initial_logits = trainer.model_inference(features)
+    monkeypatch.setattr(shots, "collect_validation_features", lambda _: (features, labels))
+
+    def prefer_the_last(logits, image_labels):
+        assert image_labels is labels
+        candidates.extend(logits)
+        return [(len(candidates), 0.0)] * len(logits)
+
+    monkeypatch.setattr(shots, "score_candidates", prefer_the_last)
     trainer.search_alpha_and_beta()
-    zero_shot, (unit_features, keys, values), image_labels, initial = calls[0]
-    expected = features / features.norm(dim=1, keepdim=True)
-    torch.testing.assert_close(unit_features, expected)
-    scale = trainer.backbone.clip.logit_scale.exp()
-    torch.testing.assert_close(zero_shot, scale * expected @ trainer.class_features.t())
-    assert (keys is trainer.model.keys, values is trainer.model.values, image_labels is labels) == (True, True, True)
-    assert initial == (1.0, 5.5)
-    assert (trainer.model.alpha, trainer.model.beta) == (0.5, 2.0)
+    torch.testing.assert_close(candidates[0], initial_logits)
+    assert len(candidates) == 1 + len(ALPHAS) * len(BETAS)
+    assert (trainer.model.alpha, trainer.model.beta) == (pytest.approx(ALPHAS[0]), BETAS[-1])
 
 
 def test_adamw_has_the_epsilon_of_the_authors_code(digits_trainer):
@@ -107,14 +121,14 @@ def test_adamw_has_the_epsilon_of_the_authors_code(digits_trainer):
 @pytest.mark.parametrize("final", ["best_val", "last_step"])
 def test_every_epoch_trains_with_the_initial_alpha_and_beta(run, monkeypatch, final):
     """The values that a search after the previous epoch set are reset."""
-    in_training, searches = [], iter([(2.5, 3.5, 99.0), (0.5, 1.5, 98.0), (1.5, 2.5, 97.0)])
+    in_training, searches = [], iter([(2.5, 3.5), (0.5, 1.5), (1.5, 2.5)])
 
     def record_values(self, batch, original=TipAdapterF.forward_backward):
         in_training.append((self.model.alpha.item(), self.model.beta.item()))
         return original(self, batch)
 
     monkeypatch.setattr(TipAdapterF, "forward_backward", record_values)
-    monkeypatch.setattr(tip_adapter, "search_hyperparameters", lambda *_: next(searches))
+    monkeypatch.setattr(tip_adapter, "search_settings", lambda *_: next(searches))
     options = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 3, "TEST.FINAL_MODEL", final)
     result = run(*tiny_config("TipAdapterF"), *options, trainer="TipAdapterF")
     assert result.code == 0, result.error
