@@ -22,6 +22,9 @@ from .backbone import Backbone, load_backbone
 from .prompts import HandwrittenPrompts
 
 RELIABLE_VAL_SHOTS = 4  # validation images a class; with 1, Tip-Adapter's search chose worse values than its defaults
+# Length of the class weights that a trained classifier starts from: about that of CLIP's text features, which the
+# authors' code of TaskRes and CLAP does not normalise, so that their learning rates and penalties suit it.
+TEXT_NORM = 10.0
 
 
 def load_zero_shot(trainer: TrainerX) -> tuple[Backbone, torch.Tensor]:
@@ -107,6 +110,27 @@ def collect_shots(trainer: TrainerX, views: int = 0) -> tuple[torch.Tensor, torc
     per_shot = f"{count} views" if count > 1 else "1 view"
     print(f"Shots: {len(mean):,} features of {mean.shape[1]:,} numbers, {per_shot} each")
     return mean, labels[0]
+
+
+def check_two_classes(trainer: TrainerX) -> None:
+    """Raise :class:`UserError` if the data set has one class, as there is nothing to learn then."""
+    if (count := len(trainer.dm.dataset.classnames)) < 2:
+        problem = f"{trainer.cfg.TRAINER.NAME} needs 2 classes or more; {trainer.cfg.DATASET.NAME} has {count}"
+        raise UserError(f"{problem}. --trainer ZeroshotCLIP takes any number")
+
+
+def one_hot_labels(trainer: TrainerX, labels: torch.Tensor) -> torch.Tensor:
+    """Return one-hot labels (shots, classes), fp32; :class:`UserError` if a class has no shots.
+
+    Args:
+        labels: (shots,).
+    """
+    y = F.one_hot(labels, trainer.num_classes).float()
+    if missing := (y.sum(0) == 0).nonzero()[:, 0].tolist():
+        names = ", ".join(trainer.lab2cname[label] for label in missing)
+        problem = f"{trainer.cfg.TRAINER.NAME} needs a training image of each class; without: {names}"
+        raise UserError(f"{problem}. --trainer TaskRes trains without them")
+    return y
 
 
 def collect_validation_features(trainer: TrainerX) -> tuple[torch.Tensor, torch.Tensor] | None:
