@@ -25,27 +25,6 @@ from vlm.text.templates import check_template
 from . import shots
 
 
-class Prototypes(nn.Module):
-    """Class weights w (classes, dim), which start at ``t`` (classes, dim), and their multipliers, zeros at first."""
-
-    t: torch.Tensor
-    lambda_: torch.Tensor
-
-    def __init__(self, t: torch.Tensor):
-        super().__init__()
-        self.w = nn.Parameter(t.clone())
-        self.register_buffer("t", t, persistent=False)
-        self.register_buffer("lambda_", torch.zeros(len(t)))
-
-    def forward(self) -> torch.Tensor:
-        """Return the class weights (classes, dim) at length 1."""
-        return normalize(self.w)
-
-    def penalty(self) -> torch.Tensor:
-        """Return the mean over classes of lambda_c times the squared distance of w_c from t_c."""
-        return (self.lambda_ * (self.w - self.t).square().sum(1)).mean()
-
-
 @TRAINER_REGISTRY.register()
 class CLAP(TrainerX):
     """Trains the class weights, classes * dim parameters, by cross-entropy with the class-adaptive penalty."""
@@ -69,7 +48,10 @@ class CLAP(TrainerX):
         """Encode the prompts, and register class weights that equal the text features."""
         shots.check_two_classes(self)
         self.backbone, t = shots.load_zero_shot(self)
-        shots.register_feature_model(self, self.backbone, "clap", Prototypes(shots.TEXT_NORM * t))
+        self.t = shots.TEXT_NORM * t
+        model = nn.ParameterDict({"w": self.t.clone()})
+        model.register_buffer("lambda_", torch.zeros(len(t)))  # zero for ZS-LP
+        shots.register_feature_model(self, self.backbone, "clap", model)
 
     def before_train(self) -> None:
         """Prepare training; set the multipliers in a new run, as a resumed one has them from the checkpoint."""
@@ -81,15 +63,15 @@ class CLAP(TrainerX):
     def set_multipliers(self) -> None:
         """Set lambda_c to the mean zero-shot probability of class c over the shots of class c, and print the range."""
         f, labels = shots.collect_shots(self)
-        p, y = self.backbone.logits(f, normalize(self.model.t)).softmax(1), shots.one_hot_labels(self, labels)
+        p, y = self.backbone.logits(f, normalize(self.t)).softmax(1), shots.one_hot_labels(self, labels)
         lambda_ = self.model.lambda_.copy_((y * p).sum(0) / y.sum(0))
         print(f"Multipliers of the penalty: {lambda_.min():.3f} to {lambda_.max():.3f}, mean {lambda_.mean():.3f}")
 
     def forward_backward(self, batch: dict) -> dict[str, float]:
         """Train on ``batch`` by cross-entropy and penalty; return their sum as ``loss``, and ``acc`` (%)."""
         f, label, _ = self.parse_batch_train(batch)
-        output = self.model_inference(f)
-        loss = F.cross_entropy(output, label) + self.model.penalty()  # lambda is zero for ZS-LP
+        w, output = self.model.w, self.model_inference(f)
+        loss = F.cross_entropy(output, label) + (self.model.lambda_ * (w - self.t).square().sum(1)).mean()
         self.model_backward_and_update(loss)
         if self.batch_idx + 1 == self.num_batches:
             self.update_lr()
@@ -97,8 +79,8 @@ class CLAP(TrainerX):
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
         """Return scaled logits (images, classes) for image features (images, dim) of any length."""
-        return self.backbone.logits(input, self.model())
+        return self.backbone.logits(input, normalize(self.model.w))
 
     def linear_head(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return weight (classes, dim) and bias (classes,) that give the logits of unit image features."""
-        return build_linear_head(self.model(), self.backbone.clip.logit_scale)
+        return build_linear_head(normalize(self.model.w), self.backbone.clip.logit_scale)

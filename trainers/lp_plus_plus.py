@@ -30,19 +30,9 @@ ALPHA_START = 250.0  # first alpha / mean cosine of shots and the texts of their
 ALPHA_PERIOD = 10  # steps of w for one of alpha; the authors' value
 
 
-class BlendedClassifier(nn.Module):
-    """Visual prototypes w (classes, dim) and multipliers alpha (classes,), both zeros, of text features ``t``."""
-
-    t: torch.Tensor
-
-    def __init__(self, t: torch.Tensor):
-        super().__init__()
-        self.w, self.alpha = nn.Parameter(torch.zeros_like(t)), nn.Parameter(torch.zeros(len(t)))
-        self.register_buffer("t", t, persistent=False)
-
-    def forward(self) -> torch.Tensor:
-        """Return the class weights (classes, dim)."""
-        return self.w + self.alpha[:, None] * self.t
+def class_weights(w: torch.Tensor, alpha: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """Return ``w_k + alpha_k t_k`` for all classes k (classes, dim)."""
+    return w + alpha[:, None] * t
 
 
 def minimize(f: torch.Tensor, y: torch.Tensor, t: torch.Tensor, steps: int) -> Iterator[tuple[torch.Tensor, ...]]:
@@ -93,8 +83,9 @@ class LPPlusPlus(TrainerX):
     def build_model(self) -> None:
         """Encode the prompts, and register w and alpha without an optimizer, in a single epoch of all iterations."""
         shots.check_two_classes(self)
-        self.backbone, t = shots.load_zero_shot(self)
-        self.model = BlendedClassifier(t).to(self.device)
+        self.backbone, self.t = shots.load_zero_shot(self)
+        zeros = {"w": torch.zeros_like(self.t), "alpha": torch.zeros(len(self.t))}
+        self.model = nn.ParameterDict(zeros).to(self.device)
         shots.bind_classnames(self.model, self.dm.dataset.classnames, self.device)
         self.register_model("lp_plus_plus", self.model)
         self.max_epoch = 1
@@ -104,7 +95,7 @@ class LPPlusPlus(TrainerX):
     def run_epoch(self) -> None:
         """Set w and alpha to those after the step with the best score on validation images; without any, the last."""
         f, labels = shots.collect_shots(self, views=1)
-        t, y, steps = self.model.t, shots.one_hot_labels(self, labels), self.cfg.TRAINER.LPPLUSPLUS.ITERATIONS
+        y, steps = shots.one_hot_labels(self, labels), self.cfg.TRAINER.LPPLUSPLUS.ITERATIONS
         validation = shots.collect_validation_features(self)
 
         def score(iterate: tuple[int, tuple[torch.Tensor, ...]]) -> tuple[float, float]:
@@ -112,10 +103,10 @@ class LPPlusPlus(TrainerX):
             step, (w, alpha) = iterate
             if validation is None:
                 return step, 0.0
-            logits = normalize(validation[0]) @ (w + alpha[:, None] * t).t()
+            logits = normalize(validation[0]) @ class_weights(w, alpha, self.t).t()
             return shots.score_candidates(logits[None], validation[1])[0]
 
-        best = max(enumerate(minimize(f, y, t, steps), 1), key=score)
+        best = max(enumerate(minimize(f, y, self.t, steps), 1), key=score)
         step, (w, alpha) = best
         self.model.w.copy_(w)
         self.model.alpha.copy_(alpha)
@@ -125,8 +116,8 @@ class LPPlusPlus(TrainerX):
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
         """Return logits (images, classes) for image features (images, dim) of any length."""
-        return normalize(input.float()) @ self.model().t()
+        return normalize(input.float()) @ class_weights(self.model.w, self.model.alpha, self.t).t()
 
     def linear_head(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return weight (classes, dim) and bias (classes,) that give the logits of unit image features."""
-        return self.model(), torch.zeros_like(self.model.alpha)
+        return class_weights(self.model.w, self.model.alpha, self.t), torch.zeros_like(self.model.alpha)

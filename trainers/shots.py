@@ -120,11 +120,7 @@ def check_two_classes(trainer: TrainerX) -> None:
 
 
 def one_hot_labels(trainer: TrainerX, labels: torch.Tensor) -> torch.Tensor:
-    """Return one-hot labels (shots, classes), fp32; :class:`UserError` if a class has no shots.
-
-    Args:
-        labels: (shots,).
-    """
+    """Return one-hot labels (shots, classes), fp32, of ``labels`` (shots,); :class:`UserError` if a class has none."""
     y = F.one_hot(labels, trainer.num_classes).float()
     if missing := (y.sum(0) == 0).nonzero()[:, 0].tolist():
         names = ", ".join(trainer.lab2cname[label] for label in missing)

@@ -20,22 +20,6 @@ from vlm.text.templates import check_template
 from . import shots
 
 
-class TaskResidual(nn.Module):
-    """The residual x (classes, dim), zeros at first, of text features ``t`` (classes, dim), and its weight alpha."""
-
-    t: torch.Tensor
-
-    def __init__(self, t: torch.Tensor, alpha: float):
-        super().__init__()
-        self.alpha = alpha
-        self.register_buffer("t", t, persistent=False)
-        self.x = nn.Parameter(torch.zeros_like(t))
-
-    def forward(self) -> torch.Tensor:
-        """Return the class weights t' (classes, dim) at length 1."""
-        return normalize(self.t + self.alpha * self.x)
-
-
 @TRAINER_REGISTRY.register()
 class TaskRes(TrainerX):
     """Trains the task residual, classes * dim parameters. A class without shots learns from those of the others."""
@@ -59,18 +43,22 @@ class TaskRes(TrainerX):
             )
 
     def build_model(self) -> None:
-        """Encode the prompts, and register the residual."""
+        """Encode the prompts, and register a residual of zeros."""
         shots.check_two_classes(self)
         self.backbone, t = shots.load_zero_shot(self)
-        residual = TaskResidual(shots.TEXT_NORM * t, self.cfg.TRAINER.TASKRES.ALPHA)
-        shots.register_feature_model(self, self.backbone, "taskres", residual)
+        self.t = shots.TEXT_NORM * t
+        shots.register_feature_model(self, self.backbone, "taskres", nn.ParameterDict({"x": torch.zeros_like(t)}))
 
     forward_backward = shots.cross_entropy_step
 
+    def class_weights(self) -> torch.Tensor:
+        """Return the class weights t' (classes, dim) at length 1."""
+        return normalize(self.t + self.cfg.TRAINER.TASKRES.ALPHA * self.model.x)
+
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
         """Return scaled logits (images, classes) for image features (images, dim) of any length."""
-        return self.backbone.logits(input, self.model())
+        return self.backbone.logits(input, self.class_weights())
 
     def linear_head(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return weight (classes, dim) and bias (classes,) that give the logits of unit image features."""
-        return build_linear_head(self.model(), self.backbone.clip.logit_scale)
+        return build_linear_head(self.class_weights(), self.backbone.clip.logit_scale)
