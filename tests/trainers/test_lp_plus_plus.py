@@ -113,8 +113,9 @@ def test_a_run_that_was_killed_in_its_only_epoch_starts_again_to_the_same_bits(r
     options = (*TINY, "DATASET.NUM_SHOTS", 2, "TRAINER.LPPLUSPLUS.ITERATIONS", 20)
     expected = run(*options, trainer="LPPlusPlus", out="uninterrupted")
     monkeypatch.setattr("trainers.lp_plus_plus.minimize", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        run(*options, trainer="LPPlusPlus")
+    killed = run(*options, trainer="LPPlusPlus")
+    assert killed.code == 130
+    assert not list(killed.folder.glob("lp_plus_plus/*"))
     monkeypatch.setattr("trainers.lp_plus_plus.minimize", minimize)
     restarted = run(*options, trainer="LPPlusPlus")
     states = [
