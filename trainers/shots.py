@@ -24,6 +24,9 @@ from .backbone import Backbone, load_backbone
 from .prompts import HandwrittenPrompts
 
 RELIABLE_VAL_SHOTS = 4  # validation images a class; with 1, Tip-Adapter's search chose worse values than its defaults
+# Length of the class weights that a trained classifier starts from: about that of CLIP's text features, which the
+# authors' code of TaskRes and CLAP does not normalise, so that their learning rates and penalties suit it.
+TEXT_NORM = 10.0
 
 
 def load_zero_shot(trainer: TrainerX) -> tuple[Backbone, torch.Tensor]:
@@ -144,6 +147,23 @@ def check_shots(trainer: TrainerX, labels: torch.Tensor) -> None:
         raise UserError(f"{method} compares classes, and there is one; TipAdapter can do with one")
     if names := ", ".join(name for label, name in lab2cname.items() if label not in labels):
         raise UserError(f"{method}, unlike TipAdapter, needs a training image of each class; without: {names}")
+
+
+def check_two_classes(trainer: TrainerX) -> None:
+    """Raise :class:`UserError` if the data set has one class, as there is nothing to learn then."""
+    if (count := len(trainer.dm.dataset.classnames)) < 2:
+        problem = f"{trainer.cfg.TRAINER.NAME} needs 2 classes or more; {trainer.cfg.DATASET.NAME} has {count}"
+        raise UserError(f"{problem}. --trainer ZeroshotCLIP takes any number")
+
+
+def one_hot_labels(trainer: TrainerX, labels: torch.Tensor) -> torch.Tensor:
+    """Return one-hot labels (shots, classes), fp32, of ``labels`` (shots,); :class:`UserError` if a class has none."""
+    y = F.one_hot(labels, trainer.num_classes).float()
+    if missing := (y.sum(0) == 0).nonzero()[:, 0].tolist():
+        names = ", ".join(trainer.lab2cname[label] for label in missing)
+        problem = f"{trainer.cfg.TRAINER.NAME} needs a training image of each class; without: {names}"
+        raise UserError(f"{problem}. --trainer TaskRes trains without them")
+    return y
 
 
 def collect_validation_features(trainer: TrainerX) -> tuple[torch.Tensor, torch.Tensor] | None:
