@@ -35,8 +35,7 @@ SUFFIXES = (".npz", ".safetensors", ".npy")
 ARRAY_NAME = re.compile(r"(train\d*|val|test)_(features|labels)|class_names|text_features|logit_scale|backbone")
 METADATA: dict[str, Callable[[str], Any]] = {"class_names": json.loads, "logit_scale": float, "backbone": str}
 # Exceptions of NumPy, zipfile and safetensors for damaged files; a header may name an array of any size.
-READ_ERRORS = (OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, NotImplementedError, RuntimeError)
-READ_ERRORS += (BadZipFile, zlib.error, SafetensorError)
+READ_ERRORS = (OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, RuntimeError, BadZipFile, zlib.error)
 LOGIT_SCALE = 100.0  # that of all of OpenAI's CLIPs, which learned it up to this limit
 
 
@@ -99,7 +98,7 @@ def _read_arrays(file: Path) -> dict[str, Any]:
             return {file.stem: content}
         with content:
             return {name: content[name] for name in filter(ARRAY_NAME.fullmatch, content.files)}
-    except READ_ERRORS as error:
+    except (*READ_ERRORS, SafetensorError) as error:
         problem = f"{file} is damaged, or is no file of arrays: {error_reason(error)}"
         if "Object arrays" in str(error):  # of NumPy
             problem = f"{file} has an array of Python objects, which are not read; save class_names as an array of str"
