@@ -109,13 +109,16 @@ def test_without_validation_features_they_are_what_the_shots_leave(save):
 
 def test_half_of_the_classes_keeps_its_own_text_features(save, run_features):
     file = save()
-    code, error, folder = run_features(file, "ZeroshotCLIP", "DATASET.SUBSAMPLE_CLASSES", "new")
+    (base := file.with_name("base.txt")).write_text("ant\n", encoding="utf-8")
+    options = ["DATASET.SUBSAMPLE_CLASSES", "new", "DATASET.BASE_CLASSES", base]
+    code, error, folder = run_features(file, "ZeroshotCLIP", *options)
     assert not code, error
     record = read_json(folder / "result.json")
     arrays = make_arrays()
-    rows = arrays["test_features"][arrays["test_labels"] == 2]
-    assert record["classnames"] == ["cow"]
-    assert record["total"] == len(rows)
+    rows = arrays["test_features"][arrays["test_labels"] > 0]
+    cosines = rows @ arrays["text_features"][1:].T / np.linalg.norm(arrays["text_features"][1:], axis=1)
+    assert record["classnames"] == ["bee", "cow"]
+    assert record["correct"] == (cosines.argmax(1) == arrays["test_labels"][arrays["test_labels"] > 0] - 1).sum()
 
 
 @pytest.mark.parametrize("form", ["npz", "safetensors", "folder"])
