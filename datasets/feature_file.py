@@ -17,7 +17,7 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -33,7 +33,9 @@ from dassl.utils import UserError, atomic_write, error_reason, file_digest
 
 SUFFIXES = (".npz", ".safetensors", ".npy")
 ARRAY_NAME = re.compile(r"(train\d*|val|test)_(features|labels)|class_names|text_features|logit_scale|backbone")
-TEXT_ARRAYS = ("class_names", "logit_scale", "backbone")  # in .safetensors, metadata
+METADATA: dict[str, Callable[[str], Any]] = {"class_names": json.loads, "logit_scale": float, "backbone": str}
+# Exceptions of NumPy, zipfile and safetensors for damaged files; a header may name an array of any size.
+READ_ERRORS = (OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, RuntimeError, BadZipFile, zlib.error)
 LOGIT_SCALE = 100.0  # that of all of OpenAI's CLIPs, which learned it up to this limit
 
 
@@ -83,94 +85,66 @@ def _read(path: Path, stamps: tuple[tuple[Path, int, int], ...]) -> FeatureFile:
 
 def _read_arrays(file: Path) -> dict[str, Any]:
     """Return the arrays of a file by name; nothing is unpickled."""
-    name, arrays = "", {}
     try:
         if file.suffix == ".safetensors":
             with safe_open(file, framework="pt") as opened:
-                metadata = opened.metadata() or {}
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  no dict
+                metadata = opened.metadata() or {}
+            texts = {key: parse(metadata[key]) for key, parse in METADATA.items() if key in metadata}
             arrays = {key: (t.float() if t.is_floating_point() else t).numpy() for key, t in tensors.items()}
-            arrays |= {key: np.array(metadata[key]) for key in TEXT_ARRAYS if key in metadata}
-            if "class_names" in metadata:
-                arrays["class_names"] = np.array([str(text) for text in json.loads(metadata["class_names"])])
-        else:
-            content = np.load(file, allow_pickle=False)
-            if isinstance(content, np.ndarray):
-                return {file.stem: content}
-            with content:
-                for name in filter(ARRAY_NAME.fullmatch, content.files):
-                    arrays[name] = content[name]
-    except (OSError, ValueError, TypeError, KeyError, EOFError, MemoryError) as error:
-        if "Object arrays" in str(error):
-            hint = "save texts as np.array(names, dtype=str), numbers as floats or integers"
-            problem = f"{file}, {name or file.stem}: Python objects are not read, as they may run code"
-            raise UserError(f"{problem}; {hint}") from error
-        raise UserError(f"{file} is damaged, or is no file of arrays: {error_reason(error)}") from error
-    except (BadZipFile, zlib.error, SafetensorError, NotImplementedError, RuntimeError) as error:
-        raise UserError(f"{file} is damaged, or is no file of arrays: {error_reason(error)}") from error
-    return arrays
+            return arrays | {key: np.array(text) for key, text in texts.items()}
+        content = np.load(file, allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            return {file.stem: content}
+        with content:
+            return {name: content[name] for name in filter(ARRAY_NAME.fullmatch, content.files)}
+    except (*READ_ERRORS, SafetensorError) as error:
+        problem = f"{file} is damaged, or is no file of arrays: {error_reason(error)}"
+        if "Object arrays" in str(error):  # of NumPy
+            problem = f"{file} has an array of Python objects, which are not read; save class_names as an array of str"
+        raise UserError(problem) from error
 
 
 def check_arrays(path: Path, arrays: Mapping[str, Any], sha256: str = "") -> FeatureFile:
     """Return the ``arrays`` of the file ``path`` as a :class:`FeatureFile`; UserError if one is not of its form."""
     arrays = {name: np.asarray(array) for name, array in arrays.items() if ARRAY_NAME.fullmatch(name)}
-    names = dict.fromkeys(name.rpartition("_")[0] for name in arrays if name.endswith(("_features", "_labels")))
-    splits = [name for name in names if name != "text"]
-    for name in ("test", *splits):
-        if missing := [f"{name}_{kind}" for kind in ("features", "labels") if f"{name}_{kind}" not in arrays]:
-            raise UserError(f"{path} has no {' and no '.join(missing)}; it has {', '.join(sorted(arrays))}")
-    if not any(name.startswith("train") for name in splits):
-        raise UserError(f"{path} has no training features: train_* of all images, or a draw such as train16_*")
-    dim = arrays["test_features"].shape[-1:]
-    features = {name: _to_features(f"{path}, {name}_features", arrays[f"{name}_features"], dim) for name in names}
-    number = len(arrays.get("class_names", features.get("text", ()))) or None
-    checked = {}
+
+    def require(condition: object, name: str, expected: str) -> None:
+        """Raise :class:`UserError` with what the array ``name`` is and what is ``expected``, unless ``condition``."""
+        if not condition:
+            array = arrays.get(name)
+            actual = "missing" if array is None else f"{array.dtype} of the shape {array.shape}"
+            raise UserError(f"{path}, {name}: it is {actual}; it must be {expected}")
+
+    splits = ["test", *(name.rpartition("_")[0] for name in arrays if name.endswith(("_features", "_labels")))]
+    splits = [name for name in dict.fromkeys(splits) if name != "text"]
+    require(any(name.startswith("train") for name in splits), "train_features", "there, or a draw: train16_features")
+    features, labels = {}, {}
+    for name in [*splits, *(["text"] if "text_features" in arrays else [])]:
+        require((key := f"{name}_features") in arrays, key, "there, as each split has features and labels")
+        array, width = arrays[key], arrays["test_features"].shape[1:]
+        require(array.dtype.kind == "f" and array.ndim == 2 and array.size, key, "floats (n, dim), of any length")
+        require(array.shape[1:] == width, key, f"as wide as test_features, {width}")
+        features[name] = torch.from_numpy(array.astype(np.float32))
+        norms = features[name].norm(dim=1)
+        require(((norms > 0) & norms.isfinite()).all(), key, "of finite rows, none of them all zeros")
     for name in splits:
-        where, labels = f"{path}, {name}_labels", arrays[f"{name}_labels"]
-        if labels.dtype.kind not in "iu" or labels.shape != (count := len(features[name]),):
-            raise UserError(f"{where}: {_describe(labels)}; it must be {count:,} integers, those of {name}_features")
-        if (low := int(labels.min())) < 0 or (number and int(labels.max()) >= number):
-            allowed = f"from 0 to {number - 1}, as there are {number} classes" if number else "from 0 on"
-            raise UserError(f"{where}: its labels go from {low} to {labels.max()}; they must go {allowed}")
-        checked[name] = features[name], torch.from_numpy(labels.astype(np.int64))
-    number = number or 1 + max(int(labels.max()) for _, labels in checked.values())
-    classnames = _to_texts(path, arrays.get("class_names", np.array([f"class {label}" for label in range(number)])))
-    if "text" in features and len(features["text"]) != number:
-        rows = len(features["text"])
-        raise UserError(f"{path}, text_features: {rows} rows; it must have one for each of {number} classes")
-    try:
-        scale = float(arrays.get("logit_scale", LOGIT_SCALE))
-    except (ValueError, TypeError):
-        scale = 0.0
-    if not 0 < scale < float("inf"):
-        raise UserError(f"{path}, logit_scale: it must be a number above 0, the factor of the cosines such as 100")
-    text, backbone = features.get("text"), str(arrays.get("backbone", ""))
-    return FeatureFile(path, sha256, checked, classnames, text, scale, backbone)
-
-
-def _describe(array: np.ndarray) -> str:
-    """Return the type and the shape of ``array`` for a message."""
-    return f"{array.dtype} of the shape {array.shape}"
-
-
-def _to_features(where: str, array: np.ndarray, dim: tuple[int, ...]) -> torch.Tensor:
-    """Return features as fp32 (n, dim); UserError if they are not finite, or have another shape or type."""
-    if array.dtype.kind != "f" or array.ndim != 2 or not array.size or array.shape[1:] != dim:
-        expected = f"floats of the shape (n, {dim[0] if dim else 'dim'}), with the width of test_features"
-        raise UserError(f"{where}: {_describe(array)}; it must be {expected}")
-    features = torch.from_numpy(array.astype(np.float32))
-    if not (is_usable := (norms := features.norm(dim=1)).isfinite() & (norms > 0)).all():
-        row = int((~is_usable).nonzero()[0])
-        raise UserError(f"{where}: row {row} is infinite, NaN or all zeros; each row must be a feature")
-    return features
-
-
-def _to_texts(path: Path, array: np.ndarray) -> list[str]:
-    """Return class names; UserError if they are fewer than two, no texts, empty or not all different."""
-    names = [str(name) for name in array.ravel()]
-    if array.dtype.kind != "U" or array.ndim != 1 or len({*names} - {""}) != len(names) or len(names) < 2:
-        raise UserError(f"{path}, class_names: {_describe(array)}; it must be two or more different texts")
-    return names
+        array, count = arrays.get(key := f"{name}_labels", np.array(None)), len(features[name])
+        require(array.dtype.kind in "iu" and array.shape == (count,), key, f"{count} integers, one for each feature")
+        labels[name] = torch.from_numpy(array.astype(np.int64))
+    lowest, largest = min(int(each.min()) for each in labels.values()), max(int(each.max()) for each in labels.values())
+    names = arrays.get("class_names", np.array([f"class {label}" for label in range(largest + 1)]))
+    is_list = names.dtype.kind == "U" and names.ndim == 1 and len({*names.tolist()} - {""}) == len(names) > 1
+    require(is_list, "class_names", "two or more different texts, one a class")
+    if lowest < 0 or largest >= len(names):
+        raise UserError(f"{path}: labels go from {lowest} to {largest}; of {len(names)} classes, they are from 0 on")
+    text, scale = features.get("text"), arrays.get("logit_scale", np.array(LOGIT_SCALE))
+    require(text is None or len(text) == len(names), "text_features", f"a row for each of {len(names)} classes")
+    is_factor = scale.dtype.kind in "fiu" and scale.size == 1 and 0 < scale < np.inf
+    require(is_factor, "logit_scale", "a number above 0, the factor of the cosines")
+    checked = {name: (features[name], labels[name]) for name in splits}
+    backbone = str(arrays.get("backbone", ""))
+    return FeatureFile(path, sha256, checked, names.tolist(), text, float(scale), backbone)
 
 
 def write_feature_file(path: Path, arrays: Mapping[str, Any]) -> FeatureFile:

@@ -13,6 +13,7 @@ from torch import nn
 
 from dassl.config import get_cfg_default
 from dassl.data.decoding import get_decoding
+from dassl.data.features import StoredFeatures
 from dassl.data.transforms import Pipeline, build_transform
 from dassl.utils import Decoding, UserError
 from vlm.clip.load import load_cached_clip
@@ -111,14 +112,13 @@ def build_from_run(
         UserError: as ``load_trainer``; or two of ``classnames`` have the same tokens.
     """
     trainer = load_trainer(source, classnames, epoch, weights, backbone, templates)
-    has_clip = hasattr(trainer, "backbone")
+    visual, has_clip = get_frozen_image_encoder(trainer), hasattr(trainer, "backbone")
     if classnames and has_clip:
         _check_distinct_classes(trainer.backbone.build_text_encoder(), classnames)
     if (classnames or templates) and has_clip:  # the log of the run has the notes on its own ones
         used_templates = list_templates(trainer.cfg.DATASET.TEMPLATE) if takes_templates(trainer.cfg) else ()
         with contextlib.redirect_stdout(sys.stderr):
             print_language_notes(get_language(trainer.backbone.clip), classnames, used_templates)
-    visual = get_frozen_image_encoder(trainer)
     encode = _build_encode_function(visual) if visual else lambda images: images.to(trainer.device)
     with suppress_stdout():
         preprocess = build_transform(trainer.cfg, is_train=False)
@@ -150,7 +150,13 @@ def _check_distinct_classes(encoder: TextEncoder, classnames: Sequence[str]) -> 
 
 
 def get_frozen_image_encoder(trainer) -> nn.Module | None:
-    """Return the frozen image encoder whose features ``trainer.model_inference`` takes; None if it takes images."""
+    """Return the frozen image encoder whose features ``trainer.model_inference`` takes; None if it takes images.
+
+    Raises :class:`UserError` for a run on the data set Features, whose features came without their encoder.
+    """
+    if isinstance(trainer.feature_extractor, StoredFeatures):
+        hint = "tools/export_classifier.py writes its class weights"
+        raise UserError(f"a run on the data set Features has no image encoder for images; {hint}")
     return trainer.feature_extractor and trainer.feature_extractor.encoder.visual
 
 

@@ -23,6 +23,7 @@ from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 from yacs.config import CfgNode
 
 from dassl.config import get_cfg_default
+from dassl.data.features import StoredFeatures
 from dassl.data.transforms import build_transform
 from dassl.utils import UserError, atomic_write, check_replaceable, mkdir_if_missing, write_error
 from vlm.clip.fingerprint import weights_fingerprint
@@ -114,7 +115,8 @@ def export_classifier(
 ) -> None:
     """Write a run's class weights as safetensors and npz, and its image classifier as ONNX, to ``out_folder``.
 
-    The other arguments are those of :func:`inference.trained_run.load_trainer`.
+    The other arguments are those of :func:`inference.trained_run.load_trainer`. A run on the data set Features has no
+    image encoder, and gets no ONNX file.
 
     Raises:
         UserError: as ``load_trainer``; the method's logits are not linear in image features; exported logits differ
@@ -124,10 +126,13 @@ def export_classifier(
     description = _build_metadata(trainer)
     check_linear_head(trainer)
     weight, bias = (tensor.detach().float().contiguous() for tensor in trainer.linear_head())
-    frozen = get_frozen_image_encoder(trainer)
+    if is_stored := isinstance(trainer.feature_extractor, StoredFeatures):
+        features = torch.randn(4, weight.shape[1], generator=torch.Generator().manual_seed(0))
+        frozen, images = nn.Identity(), features
+    else:
+        frozen, images = get_frozen_image_encoder(trainer), random_images(description["size"])
     visual = frozen or trainer.model.clip.visual  # a method that trains the image encoder takes images
     module = ImageClassifier(visual, weight, bias).eval()
-    images = random_images(description["size"])
     with torch.no_grad():
         expected = trainer.model_inference(frozen(images) if frozen else images).float()
         difference = check_close(module(images)[0], expected, EXACT_TOLERANCE, "logits by the class weights")
@@ -143,13 +148,16 @@ def export_classifier(
         np.savez(file, weight=weight, bias=bias, classnames=names, metadata=json.dumps(description))
     for suffix in ("safetensors", "npz"):
         _print_written(out_folder / f"{WEIGHTS_NAME}.{suffix}", difference)
+    if is_stored:
+        print(f"{onnx_path} is not written: a run on the data set Features has no image encoder")
+        return
     if missing := [name for name in ONNX_PACKAGES if find_spec(name) is None]:
         raise UserError(f"{onnx_path} is not written: it needs pip install {' '.join(missing)} ({PIP_MIRROR_HINT})")
     _print_written(onnx_path, _write_onnx(onnx_path, module, images, expected, metadata))
 
 
 def _build_metadata(trainer) -> dict:
-    """Return the metadata of exported class weights: class names, CLIP, and image preprocessing.
+    """Return the metadata of exported class weights: class names, CLIP, and, if there are images, their preprocessing.
 
     Raise :class:`UserError` for instance normalization, which a mean and a standard deviation cannot describe.
     """
@@ -158,12 +166,16 @@ def _build_metadata(trainer) -> dict:
         raise UserError("INPUT.TRANSFORMS of the run has instance_norm: no mean and standard deviation describe it")
     mean, std = _get_normalization(node)
     weights = trainer.provenance["weights"]
-    return {
+    metadata = {
         "trainer": trainer.cfg.TRAINER.NAME,
         "classnames": list(trainer.dm.dataset.classnames),
         "backbone": weights["backbone"],
         "weights_sha256": weights["sha256"],
         "logit_scale": round(get_clip(trainer).logit_scale.exp().item(), 6),
+    }
+    if isinstance(trainer.feature_extractor, StoredFeatures):
+        return metadata
+    return metadata | {
         "orientation": node.ORIENTATION,  # of the images that the run was trained on, as white_level
         "white_level": node.WHITE_LEVEL,
         "size": node.SIZE[0],

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import platform
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # options of mallopt, as numbered in malloc.h
@@ -37,6 +38,7 @@ def trim_malloc() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
+@cache  # finding them takes a quarter of a short run
 def get_package_versions() -> dict[str, str]:
     """Return the versions of Python and of ``PACKAGES``, by name; "not installed" for a package that is absent."""
     versions = {"python": platform.python_version()}

@@ -54,13 +54,10 @@ def split_fingerprints(
     ``decoding`` changes images from the original's, there is ``decoding`` (:func:`count_changes`).
     """
     fingerprints: dict[str, dict] = {}
+    decoding = decoding if getattr(dataset, "has_images", True) else None
     for name in SPLITS:
         if items := getattr(dataset, name, None):
-            entry = {"images": len(items), "sha256": split_fingerprint(items, root)}
-            if not getattr(dataset, "has_images", True):
-                fingerprints[name] = entry
-                continue
-            entry |= digest_sizes(items)
+            entry = {"images": len(items), "sha256": split_fingerprint(items, root), **digest_sizes(items)}
             if decoding and (changes := count_changes([item.impath for item in items], decoding)):
                 entry["decoding"] = changes
             fingerprints[name] = entry
