@@ -17,6 +17,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY, TrainerX
@@ -82,7 +83,6 @@ class LPPlusPlus(TrainerX):
 
     def build_model(self) -> None:
         """Encode the prompts, and register w and alpha without an optimizer, in a single epoch of all iterations."""
-        shots.check_two_classes(self)
         self.backbone, self.t = shots.load_zero_shot(self)
         zeros = {"w": torch.zeros_like(self.t), "alpha": torch.zeros(len(self.t))}
         self.model = nn.ParameterDict(zeros).to(self.device)
@@ -95,7 +95,8 @@ class LPPlusPlus(TrainerX):
     def run_epoch(self) -> None:
         """Set w and alpha to those after the step with the best score on validation images; without any, the last."""
         f, labels = shots.collect_shots(self, views=1)
-        y, steps = shots.one_hot_labels(self, labels), self.cfg.TRAINER.LPPLUSPLUS.ITERATIONS
+        shots.check_shots(self, labels)
+        y, steps = F.one_hot(labels, self.num_classes).float(), self.cfg.TRAINER.LPPLUSPLUS.ITERATIONS
         validation = shots.collect_validation_features(self)
 
         def score(iterate: tuple[int, tuple[torch.Tensor, ...]]) -> tuple[float, float]:

@@ -140,15 +140,6 @@ def collect_shots(trainer: TrainerX, views: int = 0, average: bool = True) -> tu
     return (mean, labels[0]) if average else (normalize(torch.cat(features)), torch.cat(labels))
 
 
-def check_shots(trainer: TrainerX, labels: torch.Tensor) -> None:
-    """Raise :class:`UserError` for a single class, or a class without a training image among ``labels``."""
-    method, lab2cname = trainer.cfg.TRAINER.NAME, trainer.dm.dataset.lab2cname
-    if len(lab2cname) < 2:
-        raise UserError(f"{method} compares classes, and there is one; TipAdapter can do with one")
-    if names := ", ".join(name for label, name in lab2cname.items() if label not in labels):
-        raise UserError(f"{method}, unlike TipAdapter, needs a training image of each class; without: {names}")
-
-
 def check_two_classes(trainer: TrainerX) -> None:
     """Raise :class:`UserError` if the data set has one class, as there is nothing to learn then."""
     if (count := len(trainer.dm.dataset.classnames)) < 2:
@@ -156,14 +147,13 @@ def check_two_classes(trainer: TrainerX) -> None:
         raise UserError(f"{problem}. --trainer ZeroshotCLIP takes any number")
 
 
-def one_hot_labels(trainer: TrainerX, labels: torch.Tensor) -> torch.Tensor:
-    """Return one-hot labels (shots, classes), fp32, of ``labels`` (shots,); :class:`UserError` if a class has none."""
-    y = F.one_hot(labels, trainer.num_classes).float()
-    if missing := (y.sum(0) == 0).nonzero()[:, 0].tolist():
-        names = ", ".join(trainer.lab2cname[label] for label in missing)
-        problem = f"{trainer.cfg.TRAINER.NAME} needs a training image of each class; without: {names}"
-        raise UserError(f"{problem}. --trainer TaskRes trains without them")
-    return y
+def check_shots(trainer: TrainerX, labels: torch.Tensor) -> None:
+    """Raise :class:`UserError` for a single class, or a class without a training image among ``labels`` (shots,)."""
+    check_two_classes(trainer)
+    present = set(labels.tolist())
+    if missing := [name for label, name in trainer.lab2cname.items() if label not in present]:
+        problem = f"{trainer.cfg.TRAINER.NAME} needs a training image of each class; without: {', '.join(missing)}"
+        raise UserError(f"{problem}. --trainer TipAdapter or TaskRes does without")
 
 
 def collect_validation_features(trainer: TrainerX) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -194,7 +184,10 @@ def collect_validation_features(trainer: TrainerX) -> tuple[torch.Tensor, torch.
 def search_settings(
     trainer: TrainerX, initial: dict[str, float], grids: Sequence[Sequence[float]], logits: Callable[..., torch.Tensor]
 ) -> tuple[float, ...]:
-    """Return the values of the settings with the best score on validation images; print them.
+    """Return the values of the settings with the lowest cross-entropy on validation images; print them.
+
+    Accuracy breaks ties. The authors of these methods choose by accuracy, but on up to 4 images a class it has few
+    values, and its maximum over a large grid is chance.
 
     Args:
         initial: names and initial values. They win a tie, and stay if there is nothing to choose on.
@@ -210,7 +203,7 @@ def search_settings(
         for values, others in [(best[:1], best[1:]), *((grids[0], others) for others in product(*grids[1:]))]:
             added = logits(features, features.new_tensor(values)[:, None, None], *others)
             scored += zip(score_candidates(zero_shot + added, labels), [(v, *others) for v in values], strict=True)
-        (accuracy, _), best = max(scored, key=lambda candidate: candidate[0])
+        (accuracy, _), best = max(scored, key=lambda candidate: candidate[0][::-1])  # cross-entropy first
         print(f"Searched on {len(labels):,} validation images: {accuracy:.2f}% of them")
     print(", ".join(f"{name} {value:.4g}" for name, value in zip(initial, best, strict=True)))
     return best

@@ -37,7 +37,8 @@ def measure_test_accuracy(method: type, shots: int, protocol: str, monkeypatch) 
         clip=SimpleNamespace(logit_scale=scale), logits=lambda f, W: compute_logits(f, W, scale)
     )
     trainer.class_features, trainer.num_classes = data["text_features"], len(classes)
-    trainer.dm = SimpleNamespace(dataset=SimpleNamespace(lab2cname={label: str(label) for label in classes}))
+    trainer.lab2cname = {label: str(label) for label in classes}
+    trainer.dm = SimpleNamespace(dataset=SimpleNamespace(classnames=[*trainer.lab2cname.values()]))
     trainer.model = SimpleNamespace(alpha=torch.zeros(()), beta=torch.zeros(()))
     if method is TipAdapter:
         trainer.model = CacheModel(len(train[0]), 512, len(classes), trainer.cfg.TRAINER.TIPADAPTER, False)

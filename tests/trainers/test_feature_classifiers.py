@@ -108,7 +108,7 @@ def test_a_class_without_shots_is_refused_where_its_statistics_are_needed(fit, r
         refused = run("DATASET.FEWSHOT_FILE", path, trainer=method)
         assert refused.code == 2
         assert f"{method} needs a training image of each class; without: one, two, three" in refused.error
-        assert "--trainer TaskRes trains without them" in refused.error
+        assert "--trainer TipAdapter or TaskRes does without" in refused.error
 
 
 # Accuracy (%) on the test images that a method must reach with this number of shots.
