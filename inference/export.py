@@ -125,7 +125,7 @@ def export_classifier(
     check_linear_head(trainer)
     weight, bias = (tensor.detach().float().contiguous() for tensor in trainer.linear_head())
     frozen = get_frozen_image_encoder(trainer)
-    visual = frozen or trainer.model.clip.visual  # a method that trains the image encoder takes images
+    visual = frozen or getattr(trainer.model, "image_encoder", None) or trainer.model.clip.visual  # the trained one
     module = ImageClassifier(visual, weight, bias).eval()
     images = random_images(description["size"])
     with torch.no_grad():

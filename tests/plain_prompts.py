@@ -1,4 +1,4 @@
-"""CLIP's two towers with deep prompts by definition: every prompt has 77 tokens, and every image is computed at once."""
+"""CLIP's towers with deep prompts by definition: every prompt has 77 tokens; all images are computed at once."""
 
 from __future__ import annotations
 
