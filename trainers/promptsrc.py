@@ -1,11 +1,10 @@
 """PromptSRC: deep prompts in both towers of a frozen CLIP, regularized by what CLIP computes without them.
 
-Khattak et al., Self-regulating Prompts: Foundational Model Adaptation without Forgetting, ICCV 2023, section 3. The
-first layers of both encoders have learned tokens, independent of each other. Training minimises L_CE + L_SCL:
-cross-entropy, lambda_1 and lambda_2 times the L1 distances of the prompted unit features of texts and images from
-frozen CLIP's, and the Kullback-Leibler divergence of the prompted scores from frozen CLIP's (section 3.2.1). The
-trained prompts are the mean of those after each epoch, with Gaussian weights (section 3.2.2). Frozen text features are
-means over templates (section 3.2.3).
+Khattak et al., Self-regulating Prompts: Foundational Model Adaptation without Forgetting, ICCV 2023, section 3.2. The
+first layers of both encoders have learned tokens, independent of each other. The loss is L_CE + L_SCL: cross-entropy,
+lambda_1 and lambda_2 times the L1 distances of the prompted unit features of texts and images from frozen CLIP's, and
+the Kullback-Leibler divergence of the prompted scores from frozen CLIP's (3.2.1). The trained prompts are the mean of
+those after each epoch, with Gaussian weights (3.2.2). Frozen text features are means over templates (3.2.3).
 
 As in the authors' code, the distances are means over all elements; the templates are the first 60 of CLIP's 80 on every
 data set, and their features are averaged before they are normalised. Unlike there, amp has all losses. Words and
