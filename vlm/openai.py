@@ -33,7 +33,7 @@ with warnings.catch_warnings():
     from vlm._openai_clip.clip import _MODELS as URLS  # noqa: F401  name -> address, with the SHA-256
     from vlm._openai_clip.clip import _tokenizer as tokenizer  # noqa: F401
     from vlm._openai_clip.clip import tokenize  # noqa: F401
-    from vlm._openai_clip.model import CLIP, QuickGELU, Transformer, build_model, convert_weights  # noqa: F401
+    from vlm._openai_clip.model import CLIP, ModifiedResNet, QuickGELU, Transformer, build_model, convert_weights  # noqa: F401
 
 # Entries of OpenAI's archives that are not weights: three numbers, which build_model derives from the weights.
 NON_WEIGHT_KEYS = ("input_resolution", "context_length", "vocab_size")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests import plain_prompts
 from trainers.coop import PromptLearner
 from vlm.openai import CLIP
 from vlm.text.encoder import TextEncoder
@@ -120,3 +121,32 @@ def test_the_common_prefix_of_prompts_is_computed_once(clip):
     words = {"names": ["cat", "dog"], "ctx_init": "a photo of a"}
     for values, prefix in (({}, 5), ({"csc": True}, 1), ({"position": "middle"}, 3), ({"position": "front"}, 1)):
         assert build_learner(clip, **words, **values).layout.prefix_length == prefix
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+@pytest.mark.parametrize("names", [[*NAMES, "a long name of " + "many words " * 20], ["cat"]], ids=["six", "one"])
+def test_deep_prompts_equal_those_of_the_plain_encoder(clip, names, depth):
+    """Features, and the gradients of the context and of each layer's prompts: in any chunks, with any memory."""
+    learner = build_learner(clip, names, n_ctx=3)
+    deep = [torch.nn.Parameter(torch.randn(3, 128)) for _ in range(depth - 1)]
+    eot_positions = learner.lengths - 1
+
+    def results(encode):
+        for each in deep:
+            each.grad = None
+        return *features_and_gradient(learner, encode), *(each.grad for each in deep)
+
+    expected = results(lambda table: plain_prompts.encode_texts(clip, table[learner.index], eot_positions, deep))
+    plain = results(lambda table: plain_prompts.encode_texts(clip, table[learner.index], eot_positions))
+    assert not torch.allclose(plain[0], expected[0], atol=1e-2)
+    for chunk, memory in ((1, 0), (7, 0), (7, 1 << 30), (1024, 0)):
+        layout = Layout.build(learner.index, learner.lengths, chunk)
+        encoder = TextEncoder(clip, memory)
+        for ours, theirs in zip(results(lambda table: encoder(table, layout, deep)), expected, strict=True):  # noqa: B023
+            torch.testing.assert_close(ours, theirs, atol=1e-5 * theirs.abs().max().item(), rtol=1e-5)
+
+
+def test_deep_prompts_outside_the_common_prefix_are_refused(clip):
+    learner = build_learner(clip, NAMES, n_ctx=4, position="front")
+    with pytest.raises(AssertionError):
+        TextEncoder(clip)(learner(), learner.layout, [torch.zeros(4, 128)])

@@ -72,7 +72,7 @@ class TextEncoder(nn.Module):
         """Return features (n, embed_dim), not normalised, of token ids (n, 77)."""
         return self(self.token_embedding.weight, self.build_layout(tokens, self.lengths(tokens)))
 
-    def forward(self, table: torch.Tensor, layout: Layout) -> torch.Tensor:
+    def forward(self, table: torch.Tensor, layout: Layout, deep_prompts: Sequence[torch.Tensor] = ()) -> torch.Tensor:
         """Return features (n, embed_dim), not normalised, of the n prompts of ``layout``, in their order.
 
         Chunks are computed one after another. The first ones, as many as fit into ``memory``, store their
@@ -81,11 +81,14 @@ class TextEncoder(nn.Module):
         Args:
             table: vectors (rows, width) that ``layout.index`` refers to, without positional embeddings.
             layout: the packed prompts, from ``build_layout(index, lengths)``.
+            deep_prompts: each (n_ctx, width); the l-th, from 1, replaces the states of the n_ctx tokens behind the
+                start token before layer l, counted from 0. These tokens must be in the prefix, which all prompts share.
         """
+        assert not deep_prompts or layout.prefix_length > len(deep_prompts[0])
         x = F.embedding(layout.index, table).type(self.dtype)
         x = x + self.positional_embedding[layout.position_ids].type(self.dtype)
         first, *later = x.split([chunk.num_tokens for chunk in layout.chunks])
-        features, prefix_key_values = self._encode(first, layout.chunks[0], layout.prefix_length)
+        features, prefix_key_values = self._encode(first, layout.chunks[0], layout.prefix_length, None, deep_prompts)
         outputs, activation_bytes = [features], self.bytes_per_token * len(first)
         for x, chunk in zip(later, layout.chunks[1:], strict=True):
             activation_bytes += self.bytes_per_token * len(x)
@@ -133,16 +136,20 @@ class TextEncoder(nn.Module):
         return self._encode(x, chunk, prefix_length, prefix_key_values)[0]
 
     def _encode(
-        self, x: torch.Tensor, chunk: Chunk, prefix_length: int, prefix_key_values: list[torch.Tensor] | None = None
+        self, x: torch.Tensor, chunk: Chunk, prefix_length: int, prefix_key_values: list | None = None, deep_prompts=()
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return the features (prompts, embed_dim) of a chunk, and the keys and values of the prefix in each layer.
 
         Args:
             x: (rows, width), the states of the chunk's tokens before the first layer.
             prefix_key_values: for each layer, (prefix_length, 2 * width). None: ``x`` begins with the prefix's rows.
+            deep_prompts: as in :meth:`forward`; other chunks than the first see them through ``prefix_key_values``.
         """
         key_values = []
         for number, block in enumerate(self.transformer.resblocks):
+            if 1 <= number <= len(deep_prompts):
+                prompt = deep_prompts[number - 1].to(x.dtype)
+                x = torch.cat([x[:1], prompt, x[1 + len(prompt) :]])
             is_last = number == len(self.transformer.resblocks) - 1
             width, attn, y = x.shape[1], block.attn, block.ln_1(x)
             key_value = F.linear(y, attn.in_proj_weight[width:], attn.in_proj_bias[width:])
