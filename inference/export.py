@@ -126,17 +126,12 @@ def export_classifier(
     description = _build_metadata(trainer)
     check_linear_head(trainer)
     weight, bias = (tensor.detach().float().contiguous() for tensor in trainer.linear_head())
-<<<<<<< HEAD
     if is_stored := isinstance(trainer.feature_extractor, StoredFeatures):
         features = torch.randn(4, weight.shape[1], generator=torch.Generator().manual_seed(0))
         frozen, images = nn.Identity(), features
     else:
         frozen, images = get_frozen_image_encoder(trainer), random_images(description["size"])
-    visual = frozen or trainer.model.clip.visual  # a method that trains the image encoder takes images
-=======
-    frozen = get_frozen_image_encoder(trainer)
     visual = frozen or getattr(trainer.model, "image_encoder", None) or trainer.model.clip.visual  # the trained one
->>>>>>> t2
     module = ImageClassifier(visual, weight, bias).eval()
     with torch.no_grad():
         expected = trainer.model_inference(frozen(images) if frozen else images).float()
