@@ -88,6 +88,7 @@ def test_other_seeds_draw_from_the_largest_draw_and_its_size_is_one_draw(save):
     full = {seed: draw(save(), seed, 16) for seed in (1, 2)}
     assert set(full[1][0]) == set(full[2][0])
     assert [source.get("draws") for *_, source in (*full.values(), *draws.values())] == [1, 1, None, None]
+    assert "draws" not in draw(save(), 2, 2)[2]  # the file has no draw of 2: all come from the 16
 
 
 def test_shots_come_from_all_training_features_if_the_file_has_them(save):

@@ -13,6 +13,7 @@ import train
 from datasets.feature_file import read_feature_file
 from tests.common import REPOSITORY
 from tests.datasets.test_features import NAMES, make_arrays
+from tools import features as tool  # noqa: F401  the fixture call runs it
 
 
 @pytest.mark.parametrize("shots", [-1, 4])
