@@ -90,7 +90,7 @@ class CustomCLIP(nn.Module):
 class CoOp(TrainerX):
     """Context optimization: trains the context of the prompts, with CLIP frozen."""
 
-    training_keys = ("PREC", "CTX_INIT", "SAMPLED_CLASSES")
+    training_keys: Sequence[str] = ("PREC", "CTX_INIT", "SAMPLED_CLASSES")
     has_cosine_logits = True  # model_inference returns cosines of image and class features, times the logit scale
 
     @classmethod

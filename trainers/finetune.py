@@ -60,9 +60,9 @@ class FineTunedCLIP(nn.Module):
 
     text_features: torch.Tensor | None = None  # cache of the class features in evaluation
 
-    def __init__(self, clip: CLIP, batch_norm: bool):
+    def __init__(self, clip: CLIP, batch_norm: bool, node: str = "TRAINER.FINETUNE"):
         super().__init__()
-        self.clip, self.batch_norm = clip, batch_norm
+        self.clip, self.batch_norm, self.node = clip, batch_norm, node  # the last: a name for messages
         self.trained_names = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         if batch_norm:
             norms = {name for name, module in self.named_modules() if isinstance(module, BATCH_NORM)}
@@ -85,7 +85,7 @@ class FineTunedCLIP(nn.Module):
         """Load the trained tensors; raise a RuntimeError if ``state_dict`` does not have exactly their names."""
         if differing := self.trained_names ^ set(state_dict):
             problem = f"{min(differing)} is trained in the checkpoint or in this model alone"
-            raise RuntimeError(f"{problem}; TRAINER.FINETUNE must be as in training")
+            raise RuntimeError(f"{problem}; {self.node} must be as in training")
         return super().load_state_dict({**super().state_dict(), **state_dict}, *args, **kwargs)
 
 

@@ -115,7 +115,7 @@ def test_a_run_on_captions_classifies_with_class_names_and_a_template(run, call,
 
 @pytest.mark.parametrize("flags", [("--template", "a {}."), ("--ensemble",)])
 def test_a_run_with_a_learned_prompt_refuses_templates(run, refused, three, flags):
-    message = "is of CoOp; they replace the prompts of runs of CLIPFineTune alone"
+    message = "is of CoOp; they replace the prompts of runs of CLIPFineTune and CLIPLoRA alone"
     refused(three, "--model-dir", run(*SHORT).folder, *flags, fragments=["--template and --ensemble", message])
 
 
