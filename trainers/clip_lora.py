@@ -1,15 +1,14 @@
 """CLIP-LoRA: low-rank updates of the attention layers of both encoders, trained by few-shot cross-entropy.
 
-Zanella and Ben Ayed, Low-Rank Few-Shot Adaptation of Vision-Language Models, CVPR workshops 2024, section 4. A weight W
-of queries, keys or values becomes ``W + gamma * B A``. A (r, inputs) starts as in a linear layer, B (outputs, r) at 0;
-in :mod:`vlm.clip.lora` they are ``down`` and ``up``. As in the authors' code, gamma is ``alpha / sqrt(r)``. Each step
-encodes the prompts of all classes again. All settings are fixed for all data sets and shots.
+Zanella and Ben Ayed, Low-Rank Few-Shot Adaptation of Vision-Language Models, CVPR workshops 2024, section 4. A weight
+W of queries, keys or values becomes ``W + gamma * B A``. A (r, inputs) starts as in a linear layer, B (outputs, r) at
+0; in :mod:`vlm.clip.lora` they are ``down`` and ``up``. As in the authors' code, gamma is ``alpha / sqrt(r)``. Each
+step encodes the prompts of all classes again. The settings are the same for all data sets and shots.
 
-Different from the authors' code:
-* It drops inputs of A for each token. Here a step drops the same inputs for all tokens, images and prompts. The update
-  is then one of the weight, so that prompts are encoded without padding, and images in chunks, with exact gradients.
-* Of several templates (DATASET.TEMPLATE), the mean of the features counts, not the first one alone.
-* N_ITERS * shots steps are rounded up to whole epochs, and the cosine schedule ends at 0, not at 1e-6.
+The authors' code drops inputs of A for each token, uses the first template alone, and ends its schedule at 1e-6. Here,
+a step drops the same inputs for all tokens, images and prompts: so the update is one of the weight, prompts are encoded
+without padding, and chunks of images have exact gradients. The features of several templates are averaged. The schedule
+ends at 0, after N_ITERS * shots steps, rounded up to whole epochs.
 """
 
 from __future__ import annotations
@@ -28,17 +27,17 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, check_at_least, check_availability, count_num_param, load_pretrained_weights
 from vlm.clip.lora import PROJECTION_NAMES, LoRAUpdate, add_lora
 from vlm.contrastive import encode_in_chunks
-from vlm.similarity import build_linear_head, compute_logits, normalize
+from vlm.similarity import compute_logits, normalize
 from vlm.text.templates import check_template
 
 from .backbone import load_backbone
-from .finetune import AUTOCAST_DTYPES, FineTunedCLIP
+from .finetune import AUTOCAST_DTYPES, CLIPFineTune, FineTunedCLIP
 from .prompts import HandwrittenPrompts
 
 
 @TRAINER_REGISTRY.register()
 class CLIPLoRA(TrainerX):
-    """Trains low-rank updates of CLIP by the cross-entropy of its zero-shot logits."""
+    """Trains low-rank updates of CLIP by the cross-entropy of its logits for hand-written prompts."""
 
     display_name = "CLIP-LoRA"
     group = "towers"
@@ -89,10 +88,10 @@ class CLIPLoRA(TrainerX):
         if node.ENCODER == "text":
             self.feature_extractor = self.backbone.build_feature_extractor()
         self.encoder, self.prompts = self.backbone.build_text_encoder(clip), HandwrittenPrompts(self)
-        texts = [self.prompts.of_class(label) for label in range(self.num_classes)]
-        truncate, flat = self.prompts.descriptions is not None, [text for group in texts for text in group]
-        self.tokens = self.encoder.tokenize(flat, truncate=truncate).to(self.device)
-        self.num_prompts = [len(group) for group in texts]  # of each class
+        prompts = [self.prompts.of_class(label) for label in range(self.num_classes)]
+        texts, truncate = [text for group in prompts for text in group], self.prompts.descriptions is not None
+        self.tokens = self.encoder.tokenize(texts, truncate).to(self.device)
+        self.num_prompts = [*map(len, prompts)]  # of each class
         if cfg.MODEL.INIT_WEIGHTS:
             load_pretrained_weights(self.model, cfg.MODEL.INIT_WEIGHTS)
         num_batches = len(self.train_loader_x or [None])  # without data, as in prediction, nothing is trained
@@ -117,11 +116,6 @@ class CLIPLoRA(TrainerX):
         self.update_lr()
         return {"loss": loss.item(), "acc": compute_accuracy(output, label)[0].item()}
 
-    def set_model_mode(self, mode: str = "train", names: str | list[str] | None = None) -> None:
-        """Set training or evaluation mode, and clear the cached class features."""
-        super().set_model_mode(mode, names)
-        self.model.text_features = None  # training changes the text encoder
-
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """Return unnormalised fp32 features (n, embed_dim) of images (n, 3, height, width); cached features stay."""
         if self.feature_extractor is not None:
@@ -130,7 +124,7 @@ class CLIPLoRA(TrainerX):
             return self.model.clip.visual(images).float()
 
     def class_features(self) -> torch.Tensor:
-        """Return unit text features (classes, embed_dim); without gradients, they are cached as CoOp's are."""
+        """Return unit text features (classes, embed_dim); if fixed, cached until the next ``set_model_mode``."""
         if self.model.text_features is None:
             with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
                 features = normalize(self.encoder.encode(self.tokens).float())
@@ -145,6 +139,4 @@ class CLIPLoRA(TrainerX):
         features = encode_in_chunks(self.encode_images, input, self.cfg.TRAINER.CLIPLORA.CHUNK)
         return compute_logits(features, self.class_features(), self.model.clip.logit_scale)
 
-    def linear_head(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return weight (classes, embed_dim) and bias (classes,) that give the logits of unit image features."""
-        return build_linear_head(self.class_features(), self.model.clip.logit_scale)
+    linear_head = CLIPFineTune.linear_head

@@ -13,7 +13,7 @@ from dassl.utils import UserError, check_availability, load_pretrained_weights
 from vlm.clip.load import PRECISIONS
 from vlm.text.encoder import TextEncoder
 from vlm.text.nearest_words import decode_token
-from vlm.text.templates import check_template, clean_classname
+from vlm.text.templates import clean_classname
 from vlm.text.tokenizer import count_tokens
 
 MAX_CONTEXT_TOKENS = 512  # the longest prompts, Chinese-CLIP's, have as many tokens
@@ -29,14 +29,6 @@ def check_context(node: CfgNode, name: str) -> None:
         raise UserError(f"{name}.N_CTX is {node.N_CTX}; there must be at least 1 context token")
     if node.CTX_INIT and not count_tokens(clean_classname(node.CTX_INIT)):
         raise UserError(f'{name}.CTX_INIT "{node.CTX_INIT}" has no words; give some, or "" for random vectors')
-
-
-def check_all_classes(cfg: CfgNode) -> None:
-    """Raise :class:`UserError` for what does not go with a loss on hand-written prompts of all classes."""
-    check_template(cfg.DATASET.TEMPLATE, "DATASET.TEMPLATE")
-    if cfg.TRAINER.COOP.SAMPLED_CLASSES:
-        problem = f"{cfg.TRAINER.NAME} compares the prompts of all classes"
-        raise UserError(f"TRAINER.COOP.SAMPLED_CLASSES goes with CoOp alone: {problem}; set it to 0")
 
 
 def build_initial_context(

@@ -69,8 +69,9 @@ class FineTunedCLIP(nn.Module):
             self.trained_names |= {name for name, _ in self.named_buffers() if name.rpartition(".")[0] in norms}
 
     def train(self, mode: bool = True) -> FineTunedCLIP:
-        """Set the training mode, with frozen batch normalisation layers always in evaluation mode."""
+        """Set the mode, but keep frozen batch normalisation in evaluation mode; clear the cached class features."""
         super().train(mode)
+        self.text_features = None  # training changes the text encoder
         for module in self.modules():
             if isinstance(module, BATCH_NORM) and not self.batch_norm:
                 module.eval()
@@ -291,11 +292,6 @@ class CLIPFineTune(TrainerX):
         return torch.autocast(self.device.type, self.precision, enabled=self.precision is not None)
 
     # ---- evaluation ----
-
-    def set_model_mode(self, mode: str = "train", names: str | list[str] | None = None) -> None:
-        """Set training or evaluation mode, and clear the cached class features."""
-        super().set_model_mode(mode, names)
-        self.model.text_features = None  # training changes the text encoder
 
     def parse_batch_test(self, batch: dict) -> tuple:
         """Return images and labels; for retrieval, the arguments of ``model_inference`` and the evaluator's ``gt``."""

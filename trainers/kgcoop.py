@@ -18,9 +18,8 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.metrics import compute_accuracy
 from vlm.similarity import compute_logits, normalize
 
-from .context import check_all_classes
 from .coop import CoOp
-from .prompts import HandwrittenPrompts
+from .prompts import encode_handwritten_prompts
 
 
 @TRAINER_REGISTRY.register()
@@ -39,11 +38,8 @@ class KgCoOp(CoOp):
 
     def build_model(self) -> None:
         """Build CoOp's model, and encode the hand-written prompts."""
-        check_all_classes(self.cfg)
         super().build_model()
-        prompts = HandwrittenPrompts(self)
-        self.w_clip = prompts.encode(self.backbone)
-        self.provenance = {**self.provenance, **prompts.provenance}
+        self.w_clip = encode_handwritten_prompts(self)
 
     def forward_backward(self, batch: dict) -> dict[str, float]:
         """Train on a batch by L_ce + lambda * L_kg; return ``loss``, ``kg`` (L_kg) and ``acc`` (%)."""

@@ -20,9 +20,8 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.metrics import compute_accuracy
 from dassl.utils import UserError
 
-from .context import check_all_classes
 from .coop import CoOp
-from .prompts import HandwrittenPrompts
+from .prompts import encode_handwritten_prompts
 
 
 @TRAINER_REGISTRY.register()
@@ -47,11 +46,8 @@ class ProGrad(CoOp):
 
     def build_model(self) -> None:
         """Build CoOp's model, and encode the hand-written prompts."""
-        check_all_classes(self.cfg)
         super().build_model()
-        prompts = HandwrittenPrompts(self)
-        self.zero_shot_features = prompts.encode(self.backbone)
-        self.provenance = {**self.provenance, **prompts.provenance}
+        self.zero_shot_features = encode_handwritten_prompts(self)
 
     def forward_backward(self, batch: dict) -> dict[str, float]:
         """Train on a batch by the projected gradient of L_ce; return ``loss`` (L_ce), ``kl`` and ``acc`` (%)."""

@@ -127,8 +127,8 @@ def test_descriptions_take_the_place_of_templates_as_hand_written_prompts(digits
 @pytest.mark.parametrize(
     ("method", "key", "value", "message"),
     [
-        ("KgCoOp", "TRAINER.COOP.SAMPLED_CLASSES", 5, "SAMPLED_CLASSES goes with CoOp alone: KgCoOp compares"),
-        ("ProGrad", "TRAINER.COOP.SAMPLED_CLASSES", 5, "SAMPLED_CLASSES goes with CoOp alone: ProGrad compares"),
+        ("KgCoOp", "TRAINER.COOP.SAMPLED_CLASSES", 6, "SAMPLED_CLASSES goes with CoOp alone: KgCoOp compares"),
+        ("ProGrad", "TRAINER.COOP.SAMPLED_CLASSES", 6, "SAMPLED_CLASSES goes with CoOp alone: ProGrad compares"),
         ("ProGrad", "TRAINER.PROGRAD.T", 0, "TRAINER.PROGRAD.T is 0.0; it must be above 0"),
         ("KgCoOp", "DATASET.TEMPLATE", "a number", "DATASET.TEMPLATE"),
         ("CLIPLoRA", f"{LORA}.ENCODER", "image", f"{LORA}.ENCODER"),
