@@ -7,7 +7,7 @@
 With --json, each class has its probability, its logit and, if the method's logits are cosines of image and class
 features times CLIP's logit scale, its cosine. The logits of adapters and of the linear probe are no cosines. CoCoOp's
 class features are those under the image. A prompt alone is a checkpoint of CoOp or CoCoOp, or a folder of it. A run of
-CLIPFineTune takes --template or --ensemble, which replace its prompts, and --classes.
+CLIPFineTune or CLIPLoRA takes --template or --ensemble, which replace its prompts, and --classes.
 
 An IMAGE is a file, a folder, a glob pattern, or - for paths on standard input. In a folder and below it, all files that
 Pillow opens count, whatever their names (HEIC needs pip install pillow-heif), but those that are hidden or the system's

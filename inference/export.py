@@ -34,7 +34,7 @@ from vlm.text.encoder import build_text_encoder
 
 from .classifier import get_clip, get_frozen_image_encoder
 from .prompt_checkpoint import set_preprocessing
-from .trained_run import load_classnames, load_run_cfg, load_trainer, suppress_stdout
+from .trained_run import CLIP_TRAINERS, load_classnames, load_run_cfg, load_trainer, suppress_stdout
 
 WEIGHTS_NAME, ONNX_NAME = "class_weights", "classifier.onnx"
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -224,7 +224,7 @@ def _print_written(path: Path, difference: str) -> None:
 
 
 def export_clip(run_folder: Path, out_path: Path | None, epoch: int | None) -> None:
-    """Write the CLIP of a CLIPFineTune run: as a safetensors file, or if it is of another library, as its folder.
+    """Write the CLIP of a run of CLIP_TRAINERS: as a safetensors file, or if it is of another library, as its folder.
 
     A folder has the preprocessing of the run. A note names settings of the run that the file or folder cannot have.
 
@@ -242,7 +242,7 @@ def export_clip(run_folder: Path, out_path: Path | None, epoch: int | None) -> N
     is_folder = library in THIRD_PARTY_MODULES and identifier != ""
     out_path = out_path or run_folder / ("exported_clip" if is_folder else "clip.safetensors")
     _check_out_path(out_path, library if is_folder else "")
-    if cfg.TRAINER.NAME != "CLIPFineTune":
+    if cfg.TRAINER.NAME not in CLIP_TRAINERS:
         raise UserError(f"{run_folder}: {cfg.TRAINER.NAME} did not change CLIP: use the run's MODEL.BACKBONE instead")
     trainer = load_trainer(run_folder, load_classnames(run_folder) or PLACEHOLDER_CLASSES, epoch, cuda=False)
     clip = trainer.model.clip

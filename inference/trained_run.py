@@ -18,6 +18,8 @@ from dassl.config.run_config import CONFIG_FILE
 from dassl.engine.record import RECORD_FILE, is_evaluation, read_training_record
 from dassl.utils import UserError
 
+CLIP_TRAINERS = ("CLIPFineTune", "CLIPLoRA")  # methods that train CLIP itself, and classify by prompts
+
 
 def suppress_stdout() -> contextlib.AbstractContextManager:
     """Return a context manager that discards standard output: the framework prints its log there."""
@@ -97,7 +99,7 @@ def load_trainer(
         epoch: epoch of the checkpoint; None for the best on validation images, else the newest.
         weights: path of a CLIP weights file that replaces the weights in the run's config, or "".
         backbone: name of the CLIP of a learned prompt without its config; "" for a run.
-        templates: prompt templates that replace the prompts of a run of CLIPFineTune; empty for those of the run.
+        templates: prompt templates that replace the prompts of a run of CLIP_TRAINERS; empty for those of the run.
         cuda: True if a GPU may be used.
 
     Raises:
@@ -166,7 +168,8 @@ def _build_cfg(
         cfg.MODEL.BACKBONE.WEIGHTS = weights or cfg.MODEL.BACKBONE.WEIGHTS
     if templates:
         if not takes_templates(cfg):
-            problem = f"{source} is of {cfg.TRAINER.NAME}; they replace the prompts of runs of CLIPFineTune alone"
+            methods = " and ".join(CLIP_TRAINERS)
+            problem = f"{source} is of {cfg.TRAINER.NAME}; they replace the prompts of runs of {methods} alone"
             raise UserError(f"--template and --ensemble do not go with --model-dir: {problem}")
         cfg.DATASET.TEMPLATE, cfg.DATASET.DESCRIPTIONS = [*templates], ""
     cfg.MODEL.INIT_WEIGHTS = ""  # the initial model; the checkpoint replaces it
@@ -177,8 +180,8 @@ def _build_cfg(
 
 
 def takes_templates(cfg: CfgNode) -> bool:
-    """Return whether the class features of a run are those of any prompts, by its trained text encoder."""
-    return cfg.TRAINER.NAME == "CLIPFineTune"
+    """Return whether the class features of a run are those of any prompts, by its trained CLIP."""
+    return cfg.TRAINER.NAME in CLIP_TRAINERS
 
 
 def _subclass_without_data(name: str, classnames: list[str]) -> type:

@@ -64,8 +64,9 @@ class Estimate:
             return
         dataset, shots = trainer.dm.dataset, cfg.DATASET.NUM_SHOTS
         train = trainer.num_classes * shots if shots >= 1 else len(dataset.train_x)
-        epochs = 0 if is_evaluation or not trainer.get_model_names() else cfg.OPTIM.MAX_EPOCH
-        steps = epochs * max(train // cfg.DATALOADER.TRAIN_X.BATCH_SIZE, 1)
+        batches = max(train // cfg.DATALOADER.TRAIN_X.BATCH_SIZE, 1)
+        epochs = 0 if is_evaluation or not trainer.get_model_names() else trainer.count_epochs(cfg, batches)
+        steps = epochs * batches
         test, validations = len(dataset.test), epochs if cfg.TEST.FINAL_MODEL == "best_val" else 0
         val = len(dataset.val or ()) if validations else 0
         views = epochs

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from benchmarks import feature_set, image_encoder, many_classes, study, text_encoder
+from benchmarks import feature_set, image_encoder, many_classes, study, text_encoder, train_step
 from benchmarks.measure import measure_in_turns
 
 
-@pytest.mark.parametrize("module", [text_encoder, image_encoder, study, many_classes, feature_set])
+@pytest.mark.parametrize("module", [text_encoder, image_encoder, study, many_classes, feature_set, train_step])
 def test_help_of_a_benchmark_shows_its_command(module, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["benchmark", "--help"])
     with pytest.raises(SystemExit, match="0"):
@@ -29,6 +29,13 @@ def test_both_text_encoders_compute_the_same_features_and_gradients():
     for actual, expected in zip(ours(), plain(), strict=True):
         torch.testing.assert_close(actual, expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
     assert tokens < 2 * 77
+
+
+def test_our_training_step_and_the_plain_one_have_the_same_gradients():
+    ours, plain = (train_step.build_step("ProGrad", 2, plain)() for plain in (False, True))
+    assert len(ours) == 2
+    for actual, expected in zip(ours, plain, strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
 
 
 def test_the_first_turn_is_not_counted():

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--classes", nargs="+", default=[], metavar="NAME", help="class names that replace those of the run")
     add("--backbone", default="", help="for a learned prompt alone: its CLIP, such as RN50")
     add("--weights", default="", metavar="FILE", help="CLIP weights that replace those of the backbone")
-    add("--template", default="", help="prompt with {} for the class name; for a run of CLIPFineTune")
+    add("--template", default="", help="prompt with {} for the class name; for a run of CLIPFineTune or CLIPLoRA")
     args = parser.parse_args(argv)
     from inference.export import export_classifier
     from vlm.text.templates import check_template

@@ -1,4 +1,4 @@
-"""Export the CLIP of a CLIPFineTune run, in the format of the library that the original comes from.
+"""Export the CLIP of a run of CLIPFineTune or CLIPLoRA, in the format of the library that the original comes from.
 
     python tools/export_clip.py output/pairs/lora                   # writes output/pairs/lora/clip.safetensors
 

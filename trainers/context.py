@@ -82,7 +82,7 @@ def register_prompt_learner(trainer: TrainerX, learner, precision: str) -> tuple
     cfg = trainer.cfg
     learner.check_clip, node = not cfg.FORCE_RESUME, cfg.MODEL.BACKBONE
     learner.clip_name = node.WEIGHTS or node.NAME
-    if cfg.DATASET.DESCRIPTIONS:
+    if cfg.DATASET.DESCRIPTIONS and not getattr(trainer, "uses_handwritten_prompts", False):
         print(f"Note: DATASET.DESCRIPTIONS does nothing: {cfg.TRAINER.NAME} learns its prompts")
     print("Turning off gradients in both the image and the text encoder")
     if cfg.MODEL.INIT_WEIGHTS:

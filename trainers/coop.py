@@ -91,7 +91,7 @@ class CoOp(TrainerX):
     """Context optimization: trains the context of the prompts, with CLIP frozen."""
 
     group = "prompts"
-    training_keys = ("PREC", "CTX_INIT", "SAMPLED_CLASSES")
+    training_keys: Sequence[str] = ("PREC", "CTX_INIT", "SAMPLED_CLASSES")
     has_cosine_logits = True  # model_inference returns cosines of image and class features, times the logit scale
 
     @classmethod

@@ -60,17 +60,18 @@ class FineTunedCLIP(nn.Module):
 
     text_features: torch.Tensor | None = None  # cache of the class features in evaluation
 
-    def __init__(self, clip: CLIP, batch_norm: bool):
+    def __init__(self, clip: CLIP, batch_norm: bool, node: str = "TRAINER.FINETUNE"):
         super().__init__()
-        self.clip, self.batch_norm = clip, batch_norm
+        self.clip, self.batch_norm, self.node = clip, batch_norm, node  # the last: a name for messages
         self.trained_names = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         if batch_norm:
             norms = {name for name, module in self.named_modules() if isinstance(module, BATCH_NORM)}
             self.trained_names |= {name for name, _ in self.named_buffers() if name.rpartition(".")[0] in norms}
 
     def train(self, mode: bool = True) -> FineTunedCLIP:
-        """Set the training mode, with frozen batch normalisation layers always in evaluation mode."""
+        """Set the mode, but keep frozen batch normalisation in evaluation mode; clear the cached class features."""
         super().train(mode)
+        self.text_features = None  # training changes the text encoder
         for module in self.modules():
             if isinstance(module, BATCH_NORM) and not self.batch_norm:
                 module.eval()
@@ -85,7 +86,7 @@ class FineTunedCLIP(nn.Module):
         """Load the trained tensors; raise a RuntimeError if ``state_dict`` does not have exactly their names."""
         if differing := self.trained_names ^ set(state_dict):
             problem = f"{min(differing)} is trained in the checkpoint or in this model alone"
-            raise RuntimeError(f"{problem}; TRAINER.FINETUNE must be as in training")
+            raise RuntimeError(f"{problem}; {self.node} must be as in training")
         return super().load_state_dict({**super().state_dict(), **state_dict}, *args, **kwargs)
 
 
@@ -292,11 +293,6 @@ class CLIPFineTune(TrainerX):
         return torch.autocast(self.device.type, self.precision, enabled=self.precision is not None)
 
     # ---- evaluation ----
-
-    def set_model_mode(self, mode: str = "train", names: str | list[str] | None = None) -> None:
-        """Set training or evaluation mode, and clear the cached class features."""
-        super().set_model_mode(mode, names)
-        self.model.text_features = None  # training changes the text encoder
 
     def parse_batch_test(self, batch: dict) -> tuple:
         """Return images and labels; for retrieval, the arguments of ``model_inference`` and the evaluator's ``gt``."""

@@ -15,7 +15,7 @@ from vlm.text.classnames import print_prompts
 from vlm.text.descriptions import read_descriptions
 from vlm.text.encoder import TextEncoder, get_language
 from vlm.text.language import print_language_notes
-from vlm.text.templates import clean_classname, list_templates
+from vlm.text.templates import check_template, clean_classname, list_templates
 from vlm.text.zero_shot import build_description_classifier, build_zero_shot_classifier
 
 from .backbone import Backbone, FeatureBackbone
@@ -79,3 +79,17 @@ class HandwrittenPrompts:
         count = sum(len(self.of_class(label)) for label in range(len(self.classnames)))
         store = backbone.build_text_feature_store(encoder) if count > MIN_CACHED_PROMPTS else None
         return self.build_classifier(encoder, store)
+
+
+def encode_handwritten_prompts(trainer) -> torch.Tensor:
+    """Return the class features of the hand-written prompts for ``trainer``, a CoOp, and note them in its provenance.
+
+    Raises :class:`UserError` for a template without ``{}`` or, as all classes are compared, for SAMPLED_CLASSES.
+    """
+    check_template(trainer.cfg.DATASET.TEMPLATE, "DATASET.TEMPLATE")
+    if trainer.cfg.TRAINER.COOP.SAMPLED_CLASSES:
+        problem = f"{trainer.cfg.TRAINER.NAME} compares the prompts of all classes"
+        raise UserError(f"TRAINER.COOP.SAMPLED_CLASSES goes with CoOp alone: {problem}; set it to 0")
+    prompts = HandwrittenPrompts(trainer)
+    trainer.provenance |= prompts.provenance
+    return prompts.encode(trainer.backbone)

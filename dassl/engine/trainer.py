@@ -371,6 +371,11 @@ class SimpleTrainer(TrainerBase):
     def check_cfg(self, cfg: CfgNode) -> None:
         """Raise :class:`UserError` for config values that this method cannot use; here, for none."""
 
+    @staticmethod
+    def count_epochs(cfg: CfgNode, num_batches: int) -> int:
+        """Return the epochs of a training of ``num_batches`` batches an epoch: OPTIM.MAX_EPOCH, whatever they are."""
+        return cfg.OPTIM.MAX_EPOCH
+
     def build_data_loader(self) -> None:
         """Set ``self.dm``, a DataManager, and on ``self`` its loaders, class names, numbers of classes and domains."""
         with distributed.local_main_process_first():  # the data set may write the file of the few-shot split

@@ -44,9 +44,16 @@ def few_digits(digits_root, tmp_path_factory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("trainer", ["CoOp", "CoCoOp", "ZeroshotCLIP2", "LinearProbe", "TipAdapterF", "CLIPAdapter"])
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        *("CoOp", "CoCoOp", "ZeroshotCLIP2", "LinearProbe", "TipAdapterF", "CLIPAdapter"),
+        *("KgCoOp", "ProGrad", "CLIPLoRA"),
+    ],
+)
 def test_predictions_of_a_run_have_the_accuracy_in_its_log(run, call, few_digits, trainer):
-    trained = run("--root", few_digits, *SHORT, "TEST.NO_TEST", "False", "TRAINER.NAME", trainer)
+    options = (*SHORT, "TEST.NO_TEST", "False", "TRAINER.CLIPLORA.N_ITERS", 0)
+    trained = run("--root", few_digits, *options, "TRAINER.NAME", trainer)
     assert trained.code == 0, trained.error
     before = read_file_stats(trained.folder)
     result = call(few_digits / "digits/images/val", "--model-dir", trained.folder, "--json")
@@ -115,7 +122,7 @@ def test_a_run_on_captions_classifies_with_class_names_and_a_template(run, call,
 
 @pytest.mark.parametrize("flags", [("--template", "a {}."), ("--ensemble",)])
 def test_a_run_with_a_learned_prompt_refuses_templates(run, refused, three, flags):
-    message = "is of CoOp; they replace the prompts of runs of CLIPFineTune alone"
+    message = "is of CoOp; they replace the prompts of runs of CLIPFineTune and CLIPLoRA alone"
     refused(three, "--model-dir", run(*SHORT).folder, *flags, fragments=["--template and --ensemble", message])
 
 
