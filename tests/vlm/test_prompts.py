@@ -28,4 +28,5 @@ def test_the_templates_are_those_that_openai_published():
     """The digest is that of the lists in CLIP's notebook, one template a line."""
     assert (len(IMAGENET_TEMPLATES), len(SELECTED_TEMPLATES)) == (80, 7)
     text = "\n".join((*IMAGENET_TEMPLATES, *SELECTED_TEMPLATES))
-    assert hashlib.sha256(text.encode()).hexdigest() == "8242a4a04c9f96561300db072e0ea525ce61fdd08b4f19a72761480a8b9de00a"
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    assert digest == "8242a4a04c9f96561300db072e0ea525ce61fdd08b4f19a72761480a8b9de00a"
