@@ -50,11 +50,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--load-epoch", type=int, help="with --model-dir: the epoch to load; default: the best, else the newest")
     add("--allow-mismatch", action="store_true", help="evaluate a model under other settings than it was trained with")
     add("--no-train", action="store_true", help="build the trainer, then stop")
-    add(
-        "--skip-finished",
-        action="store_true",
-        help="do nothing if this command has finished there, on the same data and weights",
-    )
+    add("--skip-finished", action="store_true", help="do nothing if it has finished on the same data and weights")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, such as DATASET.NUM_SHOTS 4")
     return parser.parse_args(argv)
 

@@ -27,7 +27,7 @@ from vlm.text.templates import DEFAULT_TEMPLATES, clean_classname, list_template
 from vlm.text.zero_shot import build_zero_shot_classifier
 
 from .prompt_checkpoint import set_preprocessing
-from .trained_run import find_run_folder, load_trainer, suppress_stdout, takes_templates
+from .trained_run import CLIP_TRAINERS, find_run_folder, load_trainer, suppress_stdout
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,8 @@ def build_from_run(
     if classnames and has_clip:
         _check_distinct_classes(trainer.backbone.build_text_encoder(), classnames)
     if (classnames or templates) and has_clip:  # the log of the run has the notes on its own ones
-        used_templates = list_templates(trainer.cfg.DATASET.TEMPLATE) if takes_templates(trainer.cfg) else ()
+        has_prompts = trainer.cfg.TRAINER.NAME in CLIP_TRAINERS
+        used_templates = list_templates(trainer.cfg.DATASET.TEMPLATE) if has_prompts else ()
         with contextlib.redirect_stdout(sys.stderr):
             print_language_notes(get_language(trainer.backbone.clip), classnames, used_templates)
     encode = _build_encode_function(visual) if visual else lambda images: images.to(trainer.device)

@@ -9,7 +9,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -104,25 +104,16 @@ class ImageClassifier(nn.Module):
         return logits, logits.softmax(-1)
 
 
-def export_classifier(
-    source: Path,
-    out_folder: Path,
-    epoch: int | None,
-    classnames: Sequence[str],
-    weights: str = "",
-    backbone: str = "",
-    templates: Sequence[str] = (),
-) -> None:
+def export_classifier(trainer, out_folder: Path) -> None:
     """Write a run's class weights as safetensors and npz, and its image classifier as ONNX, to ``out_folder``.
 
-    The other arguments are those of :func:`inference.trained_run.load_trainer`. A run on the data set Features has no
+    ``trainer`` is that of :func:`inference.trained_run.load_trainer`, on a CPU. A run on the data set Features has no
     image encoder, and gets no ONNX file.
 
     Raises:
-        UserError: as ``load_trainer``; the method's logits are not linear in image features; exported logits differ
-            from the run's; or, after the class weights are written, a package for ONNX is missing.
+        UserError: the method's logits are not linear in image features; exported logits differ from the run's; or,
+            after the class weights are written, a package for ONNX is missing.
     """
-    trainer = load_trainer(source, classnames, epoch, weights, backbone, templates, cuda=False)
     description = _build_metadata(trainer)
     check_linear_head(trainer)
     weight, bias = (tensor.detach().float().contiguous() for tensor in trainer.linear_head())
@@ -259,11 +250,11 @@ def export_clip(run_folder: Path, out_path: Path | None, epoch: int | None) -> N
                 clip.visual.resize = trainer.cfg.INPUT.RESIZE
                 library_module = import_module(f"vlm.clip.{THIRD_PARTY_MODULES[library]}")
                 library_module.save(clip, path, identifier, node.WEIGHTS)
-                lines = _without_frames(_check_exported_folder, path, FOLDER_PREFIXES[library], expected, trainer.cfg)
+                lines = _without_frames(_check_exported, path, FOLDER_PREFIXES[library], expected, trainer.cfg)
                 lines = [f"{out_path} written; the backbone is {FOLDER_PREFIXES[library]}{out_path}", *lines]
             else:
                 path.write_bytes(save({name: value.contiguous() for name, value in clip.state_dict().items()}))
-                lines = _without_frames(_check_exported_file, path, expected, trainer.cfg)
+                lines = _without_frames(_check_exported, path, "", expected, trainer.cfg)
                 lines = [f"{out_path} written: {path.stat().st_size:,} bytes, {lines[0]}", *lines[1:]]
             os.replace(path, out_path)
     except OSError as error:
@@ -294,27 +285,19 @@ def _without_frames(check: Callable[..., list[str]], *arguments: object) -> list
     raise UserError(problem)
 
 
-def _check_exported_file(path: Path, expected: torch.Tensor, cfg: CfgNode) -> list[str]:
-    """Return lines for the log on a weights file of OpenAI's CLIP; UserError if its features are not ``expected``.
+def _check_exported(path: Path, prefix: str, expected: torch.Tensor, cfg: CfgNode) -> list[str]:
+    """Return lines for the log on an exported CLIP; UserError if its features are not ``expected``.
 
-    ``cfg`` is that of the run.
+    ``prefix`` is that of a folder (FOLDER_PREFIXES); "": OpenAI's CLIP in a weights file. ``cfg`` is that of the run.
     """
-    loaded, weights = load_clip("", str(path))
-    rounded = check_close(_sample_features(loaded), expected, HALF_TOLERANCE, "features as loaded, in half precision")
+    loaded, weights = load_clip(f"{prefix}{path}") if prefix else load_clip("", str(path))
+    features, notes = _sample_features(loaded), _compare_preprocessing(cfg, loaded.visual)
+    if prefix:
+        return [check_close(features, expected, EXACT_TOLERANCE, "features as in the folder"), *notes]
+    rounded = check_close(features, expected, HALF_TOLERANCE, "features as loaded, in half precision")
     loaded.load_state_dict(weights)
     exact = check_close(_sample_features(loaded), expected, EXACT_TOLERANCE, "features as in the file")
-    notes = _compare_preprocessing(cfg, loaded.visual)
     return [f"fingerprint of its weights {weights_fingerprint(weights)}", exact, rounded, *notes]
-
-
-def _check_exported_folder(path: Path, prefix: str, expected: torch.Tensor, cfg: CfgNode) -> list[str]:
-    """Return lines for the log on the folder of a CLIP; UserError if its features are not ``expected``.
-
-    ``cfg`` is that of the run.
-    """
-    loaded, _ = load_clip(f"{prefix}{path}")
-    exact = check_close(_sample_features(loaded), expected, EXACT_TOLERANCE, "features as in the folder")
-    return [exact, *_compare_preprocessing(cfg, loaded.visual)]
 
 
 def _compare_preprocessing(cfg: CfgNode, visual: nn.Module) -> list[str]:

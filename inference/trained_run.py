@@ -18,7 +18,7 @@ from dassl.config.run_config import CONFIG_FILE
 from dassl.engine.record import RECORD_FILE, is_evaluation, read_training_record
 from dassl.utils import UserError
 
-CLIP_TRAINERS = ("CLIPFineTune", "CLIPLoRA")  # methods that train CLIP itself, and classify by prompts
+CLIP_TRAINERS = ("CLIPFineTune", "CLIPLoRA")  # methods that train CLIP itself, and classify by any prompts
 
 
 def suppress_stdout() -> contextlib.AbstractContextManager:
@@ -167,7 +167,7 @@ def _build_cfg(
         cfg = load_run_cfg(folder or source)
         cfg.MODEL.BACKBONE.WEIGHTS = weights or cfg.MODEL.BACKBONE.WEIGHTS
     if templates:
-        if not takes_templates(cfg):
+        if cfg.TRAINER.NAME not in CLIP_TRAINERS:
             methods = " and ".join(CLIP_TRAINERS)
             problem = f"{source} is of {cfg.TRAINER.NAME}; they replace the prompts of runs of {methods} alone"
             raise UserError(f"--template and --ensemble do not go with --model-dir: {problem}")
@@ -177,11 +177,6 @@ def _build_cfg(
     cfg.USE_CUDA = cfg.USE_CUDA and cuda
     cfg.freeze()
     return cfg
-
-
-def takes_templates(cfg: CfgNode) -> bool:
-    """Return whether the class features of a run are those of any prompts, by its trained CLIP."""
-    return cfg.TRAINER.NAME in CLIP_TRAINERS
 
 
 def _subclass_without_data(name: str, classnames: list[str]) -> type:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,11 +47,6 @@ def find_unfinished(stages: list[list[Trial]], inputs: CurrentInputs) -> dict[Pa
         if reason := "its model is trained again" if is_dependent else trial.find_rerun_reason(inputs):
             reasons[trial.folder] = reason
     return reasons
-
-
-def select_trials(stages: list[list[Trial]], folders: Collection[Path]) -> list[list[Trial]]:
-    """Return the stages with only the trials in ``folders``."""
-    return [[trial for trial in stage if trial.folder in folders] for stage in stages]
 
 
 def format_reruns(reasons: Mapping[Path, str]) -> list[str]:

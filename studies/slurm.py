@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 import train
-from dassl.engine.record import is_finished
+from dassl.engine.record import find_staleness
 from dassl.utils import UserError, check_at_least
 
 from .grid import Trial
@@ -53,7 +53,7 @@ def run_trial_number(stages: list[list[Trial]], number: int, threads: int) -> in
         raise UserError(f"no run has the number {number}; the numbers are 0 to {len(trials) - 1} (see --list)")
     trial = trials[number]
     model = next((n for n, other in enumerate(trials) if other.folder == trial.model_dir), None)
-    if model is not None and not is_finished(trials[model].folder, trials[model].command):
+    if model is not None and find_staleness(trials[model].folder, trials[model].command):
         raise UserError(f"run {number} evaluates the model of run {model}, {trial.model_dir}, which is not finished")
     if not trial.find_rerun_reason():
         print(f"finished already: {trial.folder}")

@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--template", default="", help="prompt with {} for the class name; for a run of CLIPFineTune or CLIPLoRA")
     args = parser.parse_args(argv)
     from inference.export import export_classifier
+    from inference.trained_run import load_trainer
     from vlm.text.templates import check_template
 
     if args.template:
@@ -49,7 +50,8 @@ def main(argv: list[str] | None = None) -> None:
 
     folder = args.out or (args.run.parent if args.run.is_file() else args.run) / "classifier"
     templates = [args.template] if args.template else []
-    export_classifier(args.run, folder, args.load_epoch, args.classes, args.weights, args.backbone, templates)
+    model = args.load_epoch, args.weights, args.backbone
+    export_classifier(load_trainer(args.run, args.classes, *model, templates, cuda=False), folder)
 
 
 if __name__ == "__main__":

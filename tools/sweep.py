@@ -48,13 +48,7 @@ from studies import local, ray, slurm
 from studies.grid import build_trials, read_sweep
 from studies.preflight import check_and_estimate, check_inputs, plan_trials
 from studies.progress import ProgressPrinter
-from studies.schedule import (
-    find_unfinished,
-    format_reruns,
-    group_into_stages,
-    run_sweep,
-    select_trials,
-)
+from studies.schedule import find_unfinished, format_reruns, group_into_stages, run_sweep
 from studies.tables.runs import write_trials
 
 
@@ -126,7 +120,8 @@ def main(argv: list[str] | None = None) -> int:
         for line in filter(None, (*format_reruns(reasons), estimate)):
             print(line, flush=True)
         try:
-            failed = run_sweep(select_trials(stages, reasons), executor, progress)
+            unfinished = [[trial for trial in stage if trial.folder in reasons] for stage in stages]
+            failed = run_sweep(unfinished, executor, progress)
         except KeyboardInterrupt as stop:
             position = f"after {progress.completed} of {len(reasons)} runs"
             raise interrupted_error(position, "with the remaining runs", __file__, command) from stop

@@ -20,8 +20,7 @@ def get_cfg_default() -> CN:
     cfg.OUTPUT_DIR = "./output"  # log.txt, result.json, checkpoints, tensorboard
     cfg.RESUME = ""  # folder of the run to resume; ignored, like "", where OUTPUT_DIR holds checkpoints
     cfg.FORCE_RESUME = False  # True: resume from checkpoints that were made with other settings
-    # What hyper-parameters are chosen on: validation images, up to 4 a class; or none: they are those of the papers.
-    cfg.PROTOCOL = "validation"
+    cfg.PROTOCOL = "validation"  # few-shot images on which hyper-parameters are chosen; or none: those of the papers
     cfg.SEED = -1  # negative: train.py draws a seed and logs it
     cfg.USE_CUDA = True  # if there is a GPU
     cfg.VERBOSE = True
@@ -62,8 +61,7 @@ def get_cfg_default() -> CN:
     cfg.TEST.FINAL_MODEL = "last_step"  # or best_val
     cfg.TEST.LOGITS_GB = 1.0  # CoCoOp: memory for class features, which differ between images; about what CLIP takes
 
-    cfg.TRAINER = CN()
-    cfg.TRAINER.NAME = ""
+    cfg.TRAINER = CN({"NAME": ""})
     return cfg
 
 

@@ -58,11 +58,6 @@ def is_evaluation(record: dict) -> bool:
     return any(str(word).startswith("--ev") for word in record.get("command", ()))  # argparse completes flags
 
 
-def is_finished(folder: str | Path, command: Sequence[str]) -> bool:
-    """Return whether ``folder`` holds the record of a run with the arguments ``command`` (:func:`find_staleness`)."""
-    return not find_staleness(folder, command)
-
-
 def find_staleness(folder: str | Path, command: Sequence[str]) -> str:
     """Return why ``folder`` has no valid record, ``result.json``, of a run with the arguments ``command``; "": it has.
 

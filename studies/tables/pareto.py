@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .cells import Cell
 from .study import ZERO_SHOTS, Table, choose_styles, draw_legend, format_column, get_group
 
 
@@ -31,17 +30,16 @@ def collect_points(table: Table) -> tuple[int, list[Point]]:
     The larger number of shots wins a tie. If a trained method has a point, zero-shot methods have one, too. A method
     whose records lack the number of trainable parameters has no point.
     """
-
-    def has_point(cells: dict[int, Cell], column: int) -> bool:
-        """Whether a row's cell in ``column`` exists and has both accuracies and numbers of parameters."""
-        return column in cells and bool(cells[column].accuracies and cells[column].parameters)
-
-    counts = Counter(column for cells in table.values() for column in cells if has_point(cells, column))
+    complete = {
+        row: {column: cell for column, cell in cells.items() if cell.accuracies and cell.parameters}
+        for row, cells in table.items()
+    }
+    counts = Counter(column for cells in complete.values() for column in cells)
     del counts[ZERO_SHOTS]
     if not counts:
         return ZERO_SHOTS, []
     shots = max(counts, key=lambda column: (counts[column], column))
-    chosen = {row: cells[c] for row, cells in table.items() for c in (ZERO_SHOTS, shots) if has_point(cells, c)}
+    chosen = {row: cells[c] for row, cells in complete.items() for c in (ZERO_SHOTS, shots) if c in cells}
     points = (Point(n, max(c.parameters), c.mean, c.spread, get_group(table[n])) for n, c in chosen.items())
     return shots, [*points]
 

@@ -17,7 +17,7 @@ import torch
 import train
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.data.datasets.fingerprint import split_fingerprint, split_fingerprints
-from dassl.engine.record import code_version, find_staleness, is_finished
+from dassl.engine.record import code_version, find_staleness
 from dassl.evaluation import Classification
 from tests.common import REPOSITORY
 
@@ -239,23 +239,23 @@ def evaluation(tmp_path):
 
 def test_a_run_is_finished_if_its_record_has_the_same_command(evaluation):
     folder, command, _ = evaluation
-    assert is_finished(folder, command)
-    assert not is_finished(folder, [*command, "OPTIM.LR", "1"])
-    assert not is_finished(folder / "elsewhere", command)
+    assert not find_staleness(folder, command)
+    assert find_staleness(folder, [*command, "OPTIM.LR", "1"])
+    assert find_staleness(folder / "elsewhere", command)
 
 
 @pytest.mark.parametrize("number", range(8))
 def test_a_run_is_not_finished_if_a_file_of_its_command_has_changed_since(evaluation, number):
     folder, command, files = evaluation
     os.utime(files[number], (150, 150))
-    assert not is_finished(folder, command)
+    assert find_staleness(folder, command)
     assert find_staleness(folder, command) == f"{files[number]} is newer than its record"
 
 
 def test_a_run_is_not_finished_if_a_config_file_of_its_command_is_missing(evaluation):
     folder, command, files = evaluation
     files[0].unlink()
-    assert not is_finished(folder, command)
+    assert find_staleness(folder, command)
 
 
 def test_replaced_images_of_a_split_change_the_digest_of_its_sizes(tmp_path):
@@ -273,7 +273,7 @@ def test_replaced_images_of_a_split_change_the_digest_of_its_sizes(tmp_path):
 
 def test_a_run_is_not_finished_if_one_of_its_shots_has_changed_since(run, digits_copy):
     trained = run("--root", digits_copy, *SHORT)
-    assert is_finished(trained.folder, trained.record["command"])
+    assert not find_staleness(trained.folder, trained.record["command"])
     split = trained.record["few_shot_split"]["file"]
     name = json.loads(Path(split).read_text(encoding="utf-8"))["train"][0][0]
     later = (trained.folder / "result.json").stat().st_mtime + 1

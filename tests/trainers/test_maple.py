@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from inference.export import export_classifier
+from inference.trained_run import load_trainer
 from tests import plain_prompts
 from tests.common import REPOSITORY, assert_same_tensors, load_tensors
 from tests.vlm import foreign_models
@@ -173,7 +174,7 @@ def test_the_exported_onnx_file_has_the_prompts_in_its_image_encoder(run, small_
     options = ("MODEL.BACKBONE.WEIGHTS", small_weights, "INPUT.SIZE", (64, 64), "TRAINER.MAPLE.PROMPT_DEPTH", 3)
     trained = run(*SHORT, *options, "TEST.NO_TEST", True, trainer="MaPLe")
     assert trained.code == 0, trained.error
-    export_classifier(trained.folder, tmp_path / "exported", None, ())
+    export_classifier(load_trainer(trained.folder, cuda=False), tmp_path / "exported")
     assert (tmp_path / "exported/classifier.onnx").stat().st_size > 1000
 
 

@@ -1,103 +1,27 @@
 """The prompt templates that OpenAI published with CLIP; ``{}`` stands for the class name."""
 
+import runpy
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
-from dassl.utils import UserError
+from dassl.utils import UserError, locate_package_file
 
-# The seven best templates on ImageNet, found by forward selection (CLIP's "Prompt Engineering for ImageNet" notebook).
-SELECTED_TEMPLATES = (
-    "itap of a {}.",
-    "a bad photo of the {}.",
-    "a origami {}.",
-    "a photo of the large {}.",
-    "a {} in a video game.",
-    "art of the {}.",
-    "a photo of the small {}.",
-)
 
-# The eighty templates of CLIP's ensemble on ImageNet (the same notebook).
-IMAGENET_TEMPLATES = (
-    "a bad photo of a {}.",
-    "a photo of many {}.",
-    "a sculpture of a {}.",
-    "a photo of the hard to see {}.",
-    "a low resolution photo of the {}.",
-    "a rendering of a {}.",
-    "graffiti of a {}.",
-    "a bad photo of the {}.",
-    "a cropped photo of the {}.",
-    "a tattoo of a {}.",
-    "the embroidered {}.",
-    "a photo of a hard to see {}.",
-    "a bright photo of a {}.",
-    "a photo of a clean {}.",
-    "a photo of a dirty {}.",
-    "a dark photo of the {}.",
-    "a drawing of a {}.",
-    "a photo of my {}.",
-    "the plastic {}.",
-    "a photo of the cool {}.",
-    "a close-up photo of a {}.",
-    "a black and white photo of the {}.",
-    "a painting of the {}.",
-    "a painting of a {}.",
-    "a pixelated photo of the {}.",
-    "a sculpture of the {}.",
-    "a bright photo of the {}.",
-    "a cropped photo of a {}.",
-    "a plastic {}.",
-    "a photo of the dirty {}.",
-    "a jpeg corrupted photo of a {}.",
-    "a blurry photo of the {}.",
-    "a photo of the {}.",
-    "a good photo of the {}.",
-    "a rendering of the {}.",
-    "a {} in a video game.",
-    "a photo of one {}.",
-    "a doodle of a {}.",
-    "a close-up photo of the {}.",
-    "a photo of a {}.",
-    "the origami {}.",
-    "the {} in a video game.",
-    "a sketch of a {}.",
-    "a doodle of the {}.",
-    "a origami {}.",
-    "a low resolution photo of a {}.",
-    "the toy {}.",
-    "a rendition of the {}.",
-    "a photo of the clean {}.",
-    "a photo of a large {}.",
-    "a rendition of a {}.",
-    "a photo of a nice {}.",
-    "a photo of a weird {}.",
-    "a blurry photo of a {}.",
-    "a cartoon {}.",
-    "art of a {}.",
-    "a sketch of the {}.",
-    "a embroidered {}.",
-    "a pixelated photo of a {}.",
-    "itap of the {}.",
-    "a jpeg corrupted photo of the {}.",
-    "a good photo of a {}.",
-    "a plushie {}.",
-    "a photo of the nice {}.",
-    "a photo of the small {}.",
-    "a photo of the weird {}.",
-    "the cartoon {}.",
-    "art of the {}.",
-    "a drawing of the {}.",
-    "a photo of the large {}.",
-    "a black and white photo of a {}.",
-    "the plushie {}.",
-    "a dark photo of a {}.",
-    "itap of a {}.",
-    "graffiti of the {}.",
-    "a toy {}.",
-    "itap of my {}.",
-    "a photo of a cool {}.",
-    "a photo of a small {}.",
-    "a tattoo of the {}.",
-)
+@cache
+def read_open_clip_metadata() -> dict[str, Any]:
+    """Return OpenAI's templates and ImageNet class names as open_clip has them; its whole package takes seconds."""
+    return runpy.run_path(str(locate_package_file("open_clip_torch", "open_clip/zero_shot_metadata.py")))
+
+
+def _read_templates(name: str) -> tuple[str, ...]:
+    """Return the templates that open_clip keeps under ``name``, as functions of the class name."""
+    return tuple(template("{}") for template in read_open_clip_metadata()[name])
+
+
+# CLIP's notebook "Prompt Engineering for ImageNet": its eighty templates, and the seven best on ImageNet among them.
+IMAGENET_TEMPLATES = _read_templates("OPENAI_IMAGENET_TEMPLATES")
+SELECTED_TEMPLATES = _read_templates("SIMPLE_IMAGENET_TEMPLATES")
 
 # Of the CLIP paper, section 3.1.4, and of Chinese-CLIP's zero-shot evaluation on ImageNet
 # (cn_clip/eval/imagenet_zeroshot_templates.py in github.com/OFA-Sys/Chinese-CLIP), by the language of a text encoder.
