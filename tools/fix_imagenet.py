@@ -11,21 +11,34 @@ its first word in WordNet, from timm. An existing file stays unless ``--force``.
 from __future__ import annotations
 
 import argparse
+import runpy
 import sys
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dassl.utils import UserError, atomic_write, command_line, locate_package_file
+from dassl.utils import UserError, atomic_write, command_line
 from dassl.utils.images import is_system_name
-from vlm.text.templates import read_open_clip_metadata
+
+
+def locate_package_file(package: str, path: str) -> Path:
+    """Return the path of a file in an installed package. The package is not imported, which would take seconds.
+
+    ``path`` is relative to site-packages. Raise :class:`UserError` if ``package`` is not installed.
+    """
+    try:
+        return Path(str(distribution(package).locate_file(path)))
+    except PackageNotFoundError as error:
+        raise UserError(f"the package {package} is missing: pip install -r requirements.txt") from error
 
 
 def load_imagenet_names() -> dict[str, str]:
     """Return CLIP's class name for each of ImageNet's 1,000 folder names (WordNet ids), in class order."""
     folders = locate_package_file("timm", "timm/data/_info/imagenet_synsets.txt").read_text().split()
-    return dict(zip(folders, read_open_clip_metadata()["IMAGENET_CLASSNAMES"], strict=True))
+    metadata = runpy.run_path(str(locate_package_file("open_clip_torch", "open_clip/zero_shot_metadata.py")))
+    return dict(zip(folders, metadata["IMAGENET_CLASSNAMES"], strict=True))
 
 
 def load_imagenet21k_names() -> dict[str, str]:

@@ -184,10 +184,7 @@ def collect_validation_features(trainer: TrainerX) -> tuple[torch.Tensor, torch.
 def search_settings(
     trainer: TrainerX, initial: dict[str, float], grids: Sequence[Sequence[float]], logits: Callable[..., torch.Tensor]
 ) -> tuple[float, ...]:
-    """Return the values of the settings with the lowest cross-entropy on validation images; print them.
-
-    Accuracy breaks ties. The authors of these methods choose by accuracy, but on up to 4 images a class it has few
-    values, and its maximum over a large grid is chance.
+    """Return the values of the settings with the best score on validation images; print them.
 
     Args:
         initial: names and initial values. They win a tie, and stay if there is nothing to choose on.
@@ -203,7 +200,7 @@ def search_settings(
         for values, others in [(best[:1], best[1:]), *((grids[0], others) for others in product(*grids[1:]))]:
             added = logits(features, features.new_tensor(values)[:, None, None], *others)
             scored += zip(score_candidates(zero_shot + added, labels), [(v, *others) for v in values], strict=True)
-        (accuracy, _), best = max(scored, key=lambda candidate: candidate[0][::-1])  # cross-entropy first
+        (accuracy, _), best = max(scored, key=lambda candidate: candidate[0])
         print(f"Searched on {len(labels):,} validation images: {accuracy:.2f}% of them")
     print(", ".join(f"{name} {value:.4g}" for name, value in zip(initial, best, strict=True)))
     return best

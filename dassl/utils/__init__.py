@@ -21,7 +21,6 @@ from .files import (
     file_digest,
     is_utf8,
     listdir_nohidden,
-    locate_package_file,
     mkdir_if_missing,
     read_json,
     read_text,

@@ -11,7 +11,6 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import IO, Any
 
@@ -115,17 +114,6 @@ def file_digest(path: str | os.PathLike, algorithm: str = "sha256") -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def locate_package_file(package: str, path: str) -> Path:
-    """Return the path of a file in an installed package. The package is not imported, which would take seconds.
-
-    ``path`` is relative to site-packages. Raise :class:`UserError` if ``package`` is not installed.
-    """
-    try:
-        return Path(str(distribution(package).locate_file(path)))
-    except PackageNotFoundError as error:
-        raise UserError(f"the package {package} is missing: pip install -r requirements.txt") from error
 
 
 def is_utf8(text: str) -> bool:
