@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from tabulate import tabulate
 
-from benchmarks.measure import describe_machine
+from dassl.utils import collect_env_info
 from vlm.images.lance_features import METADATA_KEY, LanceFeatures, lance
 
 CLASSES = 21_841  # the number of ImageNet-21k's classes
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000_000)
     parser.add_argument("--dim", type=int, default=16)
     args = parser.parse_args()
-    print(describe_machine())
+    print(collect_env_info())
     table, start = [], 0.0
 
     def record_time(step: str) -> None:
