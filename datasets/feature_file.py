@@ -46,11 +46,6 @@ class FeatureFile:
     logit_scale: float
     backbone: str
 
-    @property
-    def pool(self) -> str:
-        """The split that shots are drawn from: train, else the largest of the draws."""
-        return max((name for name in self.splits if name[:5] == "train"), key=lambda name: float(name[5:] or "inf"))
-
 
 def read_feature_file(name: str) -> FeatureFile:
     """Return the content of DATASET.FEATURES; it is read once while it does not change.
