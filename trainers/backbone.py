@@ -27,10 +27,10 @@ from vlm.text.encoder import TextEncoder, build_text_encoder
 # Parameters of a CLIP, below which two threads take longer than one: they only wait for each other (tiny has 8 million,
 # RN50 102 million).
 SMALL_CLIP = 20_000_000
-# How the methods of a group use the encoders, and the nearest method that needs none.
+# What the methods of a group do that the data set Features does not allow, and the nearest method that does without.
 ENCODER_USES = {
-    "prompts": ("through the text encoder", "TaskRes learns on text features"),
-    "towers": ("the encoders on images", "CLIPAdapter learns on image features"),
+    "prompts": "trains through the text encoder, and the data set Features has none; TaskRes learns on text features",
+    "towers": "trains the encoders, and the data set Features has none; CLIPAdapter learns on image features",
 }
 
 
@@ -132,9 +132,7 @@ class FeatureBackbone(Backbone):
 def check_runs_on(cfg: CfgNode, trainer: type) -> None:
     """Raise :class:`UserError` if the method, the class ``trainer``, needs encoders, and DATASET is Features."""
     if cfg.DATASET.NAME == "Features" and (group := getattr(trainer, "group", "")) in ENCODER_USES:
-        use, nearest = ENCODER_USES[group]
-        problem = f"{cfg.TRAINER.NAME} trains {use}, and the data set Features has features alone"
-        raise UserError(f"{problem}; {nearest}")
+        raise UserError(f"{cfg.TRAINER.NAME} {ENCODER_USES[group]}")
 
 
 def _load_features(cfg: CfgNode, device: torch.device) -> FeatureBackbone:
