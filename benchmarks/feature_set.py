@@ -10,13 +10,14 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from tabulate import tabulate
 
-from benchmarks.measure import describe_machine
+from dassl.utils import collect_env_info
 from vlm.images.lance_features import METADATA_KEY, LanceFeatures, lance
 
 CLASSES = 21_841  # the number of ImageNet-21k's classes
@@ -48,26 +49,23 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000_000)
     parser.add_argument("--dim", type=int, default=16)
     args = parser.parse_args()
-    print(describe_machine())
-    table, start = [], 0.0
+    print(collect_env_info())
+    table = []
 
-    def record_time(step: str) -> None:
-        """Append ``step`` and the seconds since ``start`` to the table; set ``start`` to now."""
-        nonlocal start
-        table.append([step, f"{time.perf_counter() - start:.3f}"])
+    def measure(step: str, function: Callable, *arguments: object) -> Any:
+        """Return ``function(*arguments)``; append ``step`` and its seconds to the table."""
         start = time.perf_counter()
+        result = function(*arguments)
+        table.append([step, f"{time.perf_counter() - start:.3f}"])
+        return result
 
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        write_set(f"{folder}/set", args.rows, args.dim)
-        record_time(f"writing {args.rows:,} rows of {args.dim} numbers")
-        features = LanceFeatures(f"{folder}/set")
-        record_time("opening it")
+        name = f"{folder}/set"
+        measure(f"writing {args.rows:,} rows of {args.dim} numbers", write_set, name, args.rows, args.dim)
+        features = measure("opening it", LanceFeatures, name)
         for shots in (1, 16):
-            rows = features.few_shot(shots, seed=1)
-            record_time(f"drawing {shots} of each of {CLASSES:,} classes")
-            values, _ = features.take(rows)
-            record_time(f"reading these {len(rows):,} rows")
+            rows = measure(f"drawing {shots} of each of {CLASSES:,} classes", features.few_shot, shots, 1)
+            values, _ = measure(f"reading these {len(rows):,} rows", features.take, rows)
             assert (values[:, 0].numpy() == np.array(rows) % 2000).all()
     print(tabulate(table, ["", "seconds"], tablefmt="github"))
 

@@ -18,8 +18,8 @@ from tabulate import tabulate
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure import describe_machine, measure_in_turns, measure_matmul_rate, reset_malloc
-from dassl.utils import UserError, tune_malloc
+from benchmarks.measure import measure_in_turns, measure_matmul_rate, reset_malloc
+from dassl.utils import UserError, collect_env_info, tune_malloc
 from tools.random_weights import build_random_clip
 from vlm.images.encoder import TorchEncoder, build_image_encoder
 from vlm.openai import build_model
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--images", type=int, default=64)
     args = parser.parse_args()
-    print(describe_machine())
+    print(collect_env_info())
     rows = [row for backbone in args.backbones for row in measure_backbone(backbone, args.turns, args.images)]
     print(tabulate(rows, headers="keys", tablefmt="github"))
 

@@ -16,8 +16,8 @@ import torch
 from tabulate import tabulate
 from yacs.config import CfgNode
 
-from benchmarks.measure import describe_machine, measure_peak_memory
-from dassl.utils import tune_malloc
+from benchmarks.measure import measure_peak_memory
+from dassl.utils import collect_env_info, tune_malloc
 from tools.fix_imagenet import load_imagenet21k_names
 from tools.random_weights import build_random_clip
 from trainers.coop import CustomCLIP
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--csc", action="store_true", help="a context for each class")
     parser.add_argument("--turns", type=int, default=3, help="steps that are timed, of samples")
     args = parser.parse_args()
-    print(describe_machine())
+    print(collect_env_info())
     rows = []
     for size in args.sampled:
         turns = args.turns + 1 if size else 1

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import platform
 import re
 import statistics
 import time
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from dassl.utils import get_package_versions, tune_malloc
+from dassl.utils import tune_malloc
 from dassl.utils.env import M_MMAP_THRESHOLD, M_TOP_PAD, M_TRIM_THRESHOLD
 
 
@@ -61,12 +61,10 @@ def measure_in_turns(computations: dict[str, tuple[Callable, Callable]], turns: 
 
 def reset_malloc() -> None:
     """Undo :func:`dassl.utils.tune_malloc`: set the thresholds to the values that glibc chooses with large tensors."""
-    try:
+    with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
-    for option, value in ((M_MMAP_THRESHOLD, 32 << 20), (M_TRIM_THRESHOLD, 64 << 20), (M_TOP_PAD, 0)):
-        mallopt(option, value)
+        for option, value in ((M_MMAP_THRESHOLD, 32 << 20), (M_TRIM_THRESHOLD, 64 << 20), (M_TOP_PAD, 0)):
+            mallopt(option, value)
 
 
 def measure_matmul_rate(turns: int = 15) -> float:
@@ -77,7 +75,7 @@ def measure_matmul_rate(turns: int = 15) -> float:
 
 
 def measure_peak_memory(function: Callable, *arguments: object) -> float:
-    """Return the peak memory in GB of a new process that calls ``function(*arguments)``; NaN if memory runs out."""
+    """Return the GB of a new process's peak when it calls ``function(*arguments)``; NaN out of memory or of Linux."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
             return pool.submit(_call_and_read_peak, function, *arguments).result()
@@ -87,22 +85,6 @@ def measure_peak_memory(function: Callable, *arguments: object) -> float:
 
 def _call_and_read_peak(function: Callable, *arguments: object) -> float:
     """Call ``function(*arguments)`` and return the peak memory of this process since its start, in GB."""
-    import resource
-
     function(*arguments)
-    try:  # ru_maxrss would include the peak of the parent process
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) * 1024 / 1e9
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-
-
-def describe_machine() -> str:
-    """Return one line about the processor, the threads and the versions of the packages."""
-    info = Path("/proc/cpuinfo")
-    models = (
-        re.findall(r"^model name\s*: (.*)$", info.read_text(encoding="utf-8"), re.MULTILINE) if info.exists() else []
-    )
-    name, versions = models[0] if models else platform.machine(), get_package_versions()
-    packages = ", ".join(f"{package} {versions[package]}" for package in ("python", "torch", "openvino"))
-    return f"{name}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}; {packages}"
+    status = Path("/proc/self/status").read_text(encoding="utf-8")  # ru_maxrss would include the parent process's peak
+    return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) * 1024 / 1e9

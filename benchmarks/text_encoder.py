@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from tabulate import tabulate
 
 from benchmarks import measure
-from dassl.utils import tune_malloc
+from dassl.utils import collect_env_info, tune_malloc
 from tools.fix_imagenet import load_imagenet_names
 from tools.random_weights import build_random_clip
 from trainers.coop import PromptLearner
-from vlm.openai import build_model
+from vlm.openai import CLIP, build_model
 from vlm.text.encoder import TextEncoder
 from vlm.text.plain import encode_prompts
 
@@ -35,6 +36,17 @@ def load_names(classes: int, source: str) -> list[str]:
     return [names[i % len(names)] for i in range(classes)]
 
 
+def build_encoders(clip: CLIP, names: list[str], n_ctx: int) -> tuple[PromptLearner, dict[str, Callable]]:
+    """Return prompts with ``n_ctx`` context tokens and functions, "ours" and "plain", that return their features."""
+    encoder = TextEncoder(clip)
+    learner = PromptLearner(names, encoder, n_ctx)
+    eot_positions = learner.index.eq(learner.index.max()).int().argmax(1)  # the end-of-text token has the last row
+    return learner, {
+        "ours": lambda: encoder(learner(), learner.layout),
+        "plain": lambda: encode_prompts(clip, learner()[learner.index], eot_positions),
+    }
+
+
 def build_steps(classes: int, n_ctx: int, source: str) -> tuple[Callable, Callable, int]:
     """Return our encoder's step, the plain encoder's step, and the number of tokens that ours computes.
 
@@ -43,21 +55,17 @@ def build_steps(classes: int, n_ctx: int, source: str) -> tuple[Callable, Callab
     """
     torch.manual_seed(0)
     clip = build_model(build_random_clip("RN50", 0)).float().requires_grad_(False)
-    encoder = TextEncoder(clip)
-    learner = PromptLearner(load_names(classes, source), encoder, n_ctx)
-    eot_positions = learner.index.eq(learner.index.max()).int().argmax(1)  # the end-of-text token has the last row
+    learner, encoders = build_encoders(clip, load_names(classes, source), n_ctx)
     weights = torch.linspace(-1, 1, classes * 1024).view(classes, 1024)
 
     def step(encode: Callable) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the prompts' features, ``encode(table)``, and the context's gradient of a weighted sum of them."""
+        """Return the prompts' features, ``encode()``, and the context's gradient of a weighted sum of them."""
         learner.ctx.grad = None
-        features = encode(learner())
+        features = encode()
         (features * weights).sum().backward()
         return features.detach(), learner.ctx.grad
 
-    ours = lambda: step(lambda table: encoder(table, learner.layout))  # noqa: E731
-    plain = lambda: step(lambda table: encode_prompts(clip, table[learner.index], eot_positions))  # noqa: E731
-    return ours, plain, len(learner.layout.index)
+    return partial(step, encoders["ours"]), partial(step, encoders["plain"]), len(learner.layout.index)
 
 
 def run_step(classes: int, n_ctx: int, source: str, plain: bool) -> None:
@@ -105,7 +113,7 @@ def main() -> None:
     parser.add_argument("--names", choices=["imagenet", "imagenette"], default="imagenet", help="the classes' names")
     parser.add_argument("--turns", type=int, default=5, help="that count, up to 1000 classes; above, one")
     args = parser.parse_args()
-    print(measure.describe_machine())
+    print(collect_env_info())
     rows, plain_per_100 = [], None
     for classes in args.classes:
         if classes > MAX_PLAIN and plain_per_100 is None:

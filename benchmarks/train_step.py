@@ -16,30 +16,26 @@ from tabulate import tabulate
 from torch.nn import functional as F
 
 from benchmarks import measure
-from benchmarks.text_encoder import load_names
-from dassl.utils import tune_malloc
+from benchmarks.text_encoder import build_encoders, load_names
+from dassl.utils import collect_env_info, tune_malloc
 from tools.random_weights import build_random_clip
-from trainers.coop import PromptLearner
 from vlm.clip.lora import add_lora
 from vlm.contrastive import encode_in_chunks
 from vlm.openai import CLIP, build_model, tokenize
 from vlm.similarity import compute_logits, normalize
 from vlm.text.encoder import TextEncoder
-from vlm.text.plain import encode_prompts
 
 BATCH, CHUNK = 32, 8  # images of a step, as in CoOp; images of a chunk: TRAINER.CLIPLORA.CHUNK
 
 
 def build_prompt_step(clip: CLIP, names: list[str], plain: bool, losses: int = 1) -> Callable:
     """Return a step of a prompt of 4 tokens: a function that returns the gradients of one loss, or two (ProGrad's)."""
-    encoder, f, y = TextEncoder(clip), torch.randn(BATCH, 512), torch.arange(BATCH) % len(names)
-    learner, p_zs = PromptLearner(names, encoder, 4), torch.rand(BATCH, len(names)).softmax(1)
-    eot, w_clip = learner.index.eq(learner.index.max()).int().argmax(1), normalize(torch.randn(len(names), 512))
+    f, y, p_zs = torch.randn(BATCH, 512), torch.arange(BATCH) % len(names), torch.rand(BATCH, len(names)).softmax(1)
+    (learner, encoders), w_clip = build_encoders(clip, names, 4), normalize(torch.randn(len(names), 512))
 
     def step() -> list[torch.Tensor]:
         """Return the context's gradients."""
-        table = learner()
-        w = normalize(encode_prompts(clip, table[learner.index], eot) if plain else encoder(table, learner.layout))
+        w = normalize(encoders["plain" if plain else "ours"]())
         logits = compute_logits(f, w, clip.logit_scale)
         both = F.cross_entropy(logits, y) + 8 * (1 - (w * w_clip).sum(1).mean()), F.cross_entropy(logits, p_zs)
         return [torch.autograd.grad(loss, learner.ctx, retain_graph=losses > 1)[0] for loss in both[:losses]]
@@ -86,7 +82,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, nargs="+", default=[10, 100])
     parser.add_argument("--turns", type=int, default=3)
     args = parser.parse_args()
-    print(measure.describe_machine())
+    print(collect_env_info())
     rows = []
     for method, classes in ((method, classes) for method in args.methods for classes in args.classes):
         steps = {"plain": True, "ours": False}

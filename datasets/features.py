@@ -41,18 +41,19 @@ class Features(FewShotDataset):
         for split, (_, labels) in file.splits.items():
             pairs = zip(feature_paths(cfg, split, len(labels)), labels.tolist(), strict=True)
             items[split] = [Datum(path, label, 0, file.classnames[label]) for path, label in pairs]
-        draw = f"train{shots}" if f"train{shots}" in items else file.pool  # of SEED 1
-        name = draw if cfg.SEED == 1 else file.pool
+        pool = max((name for name in items if name[:5] == "train"), key=lambda name: float(name[5:] or "inf"))
+        draw = f"train{shots}" if f"train{shots}" in items else pool  # of SEED 1
+        name = draw if cfg.SEED == 1 else pool
         train, val, val_shots = items[name], items.get("val"), min(shots, MAX_VAL_SHOTS)
         if shots >= 1:
             print(f"Shots: {name} of {file.path}")
             self.split_source = {"file": str(file.path), "fingerprint": file.sha256}
-            if draw == file.pool and max(Counter(item.label for item in train).values()) <= shots:
+            if draw == pool and max(Counter(item.label for item in train).values()) <= shots:
                 self.split_source["draws"] = 1  # that of every seed
             with temporary_seed(cfg.SEED):
                 train = self.generate_fewshot_dataset(train, num_shots=shots)
                 if val is None and not node.VAL_IS_TEST:
-                    val = exclude_items(items[name], train) if name == file.pool else []
+                    val = exclude_items(items[name], train) if name == pool else []
                 if val and cfg.SEED == 1 and name == f"train{shots}":
                     val = [item for group in self.split_dataset_by_label(val).values() for item in group[:val_shots]]
                 elif val:

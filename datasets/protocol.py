@@ -11,7 +11,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from dassl.data.datasets import DatasetBase, Datum
-from dassl.utils import UserError, check_availability, file_digest, temporary_seed
+from dassl.utils import UserError, check_availability, file_digest, read_text, temporary_seed
 
 from .few_shot_file import read_few_shot_file
 from .few_shot_split import MAX_VAL_SHOTS, FewShotSplit, exclude_items
@@ -159,12 +159,8 @@ def subsample_classes(*splits: list[Datum], subsample: str, base_classes: str = 
 
 def read_base_classes(path: Path, classnames: set[str]) -> set[str]:
     """Return the class names in the lines of a file; UserError unless each is one of ``classnames`` and named once."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a path that no file can have
-        raise UserError(f"cannot read {path}, DATASET.BASE_CLASSES, as UTF-8 text: {error}") from error
     base: set[str] = set()
-    for number, name in enumerate(map(str.strip, lines), start=1):
+    for number, name in enumerate(map(str.strip, read_text(path).split("\n")), start=1):
         if name and name not in classnames:
             examples = ", ".join(get_close_matches(name, classnames) or sorted(classnames)[:3])
             problem = f'the data set has no class "{name}"; among its {len(classnames)} names are {examples}'

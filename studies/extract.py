@@ -52,13 +52,8 @@ MIN_BLOCK_IMAGES = 1024  # images of a block: RN50 takes over a minute on two co
 MAX_BLOCKS = 1000  # blocks of a large set: each is a file, and reading random rows opens all files
 # Keys of ImageEncoder.description; the others, such as the runtime, change a feature by less than rounding to fp16.
 COMPARED_KEYS = ("weights", "precision", "preprocessing")
-IGNORED_DATASET_KEYS = (
-    "ROOT",
-    "SKIP_BAD_IMAGES",
-    "FOLLOW_LINKS",
-    "TEMPLATE",
-    "DESCRIPTIONS",
-)  # of DATASET: no feature depends on them
+# Keys of DATASET on which no feature depends.
+IGNORED_DATASET_KEYS = ("ROOT", "SKIP_BAD_IMAGES", "FOLLOW_LINKS", "TEMPLATE", "DESCRIPTIONS")
 
 
 @dataclass(frozen=True)

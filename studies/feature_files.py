@@ -33,26 +33,23 @@ def export_features(arguments: Sequence[str], path: Path) -> FeatureFile:
         clip, _ = load_cached_clip(cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.WEIGHTS, "fp32", "cpu")
     set_preprocessing(cfg, clip.visual)
     trainer, shots = engine.build_trainer(cfg), cfg.DATASET.NUM_SHOTS
-    loaders = {f"train{shots if shots >= 1 else ''}": build_shots_loader(trainer, augmented=False)}
-    loaders |= {"val": trainer.val_loader, "test": trainer.test_loader}
     arrays: dict[str, Any] = {
+        "class_names": trainer.dm.dataset.classnames,
         "text_features": trainer.class_features.float().cpu(),
+        "logit_scale": trainer.backbone.clip.logit_scale.exp().item(),
         "backbone": cfg.MODEL.BACKBONE.NAME,
     }
-    arrays |= {
-        "class_names": trainer.dm.dataset.classnames,
-        "logit_scale": trainer.backbone.clip.logit_scale.exp().item(),
-    }
+    loaders = {f"train{shots if shots >= 1 else ''}": build_shots_loader(trainer, augmented=False)}
+    loaders |= {"val": trainer.val_loader, "test": trainer.test_loader}
     for split, loader in loaders.items():
         if loader is not None:
-            arrays[f"{split}_features"], arrays[f"{split}_labels"] = (
-                t.cpu() for t in collect_features(trainer, loader)
-            )
+            features, labels = collect_features(trainer, loader)
+            arrays |= {f"{split}_features": features.cpu(), f"{split}_labels": labels.cpu()}
     return write_feature_file(path, arrays)
 
 
 def import_cache(
-    folder: Path, path: Path, classes: Sequence[str] = (), text: Path | None = None, backbone: str = ""
+    folder: Path, path: Path, classes: Path | None = None, text: Path | None = None, backbone: str = ""
 ) -> FeatureFile:
     """Write a folder of Tip-Adapter's caches as a file of features to ``path``; return the file's content.
 
@@ -60,8 +57,8 @@ def import_cache(
     (n, classes), one-hot, and ``{val,test}_{f,l}.pt``.
 
     Args:
-        classes: class names, or the name of a text file with one a line; empty for "class 0", ….
-        text: file of text features (dim, classes), or (classes, dim); None: the folder's ``text_weights*.pt``, if any.
+        classes: text file with a class name a line; None: "class 0", ….
+        text: file of text features (dim, classes), as in ``text_weights*.pt``, or (classes, dim).
 
     Raises :class:`UserError` if a file is missing, damaged, or not of that form. Nothing is unpickled.
     """
@@ -70,31 +67,26 @@ def import_cache(
         arrays[f"{split}_features"] = _load_tensor(folder / f"{split}_f.pt").float()
         arrays[f"{split}_labels"] = _load_tensor(folder / f"{split}_l.pt")
     dim = arrays["test_features"].shape[-1]
+
+    def load_rows(file: Path) -> torch.Tensor:
+        """Return features as rows (n, dim); Tip-Adapter stores them as columns."""
+        features = _load_tensor(file).float()
+        return features.t() if len(features) == dim else features
+
     for file in folder.glob("keys_*shots.pt"):
-        shots, keys = file.stem[len("keys_") : -len("shots")], _load_tensor(file).float()
-        arrays[f"train{shots}_features"] = keys.t() if len(keys) == dim else keys  # Tip-Adapter's are transposed
+        shots = file.stem[len("keys_") : -len("shots")]
+        arrays[f"train{shots}_features"] = load_rows(file)
         arrays[f"train{shots}_labels"] = _load_tensor(folder / f"values_{shots}shots.pt").float().argmax(-1)
-    texts = [text] if text else sorted(folder.glob("text_weights*.pt"))
-    if len(texts) > 1:
-        raise UserError(
-            f"{folder} has several files of text features: name one of {', '.join(map(str, texts))} (--text)"
-        )
-    for file in texts:
-        weights = _load_tensor(file).float()
-        arrays["text_features"] = weights.t() if len(weights) == dim else weights
-    if len(classes) == 1 and (listing := Path(classes[0])).is_file():
-        classes = [line.strip() for line in read_text(listing).splitlines() if line.strip()]
-    return write_feature_file(path, arrays | ({"class_names": list(classes)} if classes else {}))
+    if text:
+        arrays["text_features"] = load_rows(text)
+    if classes:
+        arrays["class_names"] = [name for line in read_text(classes).splitlines() if (name := line.strip())]
+    return write_feature_file(path, arrays)
 
 
 def _load_tensor(file: Path) -> torch.Tensor:
     """Return the tensor in a file of torch.save, on the CPU; UserError if it holds anything else."""
     try:
-        content = safe_torch_load(file)
-    except UserError:
-        raise
+        return torch.as_tensor(safe_torch_load(file))
     except Exception as error:  # torch.load has no class of its own for a damaged file
-        raise UserError(f"cannot read {file} as a file of torch.save: {error_reason(error)}") from error
-    if not isinstance(content, torch.Tensor):
-        raise UserError(f"{file} holds a {type(content).__name__}, and must hold one tensor")
-    return content
+        raise UserError(f"cannot read {file} as one tensor in a file of torch.save: {error_reason(error)}") from error

@@ -13,8 +13,8 @@ A second call continues an interrupted one. ``--shards 100 --shard 3`` computes 
 
     python tools/features.py extract --dataset configs/datasets/imagenet.yaml --backbone RN50 --output sets/imagenet
 
-``export`` writes a data set's features to a file for DATASET.FEATURES, .npz or .safetensors: test, val and train, or
-with DATASET.NUM_SHOTS the shots of SEED (1); and text features. ``import`` makes such a file from Tip-Adapter's caches:
+``export`` writes a data set's features to a file for DATASET.FEATURES: test, val and train, or with DATASET.NUM_SHOTS
+the shots of SEED (1); and text features. ``import`` makes such a file from Tip-Adapter's caches:
 
     python tools/features.py export --dataset configs/datasets/dtd.yaml --backbone RN50 --output dtd.npz
     python tools/features.py import caches/dtd --classes classnames.txt --backbone RN50 --output dtd.npz
@@ -44,9 +44,9 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     command.add_argument("encoder", nargs="*", help="beginning of its folder name; without it, all encoders")
     add = commands.add_parser("import", help="make a file of features from Tip-Adapter's caches").add_argument
     add("folder", type=Path, help="folder with keys_<N>shots.pt, values_<N>shots.pt, test_f.pt, test_l.pt, …")
-    add("--output", type=Path, required=True, metavar="FILE", help="the file, .npz or .safetensors")
-    add("--classes", nargs="+", default=(), metavar="NAME", help="class names, or a text file with one a line")
-    add("--text", type=Path, metavar="FILE", help="text features (text_weights*.pt in the folder)")
+    add("--output", type=Path, required=True, metavar="FILE", help="the file, .npz")
+    add("--classes", type=Path, metavar="FILE", help="text file with a class name a line")
+    add("--text", type=Path, metavar="FILE", help="text features, such as text_weights*.pt")
     add("--backbone", default="", help="name of the CLIP, for records")
     export = commands.add_parser("export", help="write a data set's features to a file for DATASET.FEATURES")
     extraction = commands.add_parser("extract", help="write the features of very many images")

@@ -27,12 +27,10 @@ from vlm.text.encoder import TextEncoder, build_text_encoder
 # Parameters of a CLIP, below which two threads take longer than one: they only wait for each other (tiny has 8 million,
 # RN50 102 million).
 SMALL_CLIP = 20_000_000
-
-
-# How the methods of a group use the encoders, and the nearest method that needs none.
+# What the methods of a group do that the data set Features does not allow, and the nearest method that does without.
 ENCODER_USES = {
-    "prompts": ("through the text encoder", "TaskRes learns on text features"),
-    "towers": ("the encoders on images", "CLIPAdapter learns on image features"),
+    "prompts": "trains through the text encoder, and the data set Features has none; TaskRes learns on text features",
+    "towers": "trains the encoders, and the data set Features has none; CLIPAdapter learns on image features",
 }
 
 
@@ -104,10 +102,6 @@ class FeatureBackbone(Backbone):
         """The number of elements of a feature."""
         return self.file.splits["test"][0].shape[1]
 
-    def build_text_encoder(self, clip: CLIP | None = None) -> TextEncoder:
-        """Raise :class:`UserError`: there is no text encoder."""
-        raise missing_encoder_error(self.cfg.TRAINER.NAME, "prompts")
-
     def build_feature_extractor(self) -> StoredFeatures:  # type: ignore[override]  # trainers take both
         """Return the features of the file by what stands for their images' paths."""
         rows: dict[tuple[int | None, str], torch.Tensor] = {}
@@ -134,29 +128,20 @@ class FeatureBackbone(Backbone):
         rows = [file.classnames.index(name) for name in classnames]
         return normalize(file.text_features[rows]).to(self.clip.logit_scale.device)
 
-    def report_parameters(self, trainer: SimpleTrainer, frozen: int | None = None) -> dict:
-        """Return the entries of :meth:`Backbone.report_parameters`, with the file in place of CLIP's weights."""
-        name = self.cfg.MODEL.BACKBONE.NAME or self.file.backbone
-        weights = {"backbone": name, "file": str(self.file.path), "sha256": self.sha256}
-        return {**super().report_parameters(trainer, frozen), "weights": weights}
-
-
-def missing_encoder_error(name: str, group: str) -> UserError:
-    """Return the error for the method ``name`` of a ``group`` in ENCODER_USES on the data set Features."""
-    use, nearest = ENCODER_USES[group]
-    return UserError(f"{name} trains {use}, and the data set Features has features alone; {nearest}")
-
 
 def check_runs_on(cfg: CfgNode, trainer: type) -> None:
     """Raise :class:`UserError` if the method, the class ``trainer``, needs encoders, and DATASET is Features."""
     if cfg.DATASET.NAME == "Features" and (group := getattr(trainer, "group", "")) in ENCODER_USES:
-        raise missing_encoder_error(cfg.TRAINER.NAME, group)
+        raise UserError(f"{cfg.TRAINER.NAME} {ENCODER_USES[group]}")
 
 
 def _load_features(cfg: CfgNode, device: torch.device) -> FeatureBackbone:
     """Return the features of DATASET.FEATURES with their logit scale on ``device``; PREC and INPUT do nothing."""
-    file, clip = read_feature_file(cfg.DATASET.FEATURES), nn.Module()
+    file, clip, cfg = read_feature_file(cfg.DATASET.FEATURES), nn.Module(), cfg.clone()
     clip.register_buffer("logit_scale", torch.tensor(math.log(file.logit_scale), device=device))
+    cfg.defrost()
+    cfg.MODEL.BACKBONE.WEIGHTS = str(file.path)
+    cfg.MODEL.BACKBONE.NAME = cfg.MODEL.BACKBONE.NAME or file.backbone
     print(f"Image features: those in {file.path}; no CLIP is loaded")
     return FeatureBackbone(clip, file.sha256, cfg, file)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -202,25 +203,19 @@ class DataManager:
             tfm_train = tfm_train if tfm_train is not None else build_transform(cfg, is_train=True)
             tfm_test = tfm_test if tfm_test is not None else build_transform(cfg, is_train=False)
 
-        def build_loader(data_source, node, **options):
-            """Return a loader with the node's SAMPLER and BATCH_SIZE; ``options`` as in :func:`build_data_loader`."""
-            options["dataset_wrapper"] = dataset_wrapper
+        def build_loader(data_source, node, tfm=tfm_train, is_train=True):
+            """Return a loader with the keys of ``node``, such as DATALOADER.TRAIN_X; of test images, not augmented."""
+            groups = {"n_domain": node.N_DOMAIN, "n_ins": node.N_INS} if is_train else {}
+            options = {"tfm": tfm, "is_train": is_train, "dataset_wrapper": dataset_wrapper, **groups}
             return build_data_loader(cfg, node.SAMPLER, data_source, node.BATCH_SIZE, **options)
 
-        def build_train_loader(data_source, node):
-            """Return a loader of augmented images with the keys of ``node``, such as DATALOADER.TRAIN_X."""
-            return build_loader(data_source, node, n_domain=node.N_DOMAIN, n_ins=node.N_INS, tfm=tfm_train)
-
-        def build_test_loader(data_source):
-            """Return a loader of images without augmentation, with the keys of DATALOADER.TEST."""
-            return build_loader(data_source, cfg.DATALOADER.TEST, tfm=tfm_test, is_train=False)
-
+        build_test_loader = partial(build_loader, node=cfg.DATALOADER.TEST, tfm=tfm_test, is_train=False)
         loaders = cfg.DATALOADER
-        self.train_loader_x = build_train_loader(self.dataset.train_x, loaders.TRAIN_X)
+        self.train_loader_x = build_loader(self.dataset.train_x, loaders.TRAIN_X)
         self.train_loader_u = None
         if self.dataset.train_u:
             node = loaders.TRAIN_X if loaders.TRAIN_U.SAME_AS_X else loaders.TRAIN_U
-            self.train_loader_u = build_train_loader(self.dataset.train_u, node)
+            self.train_loader_u = build_loader(self.dataset.train_u, node)
         self.val_loader = build_test_loader(self.dataset.val) if self.dataset.val else None
         self.test_loader = build_test_loader(self.dataset.test)
         self._num_classes, self._lab2cname = self.dataset.num_classes, self.dataset.lab2cname

@@ -73,7 +73,8 @@ class FeatureDataset(Dataset):
             name: name of the split, for the progress bar and for messages.
             threads: number of threads that read images.
         """
-        self.dataset, self.extractor, self.name, self.threads = dataset, extractor, name, threads
+        self.dataset: Any = dataset  # a DatasetWrapper where ``is_cacheable``
+        self.extractor, self.name, self.threads = extractor, name, threads
         self.contents: dict[str, str] = {}  # checksums of the image files whose features were requested, by path
         self._inspect_transform()
 
@@ -97,12 +98,6 @@ class FeatureDataset(Dataset):
             values = {key: value for key, value in dataset.cfg.INPUT.items() if f"INPUT.{key}" not in DECODING_KEYS}
             self._transform_text += f" {values}"
 
-    @property
-    def wrapper(self) -> DatasetWrapper:
-        """Return the data set of images; only where ``is_cacheable``, as it then is a :class:`DatasetWrapper`."""
-        assert isinstance(self.dataset, DatasetWrapper)  # implied by is_cacheable
-        return self.dataset
-
     def __setattr__(self, name: str, value) -> None:
         """Set an attribute; ``transform`` and ``data_source`` are set on the data set of images."""
         object.__setattr__(self.dataset if name in ("transform", "data_source") else self, name, value)
@@ -114,7 +109,7 @@ class FeatureDataset(Dataset):
         return getattr(self.dataset, name)
 
     def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]  # PyTorch's base class declares no length
+        return len(self.dataset)
 
     def __copy__(self) -> FeatureDataset:
         """Return a copy with a shallow copy of the data set of images."""
@@ -143,7 +138,7 @@ class FeatureDataset(Dataset):
             self._inspect_transform()
         if not self.is_cacheable or (self.is_random and self.epoch is None):
             return self._encode_items(indices)
-        epoch, data_source = self.epoch if self.is_random else None, self.wrapper.data_source
+        epoch, data_source = self.epoch if self.is_random else None, self.dataset.data_source
         entries = [get_datum_fields(data_source[index]) for index in indices]
         if any((epoch, impath) not in self._features for *_, impath in entries):
             self._prefetch(indices)
@@ -173,15 +168,15 @@ class FeatureDataset(Dataset):
         """Put into memory the features of a batch and of the batches after it; raise as ``__getitems__`` does."""
         reasons: dict[str, str] = {}  # by path, of images that cannot be read
         draws = list(self._coming_draws(indices))
-        paths = {index: self.wrapper.data_source[index].impath for _, index in draws}
+        paths = {index: self.dataset.data_source[index].impath for _, index in draws}
         draws = [draw for draw in draws if self.is_random or (None, paths[draw[1]]) not in self._features]
         keys = {draw: self._feature_key(*draw, reasons) for draw in draws}
         requests = {key: partial(self._load_image, *draw, reasons) for draw, key in keys.items()}
         computed = self.extractor(list(requests.items()), self.threads, f"{self.name} images")
         features = dict(zip(requests, computed, strict=False))
         if reasons:
-            all_paths = [item.impath for item in self.wrapper.data_source]
-            reasons = find_unreadable(all_paths, self.wrapper.decoding, f"{self.name} images") or reasons
+            all_paths = [item.impath for item in self.dataset.data_source]
+            reasons = find_unreadable(all_paths, self.dataset.decoding, f"{self.name} images") or reasons
             raise unreadable_images_error(reasons, f"{len(all_paths):,} {self.name} images")
         if self.is_random:
             self._features = {}
@@ -208,7 +203,7 @@ class FeatureDataset(Dataset):
                 if count >= PREFETCH_DRAWS:
                     return
             epoch += 1
-            batches = self._list_batches(epoch) if epoch < self.wrapper.cfg.OPTIM.MAX_EPOCH else []
+            batches = self._list_batches(epoch) if epoch < self.dataset.cfg.OPTIM.MAX_EPOCH else []
 
     def _served_indices(self) -> Iterator[int]:
         """Yield the indices of all images, or if batches are divided, of this process's; none without batches."""
@@ -235,20 +230,20 @@ class FeatureDataset(Dataset):
 
         If the file is unreadable, note why in ``reasons``. The decoding counts where it is not the original's.
         """
-        path = self.wrapper.data_source[index].impath
-        seed = self.wrapper.transform_seed(index, epoch) if self.is_random and epoch is not None else ""
+        path = self.dataset.data_source[index].impath
+        seed = self.dataset.transform_seed(index, epoch) if self.is_random and epoch is not None else ""
         try:
             stat = os.stat(path)
             content = self.contents[path] = _cached_file_digest(path, stat.st_mtime_ns, stat.st_size)
         except OSError as error:
             reasons[path] = content = error.strerror or error_reason(error)
-        changes = describe_changes(path, self.wrapper.decoding)
+        changes = describe_changes(path, self.dataset.decoding)
         return hashlib.blake2b(f"{content} {self._transform_text} {seed}{changes}".encode(), digest_size=16).digest()
 
     def _load_image(self, epoch: int | None, index: int, reasons: dict[str, str]) -> torch.Tensor | None:
         """Return the image transformed as in ``epoch``; None, with the reason in ``reasons`` by path, if unreadable."""
         try:
-            return self.wrapper.load_item(index, epoch)["img"]
+            return self.dataset.load_item(index, epoch)["img"]
         except UnreadableImageError as error:
             reasons[error.path] = error.reason
             return None

@@ -6,7 +6,7 @@ import random
 from collections import defaultdict
 from typing import ClassVar
 
-from dassl.utils import UserError, check_availability
+from dassl.utils import UserError
 
 
 class Datum:
@@ -72,10 +72,6 @@ class DatasetBase:
         names = {item.label: item.classname for item in data_source}
         return names, [names[label] for label in sorted(names)]
 
-    def check_input_domains(self, source_domains, target_domains) -> None:
-        """Raise :class:`UserError` unless every name in both lists is in ``self.domains``."""
-        check_availability([*source_domains, *target_domains], self.domains)
-
     def generate_fewshot_dataset(self, *data_sources: list[Datum], num_shots: int = -1, repeat: bool = False):
         """Return ``num_shots`` random images of each class, or all images if ``num_shots`` is below 1.
 
@@ -105,17 +101,8 @@ class DatasetBase:
         return dataset
 
     def split_dataset_by_label(self, data_source: list[Datum]) -> dict[int, list[Datum]]:
-        """Return a dict from each label to its images."""
-        return _group_by(data_source, "label")
-
-    def split_dataset_by_domain(self, data_source: list[Datum]) -> dict[int, list[Datum]]:
-        """Return a dict from each domain to its images."""
-        return _group_by(data_source, "domain")
-
-
-def _group_by(data_source: list[Datum], key: str) -> dict[int, list[Datum]]:
-    """Return a dict from each value of the attribute ``key`` to its images, in the order of first appearance."""
-    groups = defaultdict(list)
-    for item in data_source:
-        groups[getattr(item, key)].append(item)
-    return groups
+        """Return a dict from each label to its images, in the order of first appearance."""
+        groups = defaultdict(list)
+        for item in data_source:
+            groups[item.label].append(item)
+        return groups
