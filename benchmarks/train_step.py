@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from tabulate import tabulate
@@ -17,8 +18,11 @@ from torch.nn import functional as F
 
 from benchmarks import measure
 from benchmarks.text_encoder import build_encoders, load_names
+from dassl.engine import TRAINER_REGISTRY, default_cfg
 from dassl.utils import collect_env_info, tune_malloc
+from tests import plain_prompts
 from tools.random_weights import build_random_clip
+from trainers.prompted_clip import PromptedCLIP
 from vlm.clip.lora import add_lora
 from vlm.contrastive import encode_in_chunks
 from vlm.openai import CLIP, build_model, tokenize
@@ -54,11 +58,37 @@ def build_lora_step(clip: CLIP, names: list[str], plain: bool) -> Callable:
     return lambda: [*torch.autograd.grad(F.cross_entropy(logits(), y), parameters)]
 
 
+def build_deep_prompt_step(clip: CLIP, names: list[str], plain: bool, method: str) -> Callable:
+    """Return a step of MaPLe or PromptSRC on 4 images, as in their papers: a function that returns the gradients."""
+    encoder, images, y = TextEncoder(clip), torch.randn(4, 3, 224, 224), torch.arange(4) % len(names)
+    learner_class, node = TRAINER_REGISTRY.get(method).learner_class, default_cfg().TRAINER[method.upper()]
+    learner = learner_class(names, encoder, clip.visual, node)
+    model, deep = PromptedCLIP(clip, encoder, learner, CHUNK), learner.compound_prompts_text
+
+    def step() -> list[torch.Tensor]:
+        """Return the gradients of the prompts, and of MaPLe's coupling functions."""
+        if plain:
+            f = normalize(plain_prompts.encode_images(clip, images, learner.visual_prompts()))
+            g = normalize(plain_prompts.encode_texts(clip, learner()[learner.index], learner.lengths - 1, deep))
+        else:
+            f, g = model.encode_images(images), model.class_features()
+        loss = F.cross_entropy(compute_logits(f, g, clip.logit_scale), y)
+        if method == "PromptSRC":
+            with torch.no_grad():
+                frozen = normalize(clip.visual(images))
+            loss = loss + 10 * F.l1_loss(f, frozen) + 25 * g.abs().mean()
+        return [*torch.autograd.grad(loss, [*learner.parameters()])]
+
+    return step
+
+
 # (clip, class names, whether the step is the plain one) -> a step without the optimizer's, which returns gradients
 METHODS: dict[str, Callable[..., Callable[[], list[torch.Tensor]]]] = {
     "KgCoOp": build_prompt_step,
     "ProGrad": lambda *arguments: build_prompt_step(*arguments, losses=2),
     "CLIPLoRA": build_lora_step,
+    "MaPLe": partial(build_deep_prompt_step, method="MaPLe"),
+    "PromptSRC": partial(build_deep_prompt_step, method="PromptSRC"),
 }
 
 
