@@ -14,7 +14,6 @@ from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.utils import UserError
-from vlm.text.templates import check_template
 
 from .shots import cross_entropy_step, load_zero_shot, register_feature_model
 
@@ -29,13 +28,8 @@ class Adapter(nn.Module):
         self.fc = nn.Sequential(down, nn.ReLU(), up, nn.ReLU())
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return A(f), before :func:`mix_features`, for image features f (images, dim); neither is normalised."""
+        """Return A(f) for image features f (images, dim); neither is normalised."""
         return self.fc(features)
-
-
-def mix_features(features: torch.Tensor, adapted: torch.Tensor, ratio: float) -> torch.Tensor:
-    """Return ``ratio`` times the adapted plus ``1 - ratio`` times the original features, all (images, dim)."""
-    return ratio * adapted + (1 - ratio) * features
 
 
 @TRAINER_REGISTRY.register()
@@ -53,8 +47,7 @@ class CLIPAdapter(TrainerX):
         cfg.TRAINER.CLIPADAPTER.REDUCTION = 4  # feature width / bottleneck width; the authors' value
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """Raise :class:`UserError` for a template without ``{}`` or a RATIO outside 0 to 1."""
-        check_template(cfg.DATASET.TEMPLATE, "DATASET.TEMPLATE")
+        """Raise :class:`UserError` for a RATIO outside 0 to 1."""
         if not 0 <= (ratio := cfg.TRAINER.CLIPADAPTER.RATIO) <= 1:
             raise UserError(f"TRAINER.CLIPADAPTER.RATIO is {ratio}; it must be from 0 to 1")
 
@@ -72,6 +65,5 @@ class CLIPAdapter(TrainerX):
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
         """Return scaled logits (images, classes) for CLIP's image features (images, dim), not normalised."""
-        features = input.float()
-        mixed = mix_features(features, self.model(features), self.cfg.TRAINER.CLIPADAPTER.RATIO)
-        return self.backbone.logits(mixed, self.class_features)
+        f, ratio = input.float(), self.cfg.TRAINER.CLIPADAPTER.RATIO
+        return self.backbone.logits(ratio * self.model(f) + (1 - ratio) * f, self.class_features)

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY, TrainerX
-from dassl.metrics import compute_accuracy
 from dassl.utils import check_availability
 from vlm.images.feature_store import FeatureStore
 from vlm.openai import CLIP
@@ -31,6 +30,7 @@ from .backbone import load_backbone
 from .class_tokens import hash_class_tokens, register_class_token_hooks
 from .context import build_initial_context, check_context, list_context_words, register_prompt_learner
 from .sampled_softmax import SampledSoftmax
+from .shots import end_step
 
 
 class PromptLearner(PromptTable):
@@ -131,9 +131,7 @@ class CoOp(TrainerX):
                 output = self.model(features)
                 loss = F.cross_entropy(output, label)
         self.model_backward_and_update(loss)
-        if self.batch_idx + 1 == self.num_batches:
-            self.update_lr()
-        return {"loss": loss.item(), "acc": compute_accuracy(output, label)[0].item()}
+        return end_step(self, output, label, loss=loss)
 
     def set_model_mode(self, mode: str = "train", names: str | list[str] | None = None) -> None:
         """Set training or evaluation mode, and clear the cached text features."""

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
-from dassl.metrics import compute_accuracy
 from vlm.similarity import compute_logits, normalize
 
 from .coop import CoOp
 from .prompts import encode_handwritten_prompts
+from .shots import end_step
 
 
 @TRAINER_REGISTRY.register()
@@ -51,8 +51,6 @@ class KgCoOp(CoOp):
             loss_kg = 1 - F.cosine_similarity(w.float(), self.w_clip.float()).mean()
             loss = F.cross_entropy(output, label) + lambda_ * loss_kg
         self.model_backward_and_update(loss)
-        if self.batch_idx + 1 == self.num_batches:
-            self.update_lr()
-        return {"loss": loss.item(), "kg": loss_kg.item(), "acc": compute_accuracy(output, label)[0].item()}
+        return end_step(self, output, label, loss=loss, kg=loss_kg)
 
     linear_head = CoOp.linear_head  # the learned prompts alone classify

@@ -17,11 +17,11 @@ from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
-from dassl.metrics import compute_accuracy
 from dassl.utils import UserError
 
 from .coop import CoOp
 from .prompts import encode_handwritten_prompts
+from .shots import end_step
 
 
 @TRAINER_REGISTRY.register()
@@ -60,8 +60,6 @@ class ProGrad(CoOp):
             loss_ce = F.cross_entropy(output, label)
             loss_kl = F.kl_div(p, p_zs, reduction="batchmean", log_target=True)
         self.prograd_backward_and_update(loss_ce, loss_kl, lambda_)
-        if self.batch_idx + 1 == self.num_batches:
-            self.update_lr()
-        return {"loss": loss_ce.item(), "kl": loss_kl.item(), "acc": compute_accuracy(output, label)[0].item()}
+        return end_step(self, output, label, loss=loss_ce, kl=loss_kl)
 
     linear_head = CoOp.linear_head  # the learned prompts alone classify

@@ -23,6 +23,7 @@ from vlm.text.classnames import tokenize_class_prompts
 from vlm.text.templates import IMAGENET_TEMPLATES, clean_classname
 
 from .prompted_clip import DeepPromptLearner, DeepPromptTrainer
+from .shots import end_step
 
 
 class VLPromptLearner(DeepPromptLearner):
@@ -70,6 +71,14 @@ class PromptSRC(DeepPromptTrainer):
         self.g = normalize(torch.stack([encoder.encode(each) for each in tokens]).mean(0))
         self.gpa = {name: torch.zeros_like(p).float() for name, p in self.model.prompt_learner.named_parameters()}
         super().before_train()
+
+    def forward_backward(self, batch: dict) -> dict[str, float]:
+        """Train on a batch by L_CE + L_SCL; return ``loss`` and ``acc`` (%)."""
+        image, label, _ = self.parse_batch_train(batch)
+        with torch.autocast(self.device.type, torch.float16, enabled=self.scaler is not None):
+            loss, logits = self.compute_loss(image, label)
+        self.model_backward_and_update(loss)
+        return end_step(self, logits, label, loss=loss)
 
     def compute_loss(self, image: torch.Tensor, label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return L_CE + L_SCL, a scalar, and the logits (n, classes) of images and labels (n,)."""
