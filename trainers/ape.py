@@ -20,7 +20,7 @@ from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.utils import UserError
 from vlm.similarity import normalize
 
-from .shots import check_shots, check_shots_cfg, collect_shots, load_zero_shot, register_fitted, search_settings
+from .shots import check_shots_cfg, collect_shots, load_zero_shot, register_fitted, search_settings
 from .tip_adapter import affinity
 
 ALPHAS = BETAS = [0.1 + 6.9 * step / 20 for step in range(20)]  # up to 7, which the authors' steps leave out, too
@@ -79,7 +79,6 @@ class APE(TrainerX):
         """Select the channels, fill the cache, and search alpha, beta and gamma, in the only epoch."""
         model, node, W = self.model, self.cfg.TRAINER.APE, self.class_features
         F, y = collect_shots(self, node.AUGMENT_EPOCH)
-        check_shots(self, y)
         model.channels = select_channels(W, F, y, max(1, round(node.CHANNELS * W.shape[1])), node.LAMBDA)
         keys, L = self.refine(F), torch.eye(len(W)).to(W)[y]
         divergence = compute_divergence(keys, self.refine(W), y)

@@ -18,20 +18,6 @@ from dassl.utils import UserError
 from .shots import cross_entropy_step, load_zero_shot, register_feature_model
 
 
-class Adapter(nn.Module):
-    """Two linear layers without bias, each with a ReLU, and a bottleneck of ``dim // reduction`` units between them."""
-
-    def __init__(self, dim: int, reduction: int):
-        super().__init__()
-        hidden = dim // reduction
-        down, up = nn.Linear(dim, hidden, bias=False), nn.Linear(hidden, dim, bias=False)
-        self.fc = nn.Sequential(down, nn.ReLU(), up, nn.ReLU())
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return A(f) for image features f (images, dim); neither is normalised."""
-        return self.fc(features)
-
-
 @TRAINER_REGISTRY.register()
 class CLIPAdapter(TrainerX):
     """Trains an adapter of image features, and classifies by hand-written prompts."""
@@ -58,12 +44,13 @@ class CLIPAdapter(TrainerX):
         if not 1 <= reduction <= dim:
             limits = f"from 1 to the features' width, {dim}"
             raise UserError(f"TRAINER.CLIPADAPTER.REDUCTION is {reduction}; it must be {limits}")
-        adapter = Adapter(dim, reduction)
+        W1, W2 = nn.Linear(dim, dim // reduction, bias=False), nn.Linear(dim // reduction, dim, bias=False)
+        adapter = nn.ModuleDict({"fc": nn.Sequential(W1, nn.ReLU(), W2, nn.ReLU())})
         register_feature_model(self, self.backbone, "clip_adapter", adapter, has_class_weights=False)
 
     forward_backward = cross_entropy_step
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
         """Return scaled logits (images, classes) for CLIP's image features (images, dim), not normalised."""
-        f, ratio = input.float(), self.cfg.TRAINER.CLIPADAPTER.RATIO
-        return self.backbone.logits(ratio * self.model(f) + (1 - ratio) * f, self.class_features)
+        f, A, ratio = input.float(), self.model.fc, self.cfg.TRAINER.CLIPADAPTER.RATIO
+        return self.backbone.logits(ratio * A(f) + (1 - ratio) * f, self.class_features)

@@ -12,7 +12,6 @@ range of C then suits every backbone, and the classifier is a linear head on uni
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
 from functools import cache
 
 import torch
@@ -76,22 +75,18 @@ def sweep_regularization(
     """
     features, labels = validation
 
-    @cache
-    def fit_and_score(exponent: float) -> tuple[nn.Linear, tuple[float, float]]:
-        """Return the linear probe for C = 10 ** ``exponent`` and its score (:func:`score_candidates`)."""
-        head = fit_linear_probe(*train, 10**exponent)
-        return head, shots.score_candidates(predict(head, features)[None], labels)[0]
+    fit = cache(lambda exponent: fit_linear_probe(*train, 10**exponent))
 
-    def select_best(exponents: Iterable[float]) -> float:
-        """Return the exponent with the best score, of equal ones the first."""
-        return max(exponents, key=lambda exponent: fit_and_score(exponent)[1])
+    def score(exponent: float) -> tuple[float, float]:
+        """Return the score (:func:`shots.score_candidates`) of the linear probe for C = 10 ** ``exponent``."""
+        return shots.score_candidates(predict(fit(exponent), features)[None], labels)[0]
 
-    best, step = select_best(COARSE_GRID), 1.0
+    best: float = max(COARSE_GRID, key=score)
+    step = 1.0
     while step >= FINEST_STEP:
         neighbours = (e for e in (best - step, best + step) if COARSE_GRID[0] <= e <= COARSE_GRID[-1])
-        best, step = select_best((best, *neighbours)), step / 2
-    head, (accuracy, _) = fit_and_score(best)
-    return 10**best, head, accuracy
+        best, step = max((best, *neighbours), key=score), step / 2
+    return 10**best, fit(best), score(best)[0]
 
 
 @TRAINER_REGISTRY.register()
@@ -118,7 +113,7 @@ class LinearProbe(TrainerX):
         self.backbone = load_backbone(self)
         model = nn.Linear(self.backbone.embed_dim, self.num_classes)
         self.feature_extractor = self.backbone.build_feature_extractor()
-        shots.register_feature_model(self, self.backbone, "linear_probe", model, has_optimizer=False)
+        shots.register_feature_model(self, self.backbone, "linear_probe", model, optimize=False)
 
     def run_epoch(self) -> None:
         """Fit the classifier to the shots. A C of 0 is swept on validation images; without any, it is DEFAULT_C."""

@@ -83,13 +83,12 @@ class LPPlusPlus(TrainerX):
         """Encode the prompts, and register w and alpha without an optimizer, in a single epoch of all iterations."""
         self.backbone, self.t = shots.load_zero_shot(self)
         zeros = {"w": torch.zeros_like(self.t), "alpha": torch.zeros(len(self.t))}
-        shots.register_feature_model(self, self.backbone, "lp_plus_plus", nn.ParameterDict(zeros), has_optimizer=False)
+        shots.register_feature_model(self, self.backbone, "lp_plus_plus", nn.ParameterDict(zeros), optimize=False)
 
     @torch.no_grad()
     def run_epoch(self) -> None:
         """Set w and alpha to those after the step with the best score on validation images; without any, the last."""
         f, labels = shots.collect_shots(self, views=1)
-        shots.check_shots(self, labels)
         y, steps = F.one_hot(labels, self.num_classes).float(), self.cfg.TRAINER.LPPLUSPLUS.ITERATIONS
         validation = shots.collect_validation_features(self)
 

@@ -111,9 +111,7 @@ class DeepPromptTrainer(TrainerX):
         super().set_model_mode(mode, names)
         self.model.text_features = None
 
-    def model_inference(self, input: torch.Tensor) -> torch.Tensor:
-        """Return scaled logits (n, classes) of images (n, 3, height, width)."""
-        return self.model(input)
+    model_inference = TrainerX.model_inference  # the output of the model, for which has_cosine_logits is true
 
     def linear_head(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return weight and bias that give the logits of unit features of the image encoder with its prompts."""

@@ -81,16 +81,3 @@ class HandwrittenPrompts:
         count = sum(len(self.of_class(label)) for label in range(len(self.classnames)))
         store = backbone.build_text_feature_store(encoder) if count > MIN_CACHED_PROMPTS else None
         return self.build_classifier(encoder, store)
-
-
-def encode_handwritten_prompts(trainer) -> torch.Tensor:
-    """Return the class features of the hand-written prompts for ``trainer``, a CoOp, and note them in its provenance.
-
-    Raises :class:`UserError` for SAMPLED_CLASSES, as all classes are compared.
-    """
-    if trainer.cfg.TRAINER.COOP.SAMPLED_CLASSES:
-        problem = f"{trainer.cfg.TRAINER.NAME} compares the prompts of all classes"
-        raise UserError(f"TRAINER.COOP.SAMPLED_CLASSES goes with CoOp alone: {problem}; set it to 0")
-    prompts = HandwrittenPrompts(trainer)
-    trainer.provenance |= prompts.provenance
-    return prompts.encode(trainer.backbone)

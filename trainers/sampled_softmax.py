@@ -52,20 +52,12 @@ class SampledSoftmax:
         """
         seed = derive_seed(self.seed, epoch, batch, "classes")
         classes, positions, correction = draw_classes(labels, self.size, self.classes, seed)
-        output = class_logits(model, image_features, classes)
-        loss = F.cross_entropy(output + correction, positions)
-        return loss, output, positions
+        prompts = model.prompt_learner.select_classes(model.prompt_learner.ctx, classes)
+        output = compute_logits(image_features, normalize(model.encode(*prompts)), model.logit_scale)
+        return F.cross_entropy(output + correction, positions), output, positions
 
 
-def class_logits(model, image_features: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """Return scaled logits (images, sampled) of features of any length for ``classes`` (sampled,), int64 labels."""
-    prompts = model.prompt_learner.select_classes(model.prompt_learner.ctx, classes)
-    return compute_logits(image_features, normalize(model.encode(*prompts)), model.logit_scale)
-
-
-def draw_classes(
-    labels: torch.Tensor, size: int, classes: int, seed: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def draw_classes(labels: torch.Tensor, size: int, classes: int, seed: int) -> tuple[torch.Tensor, ...]:
     """Sample ``size`` of ``classes`` classes: those of ``labels`` (batch,), and negatives drawn by ``seed``.
 
     If several processes share the batch, all get the same classes. ``size`` must exceed the number of images in the

@@ -42,18 +42,12 @@ def load_zero_shot(trainer: TrainerX) -> tuple[Backbone, torch.Tensor]:
 
 
 def register_feature_model(
-    trainer: TrainerX,
-    backbone: Backbone,
-    name: str,
-    model: nn.Module,
-    has_class_weights: bool = True,
-    has_optimizer: bool = True,
-    **options,
+    trainer: TrainerX, backbone: Backbone, name: str, model: nn.Module, has_class_weights=True, optimize=True, **options
 ) -> None:
     """Register ``model`` as ``name`` and set it as the trainer's, after its CLIP is loaded.
 
     Trainable parameters start from MODEL.INIT_WEIGHTS, if set, and get a schedule and an optimizer with these
-    ``options``. Without any, or without ``has_optimizer``, the model is computed in a single epoch. With
+    ``options``. Without any, or if not ``optimize``, the model is computed in a single epoch. With
     ``has_class_weights``, its checkpoints fit these classes alone.
     """
     cfg = trainer.cfg
@@ -61,7 +55,7 @@ def register_feature_model(
     if has_class_weights:
         bind_classnames(model, trainer.dm.dataset.classnames, trainer.device)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if trainable and has_optimizer:
+    if trainable and optimize:
         if cfg.MODEL.INIT_WEIGHTS:
             load_pretrained_weights(model, cfg.MODEL.INIT_WEIGHTS)
         optim = build_optimizer(model, cfg.OPTIM, [{"params": trainable, **options}] if options else None)
@@ -72,9 +66,7 @@ def register_feature_model(
     trainer.provenance = {**backbone.report_parameters(trainer), **trainer.provenance}
 
 
-def register_fitted(
-    trainer: TrainerX, name: str, trained: Sequence[str] = (), eps: float = 1e-8, **sizes: tuple[int, ...]
-) -> None:
+def register_fitted(trainer: TrainerX, name: str, trained=(), eps=1e-8, **sizes: tuple[int, ...]) -> None:
     """Register a model of zeros of these ``sizes``, for what a method computes from the shots.
 
     Those whose names are in ``trained`` are parameters, whose optimizer has this ``eps``.
@@ -129,11 +121,12 @@ def build_shots_loader(trainer: TrainerX, augmented: bool) -> DataLoader:
 
 
 @torch.no_grad()
-def collect_shots(trainer: TrainerX, views: int = 0, average: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+def collect_shots(trainer: TrainerX, views=0, average=True, every_class=True) -> tuple[torch.Tensor, torch.Tensor]:
     """Return unit features (shots, dim) of all training images, fp32, in their order, and their labels (shots,).
 
     Each is the normalised mean over ``views`` random views by the training transforms; 0: the view of a test image.
-    If not ``average``, each view has a row. A line of the log has the numbers of shots and views.
+    If not ``average``, each view has a row. A line of the log has the numbers of shots and views. If ``every_class``,
+    each must have an image (:func:`check_shots`).
     """
     loader = build_shots_loader(trainer, augmented=views > 0)
     is_random = getattr(getattr(loader.dataset, "transform", None), "is_random", True)  # if not, all views are equal
@@ -143,6 +136,8 @@ def collect_shots(trainer: TrainerX, views: int = 0, average: bool = True) -> tu
     mean = normalize(torch.stack(features).mean(0))
     per_shot = f"{count} views" if count > 1 else "1 view"
     print(f"Shots: {len(mean):,} features of {mean.shape[1]:,} numbers, {per_shot} each")
+    if every_class:
+        check_shots(trainer, labels[0])
     return (mean, labels[0]) if average else (normalize(torch.cat(features)), torch.cat(labels))
 
 

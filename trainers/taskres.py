@@ -36,9 +36,8 @@ class TaskRes(TrainerX):
     def check_cfg(self, cfg: CfgNode) -> None:
         """Raise :class:`UserError` for an ALPHA of 0 or less."""
         if (alpha := cfg.TRAINER.TASKRES.ALPHA) <= 0:
-            raise UserError(
-                f"TRAINER.TASKRES.ALPHA is {alpha}; it must be above 0 (--trainer ZeroshotCLIP: no residual)"
-            )
+            hint = "--trainer ZeroshotCLIP: no residual"
+            raise UserError(f"TRAINER.TASKRES.ALPHA is {alpha}; it must be above 0 ({hint})")
 
     def build_model(self) -> None:
         """Encode the prompts, and register a residual of zeros."""

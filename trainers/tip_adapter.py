@@ -64,7 +64,7 @@ class TipAdapter(TrainerX):
     @torch.no_grad()
     def fill_cache(self) -> None:
         """Set keys to the normalised mean feature of each shot's AUGMENT_EPOCH views, and values to one-hot labels."""
-        keys, labels = collect_shots(self, self.cfg.TRAINER.TIPADAPTER.AUGMENT_EPOCH)
+        keys, labels = collect_shots(self, self.cfg.TRAINER.TIPADAPTER.AUGMENT_EPOCH, every_class=False)
         self.model.keys.copy_(keys)
         self.model.values.zero_().scatter_(1, labels[:, None], 1)
 
