@@ -21,7 +21,7 @@ from dassl.utils import collect_env_info, tune_malloc
 from tools.fix_imagenet import load_imagenet21k_names
 from tools.random_weights import build_random_clip
 from trainers.coop import CustomCLIP
-from trainers.sampled_softmax import ClassSample, class_logits
+from trainers.sampled_softmax import SampledSoftmax
 from vlm.openai import build_model
 
 BATCH = 32  # images: CoOp's batches of training images
@@ -45,8 +45,7 @@ def measure_steps(classes: int, n_ctx: int, csc: bool, size: int, turns: int) ->
     for turn in range(turns):
         start = time.perf_counter()
         if size:
-            sample = ClassSample.draw(labels, size, classes, turn)
-            loss = sample.loss(class_logits(model, features, sample.classes))
+            loss = SampledSoftmax(size, classes, 0)(model, features, labels, 0, turn)[0]
         else:
             loss = torch.nn.functional.cross_entropy(model(features), labels)
         optimizer.zero_grad()

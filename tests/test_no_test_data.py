@@ -77,7 +77,7 @@ def test_a_method_that_looks_at_test_data_is_noticed(digits_root, other_root, tm
     """The comparison above can fail: here, the probe's validation images are the test images."""
     method = "LinearProbe"
     monkeypatch.setattr(
-        "trainers.linear_probe.collect_validation_features",
+        "trainers.shots.collect_validation_features",
         lambda trainer: next((batch["img"].float(), batch["label"]) for batch in trainer.test_loader),
     )
     fitted, other = fit(method, digits_root, tmp_path / "run"), fit(method, other_root, tmp_path / "other")

@@ -20,8 +20,8 @@ from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.utils import UserError
 from vlm.similarity import normalize
 
-from .shots import check_shots, check_shots_cfg, collect_shots, load_zero_shot, register_fitted, search_settings
-from .tip_adapter import cache_logits
+from .shots import check_shots_cfg, collect_shots, load_zero_shot, register_fitted, search_settings
+from .tip_adapter import affinity
 
 ALPHAS = BETAS = [0.1 + 6.9 * step / 20 for step in range(20)]  # up to 7, which the authors' steps leave out, too
 GAMMAS = [0.0, 0.1, 0.2, 0.3, 0.4]
@@ -79,14 +79,13 @@ class APE(TrainerX):
         """Select the channels, fill the cache, and search alpha, beta and gamma, in the only epoch."""
         model, node, W = self.model, self.cfg.TRAINER.APE, self.class_features
         F, y = collect_shots(self, node.AUGMENT_EPOCH)
-        check_shots(self, y)
         model.channels = select_channels(W, F, y, max(1, round(node.CHANNELS * W.shape[1])), node.LAMBDA)
         keys, L = self.refine(F), torch.eye(len(W)).to(W)[y]
         divergence = compute_divergence(keys, self.refine(W), y)
 
         def logits(f: torch.Tensor, alpha: torch.Tensor, beta: float, gamma: float) -> torch.Tensor:
             """Return alpha R_f'F' diag(R_F'W') L."""
-            return alpha * cache_logits(self.refine(f), keys, L * torch.exp(gamma * divergence), beta)
+            return alpha * (affinity(self.refine(f), keys, beta) @ (L * torch.exp(gamma * divergence)))
 
         initial = {"alpha": node.ALPHA, "beta": node.BETA, "gamma": node.GAMMA}
         alpha, beta, gamma = search_settings(self, initial, [ALPHAS, BETAS, GAMMAS], logits)
@@ -101,5 +100,5 @@ class APE(TrainerX):
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
         """Return logits (images, classes) for image features (images, dim) of any length."""
         f, model = input.float(), self.model
-        cache = cache_logits(self.refine(f), model.keys, model.values, model.beta)
+        cache = affinity(self.refine(f), model.keys, model.beta) @ model.values
         return self.backbone.logits(f, self.class_features) + model.alpha * cache

@@ -18,9 +18,7 @@ from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY, TrainerX
-from dassl.metrics import compute_accuracy
 from vlm.similarity import build_linear_head, normalize
-from vlm.text.templates import check_template
 
 from . import shots
 
@@ -39,10 +37,6 @@ class CLAP(TrainerX):
         """Add TRAINER.CLAP, the config node of this method, with its defaults to ``cfg``, in place."""
         cfg.TRAINER.CLAP = CfgNode()
         cfg.TRAINER.CLAP.PENALTY = True  # False: ZS-LP
-
-    def check_cfg(self, cfg: CfgNode) -> None:
-        """Raise :class:`UserError` for a template without ``{}``."""
-        check_template(cfg.DATASET.TEMPLATE, "DATASET.TEMPLATE")
 
     def build_model(self) -> None:
         """Encode the prompts, and register class weights that equal the text features."""
@@ -63,7 +57,6 @@ class CLAP(TrainerX):
     def set_multipliers(self) -> None:
         """Set lambda_c to the mean zero-shot probability of class c over the shots of class c, and print the range."""
         f, labels = shots.collect_shots(self)
-        shots.check_shots(self, labels)
         p, y = self.backbone.logits(f, normalize(self.t)).softmax(1), F.one_hot(labels, self.num_classes)
         lambda_ = self.model.lambda_.copy_((y * p).sum(0) / y.sum(0))
         print(f"Multipliers of the penalty: {lambda_.min():.3f} to {lambda_.max():.3f}, mean {lambda_.mean():.3f}")
@@ -74,9 +67,7 @@ class CLAP(TrainerX):
         w, output = self.model.w, self.model_inference(f)
         loss = F.cross_entropy(output, label) + (self.model.lambda_ * (w - self.t).square().sum(1)).mean()
         self.model_backward_and_update(loss)
-        if self.batch_idx + 1 == self.num_batches:
-            self.update_lr()
-        return {"loss": loss.item(), "acc": compute_accuracy(output, label)[0].item()}
+        return shots.end_step(self, output, label, loss=loss)
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
         """Return scaled logits (images, classes) for image features (images, dim) of any length."""

@@ -14,28 +14,8 @@ from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.utils import UserError
-from vlm.text.templates import check_template
 
 from .shots import cross_entropy_step, load_zero_shot, register_feature_model
-
-
-class Adapter(nn.Module):
-    """Two linear layers without bias, each with a ReLU, and a bottleneck of ``dim // reduction`` units between them."""
-
-    def __init__(self, dim: int, reduction: int):
-        super().__init__()
-        hidden = dim // reduction
-        down, up = nn.Linear(dim, hidden, bias=False), nn.Linear(hidden, dim, bias=False)
-        self.fc = nn.Sequential(down, nn.ReLU(), up, nn.ReLU())
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return A(f), before :func:`mix_features`, for image features f (images, dim); neither is normalised."""
-        return self.fc(features)
-
-
-def mix_features(features: torch.Tensor, adapted: torch.Tensor, ratio: float) -> torch.Tensor:
-    """Return ``ratio`` times the adapted plus ``1 - ratio`` times the original features, all (images, dim)."""
-    return ratio * adapted + (1 - ratio) * features
 
 
 @TRAINER_REGISTRY.register()
@@ -53,8 +33,7 @@ class CLIPAdapter(TrainerX):
         cfg.TRAINER.CLIPADAPTER.REDUCTION = 4  # feature width / bottleneck width; the authors' value
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """Raise :class:`UserError` for a template without ``{}`` or a RATIO outside 0 to 1."""
-        check_template(cfg.DATASET.TEMPLATE, "DATASET.TEMPLATE")
+        """Raise :class:`UserError` for a RATIO outside 0 to 1."""
         if not 0 <= (ratio := cfg.TRAINER.CLIPADAPTER.RATIO) <= 1:
             raise UserError(f"TRAINER.CLIPADAPTER.RATIO is {ratio}; it must be from 0 to 1")
 
@@ -65,13 +44,13 @@ class CLIPAdapter(TrainerX):
         if not 1 <= reduction <= dim:
             limits = f"from 1 to the features' width, {dim}"
             raise UserError(f"TRAINER.CLIPADAPTER.REDUCTION is {reduction}; it must be {limits}")
-        adapter = Adapter(dim, reduction)
+        W1, W2 = nn.Linear(dim, dim // reduction, bias=False), nn.Linear(dim // reduction, dim, bias=False)
+        adapter = nn.ModuleDict({"fc": nn.Sequential(W1, nn.ReLU(), W2, nn.ReLU())})
         register_feature_model(self, self.backbone, "clip_adapter", adapter, has_class_weights=False)
 
     forward_backward = cross_entropy_step
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
         """Return scaled logits (images, classes) for CLIP's image features (images, dim), not normalised."""
-        features = input.float()
-        mixed = mix_features(features, self.model(features), self.cfg.TRAINER.CLIPADAPTER.RATIO)
-        return self.backbone.logits(mixed, self.class_features)
+        f, A, ratio = input.float(), self.model.fc, self.cfg.TRAINER.CLIPADAPTER.RATIO
+        return self.backbone.logits(ratio * A(f) + (1 - ratio) * f, self.class_features)

@@ -28,7 +28,6 @@ from dassl.utils import UserError, check_at_least, check_availability, count_num
 from vlm.clip.lora import PROJECTION_NAMES, LoRAUpdate, add_lora
 from vlm.contrastive import encode_in_chunks
 from vlm.similarity import compute_logits, normalize
-from vlm.text.templates import check_template
 
 from .backbone import load_backbone
 from .finetune import AUTOCAST_DTYPES, CLIPFineTune, FineTunedCLIP
@@ -58,9 +57,8 @@ class CLIPLoRA(TrainerX):
         node.PREC = "fp32"  # or amp (float16, CUDA; the authors'), bf16: of the computation, not of the weights
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """Raise :class:`UserError` for values of TRAINER.CLIPLORA or a template that cannot be used."""
+        """Raise :class:`UserError` for values of TRAINER.CLIPLORA that cannot be used."""
         node, path = cfg.TRAINER.CLIPLORA, "TRAINER.CLIPLORA"
-        check_template(cfg.DATASET.TEMPLATE, "DATASET.TEMPLATE")
         check_availability(node.ENCODER, ("both", "vision", "text"), f"{path}.ENCODER")
         check_availability(list(node.PARAMS), PROJECTION_NAMES, f"{path}.PARAMS")
         check_availability(node.PREC, AUTOCAST_DTYPES, f"{path}.PREC")
@@ -84,7 +82,7 @@ class CLIPLoRA(TrainerX):
         towers = {"both": clip, "vision": clip.visual}
         towers["text"] = nn.ModuleList(module for name, module in clip.named_children() if name != "visual")
         add_lora(towers[node.ENCODER], node.R, node.ALPHA * math.sqrt(node.R), node.PARAMS)  # divides by R
-        self.model = FineTunedCLIP(clip, batch_norm=False, node="TRAINER.CLIPLORA")
+        self.model = FineTunedCLIP(clip, node.PREC, batch_norm=False, node="TRAINER.CLIPLORA")
         if node.ENCODER == "text":
             self.feature_extractor = self.backbone.build_feature_extractor()
         self.encoder, self.prompts = self.backbone.build_text_encoder(clip), HandwrittenPrompts(self)
@@ -99,9 +97,7 @@ class CLIPLoRA(TrainerX):
         optim = build_optimizer([p for p in self.model.parameters() if p.requires_grad], cfg.OPTIM)
         schedule = CfgNode({**cfg.OPTIM, "MAX_EPOCH": self.max_epoch})
         self.register_model("clip", self.model, optim, build_lr_scheduler(optim, schedule, num_batches))
-        is_half = node.PREC == "bf16" or self.device.type == "cuda"  # float16 is slow and inexact on a CPU
-        self.precision = AUTOCAST_DTYPES[node.PREC] if is_half else None
-        self.scaler = torch.amp.GradScaler("cuda") if self.precision == torch.float16 else None
+        self.scaler = torch.amp.GradScaler("cuda") if self.model.precision == torch.float16 else None
         frozen = count_num_param(self.model) - self.num_trainable_parameters()
         self.provenance = {**self.backbone.report_parameters(self, frozen), **self.prompts.provenance}
 
@@ -116,17 +112,10 @@ class CLIPLoRA(TrainerX):
         self.update_lr()
         return {"loss": loss.item(), "acc": compute_accuracy(output, label)[0].item()}
 
-    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        """Return unnormalised fp32 features (n, embed_dim) of images (n, 3, height, width); cached features stay."""
-        if self.feature_extractor is not None:
-            return images.float()
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
-            return self.model.clip.visual(images).float()
-
     def class_features(self) -> torch.Tensor:
         """Return unit text features (classes, embed_dim); if fixed, cached until the next ``set_model_mode``."""
         if self.model.text_features is None:
-            with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
+            with self.model.autocast():
                 features = normalize(self.encoder.encode(self.tokens).float())
             features = normalize(torch.stack([w.mean(0) for w in features.split(self.num_prompts)]))
             if features.requires_grad:
@@ -136,7 +125,7 @@ class CLIPLoRA(TrainerX):
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
         """Return scaled logits (n, classes) for images; for image features, if batches hold features."""
-        features = encode_in_chunks(self.encode_images, input, self.cfg.TRAINER.CLIPLORA.CHUNK)
+        features = encode_in_chunks(self.model.encode_images, input, self.cfg.TRAINER.CLIPLORA.CHUNK)
         return compute_logits(features, self.class_features(), self.model.clip.logit_scale)
 
     linear_head = CLIPFineTune.linear_head

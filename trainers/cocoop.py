@@ -12,11 +12,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY, TrainerX
-from dassl.metrics import compute_accuracy
 from vlm.openai import CLIP
 from vlm.similarity import normalize
 from vlm.text.encoder import TextEncoder
@@ -24,6 +22,7 @@ from vlm.text.encoder import TextEncoder
 from .backbone import load_backbone
 from .context import check_context, register_prompt_learner
 from .coop import PromptLearner
+from .shots import cross_entropy_step
 
 META_NET_REDUCTION = 16  # image feature width / hidden width of the Meta-Net, as in the paper (section 3.2)
 
@@ -94,22 +93,15 @@ class CoCoOp(TrainerX):
         self.feature_extractor = self.backbone.build_feature_extractor()  # frozen encoder: batches hold features
         self.provenance = self.backbone.report_parameters(self)
 
-    def forward_backward(self, batch: dict) -> dict[str, float]:
-        """Train on a batch by cross-entropy; return ``loss`` and ``acc`` (%)."""
-        image_features, label, _ = self.parse_batch_train(batch)
-        with torch.autocast(self.device.type, torch.float16, enabled=self.scaler is not None):
-            output = self.model(image_features)
-            loss = F.cross_entropy(output, label)
-        self.model_backward_and_update(loss)
-        if self.batch_idx + 1 == self.num_batches:
-            self.update_lr()
-        return {"loss": loss.item(), "acc": compute_accuracy(output, label)[0].item()}
+    forward_backward = cross_entropy_step
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
-        """Return scaled logits (images, classes) for image features (images, embed_dim) of any length, in blocks.
+        """Return scaled logits (images, classes) for image features (images, embed_dim) of any length.
 
-        The class features of a block take at most TEST.LOGITS_GB gigabytes, but a block has at least one image.
+        In evaluation, the class features of a block of images take at most TEST.LOGITS_GB, or it has one image.
         """
+        if torch.is_grad_enabled():
+            return self.model(input)
         encoder = self.model.text_encoder
         images = int(1e9 * self.cfg.TEST.LOGITS_GB / (self.num_classes * encoder.embed_dim * encoder.dtype.itemsize))
         return torch.cat([self.model(block) for block in input.split(max(images, 1))])

@@ -16,8 +16,7 @@ from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY, TrainerX
-from dassl.metrics import compute_accuracy
-from dassl.utils import check_availability
+from dassl.utils import UserError, check_availability
 from vlm.images.feature_store import FeatureStore
 from vlm.openai import CLIP
 from vlm.similarity import build_linear_head, compute_logits, normalize
@@ -30,7 +29,9 @@ from vlm.text.prompt_table import CLASS_TOKEN_POSITIONS, PromptTable, count_toke
 from .backbone import load_backbone
 from .class_tokens import hash_class_tokens, register_class_token_hooks
 from .context import build_initial_context, check_context, list_context_words, register_prompt_learner
+from .prompts import HandwrittenPrompts
 from .sampled_softmax import SampledSoftmax
+from .shots import end_step
 
 
 class PromptLearner(PromptTable):
@@ -92,6 +93,7 @@ class CoOp(TrainerX):
 
     group = "prompts"
     training_keys: Sequence[str] = ("PREC", "CTX_INIT", "SAMPLED_CLASSES")
+    uses_handwritten_prompts = False  # True: a subclass compares the learned prompts with them
     has_cosine_logits = True  # model_inference returns cosines of image and class features, times the logit scale
 
     @classmethod
@@ -110,6 +112,9 @@ class CoOp(TrainerX):
         node = cfg.TRAINER.COOP
         check_context(node, "TRAINER.COOP")
         check_availability(node.CLASS_TOKEN_POSITION, CLASS_TOKEN_POSITIONS, "TRAINER.COOP.CLASS_TOKEN_POSITION")
+        if node.SAMPLED_CLASSES and self.uses_handwritten_prompts:
+            problem = f"{cfg.TRAINER.NAME} compares the prompts of all classes"
+            raise UserError(f"TRAINER.COOP.SAMPLED_CLASSES goes with CoOp alone: {problem}; set it to 0")
 
     def build_model(self) -> None:
         """Build the model, register its prompt learner, and make CLIP's image encoder the feature extractor."""
@@ -120,6 +125,10 @@ class CoOp(TrainerX):
         self.feature_extractor = self.backbone.build_feature_extractor()  # frozen encoder: batches hold features
         self.provenance = self.backbone.report_parameters(self)
         self.sampled_softmax = SampledSoftmax.from_trainer(self)
+        if self.uses_handwritten_prompts:
+            prompts = HandwrittenPrompts(self)
+            self.handwritten_features = prompts.encode(self.backbone)
+            self.provenance = {**self.provenance, **prompts.provenance}
 
     def forward_backward(self, batch: dict) -> dict[str, float]:
         """Train on a batch by cross-entropy; return ``loss`` and ``acc`` (%)."""
@@ -131,9 +140,7 @@ class CoOp(TrainerX):
                 output = self.model(features)
                 loss = F.cross_entropy(output, label)
         self.model_backward_and_update(loss)
-        if self.batch_idx + 1 == self.num_batches:
-            self.update_lr()
-        return {"loss": loss.item(), "acc": compute_accuracy(output, label)[0].item()}
+        return end_step(self, output, label, loss=loss)
 
     def set_model_mode(self, mode: str = "train", names: str | list[str] | None = None) -> None:
         """Set training or evaluation mode, and clear the cached text features."""

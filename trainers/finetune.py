@@ -37,7 +37,6 @@ from vlm.clip.lora import add_lora
 from vlm.contrastive import distributed_contrastive_loss, encode_in_chunks
 from vlm.openai import CLIP
 from vlm.similarity import build_linear_head, compute_logits, normalize
-from vlm.text.templates import check_template
 
 from .backbone import load_backbone
 from .captions import RetrievalCaptions, describe_truncated, tokenize_captions
@@ -55,18 +54,34 @@ BATCH_NORM = nn.modules.batchnorm._BatchNorm  # base class of all batch normalis
 class FineTunedCLIP(nn.Module):
     """A CLIP whose parameters with ``requires_grad`` are trained. Its state dict holds only the trained tensors.
 
-    With ``batch_norm``, the running statistics of batch normalisation are trained, too; else they are frozen.
+    It computes with the ``precision`` in AUTOCAST_DTYPES. With ``batch_norm``, the running statistics of batch
+    normalisation are trained, too; else they are frozen.
     """
 
     text_features: torch.Tensor | None = None  # cache of the class features in evaluation
 
-    def __init__(self, clip: CLIP, batch_norm: bool, node: str = "TRAINER.FINETUNE"):
+    def __init__(self, clip: CLIP, precision: str, batch_norm: bool, node: str = "TRAINER.FINETUNE"):
         super().__init__()
         self.clip, self.batch_norm, self.node = clip, batch_norm, node  # the last: a name for messages
+        self.device_type, self.precision = clip.logit_scale.device.type, AUTOCAST_DTYPES[precision]
+        if precision == "amp" and self.device_type != "cuda":
+            print("Note: amp becomes fp32, as half precision is slow and inexact on a CPU")
+            self.precision = None
         self.trained_names = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         if batch_norm:
             norms = {name for name, module in self.named_modules() if isinstance(module, BATCH_NORM)}
             self.trained_names |= {name for name, _ in self.named_buffers() if name.rpartition(".")[0] in norms}
+
+    def autocast(self) -> torch.autocast:
+        """Return a context manager that computes in ``precision``."""
+        return torch.autocast(self.device_type, self.precision, enabled=self.precision is not None)
+
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
+        """Return unnormalised fp32 features (n, embed_dim) of images (n, 3, height, width), or of cached features."""
+        if images.ndim == 2:
+            return images.float()
+        with self.autocast():
+            return self.clip.visual(images).float()
 
     def train(self, mode: bool = True) -> FineTunedCLIP:
         """Set the mode, but keep frozen batch normalisation in evaluation mode; clear the cached class features."""
@@ -149,7 +164,6 @@ class CLIPFineTune(TrainerX):
         check_availability(node.PREC, AUTOCAST_DTYPES, "TRAINER.FINETUNE.PREC")
         check_at_least(node.LORA_RANK, 1, "TRAINER.FINETUNE.LORA_RANK")
         check_at_least(node.CHUNK, 0, "TRAINER.FINETUNE.CHUNK")
-        check_template(cfg.DATASET.TEMPLATE, "DATASET.TEMPLATE")
         if not node.PARTS:
             raise UserError(f"TRAINER.FINETUNE.PARTS is empty; it names some of {', '.join(PARTS)}")
         if not cfg.MODEL.BACKBONE.PRETRAINED and not {"image", "text"} <= set(node.PARTS):  # frozen weights stay random
@@ -184,7 +198,7 @@ class CLIPFineTune(TrainerX):
             if self.device.type != "cuda":  # PyTorch has no such layer for CPUs
                 raise UserError("on CPUs, several processes need TRAINER.FINETUNE.FREEZE_BN True; or start with python")
             clip = nn.SyncBatchNorm.convert_sync_batchnorm(clip)
-        self.model = FineTunedCLIP(clip, batch_norm)
+        self.model = FineTunedCLIP(clip, node.PREC, batch_norm)
         if set(node.PARTS) == {"text"}:
             self.feature_extractor = self.backbone.build_feature_extractor()  # batches hold features, as in CoOp
         self.encoder = self.backbone.build_text_encoder(clip)
@@ -202,11 +216,7 @@ class CLIPFineTune(TrainerX):
                 raise UserError(f"{weights} has no weights of the parts in TRAINER.FINETUNE.PARTS")
             load_pretrained_weights(self.model, weights)
         self.register_model("clip", self.model, *self._build_optimizer())
-        self.precision = AUTOCAST_DTYPES[node.PREC]
-        if node.PREC == "amp" and self.device.type != "cuda":
-            print("Note: amp becomes fp32, as half precision is slow and inexact on a CPU")
-            self.precision = None
-        self.scaler = torch.amp.GradScaler("cuda") if self.precision == torch.float16 else None
+        self.scaler = torch.amp.GradScaler("cuda") if self.model.precision == torch.float16 else None
         frozen = count_num_param(self.model) - self.num_trainable_parameters()
         self.provenance = {
             **self.backbone.report_parameters(self, frozen),
@@ -254,7 +264,7 @@ class CLIPFineTune(TrainerX):
         caption_ids = torch.tensor([derive_seed(*ids) for ids in token_ids], device=self.device)
         chunk, logit_scale = self.cfg.TRAINER.FINETUNE.CHUNK, self.model.clip.logit_scale
         tokens = all_tokens[[token_ids.index(ids) for ids in unique]].to(self.device)
-        image_features = normalize(encode_in_chunks(self.encode_images, images, chunk))
+        image_features = normalize(encode_in_chunks(self.model.encode_images, images, chunk))
         text_features = normalize(encode_in_chunks(self.encode_tokens, tokens, chunk))[text_index]
         loss, correct = distributed_contrastive_loss(image_features, text_features, caption_ids, logit_scale)
         self.model_backward_and_update(loss)
@@ -276,21 +286,10 @@ class CLIPFineTune(TrainerX):
         captions, name = self.captions_of(item), item.classname if self.prompts else item.name
         return captions[derive_seed(self.cfg.SEED, self.epoch, "caption", name) % len(captions)]
 
-    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        """Return unnormalised fp32 features (n, embed_dim) of images (n, 3, height, width); cached features stay."""
-        if self.feature_extractor is not None:
-            return images.float()
-        with self._autocast():
-            return self.model.clip.visual(images).float()
-
     def encode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return unnormalised fp32 features (n, embed_dim) of token ids (n, length)."""
-        with self._autocast():
+        with self.model.autocast():
             return self.encoder.encode(tokens).float()
-
-    def _autocast(self) -> torch.autocast:
-        """Return a context manager that computes in the precision TRAINER.FINETUNE.PREC."""
-        return torch.autocast(self.device.type, self.precision, enabled=self.precision is not None)
 
     # ---- evaluation ----
 
@@ -309,16 +308,16 @@ class CLIPFineTune(TrainerX):
         Without tokens (None), the features of texts are (0, embed_dim).
         """
         if isinstance(input, tuple):
-            image_features = normalize(self.encode_images(input[0]))
+            image_features = normalize(self.model.encode_images(input[0]))
             text_features = image_features[:0] if input[1] is None else normalize(self.encode_tokens(input[1]))
             return image_features, text_features
-        return compute_logits(self.encode_images(input), self.class_features(), self.model.clip.logit_scale)
+        return compute_logits(self.model.encode_images(input), self.class_features(), self.model.clip.logit_scale)
 
     def class_features(self) -> torch.Tensor:
         """Return unit text features (classes, embed_dim); they are cached until the next ``set_model_mode``."""
         if self.model.text_features is None:
             assert self.prompts is not None  # images with captions are evaluated in pairs
-            with self._autocast():
+            with self.model.autocast():
                 self.model.text_features = self.prompts.build_classifier(self.encoder).float()
         return self.model.text_features
 

@@ -38,13 +38,11 @@ class CurrentInputs:
         error and returns [].
         """
         saved = _name_fingerprints(record.get("splits") or {}, record.get("few_shot_split"))
-        weights = (record.get("weights") or {}).get("sha256")
-        saved |= {"weights": weights} if weights else {}
-        descriptions = (record.get("descriptions") or {}).get("sha256")
-        saved |= {"descriptions": descriptions} if descriptions else {}
+        files = {name: (record.get(name) or {}).get("sha256") for name in ("weights", "descriptions")}
+        saved |= {name: sha256 for name, sha256 in files.items() if sha256}
         try:
-            current = self.read_data(cfg) | ({"weights": self.read_weights(cfg)} if weights else {})
-            if descriptions and (path := Path(cfg.DATASET.DESCRIPTIONS).expanduser()).is_file():
+            current = self.read_data(cfg) | ({"weights": self.read_weights(cfg)} if files["weights"] else {})
+            if files["descriptions"] and (path := Path(cfg.DATASET.DESCRIPTIONS).expanduser()).is_file():
                 current["descriptions"] = file_digest(path)
         except UserError as error:
             note = f"Note: finished runs could not be compared with the data and weights of now: {error}"

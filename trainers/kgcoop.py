@@ -15,11 +15,10 @@ from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
-from dassl.metrics import compute_accuracy
 from vlm.similarity import compute_logits, normalize
 
 from .coop import CoOp
-from .prompts import encode_handwritten_prompts
+from .shots import end_step
 
 
 @TRAINER_REGISTRY.register()
@@ -29,30 +28,21 @@ class KgCoOp(CoOp):
     display_name = "KgCoOp"
     group = "prompts"
     training_keys = (*CoOp.training_keys, "W")
-    uses_handwritten_prompts = True
+    uses_handwritten_prompts = True  # build_model sets handwritten_features (classes, embed_dim)
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
         """Add TRAINER.KGCOOP to ``cfg``, in place; the keys of the prompt are those of TRAINER.COOP."""
         cfg.TRAINER.KGCOOP = CfgNode({"W": 8.0})  # lambda, the weight of L_kg; the authors' value
 
-    def build_model(self) -> None:
-        """Build CoOp's model, and encode the hand-written prompts."""
-        super().build_model()
-        self.w_clip = encode_handwritten_prompts(self)
-
     def forward_backward(self, batch: dict) -> dict[str, float]:
         """Train on a batch by L_ce + lambda * L_kg; return ``loss``, ``kg`` (L_kg) and ``acc`` (%)."""
         features, label, _ = self.parse_batch_train(batch)
-        learner, lambda_ = self.model.prompt_learner, self.cfg.TRAINER.KGCOOP.W
+        learner, w_clip, lambda_ = self.model.prompt_learner, self.handwritten_features, self.cfg.TRAINER.KGCOOP.W
         with torch.autocast(self.device.type, torch.float16, enabled=self.scaler is not None):
             w = normalize(self.model.text_encoder(learner(), learner.layout))
             output = compute_logits(features, w, self.model.logit_scale)
-            loss_kg = 1 - F.cosine_similarity(w.float(), self.w_clip.float()).mean()
+            loss_kg = 1 - F.cosine_similarity(w.float(), w_clip.float()).mean()
             loss = F.cross_entropy(output, label) + lambda_ * loss_kg
         self.model_backward_and_update(loss)
-        if self.batch_idx + 1 == self.num_batches:
-            self.update_lr()
-        return {"loss": loss.item(), "kg": loss_kg.item(), "acc": compute_accuracy(output, label)[0].item()}
-
-    linear_head = CoOp.linear_head  # the learned prompts alone classify
+        return end_step(self, output, label, loss=loss, kg=loss_kg)

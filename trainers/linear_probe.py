@@ -12,7 +12,6 @@ range of C then suits every backbone, and the classifier is a linear head on uni
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
 from functools import cache
 
 import torch
@@ -23,16 +22,8 @@ from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.utils import check_at_least
 from vlm.similarity import normalize
 
+from . import shots
 from .backbone import load_backbone
-from .shots import (
-    bind_classnames,
-    build_shots_loader,
-    check_no_init_weights,
-    check_shots,
-    collect_features,
-    collect_validation_features,
-    score_candidates,
-)
 
 FEATURE_NORM = 10.0  # length of the features in the regression: about the length of CLIP's features
 MAX_ITERATIONS = 1000  # of L-BFGS, as in the paper
@@ -76,30 +67,26 @@ def predict(head: nn.Linear, features: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def sweep_regularization(
-    shots: tuple[torch.Tensor, torch.Tensor], validation: tuple[torch.Tensor, torch.Tensor]
+    train: tuple[torch.Tensor, torch.Tensor], validation: tuple[torch.Tensor, torch.Tensor]
 ) -> tuple[float, nn.Linear, float]:
     """Return the C with the best score on ``validation``, its linear probe, and its validation accuracy (%).
 
-    ``shots`` and ``validation`` are features (images, dim) and labels (images,).
+    ``train`` and ``validation`` are features (images, dim) and labels (images,).
     """
     features, labels = validation
 
-    @cache
-    def fit_and_score(exponent: float) -> tuple[nn.Linear, tuple[float, float]]:
-        """Return the linear probe for C = 10 ** ``exponent`` and its score (:func:`score_candidates`)."""
-        head = fit_linear_probe(*shots, 10**exponent)
-        return head, score_candidates(predict(head, features)[None], labels)[0]
+    fit = cache(lambda exponent: fit_linear_probe(*train, 10**exponent))
 
-    def select_best(exponents: Iterable[float]) -> float:
-        """Return the exponent with the best score, of equal ones the first."""
-        return max(exponents, key=lambda exponent: fit_and_score(exponent)[1])
+    def score(exponent: float) -> tuple[float, float]:
+        """Return the score (:func:`shots.score_candidates`) of the linear probe for C = 10 ** ``exponent``."""
+        return shots.score_candidates(predict(fit(exponent), features)[None], labels)[0]
 
-    best, step = select_best(COARSE_GRID), 1.0
+    best: float = max(COARSE_GRID, key=score)
+    step = 1.0
     while step >= FINEST_STEP:
         neighbours = (e for e in (best - step, best + step) if COARSE_GRID[0] <= e <= COARSE_GRID[-1])
-        best, step = select_best((best, *neighbours)), step / 2
-    head, (accuracy, _) = fit_and_score(best)
-    return 10**best, head, accuracy
+        best, step = max((best, *neighbours), key=score), step / 2
+    return 10**best, fit(best), score(best)[0]
 
 
 @TRAINER_REGISTRY.register()
@@ -118,32 +105,28 @@ class LinearProbe(TrainerX):
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Raise :class:`UserError` for INIT_WEIGHTS or a negative C."""
-        check_no_init_weights(cfg)
+        shots.check_shots_cfg(self, cfg)
         check_at_least(cfg.TRAINER.LINEARPROBE.C, 0, "TRAINER.LINEARPROBE.C")
 
     def build_model(self) -> None:
         """Register a linear classifier without an optimizer; make CLIP's image encoder the feature extractor."""
-        classnames = self.dm.dataset.classnames
         self.backbone = load_backbone(self)
-        self.model = nn.Linear(self.backbone.embed_dim, len(classnames)).to(self.device)
-        bind_classnames(self.model, classnames, self.device)
-        self.register_model("linear_probe", self.model)
-        self.max_epoch = 1  # scikit-learn fits in one go
+        model = nn.Linear(self.backbone.embed_dim, self.num_classes)
         self.feature_extractor = self.backbone.build_feature_extractor()
-        self.provenance = self.backbone.report_parameters(self)
+        shots.register_feature_model(self, self.backbone, "linear_probe", model, optimize=False)
 
     def run_epoch(self) -> None:
         """Fit the classifier to the shots. A C of 0 is swept on validation images; without any, it is DEFAULT_C."""
-        shots = collect_features(self, build_shots_loader(self, augmented=False))
-        check_shots(self, shots[1])
+        train = shots.collect_features(self, shots.build_shots_loader(self, augmented=False))
+        shots.check_shots(self, train[1])
         c = self.cfg.TRAINER.LINEARPROBE.C
-        validation = None if c else collect_validation_features(self)
+        validation = None if c else shots.collect_validation_features(self)
         if validation:
-            c, head, accuracy = sweep_regularization(shots, validation)
+            c, head, accuracy = sweep_regularization(train, validation)
             source = f"swept on {len(validation[1]):,} validation images: {accuracy:.2f}% of them"
         else:
             c, source = c or DEFAULT_C, "not swept"
-            head = fit_linear_probe(*shots, c)
+            head = fit_linear_probe(*train, c)
         print(f"C {c:.4g}, {source}")
         self.model.load_state_dict(head.state_dict())
 

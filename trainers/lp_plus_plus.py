@@ -23,7 +23,6 @@ from yacs.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.utils import check_at_least
 from vlm.similarity import normalize
-from vlm.text.templates import check_template
 
 from . import shots
 
@@ -76,26 +75,20 @@ class LPPlusPlus(TrainerX):
         cfg.TRAINER.LPPLUSPLUS.ITERATIONS = 300  # steps of w; the authors' value
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """Raise :class:`UserError` for INIT_WEIGHTS, a template without ``{}``, or ITERATIONS below 1."""
-        shots.check_no_init_weights(cfg)
-        check_template(cfg.DATASET.TEMPLATE, "DATASET.TEMPLATE")
+        """Raise :class:`UserError` for INIT_WEIGHTS or ITERATIONS below 1."""
+        shots.check_shots_cfg(self, cfg)
         check_at_least(cfg.TRAINER.LPPLUSPLUS.ITERATIONS, 1, "TRAINER.LPPLUSPLUS.ITERATIONS")
 
     def build_model(self) -> None:
         """Encode the prompts, and register w and alpha without an optimizer, in a single epoch of all iterations."""
         self.backbone, self.t = shots.load_zero_shot(self)
         zeros = {"w": torch.zeros_like(self.t), "alpha": torch.zeros(len(self.t))}
-        self.model = nn.ParameterDict(zeros).to(self.device)
-        shots.bind_classnames(self.model, self.dm.dataset.classnames, self.device)
-        self.register_model("lp_plus_plus", self.model)
-        self.max_epoch = 1
-        self.provenance = {**self.backbone.report_parameters(self), **self.provenance}
+        shots.register_feature_model(self, self.backbone, "lp_plus_plus", nn.ParameterDict(zeros), optimize=False)
 
     @torch.no_grad()
     def run_epoch(self) -> None:
         """Set w and alpha to those after the step with the best score on validation images; without any, the last."""
         f, labels = shots.collect_shots(self, views=1)
-        shots.check_shots(self, labels)
         y, steps = F.one_hot(labels, self.num_classes).float(), self.cfg.TRAINER.LPPLUSPLUS.ITERATIONS
         validation = shots.collect_validation_features(self)
 

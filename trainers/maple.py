@@ -20,6 +20,7 @@ from yacs.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY
 
 from .prompted_clip import DeepPromptLearner, DeepPromptTrainer
+from .shots import cross_entropy_step
 
 
 class MultiModalPromptLearner(DeepPromptLearner):
@@ -43,6 +44,7 @@ class MaPLe(DeepPromptTrainer):
     """Trains the text encoder's deep prompts and the functions that couple the image encoder's to them."""
 
     display_name, group, learner_class = "MaPLe", "towers", MultiModalPromptLearner
+    forward_backward = cross_entropy_step
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:

@@ -17,11 +17,10 @@ from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
-from dassl.metrics import compute_accuracy
 from dassl.utils import UserError
 
 from .coop import CoOp
-from .prompts import encode_handwritten_prompts
+from .shots import end_step
 
 
 @TRAINER_REGISTRY.register()
@@ -31,7 +30,7 @@ class ProGrad(CoOp):
     display_name = "ProGrad"
     group = "prompts"
     training_keys = (*CoOp.training_keys, "T", "LAMBDA")
-    uses_handwritten_prompts = True
+    uses_handwritten_prompts = True  # build_model sets handwritten_features (classes, embed_dim)
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
@@ -44,24 +43,15 @@ class ProGrad(CoOp):
         if not cfg.TRAINER.PROGRAD.T > 0:
             raise UserError(f"TRAINER.PROGRAD.T is {cfg.TRAINER.PROGRAD.T}; it must be above 0")
 
-    def build_model(self) -> None:
-        """Build CoOp's model, and encode the hand-written prompts."""
-        super().build_model()
-        self.zero_shot_features = encode_handwritten_prompts(self)
-
     def forward_backward(self, batch: dict) -> dict[str, float]:
         """Train on a batch by the projected gradient of L_ce; return ``loss`` (L_ce), ``kl`` and ``acc`` (%)."""
         features, label, _ = self.parse_batch_train(batch)
         T, lambda_ = self.cfg.TRAINER.PROGRAD.T, self.cfg.TRAINER.PROGRAD.LAMBDA
         with torch.autocast(self.device.type, torch.float16, enabled=self.scaler is not None):
             output = self.model(features)
-            p_zs = F.log_softmax(self.backbone.logits(features, self.zero_shot_features).float() / T, dim=1)
+            p_zs = F.log_softmax(self.backbone.logits(features, self.handwritten_features).float() / T, dim=1)
             p = F.log_softmax(output.float() / T, dim=1)
             loss_ce = F.cross_entropy(output, label)
             loss_kl = F.kl_div(p, p_zs, reduction="batchmean", log_target=True)
         self.prograd_backward_and_update(loss_ce, loss_kl, lambda_)
-        if self.batch_idx + 1 == self.num_batches:
-            self.update_lr()
-        return {"loss": loss_ce.item(), "kl": loss_kl.item(), "acc": compute_accuracy(output, label)[0].item()}
-
-    linear_head = CoOp.linear_head  # the learned prompts alone classify
+        return end_step(self, output, label, loss=loss_ce, kl=loss_kl)

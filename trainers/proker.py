@@ -19,17 +19,13 @@ from yacs.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from vlm.similarity import normalize
 
-from .shots import check_shots, check_shots_cfg, collect_shots, load_zero_shot, register_fitted, search_settings
+from .shots import check_shots_cfg, collect_shots, load_zero_shot, register_fitted, search_settings
+from .tip_adapter import affinity as kernel  # k(x, z) of unit features x (n, dim) and z (m, dim), and of beta
 
 # Lambda and beta to try: the widest of the authors' grids (SUN397, RN50), whose range holds those of other data sets.
 GRIDS = [torch.linspace(0.01, 10, 10).tolist(), torch.linspace(0.1, 10, 20).tolist()]
 # Lambda and beta for a number of shots, which the authors' code takes from ImageNet to other data sets.
 FIXED = {1: (0.05, 3.0), 2: (0.05, 2.6), 4: (0.05, 1.5), 8: (0.07, 1.66), 16: (0.1, 1.7)}
-
-
-def kernel(x: torch.Tensor, z: torch.Tensor, beta: float | torch.Tensor) -> torch.Tensor:
-    """Return k(x, z) (n, m) for unit features x (n, dim) and z (m, dim)."""
-    return torch.exp(-beta * (1 - x @ z.t()))
 
 
 def fit_proker(S: torch.Tensor, residual: torch.Tensor, lambda_: float | torch.Tensor, beta: float) -> torch.Tensor:
@@ -66,7 +62,6 @@ class ProKeR(TrainerX):
         """Search lambda and beta, and fit the regression with them, in the only epoch."""
         model, node = self.model, self.cfg.TRAINER.PROKER
         S, y = collect_shots(self, node.AUGMENT_EPOCH)
-        check_shots(self, y)
         Y = self.backbone.clip.logit_scale.exp() * torch.eye(self.num_classes).to(S)[y]
         residual = (Y - self.backbone.logits(S, self.class_features)).detach()
         shots = max(count for count in FIXED if count <= max(1, len(S) // self.num_classes))

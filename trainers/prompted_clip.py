@@ -6,11 +6,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from dassl.engine import TrainerX
-from dassl.metrics import compute_accuracy
 from dassl.utils import UserError, check_at_least
 from vlm.contrastive import encode_in_chunks
 from vlm.images.prompted import PromptedImageEncoder, get_width_and_depth
@@ -82,7 +80,7 @@ class PromptedCLIP(nn.Module):
 
 
 class DeepPromptTrainer(TrainerX):
-    """Trains prompts of both towers by ``compute_loss``; batches hold images, as the prompts change their features."""
+    """Trains prompts of both towers; batches hold images, as the prompts change their features."""
 
     learner_class: type[DeepPromptLearner]
     training_keys: Sequence[str] = ("PREC", "CHUNK")  # fixed tokens of CTX_INIT are part of the prompts
@@ -108,29 +106,12 @@ class DeepPromptTrainer(TrainerX):
         self.optim, self.sched = register_prompt_learner(self, learner, node.PREC)
         self.provenance = self.backbone.report_parameters(self)
 
-    def compute_loss(self, image: torch.Tensor, label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the cross-entropy, a scalar, and the logits (n, classes) of images and labels (n,)."""
-        logits = self.model(image)
-        return F.cross_entropy(logits, label), logits
-
-    def forward_backward(self, batch: dict) -> dict[str, float]:
-        """Train on a batch; return ``loss`` and ``acc`` (%)."""
-        image, label, _ = self.parse_batch_train(batch)
-        with torch.autocast(self.device.type, torch.float16, enabled=self.scaler is not None):
-            loss, output = self.compute_loss(image, label)
-        self.model_backward_and_update(loss)
-        if self.batch_idx + 1 == self.num_batches:
-            self.update_lr()
-        return {"loss": loss.item(), "acc": compute_accuracy(output, label)[0].item()}
-
     def set_model_mode(self, mode: str = "train", names: str | list[str] | None = None) -> None:
         """Set training or evaluation mode, and clear the cached text features, which training changes."""
         super().set_model_mode(mode, names)
         self.model.text_features = None
 
-    def model_inference(self, input: torch.Tensor) -> torch.Tensor:
-        """Return scaled logits (n, classes) of images (n, 3, height, width)."""
-        return self.model(input)
+    model_inference = TrainerX.model_inference  # the output of the model, for which has_cosine_logits is true
 
     def linear_head(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return weight and bias that give the logits of unit features of the image encoder with its prompts."""

@@ -30,9 +30,11 @@ class HandwrittenPrompts:
     def __init__(self, trainer: SimpleTrainer, templates: Sequence[str] = ()):
         """Read the descriptions, and print the first prompts; ``templates`` replace DATASET.TEMPLATE.
 
-        Raises :class:`UserError` if the file is missing, and as :func:`vlm.text.descriptions.read_descriptions`.
+        Raises :class:`UserError` for a template without ``{}``, a missing file, and as
+        :func:`vlm.text.descriptions.read_descriptions`.
         """
         node, self.classnames = trainer.cfg.DATASET, trainer.dm.dataset.classnames
+        check_template(node.TEMPLATE, "DATASET.TEMPLATE")
         self.templates = [*templates] or list_templates(node.TEMPLATE)
         self.descriptions: list[list[str]] | None = None
         self.provenance: dict[str, dict[str, str]] = {}
@@ -79,17 +81,3 @@ class HandwrittenPrompts:
         count = sum(len(self.of_class(label)) for label in range(len(self.classnames)))
         store = backbone.build_text_feature_store(encoder) if count > MIN_CACHED_PROMPTS else None
         return self.build_classifier(encoder, store)
-
-
-def encode_handwritten_prompts(trainer) -> torch.Tensor:
-    """Return the class features of the hand-written prompts for ``trainer``, a CoOp, and note them in its provenance.
-
-    Raises :class:`UserError` for a template without ``{}`` or, as all classes are compared, for SAMPLED_CLASSES.
-    """
-    check_template(trainer.cfg.DATASET.TEMPLATE, "DATASET.TEMPLATE")
-    if trainer.cfg.TRAINER.COOP.SAMPLED_CLASSES:
-        problem = f"{trainer.cfg.TRAINER.NAME} compares the prompts of all classes"
-        raise UserError(f"TRAINER.COOP.SAMPLED_CLASSES goes with CoOp alone: {problem}; set it to 0")
-    prompts = HandwrittenPrompts(trainer)
-    trainer.provenance |= prompts.provenance
-    return prompts.encode(trainer.backbone)

@@ -23,6 +23,7 @@ from vlm.text.classnames import tokenize_class_prompts
 from vlm.text.templates import IMAGENET_TEMPLATES, clean_classname
 
 from .prompted_clip import DeepPromptLearner, DeepPromptTrainer
+from .shots import end_step
 
 
 class VLPromptLearner(DeepPromptLearner):
@@ -71,18 +72,22 @@ class PromptSRC(DeepPromptTrainer):
         self.gpa = {name: torch.zeros_like(p).float() for name, p in self.model.prompt_learner.named_parameters()}
         super().before_train()
 
-    def compute_loss(self, image: torch.Tensor, label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return L_CE + L_SCL, a scalar, and the logits (n, classes) of images and labels (n,)."""
+    def forward_backward(self, batch: dict) -> dict[str, float]:
+        """Train on a batch by L_CE + L_SCL; return ``loss`` and ``acc`` (%)."""
+        image, label, _ = self.parse_batch_train(batch)
         node, clip, scale = self.cfg.TRAINER.PROMPTSRC, self.backbone.clip, self.model.logit_scale.exp()
-        f_p, g_p = self.model.encode_images(image), self.model.class_features()  # f: images, g: texts, p: prompted
-        with torch.no_grad():
-            f, g = normalize(clip.visual(image.to(clip.dtype))), self.g
-            q = (scale * f @ g.t()).log_softmax(1)
-        logits = scale * f_p @ g_p.t()
-        L_SCL_text, L_SCL_image = F.l1_loss(g_p, g), F.l1_loss(f_p, f)
-        L_SCL_logits = F.kl_div(logits.log_softmax(1), q, reduction="sum", log_target=True) / logits.numel()
-        L_SCL = node.TEXT_LOSS_WEIGHT * L_SCL_text + node.IMAGE_LOSS_WEIGHT * L_SCL_image + L_SCL_logits
-        return F.cross_entropy(logits, label) + L_SCL, logits
+        with torch.autocast(self.device.type, torch.float16, enabled=self.scaler is not None):
+            f_p, g_p = self.model.encode_images(image), self.model.class_features()  # f: images, g: texts, p: prompted
+            with torch.no_grad():
+                f, g = normalize(clip.visual(image.to(clip.dtype))), self.g
+                q = (scale * f @ g.t()).log_softmax(1)
+            logits = scale * f_p @ g_p.t()
+            L_SCL_text, L_SCL_image = F.l1_loss(g_p, g), F.l1_loss(f_p, f)
+            L_SCL_logits = F.kl_div(logits.log_softmax(1), q, reduction="sum", log_target=True) / logits.numel()
+            L_SCL = node.TEXT_LOSS_WEIGHT * L_SCL_text + node.IMAGE_LOSS_WEIGHT * L_SCL_image + L_SCL_logits
+            loss = F.cross_entropy(logits, label) + L_SCL
+        self.model_backward_and_update(loss)
+        return end_step(self, logits, label, loss=loss)
 
     @torch.no_grad()
     def after_epoch(self) -> None:

@@ -10,7 +10,6 @@ gradient depend on its logarithm. Their bias falls with the number of sampled cl
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
@@ -51,41 +50,28 @@ class SampledSoftmax:
 
         Image features are of any length. Seed, ``epoch`` and the number of the ``batch`` determine the sample.
         """
-        sample = ClassSample.draw(labels, self.size, self.classes, derive_seed(self.seed, epoch, batch, "classes"))
-        output = class_logits(model, image_features, sample.classes)
-        return sample.loss(output), output, sample.labels
+        seed = derive_seed(self.seed, epoch, batch, "classes")
+        classes, positions, correction = draw_classes(labels, self.size, self.classes, seed)
+        prompts = model.prompt_learner.select_classes(model.prompt_learner.ctx, classes)
+        output = compute_logits(image_features, normalize(model.encode(*prompts)), model.logit_scale)
+        return F.cross_entropy(output + correction, positions), output, positions
 
 
-def class_logits(model, image_features: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """Return scaled logits (images, sampled) of features of any length for ``classes`` (sampled,), int64 labels."""
-    prompts = model.prompt_learner.select_classes(model.prompt_learner.ctx, classes)
-    return compute_logits(image_features, normalize(model.encode(*prompts)), model.logit_scale)
+def draw_classes(labels: torch.Tensor, size: int, classes: int, seed: int) -> tuple[torch.Tensor, ...]:
+    """Sample ``size`` of ``classes`` classes: those of ``labels`` (batch,), and negatives drawn by ``seed``.
 
+    If several processes share the batch, all get the same classes. ``size`` must exceed the number of images in the
+    whole batch.
 
-@dataclass(frozen=True)
-class ClassSample:
-    """The sampled classes of one training step."""
-
-    classes: torch.Tensor  # (sampled,): class numbers, first those of the labels, sorted, then the negatives
-    labels: torch.Tensor  # (batch,): position of each image's class in ``classes``
-    correction: torch.Tensor  # (sampled,): added to the logits; 0, and for negatives the logarithm of their weight
-
-    @classmethod
-    def draw(cls, labels: torch.Tensor, size: int, classes: int, seed: int) -> ClassSample:
-        """Sample ``size`` of ``classes`` classes: those of ``labels`` (batch,), and negatives drawn by ``seed``.
-
-        If several processes share the batch, all get the same classes. ``size`` must exceed the number of images in the
-        whole batch.
-        """
-        batch_labels = {label for shard in all_gather_objects(labels.tolist()) for label in shard}
-        positives = torch.tensor(sorted(batch_labels), device=labels.device)
-        order = torch.randperm(classes, generator=torch.Generator().manual_seed(seed)).to(labels.device)
-        negatives = order[~torch.isin(order, positives)][: size - len(positives)]
-        correction = torch.zeros(len(positives) + len(negatives), device=labels.device)
-        if len(negatives):
-            correction[len(positives) :] = math.log((classes - len(positives)) / len(negatives))
-        return cls(torch.cat([positives, negatives]), torch.searchsorted(positives, labels), correction)
-
-    def loss(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return the cross-entropy of the corrected ``logits`` (batch, sampled), a scalar."""
-        return F.cross_entropy(logits + self.correction, self.labels)
+    Returns:
+        The classes (size,), first those of the labels, sorted; the position of each label in them (batch,); and what to
+        add to the logits (size,): 0, and for negatives the logarithm of their weight.
+    """
+    batch_labels = {label for shard in all_gather_objects(labels.tolist()) for label in shard}
+    positives = torch.tensor(sorted(batch_labels), device=labels.device)
+    order = torch.randperm(classes, generator=torch.Generator().manual_seed(seed)).to(labels.device)
+    negatives = order[~torch.isin(order, positives)][: size - len(positives)]
+    correction = torch.zeros(len(positives) + len(negatives), device=labels.device)
+    if len(negatives):
+        correction[len(positives) :] = math.log((classes - len(positives)) / len(negatives))
+    return torch.cat([positives, negatives]), torch.searchsorted(positives, labels), correction

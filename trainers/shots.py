@@ -18,7 +18,6 @@ from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, check_at_least, derive_seed, load_pretrained_weights
 from vlm.similarity import normalize
-from vlm.text.templates import check_template
 
 from .backbone import Backbone, load_backbone
 from .prompts import HandwrittenPrompts
@@ -43,19 +42,20 @@ def load_zero_shot(trainer: TrainerX) -> tuple[Backbone, torch.Tensor]:
 
 
 def register_feature_model(
-    trainer: TrainerX, backbone: Backbone, name: str, model: nn.Module, has_class_weights: bool = True, **options
+    trainer: TrainerX, backbone: Backbone, name: str, model: nn.Module, has_class_weights=True, optimize=True, **options
 ) -> None:
-    """Register ``model`` as ``name`` and set it as the trainer's, after :func:`load_zero_shot`.
+    """Register ``model`` as ``name`` and set it as the trainer's, after its CLIP is loaded.
 
-    A model with trainable parameters starts from MODEL.INIT_WEIGHTS, if set, and gets a schedule and an optimizer with
-    these ``options``. Another one is computed in a single epoch. With ``has_class_weights``, its checkpoints fit these
-    classes alone.
+    Trainable parameters start from MODEL.INIT_WEIGHTS, if set, and get a schedule and an optimizer with these
+    ``options``. Without any, or if not ``optimize``, the model is computed in a single epoch. With
+    ``has_class_weights``, its checkpoints fit these classes alone.
     """
     cfg = trainer.cfg
     trainer.model = model.to(trainer.device)
     if has_class_weights:
         bind_classnames(model, trainer.dm.dataset.classnames, trainer.device)
-    if trainable := [parameter for parameter in model.parameters() if parameter.requires_grad]:
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if trainable and optimize:
         if cfg.MODEL.INIT_WEIGHTS:
             load_pretrained_weights(model, cfg.MODEL.INIT_WEIGHTS)
         optim = build_optimizer(model, cfg.OPTIM, [{"params": trainable, **options}] if options else None)
@@ -66,13 +66,17 @@ def register_feature_model(
     trainer.provenance = {**backbone.report_parameters(trainer), **trainer.provenance}
 
 
-def register_fitted(trainer: TrainerX, name: str, **sizes: tuple[int, ...]) -> None:
-    """Register a model of zeros of these sizes, for what a method computes from the shots."""
+def register_fitted(trainer: TrainerX, name: str, trained=(), eps=1e-8, **sizes: tuple[int, ...]) -> None:
+    """Register a model of zeros of these ``sizes``, for what a method computes from the shots.
+
+    Those whose names are in ``trained`` are parameters, whose optimizer has this ``eps``.
+    """
     model = nn.Module()
     for tensor, size in sizes.items():
-        model.register_buffer(tensor, torch.zeros(size))
+        zeros = torch.zeros(size)
+        setattr(model, tensor, nn.Parameter(zeros) if tensor in trained else nn.Buffer(zeros))
     model.register_load_state_dict_pre_hook(resize_to_checkpoint)
-    register_feature_model(trainer, trainer.backbone, name, model)  # type: ignore[attr-defined]
+    register_feature_model(trainer, trainer.backbone, name, model, eps=eps)  # type: ignore[attr-defined]
 
 
 def resize_to_checkpoint(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
@@ -82,17 +86,11 @@ def resize_to_checkpoint(module: nn.Module, state_dict: dict, prefix: str, *_) -
             matrix.data = matrix.new_zeros(len(saved), matrix.shape[1])
 
 
-def check_no_init_weights(cfg: CfgNode) -> None:
-    """Raise :class:`UserError` if MODEL.INIT_WEIGHTS is set, as the method computes its weights from the shots."""
+def check_shots_cfg(trainer: TrainerX, cfg: CfgNode) -> None:
+    """Raise :class:`UserError` for MODEL.INIT_WEIGHTS, as the shots give the weights, or AUGMENT_EPOCH below 1."""
     if cfg.MODEL.INIT_WEIGHTS:
         problem = f"{cfg.TRAINER.NAME} starts from the training images, not from MODEL.INIT_WEIGHTS"
         raise UserError(f"{problem}; to evaluate a finished run, use --eval-only --model-dir")
-
-
-def check_shots_cfg(trainer: TrainerX, cfg: CfgNode) -> None:
-    """Raise :class:`UserError` for INIT_WEIGHTS, a template without ``{}``, or AUGMENT_EPOCH below 1."""
-    check_no_init_weights(cfg)
-    check_template(cfg.DATASET.TEMPLATE, "DATASET.TEMPLATE")
     for name, node in cfg.TRAINER.items():
         if "AUGMENT_EPOCH" in node:
             check_at_least(node.AUGMENT_EPOCH, 1, f"TRAINER.{name}.AUGMENT_EPOCH")
@@ -123,11 +121,12 @@ def build_shots_loader(trainer: TrainerX, augmented: bool) -> DataLoader:
 
 
 @torch.no_grad()
-def collect_shots(trainer: TrainerX, views: int = 0, average: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+def collect_shots(trainer: TrainerX, views=0, average=True, every_class=True) -> tuple[torch.Tensor, torch.Tensor]:
     """Return unit features (shots, dim) of all training images, fp32, in their order, and their labels (shots,).
 
     Each is the normalised mean over ``views`` random views by the training transforms; 0: the view of a test image.
-    If not ``average``, each view has a row. A line of the log has the numbers of shots and views.
+    If not ``average``, each view has a row. A line of the log has the numbers of shots and views. If ``every_class``,
+    each must have an image (:func:`check_shots`).
     """
     loader = build_shots_loader(trainer, augmented=views > 0)
     is_random = getattr(getattr(loader.dataset, "transform", None), "is_random", True)  # if not, all views are equal
@@ -137,6 +136,8 @@ def collect_shots(trainer: TrainerX, views: int = 0, average: bool = True) -> tu
     mean = normalize(torch.stack(features).mean(0))
     per_shot = f"{count} views" if count > 1 else "1 view"
     print(f"Shots: {len(mean):,} features of {mean.shape[1]:,} numbers, {per_shot} each")
+    if every_class:
+        check_shots(trainer, labels[0])
     return (mean, labels[0]) if average else (normalize(torch.cat(features)), torch.cat(labels))
 
 
@@ -211,13 +212,19 @@ def cross_entropy_step(trainer: TrainerX, batch: dict) -> dict[str, float]:
 
     A trainer sets it as its ``forward_backward``.
     """
-    image_features, label, _ = trainer.parse_batch_train(batch)
-    output = trainer.model_inference(image_features)
-    loss = F.cross_entropy(output, label)
+    input, label, _ = trainer.parse_batch_train(batch)
+    with torch.autocast(trainer.device.type, torch.float16, enabled=trainer.scaler is not None):
+        output = trainer.model_inference(input)
+        loss = F.cross_entropy(output, label)
     trainer.model_backward_and_update(loss)
+    return end_step(trainer, output, label, loss=loss)
+
+
+def end_step(trainer: TrainerX, output: torch.Tensor, label: torch.Tensor, **losses: torch.Tensor) -> dict[str, float]:
+    """Step the schedules after an epoch's last batch; return ``losses`` and ``acc`` (%) of logits ``output``."""
     if trainer.batch_idx + 1 == trainer.num_batches:
         trainer.update_lr()
-    return {"loss": loss.item(), "acc": compute_accuracy(output, label)[0].item()}
+    return {**{name: loss.item() for name, loss in losses.items()}, "acc": compute_accuracy(output, label)[0].item()}
 
 
 def bind_classnames(model: nn.Module, classnames: Sequence[str], device: torch.device) -> None:

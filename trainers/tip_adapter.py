@@ -10,21 +10,12 @@ images, never on test images. Without validation images, alpha and beta stay at 
 from __future__ import annotations
 
 import torch
-from torch import nn
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from vlm.similarity import normalize
 
-from .shots import (
-    check_shots_cfg,
-    collect_shots,
-    cross_entropy_step,
-    load_zero_shot,
-    register_feature_model,
-    resize_to_checkpoint,
-    search_settings,
-)
+from .shots import check_shots_cfg, collect_shots, cross_entropy_step, load_zero_shot, register_fitted, search_settings
 
 # The search grid of the authors' config for ImageNet.
 ALPHAS = torch.linspace(0.1, 3, 20).tolist()
@@ -32,34 +23,9 @@ BETAS = torch.linspace(0.1, 7, 200).tolist()
 ADAM_EPS = 1e-4  # epsilon of AdamW in the authors' code (PyTorch: 1e-8); OPTIM has no key for it
 
 
-def cache_logits(
-    features: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, beta: float | torch.Tensor
-) -> torch.Tensor:
-    """Return the logits (images, classes) of the cache, not yet multiplied by alpha.
-
-    Args:
-        features: unit image features (images, dim).
-        keys: features of the shots (shots, dim), of length 1 until they are trained.
-        values: one-hot labels of the shots (shots, classes).
-        beta: sharpness of the weights ``exp(-beta (1 - cosine))`` of the shots.
-    """
-    return torch.exp(-beta * (1 - features @ keys.t())) @ values
-
-
-class CacheModel(nn.Module):
-    """A cache of ``shots`` images, zeros until ``fill_cache``, with ALPHA and BETA of ``node`` (TRAINER.TIPADAPTER)."""
-
-    values: torch.Tensor
-    alpha: torch.Tensor
-    beta: torch.Tensor
-
-    def __init__(self, shots: int, dim: int, classes: int, node: CfgNode, trains_keys: bool):
-        super().__init__()
-        self.keys = nn.Parameter(torch.zeros(shots, dim), requires_grad=trains_keys)
-        self.register_buffer("values", torch.zeros(shots, classes))
-        self.register_buffer("alpha", torch.tensor(float(node.ALPHA)))
-        self.register_buffer("beta", torch.tensor(float(node.BETA)))
-        self.register_load_state_dict_pre_hook(resize_to_checkpoint)
+def affinity(f: torch.Tensor, K: torch.Tensor, beta: float | torch.Tensor) -> torch.Tensor:
+    """Return ``exp(-beta (1 - f K^T))`` (images, shots) of unit features f (images, dim) and keys K (shots, dim)."""
+    return torch.exp(-beta * (1 - f @ K.t()))
 
 
 @TRAINER_REGISTRY.register()
@@ -68,7 +34,7 @@ class TipAdapter(TrainerX):
 
     display_name = "Tip-Adapter"
     group = "training-free"
-    trains_keys = False
+    trained: tuple[str, ...] = ()
     training_keys = ("ALPHA", "BETA", "AUGMENT_EPOCH")  # the checkpoint holds alpha and beta
 
     @classmethod
@@ -83,12 +49,11 @@ class TipAdapter(TrainerX):
 
     def build_model(self) -> None:
         """Encode the prompts, and register a cache of zeros."""
-        data, node = self.dm.dataset, self.cfg.TRAINER.TIPADAPTER
         self.backbone, self.class_features = load_zero_shot(self)
-        shots = len(getattr(data, "train_x", ()))  # 0 in prediction without data; then those of the checkpoint
+        shots = len(getattr(self.dm.dataset, "train_x", ()))  # 0 in prediction without data; then the checkpoint's
         classes, dim = self.class_features.shape
-        cache = CacheModel(shots, dim, classes, node, self.trains_keys)
-        register_feature_model(self, self.backbone, "tip_adapter", cache, eps=ADAM_EPS)
+        cache = {"keys": (shots, dim), "values": (shots, classes), "alpha": (), "beta": ()}
+        register_fitted(self, "tip_adapter", self.trained, eps=ADAM_EPS, **cache)
 
     def before_train(self) -> None:
         """Prepare training; fill the cache in a new run, as a resumed one has it from the checkpoint."""
@@ -99,32 +64,24 @@ class TipAdapter(TrainerX):
     @torch.no_grad()
     def fill_cache(self) -> None:
         """Set keys to the normalised mean feature of each shot's AUGMENT_EPOCH views, and values to one-hot labels."""
-        keys, labels = collect_shots(self, self.cfg.TRAINER.TIPADAPTER.AUGMENT_EPOCH)
+        keys, labels = collect_shots(self, self.cfg.TRAINER.TIPADAPTER.AUGMENT_EPOCH, every_class=False)
         self.model.keys.copy_(keys)
         self.model.values.zero_().scatter_(1, labels[:, None], 1)
 
     def run_epoch(self) -> None:
-        """Search alpha and beta (:meth:`search_alpha_and_beta`), the only step of the only epoch."""
-        self.search_alpha_and_beta()
-
-    def search_alpha_and_beta(self) -> None:
         """Set alpha and beta to the best values on the validation images, if there are any, and print them."""
         model, node = self.model, self.cfg.TRAINER.TIPADAPTER
-        initial = {"alpha": node.ALPHA, "beta": node.BETA}
-        alpha, beta = search_settings(
-            self,
-            initial,
-            [ALPHAS, BETAS],
-            lambda f, alpha, beta: alpha * cache_logits(f, model.keys, model.values, beta),
-        )
+        K, V, initial = model.keys, model.values, {"alpha": node.ALPHA, "beta": node.BETA}
+        logits = lambda f, alpha, beta: alpha * (affinity(f, K, beta) @ V)  # noqa: E731
+        alpha, beta = search_settings(self, initial, [ALPHAS, BETAS], logits)
         model.alpha.fill_(alpha)
         model.beta.fill_(beta)
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
         """Return zero-shot plus cache logits (images, classes) for image features (images, dim) of any length."""
-        features, model = normalize(input.float()), self.model
-        cache = cache_logits(features, model.keys, model.values, model.beta)
-        return self.backbone.logits(features, self.class_features) + model.alpha * cache
+        f, model = normalize(input.float()), self.model
+        cache = affinity(f, model.keys, model.beta) @ model.values
+        return self.backbone.logits(f, self.class_features) + model.alpha * cache
 
 
 @TRAINER_REGISTRY.register()
@@ -136,7 +93,7 @@ class TipAdapterF(TipAdapter):
 
     display_name = "Tip-Adapter-F"
     group = "features"
-    trains_keys = True
+    trained = ("keys",)
 
     def run_epoch(self) -> None:
         """Train the keys with the initial alpha and beta; then search both in the last epoch, or in any (best_val)."""
@@ -145,6 +102,6 @@ class TipAdapterF(TipAdapter):
         self.model.beta.fill_(node.BETA)
         TrainerX.run_epoch(self)
         if self.epoch + 1 == self.max_epoch or self.cfg.TEST.FINAL_MODEL == "best_val":
-            self.search_alpha_and_beta()
+            super().run_epoch()
 
     forward_backward = cross_entropy_step

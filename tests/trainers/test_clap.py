@@ -1,5 +1,8 @@
 """CLAP and ZS-LP: the multipliers and five steps by the paper's formulas."""
 
+import copy
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +21,9 @@ from trainers import shots
 
 def test_a_multiplier_is_the_mean_zero_shot_probability_of_a_class_for_its_shots(digits_trainer, monkeypatch):
     trainer, scale = digits_trainer("CLAP"), 14.0
-    trainer.backbone.clip.logit_scale.data.fill_(np.log(scale))
+    clip = copy.deepcopy(trainer.backbone.clip)  # trainers of other tests share the original
+    clip.logit_scale.data.fill_(np.log(scale))
+    trainer.backbone = dataclasses.replace(trainer.backbone, clip=clip)
     (f, _), *_ = make_batches(1)
     f, labels = shots.normalize(f), torch.tensor([0, 0, 0, *range(1, 10), *[5] * 8])
     monkeypatch.setattr(shots, "collect_shots", lambda trainer: (f, labels))

@@ -13,7 +13,7 @@ def test_logits_are_those_of_the_formula_and_the_adapter_takes_features_that_are
     """Normalised features give the same logits to rounding, as an adapter without biases is homogeneous; but the
     adapters in the authors' checkpoints were trained on features that are not normalised."""
     trainer, adapter_inputs = digits_trainer("CLIPAdapter", "TRAINER.CLIPADAPTER.RATIO", 0.3), []
-    trainer.model.register_forward_pre_hook(lambda module, inputs: adapter_inputs.extend(inputs))
+    trainer.model.fc.register_forward_pre_hook(lambda module, inputs: adapter_inputs.extend(inputs))
     features = 7 * torch.randn(5, 64)
     first, second = (weight.numpy() for weight in trainer.model.state_dict().values())
     f = features.numpy()

@@ -16,7 +16,7 @@ from tests.conftest import Run
 from tests.datasets.shapes import write_captions
 from tests.trainers.conftest import CONFIGS
 from tools import digit_pairs
-from trainers.finetune import CLIPFineTune
+from trainers.finetune import CLIPFineTune, FineTunedCLIP
 from vlm.clip.load import load_cached_clip
 
 LORA = ("TRAINER.FINETUNE.PARTS", '["lora"]')
@@ -190,14 +190,14 @@ def test_a_model_that_is_always_right_has_full_recall_where_images_share_caption
     (tmp_path / "captions.json").write_text(json.dumps(rows))
 
     def encode_images(self, images):
-        red = images[:, 0, 0, 0] * self.cfg.INPUT.PIXEL_STD[0] + self.cfg.INPUT.PIXEL_MEAN[0]
+        red = images[:, 0, 0, 0] * self.clip.visual.std[0] + self.clip.visual.mean[0]
         return torch.eye(4)[(red * 255 / 60).round().long()]
 
     def encode_tokens(self, tokens):
         digits = self.encoder.tokenize([f"number {number}" for number in range(4)])
         return torch.eye(4)[(tokens[:, None] == digits).all(2).int().argmax(1)]
 
-    monkeypatch.setattr(CLIPFineTune, "encode_images", encode_images)
+    monkeypatch.setattr(FineTunedCLIP, "encode_images", encode_images)
     monkeypatch.setattr(CLIPFineTune, "encode_tokens", encode_tokens)
     result = fine_tune("--root", tmp_path, "--eval-only", "DATASET.FOLDER", "", "DATALOADER.TEST.BATCH_SIZE", 8)
     assert result.code == 0, result.error

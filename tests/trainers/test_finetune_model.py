@@ -137,7 +137,7 @@ def test_the_chosen_parts_and_the_logit_scale_are_trained_and_saved_alone(parts,
     assert not requires_grad[frozen]
     assert requires_grad["logit_scale"]
     assert any(name.endswith(".up") for name in requires_grad) == ("lora" in parts)
-    model = FineTunedCLIP(clip, batch_norm=False)
+    model = FineTunedCLIP(clip, "fp32", batch_norm=False)
     assert set(model.state_dict()) == {f"clip.{name}" for name, is_trained in requires_grad.items() if is_trained}
 
 

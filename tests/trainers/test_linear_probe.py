@@ -44,7 +44,9 @@ def test_the_sweep_finds_the_peak_of_the_accuracy_to_a_sixteenth_of_a_decade_in_
 
     monkeypatch.setattr(linear_probe, "fit_linear_probe", fake_fit)
     monkeypatch.setattr(linear_probe, "predict", lambda head, features: head)
-    monkeypatch.setattr(linear_probe, "score_candidates", lambda c, labels: [(-abs(np.log10(c.item()) - peak), 0.0)])
+    monkeypatch.setattr(
+        linear_probe.shots, "score_candidates", lambda c, labels: [(-abs(np.log10(c.item()) - peak), 0.0)]
+    )
     for peak in (-1.375, 3.0, 6.0, -6.0, 5.2):
         fitted_c.clear()
         c, _, _ = sweep_regularization((None, None), (None, None))

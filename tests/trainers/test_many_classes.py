@@ -8,7 +8,8 @@ from studies.tables.runs import read_run
 from tests.common import assert_same_tensors
 from tools.fix_imagenet import load_imagenet21k_names
 from tools.fix_imagenet import main as fix
-from trainers import coop, prompts, sampled_softmax
+from trainers import coop, prompts
+from trainers.coop import PromptLearner
 from vlm.text import class_features
 from vlm.text.encoder import TextEncoder
 
@@ -35,12 +36,13 @@ def test_each_step_samples_other_classes(digits_trainer, monkeypatch):
     """The sample has the classes of the labels, then the first of a permutation seeded by seed, epoch and batch."""
     trainer = digits_trainer("CoOp", *SAMPLED, "TRAINER.COOP.N_CTX", 1)
     samples = []
+    select_classes = PromptLearner.select_classes
 
-    def record_classes(model, image_features, classes, original=sampled_softmax.class_logits):
+    def record_classes(learner, context, classes):
         samples.append(classes.tolist())
-        return original(model, image_features, classes)
+        return select_classes(learner, context, classes)
 
-    monkeypatch.setattr(sampled_softmax, "class_logits", record_classes)
+    monkeypatch.setattr(PromptLearner, "select_classes", record_classes)
     steps = [(epoch, batch) for epoch in range(3) for batch in range(3)]
     expected = []
     for trainer.epoch, trainer.batch_idx in steps:

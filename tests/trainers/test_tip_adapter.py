@@ -9,7 +9,7 @@ import torch
 
 from tests.common import REPOSITORY, assert_same_tensors, load_tensors
 from trainers import shots, tip_adapter
-from trainers.tip_adapter import ALPHAS, BETAS, TipAdapterF, cache_logits
+from trainers.tip_adapter import ALPHAS, BETAS, TipAdapterF, affinity
 from vlm.similarity import normalize
 
 
@@ -31,7 +31,7 @@ def search(monkeypatch):
         monkeypatch.setattr(shots, "collect_validation_features", lambda _: (torch.eye(2), torch.tensor([0, 1])))
         trainer = SimpleNamespace(backbone=SimpleNamespace(logits=lambda *_: zero_shot), class_features=None)
         names = dict(zip(("alpha", "beta"), initial, strict=True))
-        added = lambda f, alpha, beta: alpha * cache_logits(f, torch.eye(2), values, beta)  # noqa: E731
+        added = lambda f, alpha, beta: alpha * affinity(f, torch.eye(2), beta) @ values  # noqa: E731
         return shots.search_settings(trainer, names, [ALPHAS, BETAS], added)
 
     return call
@@ -85,7 +85,9 @@ def test_a_key_is_the_direction_of_the_mean_of_its_views(digits_trainer, monkeyp
 
 
 def test_logits_are_those_of_the_formula(digits_trainer):
-    trainer = digits_trainer("TipAdapter", "TRAINER.TIPADAPTER.ALPHA", 2.0, "TRAINER.TIPADAPTER.BETA", 3.0)
+    trainer = digits_trainer("TipAdapter")
+    trainer.model.alpha.fill_(2.0)
+    trainer.model.beta.fill_(3.0)
     keys, features = (normalize(torch.randn(10, 64)).numpy(), torch.randn(5, 64))
     values = torch.eye(10)[[3, 3, 0, 1, 2, 9, 8, 7, 6, 6]]
     trainer.model.keys.data, trainer.model.values = torch.from_numpy(keys), values
@@ -99,6 +101,8 @@ def test_alpha_and_beta_are_searched_on_normalised_validation_features(digits_tr
     trainer, candidates = digits_trainer("TipAdapter"), []
     trainer.fill_cache()
     features, labels = 7 * torch.randn(6, 64), torch.tensor([0, 1, 2, 3, 4, 5])
+    trainer.model.alpha.fill_(trainer.cfg.TRAINER.TIPADAPTER.ALPHA)
+    trainer.model.beta.fill_(trainer.cfg.TRAINER.TIPADAPTER.BETA)
     initial_logits = trainer.model_inference(features)
     monkeypatch.setattr(shots, "collect_validation_features", lambda _: (features, labels))
 
@@ -108,7 +112,7 @@ def test_alpha_and_beta_are_searched_on_normalised_validation_features(digits_tr
         return [(len(candidates), 0.0)] * len(logits)
 
     monkeypatch.setattr(shots, "score_candidates", prefer_the_last)
-    trainer.search_alpha_and_beta()
+    trainer.run_epoch()
     torch.testing.assert_close(candidates[0], initial_logits)
     assert len(candidates) == 1 + len(ALPHAS) * len(BETAS)
     assert (trainer.model.alpha, trainer.model.beta) == (pytest.approx(ALPHAS[0]), BETAS[-1])
