@@ -21,7 +21,8 @@ def test_no_slip_is_listed_twice():
 def test_a_slip_changes_the_code_and_its_tests_exist(slip):
     text = (REPOSITORY / slip.file).read_text(encoding="utf-8")
     assert text.count(slip.old) == 1
-    ast.parse(text.replace(slip.old, slip.new))
+    if slip.file.endswith(".py"):
+        ast.parse(text.replace(slip.old, slip.new))
     for test in slip.tests.split():
         file, _, name = test.partition("::")
         assert (f"def {name}(" if name else "") in (REPOSITORY / file).read_text(encoding="utf-8")

@@ -8,7 +8,9 @@ image, shots and texts. The logits are ``R_fW + alpha R_f'F' diag(R_F'W') L`` wi
 
 As in the authors' code, the samples of a class are its text and its shots, the logarithm is binary, and the cosines
 F' W'^T enter the softmax unscaled. Settings and grids are those of its config for ImageNet, but for a tenth of its 200
-values of beta, as a few validation images cannot tell finer steps apart. Cross-entropy breaks ties.
+values of beta, as a few validation images cannot tell finer steps apart. Cross-entropy breaks ties. The authors search
+gamma, too, which scales the cache as alpha does: on up to 4 images a class, the search of both took extremes, and was
+worse on OpenAI's features (docs/methods.md). Their texts are templates and GPT-3's sentences (DATASET.DESCRIPTIONS).
 """
 
 from __future__ import annotations
@@ -24,7 +26,6 @@ from .shots import check_shots_cfg, collect_shots, load_zero_shot, register_fitt
 from .tip_adapter import affinity
 
 ALPHAS = BETAS = [0.1 + 6.9 * step / 20 for step in range(20)]  # up to 7, which the authors' steps leave out, too
-GAMMAS = [0.0, 0.1, 0.2, 0.3, 0.4]
 EPS = 1e-6  # the authors' value; it keeps the divergence finite
 
 
@@ -45,7 +46,7 @@ def compute_divergence(F_refined: torch.Tensor, W_refined: torch.Tensor, y: torc
 
 @TRAINER_REGISTRY.register()
 class APE(TrainerX):
-    """Selects channels, fills the cache with the shots, and searches alpha, beta and gamma; nothing is trained."""
+    """Selects channels, fills the cache with the shots, and searches alpha and beta; nothing is trained."""
 
     display_name = "APE"
     group = "training-free"
@@ -57,7 +58,7 @@ class APE(TrainerX):
         cfg.TRAINER.APE = CfgNode()
         cfg.TRAINER.APE.ALPHA = 2.0  # initial weight of the cache's logits
         cfg.TRAINER.APE.BETA = 1.0  # initial sharpness of the weights of the shots
-        cfg.TRAINER.APE.GAMMA = 0.1  # initial weight of the divergence
+        cfg.TRAINER.APE.GAMMA = 0.1  # weight of the divergence
         cfg.TRAINER.APE.LAMBDA = 0.7  # weight of similarity against variance in J, from 0 to 1
         cfg.TRAINER.APE.CHANNELS = 500 / 1024  # Q / D, the share of the channels to keep; RN50 has 1,024
         cfg.TRAINER.APE.AUGMENT_EPOCH = 10  # random views of a shot, whose mean feature is its key
@@ -76,20 +77,16 @@ class APE(TrainerX):
 
     @torch.no_grad()
     def run_epoch(self) -> None:
-        """Select the channels, fill the cache, and search alpha, beta and gamma, in the only epoch."""
+        """Select the channels, fill the cache, and search alpha and beta, in the only epoch."""
         model, node, W = self.model, self.cfg.TRAINER.APE, self.class_features
         F, y = collect_shots(self, node.AUGMENT_EPOCH)
         model.channels = select_channels(W, F, y, max(1, round(node.CHANNELS * W.shape[1])), node.LAMBDA)
-        keys, L = self.refine(F), torch.eye(len(W)).to(W)[y]
-        divergence = compute_divergence(keys, self.refine(W), y)
-
-        def logits(f: torch.Tensor, alpha: torch.Tensor, beta: float, gamma: float) -> torch.Tensor:
-            """Return alpha R_f'F' diag(R_F'W') L."""
-            return alpha * (affinity(self.refine(f), keys, beta) @ (L * torch.exp(gamma * divergence)))
-
-        initial = {"alpha": node.ALPHA, "beta": node.BETA, "gamma": node.GAMMA}
-        alpha, beta, gamma = search_settings(self, initial, [ALPHAS, BETAS, GAMMAS], logits)
-        model.keys, model.values = keys, L * torch.exp(gamma * divergence)
+        model.keys, L = self.refine(F), torch.eye(len(W)).to(W)[y]
+        model.values = L * torch.exp(node.GAMMA * compute_divergence(model.keys, self.refine(W), y))  # diag(R_F'W') L
+        initial = {"alpha": node.ALPHA, "beta": node.BETA}
+        alpha, beta = search_settings(
+            self, initial, [ALPHAS, BETAS], lambda f, alpha, beta: alpha * self.cache(f, beta)
+        )
         model.alpha.fill_(alpha)
         model.beta.fill_(beta)
 
@@ -97,8 +94,11 @@ class APE(TrainerX):
         """Return unit features (n, dim) on the kept channels; the others are zero."""
         return normalize(features * self.model.channels)
 
+    def cache(self, f: torch.Tensor, beta: float | torch.Tensor) -> torch.Tensor:
+        """Return R_f'F' diag(R_F'W') L (images, classes) for image features (images, dim) of any length."""
+        return affinity(self.refine(f), self.model.keys, beta) @ self.model.values
+
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
         """Return logits (images, classes) for image features (images, dim) of any length."""
         f, model = input.float(), self.model
-        cache = affinity(self.refine(f), model.keys, model.beta) @ model.values
-        return self.backbone.logits(f, self.class_features) + model.alpha * cache
+        return self.backbone.logits(f, self.class_features) + model.alpha * self.cache(f, model.beta)

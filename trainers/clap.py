@@ -8,6 +8,7 @@ images. TRAINER.CLAP.PENALTY False is ZS-LP.
 
 As in the authors' code, w and t have about the length of CLIP's text features, not 1 (TEXT_NORM in shots.py), which
 the learning rate and the penalty suit. There, lambda comes from random views of the shots; here from the test view.
+There, a batch of 256 is drawn from 20 views of all shots; here it has one new view of each of up to 256 shots.
 """
 
 from __future__ import annotations
@@ -50,8 +51,10 @@ class CLAP(TrainerX):
     def before_train(self) -> None:
         """Prepare training; set the multipliers in a new run, as a resumed one has them from the checkpoint."""
         super().before_train()
-        if self.cfg.TRAINER.CLAP.PENALTY and not self.start_epoch:
-            self.set_multipliers()
+        if not self.start_epoch:
+            self.model.lambda_.zero_()  # MODEL.INIT_WEIGHTS may have those of other shots
+            if self.cfg.TRAINER.CLAP.PENALTY:
+                self.set_multipliers()
 
     @torch.no_grad()
     def set_multipliers(self) -> None:

@@ -6,9 +6,9 @@ gives a linear classifier, ``W = mu Sigma^-1`` and ``b = log pi - mu Sigma^-1 mu
 dimensions d, the inverse is shrunk: ``Sigma^-1 = d ((N - 1) Sigma + tr(Sigma) I)^-1``. The logits are
 ``scale * f T^T + alpha (f W^T + b)`` with the text features T.
 
-As in the authors' code, each view of an image counts in N, and alpha is a power of ten, which is searched from 0.1.
-Here cross-entropy breaks ties, and ImageNet's test images choose nothing. Where all features of a class are equal (one
-image in one view), Sigma is zero: refused.
+As in the authors' code, each view of an image counts in N, and alpha is a power of ten. Of equally accurate ones, they
+keep the smallest; here cross-entropy decides, and 0.1 is the value without validation images, as the paper has no fixed
+one. Where all features of a class are equal (one image in one view), Sigma is zero: refused.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def fit_gda(f: torch.Tensor, y: torch.Tensor, classes: int) -> tuple[torch.Tenso
     f = f.double()  # single precision would lose digits of the inverse
     mu = f.new_zeros(classes, d).index_add_(0, y, f) / y.bincount(minlength=classes)[:, None]
     Sigma = (f - mu[y]).t().cov()
-    if Sigma.trace() < 1e-9:  # more than rounding makes of equal unit features, less than any two images have
+    if Sigma.trace() < 1e-6:  # more than rounding, also of fp16, makes of equal unit features; two images have more
         raise UserError("GDA needs a covariance, which one view of one image a class has not; use ProKeR or 2 shots")
     W = d * mu @ torch.linalg.inv((N - 1) * Sigma + Sigma.trace() * torch.eye(d).to(Sigma))  # mu Sigma^-1
     b = -math.log(classes) - (W * mu).sum(1) / 2

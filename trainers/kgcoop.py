@@ -5,7 +5,7 @@ is ``L_ce + lambda * L_kg``: CoOp's cross-entropy, and the mean distance of the 
 prompts from w_i^clip of the hand-written ones. The paper writes ``||w_i - w_i^clip||^2``. Here, as in the authors'
 code, it is ``1 - cos(w_i, w_i^clip)``, for unit vectors half of that; W, their key for lambda, is 8 for this form.
 The hand-written prompts are DATASET.TEMPLATE, of which there may be several, or DATASET.DESCRIPTIONS; the authors have
-one template for each data set. With amp, the authors' code leaves out L_kg; here it stays.
+one template for each data set. The authors' branch for amp fails; here it has both losses.
 """
 
 from __future__ import annotations

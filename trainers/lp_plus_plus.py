@@ -3,12 +3,13 @@
 Huang et al., LP++: A Surprisingly Strong Linear Probe for Few-Shot CLIP, CVPR 2024. The logits of a unit image feature
 f_i are ``l_ik = f_i (w_k + alpha_k t_k)``, with visual prototypes w_k and multipliers alpha_k of unit text features t_k
 (alpha takes the place of a temperature). Block majorize-minimize steps lower their cross-entropy over all N shots:
-gradient steps of w, and after every tenth one of alpha. The steps are one over the Lipschitz constants of the gradients
-and, as the start, follow from the shots, so there is no learning rate to search. The authors keep the iteration that is
-best on validation images, as PROTOCOL validation does here; with none, it is the last one.
+gradient steps of w, and after every tenth one of alpha. The steps are one over approximate Lipschitz constants of the
+gradients and, as the start, follow from the shots, so there is no learning rate to search. The iteration that is best
+on validation images is kept; with PROTOCOL none, the last one.
 
 These are the paper's logits and steps. The authors' code adds a bias with a random start, momentum 0.9 of w, and, in
-each step of alpha, the gradients of all iterations before it.
+each step of alpha, the gradients of all iterations before it. Of equally accurate iterations, it keeps the last one;
+here cross-entropy decides.
 """
 
 from __future__ import annotations

@@ -28,9 +28,9 @@ class MultiModalPromptLearner(DeepPromptLearner):
 
     def add_visual_prompts(self, node: CfgNode, width: int, layers: int) -> None:
         """Set the coupling functions: one for each layer with prompts, at most ``layers``."""
-        self.proj, F = (nn.Linear(self.ctx.shape[1], width).to(self.ctx.device) for _ in range(2))
+        self.proj, F_i = (nn.Linear(self.ctx.shape[1], width).to(self.ctx.device) for _ in range(2))
         deeper = range(1, min(node.PROMPT_DEPTH, layers))
-        self.compound_prompt_projections = nn.ModuleList(copy.deepcopy(F) for _ in deeper)
+        self.compound_prompt_projections = nn.ModuleList(copy.deepcopy(F_i) for _ in deeper)
 
     def visual_prompts(self) -> list[torch.Tensor]:
         """Return the prompts F_i(P_i), each (N_CTX, width), of the image encoder's layers."""

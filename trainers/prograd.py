@@ -6,8 +6,9 @@ obtuse, the step follows ``G_d - lambda * (G_d . G_g) / ||G_g||^2 * G_g`` (equat
 of both predictions in L_kl. The authors' code multiplies L_kl by T^2 and leaves out the entropy of the zero-shot
 prediction; neither changes the step.
 The hand-written prompts are DATASET.TEMPLATE, of which there may be several, or DATASET.DESCRIPTIONS; the authors have
-one template for each data set. With CTX_INIT, the authors put zeros before the words up to 16 tokens; here, as in CoOp,
-the words alone are the context. The authors' keys LOSS.T and LOSS.LAMBDA are TRAINER.PROGRAD.T and LAMBDA.
+one template for each data set. With CTX_INIT, the authors put zeros before the words of the data set's template, up to
+16 tokens; here, as in CoOp, the words CTX_INIT alone are the context. The authors' keys LOSS.T and LOSS.LAMBDA are
+TRAINER.PROGRAD.T and LAMBDA.
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@ f_clip(S))``, ``K = k(S, S)``, ``k(x, z) = exp(-beta (1 - x z^T))``. All feature
 
 The equations are those of the authors' code (trainers/proker.py). Its a is lambda times that of ridge regression,
 ``(K + lambda I)^-1 (Y - f_clip(S))``, as cosines of CLIP differ far less than labels. Here Y, f_clip and f are times
-CLIP's logit scale, which changes no prediction, and a row of S is the mean of a shot's views. The authors have a grid
-for each data set; here one serves all, and cross-entropy breaks ties.
+CLIP's logit scale, which changes no prediction for given lambda and beta. A row of S is the mean of a shot's views; the
+authors have a row for each view, which FIXED was chosen for, on ImageNet, where they validate on test images. They have
+a grid for each data set; here one serves all, and cross-entropy breaks ties.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from vlm.similarity import normalize
 from .shots import check_shots_cfg, collect_shots, load_zero_shot, register_fitted, search_settings
 from .tip_adapter import affinity as kernel  # k(x, z) of unit features x (n, dim) and z (m, dim), and of beta
 
-# Lambda and beta to try: the widest of the authors' grids (SUN397, RN50), whose range holds those of other data sets.
+# Lambda and beta to try: the authors' grid for SUN397 with RN50, the widest but for the small lambdas of Food101.
 GRIDS = [torch.linspace(0.01, 10, 10).tolist(), torch.linspace(0.1, 10, 20).tolist()]
 # Lambda and beta for a number of shots, which the authors' code takes from ImageNet to other data sets.
 FIXED = {1: (0.05, 3.0), 2: (0.05, 2.6), 4: (0.05, 1.5), 8: (0.07, 1.66), 16: (0.1, 1.7)}
@@ -31,7 +32,7 @@ FIXED = {1: (0.05, 3.0), 2: (0.05, 2.6), 4: (0.05, 1.5), 8: (0.07, 1.66), 16: (0
 def fit_proker(S: torch.Tensor, residual: torch.Tensor, lambda_: float | torch.Tensor, beta: float) -> torch.Tensor:
     """Return a (shots, classes), from residual Y - f_clip(S); (n, shots, classes) for n values (n, 1, 1) of lambda."""
     e, U = torch.linalg.eigh(kernel(S, S, beta))  # K = U diag(e) U^T: one decomposition serves all values of lambda
-    return U @ ((U.t() @ residual) / (e[:, None] / lambda_ + 1))
+    return U @ ((U.t() @ residual) / (e.clamp(min=0)[:, None] / lambda_ + 1))  # rounding makes some e negative
 
 
 @TRAINER_REGISTRY.register()

@@ -2,12 +2,12 @@
 
 Khattak et al., Self-regulating Prompts: Foundational Model Adaptation without Forgetting, ICCV 2023, section 3.2. The
 first layers of both encoders have learned tokens, independent of each other. The loss is L_CE + L_SCL: cross-entropy,
-lambda_1 and lambda_2 times the L1 distances of the prompted unit features of texts and images from frozen CLIP's, and
+lambda_1 and lambda_2 times the L1 distances of the prompted unit features of images and texts from frozen CLIP's, and
 the Kullback-Leibler divergence of the prompted scores from frozen CLIP's (3.2.1). The trained prompts are the mean of
 those after each epoch, with Gaussian weights (3.2.2). Frozen text features are means over templates (3.2.3).
 
 As in the authors' code, the distances are means over all elements; the templates are the first 60 of CLIP's 80 on every
-data set, and their features are averaged before they are normalised. Unlike there, amp has all losses. Words and
+data set, and their features are averaged before they are normalised. Their amp fails; here it has all losses. Words and
 ResNets are as in :mod:`trainers.maple`. With TEST.FINAL_MODEL best_val, only the last epoch is validated with the mean.
 """
 
@@ -55,8 +55,8 @@ class PromptSRC(DeepPromptTrainer):
         cfg.TRAINER.PROMPTSRC.CTX_INIT = "a photo of a"  # words; the first N_CTX_TEXT tokens are learned; "": random
         cfg.TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION = 9  # layers with prompts
         cfg.TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT = 9
-        cfg.TRAINER.PROMPTSRC.TEXT_LOSS_WEIGHT = 25.0  # lambda_1 in the paper
-        cfg.TRAINER.PROMPTSRC.IMAGE_LOSS_WEIGHT = 10.0  # lambda_2
+        cfg.TRAINER.PROMPTSRC.TEXT_LOSS_WEIGHT = 25.0  # lambda_2 in the paper
+        cfg.TRAINER.PROMPTSRC.IMAGE_LOSS_WEIGHT = 10.0  # lambda_1
         cfg.TRAINER.PROMPTSRC.GPA_MEAN = 15.0  # mu of the weights of the epochs, which count from 1
         cfg.TRAINER.PROMPTSRC.GPA_STD = 1.0  # sigma, in epochs
         cfg.TRAINER.PROMPTSRC.CHUNK = 8  # images encoded at a time in training, with the same result; 0: the batch
@@ -80,10 +80,10 @@ class PromptSRC(DeepPromptTrainer):
             f_p, g_p = self.model.encode_images(image), self.model.class_features()  # f: images, g: texts, p: prompted
             with torch.no_grad():
                 f, g = normalize(clip.visual(image.to(clip.dtype))), self.g
-                q = (scale * f @ g.t()).log_softmax(1)
+                log_q = (scale * f @ g.t()).log_softmax(1)
             logits = scale * f_p @ g_p.t()
             L_SCL_text, L_SCL_image = F.l1_loss(g_p, g), F.l1_loss(f_p, f)
-            L_SCL_logits = F.kl_div(logits.log_softmax(1), q, reduction="sum", log_target=True) / logits.numel()
+            L_SCL_logits = F.kl_div(logits.log_softmax(1), log_q, reduction="sum", log_target=True) / logits.numel()
             L_SCL = node.TEXT_LOSS_WEIGHT * L_SCL_text + node.IMAGE_LOSS_WEIGHT * L_SCL_image + L_SCL_logits
             loss = F.cross_entropy(logits, label) + L_SCL
         self.model_backward_and_update(loss)

@@ -60,7 +60,7 @@ def test_a_checkpoint_evaluates_and_predicts_without_the_shots(run, method):
     [
         ("GDA", "alpha 0.1"),
         ("ProKeR", "lambda 0.05, beta 2.6"),
-        ("APE", "alpha 2, beta 1, gamma 0.1"),
+        ("APE", "alpha 2, beta 1"),
     ],
 )
 def test_with_protocol_none_the_values_are_those_of_the_paper(run, method, line):
