@@ -1,4 +1,4 @@
-"""Functions for small models on frozen image features: shots, validation features, training steps, class binding."""
+"""Functions for models on frozen image features: shots, validation, class binding; and all methods' training steps."""
 
 from __future__ import annotations
 
