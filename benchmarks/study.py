@@ -79,7 +79,7 @@ def measure_step(turns: int) -> dict[str, float]:
     """Return a step's CPU seconds in text encoders ("ours", "plain", "plain test"): mean of 16 and 4 context tokens."""
     seconds = {"ours": 0.0, "plain": 0.0, "plain test": 0.0}
     for n_ctx in (16, 4):
-        ours, plain, _ = build_steps(CLASSES, n_ctx, "imagenette")
+        ours, plain, _ = build_steps(CLASSES, n_ctx)
         times = measure_in_turns({"ours": (ours, tune_malloc), "plain": (plain, reset_malloc)}, turns)
         for name, t in times.items():
             seconds[name] += t.cpu_median / 2

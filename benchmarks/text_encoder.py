@@ -1,10 +1,10 @@
 """Time and memory of RN50's text encoder, forward and backward over the prompts of all classes: ours and the plain one.
 
     python -m benchmarks.text_encoder
-    python -m benchmarks.text_encoder --classes 10 100 --names imagenette --turns 9
+    python -m benchmarks.text_encoder --classes 10 100 --turns 9
 
-The plain one computes 77 positions of every prompt, as CoOp does. Its time is proportional to the number of classes, so
-more than 100 are extrapolated. Peak memory is that of a new process, including 0.4 GB for CLIP.
+The plain one computes 77 positions of every prompt, as CoOp does; it is measured with up to 100 classes, as its time is
+proportional to their number. Peak memory is that of a new process, including 0.4 GB for CLIP.
 """
 
 from __future__ import annotations
@@ -25,14 +25,12 @@ from vlm.openai import CLIP, build_model
 from vlm.text.encoder import TextEncoder
 from vlm.text.plain import encode_prompts
 
-IMAGENETTE = [0, 217, 482, 491, 497, 566, 569, 571, 574, 701]  # labels of its classes in ImageNet
 MAX_PLAIN = 100  # classes that the plain encoder is measured with: 1,000 take two minutes a pass and 40 GB
 
 
-def load_names(classes: int, source: str) -> list[str]:
-    """Return ``classes`` class names of ImageNet (of ImageNette for ``source`` "imagenette"), repeated if too few."""
+def load_names(classes: int) -> list[str]:
+    """Return ``classes`` class names of ImageNet, repeated if there are too few."""
     names = list(load_imagenet_names().values())
-    names = [names[i] for i in IMAGENETTE] if source == "imagenette" else names
     return [names[i % len(names)] for i in range(classes)]
 
 
@@ -47,7 +45,7 @@ def build_encoders(clip: CLIP, names: list[str], n_ctx: int) -> tuple[PromptLear
     }
 
 
-def build_steps(classes: int, n_ctx: int, source: str) -> tuple[Callable, Callable, int]:
+def build_steps(classes: int, n_ctx: int) -> tuple[Callable, Callable, int]:
     """Return our encoder's step, the plain encoder's step, and the number of tokens that ours computes.
 
     A step is a function without arguments: it runs forward and backward over the prompts of :func:`load_names` with
@@ -55,7 +53,7 @@ def build_steps(classes: int, n_ctx: int, source: str) -> tuple[Callable, Callab
     """
     torch.manual_seed(0)
     clip = build_model(build_random_clip("RN50", 0)).float().requires_grad_(False)
-    learner, encoders = build_encoders(clip, load_names(classes, source), n_ctx)
+    learner, encoders = build_encoders(clip, load_names(classes), n_ctx)
     weights = torch.linspace(-1, 1, classes * 1024).view(classes, 1024)
 
     def step(encode: Callable) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,20 +66,17 @@ def build_steps(classes: int, n_ctx: int, source: str) -> tuple[Callable, Callab
     return partial(step, encoders["ours"]), partial(step, encoders["plain"]), len(learner.layout.index)
 
 
-def run_step(classes: int, n_ctx: int, source: str, plain: bool) -> None:
+def run_step(classes: int, n_ctx: int, plain: bool) -> None:
     """Run one step of :func:`build_steps`, the plain encoder's if ``plain``, else ours, to measure its peak memory."""
     tune_malloc()
-    build_steps(classes, n_ctx, source)[1 if plain else 0]()
+    build_steps(classes, n_ctx)[1 if plain else 0]()
 
 
-def measure_classes(classes: int, n_ctx: int, source: str, turns: int, per_100: float | None) -> tuple[dict, float]:
-    """Measure a step over the prompts of ``classes``; return the table's row and the plain encoder's seconds per 100.
-
-    Beyond MAX_PLAIN classes the plain encoder is not measured: its seconds per 100 classes are then ``per_100``.
-    """
-    ours, plain, tokens = build_steps(classes, n_ctx, source)
+def measure_classes(classes: int, n_ctx: int, turns: int) -> dict:
+    """Return the table's row on a step over the prompts of ``classes``; the plain encoder's only up to MAX_PLAIN."""
+    ours, plain, tokens = build_steps(classes, n_ctx)
     computations = {"ours": (ours, tune_malloc)}
-    if classes <= MAX_PLAIN:
+    if has_plain := classes <= MAX_PLAIN:
         computations["plain"] = (plain, measure.reset_malloc)
         for actual, expected, name in zip(ours(), plain(), ("features", "gradient"), strict=True):
             error = ((actual - expected).abs().max() / expected.abs().max()).item()
@@ -89,40 +84,29 @@ def measure_classes(classes: int, n_ctx: int, source: str, turns: int, per_100: 
     times = measure.measure_in_turns(computations, turns)
     # 12 width² multiply-adds a token in each of 12 layers of width 512. The backward pass takes as many again.
     operations = 2 * 2 * 12 * 512**2 * 12 * tokens
-    seconds = times["plain"].median if "plain" in times else per_100 * classes / 100
-    peak = lambda plain: f"{measure.measure_peak_memory(run_step, classes, n_ctx, source, plain):.2f}"  # noqa: E731
-    row = {
+    peak = lambda plain: f"{measure.measure_peak_memory(run_step, classes, n_ctx, plain):.2f}"  # noqa: E731
+    return {
         "classes": classes,
-        "names of": source,
         "context tokens": n_ctx,
         "tokens computed": f"{tokens:,} of {77 * classes:,}",
-        "plain, s": str(times["plain"]) if "plain" in times else f"{seconds:.4g} (extrapolated)",
+        "plain, s": str(times["plain"]) if has_plain else "-",
         "ours, s": str(times["ours"]),
-        "ratio": f"{seconds / times['ours'].median:.1f}",
+        "ratio": f"{times['plain'].median / times['ours'].median:.1f}" if has_plain else "-",
         "share of matmul rate": f"{operations / times['ours'].median / measure.measure_matmul_rate():.0%}",
-        "plain, peak GB": peak(True) if classes <= MAX_PLAIN else "-",
+        "plain, peak GB": peak(True) if has_plain else "-",
         "ours, peak GB": peak(False),
     }
-    return row, seconds * 100 / classes
 
 
 def main() -> None:
     """Print a table: time and memory of the plain and the packed text encoder, by number of classes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", type=int, nargs="+", default=[10, 100, 1000, 21841])
-    parser.add_argument("--names", choices=["imagenet", "imagenette"], default="imagenet", help="the classes' names")
     parser.add_argument("--turns", type=int, default=5, help="that count, up to 1000 classes; above, one")
     args = parser.parse_args()
     print(collect_env_info())
-    rows, plain_per_100 = [], None
-    for classes in args.classes:
-        if classes > MAX_PLAIN and plain_per_100 is None:
-            plain_per_100 = measure_classes(100, 16, args.names, 1, None)[1]
-        n_ctx, turns = (16, args.turns) if classes <= 1000 else (4, 1)
-        row, plain = measure_classes(classes, n_ctx, args.names, turns, plain_per_100)
-        plain_per_100 = plain if classes == 100 else plain_per_100
-        rows.append(row)
-    print(tabulate(rows, headers="keys", tablefmt="github"))
+    settings = [(classes, 16, args.turns) if classes <= 1000 else (classes, 4, 1) for classes in args.classes]
+    print(tabulate([measure_classes(*each) for each in settings], headers="keys", tablefmt="github"))
 
 
 if __name__ == "__main__":

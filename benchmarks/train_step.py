@@ -97,7 +97,7 @@ def build_step(method: str, classes: int, plain: bool) -> Callable[[], list[torc
     tune_malloc()
     torch.manual_seed(0)
     clip = build_model(build_random_clip("ViT-B/16", 0)).float().requires_grad_(False)
-    return METHODS[method](clip, load_names(classes, "imagenet"), plain)
+    return METHODS[method](clip, load_names(classes), plain)
 
 
 def run_step(*arguments) -> None:

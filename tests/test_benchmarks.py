@@ -25,7 +25,7 @@ def test_the_study_has_the_images_and_steps_of_its_loaders():
 
 
 def test_both_text_encoders_compute_the_same_features_and_gradients():
-    ours, plain, tokens = text_encoder.build_steps(classes=2, n_ctx=4, source="imagenette")
+    ours, plain, tokens = text_encoder.build_steps(classes=2, n_ctx=4)
     for actual, expected in zip(ours(), plain(), strict=True):
         torch.testing.assert_close(actual, expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
     assert tokens < 2 * 77

@@ -3,28 +3,17 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from dassl.utils import UserError
 
-# The seven best templates on ImageNet, found by forward selection (CLIP's "Prompt Engineering for ImageNet" notebook).
-SELECTED_TEMPLATES = (
-    "itap of a {}.",
-    "a bad photo of the {}.",
-    "a origami {}.",
-    "a photo of the large {}.",
-    "a {} in a video game.",
-    "art of the {}.",
-    "a photo of the small {}.",
-)
-
-# The eighty templates of CLIP's ensemble on ImageNet (the same notebook), one a line.
-IMAGENET_TEMPLATES = tuple(Path(__file__).with_name("imagenet_templates.txt").read_text(encoding="utf-8").splitlines())
+# By the values of TRAINER.ZEROSHOTCLIP2.TEMPLATES and of predict.py --ensemble.
+TEMPLATES: dict[str, list[str]] = yaml.safe_load(Path(__file__).with_name("templates.yaml").read_text(encoding="utf-8"))
+IMAGENET_TEMPLATES, SELECTED_TEMPLATES = TEMPLATES["all"], TEMPLATES["select"]
 
 # Of the CLIP paper, section 3.1.4, and of Chinese-CLIP's zero-shot evaluation on ImageNet
 # (cn_clip/eval/imagenet_zeroshot_templates.py in github.com/OFA-Sys/Chinese-CLIP), by the language of a text encoder.
 DEFAULT_TEMPLATES = {"English": "a photo of a {}.", "Chinese": "一张{}的照片。"}
-
-# By the values of TRAINER.ZEROSHOTCLIP2.TEMPLATES and of predict.py --ensemble.
-TEMPLATES = {"select": SELECTED_TEMPLATES, "all": IMAGENET_TEMPLATES}
 
 
 def list_templates(template: str | Sequence[str]) -> list[str]:

@@ -7,37 +7,15 @@ also in one that CoOp learns.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import yaml
 
 from vlm.text.templates import IMAGENET_TEMPLATES
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-KINDS = ("photo", "picture", "drawing", "scan", "print", "image")
-SUBJECTS = ("the number {}", "the number {}", "the digit {}", "a {}", "the {}", "a handwritten {}", "a single {}", "{}")
-OPENINGS = (
-    "this is",
-    "here is",
-    "we see",
-    "look at",
-    "in my old notebook there is",
-    "found in a box of papers :",
-    "my teacher showed us",
-    "from a form that somebody filled in by hand ,",
-    "yesterday i made",
-    "what you can see here is",
-)
-CLOSINGS = (
-    "written in a hurry",
-    "on an envelope",
-    "that a child wrote",
-    "seen from very near",
-    "for the exercise at school",
-    "as it came out of the machine this morning",
-    "with a little noise around it",
-    "and nothing else on the page",
-    "in black and white",
-)
+PHRASES: dict[str, list[str]] = yaml.safe_load(Path(__file__).with_name("phrases.yaml").read_text(encoding="utf-8"))
 
 
 @dataclass
@@ -62,13 +40,13 @@ def draw_caption(digit: int, appearance: Appearance, rng: np.random.Generator) -
         name = str(rng.choice(("{}", "{}", "number {}", "digit {}"))).format(WORDS[digit])
         return str(rng.choice(IMAGENET_TEMPLATES)).replace("{}", name)
     phrases = [
-        str(rng.choice(OPENINGS)) if rng.random() < 0.35 else "",
+        str(rng.choice(PHRASES["openings"])) if rng.random() < 0.35 else "",
         "a",
         str(rng.choice(appearance.words())),
-        str(rng.choice(KINDS)),
+        str(rng.choice(PHRASES["kinds"])),
         "of",
-        str(rng.choice(SUBJECTS)).format(WORDS[digit]),
+        str(rng.choice(PHRASES["subjects"])).format(WORDS[digit]),
         f"on a {appearance.paper} background" if rng.random() < 0.3 else "",
-        str(rng.choice(CLOSINGS)) if rng.random() < 0.3 else "",
+        str(rng.choice(PHRASES["closings"])) if rng.random() < 0.3 else "",
     ]
     return " ".join(phrase for phrase in phrases if phrase) + "."
