@@ -27,7 +27,7 @@ class Point:
 def collect_points(table: Table) -> tuple[int, list[Point]]:
     """Return the column (shots) in which the most methods have results, and a point for each of these methods.
 
-    The larger number of shots wins a tie. If a trained method has a point, zero-shot methods have one, too. A method
+    Of several, one with intervals wins, then the most shots. If a trained method has a point, zero-shot methods have one, too. A method
     whose records lack the number of trainable parameters has no point.
     """
     complete = {
@@ -38,7 +38,7 @@ def collect_points(table: Table) -> tuple[int, list[Point]]:
     del counts[ZERO_SHOTS]
     if not counts:
         return ZERO_SHOTS, []
-    shots = max(counts, key=lambda column: (counts[column], column))
+    shots = max(counts, key=lambda c: (counts[c], any(c in r and r[c].has_interval for r in complete.values()), c))
     chosen = {row: cells[c] for row, cells in complete.items() for c in (ZERO_SHOTS, shots) if c in cells}
     points = (Point(n, max(c.parameters), c.mean, c.spread, get_group(table[n])) for n, c in chosen.items())
     return shots, [*points]

@@ -163,6 +163,7 @@ def test_cells_with_one_draw_of_shots_have_no_interval(tmp_path):
     assert "\nAll seeds share one draw of shots: no interval. In: CLAP, 16 shots.\n" in page
     (table,) = study.read_studies(tmp_path)
     assert table.table["CLAP"][16].spread == 0
+    assert pareto.collect_points(table.table)[0] == 8  # of equally many methods, with an interval
 
 
 @pytest.mark.parametrize("drawn", [(8, 16), (16,)])
