@@ -27,8 +27,8 @@ class Point:
 def collect_points(table: Table) -> tuple[int, list[Point]]:
     """Return the column (shots) in which the most methods have results, and a point for each of these methods.
 
-    Of several, one with intervals wins, then the most shots. If a trained method has a point, zero-shot methods have one, too. A method
-    whose records lack the number of trainable parameters has no point.
+    Of several, one with intervals wins, then the most shots. If a trained method has a point, zero-shot methods have
+    one, too. A method whose records lack the number of trainable parameters has no point.
     """
     complete = {
         row: {column: cell for column, cell in cells.items() if cell.accuracies and cell.parameters}
