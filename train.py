@@ -20,7 +20,7 @@ from dassl import engine
 from dassl.config import clean_cfg, merge_file, merge_flag, merge_options
 from dassl.config.merge import flatten
 from dassl.engine.record import find_staleness, read_record
-from dassl.utils import command_line
+from dassl.utils import check_availability, command_line
 
 if TYPE_CHECKING:  # it loads PyTorch, which a run without a record does not need yet
     from trainers.inputs import CurrentInputs
@@ -91,6 +91,7 @@ def setup_cfg(args: argparse.Namespace):
         cfg.DATASET.TEMPLATE = choose_template(cfg.MODEL.BACKBONE.NAME, *run_folders)
     trainer = engine.TRAINER_REGISTRY.get(cfg.TRAINER.NAME)  # refuses an unknown name before anything is written
     datasets.DATASET_REGISTRY.get(cfg.DATASET.NAME)
+    check_availability(cfg.PROTOCOL, ("validation", "none"), "PROTOCOL")
     check_runs_on(cfg, trainer)
     cfg.SEED = engine.choose_seed(cfg)  # replaces a negative one
     engine.resolve_decoding(cfg, *run_folders)

@@ -122,7 +122,7 @@ def check_arrays(path: Path, arrays: Mapping[str, Any], sha256: str = "") -> Fea
         raise UserError(f"{path}, class_names: they must be two or more different texts, one a class")
     if lowest < 0 or largest >= len(classnames):
         raise UserError(
-            f"{path}: labels go from {lowest} to {largest}; of {len(classnames)} classes, they are from 0 on"
+            f"{path}: labels go from {lowest} to {largest}; with {len(classnames)} class_names, they are 0, 1, 2, …"
         )
     text = get_features("text_features", len(classnames)) if "text_features" in arrays else None
     scale = get("logit_scale", "fiu", default=LOGIT_SCALE).item()

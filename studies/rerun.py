@@ -64,7 +64,8 @@ def read_current_inputs(arguments: list[str]) -> dict:
     flags = train.parse_args(arguments)
     cfg = train.setup_cfg(flags)
     paths = {"--model-dir": flags.model_dir, "RESUME": cfg.RESUME, "MODEL.INIT_WEIGHTS": cfg.MODEL.INIT_WEIGHTS}
-    paths |= {"DATASET.ROOT": cfg.DATASET.ROOT, "MODEL.BACKBONE.WEIGHTS": cfg.MODEL.BACKBONE.WEIGHTS}
+    data = "FEATURES" if cfg.DATASET.FEATURES else "ROOT"
+    paths |= {f"DATASET.{data}": cfg.DATASET[data], "MODEL.BACKBONE.WEIGHTS": cfg.MODEL.BACKBONE.WEIGHTS}
     if absent := [f"{key} {path}" for key, path in paths.items() if path and not Path(path).expanduser().exists()]:
         raise UserError(
             f"paths that do not exist, seen from {Path.cwd()}: {', '.join(absent)}. Relative paths start in the run's "

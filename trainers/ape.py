@@ -64,10 +64,11 @@ class APE(TrainerX):
         cfg.TRAINER.APE.AUGMENT_EPOCH = 10  # random views of a shot, whose mean feature is its key
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """Raise :class:`UserError` as :func:`check_shots_cfg` does, and for CHANNELS outside 0 to 1."""
+        """Raise :class:`UserError` as :func:`check_shots_cfg` does, and for CHANNELS or LAMBDA outside 0 to 1."""
         check_shots_cfg(self, cfg)
-        if not 0 < (share := cfg.TRAINER.APE.CHANNELS) <= 1:
-            raise UserError(f"TRAINER.APE.CHANNELS is {share}; it must be more than 0 and at most 1")
+        for key in ("CHANNELS", "LAMBDA"):
+            if not 0 <= (share := cfg.TRAINER.APE[key]) <= 1:
+                raise UserError(f"TRAINER.APE.{key} is {share}; it must be from 0 to 1")
 
     def build_model(self) -> None:
         """Encode the prompts, and register an empty cache."""

@@ -141,7 +141,7 @@ def _load_features(cfg: CfgNode, device: torch.device) -> FeatureBackbone:
     clip.register_buffer("logit_scale", torch.tensor(math.log(file.logit_scale), device=device))
     cfg.defrost()
     cfg.MODEL.BACKBONE.WEIGHTS = str(file.path)
-    cfg.MODEL.BACKBONE.NAME = cfg.MODEL.BACKBONE.NAME or file.backbone
+    cfg.MODEL.BACKBONE.NAME = file.backbone or cfg.MODEL.BACKBONE.NAME
     print(f"Image features: those in {file.path}; no CLIP is loaded")
     return FeatureBackbone(clip, file.sha256, cfg, file)
 
@@ -149,7 +149,7 @@ def _load_features(cfg: CfgNode, device: torch.device) -> FeatureBackbone:
 def load_backbone(trainer: SimpleTrainer, precision: str = "fp16", needs_classes: bool = True) -> Backbone:
     """Load the CLIP of MODEL.BACKBONE onto the trainer's device and check the config against it.
 
-    For the data set Features, return a :class:`FeatureBackbone`; MODEL.BACKBONE.NAME is then the name in the record.
+    For the data set Features, return a :class:`FeatureBackbone`. The file names the backbone, else MODEL.BACKBONE.NAME.
 
     A small CLIP on a CPU gets one thread, unless OMP_NUM_THREADS is set. It prints a note where the pixel mean, the
     standard deviation or the resizing of INPUT differ from CLIP's training.

@@ -34,7 +34,7 @@ def fit_gda(f: torch.Tensor, y: torch.Tensor, classes: int) -> tuple[torch.Tenso
     mu = f.new_zeros(classes, d).index_add_(0, y, f) / y.bincount(minlength=classes)[:, None]
     Sigma = (f - mu[y]).t().cov()
     if Sigma.trace() < 1e-6:  # more than rounding, also of fp16, makes of equal unit features; two images have more
-        raise UserError("GDA needs a covariance, which one view of one image a class has not; use ProKeR or 2 shots")
+        raise UserError("GDA needs a covariance, and one view of one image a class has none; use ProKeR or 2 shots")
     W = d * mu @ torch.linalg.inv((N - 1) * Sigma + Sigma.trace() * torch.eye(d).to(Sigma))  # mu Sigma^-1
     b = -math.log(classes) - (W * mu).sum(1) / 2
     return W.float(), b.float()

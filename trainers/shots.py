@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
+from dassl.config.merge import flatten
 from dassl.data.data_manager import TrainLoader, build_data_loader
 from dassl.data.features import StoredFeatures, build_feature_loader
 from dassl.engine import TrainerX
@@ -87,13 +88,12 @@ def resize_to_checkpoint(module: nn.Module, state_dict: dict, prefix: str, *_) -
 
 
 def check_shots_cfg(trainer: TrainerX, cfg: CfgNode) -> None:
-    """Raise :class:`UserError` for MODEL.INIT_WEIGHTS, as the shots give the weights, or AUGMENT_EPOCH below 1."""
+    """Raise :class:`UserError` for MODEL.INIT_WEIGHTS, as the shots give the weights, or too low settings."""
     if cfg.MODEL.INIT_WEIGHTS:
         problem = f"{cfg.TRAINER.NAME} starts from the training images, not from MODEL.INIT_WEIGHTS"
         raise UserError(f"{problem}; to evaluate a finished run, use --eval-only --model-dir")
-    for name, node in cfg.TRAINER.items():
-        if "AUGMENT_EPOCH" in node:
-            check_at_least(node.AUGMENT_EPOCH, 1, f"TRAINER.{name}.AUGMENT_EPOCH")
+    for key, value in ((key, value) for key, value in flatten(cfg.TRAINER) if type(value) in (int, float)):
+        check_at_least(value, 1 if key.endswith(".AUGMENT_EPOCH") else 0, f"TRAINER.{key}")
 
 
 def collect_features(trainer: TrainerX, loader: Iterable[dict]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -141,16 +141,8 @@ def collect_shots(trainer: TrainerX, views=0, average=True, every_class=True) ->
     return (mean, labels[0]) if average else (normalize(torch.cat(features)), torch.cat(labels))
 
 
-def check_two_classes(trainer: TrainerX) -> None:
-    """Raise :class:`UserError` if the data set has one class, as there is nothing to learn then."""
-    if (count := len(trainer.dm.dataset.classnames)) < 2:
-        problem = f"{trainer.cfg.TRAINER.NAME} needs 2 classes or more; {trainer.cfg.DATASET.NAME} has {count}"
-        raise UserError(f"{problem}. --trainer ZeroshotCLIP takes any number")
-
-
 def check_shots(trainer: TrainerX, labels: torch.Tensor) -> None:
-    """Raise :class:`UserError` for a single class, or a class without a training image among ``labels`` (shots,)."""
-    check_two_classes(trainer)
+    """Raise :class:`UserError` for a class without a training image among ``labels`` (shots,)."""
     present = set(labels.tolist())
     if missing := [name for label, name in trainer.lab2cname.items() if label not in present]:
         problem = f"{trainer.cfg.TRAINER.NAME} needs a training image of each class; without: {', '.join(missing)}"

@@ -41,7 +41,6 @@ class TaskRes(TrainerX):
 
     def build_model(self) -> None:
         """Encode the prompts, and register a residual of zeros."""
-        shots.check_two_classes(self)
         self.backbone, t = shots.load_zero_shot(self)
         self.t = shots.TEXT_NORM * t
         shots.register_feature_model(self, self.backbone, "taskres", nn.ParameterDict({"x": torch.zeros_like(t)}))

@@ -156,7 +156,9 @@ def check_training_cfg(trainer) -> None:
     check_at_least(cfg.TRAIN.PRINT_FREQ, 1, "TRAIN.PRINT_FREQ")
     check_at_least(cfg.TRAIN.KEEP_CHECKPOINTS, 0, "TRAIN.KEEP_CHECKPOINTS")
     check_availability(cfg.TEST.FINAL_MODEL, ("last_step", "best_val"), "TEST.FINAL_MODEL")
-    check_availability(cfg.PROTOCOL, ("validation", "none"), "PROTOCOL")
+    if len(getattr(trainer.dm.dataset, "classnames", ())) == 1:
+        problem = f"{cfg.TRAINER.NAME} needs 2 classes or more; {cfg.DATASET.NAME} has 1"
+        raise UserError(f"{problem}. A zero-shot method takes any number")
     if cfg.PROTOCOL == "none" and cfg.TEST.FINAL_MODEL == "best_val":
         raise UserError("TEST.FINAL_MODEL best_val chooses on validation images; with PROTOCOL none, set last_step")
     if not cfg.TEST.NO_TEST:

@@ -189,7 +189,9 @@ def format_notes(cells: dict[str, Cell], notes: Sequence[str], missing: dict[Pat
     if any(cell.has_interval for cell in cells.values()):
         lines.append("± is the 95% confidence interval of the mean over seeds (Student's t).")
     if one_draw := [name for name, cell in cells.items() if any(run.is_one_draw for run in cell.runs)]:
-        lines.append(f"All seeds share one draw of shots: no interval. In: {'; '.join(one_draw)}.")
+        lines.append(
+            f"All seeds share one draw of shots, not of validation images: no interval. In: {'; '.join(one_draw)}."
+        )
     for shortcut in sorted(set().union(*(cell.shortcuts for cell in cells.values()))):
         marked = "; ".join(name for name, cell in cells.items() if shortcut in cell.shortcuts)
         lines.append(f"\\{SHORTCUT} {shortcut} In: {marked}.")

@@ -49,7 +49,8 @@ def compare_figures(study: Study, figures: Figures):
         for shots, cell in sorted(cells.items()):
             place = (method, *_describe_cell(cell), str(shots))
             for row in figures.get(place, ()):
-                measured = row["accuracy"], str(cell), f"{cell.mean - float(row['accuracy']):+.2f}"
+                stated = float(row["accuracy"])
+                measured = f"{stated:.2f}", str(cell), f"{cell.mean - stated:+.2f}"
                 rows.append((*place, *measured, *(row[key] for key in ("std", "seeds", "source"))))
     heads = ["method", "backbone", "data set", "shots", "published", "ours", "difference", "std", "seeds", "source"]
     return pd.DataFrame(rows, columns=heads)

@@ -164,7 +164,7 @@ BAD = {
         r"val_labels: it is int64 of the shape \(17,\); it must be integers of the shape \(18\)",
     ),
     "floats": ({"val_labels": np.zeros(18)}, "val_labels: it is float64"),
-    "range": ({"test_labels": np.arange(15)}, "labels go from 0 to 14; of 3 classes"),
+    "range": ({"test_labels": np.arange(15)}, "labels go from 0 to 14; with 3 class_names"),
     "width": (
         {"val_features": np.ones((18, 9), np.float32)},
         r"val_features.*\(18, 9\); it must be floats of the shape \(n, 8\)",

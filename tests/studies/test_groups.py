@@ -160,7 +160,7 @@ def test_cells_with_one_draw_of_shots_have_no_interval(tmp_path):
         write_run(tmp_path / f"zero-shot/{seed}", 60, trainer="ZeroshotCLIP", seed=seed, few_shot_split={"draws": 1})
     page = read_page(tmp_path)
     assert read_csv(tmp_path)["CLAP"][:3] == ["-", "72.00 ± 6.57", "72.00"]
-    assert "\nAll seeds share one draw of shots: no interval. In: CLAP, 16 shots.\n" in page
+    assert "\nAll seeds share one draw of shots, not of validation images: no interval. In: CLAP, 16 shots.\n" in page
     (table,) = study.read_studies(tmp_path)
     assert table.table["CLAP"][16].spread == 0
     assert pareto.collect_points(table.table)[0] == 8  # of equally many methods, with an interval

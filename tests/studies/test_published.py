@@ -49,7 +49,7 @@ def test_every_source_of_a_figure_stands_beside_the_measured_one(tmp_path):
     assert [[row[key] for key in keys] for row in rows] == [
         ["Zero-shot CLIP", "0", "85.77", "85.00", "-0.77", "", "", "one"],
         ["Tip-Adapter-F", "4", "87.01", "86.50 ± 6.35", "-0.51", "0.5", "3", "one"],
-        ["Tip-Adapter-F", "4", "85.5", "86.50 ± 6.35", "+1.00", "", "", "another"],
+        ["Tip-Adapter-F", "4", "85.50", "86.50 ± 6.35", "+1.00", "", "", "another"],
         ["CoOp (Standard)", "16", "87.01", "88.00", "+0.99", "", "", "one"],
     ]
     assert {(row["backbone"], row["data set"]) for row in rows} == {("RN50", "OxfordPets")}

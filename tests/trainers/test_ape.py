@@ -1,6 +1,7 @@
 """APE: the channels, the divergence and the logits against NumPy."""
 
 import numpy as np
+import pytest
 import torch
 
 from trainers.ape import compute_divergence, select_channels
@@ -63,7 +64,8 @@ def test_logits_of_a_fitted_trainer_are_those_of_the_formula(digits_trainer):
     np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
 
 
-def test_a_share_of_no_channels_is_refused(run):
-    refused = run("TRAINER.APE.CHANNELS", 0, "TRAINER.NAME", "APE", trainer="APE")
+@pytest.mark.parametrize(("key", "value"), [("CHANNELS", 1.5), ("LAMBDA", 7.0), ("LAMBDA", -0.5), ("AUGMENT_EPOCH", 0)])
+def test_settings_out_of_range_are_refused(run, key, value):
+    refused = run(f"TRAINER.APE.{key}", value, "TRAINER.NAME", "APE", trainer="APE")
     assert refused.code == 2
-    assert "TRAINER.APE.CHANNELS is 0" in refused.error
+    assert f"TRAINER.APE.{key} is {value}" in refused.error

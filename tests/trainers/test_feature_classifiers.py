@@ -93,7 +93,7 @@ def test_one_class_is_refused_with_the_method_that_takes_it(run, method, tmp_pat
     folder = ("--root", tmp_path / "one", "DATASET.NAME", "ImageFolder", "DATASET.FOLDER", "photos")
     refused = run(*folder, trainer=method)
     assert refused.code == 2
-    assert f"{method} needs 2 classes or more; ImageFolder has 1. --trainer ZeroshotCLIP takes any" in refused.error
+    assert f"{method} needs 2 classes or more; ImageFolder has 1. A zero-shot method takes any" in refused.error
 
 
 @METHODS
