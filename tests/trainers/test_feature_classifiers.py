@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import predict
-from dassl.data.datasets import DATASET_REGISTRY
 from inference.export import check_linear_head
 from inference.trained_run import load_trainer
 from tests.common import REPOSITORY, SHARED, assert_same_tensors, load_tensors, needs_shared
@@ -116,7 +115,6 @@ FLOORS = [("CLAP", 1, 90.5), ("CLAP", 16, 92), ("TaskRes", 16, 90), ("LPPlusPlus
 
 
 @needs_shared
-@pytest.mark.skipif("Features" not in DATASET_REGISTRY.registered_names(), reason="needs the data set Features")
 @pytest.mark.parametrize(("method", "shots", "floor"), FLOORS)
 def test_accuracy_on_real_clip_features(fit, method, shots, floor):
     pets = ("DATASET.NAME", "Features", "DATASET.FEATURES", SHARED / "data/clip-vitb32-pets24.npz")
