@@ -84,10 +84,9 @@ class Estimate:
 
     def _count_new(self, trainer, key: str, images: int) -> int:
         """Return ``images``, or 0 if the features of the images of ``key`` were counted for an earlier trial."""
-        if isinstance(trainer.feature_extractor, StoredFeatures):
-            return 0
+        is_stored = isinstance(trainer.feature_extractor, StoredFeatures)
         is_cached = trainer.feature_extractor is not None and trainer.cfg.FEATURES.ENABLED
-        count = 0 if is_cached and key in self._encoded else images
+        count = 0 if is_stored or (is_cached and key in self._encoded) else images
         self._encoded.add(key)
         return count
 

@@ -92,8 +92,9 @@ def check_shots_cfg(trainer: TrainerX, cfg: CfgNode) -> None:
     if cfg.MODEL.INIT_WEIGHTS:
         problem = f"{cfg.TRAINER.NAME} starts from the training images, not from MODEL.INIT_WEIGHTS"
         raise UserError(f"{problem}; to evaluate a finished run, use --eval-only --model-dir")
-    for key, value in ((key, value) for key, value in flatten(cfg.TRAINER) if type(value) in (int, float)):
-        check_at_least(value, 1 if key.endswith(".AUGMENT_EPOCH") else 0, f"TRAINER.{key}")
+    for key, value in flatten(cfg.TRAINER):
+        if type(value) in (int, float):
+            check_at_least(value, 1 if key.endswith(".AUGMENT_EPOCH") else 0, f"TRAINER.{key}")
 
 
 def collect_features(trainer: TrainerX, loader: Iterable[dict]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -133,12 +134,13 @@ def collect_shots(trainer: TrainerX, views=0, average=True, every_class=True) ->
     is_random = is_random and not isinstance(trainer.feature_extractor, StoredFeatures)
     count = views if views and is_random else 1
     features, labels = zip(*(collect_features(trainer, loader) for _ in range(count)), strict=True)
-    mean = normalize(torch.stack(features).mean(0))
-    per_shot = f"{count} views" if count > 1 else "1 view"
-    print(f"Shots: {len(mean):,} features of {mean.shape[1]:,} numbers, {per_shot} each")
+    shots, dim = features[0].shape
+    print(f"Shots: {shots:,} features of {dim:,} numbers, {count} view{'s' * (count > 1)} each")
     if every_class:
         check_shots(trainer, labels[0])
-    return (mean, labels[0]) if average else (normalize(torch.cat(features)), torch.cat(labels))
+    if average:
+        return normalize(torch.stack(features).mean(0)), labels[0]
+    return normalize(torch.cat(features)), torch.cat(labels)
 
 
 def check_shots(trainer: TrainerX, labels: torch.Tensor) -> None:

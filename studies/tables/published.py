@@ -22,7 +22,6 @@ SIZES = {"ImageNet": (1000, 50_000), "Caltech101": (100, 2_465), "OxfordPets": (
 SIZES |= {"StanfordCars": (196, 8_041), "OxfordFlowers": (102, 2_463), "SUN397": (397, 19_850), "EuroSAT": (10, 8_100)}
 SIZES |= {"FGVCAircraft": (100, 3_333), "Food101": (101, 30_300), "DescribableTextures": (47, 1_692)}
 
-
 Figures = dict[tuple[str, ...], list[dict[str, str]]]  # rows of the file by method, backbone, data set and shots
 
 

@@ -26,8 +26,7 @@ TRIALS_FILE = "trials.json"  # in a sweep's folder: the folders of all runs that
 OLD_METHODS = {"ZeroshotCLIP": ("Zero-shot CLIP", "training-free"), "CLIPAdapter": ("CLIP-Adapter", "features")}
 OLD_METHODS |= {"ZeroshotCLIP2": ("Zero-shot ensemble", "training-free"), "LinearProbe": ("Linear probe", "features")}
 OLD_METHODS |= {"TipAdapter": ("Tip-Adapter", "training-free"), "TipAdapterF": ("Tip-Adapter-F", "features")}
-OLD_METHODS |= {"CoOp": ("CoOp", "prompts"), "CoCoOp": ("CoCoOp", "prompts")}
-OLD_METHODS |= {"CLIPFineTune": ("CLIPFineTune", "towers")}
+OLD_METHODS |= {name: (name, "prompts") for name in ("CoOp", "CoCoOp")} | {"CLIPFineTune": ("CLIPFineTune", "towers")}
 UNTRAINED = ("ZeroshotCLIP", "ZeroshotCLIP2")  # trainers of old records, without the entry "models", that train nothing
 # Config keys, or the beginnings of keys, that do not decide a result. Files count by their content.
 IGNORED_KEYS: tuple[str, ...] = tuple(key for key in RESUMABLE_KEYS if key != "TEST.")

@@ -6,7 +6,7 @@ import random
 from collections import defaultdict
 from typing import ClassVar
 
-from dassl.utils import UserError
+from dassl.utils import UserError, check_availability
 
 
 class Datum:
@@ -71,6 +71,10 @@ class DatasetBase:
         """Return a dict from label to class name, and the class names in label order."""
         names = {item.label: item.classname for item in data_source}
         return names, [names[label] for label in sorted(names)]
+
+    def check_input_domains(self, source_domains, target_domains) -> None:
+        """Raise :class:`UserError` unless every name in both lists is in ``self.domains``."""
+        check_availability([*source_domains, *target_domains], self.domains)
 
     def generate_fewshot_dataset(self, *data_sources: list[Datum], num_shots: int = -1, repeat: bool = False):
         """Return ``num_shots`` random images of each class, or all images if ``num_shots`` is below 1.
