@@ -45,15 +45,15 @@ def build_encoders(clip: CLIP, names: list[str], n_ctx: int) -> tuple[PromptLear
     }
 
 
-def build_steps(classes: int, n_ctx: int) -> tuple[Callable, Callable, int]:
+def build_steps(classes: int, n_ctx: int, half: bool = False) -> tuple[Callable, Callable, int]:
     """Return our encoder's step, the plain encoder's step, and the number of tokens that ours computes.
 
     A step is a function without arguments: it runs forward and backward over the prompts of :func:`load_names` with
-    ``n_ctx`` context tokens, and returns the features and the context's gradient.
+    ``n_ctx`` context tokens, and returns the features and the context's gradient. ``half``: the CLIP is in fp16.
     """
     torch.manual_seed(0)
-    clip = build_model(build_random_clip("RN50", 0)).float().requires_grad_(False)
-    learner, encoders = build_encoders(clip, load_names(classes), n_ctx)
+    clip = build_model(build_random_clip("RN50", 0)).requires_grad_(False)
+    learner, encoders = build_encoders(clip if half else clip.float(), load_names(classes), n_ctx)
     weights = torch.linspace(-1, 1, classes * 1024).view(classes, 1024)
 
     def step(encode: Callable) -> tuple[torch.Tensor, torch.Tensor]:
