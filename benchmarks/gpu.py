@@ -48,8 +48,8 @@ def measure_peak(compute: Callable) -> str:
 
 def measure_images(backbone: str, num_images: int, turns: int) -> dict:
     """Return the table's row on ``num_images`` random images through ``backbone``, with their way to the GPU."""
-    visual = build_model(build_random_clip(backbone, 0)).requires_grad_(False).visual
-    images = torch.rand(num_images, 3, visual.input_resolution, visual.input_resolution, device="cpu")
+    visual = build_model(build_random_clip(backbone, 0)).cuda().requires_grad_(False).visual
+    images = torch.rand(num_images, 3, visual.input_resolution, visual.input_resolution)
     encoder = build_image_encoder(visual, backbone)
 
     @torch.no_grad()
@@ -66,19 +66,15 @@ def measure_images(backbone: str, num_images: int, turns: int) -> dict:
 def measure_step(method: str, classes: int, turns: int) -> dict:
     """Return the table's row on a training step of ``method``, CoOp (RN50, 16 tokens) or one of train_step.METHODS."""
     if method == "CoOp":
-        ours, plain, _ = text_encoder.build_steps(classes, 16, half=True)
+        ours, plain, _ = text_encoder.build_steps(classes, 16, "cuda")
     else:
-        ours, plain = (_autocast(train_step.build_step(method, classes, is_plain)) for is_plain in (False, True))
+        steps = [train_step.build_step(method, classes, is_plain, "cuda") for is_plain in (False, True)]
+        ours, plain = map(torch.autocast("cuda", torch.float16), steps)
     times = measure_pair(plain, ours, turns)
     milliseconds = {f"{name}, ms": f"{1e3 * t.median:.4g}" for name, t in times.items()}
     row: dict = {"method": method, "classes": classes, **milliseconds}
     row["ratio"] = f"{times['plain'].median / times['ours'].median:.1f}"
     return row | {"plain, peak GB": measure_peak(plain), "ours, peak GB": measure_peak(ours)}
-
-
-def _autocast(step: Callable) -> Callable:
-    """Return ``step`` under autocast to fp16."""
-    return torch.autocast("cuda", torch.float16)(step)
 
 
 @command_line()
@@ -92,7 +88,6 @@ def main(argv: list[str] | None = None) -> None:
     if not torch.cuda.is_available():
         raise UserError("this benchmark is for a GPU, and PyTorch finds none")
     print(collect_env_info())
-    torch.set_default_device("cuda")
     rows = [measure_images(backbone, args.images, args.turns) for backbone in ("RN50", "ViT-B/16")]
     print(tabulate(rows, headers="keys", tablefmt="github"), flush=True)
     settings = [("CoOp", classes) for classes in args.classes] + [("CLIPLoRA", 10), ("MaPLe", 10), ("MaPLe", 100)]

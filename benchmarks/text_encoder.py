@@ -37,7 +37,7 @@ def load_names(classes: int) -> list[str]:
 def build_encoders(clip: CLIP, names: list[str], n_ctx: int) -> tuple[PromptLearner, dict[str, Callable]]:
     """Return prompts with ``n_ctx`` context tokens and functions, "ours" and "plain", that return their features."""
     encoder = TextEncoder(clip)
-    learner = PromptLearner(names, encoder, n_ctx)
+    learner = PromptLearner(names, encoder, n_ctx).to(clip.logit_scale.device)
     eot_positions = learner.index.eq(learner.index.max()).int().argmax(1)  # the end-of-text token has the last row
     return learner, {
         "ours": lambda: encoder(learner(), learner.layout),
@@ -45,16 +45,16 @@ def build_encoders(clip: CLIP, names: list[str], n_ctx: int) -> tuple[PromptLear
     }
 
 
-def build_steps(classes: int, n_ctx: int, half: bool = False) -> tuple[Callable, Callable, int]:
+def build_steps(classes: int, n_ctx: int, device: str = "cpu") -> tuple[Callable, Callable, int]:
     """Return our encoder's step, the plain encoder's step, and the number of tokens that ours computes.
 
     A step is a function without arguments: it runs forward and backward over the prompts of :func:`load_names` with
-    ``n_ctx`` context tokens, and returns the features and the context's gradient. ``half``: the CLIP is in fp16.
+    ``n_ctx`` context tokens, and returns the features and the context's gradient. On a GPU, it is in fp16.
     """
     torch.manual_seed(0)
-    clip = build_model(build_random_clip("RN50", 0)).requires_grad_(False)
-    learner, encoders = build_encoders(clip if half else clip.float(), load_names(classes), n_ctx)
-    weights = torch.linspace(-1, 1, classes * 1024).view(classes, 1024)
+    clip = build_model(build_random_clip("RN50", 0)).to(device).requires_grad_(False)
+    learner, encoders = build_encoders(clip.float() if device == "cpu" else clip, load_names(classes), n_ctx)
+    weights = torch.linspace(-1, 1, classes * 1024, device=device).view(classes, 1024)
 
     def step(encode: Callable) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the prompts' features, ``encode()``, and the context's gradient of a weighted sum of them."""

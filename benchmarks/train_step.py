@@ -49,8 +49,9 @@ def build_prompt_step(clip: CLIP, names: list[str], plain: bool, losses: int = 1
 
 def build_lora_step(clip: CLIP, names: list[str], plain: bool) -> Callable:
     """Return a step of CLIP-LoRA with updates of rank 2: a function that returns their gradients."""
-    images, y = torch.randn(BATCH, 3, 224, 224), torch.arange(BATCH) % len(names)
-    parameters, tokens = add_lora(clip, 2, 1.0, "qkv"), tokenize([f"a photo of a {name}." for name in names])
+    device = clip.logit_scale.device
+    images, y = torch.randn(BATCH, 3, 224, 224).to(device), torch.arange(BATCH, device=device) % len(names)
+    parameters, tokens = add_lora(clip, 2, 1.0, "qkv"), tokenize([f"a photo of a {name}." for name in names]).to(device)
     encode_text = clip.encode_text if plain else TextEncoder(clip).encode
 
     encode_images = lambda: encode_in_chunks(clip.visual, images, 0 if plain else CHUNK)  # noqa: E731
@@ -60,9 +61,10 @@ def build_lora_step(clip: CLIP, names: list[str], plain: bool) -> Callable:
 
 def build_deep_prompt_step(clip: CLIP, names: list[str], plain: bool, method: str) -> Callable:
     """Return a step of MaPLe or PromptSRC on 4 images, as in their papers: a function that returns the gradients."""
-    encoder, images, y = TextEncoder(clip), torch.randn(4, 3, 224, 224), torch.arange(4) % len(names)
+    encoder, device = TextEncoder(clip), clip.logit_scale.device
+    images, y = torch.randn(4, 3, 224, 224).to(device), torch.arange(4, device=device) % len(names)
     learner_class, node = TRAINER_REGISTRY.get(method).learner_class, default_cfg().TRAINER[method.upper()]
-    learner = learner_class(names, encoder, clip.visual, node)
+    learner = learner_class(names, encoder, clip.visual, node).to(device)
     model, deep = PromptedCLIP(clip, encoder, learner, CHUNK), learner.compound_prompts_text
 
     def step() -> list[torch.Tensor]:
@@ -92,11 +94,11 @@ METHODS: dict[str, Callable[..., Callable[[], list[torch.Tensor]]]] = {
 }
 
 
-def build_step(method: str, classes: int, plain: bool) -> Callable[[], list[torch.Tensor]]:
+def build_step(method: str, classes: int, plain: bool, device: str = "cpu") -> Callable[[], list[torch.Tensor]]:
     """Return a step of ``method``, a key of METHODS, over ``classes`` of ImageNet."""
     tune_malloc()
     torch.manual_seed(0)
-    clip = build_model(build_random_clip("ViT-B/16", 0)).float().requires_grad_(False)
+    clip = build_model(build_random_clip("ViT-B/16", 0)).float().to(device).requires_grad_(False)
     return METHODS[method](clip, load_names(classes), plain)
 
 
