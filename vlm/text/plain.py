@@ -14,7 +14,7 @@ def encode_prompts(clip: CLIP, prompts: torch.Tensor, eot_positions: torch.Tenso
         prompts: token embeddings, without positional embeddings.
         eot_positions: (n,), the position of each prompt's end-of-text (EOT) token.
     """
-    x = prompts + clip.positional_embedding
+    x = prompts + clip.positional_embedding.type(clip.dtype)
     x = clip.transformer(x.permute(1, 0, 2)).permute(1, 0, 2)  # causal: a token attends to no later token
     x = clip.ln_final(x)[torch.arange(len(x)), eot_positions]  # the EOT token has attended to the whole text
     return x @ clip.text_projection
