@@ -26,7 +26,7 @@ with exit code 1.
 Before the first run, the configs, data and weights of all runs are checked, and their time on this machine is
 estimated. While runs are going, the screen shows their progress: on no terminal, a line every 30 seconds.
 
-On several machines (see docs/scale.md) that share the repository, the data and the output folder on a file system:
+On several machines (see docs/runs.md) that share the repository, the data and the output folder on a file system:
 
     python tools/sweep.py CONFIG.yaml --ray auto --memory 4      # each run is a task of a Ray cluster (ray start)
     bash scripts/slurm/submit.sh CONFIG.yaml                     # each run is a task of a Slurm array: --cell NUMBER

@@ -7,7 +7,7 @@ def compute_accuracy(output, target: torch.Tensor, topk: tuple[int, ...] = (1,))
     """Return the top-k accuracies in percent, one tensor (1,) for each k.
 
     Args:
-        output: logits (batch, classes), or a tuple whose first element is the logits.
+        output (Tensor or tuple): logits (batch, classes), or a tuple whose first element is the logits.
         target: labels (batch,).
     """
     logits = output[0] if isinstance(output, (tuple, list)) else output

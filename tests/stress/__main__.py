@@ -1,4 +1,4 @@
-"""Stress tests of the programs, whose counts docs/reliability.md quotes; a failure ends them with a traceback.
+"""Stress tests of the programs, whose counts docs/trust.md quotes; a failure ends them with a traceback.
 
 python -m tests.stress                                # all of it: some 7 minutes on two cores
 python -m tests.stress kills --kills 500 --seed 7     # one part, with other numbers
