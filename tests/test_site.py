@@ -1,0 +1,108 @@
+"""The site, as mkdocs builds it: strict, in two languages, and without requests to other servers."""
+
+import functools
+import http.server
+import importlib.util
+import re
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from tests.browser import needs_chromium, open_page, save_screenshot
+from tests.common import REPOSITORY
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="no mkdocs: pip install -e .[docs]")
+CHAPTERS = ("index", "imagenette", "photos", "pictures")  # in both languages
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Build the site strictly; return its folder."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(site):
+    """Serve the site on a free port of this machine; return its address."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            """Print nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=site)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def read_page(name: str) -> str:
+    return (REPOSITORY / f"docs/{name}.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_both_languages_of_a_chapter_have_the_same_commands_and_figures(site, chapter):
+    english, chinese = (read_page(name) for name in (chapter, f"{chapter}.zh"))
+    assert (site / f"zh/{chapter}.html").read_text(encoding="utf-8").count("<h2") == english.count("\n## ")
+    commands = [
+        [
+            line.partition("  #")[0].strip()
+            for line in re.findall(r"^ +(?:\$ )?(?:python|bash|py) .*", text, re.MULTILINE)
+        ]
+        for text in (english, chinese)
+    ]
+    assert len(commands[0]) > 2
+    assert [line.replace(" --lang zh", "") for line in commands[1]] == [
+        line.replace(" --lang zh", "") for line in commands[0]
+    ]
+    assert sorted(re.findall(r"\d+\.\d\d\b", chinese)) == sorted(re.findall(r"\d+\.\d\d\b", english))
+
+
+@needs_chromium
+@pytest.mark.parametrize(
+    ("path", "width", "dark"),
+    [("index", 1280, False), ("index", 400, False), ("index", 1280, True), ("zh/index", 400, True)]
+    + [(f"{folder}{name}", 400, False) for name in CHAPTERS[1:] for folder in ("", "zh/")]
+    + [(name, 400, False) for name in ("methods", "datasets", "troubleshooting", "trust")],
+)
+def test_a_page_fits_its_window_and_asks_no_other_server(address, path, width, dark):
+    with open_page(f"{address}/{path}.html", width=width, dark=dark) as page:
+        save_screenshot(page, f"site_{path.replace('/', '_')}_{width}{'_dark' if dark else ''}")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 200) == dark
+        assert page.locator("article h1").count() == 1
+
+
+@needs_chromium
+@pytest.mark.parametrize(
+    ("start", "words", "page_name"),
+    [
+        ("index", "unknown config key", "troubleshooting"),
+        ("index", "rn50_4shots_ctx4", "imagenette"),
+        ("zh/index", "镜像", "zh/index"),
+        ("zh/index", "置信区间", "zh/imagenette"),
+    ],
+)
+def test_search_finds_a_message_and_a_chinese_word(address, start, words, page_name):
+    with open_page(f"{address}/{start}.html") as page:
+        page.locator("input.md-search__input").click()
+        page.keyboard.type(words)
+        result = page.locator(f".md-search-result__link[href*='/{page_name}.html']").first
+        result.wait_for(timeout=20_000)
+        assert words.split()[0] in result.inner_text() or page_name == "imagenette"
+
+
+@needs_chromium
+def test_the_language_can_be_changed_on_each_page(address):
+    with open_page(f"{address}/photos.html") as page:
+        link = page.locator("link[rel=alternate][hreflang=zh]").first
+        assert "zh/" in link.get_attribute("href")
+        page.goto(page.evaluate("element => element.href", link.element_handle()))
+        assert page.url.endswith("zh/photos.html")
+        assert page.locator("h1").inner_text().startswith("自己的照片")
