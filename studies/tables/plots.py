@@ -157,5 +157,5 @@ def _write(figure, cells: Sequence[Cell], ticks: dict, limits: tuple, title: str
     legend = figure.legend(*zip(*entries, strict=True), loc="outside right upper", fontsize="small", ncols=columns)
     for text in legend.get_texts():
         text.set(weight="bold" if text.get_text() in heads else "normal", parse_math=False)
-    figure.savefig(file, format="png", dpi=150, pil_kwargs={"optimize": True})
+    figure.savefig(file, format="png", dpi=140, pil_kwargs={"optimize": True})
     plt.close(figure)
