@@ -8,7 +8,7 @@ The study has a row for each method and a column for each number of shots that h
 below the folder. A run's record (result.json) says its method, shots, seed and settings. Runs that differ only in the
 seed are averaged; others are named, not averaged. Folders inside a run's folder (rerun, eval-…) are not read.
 studies/tables/generalisation.py says which folders the other two tables read. ``parameters.png`` plots accuracy against
-trainable parameters (studies/tables/pareto.py). The files go to the folder of the runs. Where runs with PROTOCOL
+trainable parameters (studies/tables/plots.py). The files go to the folder of the runs. Where runs with PROTOCOL
 validation and none are in one folder, the latter have files of their own: results_protocol_none.md and so on.
 
 ``--published`` adds the figures of papers where method, backbone, data set and shots are theirs (published.csv).

@@ -27,10 +27,10 @@ def describe_runs(cells: Iterable[Cell]) -> str:
     records = [run.record for group in runs for run in group]
     seeds = {", ".join(str(run.seed) for run in group if run.is_trained) for group in runs} - {""}
     facts = {
-        "backbones": {f"backbone {record['weights']['backbone']}" for record in records if record.get("weights")},
-        "data sets": {record["dataset"] for record in records if record.get("dataset")},
-        "sets of classes": {f"{len(record['classnames']):,} classes" for record in records if record.get("classnames")},
-        "sets of test images": {f"{record['total']:,} test images" for record in records if record.get("total")},
+        "backbones": {f"backbone {name}" for r in records if (name := r.get("weights", {}).get("backbone"))},
+        "data sets": {str(r["dataset"]) for r in records if r.get("dataset")},
+        "sets of classes": {f"{len(r['classnames']):,} classes" for r in records if r.get("classnames")},
+        "sets of test images": {f"{r['total']:,} test images" for r in records if isinstance(r.get("total"), int)},
         "sets of seeds": {f"seed{'s' * (',' in text)} {text}" for text in seeds},
     }
     return " · ".join(f"several {name}" if len(texts) > 1 else min(texts) for name, texts in facts.items() if texts)
@@ -104,8 +104,9 @@ def plot_pareto(table: Table, title: str, file) -> None:
     styles = choose_styles({p.name: p.group for p in points})
     for p, cell in zip(points, cells, strict=True):
         _draw_points(axes, [x[p.name]], [cell], p.group, f"{p.name}, {p.parameters:,}", linestyle="", **styles[p.name])
+    title += ", all images" if shots == ALL_IMAGES else f", {format_column(shots)}"
     label = "trainable parameters (logarithmic; equal or close numbers side by side)"
-    _write(figure, cells, ticks, limits, f"{title}, {format_column(shots)}", label, file)
+    _write(figure, cells, ticks, limits, title, label, file)
 
 
 def _build_figure(titles: Sequence[str]) -> Any:
@@ -146,6 +147,7 @@ def _write(figure, cells: Sequence[Cell], ticks: dict, limits: tuple, title: str
             axes.axhline(chance, color="black", linestyle=":", linewidth=1, label=name)
         axes.set(xticks=[*ticks], xticklabels=[*ticks.values()], xlim=limits, ylim=(bottom, top))
     bars = " · bars: 95% intervals" * any(cell.spread for cell in cells)
+    bars += " (cut at 0% and 100%)" * any(abs(cell.mean - 50) + cell.spread > 51 for cell in cells)
     texts = [textwrap.fill(text, TITLE_WIDTH) for text in (title, describe_runs(cells) + bars)]
     figure.suptitle("\n".join(texts), x=0.01, ha="left", fontsize="medium", parse_math=False)
     figure.supxlabel(xlabel, fontsize="medium")

@@ -155,6 +155,7 @@ def test_no_axis_shows_accuracies_that_there_are_not_and_chance_is_shown_if_near
     (figure,) = draw()
     low, high = figure.axes[0].get_ylim()
     assert -2 <= low <= 0 < 100 <= high <= 102
+    assert "bars: 95% intervals (cut at 0% and 100%)" in " ".join(figure.get_suptitle().split())
     assert "chance (50.00%)" in [text.get_text() for text in figure.legends[0].get_texts()]
     write_method(tmp_path / "above", "A")
     assert "chance" not in str([text.get_text() for text in draw("above")[0].legends[0].get_texts()])
