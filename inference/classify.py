@@ -49,7 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--load-epoch", type=int, metavar="N", help="epoch of the run's checkpoint (the best, else the newest)")
     add("--top-k", type=int, default=5, metavar="K", help="classes shown for each image (5)")
     add("--batch-size", type=int, default=32, metavar="N", help="images in a batch (32)")
-    add("--show", metavar="SHEET.png", help="write a sheet of the images with their most probable classes")
+    marks = "marked right or wrong where an image's folder has the name of a class"
+    add("--show", metavar="SHEET.png", help=f"write a sheet of the images with their most probable classes, {marks}")
     video.add_arguments(parser)
 
 
@@ -82,7 +83,8 @@ def run(args: argparse.Namespace, name: str) -> None:
                 sheet.append((path, thumbnail, predictions))
     finally:  # after Ctrl-C, the sheet shows the images classified so far
         if sheet:
-            write_contact_sheet(args.show, sheet)
+            title = args.model_dir or f"zero-shot {args.backbone or DEFAULT_BACKBONE}"
+            write_contact_sheet(args.show, sheet, classifier.classnames, title)
             limit = "" if len(sheet) == num_classified else f", the first of {num_classified:,}"
             print(f"{args.show} written: {len(sheet):,} images{limit}", file=sys.stderr)
 

@@ -151,3 +151,15 @@ def call(request, capsys):
         return code, *capsys.readouterr()
 
     return call_main
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Return a list to which matplotlib's figures go when they are closed; they are closed after the test."""
+    from matplotlib import pyplot as plt
+
+    drawn: list = []
+    monkeypatch.setattr(plt, "close", drawn.append)
+    yield drawn
+    monkeypatch.undo()
+    plt.close("all")

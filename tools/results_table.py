@@ -8,7 +8,7 @@ The study has a row for each method and a column for each number of shots that h
 below the folder. A run's record (result.json) says its method, shots, seed and settings. Runs that differ only in the
 seed are averaged; others are named, not averaged. Folders inside a run's folder (rerun, eval-…) are not read.
 studies/tables/generalisation.py says which folders the other two tables read. ``parameters.png`` plots accuracy against
-trainable parameters (studies/tables/pareto.py). The files go to the folder of the runs. Where runs with PROTOCOL
+trainable parameters (studies/tables/plots.py). The files go to the folder of the runs. Where runs with PROTOCOL
 validation and none are in one folder, the latter have files of their own: results_protocol_none.md and so on.
 
 ``--published`` adds the figures of papers where method, backbone, data set and shots are theirs (published.csv).
@@ -33,6 +33,7 @@ from dassl.engine.lock import exclusive_lock
 from dassl.utils import UserError, atomic_write, check_replaceable, command_line
 from dassl.utils.fonts import plot_fonts
 from studies.tables import generalisation, pareto, published, study
+from studies.tables.plots import describe_runs, plot_pareto, plot_study
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "docs/published.csv"
 
@@ -61,14 +62,13 @@ def write_study(folder: Path, results: study.Study, suffix: str, figures: publis
     check_replaceable(*(folder / name for name in files))
     none = ", nothing chosen (PROTOCOL none)" * (results.protocol == "none")
     title = f"Few-shot accuracy on {folder.resolve().name}{none}"
-    shots, points = pareto.collect_points(results.table)
-    with plot_fonts([title, *results.table]):
+    with plot_fonts([title, *results.table, describe_runs(results.cells.values())]):
         with atomic_write(folder / plots[0], "wb") as file:
-            study.plot_study(results.table, title, file)
-        if len(points) > 1:
+            plot_study(results.table, title, file)
+        if len(pareto.collect_points(results.table)[1]) > 1:
             plots.append(parameters)
             with atomic_write(folder / parameters, "wb") as file:
-                pareto.plot_pareto(shots, points, title, file)
+                plot_pareto(results.table, title, file)
     text, frame = study.to_markdown(results, title), study.to_frame(results.table)
     frame["group"] = [study.get_group(cells) for cells in results.table.values()]
     beside = published.compare_figures(results, figures)

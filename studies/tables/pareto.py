@@ -1,4 +1,4 @@
-"""The plot of accuracy against trainable parameters, for ``tools/results_table.py``.
+"""Accuracy against trainable parameters, for the plots of ``plots.py``.
 
 A method is on the Pareto front if no method with as few or fewer parameters is as accurate.
 """
@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from .study import ZERO_SHOTS, Table, choose_styles, draw_legend, format_column, get_group
+from .study import ZERO_SHOTS, Table, get_group
 
 
 @dataclass(frozen=True)
@@ -51,28 +50,3 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
         if not front or point.accuracy > front[-1].accuracy:
             front.append(point)
     return front
-
-
-def plot_pareto(shots: int, points: Sequence[Point], title: str, file) -> None:
-    """Write a plot of accuracy against parameters, with the Pareto front as a staircase, to a binary file as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(9, 5.5), dpi=150, layout="constrained")
-    front, most = pareto_front(points), max(p.parameters for p in points)
-    steps = [(p.parameters, p.accuracy) for p in front] + [(most, front[-1].accuracy)]
-    (line,) = axes.step(*zip(*steps, strict=True), where="post", color="gray", zorder=1)
-    entries: list[tuple[str, str, Any]] = [("", "Pareto front", line)]
-    styles = choose_styles({p.name: p.group for p in points})
-    for p in points:
-        bar = axes.errorbar(p.parameters, p.accuracy, p.spread, linestyle="none", capsize=3, **styles[p.name])
-        entries.append((p.group, p.name, bar))
-    axes.set_xscale("symlog", linthresh=max(1, min((p.parameters for p in points if p.parameters), default=1)))
-    axes.set(xlabel="trainable parameters", ylabel="test accuracy (%)")
-    axes.set_title(f"{title}, {format_column(shots)}", parse_math=False)
-    axes.grid(alpha=0.3)
-    draw_legend(figure, entries)
-    figure.savefig(file, format="png")
-    plt.close(figure)

@@ -1,4 +1,4 @@
-"""The table and the plot of a few-shot study, for ``tools/results_table.py``: rows of methods, columns of shots.
+"""The table of a few-shot study, for ``tools/results_table.py``: rows of methods, columns of shots.
 
 The runs are those below the folder of the study, wherever they are in it. What a run is, its record says: the method,
 the number of shots, the seed. Runs that differ in nothing but the seed are averaged (mean ± 95% interval, Student's t).
@@ -8,13 +8,9 @@ Where runs of one method and number of shots differ in more, each of their setti
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 from dassl.utils import UserError, suggest_name
 from studies.tables.cells import (
@@ -31,8 +27,6 @@ from studies.tables.paired import Comparison, compare_cells, compare_shared_seed
 from studies.tables.runs import COMPARED, Run, find_differences, find_runs
 
 CHECKSUM = re.compile(r"SHA-256 (\w{8})\w*")  # in the values of settings
-LEGEND_WIDTH = 40  # characters of a line in a plot's legend: longer lines would leave no space for the plot
-LEGEND_ROWS = 30  # lines of a column of a plot's legend: more are higher than the plot
 ZERO_SHOTS, ALL_IMAGES = 0, 2**31  # columns: methods that train nothing, first; methods trained on all images, last
 STANDARD_TOKENS, EFFICIENT_TOKENS = 16, 4  # context tokens: CoOp's default, and the length of "a photo of a"
 # CoOp's rows by (context tokens, class-specific): the two settings that the study compares.
@@ -43,6 +37,7 @@ COOP_ROWS = {
 # Groups of methods, in the order of the table, with matplotlib's colours for each; further groups come last.
 GROUPS = {"training-free": "Greens", "features": "Oranges", "prompts": "Blues", "towers": "Purples"}
 MARKERS = "osD^vP*X"  # matplotlib's filled markers, which stay distinct where points overlap
+FILLINGS: tuple[dict, ...] = ({}, {"markerfacecolor": "white"}, {"fillstyle": "bottom", "markerfacecoloralt": "white"})
 CHOOSING_GROUPS = ("training-free", "features")  # groups of methods that choose hyper-parameters on validation images
 
 Table = dict[str, dict[int, Cell]]  # cells of each row by column: the shots, ZERO_SHOTS or ALL_IMAGES
@@ -276,63 +271,18 @@ def to_markdown(study: Study, title: str) -> str:
 
 
 def choose_styles(groups: Mapping[str, str]) -> dict[str, dict]:
-    """Return the marker and colour of each row in plots: shades of one colour in each group. ``groups`` are by row."""
+    """Return the marker, its filling and the colour of each row in plots. ``groups`` are by row.
+
+    No two of 24 rows share both marker and filling, so that they are told apart without colours, too. A group has
+    shades of one colour.
+    """
     from matplotlib import colormaps
 
     styles: dict[str, dict] = {}
-    for row, group in groups.items():
+    for number, (row, group) in enumerate(groups.items()):
         palette = GROUPS.get(group, "Greys")
         members = [name for name, other in groups.items() if GROUPS.get(other, "Greys") == palette]
-        number, shade = members.index(row), 0.4 + 0.6 * (members.index(row) + 1) / len(members)
-        styles[row] = {"marker": MARKERS[number % len(MARKERS)], "color": colormaps[palette](shade)}
+        shade = 0.4 + 0.6 * (members.index(row) + 1) / len(members)
+        marker, filling = MARKERS[number % len(MARKERS)], FILLINGS[number // len(MARKERS) % len(FILLINGS)]
+        styles[row] = {"marker": marker, "color": colormaps[palette](shade), **filling}
     return styles
-
-
-def draw_legend(figure, entries: Sequence[tuple[str, str, Any]]) -> None:
-    """Add a legend of (group, name, matplotlib's artist) to ``figure``, with a header for each of several groups."""
-    from matplotlib.lines import Line2D
-
-    heads = {group for group, _, _ in entries if group}
-    lines: list[tuple[str, Any]] = []
-    for group, members in groupby(entries, key=itemgetter(0)):
-        lines += [(group, Line2D([], [], linestyle="none"))] if group and len(heads) > 1 else []
-        lines += [(textwrap.fill(name, LEGEND_WIDTH), artist) for _, name, artist in members]
-    labels, artists = zip(*lines, strict=True)
-    columns = 1 + len(lines) // LEGEND_ROWS
-    legend = figure.legend(artists, labels, loc="outside right upper", fontsize="small", ncols=columns)
-    for text in legend.get_texts():
-        text.set(weight="bold" if text.get_text() in heads else "normal", parse_math=False)
-
-
-def plot_study(table: Table, title: str, file) -> None:
-    """Write a plot of accuracy against shots, one curve per method, to a binary file as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(10, 5.5), layout="constrained")
-    ticks = sorted({column for cells in table.values() for column in cells} - {ZERO_SHOTS})
-    # All images are one step to the right of the most shots: their number differs between classes.
-    places = {column: 2 * max([1, *ticks[:-1]]) if column == ALL_IMAGES else column for column in ticks}
-    line_styles, entries = ["--", ":", "-."], list[tuple[str, str, Any]]()
-    styles = choose_styles(groups := {row: get_group(cells) for row, cells in table.items()})
-    labels = {row: f"{row}, {n_ctx} tokens" for (n_ctx, _), row in COOP_ROWS.items()}
-    for row, cells in table.items():
-        finished = {column: cell for column, cell in cells.items() if cell.accuracies}
-        if zero := finished.pop(ZERO_SHOTS, None):
-            line_styles.append(style := line_styles.pop(0))
-            line = axes.axhline(zero.mean, color="gray", linestyle=style)
-            entries.append((groups[row], f"{row} ({zero.mean:.2f}%)", line))
-        if finished:
-            means, spreads = [cell.mean for cell in finished.values()], [cell.spread for cell in finished.values()]
-            curve = axes.errorbar([places[c] for c in finished], means, spreads, capsize=3, **styles[row])
-            entries.append((groups[row], labels.get(row, row), curve))
-    axes.set_xscale("log", base=2)
-    axes.set_xticks([*places.values()], ["all" if column == ALL_IMAGES else str(column) for column in places])
-    axes.set(xlabel="training images per class (shots)", ylabel="test accuracy (%)")
-    axes.set_title(title, parse_math=False)
-    axes.grid(alpha=0.3)
-    draw_legend(figure, entries)
-    figure.savefig(file, format="png", dpi=150)
-    plt.close(figure)

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgba
 from PIL import Image
 from safetensors.torch import save_file
 
+from inference.contact_sheet import MARKS
 from inference.images import PREFETCH_FILES, prefetch
 from inference.output import write_result
 from tests.common import damage_images
@@ -179,6 +181,30 @@ def test_show_writes_a_sheet_of_the_first_images(photos, call, tmp_path, monkeyp
         pixels = np.asarray(image.convert("RGB"))
     half = pixels.shape[1] // 2
     assert min(pixels[:, :half].std(), pixels[:, half:].std()) > 20
+
+
+def test_a_sheet_marks_right_and_wrong_where_the_folder_has_the_name_of_a_class(call, tmp_path, figures):
+    name = "a very long name of a file that no column has space for.png"
+    paths = [tmp_path / folder / name for folder in ("Red_cup", "cat", "unknown")]
+    for path in paths:
+        models.write_image(path, 1)
+    result = call(*paths, "--classes", "red cup", "cat", "tree", *TINY, "--json", "--show", tmp_path / "sheet.png")
+    predicted = result.records[0]["predictions"][0]["class"]  # of all of them: it is one image
+    (figure,) = figures
+    titles = [cell.get_title(loc="left") for cell in figure.axes]
+    ends = [("Red_cup/a ", "space for.png"), ("cat/a very", "space for.png"), ("unknown/a ", "space for.png")]
+    assert all(
+        title.startswith(start) and title.endswith(end) for title, (start, end) in zip(titles, ends, strict=True)
+    )
+    assert all(len(title) <= 30 and "…" in title for title in titles)
+    for cell, label in zip(figure.axes[:2], ("red cup", "cat"), strict=True):
+        sign, color = MARKS[predicted == label]
+        (mark,) = [text for text in cell.texts if "label" in text.get_text()]
+        assert (mark.get_text(), mark.get_color()) == (f"{sign} label: {label}", color)
+        assert [patch.get_edgecolor() for patch in cell.patches] == [to_rgba(color)]
+    assert not [text for text in figure.axes[2].texts if "label" in text.get_text()]
+    assert not figure.axes[2].patches
+    assert figure.texts[0].get_text() == f"zero-shot tiny · {int(predicted != 'tree')} of 2 right"
 
 
 @pytest.mark.parametrize(

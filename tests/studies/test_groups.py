@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from studies.tables import pareto, study
-from studies.tables.study import GROUPS, choose_styles
 from tests.studies.records import read_csv, write_predictions, write_run
 from tools.results_table import main
 
@@ -59,57 +58,6 @@ def test_old_records_share_the_row_of_the_new_records_of_their_trainer(tmp_path)
     assert list(rows) == ["accuracy (%)", "Class scale", "Linear probe"]
     assert {cells[0] for cells in list(rows.values())[1:]} == {"71.00 ± 12.71"}
     assert {cells[-1] for cells in list(rows.values())[1:]} == {"features"}
-
-
-def test_methods_of_a_group_have_shades_of_one_colour_and_other_markers():
-    groups = {"A": "features", "B": "features", "C": "towers", "D": "other"}
-    styles = choose_styles(groups)
-    assert styles["A"]["marker"] != styles["B"]["marker"]
-    assert len({tuple(style["color"]) for style in styles.values()}) == 4
-    features = [styles[row]["color"] for row in "AB"]
-    assert all(red > green > blue for red, green, blue, _ in features), GROUPS["features"]
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures that are drawn, by the name of the function that closes them."""
-    from matplotlib import pyplot as plt
-
-    drawn = []
-    monkeypatch.setattr(plt, "close", drawn.append)
-    yield drawn
-    monkeypatch.undo()
-    plt.close("all")
-
-
-def test_the_front_is_a_staircase_to_the_method_with_the_most_parameters(tmp_path, figures):
-    points = [pareto.Point("a", 0, 60, 1.0), pareto.Point("b", 100, 70, 2.0), pareto.Point("c", 1000, 65, 0)]
-    with open(tmp_path / "plot.png", "wb") as file:
-        pareto.plot_pareto(16, points, "title", file)
-    (axes,) = figures[0].axes
-    front = next(line for line in axes.lines if line.get_drawstyle() == "steps-post")
-    assert [*zip(*front.get_data(), strict=True)] == [(0, 60), (100, 70), (1000, 70)]
-    assert axes.get_xscale() == "symlog"
-    assert axes.get_xlim()[0] < 0
-    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["Pareto front", "a", "b", "c"]
-    (bars,) = axes.containers[1].lines[2]  # the interval of b
-    assert [y for _, y in bars.get_segments()[0]] == [68, 72]
-
-
-@pytest.mark.parametrize("draw", ["results", "parameters"])
-def test_the_legend_names_each_group_before_its_methods(draw, tmp_path, figures):
-    for method, group in (("CLAP", "features"), ("TaskRes", "features"), ("MaPLe", "towers")):
-        write_method(tmp_path / method, method, group)
-    (table,) = study.read_studies(tmp_path)
-    with open(tmp_path / "plot.png", "wb") as file:
-        if draw == "results":
-            study.plot_study(table.table, "title", file)
-        else:
-            pareto.plot_pareto(*pareto.collect_points(table.table), "title", file)
-    texts = figures[0].legends[0].get_texts()
-    labels = [text.get_text() for text in texts if text.get_text() != "Pareto front"]
-    assert labels == ["features", "CLAP", "TaskRes", "towers", "MaPLe"]
-    assert [text.get_text() for text in texts if text.get_weight() == "bold"] == ["features", "towers"]
 
 
 def test_runs_of_the_two_protocols_have_a_table_each(tmp_path):
