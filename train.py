@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from textwrap import fill
+from textwrap import fill, indent
 from typing import TYPE_CHECKING
 
 from dassl import __version__, engine
@@ -40,7 +40,6 @@ EXAMPLES = """examples:
 """
 CODE_PATHS = (__file__, "dassl", "vlm", "datasets", "trainers")  # files and folders whose checksum is in result.json
 REGISTERED = re.compile(r"^@\w+_REGISTRY\.register\(\)\nclass (\w+)", re.MULTILINE)
-INDENTS = {"initial_indent": "  ", "subsequent_indent": "  "}
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -49,7 +48,7 @@ class ArgumentParser(argparse.ArgumentParser):
     def format_help(self) -> str:
         """Return the help."""
         names = {"trainers": list_registered("trainers"), "data sets (DATASET.NAME)": list_registered("datasets")}
-        lists = [f"{kind}:\n{fill(', '.join(each), 110, **INDENTS)}\n" for kind, each in names.items()]
+        lists = [f"{kind}:\n{indent(fill(', '.join(each), 110), '  ')}\n" for kind, each in names.items()]
         return "\n".join([super().format_help(), EXAMPLES, *lists])
 
 
