@@ -23,6 +23,7 @@ import argparse
 import sys
 from importlib import import_module
 
+from dassl import __version__
 from dassl.utils import command_line
 from inference import COMMANDS, DEFAULT_COMMAND
 from inference.images import add_decoding_arguments
@@ -40,6 +41,7 @@ def main(argv: list[str] | None = None) -> int | None:
     )
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="file, folder, glob pattern; -: paths on stdin")
     parser.add_argument("--json", action="store_true", help="print one JSON object for each image, for programs")
+    parser.add_argument("--version", action="version", version=f"coop-dassl {__version__}")
     add_decoding_arguments(parser)
     command.add_arguments(parser)
     return command.run(parser.parse_intermixed_args(arguments), name)

@@ -10,13 +10,15 @@ KEY VALUE pairs at the end override config keys. Exit codes: 0 success, 2 a mist
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill, indent
 from typing import TYPE_CHECKING
 
-from dassl import engine
+from dassl import __version__, engine
 from dassl.config import clean_cfg, merge_file, merge_flag, merge_options
 from dassl.config.merge import flatten
 from dassl.engine.record import find_staleness, read_record
@@ -25,13 +27,43 @@ from dassl.utils import check_availability, command_line
 if TYPE_CHECKING:  # it loads PyTorch, which a run without a record does not need yet
     from trainers.inputs import CurrentInputs
 
+EXAMPLES = """examples:
+  zero-shot CLIP on handwritten digits, with the tiny CLIP that comes with the repository:
+    python train.py --root ./data --trainer ZeroshotCLIP --dataset-config-file configs/datasets/digits.yaml \\
+        --config-file configs/trainers/CoOp/tiny.yaml --output-dir output/try/ZeroshotCLIP --eval-only
+  CoOp with 16 images a class, the same way:
+    python train.py --root ./data --seed 1 --trainer CoOp --dataset-config-file configs/datasets/digits.yaml \\
+        --config-file configs/trainers/CoOp/tiny.yaml --output-dir output/try/CoOp DATASET.NUM_SHOTS 16
+  CoOp on ImageNette with CLIP RN50 (first: python tools/prepare_imagenette.py --root ./data):
+    python train.py --root ./data --seed 1 --trainer CoOp --dataset-config-file configs/datasets/imagenet.yaml \\
+        --config-file configs/trainers/CoOp/rn50.yaml --output-dir output/try/rn50 DATASET.NUM_SHOTS 16
+"""
 CODE_PATHS = (__file__, "dassl", "vlm", "datasets", "trainers")  # files and folders whose checksum is in result.json
+REGISTERED = re.compile(r"^@\w+_REGISTRY\.register\(\)\nclass (\w+)", re.MULTILINE)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser whose help ends with EXAMPLES and the names that --trainer and DATASET.NAME take."""
+
+    def format_help(self) -> str:
+        """Return the help."""
+        names = {"trainers": list_registered("trainers"), "data sets (DATASET.NAME)": list_registered("datasets")}
+        lists = [f"{kind}:\n{indent(fill(', '.join(each), 110), '  ')}\n" for kind, each in names.items()]
+        return "\n".join([super().format_help(), EXAMPLES, *lists])
+
+
+def list_registered(package: str) -> list[str]:
+    """Return the names that the files of ``package`` register. Reads their text, as importing them takes seconds."""
+    files = sorted(Path(__file__).with_name(package).glob("*.py"))
+    texts = (file.read_text(encoding="utf-8") for file in files)
+    return sorted((name for text in texts for name in REGISTERED.findall(text)), key=str.lower)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Parse ``argv`` (None: the command line). The result has each flag by name, the KEY VALUE words in ``opts``."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
+    add("--version", action="version", version=f"coop-dassl {__version__}")
     add("--root", default="", help="folder of the data sets (DATASET.ROOT, ./data)")
     add("--output-dir", default="", help="folder of this run (OUTPUT_DIR, ./output)")
     add("--resume", default="", help="resume another folder's run; one in the output directory resumes without this")
@@ -91,6 +123,8 @@ def setup_cfg(args: argparse.Namespace):
         cfg.DATASET.TEMPLATE = choose_template(cfg.MODEL.BACKBONE.NAME, *run_folders)
     trainer = engine.TRAINER_REGISTRY.get(cfg.TRAINER.NAME)  # refuses an unknown name before anything is written
     datasets.DATASET_REGISTRY.get(cfg.DATASET.NAME)
+    if not args.eval_only:
+        engine.build_loggers(cfg)  # refuses unknown and missing ones
     check_availability(cfg.PROTOCOL, ("validation", "none"), "PROTOCOL")
     check_runs_on(cfg, trainer)
     cfg.SEED = engine.choose_seed(cfg)  # replaces a negative one

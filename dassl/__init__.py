@@ -5,6 +5,6 @@ The public names are Dassl's, so trainers written for Dassl run on this package;
 
 from .mkl import enable_strict_mode
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 enable_strict_mode()  # before PyTorch's first matrix product

@@ -25,9 +25,15 @@ from yacs.config import CfgNode
 from dassl.config import get_cfg_default
 from dassl.data.features import StoredFeatures
 from dassl.data.transforms import build_transform
-from dassl.utils import UserError, atomic_write, check_replaceable, mkdir_if_missing, write_error
+from dassl.utils import (
+    PIP_MIRROR_HINT,
+    UserError,
+    atomic_write,
+    check_replaceable,
+    mkdir_if_missing,
+    write_error,
+)
 from vlm.clip.fingerprint import weights_fingerprint
-from vlm.clip.hub import PIP_MIRROR_HINT
 from vlm.clip.load import THIRD_PARTY_MODULES, load_clip
 from vlm.similarity import normalize
 from vlm.text.encoder import build_text_encoder

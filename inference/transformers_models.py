@@ -9,8 +9,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pickle import UnpicklingError
 
-from dassl.utils import UserError, error_reason
-from vlm.clip.hub import DOWNLOAD_HINT, hub_access, import_optional, load_complete_model
+from dassl.utils import UserError, error_reason, import_optional
+from vlm.clip.hub import DOWNLOAD_HINT, hub_access, load_complete_model
 
 BATCH_TEXTS = 16  # texts computed at once: sixteen copies of one image's activations fit into a laptop's memory
 # Hugging Face model_type -> prefix of the class names in transformers

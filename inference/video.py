@@ -10,8 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dassl.utils import Decoding, UserError, error_reason, read_image
-from vlm.clip.hub import import_optional
+from dassl.utils import Decoding, UserError, error_reason, import_optional, read_image
 from vlm.text.templates import check_template, clean_classname
 
 from .images import find_paths, is_image, is_system_file, parse_decoding, print_deep_images_note, read_each

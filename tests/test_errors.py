@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import io
+import re
+import shlex
 import shutil
 import subprocess
 import sys
+from inspect import getfile
+from pathlib import Path
 
 import pytest
 
+import datasets
+import predict
 import train
+import trainers
+from dassl import __version__
+from dassl.data.datasets import DATASET_REGISTRY
+from dassl.engine import TRAINER_REGISTRY
 from tests.common import REPOSITORY, WNIDS
 
 SHORT = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1)
@@ -198,6 +208,37 @@ def test_an_error_of_the_program_is_raised(run, monkeypatch):
     monkeypatch.setattr("trainers.coop.CoOp.forward_backward", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(*SHORT)
+
+
+def test_help_lists_every_trainer_and_data_set_and_its_examples_run(capsys, digits_root, tmp_path, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)  # as the examples assume
+    with pytest.raises(SystemExit) as exit_:
+        train.main(["--help"])
+    text = capsys.readouterr().out
+    assert exit_.value.code == 0
+    for package, registry in ((trainers, TRAINER_REGISTRY), (datasets, DATASET_REGISTRY)):
+        package, folder = package.__name__, str(Path(package.__file__).parent)  # tests register further ones
+        names = [name for name in registry.registered_names() if getfile(registry.get(name)).startswith(folder)]
+        assert sorted(train.list_registered(package)) == sorted(names)
+        assert all(re.search(rf"\b{name}\b", text.partition("\ntrainers:\n")[2]) for name in names)
+    commands = [shlex.split(line) for line in text.replace("\\\n", "").splitlines() if "python train.py" in line]
+    assert len(commands) == 3
+    for command in commands:
+        cfg = train.setup_cfg(train.parse_args(command[2:]))  # its files and keys are there
+        if cfg.MODEL.BACKBONE.NAME == "tiny":  # without a download
+            folder = tmp_path / cfg.TRAINER.NAME
+            changes = {"./data": str(digits_root), cfg.OUTPUT_DIR: str(folder)}
+            words = [changes.get(word, word) for word in command[2:]]
+            assert train.main([*words, "OPTIM.MAX_EPOCH", "1"]) == 0
+            assert (folder / "result.json").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"ZeroshotCLIP", "CoOp"}
+
+
+def test_version(capsys):
+    for program in (train, predict):
+        with pytest.raises(SystemExit) as exit_:
+            program.main(["--version"])
+        assert (exit_.value.code, capsys.readouterr().out) == (0, f"coop-dassl {__version__}\n")
 
 
 def test_help_and_a_mistyped_flag_need_no_torch():

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from dassl import __version__
 from tests.common import REPOSITORY
 
 # Packages from the lowest layer to the highest; a package imports only itself and packages of lower layers.
@@ -88,6 +90,18 @@ def test_both_readmes_show_the_same_figures():
     figures = [re.findall(r"\d+\.\d+", "\n".join(table)) for table in tables]
     assert figures[0]
     assert figures[0] == figures[1]
+
+
+def test_the_citation_and_the_changelog_are_of_this_version():
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()  # what the format requires
+    assert citation["version"] == __version__
+    names = [reference["notes"] for reference in citation["references"][:4]]
+    assert names == ["CoOp", "CoCoOp", "CLIP", "Dassl"]
+    for reference in citation["references"]:
+        assert {"type", "title", "authors", "url"} <= reference.keys()
+    changelog = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## \[(.*)\] - \d{4}-\d\d-\d\d$", changelog, re.MULTILINE)[0] == __version__
 
 
 @pytest.mark.skipif(not (REPOSITORY / ".git").exists(), reason="needs a git checkout")

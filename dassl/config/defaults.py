@@ -49,6 +49,7 @@ def get_cfg_default() -> CN:
     # costs at most this long and an epoch.
     cfg.TRAIN.CHECKPOINT_MINUTES = 5.0
     cfg.TRAIN.PRINT_FREQ = 10  # batches between log lines
+    cfg.TRAIN.LOGGERS = ("tensorboard",)  # where metrics go: tensorboard, csv, wandb (dassl/engine/loggers.py)
     cfg.TRAIN.CUDA_GRAPH = False
     cfg.TRAIN.COUNT_ITER = "train_x"  # loader whose length is that of an epoch
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         resolve_decoding,
         set_decoding,
     )
+    from .loggers import LOGGERS, MetricsLogger, build_loggers
     from .run_dir import (
         check_evaluation,
         choose_evaluation_dir,

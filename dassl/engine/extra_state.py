@@ -41,7 +41,7 @@ ENGINE_ATTRIBUTES = {
     *("num_batches", "current_lr", "local_loss_weight", "seed", "scaler", "time_start", "last_saved_epoch"),
     *("best_result", "results", "provenance", "force_resume", "forced", "resumed_with_changes", "earlier_world_sizes"),
     *("cfg", "dm", "device", "output_dir", "evaluator", "feature_extractor", "num_classes", "num_source_domains"),
-    *("lab2cname", "train_loader_x", "train_loader_u", "val_loader", "test_loader"),
+    *("lab2cname", "train_loader_x", "train_loader_u", "val_loader", "test_loader", "_loggers"),
 }
 # Objects that hold nothing learned. The order in which a loader or sampler draws follows from (SEED, epoch).
 STATELESS_TYPES = (

@@ -61,8 +61,8 @@ class LogPrinter(HookBase):
         )
 
 
-class TensorBoardWriter(HookBase):
-    """Writes the metrics and the learning rate to TensorBoard."""
+class MetricsWriter(HookBase):
+    """Writes the metrics and the learning rate to the loggers."""
 
     def after_step(self, trainer) -> None:
         """Write ``train/<metric>``, the epoch's mean so far, and ``train/lr``; steps count the run's batches from 0."""
@@ -94,4 +94,4 @@ class TimedCheckpointer(HookBase):
 
 def default_hooks() -> list[HookBase]:
     """Return new hooks of every kind, for one trainer."""
-    return [FiniteLossCheck(), LogPrinter(), TensorBoardWriter(), TimedCheckpointer()]
+    return [FiniteLossCheck(), LogPrinter(), MetricsWriter(), TimedCheckpointer()]

@@ -252,6 +252,8 @@ def record_run(
         resumes = f"after epoch {trainer.last_saved_epoch}" if trainer.last_saved_epoch else "from the beginning"
         position = f"in epoch {trainer.epoch + 1} of {trainer.max_epoch}"
         raise interrupted_error(position, resumes, str(program), command) from interrupt
+    finally:
+        trainer.close_writer()  # of a run that failed; others have closed it
     inputs["eval_only"] = args.eval_only
     write_record(trainer, round(time.time() - start_time, 2), command, version, inputs)
 

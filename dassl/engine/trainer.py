@@ -1,10 +1,10 @@
 """The base classes of trainers: the loop over epochs and batches, as in Dassl.
 
     train
-      before_train               # check the config, resume, open TensorBoard
+      before_train               # check the config, resume, open the loggers (TensorBoard)
       for each epoch:            # setting self.epoch seeds the generators and sets the epoch of the loaders
         before_epoch
-        run_epoch                # for each batch: forward_backward, then the hooks (log line, TensorBoard, finite loss)
+        run_epoch                # for each batch: forward_backward, then the hooks (log line, loggers, finite loss)
         after_epoch              # validate, save; then the hooks (a timed checkpoint, replaced by the next one)
       after_train                # choose the model, test
 
@@ -44,7 +44,6 @@ from dassl.utils import (
     count_num_param,
     derive_seed,
     load_checkpoint,
-    mkdir_if_missing,
     save_checkpoint,
     set_random_seed,
     tolist_if_not,
@@ -55,6 +54,7 @@ from dassl.utils.progress import progress_bar
 from . import checkpoint, run_dir
 from .extra_state import ExtraState
 from .hooks import HookBase, default_hooks
+from .loggers import MetricsLogger, TensorBoardLogger, build_loggers
 
 Names = str | list[str] | None  # of registered models; None: all of them
 
@@ -76,6 +76,7 @@ class TrainerBase:
     def __init__(self):
         self._models, self._optims, self._scheds = {}, {}, {}
         self._writer = self._seeded_epoch = None
+        self._loggers: list[MetricsLogger] = []  # those that are open
         self._epoch = self.start_epoch = self.max_epoch = 0
         self.extra_state = ExtraState()  # saves attributes that a method sets on the trainer in training
         self._world_size = distributed.get_world_size()
@@ -86,8 +87,8 @@ class TrainerBase:
 
     @cached_property
     def _hooks(self) -> Sequence[HookBase]:
-        """The hooks that the loop calls; TrainerBase has none."""
-        return ()
+        """The hooks that the loop calls; TrainerBase has TensorBoard's logger alone, as it has no config."""
+        return [TensorBoardLogger()]
 
     @property
     def epoch(self) -> int:
@@ -118,6 +119,7 @@ class TrainerBase:
         """Train from ``start_epoch`` (from 0; later in a resumed run) until ``max_epoch`` epochs are completed."""
         self.start_epoch, self.max_epoch = start_epoch, max_epoch
         self.before_train()  # a resume sets start_epoch
+        self._epoch = max(self.start_epoch - 1, 0)  # of a finished run, which is only tested
         self.extra_state.begin(self)
         for self.epoch in range(self.start_epoch, self.max_epoch):  # seeds the epoch: see the setter
             self.before_epoch()
@@ -309,27 +311,24 @@ class TrainerBase:
             self.extra_state.load_state_dict(loaded, resume=False)
         self.extra_state.restore(self)
 
-    # ---- TensorBoard ----
+    # ---- loggers ----
 
     def init_writer(self, log_dir: str) -> None:
-        """Open a TensorBoard writer in the folder ``log_dir``, on the main process alone, if none is open."""
-        if self._writer is None and distributed.is_main_process():
-            from torch.utils.tensorboard import SummaryWriter
-
-            print(f"Initialize tensorboard (log_dir={log_dir})")
-            mkdir_if_missing(log_dir)
-            self._writer = SummaryWriter(log_dir=log_dir)
+        """Open the loggers, TensorBoard's in the folder ``log_dir``, on the main process alone, if none is open."""
+        if not self._loggers and distributed.is_main_process():
+            for logger in (hook for hook in self._hooks if isinstance(hook, MetricsLogger)):
+                logger.open(self, log_dir)
+                self._loggers.append(logger)
 
     def close_writer(self) -> None:
-        """Close the TensorBoard writer, if it is open."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        """Close the loggers that are open."""
+        while self._loggers:
+            self._loggers.pop().close(self)
 
     def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
-        """Write a number to TensorBoard, if the writer is open."""
-        if self._writer is not None:
-            self._writer.add_scalar(tag, scalar_value, global_step)
+        """Write a number to the loggers that are open."""
+        for logger in self._loggers:
+            logger.write_scalar(self, tag, float(scalar_value), global_step)
 
 
 class SimpleTrainer(TrainerBase):
@@ -395,7 +394,7 @@ class SimpleTrainer(TrainerBase):
     @cached_property
     def _hooks(self) -> Sequence[HookBase]:
         """The hooks that the loop calls, made on first use: third-party trainers may replace ``__init__``."""
-        return default_hooks()
+        return [*default_hooks(), *build_loggers(self.cfg)]
 
     # ---- the steps of the loop, as in Dassl ----
 
@@ -406,10 +405,11 @@ class SimpleTrainer(TrainerBase):
         else:
             print(f"{self.cfg.TRAINER.NAME} has nothing to train; it is evaluated")
             self.time_start = time.time()
+            self.init_writer(str(Path(self.output_dir, "tensorboard")))
             self.after_train()
 
     def before_train(self) -> None:
-        """Check the config, resume if there are checkpoints, open TensorBoard, start the clock."""
+        """Check the config, resume if there are checkpoints, open the loggers, start the clock."""
         run_dir.check_training_cfg(self)
         self.start_epoch = checkpoint.resume(self)
         self.init_writer(str(Path(self.output_dir, "tensorboard")))
@@ -430,7 +430,7 @@ class SimpleTrainer(TrainerBase):
             self.save_model(self.epoch, self.output_dir)
 
     def after_train(self) -> None:
-        """Test the best or the last model (TEST.FINAL_MODEL), unless TEST.NO_TEST; close TensorBoard."""
+        """Test the best or the last model (TEST.FINAL_MODEL), unless TEST.NO_TEST; close the loggers."""
         print("\n".join(END_OF_TRAINING))
         self.results = None
         if not self.cfg.TEST.NO_TEST:

@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING
 from dassl.lazy import attach
 
 from .errors import (
+    PIP_MIRROR_HINT,
     NonFiniteError,
     UnreadableImageError,
     UserError,
     command_line,
     error_reason,
+    import_optional,
     interrupted_error,
     suggest_name,
     write_error,

@@ -9,9 +9,13 @@ import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from functools import wraps
+from importlib import import_module
 from pickle import UnpicklingError
+from types import ModuleType
 
 from .paths import relpath
+
+PIP_MIRROR_HINT = "in China, add -i https://pypi.tuna.tsinghua.edu.cn/simple"  # Tsinghua University's mirror of PyPI
 
 
 class UserError(Exception):
@@ -73,6 +77,14 @@ def suggest_name(name: str, known: Iterable[str]) -> str:
     matches = get_close_matches(name.lower(), by_lower_case, n=1)
     hint = f'did you mean "{by_lower_case[matches[0]]}"? ' if matches else ""
     return f"{hint}Known: {', '.join(known) or 'none'}"
+
+
+def import_optional(module: str, package: str, user: str) -> ModuleType:
+    """Import and return ``module``; if missing, raise UserError: ``user`` needs ``package``, to be installed by pip."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise UserError(f"{user} needs the package {package}: pip install {package} ({PIP_MIRROR_HINT})") from error
 
 
 def error_reason(error: BaseException) -> str:

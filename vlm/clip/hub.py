@@ -7,9 +7,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from textwrap import shorten
-from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -21,15 +19,6 @@ HUB_MIRROR_HINT = (
     "In China, a mirror of the Hub is quicker: set HF_ENDPOINT=https://hf-mirror.com "
     '(PowerShell: $env:HF_ENDPOINT = "https://hf-mirror.com")'
 )
-PIP_MIRROR_HINT = "in China, add -i https://pypi.tuna.tsinghua.edu.cn/simple"  # Tsinghua University's mirror of PyPI
-
-
-def import_optional(module: str, package: str, user: str) -> ModuleType:
-    """Import and return ``module``; if missing, raise UserError: ``user`` needs ``package``, to be installed by pip."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise UserError(f"{user} needs the package {package}: pip install {package} ({PIP_MIRROR_HINT})") from error
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dassl.utils import UserError
-from vlm.clip.hub import DOWNLOAD_HINT, hub_access, import_optional, load_complete_model
+from dassl.utils import UserError, import_optional
+from vlm.clip.hub import DOWNLOAD_HINT, hub_access, load_complete_model
 from vlm.clip.third_party import check_clip_text_encoder, describe_architecture
 from vlm.clip.weights_file import check_folder
 from vlm.openai import QuickGELU, Transformer

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from dassl.utils import UserError, suggest_name
-from vlm.clip.hub import hub_access, import_optional
+from dassl.utils import UserError, import_optional, suggest_name
+from vlm.clip.hub import hub_access
 from vlm.clip.third_party import check_clip_text_encoder, describe_architecture
 from vlm.clip.weights_file import check_folder
 
