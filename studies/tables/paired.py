@@ -20,7 +20,7 @@ from dassl.utils import UserError
 
 from .cells import MIN_TEST_IMAGES, Cell
 from .predictions import read_predictions
-from .runs import COMPARED, Run, find_differences
+from .runs import COMPARED, Run
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Comparison:
 
 def compare_differences(differences: np.ndarray) -> Comparison:
     """Return the comparison for differences d (seeds, images), at least 2 by 2, as the module's docstring defines."""
-    from scipy.stats import t
+    from scipy.special import stdtrit  # quantiles of Student's t; scipy.stats takes a second to import
 
     seeds, images = differences.shape
     mean = differences.mean()
@@ -63,7 +63,7 @@ def compare_differences(differences: np.ndarray) -> Comparison:
     ms_residual = ((differences - by_seed - by_image + mean) ** 2).sum() / ((seeds - 1) * (images - 1))
     # An estimate below the residual's part is sampling error: the components of seeds and images are not negative.
     variance = max(ms_seed + ms_image - ms_residual, ms_residual) / (seeds * images)
-    half_width = float(t.ppf(0.975, seeds - 1)) * math.sqrt(variance)
+    half_width = float(stdtrit(seeds - 1, 0.975)) * math.sqrt(variance)
     return Comparison(100 * float(mean), 100 * half_width, seeds, images)
 
 
@@ -80,7 +80,8 @@ def compare_cells(first: Mapping[int, Cell], second: Mapping[int, Cell]) -> Comp
     if not pairs:
         return "all seeds share one draw of shots"
     cells = [cell for pair in pairs for cell in pair]
-    if differing := [key for key in find_differences([run for cell in cells for run in cell.runs]) if key in COMPARED]:
+    facts = [run.facts for cell in cells for run in cell.runs]
+    if differing := [key for key in sorted(COMPARED) if len({each[key] for each in facts if key in each}) > 1]:
         return f"their {' and '.join(differing)} differ"
     groups = [{run.seed for run in cell.runs} for cell in cells if _is_trained(cell)]
     seeds = sorted(set.intersection(*groups)) if groups else []
@@ -96,7 +97,7 @@ def compare_cells(first: Mapping[int, Cell], second: Mapping[int, Cell]) -> Comp
 
 
 def _pair_cells(first: Mapping[int, Cell], second: Mapping[int, Cell]) -> list[tuple[Cell, Cell]]:
-    """Return the cells of both methods at the same shots; of one that trains nothing, its cell with each of the other."""
+    """Return the cells of both methods at the same shots; of one that trains nothing, its cell with each."""
     untrained = [[cell for cell in cells.values() if cell.runs and not _is_trained(cell)] for cells in (first, second)]
     if untrained[0] and not untrained[1]:
         return [(untrained[0][0], cell) for cell in second.values()]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import csv
-import sys
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +33,7 @@ class Predictions:
     probabilities: np.ndarray
     names: dict[int, str]
 
-    @property
+    @cached_property
     def correct(self) -> np.ndarray:
         """Whether each image's most probable class is its label, as booleans (images,)."""
         return self.labels == self.classes[:, 0]
@@ -59,6 +58,9 @@ def read_predictions(run: Run) -> Predictions:
     return predictions
 
 
+_IMAGES: dict[tuple, tuple] = {}  # one tuple for all runs of a study, which have the same test images
+
+
 @lru_cache(maxsize=1024)  # files: more than the runs of a study
 def _read_file(path: Path, time: int, size: int) -> Predictions:
     """Return the predictions in a file last changed at ``time`` with ``size`` bytes."""
@@ -70,10 +72,8 @@ def _read_file(path: Path, time: int, size: int) -> Predictions:
     ranks = [
         head.removesuffix("_probability") for head in heads if head.startswith("top") and head.endswith("_probability")
     ]
-    paths, labels = map(sys.intern, columns["path"]), columns["label"]  # each run of a study has the same paths
+    images, labels = tuple(zip(columns["path"], columns["label"], strict=True)), np.array(columns["label"], dtype=int)
     classes = np.array([columns[rank] for rank in ranks], dtype=int).T
     probabilities = np.array([columns[f"{rank}_probability"] for rank in ranks], dtype=float).T
-    names = {int(label): name for label, name in zip(labels, columns["class"], strict=True)}
-    return Predictions(
-        tuple(zip(paths, labels, strict=True)), np.array(labels, dtype=int), classes, probabilities, names
-    )
+    names = {int(label): name for label, name in zip(columns["label"], columns["class"], strict=True)}
+    return Predictions(_IMAGES.setdefault(images, images), labels, classes, probabilities, names)
