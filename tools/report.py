@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dassl.engine.lock import exclusive_lock
 from dassl.utils import UserError, atomic_write, check_replaceable, command_line
 from studies.report.collect import StudyData
-from studies.report.page import LANGUAGES, build_page
+from studies.report.page import LANGUAGES, Page, Texts
 from studies.tables import generalisation, study
 
 
@@ -48,11 +48,16 @@ def main(argv: list[str] | None = None) -> None:
             suffix = f"_protocol_{results.protocol}" * (number > 0) + f".{args.lang}" * (args.lang != LANGUAGES[0])
             path = args.folder / f"report{suffix}.html"
             check_replaceable(path)
-            words = ["python", "tools/report.py", str(args.folder), "--lang", args.lang]
+            words = [
+                "python",
+                "tools/report.py",
+                str(args.folder),
+                *(["--lang", args.lang] if args.lang != "en" else []),
+            ]
             options = [
                 word for key in ("config", "root") if (value := getattr(args, key)) for word in (f"--{key}", value)
             ]
-            page = build_page(StudyData(args.folder, results), args.lang, args.root, [*words, *options])
+            page = Page(StudyData(args.folder, results), Texts(args.lang), args.root, [*words, *options]).render()
             with atomic_write(path) as file:
                 file.write(page)
             print(f"Written: {path} (open it with a double click)")

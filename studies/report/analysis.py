@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,15 +13,12 @@ from studies.tables.predictions import Predictions
 BINS = 15  # of the confidence, of equal width: as in Guo et al., On Calibration of Modern Neural Networks, ICML 2017
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """The reliability diagram of runs, and their expected calibration error.
+class Calibration(NamedTuple):
+    """The reliability diagram of runs.
 
-    Attributes:
-        counts: (BINS,) predictions of all runs in each bin of confidence.
-        accuracy: (BINS,) their accuracy in percent; NaN in an empty bin.
-        confidence: (BINS,) their mean confidence in percent; NaN in an empty bin.
-        errors: the expected calibration error of each run, in percentage points.
+    ``counts``, ``accuracy`` and ``confidence`` (BINS,) are of the predictions of all runs: their number, and in percent
+    how many are correct and their mean confidence; NaN in an empty bin. ``errors`` are the expected calibration errors
+    of the runs, in percentage points.
     """
 
     counts: np.ndarray
@@ -29,9 +27,8 @@ class Calibration:
     errors: list[float]
 
 
-@dataclass(frozen=True)
-class Mistake:
-    """A wrong prediction: its image, its seed, the true class, and the most probable classes with probabilities."""
+class Mistake(NamedTuple):
+    """A wrong prediction: image, seed, true class, most probable classes; ``wrong_seeds`` counts the seeds with one."""
 
     path: str
     seed: int
@@ -48,14 +45,10 @@ def compute_confusion(runs: Sequence[Predictions], classes: int) -> np.ndarray:
     return counts
 
 
-def compute_class_accuracy(runs: Sequence[Predictions], classes: int) -> np.ndarray:
-    """Return the accuracy of each class in percent, the mean over runs; NaN for a class without test images."""
-    shares = []
-    for run in runs:
-        totals = np.bincount(run.labels, minlength=classes)
-        correct = np.bincount(run.labels[run.correct], minlength=classes)
-        shares.append(np.where(totals, 100 * correct / np.maximum(totals, 1), np.nan))
-    return np.mean(shares, axis=0)
+def compute_rates(counts: np.ndarray) -> np.ndarray:
+    """Return the rows of a confusion matrix in percent; NaN for a class without test images."""
+    totals = counts.sum(axis=1, keepdims=True)
+    return np.where(totals, 100 * counts / np.maximum(totals, 1), np.nan)
 
 
 def compute_calibration(runs: Sequence[Predictions]) -> Calibration:
@@ -68,7 +61,7 @@ def compute_calibration(runs: Sequence[Predictions]) -> Calibration:
     for run in runs:
         confidence = run.probabilities[:, 0]
         bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
-        counts, correct, total = (np.bincount(bins, w, BINS) for w in (None, run.correct, confidence))
+        counts, correct, total = (np.bincount(bins, weights, BINS) for weights in (None, run.correct, confidence))
         errors.append(100 * float(np.abs(correct - total).sum()) / len(bins))
         sums.append((counts, correct, total))
     counts, correct, total = np.sum(sums, axis=0)
@@ -76,22 +69,19 @@ def compute_calibration(runs: Sequence[Predictions]) -> Calibration:
         return Calibration(counts.astype(int), 100 * correct / counts, 100 * total / counts, errors)
 
 
-def find_mistakes(runs: dict[int, Predictions], names: Sequence[str], limit: int) -> list[Mistake]:
-    """Return the ``limit`` images with the most confident mistakes, each once, of runs by seed.
+def find_mistakes(runs: Mapping[int, Predictions], names: Sequence[str], limit: int) -> list[Mistake]:
+    """Return the ``limit`` images with the most confident mistakes of runs by seed; ``names`` are those of the classes.
 
-    ``names`` are the classes' names. An image that several seeds got wrong shows the most confident one.
+    An image that several seeds got wrong is in the list once, with the most confident one.
     """
-    found: dict[str, tuple[float, int, int]] = {}
-    wrong: dict[str, int] = {}
-    for seed, run in runs.items():
-        for index in np.flatnonzero(~run.correct):
-            path, confidence = run.images[index][0], float(run.probabilities[index, 0])
-            wrong[path] = wrong.get(path, 0) + 1
-            if confidence > found.get(path, (-1.0,))[0]:
-                found[path] = confidence, seed, int(index)
+    wrong = [(-run.probabilities[i, 0], seed, i) for seed, run in runs.items() for i in np.flatnonzero(~run.correct)]
+    counts = Counter(runs[seed].images[i] for _, seed, i in wrong)
+    first: dict[tuple[str, str], tuple[int, int]] = {}
+    for _, seed, i in sorted(wrong):
+        first.setdefault(runs[seed].images[i], (seed, i))
     mistakes = []
-    for path, (_, seed, index) in sorted(found.items(), key=lambda item: (-item[1][0], item[0]))[:limit]:
+    for image, (seed, i) in [*first.items()][:limit]:
         run = runs[seed]
-        top = [(names[c], float(p)) for c, p in zip(run.classes[index], run.probabilities[index], strict=True)]
-        mistakes.append(Mistake(path, seed, names[run.labels[index]], top, wrong[path]))
+        top = [(names[c], float(p)) for c, p in zip(run.classes[i], run.probabilities[i], strict=True)]
+        mistakes.append(Mistake(image[0], seed, names[run.labels[i]], top, counts[image]))
     return mistakes

@@ -1,4 +1,4 @@
-"""The report's plots, as Plotly figures."""
+"""The report's plots, as Plotly's traces and layouts."""
 
 from __future__ import annotations
 
@@ -6,46 +6,64 @@ import html
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+import yaml
 from plotly.colors import sample_colorscale
 
-from studies.tables.cells import OTHER
+from studies.tables.cells import OTHER, Cell
 from studies.tables.pareto import Point, pareto_front
-from studies.tables.study import ALL_IMAGES, GROUPS, ZERO_SHOTS, get_group
+from studies.tables.study import ALL_IMAGES, COOP_ROWS, GROUPS, ZERO_SHOTS, get_group
 
-from .analysis import BINS, Calibration, compute_class_accuracy, compute_confusion
+from .analysis import BINS, compute_calibration, compute_confusion, compute_rates
 from .collect import StudyData, read_curve
 
 Text = Callable[..., str]  # a sentence of the page in its language, by key, with values
-MAX_LINES = 8  # methods that are on at first: more curves cannot be followed
+LAYOUTS = Path(__file__).with_name("layouts.yaml")
+MAX_LINES, FIRST_LINES = 8, 6  # of more methods than the first, only so many are on at first: more are a tangle
 MAX_CLASSES = 40  # classes of a heat map: names of more would not be legible
 MAX_LABELLED = 12  # classes of a heat map with numbers in its fields
+MAX_CONFUSIONS = 5  # pairs in the sentence on the most frequent confusions
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star")
 DODGE = 0.56  # part of the distance of neighbouring shots over which methods are side by side
-FAR_CHANCE = 1.0  # chance is off at first if it is further below the methods than this times their range
-GREY = "#8a8f98"
+GREY = "#8a8f98"  # legible on white and on black
+HEAT = {"colorscale": [[0, "#fff"], [1, "#5b9fd6"]], "textfont": {"color": "#1b1f24"}}  # dark text is legible on each
+HEAT |= {"zmin": 0, "zmax": 100, "xgap": 1, "ygap": 1, "colorbar": {"title": {"text": "%"}, "thickness": 12}}
 
 
 @dataclass
 class Plot:
-    """A plot of which the reader chooses the data.
+    """Plotly's layout, and by the names of a choice (() without one) the traces and a note."""
 
-    Attributes:
-        layout: Plotly's layout, of all choices.
-        options: Plotly's traces and a note, by the names of the choice; () without a choice.
-        note: what the reader should know of all choices.
-    """
+    layout: dict[str, Any]
+    options: dict[tuple[str, ...], tuple[list[Any], str]] = field(default_factory=dict)
 
-    layout: dict
-    options: dict[tuple[str, ...], tuple[list[dict], str]] = field(default_factory=dict)
-    note: str = ""
 
-    def add(self, key: tuple[str, ...], traces: Sequence[Any], note: str = "") -> None:
-        """Add the traces of a choice."""
-        self.options[key] = [trace.to_plotly_json() for trace in traces], note
+def read_layout(name: str, text: Text) -> dict[str, Any]:
+    """Return the layout of a plot."""
+    layout = yaml.safe_load(LAYOUTS.read_text(encoding="utf-8"))[name]
+    for axis in layout.values():
+        if isinstance(axis, dict) and "title" in axis:
+            axis["title"] = {"text": text(axis["title"])}
+    return layout
+
+
+def build_plots(data: StudyData, text: Text) -> dict[str, Plot]:
+    """Return the plots by name; those without data are left out."""
+    builders = {
+        "shots": plot_shots,
+        "parameters": plot_parameters,
+        "classes": plot_classes,
+        "confusion": plot_confusion,
+        "reliability": plot_reliability,
+        "curves": plot_curves,
+    }
+    plots = {name: build(data, Plot(read_layout(name, text)), text) for name, build in builders.items()}
+    return {name: plot for name, plot in plots.items() if plot.options}
 
 
 def escape(name: object) -> str:
@@ -55,311 +73,193 @@ def escape(name: object) -> str:
 
 def choose_styles(data: StudyData) -> dict[str, dict]:
     """Return the marker of each row: shades of its group's colour, which are legible on white and on black."""
-    styles, rows = {}, data.study.table
-    for row, cells in rows.items():
-        palette = GROUPS.get(get_group(cells), "Greys")
-        members = [name for name, other in rows.items() if GROUPS.get(get_group(other), "Greys") == palette]
+    palettes = {row: GROUPS.get(get_group(cells), "Greys") for row, cells in data.table.items()}
+    styles = {}
+    for row, palette in palettes.items():
+        members = [name for name in palettes if palettes[name] == palette]
         number = members.index(row)
-        shade = 0.45 + 0.35 * number / max(len(members) - 1, 1)
-        color = sample_colorscale(palette, [shade])[0]
+        color = sample_colorscale(palette, [0.45 + 0.35 * number / max(len(members) - 1, 1)])[0]
         styles[row] = {"color": color, "symbol": SYMBOLS[number % len(SYMBOLS)], "size": 8}
     return styles
 
 
 def choose_lines(data: StudyData) -> list[str]:
-    """Return the trained rows that are on at first: all; of more than MAX_LINES, the best of each group, then others."""
-    cells = {row: cell for row, cell in data.list_cells(data.column, False).items() if row_is_trained(data, row)}
+    """Return the trained rows that are on at first: of many, the best of each group and CoOp's, then the next best."""
+    cells = {row: cell for row, cell in data.get_cells(data.column).items() if data.table[row].keys() - {ZERO_SHOTS}}
     ranked = sorted(cells, key=lambda row: -cells[row].mean)
-    if len(cells) <= MAX_LINES:
-        return ranked
-    groups = {row: get_group(data.study.table[row]) for row in ranked}
-    first = [next(row for row in ranked if groups[row] == group) for group in dict.fromkeys(groups.values())]
-    first += [row for row in ranked if row.startswith("CoOp (")]
-    return [*dict.fromkeys(first + ranked)][:MAX_LINES]
+    groups: dict[str, str] = {}
+    for row in ranked:
+        groups.setdefault(get_group(data.table[row]), row)
+    first = [*groups.values(), *(row for row in COOP_ROWS.values() if row in ranked)]
+    return ranked if len(ranked) <= MAX_LINES else [*dict.fromkeys(first + ranked)][:FIRST_LINES]
 
 
-def row_is_trained(data: StudyData, row: str) -> bool:
-    """Return whether a row has a result at some number of shots."""
-    return any(column != ZERO_SHOTS and cell.accuracies for column, cell in data.study.table[row].items())
+def _draw_cells(row: str, cells: Sequence[Cell], x: Sequence[float], style: dict, hovers: Sequence[str], **more: Any):
+    """Return the trace of a row's cells at the places ``x``; cells with the mark OTHER are hollow."""
+    symbols = [style["symbol"] + "-open" * (OTHER in cell.marks) for cell in cells]
+    marks = "".join(sorted({mark for cell in cells for mark in cell.marks}))
+    error = {"array": [round(cell.spread, 4) for cell in cells], "thickness": 1.2, "width": 3}
+    means, marker = [round(cell.mean, 4) for cell in cells], {**style, "symbol": symbols}
+    more |= {"line": {"color": style["color"], "width": 1.6}, "name": f"{escape(row)}{marks}", "customdata": [*hovers]}
+    hover = "%{fullData.name}<br>%{customdata}<extra></extra>"
+    return go.Scatter(x=[*x], y=means, error_y=error, marker=marker, hovertemplate=hover, **more)
 
 
-def _place_columns(columns: Sequence[int]) -> dict[int, float]:
-    """Return the place of each number of shots on a logarithmic axis; all images are one step after the most shots."""
-    most = max((math.log2(c) for c in columns if c != ALL_IMAGES), default=-1)
-    return {column: most + 1 if column == ALL_IMAGES else math.log2(column) for column in columns}
+def _draw_level(name: str, level: float, ends: Sequence[float], dash: str, color: str, **more: Any) -> go.Scatter:
+    """Return a horizontal line."""
+    line, hover = {"color": color, "dash": dash}, f"%{{fullData.name}}: {level:.2f}%<extra></extra>"
+    return go.Scatter(x=[*ends], y=[level] * 2, mode="lines", line=line, name=name, hovertemplate=hover, **more)
 
 
-def plot_shots(data: StudyData, styles: dict[str, dict], text: Text) -> Plot:
+def plot_shots(data: StudyData, plot: Plot, text: Text) -> Plot:
     """Return accuracy against shots: a curve for each method, side by side; lines for zero-shot methods and chance."""
-    places = _place_columns(data.columns)
-    ends = [min(places.values()) - 0.4, max(places.values()) + 0.4] if places else [-0.4, 0.4]
-    gaps = [b - a for a, b in zip(sorted(places.values()), sorted(places.values())[1:], strict=False)]
-    shown = choose_lines(data)
-    lines, values = [], []
-    rows = [row for row in data.study.table if row_is_trained(data, row)]
-    order = [row for row in rows if row in shown] + [row for row in rows if row not in shown]
-    for row in data.study.table:
-        style, cells = styles[row], data.study.table[row]
-        group = {
-            "legendgroup": get_group(cells),
-            "legendgrouptitle": {"text": escape(text(f"group_{get_group(cells)}"))},
-        }
-        found = {c: cell for c, cell in cells.items() if cell.accuracies and c in places}
-        if (zero := cells.get(ZERO_SHOTS)) and zero.accuracies:
-            name = f"{escape(row)}{zero.marks}"
-            dash = {"color": style["color"], "dash": "dash" if row == data.zero_shot else "dot"}
-            hover = f"%{{fullData.name}}: {zero.mean:.2f}%<extra></extra>"
-            line = go.Scatter(
-                x=ends, y=[zero.mean] * 2, mode="lines", line=dash, name=name, hovertemplate=hover, **group
-            )
-            lines.append(line)
+    most = max((math.log2(c) for c in data.columns if c != ALL_IMAGES), default=-1)
+    places = {c: most + 1 if c == ALL_IMAGES else math.log2(c) for c in data.columns}  # "all": a step after the most
+    if not places:
+        return plot
+    ends = [min(places.values()) - 0.4, max(places.values()) + 0.4]
+    step = DODGE * min((b - a for a, b in pairwise(places.values())), default=1)
+    styles, shown, lines, values = choose_styles(data), choose_lines(data), [], list[float]()
+    hidden = [row for row, cells in data.table.items() if row not in shown and cells.keys() - {ZERO_SHOTS}]
+    for row, cells in data.table.items():
+        head = {"text": escape(text(f"group_{get_group(cells)}"))}
+        group: dict[str, Any] = {"legendgroup": get_group(cells), "legendgrouptitle": head}
+        if zero := cells.get(ZERO_SHOTS):
+            dash, color = "dash" if row == data.zero_shot else "dot", styles[row]["color"]
+            lines.append(_draw_level(f"{escape(row)}{zero.marks}", zero.mean, ends, dash, color, **group))
             values.append(zero.mean)
-        if found:
-            # Those that are on at first are beside each other; the others take the same places, for when they are on.
-            place = (order.index(row) % len(shown) + 0.5) / len(shown) - 0.5 if shown else 0
-            offset = place * DODGE * min(gaps, default=1)
-            marks = "".join(sorted({mark for cell in found.values() for mark in cell.marks}))
-            lines.append(
-                go.Scatter(
-                    x=[places[c] + offset for c in found],
-                    y=[round(cell.mean, 4) for cell in found.values()],
-                    error_y={"array": [round(cell.spread, 4) for cell in found.values()], "thickness": 1.2, "width": 3},
-                    customdata=[f"{text('column', column=c)}: {cell}" for c, cell in found.items()],
-                    mode="lines+markers",
-                    line={"color": style["color"], "width": 1.6},
-                    marker={
-                        **style,
-                        "symbol": [style["symbol"] + "-open" * (OTHER in c.marks) for c in found.values()],
-                    },
-                    name=f"{escape(row)}{marks}",
-                    visible=True if row in shown else "legendonly",
-                    hovertemplate="%{fullData.name}<br>%{customdata}<extra></extra>",
-                    **group,
-                )
-            )
+        if found := {c: cell for c, cell in cells.items() if c in places}:
+            # Methods that are off at first take the same places as those that are on.
+            number = (shown if row in shown else hidden).index(row) % len(shown)
+            x = [places[c] + step * ((number + 0.5) / len(shown) - 0.5) for c in found]
+            hovers = [f"{text('column', column=c)}: {cell}" for c, cell in found.items()]
+            group |= {"visible": True if row in shown else "legendonly", "mode": "lines+markers"}
+            lines.append(_draw_cells(row, [*found.values()], x, styles[row], hovers, **group))
             values += [cell.mean for cell in found.values()] if row in shown else []
-    lines += _draw_chance(data, ends, values, text)
-    plot = Plot(
-        {
-            "xaxis": {
-                "title": {"text": text("axis_shots")},
-                "tickvals": [*places.values()],
-                "ticktext": [text("all") if c == ALL_IMAGES else str(c) for c in places],
-                "range": ends,
-                "showgrid": False,
-            },
-            "yaxis": {"title": {"text": text("axis_accuracy")}},
-            "legend": {"groupclick": "toggleitem"},
-        }
-    )
-    plot.add((), lines)
-    if len(rows) > len(shown):
-        plot.note = text("lines_shown", methods=", ".join(shown), hidden=len(rows) - len(shown))
+    if data.classes:  # chance is off at first where it would take more than half of the plot from the methods
+        chance = 100 / len(data.classes)
+        visible = "legendonly" if min(values) - chance > max(values) - min(values) else True
+        lines.append(_draw_level(text("chance"), chance, ends, "dashdot", GREY, visible=visible))
+    ticks = [text("all") if c == ALL_IMAGES else str(c) for c in places]
+    plot.layout["xaxis"] |= {"tickvals": [*places.values()], "ticktext": ticks, "range": ends}
+    plot.options[()] = lines, text("lines_shown", methods=", ".join(shown), hidden=len(hidden)) if hidden else ""
     return plot
 
 
-def _draw_chance(data: StudyData, ends: Sequence[float], values: Sequence[float], text: Text) -> list[go.Scatter]:
-    """Return the line of chance, off at first where it would leave the methods a narrow part of the plot."""
-    if not data.classes:
-        return []
-    chance = 100 / len(data.classes)
-    is_far = min(values, default=0) - chance > FAR_CHANCE * (max(values, default=0) - min(values, default=0))
-    return [
-        go.Scatter(
-            x=[*ends],
-            y=[chance] * 2,
-            mode="lines",
-            line={"color": GREY, "dash": "dashdot"},
-            name=text("chance", percent=f"{chance:.2f}"),
-            visible="legendonly" if is_far else True,
-            hovertemplate="%{fullData.name}<extra></extra>",
-        )
-    ]
-
-
-def plot_parameters(data: StudyData, styles: dict[str, dict], text: Text) -> Plot:
+def plot_parameters(data: StudyData, plot: Plot, text: Text) -> Plot:
     """Return accuracy against trainable parameters at each number of shots, with the front as a staircase."""
-    plot, table = Plot({"yaxis": {"title": {"text": text("axis_accuracy")}}}), data.study.table
-    columns = data.columns or [ZERO_SHOTS]
-    everywhere = [
-        max(cell.parameters) for c in columns for cell in data.list_cells(c, False).values() if cell.parameters
-    ]
-    positive = [math.log10(count) for count in everywhere if count] or [0]
-    low, high = math.floor(min(positive)), math.ceil(max(positive))
-    zero = low - 0.8  # a place of its own: a logarithmic axis has none
-    for column in sorted(columns, key=lambda c: c != data.column):  # the first choice is the column of the answer
-        cells = {row: cell for row, cell in data.list_cells(column, False).items() if cell.parameters}
-        points = [Point(r, max(c.parameters), c.mean, c.spread, get_group(table[r])) for r, c in cells.items()]
+    columns, styles = sorted(data.columns or [ZERO_SHOTS], key=lambda c: c != data.column), choose_styles(data)
+    tables = {c: {row: cell for row, cell in data.get_cells(c).items() if cell.parameters} for c in columns}
+    logs = [math.log10(n) for cells in tables.values() for cell in cells.values() if (n := max(cell.parameters))] or [0]
+    powers = range(math.floor(min(logs)), math.ceil(max(logs)) + 1)
+    zero = powers[0] - 0.8  # a place of its own: a logarithmic axis has none
+    for column, cells in tables.items():
+        points = [Point(row, max(cell.parameters), cell.mean, cell.spread) for row, cell in cells.items()]
+        places = {p.name: math.log10(p.parameters) if p.parameters else zero for p in points}
         front = pareto_front([p for p in points if OTHER not in cells[p.name].marks])
-        steps = [(math.log10(p.parameters) if p.parameters else zero, p.accuracy) for p in front]
-        steps += [(max(positive), front[-1].accuracy)] if front else []
-        hovers = [escape(p.name) for p in front] + [""] * bool(front)
-        line = {"shape": "hv", "color": GREY, "dash": "dot"}
+        steps = [(places[p.name], p.accuracy) for p in front] + [(max(logs), p.accuracy) for p in front[-1:]]
         x, y = ([step[i] for step in steps] for i in (0, 1))
-        traces = [go.Scatter(x=x, y=y, mode="lines", line=line, name=text("front"), text=hovers, hoverinfo="text+y")]
-        for point in points:
-            same = [p.name for p in points if p.parameters == point.parameters]
-            place = math.log10(point.parameters) if point.parameters else zero
-            place += 0.05 * (same.index(point.name) - (len(same) - 1) / 2)  # side by side
-            cell, style = cells[point.name], styles[point.name]
-            traces.append(
-                go.Scatter(
-                    x=[place],
-                    y=[round(cell.mean, 4)],
-                    error_y={"array": [round(cell.spread, 4)], "thickness": 1.2, "width": 3},
-                    mode="markers",
-                    marker={**style, "size": 10, "symbol": style["symbol"] + "-open" * (OTHER in cell.marks)},
-                    name=f"{escape(point.name)}{cell.marks}",
-                    hovertemplate=f"%{{fullData.name}}<br>{point.parameters:,}<br>{cell}<extra></extra>",
-                )
-            )
-        plot.add((text("column", column=column),), traces)
-    powers = range(low, high + 1)
-    plot.layout["xaxis"] = {
-        "title": {"text": text("axis_parameters")},
-        "tickvals": [zero, *powers],
-        "ticktext": ["0", *(f"{10**power:,}" for power in powers)],
-        "range": [zero - 0.4, max(positive) + 0.4],
-    }
-    edge = {"color": GREY, "width": 1}  # where the axis is broken between 0 and the logarithmic part
-    plot.layout["shapes"] = [
-        {"type": "line", "x0": low - 0.3, "x1": low - 0.3, "yref": "paper", "y0": 0, "y1": 1, "line": edge}
-    ]
+        line = {"shape": "hv", "color": GREY, "dash": "dot"}
+        traces = [go.Scatter(x=x, y=y, mode="lines", line=line, name=text("front"), hoverinfo="skip")]
+        for p in points:
+            same = [other.name for other in points if other.parameters == p.parameters]  # they are side by side
+            x = [places[p.name] + 0.05 * (same.index(p.name) - (len(same) - 1) / 2)]
+            hovers = [f"{p.parameters:,}: {cells[p.name]}"]
+            traces.append(_draw_cells(p.name, [cells[p.name]], x, styles[p.name], hovers, mode="markers"))
+        if points:
+            plot.options[text("column", column=column),] = traces, ""
+    ticks = {zero: "0"} | {power: f"{10**power:,}" for power in powers}
+    ends = [zero - 0.4, max(logs) + 0.4]
+    plot.layout["xaxis"] |= {"tickvals": [*ticks], "ticktext": [*ticks.values()], "range": ends}
+    gap = {"type": "line", "x0": powers[0] - 0.3, "x1": powers[0] - 0.3, "yref": "paper", "y0": 0, "y1": 1}
+    plot.layout["shapes"] = [gap | {"line": {"color": GREY, "width": 1}}]  # between 0 and the logarithmic part
     return plot
 
 
-def choose_classes(accuracies: np.ndarray) -> list[int]:
-    """Return the classes of a heat map: all; of more than MAX_CLASSES, those with the lowest mean accuracy.
-
-    ``accuracies`` is (rows, classes), in percent.
-    """
-    means = np.nan_to_num(np.nanmean(accuracies, axis=0), nan=np.inf)
+def choose_classes(rates: np.ndarray) -> list[int]:
+    """Return the classes of a heat map, of many those with the lowest mean in ``rates`` (rows, classes), in percent."""
+    means = [np.mean(rate[~np.isnan(rate)]) if not np.isnan(rate).all() else np.inf for rate in rates.T]
     return sorted(np.argsort(means, kind="stable")[:MAX_CLASSES].tolist())
 
 
-def plot_classes(data: StudyData, text: Text) -> Plot:
-    """Return the accuracy of each class over methods, at each number of shots."""
-    plot = Plot({"yaxis": {"autorange": "reversed", "ticklabelstandoff": 6}, "xaxis": {"tickangle": -40}})
+def _draw_heat(rates: np.ndarray, columns: Sequence[str], rows: Sequence[str], fields: Any, hover: str) -> go.Heatmap:
+    """Return a heat map of percentages (rows, columns), with the texts ``fields`` unless there are many."""
+    z = [[None if np.isnan(rate) else round(float(rate), 2) for rate in row] for row in rates]
+    more = HEAT | {"text": fields, "texttemplate": "%{text}" if len(columns) <= MAX_LABELLED else ""}
+    x, y = [*map(escape, columns)], [*map(escape, rows)]
+    return go.Heatmap(z=z, x=x, y=y, hovertemplate=f"{hover}<extra></extra>", **more)
+
+
+def plot_classes(data: StudyData, plot: Plot, text: Text) -> Plot:
+    """Return the accuracy of each class over methods, the mean over seeds, at each number of shots."""
+    size = len(data.classes)
     for column in sorted(data.columns or [ZERO_SHOTS], key=lambda c: c != data.column):
-        runs = {row: [*data.read_predictions(row, column).values()] for row in data.list_cells(column)}
-        rates = {row: compute_class_accuracy(each, len(data.classes)) for row, each in runs.items() if each}
-        if rates:
-            values = np.stack([*rates.values()])
-            classes = choose_classes(values)
-            names = [data.classes[c] for c in classes]
-            plot.add((text("column", column=column),), [_draw_heat(values[:, classes], names, [*rates], text)])
-            plot.note = text("classes_chosen", number=len(classes)) if len(classes) < len(data.classes) else ""
-            plot.layout["height"] = 170 + 26 * len(rates)
+        runs = {row: data.read_predictions(row, column) for row in data.get_cells(column)}
+        rows = {row: [compute_confusion([run], size) for run in each.values()] for row, each in runs.items() if each}
+        if not rows:
+            continue
+        rates = np.stack([np.mean([compute_rates(run).diagonal() for run in each], axis=0) for each in rows.values()])
+        classes = choose_classes(rates)
+        names, fields = [data.classes[c] for c in classes], [[f"{r:.0f}" for r in row] for row in rates[:, classes]]
+        heat = _draw_heat(rates[:, classes], names, [*rows], fields, text("heat_hover"))
+        note = text("classes_chosen", number=len(classes)) if len(classes) < size else ""
+        plot.options[text("column", column=column),] = [heat], note
+        plot.layout["height"] = 170 + 26 * len(rows)
     return plot
 
 
-def _draw_heat(values: np.ndarray, columns: Sequence[str], rows: Sequence[str], text: Text, notes=None) -> go.Heatmap:
-    """Return a heat map of percentages (rows, columns); ``notes`` are texts of the fields, by default the values."""
-    texts = [[f"{value:.0f}" for value in row] for row in values]
-    return go.Heatmap(
-        z=[[None if np.isnan(value) else round(float(value), 2) for value in row] for row in values],
-        x=[escape(name) for name in columns],
-        y=[escape(name) for name in rows],
-        text=texts if notes is None else notes,
-        texttemplate="%{text}" if len(columns) <= MAX_LABELLED else "",
-        hovertemplate=text("heat_hover" if notes is None else "confusion_hover") + "<extra></extra>",
-        colorscale="Blues",
-        zmin=0,
-        zmax=100,
-        xgap=1,
-        ygap=1,
-        colorbar={"title": {"text": "%"}, "thickness": 12},
-    )
-
-
-def plot_confusion(data: StudyData, predictions: Sequence[tuple[str, int, list]], text: Text) -> Plot:
-    """Return the confusion matrix of each method and number of shots, with the most frequent confusions as its note."""
-    axes = {"xaxis": {"title": {"text": text("axis_predicted")}, "tickangle": -40}, "height": 560}
-    plot = Plot({**axes, "yaxis": {"title": {"text": text("axis_true")}, "autorange": "reversed"}})
-    for row, column, runs in predictions:
+def plot_confusion(data: StudyData, plot: Plot, text: Text) -> Plot:
+    """Return the confusion matrix of each method and number of shots; the note names the most frequent confusions."""
+    for row, column in data.list_choices():
+        if not (runs := [*data.read_predictions(row, column).values()]):
+            continue
         counts = compute_confusion(runs, len(data.classes))
-        totals = counts.sum(axis=1, keepdims=True)
-        shares = np.where(totals, 100 * counts / np.maximum(totals, 1), np.nan)
-        classes = choose_classes(shares.diagonal()[None])
-        names = [data.classes[c] for c in classes]
-        part = np.ix_(classes, classes)
-        heat = _draw_heat(shares[part], names, names, text, counts[part].tolist())
+        rates, totals = compute_rates(counts), counts.sum(axis=1)
+        classes = choose_classes(rates.diagonal()[None])
+        names, part = [data.classes[c] for c in classes], np.ix_(classes, classes)
+        heat = _draw_heat(rates[part], names, names, counts[part].tolist(), text("confusion_hover"))
         wrong = counts * ~np.eye(len(counts), dtype=bool)
-        most = [np.unravel_index(i, wrong.shape) for i in np.argsort(-wrong, axis=None, kind="stable")[:5]]
+        order = [divmod(int(i), len(counts)) for i in np.argsort(-wrong, axis=None, kind="stable")[:MAX_CONFUSIONS]]
         pairs = [
-            text("confused", true=data.classes[t], predicted=data.classes[p], count=wrong[t, p], total=totals[t, 0])
-            for t, p in most
+            text("confused", true=data.classes[t], predicted=data.classes[p], count=wrong[t, p], total=totals[t])
+            for t, p in order
             if wrong[t, p]
         ]
         note = text("most_confused", pairs="; ".join(pairs), runs=len(runs)) if pairs else text("no_mistake")
-        plot.add((row, text("column", column=column)), [heat], note)
-        plot.note = text("classes_chosen", number=len(classes)) if len(classes) < len(data.classes) else ""
+        note += " " + text("classes_chosen", number=len(classes)) if len(classes) < len(counts) else ""
+        plot.options[row, text("column", column=column)] = [heat], note
     return plot
 
 
-def list_predictions(data: StudyData) -> list[tuple[str, int, list]]:
-    """Return (row, shots, predictions of the seeds) for each cell that has them; first the best method's."""
-    best = data.best[data.column].method
-    rows = sorted(data.study.table, key=lambda row: row != best)
-    columns = sorted(data.columns or [ZERO_SHOTS], key=lambda c: c != data.column)
-    cells = [(row, c) for row in rows for c in columns if c in data.study.table[row]]
-    cells += [(row, ZERO_SHOTS) for row in rows if ZERO_SHOTS in data.study.table[row] and data.columns]
-    found = ((row, c, [*data.read_predictions(row, c).values()]) for row, c in cells)
-    return [item for item in found if item[2]]
-
-
-def plot_reliability(calibrations: dict[tuple[str, int], Calibration], text: Text) -> Plot:
-    """Return the reliability diagram of each method and number of shots, with its calibration error as the note."""
-    percent = {"range": [0, 101], "ticksuffix": "%"}
-    plot = Plot(
-        {
-            "xaxis": {"title": {"text": text("axis_confidence")}, **percent},
-            "yaxis": {"title": {"text": text("axis_accuracy")}, **percent},
-            "bargap": 0,
-        }
-    )
+def plot_reliability(data: StudyData, plot: Plot, text: Text) -> Plot:
+    """Return the reliability diagram of each method and number of shots; the note has the calibration error."""
     ideal = go.Scatter(x=[0, 100], y=[0, 100], mode="lines", line={"color": GREY, "dash": "dash"}, name=text("ideal"))
-    centres = [100 * (number + 0.5) / BINS for number in range(BINS)]
-    for (row, column), calibration in calibrations.items():
-        bars = go.Bar(
-            x=centres,
-            y=[None if np.isnan(value) else round(float(value), 2) for value in calibration.accuracy],
-            width=100 / BINS,
-            customdata=[[int(n), f"{c:.1f}"] for n, c in zip(calibration.counts, calibration.confidence, strict=True)],
-            hovertemplate=text("bin_hover") + "<extra></extra>",
-            marker={"color": "#4c8bd0", "line": {"color": "#2b5f99", "width": 1}},
-            name=text("accuracy_in_bin"),
-        )
-        note = text("calibration_note", error=format_errors(calibration), images=f"{calibration.counts.sum():,}")
-        plot.add((row, text("column", column=column)), [bars, ideal], note)
+    centres, hover = [100 * (number + 0.5) / BINS for number in range(BINS)], text("bin_hover") + "<extra></extra>"
+    for row, column in data.list_choices():
+        if not (runs := [*data.read_predictions(row, column).values()]):
+            continue
+        counts, accuracy, confidence, errors = compute_calibration(runs)
+        y = [None if np.isnan(value) else round(float(value), 2) for value in accuracy]
+        details = [[int(n), f"{value:.1f}"] for n, value in zip(counts, confidence, strict=True)]
+        bars = go.Bar(x=centres, y=y, width=100 / BINS, customdata=details, hovertemplate=hover, name=text("in_bin"))
+        bars.marker = {"color": "#4c8bd0", "line": {"color": "#2b5f99", "width": 1}}
+        note = text("calibration_note", error=f"{np.mean(errors):.2f}", images=f"{counts.sum():,}")
+        plot.options[row, text("column", column=column)] = [bars, ideal], note
     return plot
 
 
-def format_errors(calibration: Calibration) -> str:
-    """Return the calibration error in points, the mean over seeds."""
-    return f"{np.mean(calibration.errors):.2f}"
-
-
-def plot_curves(data: StudyData, text: Text) -> Plot:
+def plot_curves(data: StudyData, plot: Plot, text: Text) -> Plot:
     """Return the loss and the learning rate over the epochs of each method and number of shots, by seed."""
-    plot = Plot(
-        {
-            "xaxis": {"title": {"text": text("axis_epoch")}, "anchor": "y2"},
-            "yaxis": {"title": {"text": text("axis_loss")}, "domain": [0.42, 1], "rangemode": "tozero"},
-            "yaxis2": {"title": {"text": text("axis_rate")}, "domain": [0, 0.3], "exponentformat": "power"},
-        }
-    )
-    best = data.best[data.column].method
-    cells = [(row, column) for row in data.study.table for column in data.columns if column in data.study.table[row]]
-    for row, column in sorted(cells, key=lambda item: (item[0] != best, item[1] != data.column)):
+    for row, column in data.list_choices():
         traces = []
-        curves = {run.seed: read_curve(run) for run in data.study.table[row][column].runs}
-        for seed, curve in curves.items():
-            if curve is None:
-                continue
-            line = {"mode": "lines", "x": curve.epochs, "name": text("seed", seed=seed), "legendgroup": f"seed{seed}"}
-            traces.append(go.Scatter(y=[float(f"{loss:.4g}") for loss in curve.losses], **line))
-            traces.append(go.Scatter(y=curve.rates, yaxis="y2", showlegend=False, **line))
+        for run in data.table[row][column].runs:
+            if points := read_curve(run):
+                epochs, losses, rates = (
+                    [float(f"{value:.4g}") for value in values] for values in zip(*points, strict=True)
+                )
+                line = {"mode": "lines", "x": epochs, "name": text("seed", seed=run.seed), "legendgroup": str(run.seed)}
+                traces.append(go.Scatter(y=losses, **line))
+                traces.append(go.Scatter(y=rates, yaxis="y2", showlegend=False, **line))
         if traces:
-            plot.add((row, text("column", column=column)), traces)
+            plot.options[row, text("column", column=column)] = traces, ""
     return plot

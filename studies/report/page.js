@@ -16,10 +16,11 @@ function theme() { return template(dark.matches && !printing.matches); }
 
 // The layout for the page's width.
 function arrange(layout, data, width) {
+  if (width < NARROW) data.forEach(trace => { if (trace.type === "heatmap") trace.showscale = false; });
   const names = data.filter(trace => trace.showlegend !== false && trace.type !== "heatmap").length;
   const legend = width < NARROW ? { orientation: "h", y: -0.25, yanchor: "top", x: 0, ...layout.legend } : { ...layout.legend };
-  const height = (layout.height || 480) + (width < NARROW ? 14 * names : 0);
-  return { margin: { l: 20, r: 12, t: 16, b: 20 }, hovermode: "closest", ...layout, height, legend, template: theme() };
+  const grows = width < NARROW ? (layout.height || 420) + 22 * names : Math.max(layout.height || 480, names > 8 ? 170 + 22 * names : 0);
+  return { margin: { l: 20, r: 12, t: 16, b: 20 }, hovermode: "closest", ...layout, height: grows, legend, template: theme() };
 }
 
 // The choices of a plot: a select for each part of the options' keys; the last follows the first.
@@ -79,7 +80,7 @@ const compare = PAGE.compare, pick = ["first", "second", "column"].map(name => d
 pick.forEach((select, i) => {
   const values = i < 2 ? compare.rows : compare.columns;
   select.replaceChildren(...values.map((value, number) => new Option(value, number)));
-  select.value = i === 0 ? compare.first : i === 1 ? compare.second : 0;
+  select.value = [compare.first, compare.second, compare.column][i];
   select.addEventListener("change", showComparison);
 });
 
@@ -98,7 +99,7 @@ function showComparison() {
   } else if (result) {
     const gap = first < second ? result[0] : -result[0], isShown = Math.abs(gap) > result[1];
     key = isShown ? "compare_shown" : "compare_equal";
-    const side = PAGE.texts[gap > 0 ? "side_higher" : "side_lower"];
+    const side = PAGE.texts[gap > 0 ? "compare_higher" : "compare_lower"];
     values = { ...names, side, gap: (gap < 0 ? "−" : "+") + Math.abs(gap).toFixed(2), half: result[1].toFixed(2), seeds: result[2], images: result[3].toLocaleString("en") };
   }
   document.getElementById("compare-result").textContent = format(key, values);
