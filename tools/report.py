@@ -3,10 +3,8 @@
     python tools/report.py output/digits                 # output/digits/report.html
     python tools/report.py output/digits --lang zh       # output/digits/report.zh.html, in Chinese
 
-It shows what was run and which method is best, the table with intervals, accuracy against shots and parameters, each
-class, confusions, calibration, the most confident mistakes, training curves, cost, comparisons of any two methods, and
-where everything came from. The runs are those that tools/results_table.py reads. Where runs with PROTOCOL validation
-and none are in one folder, the latter have a report of their own, report_protocol_none.html.
+The runs are those that tools/results_table.py reads. Where runs with PROTOCOL validation and none are in one folder,
+the latter have a report of their own, report_protocol_none.html.
 
 The file holds plotly.js and makes no request. Its libraries come with requirements.txt: Plotly (a download of 10 MB, 64
 MB installed) and Jinja2 (0.1 MB).
@@ -48,16 +46,8 @@ def main(argv: list[str] | None = None) -> None:
             suffix = f"_protocol_{results.protocol}" * (number > 0) + f".{args.lang}" * (args.lang != LANGUAGES[0])
             path = args.folder / f"report{suffix}.html"
             check_replaceable(path)
-            words = [
-                "python",
-                "tools/report.py",
-                str(args.folder),
-                *(["--lang", args.lang] if args.lang != "en" else []),
-            ]
-            options = [
-                word for key in ("config", "root") if (value := getattr(args, key)) for word in (f"--{key}", value)
-            ]
-            page = Page(StudyData(args.folder, results), Texts(args.lang), args.root, [*words, *options]).render()
+            command = ["python", "tools/report.py", *(sys.argv[1:] if argv is None else argv)]
+            page = Page(StudyData(args.folder, results), Texts(args.lang), args.root, command).render()
             with atomic_write(path) as file:
                 file.write(page)
             print(f"Written: {path} (open it with a double click)")

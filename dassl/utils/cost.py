@@ -6,20 +6,12 @@ import os
 import sys
 import time
 
-try:
-    import resource
-except ImportError:  # Windows has no such module
-    resource = None  # type: ignore[assignment]
-
-
-def _cpu_seconds() -> float:
-    """Return the CPU seconds that this process and those of its child processes that have ended took so far."""
-    return sum(os.times()[:4])
-
 
 def peak_memory() -> int:
     """Return the most memory in bytes that this process has had so far (its resident set)."""
-    if resource is None:
+    try:
+        import resource
+    except ImportError:  # Windows
         import psutil
 
         return psutil.Process().memory_info().peak_wset
@@ -30,23 +22,20 @@ def peak_memory() -> int:
 class CostMeter:
     """Measures what has been spent since it was made."""
 
-    runs = 0  # meters made in this process so far
+    meters = 0  # made in this process so far
 
     def __init__(self) -> None:
-        CostMeter.runs += 1
-        self._start, self._cpu_start = time.time(), _cpu_seconds()
+        CostMeter.meters += 1
+        self._start, self._times = time.time(), os.times()
 
     def read(self) -> dict[str, float]:
         """Return the cost by the record's keys.
 
-        ``seconds`` and ``cpu_seconds`` are those since this meter was made; the latter are of all threads, with data
-        loading processes that have ended, except on Windows. ``peak_memory`` is in bytes and of the process since its
-        start. If the process had runs before this one, as in a sweep, ``earlier_runs`` counts them: the peak may be
-        theirs.
+        ``cpu_seconds`` are of all threads and, except on Windows, of child processes that have ended. ``peak_memory``,
+        in bytes, is of the process since its start. If it had runs before, as in a sweep, ``earlier_runs`` counts them:
+        the peak may be theirs.
         """
-        cost = {
-            "seconds": round(time.time() - self._start, 2),
-            "cpu_seconds": round(_cpu_seconds() - self._cpu_start, 2),
-            "peak_memory": peak_memory(),
-        }
-        return cost | ({"earlier_runs": CostMeter.runs - 1} if CostMeter.runs > 1 else {})
+        cpu_seconds = sum(os.times()[:4]) - sum(self._times[:4])
+        cost = {"seconds": round(time.time() - self._start, 2), "cpu_seconds": round(cpu_seconds, 2)}
+        earlier = {"earlier_runs": CostMeter.meters - 1} if CostMeter.meters > 1 else {}
+        return {**cost, "peak_memory": peak_memory(), **earlier}

@@ -13,20 +13,6 @@ from studies.tables.predictions import Predictions
 BINS = 15  # of the confidence, of equal width: as in Guo et al., On Calibration of Modern Neural Networks, ICML 2017
 
 
-class Calibration(NamedTuple):
-    """The reliability diagram of runs.
-
-    ``counts``, ``accuracy`` and ``confidence`` (BINS,) are of the predictions of all runs: their number, and in percent
-    how many are correct and their mean confidence; NaN in an empty bin. ``errors`` are the expected calibration errors
-    of the runs, in percentage points.
-    """
-
-    counts: np.ndarray
-    accuracy: np.ndarray
-    confidence: np.ndarray
-    errors: list[float]
-
-
 class Mistake(NamedTuple):
     """A wrong prediction: image, seed, true class, most probable classes; ``wrong_seeds`` counts the seeds with one."""
 
@@ -51,11 +37,12 @@ def compute_rates(counts: np.ndarray) -> np.ndarray:
     return np.where(totals, 100 * counts / np.maximum(totals, 1), np.nan)
 
 
-def compute_calibration(runs: Sequence[Predictions]) -> Calibration:
+def compute_calibration(runs: Sequence[Predictions]) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[float]]:
     """Return the calibration of the most probable class's probability, in BINS bins (low, high] of equal width.
 
-    The expected calibration error of a run is the sum over bins of the share of its images in the bin times the
-    distance between their accuracy and their mean confidence.
+    Of the predictions of all runs in each bin: their number, their accuracy and their mean confidence, both in percent
+    and NaN in an empty bin. Then the expected calibration error of each run, in points: the sum over bins of the share
+    of its images in the bin times the distance between their accuracy and their mean confidence.
     """
     sums, errors = [], []
     for run in runs:
@@ -66,7 +53,7 @@ def compute_calibration(runs: Sequence[Predictions]) -> Calibration:
         sums.append((counts, correct, total))
     counts, correct, total = np.sum(sums, axis=0)
     with np.errstate(invalid="ignore"):
-        return Calibration(counts.astype(int), 100 * correct / counts, 100 * total / counts, errors)
+        return counts.astype(int), 100 * correct / counts, 100 * total / counts, errors
 
 
 def find_mistakes(runs: Mapping[int, Predictions], names: Sequence[str], limit: int) -> list[Mistake]:
@@ -74,7 +61,7 @@ def find_mistakes(runs: Mapping[int, Predictions], names: Sequence[str], limit: 
 
     An image that several seeds got wrong is in the list once, with the most confident one.
     """
-    wrong = [(-run.probabilities[i, 0], seed, i) for seed, run in runs.items() for i in np.flatnonzero(~run.correct)]
+    wrong = [(-r.probabilities[i, 0], s, int(i)) for s, r in runs.items() for i in np.flatnonzero(~r.correct)]
     counts = Counter(runs[seed].images[i] for _, seed, i in wrong)
     first: dict[tuple[str, str], tuple[int, int]] = {}
     for _, seed, i in sorted(wrong):

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-
-import numpy as np
 
 from dassl.utils import UserError
 from dassl.utils.logger import LOG_FILE
@@ -20,19 +18,9 @@ from studies.tables.runs import Run
 from studies.tables.study import ZERO_SHOTS, Study
 
 MAX_EPOCHS = 100  # points of a learning curve: no plot shows more, and they are a third of the page's own size
-FACTS = (
-    "commit",
-    "weights",
-    "split_test",
-    "split_train_x",
-    "split_val",
-    "system",
-    "device",
-    "threads",
-    "versions",
-)  # in this order
 # A line of a training log, with the mean loss of the epoch so far, and the learning rate.
-EPOCH_LINE = re.compile(r"^epoch \[(\d+)/\d+\] batch .*?\bloss \S+ \((\S+)\).*\blr (\S+)", re.MULTILINE)
+NUMBER = r"(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)"
+EPOCH_LINE = re.compile(rf"^epoch \[(\d+)/\d+\] batch .*?\bloss \S+ \({NUMBER}\).*\blr {NUMBER} ", re.MULTILINE)
 
 
 @dataclass
@@ -72,11 +60,6 @@ class StudyData:
     def seeds(self) -> list[int]:
         """The seeds of the runs that train, or of all runs if none does."""
         return sorted({run.seed for run in self.runs if run.is_trained} or {run.seed for run in self.runs})
-
-    @cached_property
-    def sizes(self) -> list[int]:
-        """The numbers of test images."""
-        return sorted({total for run in self.runs if isinstance(total := run.record.get("total"), int)})
 
     @cached_property
     def columns(self) -> list[int]:
@@ -124,7 +107,7 @@ class StudyData:
     @cached_property
     def best(self) -> dict[int, Best]:
         """The best method by number of shots; a cell with the mark OTHER does not compete."""
-        best = {}
+        best: dict[int, Best] = {}
         for column in self.columns or [ZERO_SHOTS]:
             if not (cells := self.get_cells(column, is_compared=True)):
                 continue
@@ -164,8 +147,14 @@ class StudyData:
             predictions = {run.seed: read_predictions(run) for run in cell.runs} if cell else {}
         except UserError:
             return {}
-        highest = max((max(p.labels.max(), p.classes.max()) for p in predictions.values()), default=0)
-        return predictions if highest < len(self.classes) else {}
+        is_known = all(max(p.labels.max(), p.classes.max()) < len(self.classes) for p in predictions.values())
+        return predictions if is_known else {}
+
+    def list_predictions(self) -> Iterator[tuple[str, int, list[Predictions]]]:
+        """Yield (row, column, predictions) of the choices that have them."""
+        for row, column in self.list_choices():
+            if runs := [*self.read_predictions(row, column).values()]:
+                yield row, column, runs
 
 
 def read_curve(run: Run) -> list[tuple[int, float, float]]:
@@ -174,40 +163,28 @@ def read_curve(run: Run) -> list[tuple[int, float, float]]:
         text = (run.folder / LOG_FILE).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
-    points: dict[int, tuple[int, float, float]] = {}
-    for epoch, loss, rate in EPOCH_LINE.findall(text):
-        try:
-            point = int(epoch), float(loss), float(rate)
-        except ValueError:
-            continue
-        if np.isfinite(point).all():
-            points[point[0]] = point  # the last line of an epoch counts
-    return [points[epoch] for epoch in sorted(points)[:: -(-len(points) // MAX_EPOCHS) or 1]]
+    points = {int(epoch): (float(loss), float(rate)) for epoch, loss, rate in EPOCH_LINE.findall(text)}  # the last line
+    return [(epoch, *points[epoch]) for epoch in sorted(points)[:: -(-len(points) // MAX_EPOCHS) or 1]]
 
 
-def group_facts(runs: Iterable[Run]) -> dict[str, dict[str, list[Run]]]:
-    """Return where results are from: by the fact's key in ``texts.yaml``, the runs of each of its values."""
-    facts: dict[str, dict[str, list[Run]]] = {}
-    for run in runs:
-        for key, value in _list_facts(run):
-            facts.setdefault(key, {}).setdefault(value, []).append(run)
-    return facts
-
-
-def _list_facts(run: Run) -> Iterator[tuple[str, str]]:
-    """Yield the facts on the code, the weights, the data and the machine of a run, as (key, text)."""
-    code, weights, machine = (run.record.get(key) or {} for key in ("code", "weights", "machine"))
-    modified = " + changes" * bool(code.get("modified"))
-    yield "commit", f"{code.get('commit') or '-'}{modified}, SHA-256 {str(code.get('sha256', '-'))[:16]}"
-    yield "weights", f"{weights.get('backbone', '-')}, SHA-256 {weights.get('sha256', '-')}"
-    for split in ("test", "val", "train_x"):
-        if isinstance(entry := run.record.get("splits", {}).get(split), dict):
-            place = "" if split == "test" else f" ({run.shots or 'all'} shots, seed {run.seed})"
-            yield f"split_{split}", f"{entry.get('images')} images{place}, SHA-256 {str(entry.get('sha256'))[:16]}"
-    yield "system", f"{machine.get('system', '-')}, {machine.get('processor', '-')}"
-    yield "device", ", ".join(map(str, [machine.get("device", "-"), *(machine.get("accelerators") or [])]))
-    yield "threads", f"{machine.get('threads', '-')} / {machine.get('cores', '-')}"
-    yield (
-        "versions",
-        ", ".join(f"{k} {v}" for k, v in (run.record.get("versions") or {}).items() if v != "not installed"),
-    )
+def list_facts(run: Run) -> dict[str, str]:
+    """Return where the results of a run are from: its code, weights, data and machine, by keys of ``texts.yaml``."""
+    record = run.record
+    code, weights, machine, splits = (record.get(key) or {} for key in ("code", "weights", "machine", "splits"))
+    changes = " + changes" * bool(code.get("modified"))
+    place = f" ({run.shots or 'all'} shots, seed {run.seed})"
+    facts = {
+        "commit": f"{code.get('commit') or '-'}{changes}, SHA-256 {str(code.get('sha256', '-'))[:16]}",
+        "weights": f"{weights.get('backbone', '-')}, SHA-256 {weights.get('sha256', '-')}",
+    }
+    for name, entry in splits.items():
+        if isinstance(entry, dict):
+            facts[f"split_{name}"] = (
+                f"{entry.get('images')} images{place * (name != 'test')}, SHA-256 {entry.get('sha256')}"
+            )
+    return facts | {
+        "system": f"{machine.get('system', '-')}, {machine.get('processor', '-')}",
+        "device": ", ".join(map(str, [machine.get("device", "-"), *(machine.get("accelerators") or [])])),
+        "threads": f"{machine.get('threads', '-')} / {machine.get('cores', '-')}",
+        "versions": ", ".join(f"{k} {v}" for k, v in (record.get("versions") or {}).items() if v != "not installed"),
+    }

@@ -31,39 +31,24 @@ MAX_CONFUSIONS = 5  # pairs in the sentence on the most frequent confusions
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star")
 DODGE = 0.56  # part of the distance of neighbouring shots over which methods are side by side
 GREY = "#8a8f98"  # legible on white and on black
-HEAT = {"colorscale": [[0, "#fff"], [1, "#5b9fd6"]], "textfont": {"color": "#1b1f24"}}  # dark text is legible on each
+HEAT: dict[str, Any] = {"colorscale": [[0, "#fff"], [1, "#5b9fd6"]]}
+HEAT |= {"textfont": {"color": "#1b1f24"}}  # dark: legible on each of these colours
 HEAT |= {"zmin": 0, "zmax": 100, "xgap": 1, "ygap": 1, "colorbar": {"title": {"text": "%"}, "thickness": 12}}
 
 
 @dataclass
 class Plot:
-    """Plotly's layout, and by the names of a choice (() without one) the traces and a note."""
+    """A plot for the page's script: Plotly's layout, and of each choice its names (``key``), traces and a note.
+
+    Titles of axes are keys of ``texts.yaml``.
+    """
 
     layout: dict[str, Any]
-    options: dict[tuple[str, ...], tuple[list[Any], str]] = field(default_factory=dict)
+    options: list[dict[str, Any]] = field(default_factory=list)
 
-
-def read_layout(name: str, text: Text) -> dict[str, Any]:
-    """Return the layout of a plot."""
-    layout = yaml.safe_load(LAYOUTS.read_text(encoding="utf-8"))[name]
-    for axis in layout.values():
-        if isinstance(axis, dict) and "title" in axis:
-            axis["title"] = {"text": text(axis["title"])}
-    return layout
-
-
-def build_plots(data: StudyData, text: Text) -> dict[str, Plot]:
-    """Return the plots by name; those without data are left out."""
-    builders = {
-        "shots": plot_shots,
-        "parameters": plot_parameters,
-        "classes": plot_classes,
-        "confusion": plot_confusion,
-        "reliability": plot_reliability,
-        "curves": plot_curves,
-    }
-    plots = {name: build(data, Plot(read_layout(name, text)), text) for name, build in builders.items()}
-    return {name: plot for name, plot in plots.items() if plot.options}
+    def add(self, traces: Sequence[Any], *key: str, note: str = "") -> None:
+        """Add a choice."""
+        self.options.append({"key": key, "data": [trace.to_plotly_json() for trace in traces], "note": note})
 
 
 def escape(name: object) -> str:
@@ -111,12 +96,12 @@ def _draw_level(name: str, level: float, ends: Sequence[float], dash: str, color
     return go.Scatter(x=[*ends], y=[level] * 2, mode="lines", line=line, name=name, hovertemplate=hover, **more)
 
 
-def plot_shots(data: StudyData, plot: Plot, text: Text) -> Plot:
-    """Return accuracy against shots: a curve for each method, side by side; lines for zero-shot methods and chance."""
+def plot_shots(data: StudyData, plot: Plot, text: Text) -> None:
+    """Draw accuracy against shots: a curve for each method, side by side; lines for zero-shot methods and chance."""
     most = max((math.log2(c) for c in data.columns if c != ALL_IMAGES), default=-1)
     places = {c: most + 1 if c == ALL_IMAGES else math.log2(c) for c in data.columns}  # "all": a step after the most
     if not places:
-        return plot
+        return
     ends = [min(places.values()) - 0.4, max(places.values()) + 0.4]
     step = DODGE * min((b - a for a, b in pairwise(places.values())), default=1)
     styles, shown, lines, values = choose_styles(data), choose_lines(data), [], list[float]()
@@ -142,12 +127,11 @@ def plot_shots(data: StudyData, plot: Plot, text: Text) -> Plot:
         lines.append(_draw_level(text("chance"), chance, ends, "dashdot", GREY, visible=visible))
     ticks = [text("all") if c == ALL_IMAGES else str(c) for c in places]
     plot.layout["xaxis"] |= {"tickvals": [*places.values()], "ticktext": ticks, "range": ends}
-    plot.options[()] = lines, text("lines_shown", methods=", ".join(shown), hidden=len(hidden)) if hidden else ""
-    return plot
+    plot.add(lines, note=text("lines_shown", methods=", ".join(shown), hidden=len(hidden)) if hidden else "")
 
 
-def plot_parameters(data: StudyData, plot: Plot, text: Text) -> Plot:
-    """Return accuracy against trainable parameters at each number of shots, with the front as a staircase."""
+def plot_parameters(data: StudyData, plot: Plot, text: Text) -> None:
+    """Draw accuracy against trainable parameters at each number of shots, with the front as a staircase."""
     columns, styles = sorted(data.columns or [ZERO_SHOTS], key=lambda c: c != data.column), choose_styles(data)
     tables = {c: {row: cell for row, cell in data.get_cells(c).items() if cell.parameters} for c in columns}
     logs = [math.log10(n) for cells in tables.values() for cell in cells.values() if (n := max(cell.parameters))] or [0]
@@ -167,13 +151,12 @@ def plot_parameters(data: StudyData, plot: Plot, text: Text) -> Plot:
             hovers = [f"{p.parameters:,}: {cells[p.name]}"]
             traces.append(_draw_cells(p.name, [cells[p.name]], x, styles[p.name], hovers, mode="markers"))
         if points:
-            plot.options[text("column", column=column),] = traces, ""
+            plot.add(traces, text("column", column=column))
     ticks = {zero: "0"} | {power: f"{10**power:,}" for power in powers}
     ends = [zero - 0.4, max(logs) + 0.4]
     plot.layout["xaxis"] |= {"tickvals": [*ticks], "ticktext": [*ticks.values()], "range": ends}
     gap = {"type": "line", "x0": powers[0] - 0.3, "x1": powers[0] - 0.3, "yref": "paper", "y0": 0, "y1": 1}
     plot.layout["shapes"] = [gap | {"line": {"color": GREY, "width": 1}}]  # between 0 and the logarithmic part
-    return plot
 
 
 def choose_classes(rates: np.ndarray) -> list[int]:
@@ -190,8 +173,8 @@ def _draw_heat(rates: np.ndarray, columns: Sequence[str], rows: Sequence[str], f
     return go.Heatmap(z=z, x=x, y=y, hovertemplate=f"{hover}<extra></extra>", **more)
 
 
-def plot_classes(data: StudyData, plot: Plot, text: Text) -> Plot:
-    """Return the accuracy of each class over methods, the mean over seeds, at each number of shots."""
+def plot_classes(data: StudyData, plot: Plot, text: Text) -> None:
+    """Draw the accuracy of each class over methods, the mean over seeds, at each number of shots."""
     size = len(data.classes)
     for column in sorted(data.columns or [ZERO_SHOTS], key=lambda c: c != data.column):
         runs = {row: data.read_predictions(row, column) for row in data.get_cells(column)}
@@ -203,16 +186,13 @@ def plot_classes(data: StudyData, plot: Plot, text: Text) -> Plot:
         names, fields = [data.classes[c] for c in classes], [[f"{r:.0f}" for r in row] for row in rates[:, classes]]
         heat = _draw_heat(rates[:, classes], names, [*rows], fields, text("heat_hover"))
         note = text("classes_chosen", number=len(classes)) if len(classes) < size else ""
-        plot.options[text("column", column=column),] = [heat], note
+        plot.add([heat], text("column", column=column), note=note)
         plot.layout["height"] = 170 + 26 * len(rows)
-    return plot
 
 
-def plot_confusion(data: StudyData, plot: Plot, text: Text) -> Plot:
-    """Return the confusion matrix of each method and number of shots; the note names the most frequent confusions."""
-    for row, column in data.list_choices():
-        if not (runs := [*data.read_predictions(row, column).values()]):
-            continue
+def plot_confusion(data: StudyData, plot: Plot, text: Text) -> None:
+    """Draw the confusion matrix of each method and number of shots; the note names the most frequent confusions."""
+    for row, column, runs in data.list_predictions():
         counts = compute_confusion(runs, len(data.classes))
         rates, totals = compute_rates(counts), counts.sum(axis=1)
         classes = choose_classes(rates.diagonal()[None])
@@ -227,29 +207,25 @@ def plot_confusion(data: StudyData, plot: Plot, text: Text) -> Plot:
         ]
         note = text("most_confused", pairs="; ".join(pairs), runs=len(runs)) if pairs else text("no_mistake")
         note += " " + text("classes_chosen", number=len(classes)) if len(classes) < len(counts) else ""
-        plot.options[row, text("column", column=column)] = [heat], note
-    return plot
+        plot.add([heat], row, text("column", column=column), note=note)
 
 
-def plot_reliability(data: StudyData, plot: Plot, text: Text) -> Plot:
-    """Return the reliability diagram of each method and number of shots; the note has the calibration error."""
+def plot_reliability(data: StudyData, plot: Plot, text: Text) -> None:
+    """Draw the reliability diagram of each method and number of shots; the note has the calibration error."""
     ideal = go.Scatter(x=[0, 100], y=[0, 100], mode="lines", line={"color": GREY, "dash": "dash"}, name=text("ideal"))
     centres, hover = [100 * (number + 0.5) / BINS for number in range(BINS)], text("bin_hover") + "<extra></extra>"
-    for row, column in data.list_choices():
-        if not (runs := [*data.read_predictions(row, column).values()]):
-            continue
+    for row, column, runs in data.list_predictions():
         counts, accuracy, confidence, errors = compute_calibration(runs)
         y = [None if np.isnan(value) else round(float(value), 2) for value in accuracy]
         details = [[int(n), f"{value:.1f}"] for n, value in zip(counts, confidence, strict=True)]
         bars = go.Bar(x=centres, y=y, width=100 / BINS, customdata=details, hovertemplate=hover, name=text("in_bin"))
         bars.marker = {"color": "#4c8bd0", "line": {"color": "#2b5f99", "width": 1}}
         note = text("calibration_note", error=f"{np.mean(errors):.2f}", images=f"{counts.sum():,}")
-        plot.options[row, text("column", column=column)] = [bars, ideal], note
-    return plot
+        plot.add([bars, ideal], row, text("column", column=column), note=note)
 
 
-def plot_curves(data: StudyData, plot: Plot, text: Text) -> Plot:
-    """Return the loss and the learning rate over the epochs of each method and number of shots, by seed."""
+def plot_curves(data: StudyData, plot: Plot, text: Text) -> None:
+    """Draw the loss and the learning rate over the epochs of each method and number of shots, by seed."""
     for row, column in data.list_choices():
         traces = []
         for run in data.table[row][column].runs:
@@ -261,5 +237,17 @@ def plot_curves(data: StudyData, plot: Plot, text: Text) -> Plot:
                 traces.append(go.Scatter(y=losses, **line))
                 traces.append(go.Scatter(y=rates, yaxis="y2", showlegend=False, **line))
         if traces:
-            plot.options[row, text("column", column=column)] = traces, ""
-    return plot
+            plot.add(traces, row, text("column", column=column))
+
+
+BUILDERS = {"shots": plot_shots, "parameters": plot_parameters, "classes": plot_classes}
+BUILDERS |= {"confusion": plot_confusion, "reliability": plot_reliability, "curves": plot_curves}
+
+
+def build_plots(data: StudyData, text: Text) -> dict[str, Plot]:
+    """Return the plots by name; those without data are left out."""
+    layouts = yaml.safe_load(LAYOUTS.read_text(encoding="utf-8"))
+    plots = {name: Plot(layouts[name]) for name in BUILDERS}
+    for name, plot in plots.items():
+        BUILDERS[name](data, plot, text)
+    return {name: plot for name, plot in plots.items() if plot.options}

@@ -19,6 +19,7 @@ function arrange(layout, data, width) {
   if (width < NARROW) data.forEach(trace => { if (trace.type === "heatmap") trace.showscale = false; });
   const names = data.filter(trace => trace.showlegend !== false && trace.type !== "heatmap").length;
   const legend = width < NARROW ? { orientation: "h", y: -0.25, yanchor: "top", x: 0, ...layout.legend } : { ...layout.legend };
+  for (const axis of Object.values(layout)) if (PAGE.texts[axis.title]) axis.title = { text: PAGE.texts[axis.title] };
   const grows = width < NARROW ? (layout.height || 420) + 22 * names : Math.max(layout.height || 480, names > 8 ? 170 + 22 * names : 0);
   return { margin: { l: 20, r: 12, t: 16, b: 20 }, hovermode: "closest", ...layout, height: grows, legend, template: theme() };
 }

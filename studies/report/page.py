@@ -7,7 +7,8 @@ import io
 import itertools
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -22,13 +23,13 @@ from dassl.data.decoding import ORIGINAL
 from dassl.engine.record import RECORD_FILE
 from dassl.utils import UserError
 from dassl.utils.images import Decoding, read_image
-from studies.tables.cells import OTHER, SHORTCUT, Cell, format_notes
+from studies.tables.cells import OTHER, Cell, format_notes
 from studies.tables.paired import Comparison
 from studies.tables.runs import Run
 from studies.tables.study import ALL_IMAGES, ZERO_SHOTS, format_column, format_parameters, get_group, to_frame
 
 from .analysis import Mistake, find_mistakes
-from .collect import FACTS, MAX_EPOCHS, StudyData, group_facts
+from .collect import MAX_EPOCHS, StudyData, list_facts
 from .figures import build_plots
 
 FOLDER = Path(__file__).parent
@@ -67,11 +68,9 @@ class Texts:
 
 @dataclass
 class Page:
-    """What the template ``page.html`` shows of a study.
+    """What the template ``page.html`` shows of a study; ``command`` are the words of the command that writes it.
 
-    Attributes:
-        root: folder of the data sets, for the thumbnails; empty: as in the records.
-        command: the words of the command that writes this report.
+    ``root`` is the folder of the data sets, for the thumbnails; empty: as in the records.
     """
 
     data: StudyData
@@ -86,34 +85,20 @@ class Page:
         jinja = Environment(
             loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True
         )
-        files = {name: Markup((FOLDER / f"page.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
-        data, text, plots = self.data, self.text, build_plots(self.data, self.text)
+        jinja.globals.update(join_words=shlex.join, format_notes=format_notes, format_parameters=format_parameters)
+        jinja.globals.update(MAX_EPOCHS=MAX_EPOCHS, MAX_LISTED=MAX_LISTED, ALL_IMAGES=ALL_IMAGES, ZERO_SHOTS=ZERO_SHOTS)
+        plots, entries = build_plots(self.data, self.text), self.text.entries.items()
+        texts = {key: entry[self.text.language] for key, entry in entries if key.startswith(("axis_", "compare_"))}
         page_data = {
-            "plots": {name: {"layout": plot.layout, "options": _pack(plot.options)} for name, plot in plots.items()},
+            "plots": {name: vars(p) for name, p in plots.items()},
             "compare": self.compare_all(),
-            "texts": {key: entry[text.language] for key, entry in text.entries.items() if key.startswith("compare_")},
+            "texts": texts,
         }
-        values: dict[str, Any] = {
-            "page": self,
-            "data": data,
-            "t": text,
-            "plots": plots,
-            "page_data": page_data,
-            **files,
-        }
-        values |= {"format_command": format_command, "format_parameters": format_parameters, "group_facts": group_facts}
-        values["FACTS"] = FACTS
-        values |= {
-            "MAX_EPOCHS": MAX_EPOCHS,
-            "MAX_LISTED": MAX_LISTED,
-            "ALL_IMAGES": ALL_IMAGES,
-            "ZERO_SHOTS": ZERO_SHOTS,
-        }
+        values = {"page": self, "data": self.data, "t": self.text, "plots": plots, "page_data": page_data}
+        values |= {name: Markup((FOLDER / f"page.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
         html = jinja.get_template("page.html").render(values, plotly=Markup(get_plotlyjs()), version=__version__)
         # Names of files that are not UTF-8 have lone surrogates, which become \udc80.
         return html.encode("utf-8", "backslashreplace").decode("utf-8")
-
-    # ---- What was run, and the answer ----
 
     def list_weights(self) -> list[str]:
         """Return the weights of CLIP that the runs have."""
@@ -124,75 +109,10 @@ class Page:
         days = {date.fromtimestamp((run.folder / RECORD_FILE).stat().st_mtime).isoformat() for run in self.data.runs}
         return sorted({min(days), max(days)})
 
-    def answer(self) -> Iterator[str]:
-        """Yield the answer: how the best method compares with zero-shot CLIP, and which has the fewest parameters."""
-        data, text, best = self.data, self.text, self.data.best[self.data.column]
-        values: dict[str, Any] = {"column": data.column, "method": best.method, "cell": best.cell}
-        if not data.columns:
-            yield text("only_zero", **values)
-            return
-        if data.zero_shot in (None, best.method):
-            yield text("no_zero" if data.zero_shot is None else "zero_best", **values)
-        else:
-            result, zero_cell = (
-                data.compare(best.method, data.zero_shot, data.column),
-                data.table[data.zero_shot][ZERO_SHOTS],
-            )
-            values |= {"zero": data.zero_shot, "zero_cell": zero_cell}
-            if isinstance(result, str):
-                yield text("gain_unknown", **values, reason=text.translate_reason(result))
-            else:
-                values |= {"gap": f"{result.difference:.2f}", "half": f"{result.half_width:.2f}"}
-                values |= {"seeds": result.seeds, "images": f"{result.images:,}"}
-                yield text("gain_shown" if result.is_shown else "gain_equal", **values)
-        yield from self._describe_fewest()
-
-    def _describe_fewest(self) -> Iterator[str]:
-        """Yield the sentence on the fewest parameters that are not shown to be less accurate than the best method."""
-        data, text = self.data, self.text
-        cells, fewest, trained = data.get_cells(data.column), data.find_fewest(), data.find_fewest(least=1)
-        if fewest is None:
-            if reasons := [*data.best[data.column].unknown.values()]:
-                yield text("fewest_unknown", reason=text.translate_reason(reasons[0]))
-            return
-        values: dict[str, Any] = {"zero": fewest[0], "zero_cell": cells[fewest[0]]}
-        if trained is None:
-            yield text("fewest_zero", **values)
-        else:
-            values |= {"method": trained[0], "count": f"{trained[1]:,}", "cell": cells[trained[0]]}
-            yield text("fewest" if fewest[1] else "fewest_trained", **values)
-
-    def describe_certainty(self, column: int) -> str:
-        """Return whether the best method at a number of shots is certain."""
-        text, best = self.text, self.data.best[column]
-        if best.equal:
-            return text("certain_no", equal=text.join(best.equal))
-        if best.unknown:
-            reason = text.translate_reason(next(iter(best.unknown.values())))
-            return text("certain_unknown", count=len(best.unknown), reason=reason)
-        return text("certain_yes", count=len(best.above)) if best.above else text("certain_alone")
-
-    # ---- The table ----
-
     def group_rows(self) -> list[tuple[str, list[str]]]:
         """Return the groups of methods, each with its rows."""
         table = self.data.study.table
         return [(group, [*rows]) for group, rows in itertools.groupby(table, key=lambda row: get_group(table[row]))]
-
-    def describe_table(self) -> Iterator[str]:
-        """Yield the sentences below the table: on the interval, seeds, test images, weights and marks."""
-        cells, text = self.data.study.cells.values(), self.text
-        yield text("note_interval" if any(cell.has_interval for cell in cells) else "note_no_interval")
-        yield text("note_seeds", seeds=text.join(self.data.seeds))
-        yield from (text("note_images", images=f"{n:,}", points=f"{100 / n:.2f}") for n in self.data.sizes if n)
-        yield text("note_weights", weights="; ".join(self.list_weights()) or "-")
-        marks = {mark for cell in cells for mark in cell.marks}
-        yield from (text(key) for mark, key in ((SHORTCUT, "note_shortcut"), (OTHER, "note_other")) if mark in marks)
-
-    def list_notes(self) -> list[str]:
-        """Return the notes of the table, which are in English."""
-        study = self.data.study
-        return [line.lstrip("\\") for line in format_notes(study.cells, study.notes, {}) if line]
 
     def csv(self) -> str:
         """Return the table as the data URI of a CSV file, in which Excel finds UTF-8."""
@@ -203,25 +123,14 @@ class Page:
         frame = to_frame(self.data.study.table).rename_axis(None)
         style = frame.style.format(escape="latex").format_index(escape="latex").format_index(escape="latex", axis=1)
         table = style.to_latex(hrules=True, column_format="l" + "r" * frame.shape[1])
-        notes = "".join(f"% {note}\n" for note in self.describe_table())
         table = table.replace("±", r"$\pm$").replace(OTHER, r"$\dagger$")
-        return to_uri(f"% \\usepackage{{booktabs}}\n{table}{notes}".encode("utf-8", "backslashreplace"), "text/x-tex")
+        return to_uri(f"% \\usepackage{{booktabs}}\n{table}".encode("utf-8", "backslashreplace"), "text/x-tex")
 
-    # ---- The gallery, the cost ----
-
-    def galleries(self) -> Iterator[tuple[str, int, list[tuple[Mistake, str]]]]:
-        """Yield the most confident mistakes of the best method and of zero-shot CLIP: row, shots, mistakes, images."""
-        data = self.data
-        for row in dict.fromkeys(row for row in (data.best[data.column].method, data.zero_shot) if row):
-            column = data.column if data.column in data.table[row] else ZERO_SHOTS
-            mistakes = find_mistakes(data.read_predictions(row, column), data.classes, MAX_MISTAKES)
-            runs = {run.seed: run for run in data.table[row][column].runs}
-            if mistakes:
-                yield (
-                    row,
-                    column,
-                    [(mistake, self._make_thumbnail(mistake, runs[mistake.seed])) for mistake in mistakes],
-                )
+    def find_mistakes(self, row: str, column: int) -> list[tuple[Mistake, str]]:
+        """Return the most confident mistakes of a cell, each with its image as a data URI, or "" if there is none."""
+        mistakes = find_mistakes(self.data.read_predictions(row, column), self.data.classes, MAX_MISTAKES)
+        runs = {run.seed: run for run in self.data.table[row][column].runs}
+        return [(mistake, self._make_thumbnail(mistake, runs[mistake.seed])) for mistake in mistakes]
 
     def _make_thumbnail(self, mistake: Mistake, run: Run) -> str:
         """Return a small image as a data URI, decoded as in the run; "" if there is none that can be read."""
@@ -250,8 +159,6 @@ class Page:
         shared = "≤ " * (key == "peak_memory" and any("earlier_runs" in record for record in records))
         return shared + self.text("range").join(dict.fromkeys(ends)) + "‡" * any("resumed_epoch" in r for r in records)
 
-    # ---- Comparisons, provenance ----
-
     def compare_all(self) -> dict[str, Any]:
         """Return the comparisons of all pairs of rows for the page's script.
 
@@ -261,19 +168,25 @@ class Page:
         data, text, rows = self.data, self.text, [*self.data.table]
         columns = {text("all_shots"): None, **{text("column", column=c): c for c in data.columns}}
         reasons: dict[str, int] = {}
-        results: dict[str, list] = {}
-        for (i, first), (j, second) in itertools.combinations(enumerate(rows), 2):
-            for column in columns.values():
-                found = data.compare(first, second, column)
-                if isinstance(found, Comparison):
-                    entry: Any = [round(found.difference, 3), round(found.half_width, 3), found.seeds, found.images]
-                else:
-                    entry = reasons.setdefault(text.translate_reason(found), len(reasons))
-                results.setdefault(f"{i},{j}", []).append(entry)
+
+        def pack(found: Comparison | str) -> list | int:
+            """Return a comparison as a list, or the number of its reason."""
+            if isinstance(found, Comparison):
+                return [round(found.difference, 3), round(found.half_width, 3), found.seeds, found.images]
+            return reasons.setdefault(text.translate_reason(found), len(reasons))
+
+        pairs = itertools.combinations(enumerate(rows), 2)
+        results = {f"{i},{j}": [pack(data.compare(a, b, c)) for c in columns.values()] for (i, a), (j, b) in pairs}
         best = data.best[data.column].method
         second = next((row for row in (data.zero_shot, *rows) if row and row != best), best)
         page = {"rows": rows, "columns": [*columns], "reasons": [*reasons], "results": results}
         return page | {"first": rows.index(best), "second": rows.index(second), "column": len(columns) - 1}
+
+    def group_facts(self) -> dict[str, Counter[str]]:
+        """Return where results are from: by the fact's key, the number of runs of each value."""
+        facts = [list_facts(run) for run in self.data.runs]
+        keys = dict.fromkeys(key for each in facts for key in each if f"fact_{key}" in self.text.entries)
+        return {key: Counter(each[key] for each in facts if key in each) for key in keys}
 
     def format_sweep(self, seeds: Iterable[int]) -> str:
         """Return the command of the shortest sweep of the repository that has all runs; SWEEP.yaml if none has."""
@@ -286,21 +199,10 @@ class Page:
             is_data = f"datasets/{config.get('DATASET.NAME', '')}.yaml".lower() in sweep.get("arguments", "").lower()
             if is_data and all(any(re.fullmatch(pattern, name) for pattern in patterns) for name in names):
                 found = path.name
-        words = ["python", "tools/sweep.py", f"configs/sweeps/{found}", "--output-dir", folder]
+        words = ["python", "tools/sweep.py", f"configs/sweeps/{found}", "--output-dir", str(folder)]
         root = str(config.get("DATASET.ROOT", "./data"))
         words += ["--seeds", ",".join(map(str, seeds)), *([] if root == "./data" else ["--root", root])]
-        return format_command(words)
-
-
-def _pack(options: dict[tuple[str, ...], tuple[list, str]]) -> list[dict[str, Any]]:
-    """Return the choices of a plot for the page's script."""
-    packed = ((key, [trace.to_plotly_json() for trace in traces], note) for key, (traces, note) in options.items())
-    return [{"key": key, "data": data, "note": note} for key, data, note in packed]
-
-
-def format_command(words: Iterable[object]) -> str:
-    """Return a command line to copy into a shell."""
-    return shlex.join(map(str, words))
+        return shlex.join(words)
 
 
 def to_uri(content: bytes, media_type: str) -> str:

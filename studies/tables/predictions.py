@@ -14,24 +14,21 @@ from dassl.utils import UserError
 
 from .runs import Run
 
+_IMAGES: dict[tuple, tuple] = {}  # one tuple for all runs of a study, which have the same test images
+
 
 @dataclass(frozen=True)
 class Predictions:
     """The predictions of a run, in the order of its test images.
 
-    Attributes:
-        images: the path below DATASET.ROOT and the label (as text) of each image.
-        labels: (images,) labels.
-        classes: (images, ranks) the most probable classes, in descending order.
-        probabilities: (images, ranks) their probabilities.
-        names: class names by label, as far as they are in the file.
+    ``images`` are (path below DATASET.ROOT, label as text), ``labels`` (images,), ``classes`` (images, ranks) the most
+    probable classes in descending order, and ``probabilities`` (images, ranks) theirs.
     """
 
     images: tuple[tuple[str, str], ...]
     labels: np.ndarray
     classes: np.ndarray
     probabilities: np.ndarray
-    names: dict[int, str]
 
     @cached_property
     def correct(self) -> np.ndarray:
@@ -40,11 +37,7 @@ class Predictions:
 
 
 def read_predictions(run: Run) -> Predictions:
-    """Return the predictions of a run.
-
-    Raises:
-        UserError: there are none, they cannot be read, or they are not those of the record.
-    """
+    """Return a run's predictions; UserError if there are none that can be read, or they are not those of the record."""
     path = run.folder / PREDICTIONS_FILE
     try:
         stat = path.stat()
@@ -58,22 +51,14 @@ def read_predictions(run: Run) -> Predictions:
     return predictions
 
 
-_IMAGES: dict[tuple, tuple] = {}  # one tuple for all runs of a study, which have the same test images
-
-
 @lru_cache(maxsize=1024)  # files: more than the runs of a study
 def _read_file(path: Path, time: int, size: int) -> Predictions:
     """Return the predictions in a file last changed at ``time`` with ``size`` bytes."""
     with open(path, encoding="utf-8", newline="") as file:
         heads, *rows = csv.reader(file)
-    if not rows:
-        raise ValueError("it has no rows")
-    columns = dict(zip(heads, zip(*rows, strict=True), strict=True))
-    ranks = [
-        head.removesuffix("_probability") for head in heads if head.startswith("top") and head.endswith("_probability")
-    ]
-    images, labels = tuple(zip(columns["path"], columns["label"], strict=True)), np.array(columns["label"], dtype=int)
+    columns = dict(zip(heads, zip(*rows, strict=True) if rows else [()] * len(heads), strict=True))
+    ranks = [head for head in heads if head.startswith("top") and f"{head}_probability" in heads]
+    images = tuple(zip(columns["path"], columns["label"], strict=True))
     classes = np.array([columns[rank] for rank in ranks], dtype=int).T
     probabilities = np.array([columns[f"{rank}_probability"] for rank in ranks], dtype=float).T
-    names = {int(label): name for label, name in zip(columns["label"], columns["class"], strict=True)}
-    return Predictions(_IMAGES.setdefault(images, images), labels, classes, probabilities, names)
+    return Predictions(_IMAGES.setdefault(images, images), np.array(columns["label"], int), classes, probabilities)

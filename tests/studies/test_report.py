@@ -194,14 +194,14 @@ def test_classes_and_confusions_are_counted_over_seeds(study):
 def test_calibration_errors_equal_those_counted_by_hand():
     """Confidences 0.95, 0.95, 0.55, 0.55: the bins (14/15, 1] and (8/15, 9/15] have gaps of 0.45 and 0.05."""
     labels, top = np.array([0, 0, 0, 0]), np.array([[0], [1], [0], [1]])
-    run = Predictions((), labels, top, np.array([[0.95], [0.95], [0.55], [0.55]]), {})
-    calibration = compute_calibration([run])
-    assert calibration.errors == pytest.approx([100 * (0.5 * 0.45 + 0.5 * 0.05)])
-    assert calibration.counts.tolist() == [0] * 8 + [2] + [0] * 5 + [2]
-    assert calibration.accuracy[[8, 14]] == pytest.approx([50, 50])
-    assert calibration.confidence[[8, 14]] == pytest.approx([55, 95])
-    edge = Predictions((), labels[:1], top[:1], np.array([[3 / 15]]), {})
-    assert compute_calibration([edge]).counts.argmax() == 2  # bins are (low, high]
+    run = Predictions((), labels, top, np.array([[0.95], [0.95], [0.55], [0.55]]))
+    counts, accuracy, confidence, errors = compute_calibration([run])
+    assert errors == pytest.approx([100 * (0.5 * 0.45 + 0.5 * 0.05)])
+    assert counts.tolist() == [0] * 8 + [2] + [0] * 5 + [2]
+    assert accuracy[[8, 14]] == pytest.approx([50, 50])
+    assert confidence[[8, 14]] == pytest.approx([55, 95])
+    edge = Predictions((), labels[:1], top[:1], np.array([[3 / 15]]))
+    assert compute_calibration([edge])[0].argmax() == 2  # bins are (low, high]
 
 
 def test_the_page_has_the_calibration_error_averaged_over_seeds(study):
