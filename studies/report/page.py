@@ -16,7 +16,6 @@ from typing import Any
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from dassl import __version__
 from dassl.data.decoding import ORIGINAL
@@ -95,8 +94,8 @@ class Page:
             "texts": texts,
         }
         values = {"page": self, "data": self.data, "t": self.text, "plots": plots, "page_data": page_data}
-        values |= {name: Markup((FOLDER / f"page.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
-        html = jinja.get_template("page.html").render(values, plotly=Markup(get_plotlyjs()), version=__version__)
+        values |= {name: (FOLDER / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
+        html = jinja.get_template("page.html").render(values, plotly=get_plotlyjs(), version=__version__)
         # Names of files that are not UTF-8 have lone surrogates, which become \udc80.
         return html.encode("utf-8", "backslashreplace").decode("utf-8")
 
