@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill, indent
@@ -23,6 +22,7 @@ from dassl.config import clean_cfg, merge_file, merge_flag, merge_options
 from dassl.config.merge import flatten
 from dassl.engine.record import find_staleness, read_record
 from dassl.utils import check_availability, command_line
+from dassl.utils.cost import CostMeter
 
 if TYPE_CHECKING:  # it loads PyTorch, which a run without a record does not need yet
     from trainers.inputs import CurrentInputs
@@ -176,13 +176,13 @@ def main(argv: list[str] | None = None) -> None:
 
     The decorator makes it return an exit code: 0 for success, 2 for a :class:`UserError`, 130 for Ctrl-C.
     """
-    start_time = time.time()
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
     command = [word for word in argv if word != "--skip-finished"]  # the flag does not change the run
     if args.skip_finished and not find_rerun_reason(args.output_dir, command):
         print(f"finished already: {args.output_dir}")
         return
+    cost = CostMeter()
 
     from dassl.distributed import process_group  # loads PyTorch, which a skipped run does not need
 
@@ -193,7 +193,7 @@ def main(argv: list[str] | None = None) -> None:
             trainer = engine.build_trainer(cfg)
             if args.no_train:
                 return
-            with engine.record_run(trainer, args, command, CODE_PATHS, start_time):
+            with engine.record_run(trainer, args, command, CODE_PATHS, cost):
                 if args.eval_only:
                     engine.check_evaluation(trainer, args)
                     trainer.load_model(args.model_dir, epoch=args.load_epoch)

@@ -24,8 +24,9 @@ ORIGINAL_DECODING = dict(zip(DECODING_KEYS, astuple(ORIGINAL), strict=True))
 # Entries of a record whose change may change the results.
 CAUSE_KEYS: tuple[str, ...] = ("code", "versions", "machine", "config", "weights", "splits", "classnames")
 CAUSE_KEYS += ("started_from", "forced", "bad_images", "descriptions")
-# Entries of a record that are not compared: seconds vary, and the entries "config" and "splits" imply the others.
-IGNORED_KEYS = ("command", "seconds", "trainer", "dataset", "split", "seed", "few_shot_split")
+# Entries of a record that are not compared: the cost varies, and the entries "config" and "splits" imply the others.
+IGNORED_KEYS: tuple[str, ...] = ("command", "trainer", "dataset", "split", "seed", "few_shot_split")
+IGNORED_KEYS += ("seconds", "cpu_seconds", "peak_memory", "earlier_runs", "resumed_epoch")
 # Keys in an entry that do not matter where the sha256 in the same entry is the same: the content is.
 NAME_KEYS = ("file", "backbone", "commit", "modified")
 

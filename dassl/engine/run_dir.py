@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +35,7 @@ from dassl.utils import (
     write_json,
 )
 from dassl.utils.checkpoint import find_checkpoints
+from dassl.utils.cost import CostMeter
 from dassl.utils.env import collect_env_info, get_machine_info, get_package_versions, tune_malloc
 from dassl.utils.errors import UserError, interrupted_error
 from dassl.utils.logger import LOG_FILE, rotate_file, tee_stdout
@@ -225,7 +225,7 @@ def find_model_files(trainer, model_dir: str, epoch: int | None) -> list[Path]:
 
 @contextmanager
 def record_run(
-    trainer, args: argparse.Namespace, command: list[str], code_paths: Sequence[str], start_time: float
+    trainer, args: argparse.Namespace, command: list[str], code_paths: Sequence[str], cost: CostMeter
 ) -> Iterator[None]:
     """Write the record, ``result.json``, after the body of a ``with``: the results, and all that repeating them needs.
 
@@ -236,7 +236,7 @@ def record_run(
         args: the parsed arguments of the program; ``eval_only``, ``model_dir`` and ``load_epoch`` are read
         command: the program's arguments as words
         code_paths: the program's file, then the names of the folders beside it that hold the run's code
-        start_time: the ``time.time()`` at which the program started
+        cost: made when the program started
     """
     program = Path(code_paths[0])
     version = code_version(program.resolve().parent, (*code_paths[1:], program.name))
@@ -255,7 +255,7 @@ def record_run(
     finally:
         trainer.close_writer()  # of a run that failed; others have closed it
     inputs["eval_only"] = args.eval_only
-    write_record(trainer, round(time.time() - start_time, 2), command, version, inputs)
+    write_record(trainer, cost.read(), command, version, inputs)
 
 
 def get_inputs(trainer, model_dir: str = "", epoch: int | None = None) -> dict:
@@ -288,11 +288,12 @@ def get_provenance(trainer) -> dict:
     return provenance
 
 
-def write_record(trainer, seconds: float, command: list[str], code: dict, inputs: dict) -> None:
-    """Write ``predictions.csv`` and ``result.json`` of a run that took ``seconds``, on the main process.
+def write_record(trainer, cost: dict, command: list[str], code: dict, inputs: dict) -> None:
+    """Write ``predictions.csv`` and ``result.json`` of a run, on the main process.
 
-    ``command`` is the program's arguments, ``code`` the result of :func:`code_version`, ``inputs`` that of
-    :func:`get_inputs`.
+    ``cost`` is the result of :meth:`CostMeter.read`, ``command`` the program's arguments, ``code`` the result of
+    :func:`code_version`, ``inputs`` that of :func:`get_inputs`. ``resumed_epoch``: this process trained only the epochs
+    after it, and ``cost`` is that of these.
     """
     cfg = trainer.cfg
     splits = {name: {**entry, **_content_checksum(trainer, name)} for name, entry in inputs["splits"].items()}
@@ -319,7 +320,8 @@ def write_record(trainer, seconds: float, command: list[str], code: dict, inputs
         **get_provenance(trainer),
         **inputs,
         "splits": splits,
-        "seconds": seconds,
+        **cost,
+        **({"resumed_epoch": epoch} if (epoch := getattr(trainer, "start_epoch", 0)) else {}),
         "code": code,
         "versions": {"dassl": __version__, **get_package_versions()},
         "machine": {"device": str(trainer.device), **get_machine_info(), "sums": _describe_sums(trainer)},

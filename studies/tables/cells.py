@@ -278,6 +278,6 @@ def ci95_half_width(values: Sequence[float]) -> float:
     """Return half the width of the 95% confidence interval of the mean (Student's t); NaN for fewer than two values."""
     if len(values) < 2:
         return math.nan
-    from scipy.stats import t
+    from scipy.special import stdtrit  # quantiles of Student's t; scipy.stats takes a second to import
 
-    return float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    return float(stdtrit(len(values) - 1, 0.975)) * statistics.stdev(values) / math.sqrt(len(values))

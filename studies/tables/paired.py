@@ -10,18 +10,17 @@ S - 1 degrees of freedom, those of the rarer factor.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from dassl.engine.record import PREDICTIONS_FILE
 from dassl.utils import UserError
 
 from .cells import MIN_TEST_IMAGES, Cell
-from .runs import COMPARED, Run, find_differences
+from .predictions import read_predictions
+from .runs import COMPARED, Run
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Comparison:
 
 def compare_differences(differences: np.ndarray) -> Comparison:
     """Return the comparison for differences d (seeds, images), at least 2 by 2, as the module's docstring defines."""
-    from scipy.stats import t
+    from scipy.special import stdtrit  # quantiles of Student's t; scipy.stats takes a second to import
 
     seeds, images = differences.shape
     mean = differences.mean()
@@ -64,26 +63,28 @@ def compare_differences(differences: np.ndarray) -> Comparison:
     ms_residual = ((differences - by_seed - by_image + mean) ** 2).sum() / ((seeds - 1) * (images - 1))
     # An estimate below the residual's part is sampling error: the components of seeds and images are not negative.
     variance = max(ms_seed + ms_image - ms_residual, ms_residual) / (seeds * images)
-    half_width = float(t.ppf(0.975, seeds - 1)) * math.sqrt(variance)
+    half_width = float(stdtrit(seeds - 1, 0.975)) * math.sqrt(variance)
     return Comparison(100 * float(mean), 100 * half_width, seeds, images)
 
 
 def compare_cells(first: Mapping[int, Cell], second: Mapping[int, Cell]) -> Comparison | str:
     """Return the comparison of two methods from their cells by shots, or the reason why it cannot be told.
 
-    It is over the shots that both have with a draw for each seed, and the seeds that all these cells have.
+    It is over the shots that both have with a draw for each seed, and the seeds that all these cells have. What
+    trains nothing has the same predictions for every seed and number of shots: it is compared at each of the other's.
     """
-    pairs = [(first[shots], second[shots]) for shots in first if shots in second]
-    pairs = [pair for pair in pairs if all(cell.accuracies for cell in pair)]
+    pairs = [pair for pair in _pair_cells(first, second) if all(cell.accuracies for cell in pair)]
     if not pairs:
         return "no number of shots has both"
     pairs = [pair for pair in pairs if not any(run.is_one_draw for cell in pair for run in cell.runs)]
     if not pairs:
         return "all seeds share one draw of shots"
     cells = [cell for pair in pairs for cell in pair]
-    if differing := [key for key in find_differences([run for cell in cells for run in cell.runs]) if key in COMPARED]:
+    facts = [run.facts for cell in cells for run in cell.runs]
+    if differing := [key for key in sorted(COMPARED) if len({each[key] for each in facts if key in each}) > 1]:
         return f"their {' and '.join(differing)} differ"
-    seeds = sorted(set.intersection(*({run.seed for run in cell.runs} for cell in cells)))
+    groups = [{run.seed for run in cell.runs} for cell in cells if _is_trained(cell)]
+    seeds = sorted(set.intersection(*groups)) if groups else []
     if len(seeds) < 2:
         return "it takes two seeds or more that all these runs share"
     try:
@@ -93,6 +94,16 @@ def compare_cells(first: Mapping[int, Cell], second: Mapping[int, Cell]) -> Comp
     if differences.shape[1] < MIN_TEST_IMAGES:
         return f"{differences.shape[1]} test images are too few; it takes {MIN_TEST_IMAGES}"
     return compare_differences(differences)
+
+
+def _pair_cells(first: Mapping[int, Cell], second: Mapping[int, Cell]) -> list[tuple[Cell, Cell]]:
+    """Return the cells of both methods at the same shots; of one that trains nothing, its cell with each."""
+    untrained = [[cell for cell in cells.values() if cell.runs and not _is_trained(cell)] for cells in (first, second)]
+    if untrained[0] and not untrained[1]:
+        return [(untrained[0][0], cell) for cell in second.values()]
+    if untrained[1] and not untrained[0]:
+        return [(cell, untrained[1][0]) for cell in first.values()]
+    return [(first[shots], second[shots]) for shots in first if shots in second]
 
 
 def compare_shared_seeds(first: Cell, second: Cell) -> float | None:
@@ -112,31 +123,21 @@ def _read_differences(pairs: Sequence[tuple[Cell, Cell]], seeds: Sequence[int]) 
     for seed in seeds:
         differences = []
         for pair in pairs:
-            first, second = (next(run for run in cell.runs if run.seed == seed) for cell in pair)
-            (images, correct), (other_images, other_correct) = _read_correct(first), _read_correct(second)
-            expected = expected or images
-            if not images == other_images == expected:
+            first, second = (_choose_run(cell, seed) for cell in pair)
+            one, other = read_predictions(first), read_predictions(second)
+            expected = expected or one.images
+            if not one.images == other.images == expected:
                 raise UserError(f"the predictions in {first.folder} and {second.folder} are for other images")
-            differences.append(correct - other_correct)
+            differences.append(one.correct.astype(float) - other.correct)
         rows.append(np.mean(differences, axis=0))
     return np.stack(rows)
 
 
-def _read_correct(run: Run) -> tuple[list[tuple[str, str]], np.ndarray]:
-    """Return the images (path, label) of a run's predictions, and 1.0 or 0.0 for each: whether it is correct.
+def _is_trained(cell: Cell) -> bool:
+    """Return whether the cell is of a method whose result depends on the seed and the shots."""
+    return any(run.is_trained for run in cell.runs)
 
-    Raises:
-        UserError: there are no predictions, or they are not those of the record.
-    """
-    path = run.folder / PREDICTIONS_FILE
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = [(row["path"], row["label"], row["label"] == row["top1"]) for row in csv.DictReader(file)]
-    except FileNotFoundError as error:
-        raise UserError(f"{run.folder} has no {PREDICTIONS_FILE}") from error
-    except (OSError, KeyError, ValueError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    correct = np.array([is_correct for *_, is_correct in rows], dtype=float)
-    if (len(rows), correct.sum()) != (run.record.get("total"), run.record.get("correct")):
-        raise UserError(f"{path} does not have the results of the record beside it")
-    return [(image, label) for image, label, _ in rows], correct
+
+def _choose_run(cell: Cell, seed: int) -> Run:
+    """Return the run of ``seed``; of a method that trains nothing, the first if there is none of that seed."""
+    return next((run for run in cell.runs if run.seed == seed), cell.runs[0])

@@ -19,6 +19,7 @@ from dassl.data.datasets import DatasetBase, Datum
 from dassl.data.datasets.fingerprint import split_fingerprint, split_fingerprints
 from dassl.engine.record import code_version, find_staleness
 from dassl.evaluation import Classification
+from dassl.utils.cost import peak_memory
 from tests.common import REPOSITORY
 
 SHORT = ("DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 2)
@@ -124,6 +125,24 @@ def test_the_record_describes_the_run_and_the_code_that_began_it(run, monkeypatc
     assert {"torch", "scipy", "openvino", "transformers"} <= set(record["versions"])
     assert (record["code"], code) == ({"sha256": "before"}, {"sha256": "after"})
     assert all((REPOSITORY / path).exists() for path in train.CODE_PATHS)
+
+
+def test_the_record_has_the_cost_of_the_run(run):
+    first, second = run(*SHORT, out="first").record, run(*SHORT, out="second").record
+    for record in (first, second):
+        assert 0 < record["cpu_seconds"] < 2 * (os.cpu_count() or 1) * record["seconds"] + 1
+        assert 50 * 2**20 < record["peak_memory"] < 2**40  # bytes: PyTorch alone takes more than the first
+        assert "resumed_epoch" not in record
+    assert second["earlier_runs"] == first.get("earlier_runs", 0) + 1  # in this process
+    resumed = run("DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 2, out="second").record
+    assert resumed["resumed_epoch"] == 2
+
+
+def test_peak_memory_grows_with_what_the_process_takes():
+    before = peak_memory()
+    block = torch.ones(before // 4 + 2**26)  # float32: as many bytes as the peak, and more
+    assert peak_memory() > before
+    del block
 
 
 def read_predictions(folder) -> list[dict]:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from studies.tables.paired import Comparison, compare_differences
+from studies.tables.paired import Comparison, compare_cells, compare_differences
+from studies.tables.study import read_studies
 from tests.studies.records import SHA, write_predictions, write_run
 from tools.results_table import main
 
@@ -104,3 +105,27 @@ def test_predictions_for_other_images_are_not_compared(compare, tmp_path):
     path.write_text(path.read_text(encoding="utf-8").replace("digits/7.png", "digits/other.png"), encoding="utf-8")
     assert main([str(tmp_path / "study")]) == 0
     assert "are for other images" in (tmp_path / "study/results.md").read_text(encoding="utf-8")
+
+
+def test_a_method_that_trains_nothing_stands_for_each_seed_and_number_of_shots(tmp_path):
+    """Its one run is compared as if each seed and number of shots had a copy of it."""
+    rng = np.random.default_rng(0)
+    zero = rng.random(IMAGES) < 0.5
+    trained = {(shots, seed): rng.random(IMAGES) < 0.8 for shots in (1, 4) for seed in (1, 2, 3)}
+    runs = {(0, 1): zero, **trained}
+    for (shots, seed), correct in runs.items():
+        trainer = "CoOp" if shots else "ZeroshotCLIP"
+        count = int(correct.sum())
+        folder, record = tmp_path / f"{shots}/{seed}", {"correct": count, "total": IMAGES}
+        write_run(folder, 100 * count / IMAGES, trainer=trainer, seed=seed, shots=shots, **record)
+        write_predictions(folder, correct)
+    table = read_studies(tmp_path)[0].table
+    coop, clip = table["CoOp (Standard)"], table["Zero-shot CLIP"]
+    for columns in ((1,), (4,), (1, 4)):
+        expected = compare_differences(
+            np.array([np.mean([trained[c, seed].astype(float) - zero for c in columns], axis=0) for seed in (1, 2, 3)])
+        )
+        cells = {column: coop[column] for column in columns}
+        assert compare_cells(cells, clip) == expected
+        assert compare_cells(clip, cells).difference == pytest.approx(-expected.difference)
+    assert compare_cells(clip, clip) == "it takes two seeds or more that all these runs share"
