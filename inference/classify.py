@@ -16,6 +16,7 @@ from vlm.text.templates import DEFAULT_TEMPLATES, TEMPLATES, check_template
 from . import video
 from .contact_sheet import MAX_IMAGES, THUMBNAIL_PIXELS, write_contact_sheet
 from .images import (
+    add_image_arguments,
     check_texts_are_not_images,
     find_images,
     iterate_successes,
@@ -34,6 +35,7 @@ DEFAULT_BACKBONE = "ViT-B/32"  # the fewest operations an image among OpenAI's C
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``classify`` to ``parser``, those for videos included."""
+    add_image_arguments(parser)
     add = parser.add_argument
     add("--classes", nargs="+", default=[], metavar="NAME", help='class names: cup "red envelope" cat')
     templates = parser.add_mutually_exclusive_group()
@@ -74,7 +76,7 @@ def run(args: argparse.Namespace, name: str) -> None:
     writer = PredictionWriter(paths, classifier.classnames, args)
     sheet, num_classified = [], 0
     try:
-        results = _classify_images(classifier, paths, decoding, args.batch_size, bool(args.show))
+        results = classify_images(classifier, paths, decoding, args.batch_size, bool(args.show))
         for path, (logits, thumbnail) in iterate_successes(results, len(paths)):
             predictions = writer.write(path, logits, classifier.logit_scale)
             num_classified += 1
@@ -92,11 +94,7 @@ def _check_args(args: argparse.Namespace) -> None:
     check_at_least(args.top_k, 1, "--top-k")
     check_at_least(args.batch_size, 1, "--batch-size")
     parse_decoding(args)
-    check_texts_are_not_images(args.classes, "--classes", args.images)
-    _check_commas(args.classes)
-    for number, name in enumerate(args.classes, start=1):
-        if not name.replace("_", " ").strip():
-            raise UserError(f'--classes: name {number}, "{name}", is empty')
+    check_classes_option(args.classes, args.images)
     if args.template is not None:
         check_template(args.template, "--template")
     decoding_options = [option for option in ("orientation", "white_level") if getattr(args, option) is not None]
@@ -110,10 +108,23 @@ def _check_args(args: argparse.Namespace) -> None:
         raise UserError("--load-epoch is for --model-dir, the folder of a run")
     if args.model_dir is None and not args.classes:
         raise UserError('no classes: name them, --classes cup "red envelope" cat, or name a run, --model-dir RUN')
-    if len(args.classes) == 1:
-        name = args.classes[0]
-        raise UserError(f'one class alone has probability 1: add another, such as --classes "{name}" "not {name}"')
-    if duplicates := sorted({name for name in args.classes if args.classes.count(name) > 1}):
+
+
+def check_classes_option(classnames: Sequence[str], images: Sequence[str]) -> None:
+    """Raise :class:`UserError` for values of ``--classes`` that cannot be used; ``images`` are the positionals."""
+    check_texts_are_not_images(classnames, "--classes", images)
+    _check_commas(classnames)
+    for number, name in enumerate(classnames, start=1):
+        if not name.replace("_", " ").strip():
+            raise UserError(f'--classes: name {number}, "{name}", is empty')
+    check_classnames(classnames)
+
+
+def check_classnames(classnames: Sequence[str]) -> None:
+    """Raise :class:`UserError` for one class alone, or a class that is named twice."""
+    if len(classnames) == 1:
+        raise UserError(f'one class alone has probability 1: add another, such as "not {classnames[0]}"')
+    if duplicates := sorted({name for name in classnames if classnames.count(name) > 1}):
         raise UserError(f'the class "{duplicates[0]}" is named twice')
 
 
@@ -146,7 +157,7 @@ def _build_classifier(args: argparse.Namespace) -> Classifier:
     return classifier.build_zero_shot(args.classes, templates, args.backbone or DEFAULT_BACKBONE, args.weights)
 
 
-def _classify_images(
+def classify_images(
     classifier: Classifier, paths: list[str], decoding: Decoding, batch_size: int, with_thumbnails: bool
 ) -> Iterator[tuple]:
     """Yield (path, result) for each image, in order.

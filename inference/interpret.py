@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from tabulate import tabulate
@@ -16,8 +17,26 @@ from .prompt_checkpoint import CONTEXT_KEY, PROMPT_MODEL, read_prompt
 from .trained_run import CONFIG_FILE, find_run_folder, load_classnames, load_run_cfg
 
 
+@dataclass(frozen=True)
+class ContextWords:
+    """The words nearest to the tokens of a learned context."""
+
+    heading: str  # checkpoint, number of tokens, and the CLIP that has the words
+    tables: list[tuple[str, list[tuple[int, str]]]]  # class name ("": shared by all classes), rows (token, words)
+
+
 def interpret_context(source: Path, epoch: int | None, backbone: str, weights: str, k: int) -> None:
-    """Print a table of the ``k`` nearest words of each context token; for class-specific contexts, one for each class.
+    """Print :func:`find_context_words` as a table; for class-specific contexts, one for each class."""
+    words = find_context_words(source, epoch, backbone, weights, k)
+    print(words.heading)
+    for name, rows in words.tables:
+        if name:
+            print(f"\n{name}")
+        print(tabulate(rows, ["token", "nearest words (distance)"], disable_numparse=True, colalign=["right", "left"]))
+
+
+def find_context_words(source: Path, epoch: int | None, backbone: str, weights: str, k: int) -> ContextWords:
+    """Return the ``k`` nearest words of each context token, with distances; by class for class-specific contexts.
 
     Args:
         source: folder of a run or of its prompt learner, or path of a checkpoint.
@@ -41,11 +60,12 @@ def interpret_context(source: Path, epoch: int | None, backbone: str, weights: s
             f"{checkpoint} has vectors of {context.shape[-1]} numbers, the words of {name} have {width}: "
             "it was learned with another CLIP; name that with --backbone and --weights"
         )
-    print(f"{checkpoint}: {context.shape[-2]} context tokens; the words are those of {name}")
+    heading = f"{checkpoint}: {context.shape[-2]} context tokens; the words are those of {name}"
     classnames, is_class_specific = load_classnames(run_folder) if run_folder else [], context.dim() == 3
+    tables = []
     for label, vectors in enumerate(context.float() if is_class_specific else [context.float()]):
-        if is_class_specific:
-            print(f"\n{classnames[label] if len(classnames) == len(context) else f'class {label}'}")
+        classname = classnames[label] if len(classnames) == len(context) else f"class {label}"
         words = find_nearest_words(vectors, encoder, k)
-        rows = [[n, ", ".join(f"{word} ({distance:.4f})" for word, distance in row)] for n, row in enumerate(words, 1)]
-        print(tabulate(rows, ["token", "nearest words (distance)"], disable_numparse=True, colalign=["right", "left"]))
+        rows = [(n, ", ".join(f"{word} ({distance:.4f})" for word, distance in row)) for n, row in enumerate(words, 1)]
+        tables.append((classname if is_class_specific else "", rows))
+    return ContextWords(heading, tables)
