@@ -60,14 +60,14 @@ def run(args: argparse.Namespace, name: str) -> None:
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}
         import_optional("gradio", "gradio", f"predict.py {name}")
         from .demo_models import find_examples, load_models  # loads PyTorch
-        from .demo_page import DemoPage  # loads Gradio
+        from .demo_page import CSS, DemoPage  # loads Gradio
 
         texts = yaml.safe_load(Path(__file__).with_name("demo_texts.yaml").read_text(encoding="utf-8"))[args.lang]
         models, template = load_models(args.runs, args.backbone, args.weights, args.classes, texts)
         classnames = args.classes or next((list(model.classnames) for model in models if model.classnames), [])
         examples = _copy_examples(find_examples(models), Path(folder))
         page = DemoPage(models, texts, Path(folder), classnames, template, examples)
-        _serve(page.build(DELETE_CACHE), args.host, args.port)
+        _serve(page.build(DELETE_CACHE), args.host, args.port, CSS)
 
 
 def _check_address(host: str, port: int | None) -> None:
@@ -93,15 +93,20 @@ def _copy_examples(examples: list[tuple[Path, str]], folder: Path) -> list[tuple
     return [(str(copy), name) for copy, (_, name) in zip(copies, examples, strict=True)]
 
 
-def _serve(page, host: str, port: int | None) -> None:
-    """Serve the Gradio page until Ctrl-C, which is raised; SIGTERM ends it in the same way."""
+def _serve(page, host: str, port: int | None, css: str) -> None:
+    """Serve the Gradio page with ``css`` until Ctrl-C, which is raised; SIGTERM ends it in the same way."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Gradio asks its own server whether it runs, which must not go through a proxy.
     os.environ["no_proxy"] = ",".join(filter(None, [os.environ.get("no_proxy"), host, LOCALHOST, "localhost"]))
-    options = {"share": False, "quiet": True, "prevent_thread_lock": True, "ssr_mode": False, "run_history": False}
+    options = {"share": False, "quiet": True, "prevent_thread_lock": True, "ssr_mode": False, "css": css}
     try:
         _, url, _ = page.launch(
-            server_name=host, server_port=port, max_file_size=MAX_FILE_SIZE, footer_links=["settings"], **options
+            server_name=host,
+            server_port=port,
+            max_file_size=MAX_FILE_SIZE,
+            footer_links=[],
+            run_history=False,  # the browser would keep it
+            **options,
         )
         print(f"The demo is at {url} (Ctrl-C ends it)", flush=True)
         if host not in (LOCALHOST, "localhost"):

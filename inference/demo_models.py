@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from .trained_run import find_run_folder, load_run_cfg, read_record_if_any
 
 MAX_CLASSIFIERS = 8  # kept for the latest classes and templates; that of a fine-tuned CLIP holds a copy of it
 BATCH_SIZE = 32  # images, as in predict.py classify
-NUM_EXAMPLES = 8  # images: one row on a wide page
+NUM_EXAMPLES = 6  # images: two rows
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def load_models(
         raise UserError(f"different CLIPs ({names}): zero-shot CLIP stands beside all runs, so name runs of one CLIP")
     name, weights = (runs[0].backbone, runs[0].weights) if runs else (backbone or DEFAULT_BACKBONE, weights)
     facts = texts["zero_shot_facts"].format(backbone=weights or name)
-    models = [ComparedModel(texts["zero_shot"], facts, None, name, weights), *runs]
+    models = [ComparedModel(texts["zero_shot"], facts, None, name, weights), *_number_equal_titles(runs)]
     folder = find_run_folder(runs[0].source) if runs and runs[0].source else None
     templates = list_templates(load_run_cfg(folder).DATASET.TEMPLATE) if folder else []
     for model in models:
@@ -98,6 +98,16 @@ def load_models(
             with torch.random.fork_rng(devices=[]):
                 load_cached_clip(name, weights, "fp32", "cuda" if torch.cuda.is_available() else "cpu")
     return models, templates or [DEFAULT_TEMPLATES[find_language(name)]]
+
+
+def _number_equal_titles(models: Sequence[ComparedModel]) -> list[ComparedModel]:
+    """Return ``models``; the titles of several that are equal, such as of two lengths of context, end in numbers."""
+    titles = [model.title for model in models]
+    numbers = [titles[: index + 1].count(title) for index, title in enumerate(titles)]
+    return [
+        replace(model, title=f"{model.title} ({number})") if titles.count(model.title) > 1 else model
+        for model, number in zip(models, numbers, strict=True)
+    ]
 
 
 def _describe_run(source: Path, backbone: str, weights: str, texts: dict[str, str]) -> ComparedModel:

@@ -25,6 +25,14 @@ NUM_WORDS = 5  # nearest words of a token: the default of tools/interpret_prompt
 ONE_AT_A_TIME = {"concurrency_limit": 1, "concurrency_id": "models", "api_visibility": "private"}
 
 
+# Small images fill their frames; paths of runs are broken into lines; the examples take the height of their rows.
+CSS = """
+#image img { width: 100%; height: 100%; object-fit: contain }
+.prose code { white-space: normal; overflow-wrap: anywhere }
+#examples, #examples .grid-wrap { min-height: 0; height: auto; max-height: none }
+"""
+
+
 class DemoPage:
     """The page over ``models``; ``texts`` are those of its language, results are written below ``folder``.
 
@@ -49,11 +57,12 @@ class DemoPage:
         with gr.Blocks(title=texts["title"], analytics_enabled=False, delete_cache=delete_cache) as page:
             gr.Markdown(f"# {texts['title']}\n{texts['intro']}")
             with gr.Row():
-                lines = {"lines": 4, "max_lines": 10}
                 value, info = "\n".join(self.classnames), texts["classes_info"]
-                classes = gr.Textbox(value, label=texts["classes"], info=info, placeholder="cup\nred envelope", **lines)
+                classes = gr.Textbox(
+                    value, label=texts["classes"], info=info, placeholder="cup\nred envelope", lines=3, min_width=320
+                )
                 value, info = "\n".join(self.templates), texts["template_info"]
-                template = gr.Textbox(value, label=texts["template"], info=info, **lines)
+                template = gr.Textbox(value, label=texts["template"], info=info, lines=1, min_width=320)
             with gr.Tab(texts["image_tab"]):
                 self._add_image_tab(classes, template)
             with gr.Tab(texts["words_tab"]) as tab:
@@ -68,14 +77,15 @@ class DemoPage:
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
                 image = gr.Image(
-                    type="filepath", image_mode=None, label=texts["image"], placeholder=texts["drop_image"], height=280
+                    label=texts["image"], type="filepath", placeholder=texts["drop_image"], height=280, elem_id="image"
                 )
                 # The file goes to read_image as it is; Gradio would open it with Pillow.
                 image.preprocess = lambda payload: payload and payload.path  # type: ignore[method-assign]
                 button = gr.Button(texts["classify"], variant="primary")
                 if self.examples:
-                    options = {"columns": 4, "height": "auto", "object_fit": "contain", "allow_preview": False}
-                    gallery = gr.Gallery(self.examples, label=texts["examples"], interactive=False, **options)
+                    gr.Markdown(texts["examples"])
+                    options = {"columns": 3, "object_fit": "contain", "allow_preview": False, "elem_id": "examples"}
+                    gallery = gr.Gallery(self.examples, show_label=False, interactive=False, buttons=[], **options)
                     gallery.select(self._choose_example, None, image, api_visibility="private")
             with gr.Column(scale=2, min_width=320):
                 labels, facts = [], []
@@ -87,7 +97,8 @@ class DemoPage:
                 headers = [texts["class"], *(model.title for model in self.models)]
                 table = gr.Dataframe(headers=headers, label=texts["table"], interactive=False, wrap=True, buttons=[])
         inputs, outputs = [image, classes, template], [*labels, *facts, table]
-        gr.on([button.click, image.change], self._show_errors(self.compare), inputs, outputs, **ONE_AT_A_TIME)
+        compare, options = self._show_errors(self.compare), {"show_progress_on": [*labels, table], **ONE_AT_A_TIME}
+        gr.on([button.click, image.change], compare, inputs, outputs, **options)
 
     def _add_words_tab(self, tab: gr.Tab) -> None:
         """Add the words nearest to the context of a run to ``tab``; they are computed when it opens."""
@@ -112,9 +123,10 @@ class DemoPage:
                 button = gr.Button(texts["classify"], variant="primary")
                 table = gr.File(label=texts["csv"], interactive=False)
         note = gr.Markdown()
-        sheet = gr.Image(label=texts["sheet"], format="png", interactive=False, buttons=["download", "fullscreen"])
+        options = {"show_label": False, "interactive": False, "buttons": ["download", "fullscreen"]}
+        sheet = gr.Image(label=texts["sheet"], format="png", elem_id="sheet", **options)
         predict, inputs = self._show_errors(self.predict_files), [files, chosen, classes, template]
-        button.click(predict, inputs, [sheet, table, note], **ONE_AT_A_TIME)
+        button.click(predict, inputs, [sheet, table, note], show_progress_on=[sheet, table], **ONE_AT_A_TIME)
 
     def _choose_example(self, event: gr.SelectData) -> str:
         """Return the path of the example that was chosen."""
@@ -164,7 +176,7 @@ class DemoPage:
                 ((_, result),) = model.classify([path], names, templates)
             except UserError as error:
                 scores.append(None)
-                facts.append(f"{model.facts}\n\n**{self.texts['refused'].format(error=error)}**")
+                facts.append(f"{model.facts}\n\n{self.texts['refused'].format(error=error)}")
                 continue
             if isinstance(result, UserError):
                 raise UserError(_hide_folder(result, path))
@@ -184,7 +196,8 @@ class DemoPage:
         headers = [self.texts["class"], self.texts["token"], self.texts["words"]]
         if not words.tables[0][0]:  # the classes share the context
             headers, rows = headers[1:], [row[1:] for row in rows]
-        return words.heading, gr.Dataframe({"headers": headers, "data": rows}, visible=True)
+        note = self.texts["words_note"].format(file=words.checkpoint, tokens=words.tokens, clip=words.clip)
+        return note, gr.Dataframe({"headers": headers, "data": rows}, visible=True)
 
     def predict_files(self, files: list[str] | None, index: int, classes: str, template: str) -> tuple:
         """Return the sheet, the CSV file, and a note on unreadable files, for the images by ``models[index]``."""

@@ -21,14 +21,16 @@ from .trained_run import CONFIG_FILE, find_run_folder, load_classnames, load_run
 class ContextWords:
     """The words nearest to the tokens of a learned context."""
 
-    heading: str  # checkpoint, number of tokens, and the CLIP that has the words
+    checkpoint: Path
+    tokens: int  # in a context
+    clip: str  # that has the words: a backbone, or a file of weights
     tables: list[tuple[str, list[tuple[int, str]]]]  # class name ("": shared by all classes), rows (token, words)
 
 
 def interpret_context(source: Path, epoch: int | None, backbone: str, weights: str, k: int) -> None:
     """Print :func:`find_context_words` as a table; for class-specific contexts, one for each class."""
     words = find_context_words(source, epoch, backbone, weights, k)
-    print(words.heading)
+    print(f"{words.checkpoint}: {words.tokens} context tokens; the words are those of {words.clip}")
     for name, rows in words.tables:
         if name:
             print(f"\n{name}")
@@ -60,7 +62,6 @@ def find_context_words(source: Path, epoch: int | None, backbone: str, weights: 
             f"{checkpoint} has vectors of {context.shape[-1]} numbers, the words of {name} have {width}: "
             "it was learned with another CLIP; name that with --backbone and --weights"
         )
-    heading = f"{checkpoint}: {context.shape[-2]} context tokens; the words are those of {name}"
     classnames, is_class_specific = load_classnames(run_folder) if run_folder else [], context.dim() == 3
     tables = []
     for label, vectors in enumerate(context.float() if is_class_specific else [context.float()]):
@@ -68,4 +69,4 @@ def find_context_words(source: Path, epoch: int | None, backbone: str, weights: 
         words = find_nearest_words(vectors, encoder, k)
         rows = [(n, ", ".join(f"{word} ({distance:.4f})" for word, distance in row)) for n, row in enumerate(words, 1)]
         tables.append((classname if is_class_specific else "", rows))
-    return ContextWords(heading, tables)
+    return ContextWords(checkpoint, context.shape[-2], name, tables)
