@@ -113,10 +113,10 @@ def _number_equal_titles(models: Sequence[ComparedModel]) -> list[ComparedModel]
 def _describe_run(source: Path, backbone: str, weights: str, texts: dict[str, str]) -> ComparedModel:
     """Return the model at ``source``, not loaded; ``backbone`` and ``weights`` are of a learned prompt alone."""
     folder = find_run_folder(source)
-    if folder is None:
+    if folder is None and (backbone or weights):
         facts = texts["prompt_facts"].format(backbone=weights or backbone)
         return ComparedModel(texts["prompt"].format(name=source.name), facts, source, backbone, weights)
-    cfg, record = load_run_cfg(folder), read_record_if_any(folder)
+    cfg, record = load_run_cfg(folder or source), read_record_if_any(folder or source)
     node, weights = cfg.MODEL.BACKBONE, weights or cfg.MODEL.BACKBONE.WEIGHTS
     title, method = texts["run"], record.get("method") or cfg.TRAINER.NAME
     parts = [texts["run_facts"].format(backbone=weights or node.NAME, count=record.get("trainable_parameters", 0))]

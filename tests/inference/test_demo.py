@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 import train
+from dassl.utils import UserError, read_image
 from datasets.digits import DIGIT_NAMES
 from tests.browser import needs_chromium, open_page, save_screenshot
 from tests.common import IS_WINDOWS, REPOSITORY
@@ -26,7 +27,7 @@ from tools import interpret_prompt
 
 pytest.importorskip("gradio", reason="needs gradio: pip install gradio")
 pytestmark = needs_chromium
-TIMEOUT = 120_000  # milliseconds: Gradio starts slowly where several tests share two cores
+TIMEOUT = 40_000  # milliseconds: Gradio starts slowly where several tests share two cores
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +136,7 @@ def test_the_page_shows_the_probabilities_that_predict_prints(page, call, runs, 
     bars = page.locator("[data-testid=label-output-value]").all_inner_texts()
     assert [bar.strip() for bar in bars] == [names[max(range(10), key=lambda row: float(column[row].rstrip("%")))]
                                              for column in (zero_shot, coop, probe)]  # fmt: skip
-    for fact in ("CoOp, 1 shots, seed 1", "384 trained parameters", "896 images right (test)", str(runs[0])):
+    for fact in ("CoOp, 1-shot, seed 1", "384 trained parameters", "896 images right (test)", str(runs[0])):
         assert page.get_by_text(fact).locator("visible=true").count()
     save_screenshot(page, "demo_image")
 
@@ -158,6 +159,7 @@ def test_other_classes_and_templates_and_the_runs_that_cannot_take_them(page, ca
 
 def test_examples_are_test_images_with_their_classes(page, digits_root):
     examples = page.locator("#examples button.thumbnail-item")
+    examples.first.wait_for()
     assert examples.count() == 6
     captions = [caption.strip() for caption in examples.all_inner_texts()]
     assert set(captions) <= set(DIGIT_NAMES)
@@ -192,7 +194,7 @@ def test_several_images_give_a_sheet_and_a_csv_file(page, call, runs, digits_roo
     classify(page)
     page.wait_for_selector("text=no images: choose some first")
     page.locator("input[type=file]").last.set_input_files([*images, broken])
-    page.wait_for_selector("text=cut.png")
+    page.wait_for_function("document.body.textContent.includes('bcut')")  # Gradio leaves < and > out
     page.locator("[role=tabpanel]:visible").get_by_role("combobox").click()
     page.get_by_role("option", name="CoOp").click()
     classify(page)
@@ -224,13 +226,13 @@ def write_bad_image(path: Path, kind: str, good: Path) -> Path:
 
 
 def test_bad_images_and_classes_give_a_message_on_the_page(page, three, tmp_path):
-    messages = {"text": "cannot identify", "empty": "", "cut": "", "huge": ""}
-    for kind, message in messages.items():
+    for kind in ("text", "empty", "cut", "huge"):
         path = write_bad_image(tmp_path / f"{kind}.png", kind, three)
         page.locator("input[type=file]").first.set_input_files(path)
-        toast = page.locator("[data-testid=toast-body]", has_text=f"cannot read {kind}.png")
-        toast.wait_for()
-        assert message in toast.inner_text()
+        with pytest.raises(UserError) as error:
+            read_image(path)
+        message = str(error.value).replace(str(path), path.name)
+        page.locator("[data-testid=toast-body]", has_text=message).wait_for()
         if kind == "cut":
             save_screenshot(page, "demo_error")
         page.locator("[data-testid=toast-close]").first.click()
@@ -277,7 +279,7 @@ def test_without_runs_in_chinese_until_ctrl_c(tmp_path, call, three):
     with start_demo(tmp_path, "--backbone", "tiny", "--lang", "zh") as (process, url):
         with open_page(url) as page:
             page.set_default_timeout(TIMEOUT)
-            page.get_by_role("textbox", name="类别").fill("three\neight")
+            page.locator("textarea").first.fill("three\neight")
             page.locator("input[type=file]").first.set_input_files(three)
             ((cell,), _) = wait_for_results(page, ["three", "eight"])
             expected = probabilities(call, three, "--backbone", "tiny", "--classes", "three", "eight")
@@ -313,8 +315,9 @@ def test_without_gradio_the_message_has_the_install_line(refused, monkeypatch):
     refused("demo", fragments=["predict.py demo needs the package gradio: pip install gradio"])
 
 
-def test_gradio_is_imported_by_the_demo_alone(three):
-    script = f"import sys, predict; predict.main([{str(three)!r}, '--backbone', 'tiny', '--classes', 'one', 'three']); "
-    script += "print('gradio' in sys.modules)"
+def test_help_is_printed_without_importing_gradio_and_torch():
+    script = "import sys, atexit; atexit.register(lambda: print({'gradio', 'torch'} & set(sys.modules))); "
+    script += "import predict; predict.main(['demo', '--help'])"
     result = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True)
-    assert result.stdout.endswith("False\n"), result.stderr
+    assert "--host" in result.stdout
+    assert result.stdout.endswith("set()\n"), result.stderr
