@@ -56,8 +56,10 @@ def run(args: argparse.Namespace, name: str) -> None:
     check_classes_option(args.classes, args.runs)
     _check_address(args.host, args.port)
     with tempfile.TemporaryDirectory(prefix="predict_demo_") as folder:
-        # Gradio reads these when it is imported. Uploads and results lie below the folder.
-        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}
+        uploads = Path(folder, "uploads")  # and results: Gradio deletes them after a time, unlike the examples
+        uploads.mkdir()
+        # Gradio reads these when it is imported.
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(uploads)}
         import_optional("gradio", "gradio", f"predict.py {name}")
         from .demo_models import find_examples, load_models  # loads PyTorch
         from .demo_page import CSS, DemoPage  # loads Gradio
@@ -66,7 +68,7 @@ def run(args: argparse.Namespace, name: str) -> None:
         models, template = load_models(args.runs, args.backbone, args.weights, args.classes, texts)
         classnames = args.classes or next((list(model.classnames) for model in models if model.classnames), [])
         examples = _copy_examples(find_examples(models), Path(folder))
-        page = DemoPage(models, texts, Path(folder), classnames, template, examples)
+        page = DemoPage(models, texts, uploads, classnames, template, examples)
         _serve(page.build(DELETE_CACHE), args.host, args.port, CSS)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
 from pathlib import Path
@@ -214,11 +215,12 @@ class DemoPage:
                 sheet.append((path, result[1], result[0][:TOP_K]))
         if not sheet:
             raise UserError("\n".join(errors))
-        write_contact_sheet(str(self.folder / "sheet.png"), sheet)
-        _write_csv(self.folder / "predictions.csv", sheet)
+        folder = Path(tempfile.mkdtemp(dir=self.folder))  # a new one, as browsers cache files by their addresses
+        write_contact_sheet(str(folder / "sheet.png"), sheet)
+        _write_csv(folder / "predictions.csv", sheet)
         note = self.texts["unreadable"].format(count=len(errors), total=len(files)) if errors else ""
         note += "".join(f"\n* {html.escape(error)}" for error in errors)
-        return str(self.folder / "sheet.png"), str(self.folder / "predictions.csv"), note
+        return str(folder / "sheet.png"), str(folder / "predictions.csv"), note
 
 
 def _write_csv(path: Path, sheet: Sequence[tuple]) -> None:

@@ -27,7 +27,7 @@ from tools import interpret_prompt
 
 pytest.importorskip("gradio", reason="needs gradio: pip install gradio")
 pytestmark = needs_chromium
-TIMEOUT = 40_000  # milliseconds: Gradio starts slowly where several tests share two cores
+TIMEOUT = 120_000  # milliseconds: Gradio starts slowly where several tests share two cores
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +194,7 @@ def test_several_images_give_a_sheet_and_a_csv_file(page, call, runs, digits_roo
     classify(page)
     page.wait_for_selector("text=no images: choose some first")
     page.locator("input[type=file]").last.set_input_files([*images, broken])
-    page.wait_for_function("document.body.textContent.includes('bcut')")  # Gradio leaves < and > out
+    page.wait_for_function("document.querySelectorAll('td.filename').length === 3")
     page.locator("[role=tabpanel]:visible").get_by_role("combobox").click()
     page.get_by_role("option", name="CoOp").click()
     classify(page)
@@ -202,6 +202,7 @@ def test_several_images_give_a_sheet_and_a_csv_file(page, call, runs, digits_roo
     page.wait_for_function("document.querySelector('#sheet img').naturalWidth > 300")
     assert "1 of 3 could not be read" in page.inner_text("body")
     assert "cut.png as an image" in page.inner_text("body")
+    sheet = page.locator("#sheet img").get_attribute("src")
     with page.expect_download() as download:
         page.locator("a[download='predictions.csv']").click()
     text = Path(download.value.path()).read_text(encoding="utf-8-sig")
@@ -212,6 +213,8 @@ def test_several_images_give_a_sheet_and_a_csv_file(page, call, runs, digits_roo
         assert row["top1_class"] == next(iter(expected))
         assert float(row["top5_probability"]) == pytest.approx(expected[row["top5_class"]], abs=1e-5)
     save_screenshot(page, "demo_folder")
+    classify(page, "three, four")
+    page.wait_for_function("sheet => document.querySelector('#sheet img').src !== sheet", arg=sheet)
 
 
 def write_bad_image(path: Path, kind: str, good: Path) -> Path:
