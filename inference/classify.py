@@ -94,7 +94,11 @@ def _check_args(args: argparse.Namespace) -> None:
     check_at_least(args.top_k, 1, "--top-k")
     check_at_least(args.batch_size, 1, "--batch-size")
     parse_decoding(args)
-    check_classes_option(args.classes, args.images)
+    check_texts_are_not_images(args.classes, "--classes", args.images)
+    _check_commas(args.classes)
+    for number, name in enumerate(args.classes, start=1):
+        if not name.replace("_", " ").strip():
+            raise UserError(f'--classes: name {number}, "{name}", is empty')
     if args.template is not None:
         check_template(args.template, "--template")
     decoding_options = [option for option in ("orientation", "white_level") if getattr(args, option) is not None]
@@ -108,23 +112,10 @@ def _check_args(args: argparse.Namespace) -> None:
         raise UserError("--load-epoch is for --model-dir, the folder of a run")
     if args.model_dir is None and not args.classes:
         raise UserError('no classes: name them, --classes cup "red envelope" cat, or name a run, --model-dir RUN')
-
-
-def check_classes_option(classnames: Sequence[str], images: Sequence[str]) -> None:
-    """Raise :class:`UserError` for values of ``--classes`` that cannot be used; ``images`` are the positionals."""
-    check_texts_are_not_images(classnames, "--classes", images)
-    _check_commas(classnames)
-    for number, name in enumerate(classnames, start=1):
-        if not name.replace("_", " ").strip():
-            raise UserError(f'--classes: name {number}, "{name}", is empty')
-    check_classnames(classnames)
-
-
-def check_classnames(classnames: Sequence[str]) -> None:
-    """Raise :class:`UserError` for one class alone, or a class that is named twice."""
-    if len(classnames) == 1:
-        raise UserError(f'one class alone has probability 1: add another, such as "not {classnames[0]}"')
-    if duplicates := sorted({name for name in classnames if classnames.count(name) > 1}):
+    if len(args.classes) == 1:
+        name = args.classes[0]
+        raise UserError(f'one class alone has probability 1: add another, such as --classes "{name}" "not {name}"')
+    if duplicates := sorted({name for name in args.classes if args.classes.count(name) > 1}):
         raise UserError(f'the class "{duplicates[0]}" is named twice')
 
 

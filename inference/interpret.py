@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from tabulate import tabulate
@@ -17,28 +16,18 @@ from .prompt_checkpoint import CONTEXT_KEY, PROMPT_MODEL, read_prompt
 from .trained_run import CONFIG_FILE, find_run_folder, load_classnames, load_run_cfg
 
 
-@dataclass(frozen=True)
-class ContextWords:
-    """The words nearest to the tokens of a learned context."""
-
-    checkpoint: Path
-    tokens: int  # in a context
-    clip: str  # that has the words: a backbone, or a file of weights
-    tables: list[tuple[str, list[tuple[int, str]]]]  # class name ("": shared by all classes), rows (token, words)
-
-
 def interpret_context(source: Path, epoch: int | None, backbone: str, weights: str, k: int) -> None:
-    """Print :func:`find_context_words` as a table; for class-specific contexts, one for each class."""
-    words = find_context_words(source, epoch, backbone, weights, k)
-    print(f"{words.checkpoint}: {words.tokens} context tokens; the words are those of {words.clip}")
-    for name, rows in words.tables:
+    """Print :func:`find_context_words` as a table; for class-specific contexts, as one for each class."""
+    heading, tables = find_context_words(source, epoch, backbone, weights, k)
+    print(heading)
+    for name, rows in tables:
         if name:
             print(f"\n{name}")
         print(tabulate(rows, ["token", "nearest words (distance)"], disable_numparse=True, colalign=["right", "left"]))
 
 
-def find_context_words(source: Path, epoch: int | None, backbone: str, weights: str, k: int) -> ContextWords:
-    """Return the ``k`` nearest words of each context token, with distances; by class for class-specific contexts.
+def find_context_words(source: Path, epoch: int | None, backbone: str, weights: str, k: int) -> tuple[str, list[tuple]]:
+    """Return a heading, and (class name, or "" for a shared context; rows (token, its ``k`` nearest words)).
 
     Args:
         source: folder of a run or of its prompt learner, or path of a checkpoint.
@@ -69,4 +58,4 @@ def find_context_words(source: Path, epoch: int | None, backbone: str, weights: 
         words = find_nearest_words(vectors, encoder, k)
         rows = [(n, ", ".join(f"{word} ({distance:.4f})" for word, distance in row)) for n, row in enumerate(words, 1)]
         tables.append((classname if is_class_specific else "", rows))
-    return ContextWords(checkpoint, context.shape[-2], name, tables)
+    return f"{checkpoint}: {context.shape[-2]} context tokens; the words are those of {name}", tables

@@ -33,21 +33,6 @@ def write_result(record: dict, text: str, as_json: bool) -> None:
     print(line if as_json else text, flush=True)
 
 
-def rank_classes(
-    classnames: Sequence[str], logits: torch.Tensor, logit_scale: float | None, top_k: int | None = None
-) -> list[dict]:
-    """Return the ``top_k`` (None: all) most probable classes, in order, from ``logits`` (classes,) on the CPU.
-
-    For each: class, probability, logit; and cosine, the logit divided by ``logit_scale``, unless that is None.
-    """
-    scores = zip(classnames, logits.softmax(-1).tolist(), logits.tolist(), strict=True)
-    predictions: list[dict] = []
-    for name, probability, logit in sorted(scores, key=lambda score: -score[1])[:top_k]:
-        cosine = {} if logit_scale is None else {"cosine": logit / logit_scale}
-        predictions.append({"class": name, "probability": probability, "logit": logit, **cosine})
-    return predictions
-
-
 class PredictionWriter:
     """Writes the most probable classes: a table for a single image (or video), a row each for several."""
 
@@ -67,8 +52,15 @@ class PredictionWriter:
             )
 
     def write(self, path: str, logits: torch.Tensor, logit_scale: float | None) -> list[dict]:
-        """Print and return the predictions for one image: :func:`rank_classes` with ``args.top_k``."""
-        predictions = rank_classes(self.classnames, logits, logit_scale, self.args.top_k)
+        """Print and return the ``args.top_k`` most probable classes, in order, from ``logits`` (classes,) on the CPU.
+
+        For each: class, probability, logit; and cosine, the logit divided by ``logit_scale``, unless that is None.
+        """
+        scores = zip(self.classnames, logits.softmax(-1).tolist(), logits.tolist(), strict=True)
+        predictions: list[dict] = []
+        for name, probability, logit in sorted(scores, key=lambda score: -score[1])[: self.args.top_k]:
+            cosine = {} if logit_scale is None else {"cosine": logit / logit_scale}
+            predictions.append({"class": name, "probability": probability, "logit": logit, **cosine})
         write_result({self.kind: path, "predictions": predictions}, self._format(path, predictions), self.args.json)
         return predictions
 

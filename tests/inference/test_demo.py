@@ -136,7 +136,7 @@ def test_the_page_shows_the_probabilities_that_predict_prints(page, call, runs, 
     bars = page.locator("[data-testid=label-output-value]").all_inner_texts()
     assert [bar.strip() for bar in bars] == [names[max(range(10), key=lambda row: float(column[row].rstrip("%")))]
                                              for column in (zero_shot, coop, probe)]  # fmt: skip
-    for fact in ("CoOp, 1-shot, seed 1", "384 trained parameters", "896 images right (test)", str(runs[0])):
+    for fact in ("1. CoOp, 1-shot, seed 1", "384 trained parameters", str(runs[0])):
         assert page.get_by_text(fact).locator("visible=true").count()
     save_screenshot(page, "demo_image")
 
@@ -192,7 +192,7 @@ def test_several_images_give_a_sheet_and_a_csv_file(page, call, runs, digits_roo
     broken.write_bytes(images[0].read_bytes()[:60])
     page.get_by_role("tab", name="Folder").click()
     classify(page)
-    page.wait_for_selector("text=no images: choose some first")
+    page.wait_for_selector("text=0 files: choose 1 to 60")
     page.locator("input[type=file]").last.set_input_files([*images, broken])
     page.wait_for_function("document.querySelectorAll('td.filename').length === 3")
     page.locator("[role=tabpanel]:visible").get_by_role("combobox").click()
@@ -211,7 +211,7 @@ def test_several_images_give_a_sheet_and_a_csv_file(page, call, runs, digits_roo
     for row, path in zip(rows, images, strict=True):
         expected = probabilities(call, path, "--model-dir", runs[0])
         assert row["top1_class"] == next(iter(expected))
-        assert float(row["top5_probability"]) == pytest.approx(expected[row["top5_class"]], abs=1e-5)
+        assert {name: float(row[name]) for name in DIGIT_NAMES} == pytest.approx(expected, abs=1e-5)
     save_screenshot(page, "demo_folder")
     classify(page, "three, four")
     page.wait_for_function("sheet => document.querySelector('#sheet img').src !== sheet", arg=sheet)
@@ -242,14 +242,9 @@ def test_bad_images_and_classes_give_a_message_on_the_page(page, three, tmp_path
         page.get_by_label("Remove Image").click()
     page.locator("input[type=file]").first.set_input_files(three)
     wait_for_results(page, list(DIGIT_NAMES))
-    wrong = {
-        " ": "no classes: type at least two",
-        "cup, cup": 'the class "cup" is named twice',
-        "cup": "one class alone",
-    }
-    for classes, message in wrong.items():
+    for classes in (" ", "cup, cup", "cup"):
         classify(page, classes)
-        page.locator("[data-testid=toast-body]", has_text=message).wait_for()
+        page.locator("[data-testid=toast-body]", has_text="at least two classes, and none of them twice").wait_for()
         page.locator("[data-testid=toast-close]").first.click()
     classify(page, "cup, cat", "no name")
     page.locator("[data-testid=toast-body]", has_text='"no name" has no {} for the class name').wait_for()
@@ -292,7 +287,7 @@ def test_without_runs_in_chinese_until_ctrl_c(tmp_path, call, three):
             page.wait_for_selector("text=没有学到的上下文")
         result = call("demo", "--backbone", "tiny", "--port", url.rstrip("/").rpartition(":")[2])
         assert result.code == 2
-        assert "is the port taken? Name another with --port" in result.error
+        assert "cannot listen on 127.0.0.1:" in result.error
         assert list(tmp_path.glob("predict_demo_*/*"))
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130
@@ -302,9 +297,8 @@ def test_without_runs_in_chinese_until_ctrl_c(tmp_path, call, three):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--port", 70_000], "--port 70000 is not between 1 and 65,535"),
+        (["--port", 70_000], "cannot listen on 127.0.0.1:70000"),
         (["--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid"),
-        (["--backbone", "tiny", "--classes", "cup"], "one class alone"),
         (["{run}", "--backbone", "RN50"], "different CLIPs (RN50, tiny)"),
         (["{run}/absent"], "no run in"),
     ],
