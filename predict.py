@@ -13,8 +13,8 @@ An IMAGE is a file, a folder, a glob pattern, or - for paths on standard input. 
 Pillow opens count, whatever their names (HEIC needs pip install pillow-heif), but those that are hidden or the system's
 (Thumbs.db), or in such a folder; a note counts the others. Images are turned upright by their EXIF tag, and
 values of 16 bits are scaled to 8; with --model-dir, both are as in the run. Other commands stand before the images:
-segment, caption, match, ask; ``python predict.py COMMAND --help`` shows their options. Exit codes: 0 success, 2 a user
-error that the message explains, 130 Ctrl-C.
+segment, caption, match, ask; and ``demo``, a page in the browser, before runs. ``python predict.py COMMAND --help``
+shows their options. Exit codes: 0 success, 2 a user error that the message explains, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from importlib import import_module
 from dassl import __version__
 from dassl.utils import command_line
 from inference import COMMANDS, DEFAULT_COMMAND
-from inference.images import add_decoding_arguments
 
 
 @command_line()
@@ -39,10 +38,7 @@ def main(argv: list[str] | None = None) -> int | None:
     parser = argparse.ArgumentParser(
         prog=f"predict.py {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="file, folder, glob pattern; -: paths on stdin")
-    parser.add_argument("--json", action="store_true", help="print one JSON object for each image, for programs")
     parser.add_argument("--version", action="version", version=f"coop-dassl {__version__}")
-    add_decoding_arguments(parser)
     command.add_arguments(parser)
     return command.run(parser.parse_intermixed_args(arguments), name)
 

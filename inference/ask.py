@@ -10,7 +10,7 @@ import argparse
 from dassl.utils import check_at_least
 
 from .blip import generate_text
-from .images import check_texts_are_not_images, find_images, read_images
+from .images import add_image_arguments, check_texts_are_not_images, find_images, read_images
 from .output import write_result
 from .transformers_models import add_model_argument, check_texts, format_table, load_model
 
@@ -22,6 +22,7 @@ BLIP2_PROMPT = "Question: {} Answer:"  # the BLIP-2 paper's prompt for OPT, sect
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``ask`` to ``parser``."""
+    add_image_arguments(parser)
     add = parser.add_argument
     add("--question", nargs="+", required=True, metavar="TEXT", help='"what is on the table?" "is it day?"')
     add("--max-tokens", type=int, default=20, metavar="N", help="maximum length of an answer, in tokens (20)")

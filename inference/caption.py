@@ -10,7 +10,7 @@ import argparse
 from dassl.utils import check_at_least
 
 from .blip import generate_text
-from .images import find_images, read_images
+from .images import add_image_arguments, find_images, read_images
 from .output import write_result
 from .transformers_models import add_model_argument, check_texts, load_model
 
@@ -21,6 +21,7 @@ MODEL_CLASSES = {"blip": "BlipForConditionalGeneration", "blip-2": "Blip2ForCond
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``caption`` to ``parser``."""
+    add_image_arguments(parser)
     add = parser.add_argument
     add("--prompt", metavar="TEXT", help="beginning of the caption")
     add("--max-tokens", type=int, default=30, metavar="N", help="maximum length of a caption, in tokens (30)")

@@ -16,6 +16,7 @@ from vlm.text.templates import DEFAULT_TEMPLATES, TEMPLATES, check_template
 from . import video
 from .contact_sheet import MAX_IMAGES, THUMBNAIL_PIXELS, write_contact_sheet
 from .images import (
+    add_image_arguments,
     check_texts_are_not_images,
     find_images,
     iterate_successes,
@@ -34,6 +35,7 @@ DEFAULT_BACKBONE = "ViT-B/32"  # the fewest operations an image among OpenAI's C
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``classify`` to ``parser``, those for videos included."""
+    add_image_arguments(parser)
     add = parser.add_argument
     add("--classes", nargs="+", default=[], metavar="NAME", help='class names: cup "red envelope" cat')
     templates = parser.add_mutually_exclusive_group()
@@ -75,7 +77,7 @@ def run(args: argparse.Namespace, name: str) -> None:
     writer = PredictionWriter(paths, classifier.classnames, args)
     sheet, num_classified = [], 0
     try:
-        results = _classify_images(classifier, paths, decoding, args.batch_size, bool(args.show))
+        results = classify_images(classifier, paths, decoding, args.batch_size, bool(args.show))
         for path, (logits, thumbnail) in iterate_successes(results, len(paths)):
             predictions = writer.write(path, logits, classifier.logit_scale)
             num_classified += 1
@@ -148,7 +150,7 @@ def _build_classifier(args: argparse.Namespace) -> Classifier:
     return classifier.build_zero_shot(args.classes, templates, args.backbone or DEFAULT_BACKBONE, args.weights)
 
 
-def _classify_images(
+def classify_images(
     classifier: Classifier, paths: list[str], decoding: Decoding, batch_size: int, with_thumbnails: bool
 ) -> Iterator[tuple]:
     """Yield (path, result) for each image, in order.

@@ -27,8 +27,10 @@ NUM_THREADS = min(8, os.cpu_count() or 1)  # reading threads; eight keep a model
 PREFETCH_FILES = 32  # images read ahead: one batch of the default size
 
 
-def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options on the decoding of images to ``parser``."""
+def add_image_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the images, ``--json`` and the options on the decoding of images to ``parser``."""
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="file, folder, glob pattern; -: paths on stdin")
+    parser.add_argument("--json", action="store_true", help="print one JSON object for each image, for programs")
     text = "exif: images are turned upright by their EXIF tag (the default); stored: they are not"
     parser.add_argument("--orientation", choices=ORIENTATIONS, help=text)
     text = "value that is white in images of more than 8 bits a channel (0: the highest of the file's type)"
@@ -36,7 +38,7 @@ def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_decoding(args: argparse.Namespace) -> Decoding:
-    """Return the decoding that the options of :func:`add_decoding_arguments` name; UserError for a negative level."""
+    """Return the decoding that the options of :func:`add_image_arguments` name; UserError for a negative level."""
     white_level = args.white_level or 0
     check_at_least(white_level, 0, "--white-level")
     return Decoding(white_level, args.orientation or "exif")

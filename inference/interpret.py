@@ -17,7 +17,17 @@ from .trained_run import CONFIG_FILE, find_run_folder, load_classnames, load_run
 
 
 def interpret_context(source: Path, epoch: int | None, backbone: str, weights: str, k: int) -> None:
-    """Print a table of the ``k`` nearest words of each context token; for class-specific contexts, one for each class.
+    """Print :func:`find_context_words` as a table; for class-specific contexts, as one for each class."""
+    heading, tables = find_context_words(source, epoch, backbone, weights, k)
+    print(heading)
+    for name, rows in tables:
+        if name:
+            print(f"\n{name}")
+        print(tabulate(rows, ["token", "nearest words (distance)"], disable_numparse=True, colalign=["right", "left"]))
+
+
+def find_context_words(source: Path, epoch: int | None, backbone: str, weights: str, k: int) -> tuple[str, list[tuple]]:
+    """Return a heading, and (class name, or "" for a shared context; rows (token, its ``k`` nearest words)).
 
     Args:
         source: folder of a run or of its prompt learner, or path of a checkpoint.
@@ -41,11 +51,11 @@ def interpret_context(source: Path, epoch: int | None, backbone: str, weights: s
             f"{checkpoint} has vectors of {context.shape[-1]} numbers, the words of {name} have {width}: "
             "it was learned with another CLIP; name that with --backbone and --weights"
         )
-    print(f"{checkpoint}: {context.shape[-2]} context tokens; the words are those of {name}")
     classnames, is_class_specific = load_classnames(run_folder) if run_folder else [], context.dim() == 3
+    tables = []
     for label, vectors in enumerate(context.float() if is_class_specific else [context.float()]):
-        if is_class_specific:
-            print(f"\n{classnames[label] if len(classnames) == len(context) else f'class {label}'}")
+        classname = classnames[label] if len(classnames) == len(context) else f"class {label}"
         words = find_nearest_words(vectors, encoder, k)
-        rows = [[n, ", ".join(f"{word} ({distance:.4f})" for word, distance in row)] for n, row in enumerate(words, 1)]
-        print(tabulate(rows, ["token", "nearest words (distance)"], disable_numparse=True, colalign=["right", "left"]))
+        rows = [(n, ", ".join(f"{word} ({distance:.4f})" for word, distance in row)) for n, row in enumerate(words, 1)]
+        tables.append((classname if is_class_specific else "", rows))
+    return f"{checkpoint}: {context.shape[-2]} context tokens; the words are those of {name}", tables

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .blip import prepare_inputs
-from .images import check_texts_are_not_images, find_images, read_images
+from .images import add_image_arguments, check_texts_are_not_images, find_images, read_images
 from .output import write_result
 from .transformers_models import add_model_argument, batch_texts, check_texts, format_table, load_model
 
@@ -29,6 +29,7 @@ MATCHING_HEADS = {"blip": ("use_itm_head", "itm_score"), "blip-2": ("use_image_t
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``match`` to ``parser``."""
+    add_image_arguments(parser)
     parser.add_argument("--text", nargs="+", required=True, metavar="TEXT", help='"two cats" "a dog on a sofa"')
     add_model_argument(parser, DEFAULT_MODEL)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from dassl.utils import UserError, atomic_write, check_replaceable
 from dassl.utils.fonts import find_fonts
 
-from .images import check_texts_are_not_images, find_images, read_images
+from .images import add_image_arguments, check_texts_are_not_images, find_images, read_images
 from .output import write_result
 from .transformers_models import add_model_argument, batch_texts, check_texts, format_table, load_model
 
@@ -32,6 +32,7 @@ COLOURS = ("#e63946", "#2e86de", "#2eae60", "#f4a221", "#8e44ad", "#16bcbc", "#e
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``segment`` to ``parser``."""
+    add_image_arguments(parser)
     add = parser.add_argument
     add("--text", nargs="+", required=True, metavar="TEXT", help='things to segment: "a cat" "a remote"')
     add("--out", default="output/segment", metavar="FOLDER", help="folder for the files (output/segment)")

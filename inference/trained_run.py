@@ -57,7 +57,7 @@ def load_run_cfg(folder: Path) -> CfgNode:
         merge_file(cfg, folder / CONFIG_FILE)
     elif (folder / RECORD_FILE).is_file():
         try:
-            pairs = flatten(_read_record_if_any(folder).get("config", {}))
+            pairs = flatten(read_record_if_any(folder).get("config", {}))
             merge_options(cfg, [text for pair in pairs for text in map(str, pair)])
         except UserError as error:
             raise UserError(f"the settings in {folder / RECORD_FILE}: {error}") from error
@@ -70,14 +70,14 @@ def load_run_cfg(folder: Path) -> CfgNode:
     return cfg
 
 
-def _read_record_if_any(folder: Path) -> dict:
+def read_record_if_any(folder: Path) -> dict:
     """Return the record of the run in ``folder`` (:func:`read_training_record`), or {} if there is none."""
     return read_training_record(folder) if (folder / RECORD_FILE).is_file() else {}
 
 
 def load_classnames(folder: Path) -> list[str]:
     """Return a run's class names from its record, ``folder``/result.json, in label order; [] without file or names."""
-    return [str(name) for name in _read_record_if_any(folder).get("classnames", ())]
+    return [str(name) for name in read_record_if_any(folder).get("classnames", ())]
 
 
 def load_trainer(
@@ -134,7 +134,7 @@ def load_trainer(
 
 def _check_is_no_evaluation(folder: Path | None) -> None:
     """Raise :class:`UserError`, which names the model's folder, if ``folder`` only evaluated another run's model."""
-    record = _read_record_if_any(folder) if folder else {}
+    record = read_record_if_any(folder) if folder else {}
     words = [str(word) for word in record.get("command", ())]
     model_dirs = [path for flag, path in pairwise(words) if flag == "--model-dir"]
     if is_evaluation(record) and model_dirs:
@@ -195,7 +195,7 @@ def _subclass_without_data(name: str, classnames: list[str]) -> type:
 
 def _check_provenance(trainer, folder: Path, names: Sequence[str]) -> None:
     """Raise :class:`UserError` if one of ``names`` (weights, descriptions) differs from the record in ``folder``."""
-    record = _read_record_if_any(folder)
+    record = read_record_if_any(folder)
     for name in names:
         recorded, loaded = (entries.get(name) or {} for entries in (record, trainer.provenance))
         if recorded.get("sha256") and recorded["sha256"] != loaded.get("sha256"):
