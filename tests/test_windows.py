@@ -230,19 +230,21 @@ def test_a_study_runs_under_the_simulation(tmp_path, digits_root):
         encoding="utf-8",
     )
     data = ("--root", digits_root, "--dataset-config-file", "configs/datasets/digits.yaml")
-    coop = ("train.py", *data, "--config-file", "configs/trainers/CoOp/tiny.yaml", "--trainer", "CoOp", "--seed", 1)
+    coop = (*data, "--config-file", "configs/trainers/CoOp/tiny.yaml", "--trainer", "CoOp", "--seed", 1)
     commands = {
-        "sweep": ("tools/sweep.py", sweep, "--root", digits_root, "--jobs", 2, "OPTIM.MAX_EPOCH", 1),
-        "table": ("tools/results_table.py", study),
-        "resume": (*coop, "--output-dir", study / "CoOp/1", "DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1),
-        "predict": ("predict.py", image, "--model-dir", study / "CoOp/1", "--show", home / "sheet.png"),
+        "tools.sweep": (sweep, "--root", digits_root, "--jobs", 2, "OPTIM.MAX_EPOCH", 1),
+        "tools.results_table": (study,),
+        "train": (*coop, "--output-dir", study / "CoOp/1", "DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1),
+        "predict": (image, "--model-dir", study / "CoOp/1", "--show", home / "sheet.png"),
     }
-    results = {}
-    for name, command in commands.items():
-        arguments = [sys.executable, *map(str, command)]
-        results[name] = subprocess.run(arguments, cwd=REPOSITORY, env=environment, capture_output=True)
-        assert results[name].returncode == 0, results[name].stderr.decode("gbk", "replace")
-    output = {name: result.stdout.decode("utf-8" if os.name == "nt" else "gbk") for name, result in results.items()}
+    # In one process, since that takes long to start under the simulation.
+    program = "import sys; from importlib import import_module\nfor name, *arguments in "
+    program += f"{[[name, *map(str, arguments)] for name, arguments in commands.items()]!a}:\n"
+    program += "    print('======', name)\n    if code := import_module(name).main(arguments): sys.exit(code)"
+    result = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, env=environment, capture_output=True)
+    assert result.returncode == 0, result.stderr.decode("gbk", "replace")
+    parts = result.stdout.decode("utf-8" if os.name == "nt" else "gbk").split("====== ")
+    output = dict(zip(("sweep", "table", "resume", "predict"), parts[1:], strict=True))
     assert "| CoOp" in output["table"]
     assert "输出" in output["table"]
     assert "Resuming" in output["resume"] or "resume" in output["resume"].lower()

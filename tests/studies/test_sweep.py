@@ -3,7 +3,7 @@
 import json
 import os
 import shlex
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from unittest.mock import Mock
@@ -219,9 +219,10 @@ def test_finished_runs_are_skipped_and_failed_runs_are_listed(write_sweep, digit
 
 
 def test_a_model_is_evaluated_after_it_was_trained_and_not_if_its_run_failed(
-    write_sweep, digits_root, tmp_path, capsys
+    write_sweep, digits_root, tmp_path, capsys, monkeypatch
 ):
-    """This holds for any order in the file and any number of processes."""
+    """This holds for any order in the file, also in a pool: here of a thread, which starts at once."""
+    monkeypatch.setattr(local, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
     out, settings = tmp_path / "out", f"--trainer CoOp {SETTINGS}"
     short = f"{settings} DATASET.NUM_SHOTS 1 OPTIM.MAX_EPOCH 1"
     test = {"folder": "test/{name}", "arguments": f"--eval-only --model-dir {{output}}/{{name}} {settings}"}
