@@ -45,9 +45,8 @@ def get_cfg_default() -> CN:
     cfg.TRAIN = CN()
     cfg.TRAIN.CHECKPOINT_FREQ = 0  # epochs between checkpoints; 0: one after the last epoch only
     cfg.TRAIN.KEEP_CHECKPOINTS = 0  # number of the newest checkpoints that stay, beside the best one; 0: all
-    # Minutes after the last checkpoint when the end of an epoch saves one, which the next replaces; 0: never. A kill
-    # costs at most this long and an epoch.
-    cfg.TRAIN.CHECKPOINT_MINUTES = 5.0
+    # Minutes after the last checkpoint when an epoch's end saves one, which the next replaces: a kill costs no more.
+    cfg.TRAIN.CHECKPOINT_MINUTES = 5.0  # 0: never
     cfg.TRAIN.PRINT_FREQ = 10  # batches between log lines
     cfg.TRAIN.LOGGERS = ("tensorboard",)  # where metrics go: tensorboard, csv, wandb (dassl/engine/loggers.py)
     cfg.TRAIN.CUDA_GRAPH = False
