@@ -90,8 +90,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def setup_cfg(args: argparse.Namespace):
     """Return the frozen config: defaults, then data set file, method file, flags, KEY VALUE pairs; the later one wins.
 
-    A negative SEED is replaced, and DATASET.TEMPLATE, if nothing sets it, by that of :func:`choose_template`.
-    Raises :class:`UserError` for an unknown name or key, or a wrong value.
+    A negative SEED is replaced, and DATASET.TEMPLATE, if nothing sets it, by that of ``choose_template``.
+    Raises ``UserError`` for an unknown name or key, or a wrong value.
     """
     import datasets  # registers the data sets in its files
     import trainers  # noqa: F401  registers the methods in its files
@@ -174,7 +174,7 @@ def find_rerun_reason(folder: str | Path, command: Sequence[str], inputs: Curren
 def main(argv: list[str] | None = None) -> None:
     """Train or evaluate as ``argv`` (None: the command line) says.
 
-    The decorator makes it return an exit code: 0 for success, 2 for a :class:`UserError`, 130 for Ctrl-C.
+    The decorator makes it return an exit code: 0 for success, 2 for a ``UserError``, 130 for Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)

@@ -60,7 +60,7 @@ def measure_in_turns(computations: dict[str, tuple[Callable, Callable]], turns: 
 
 
 def reset_malloc() -> None:
-    """Undo :func:`dassl.utils.tune_malloc`: set the thresholds to the values that glibc chooses with large tensors."""
+    """Undo ``dassl.utils.tune_malloc``: set the thresholds to the values that glibc chooses with large tensors."""
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         for option, value in ((M_MMAP_THRESHOLD, 32 << 20), (M_TRIM_THRESHOLD, 64 << 20), (M_TOP_PAD, 0)):

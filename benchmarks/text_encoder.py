@@ -48,7 +48,7 @@ def build_encoders(clip: CLIP, names: list[str], n_ctx: int) -> tuple[PromptLear
 def build_steps(classes: int, n_ctx: int, device: str = "cpu") -> tuple[Callable, Callable, int]:
     """Return our encoder's step, the plain encoder's step, and the number of tokens that ours computes.
 
-    A step is a function without arguments: it runs forward and backward over the prompts of :func:`load_names` with
+    A step is a function without arguments: it runs forward and backward over the prompts of ``load_names`` with
     ``n_ctx`` context tokens, and returns the features and the context's gradient. On a GPU, it is in fp16.
     """
     torch.manual_seed(0)
@@ -67,7 +67,7 @@ def build_steps(classes: int, n_ctx: int, device: str = "cpu") -> tuple[Callable
 
 
 def run_step(classes: int, n_ctx: int, plain: bool) -> None:
-    """Run one step of :func:`build_steps`, the plain encoder's if ``plain``, else ours, to measure its peak memory."""
+    """Run one step of ``build_steps``, the plain encoder's if ``plain``, else ours, to measure its peak memory."""
     tune_malloc()
     build_steps(classes, n_ctx)[1 if plain else 0]()
 

@@ -103,7 +103,7 @@ def build_step(method: str, classes: int, plain: bool, device: str = "cpu") -> C
 
 
 def run_step(*arguments) -> None:
-    """Run a step of :func:`build_step`, to measure its peak memory."""
+    """Run a step of ``build_step``, to measure its peak memory."""
     build_step(*arguments)()
 
 

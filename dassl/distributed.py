@@ -66,7 +66,7 @@ def get_device(use_cuda: bool) -> torch.device:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Connect the processes that torchrun started, for the body of a ``with``; :class:`UserError` if that fails.
+    """Connect the processes that torchrun started, for the body of a ``with``; ``UserError`` if that fails.
 
     Does nothing in one process, or if connected already. Processes other than the main one print only errors.
     """
@@ -179,7 +179,7 @@ def local_loss_weight(*sizes: int) -> float:
     """Return the factor for this process's mean loss: its images * world_size / images of the whole batch.
 
     The processes' mean of the weighted losses is the mean loss of the whole batch. ``sizes``: this process's number of
-    images in a batch, or in a labelled and an unlabelled one; :class:`UserError` if their factors differ.
+    images in a batch, or in a labelled and an unlabelled one; ``UserError`` if their factors differ.
     """
     totals = torch.tensor(sizes, dtype=torch.float64)
     dist.all_reduce(totals)
@@ -220,7 +220,7 @@ def prepare_model(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> 
 
 
 def _refuse_local_gradients(optimizer: torch.optim.Optimizer, *_) -> None:
-    """Raise :class:`UserError`, before each step, if a gradient is not averaged (see :func:`average_gradients`)."""
+    """Raise ``UserError``, before each step, if a gradient is not averaged (see ``average_gradients``)."""
     for parameter in (p for group in optimizer.param_groups for p in group["params"]):
         if parameter.grad is not None and not getattr(parameter, IS_AVERAGED, False):
             raise UserError(
@@ -230,7 +230,7 @@ def _refuse_local_gradients(optimizer: torch.optim.Optimizer, *_) -> None:
 
 
 def reduce_dict(metrics: dict[str, Any] | None, weight: float) -> dict[str, Any] | None:
-    """Return each metric's mean over the processes, weighted by a :func:`local_loss_weight`; None or {} as it is."""
+    """Return each metric's mean over the processes, weighted by a ``local_loss_weight``; None or {} as it is."""
     if not metrics:
         return metrics
     values = torch.tensor([*map(float, metrics.values())], dtype=torch.float64) * weight

@@ -39,7 +39,7 @@ def read_result(log: Path, keyword: str = "accuracy", test_log: bool = False) ->
     """Return the number in a log's last line ``* <keyword>: <number>%``, in percent, or None without such a line.
 
     Lines before the end of training do not count, so a validation result is never taken for a test result. With
-    ``test_log``, for an ``--eval-only`` run, all lines after ``=> result`` count. Raises :class:`UserError` if the log
+    ``test_log``, for an ``--eval-only`` run, all lines after ``=> result`` count. Raises ``UserError`` if the log
     cannot be read, or a number is not between 0 and 100.
     """
     pattern = re.compile(rf"\* {re.escape(keyword)}: (\S+)%")
@@ -56,7 +56,7 @@ def read_result(log: Path, keyword: str = "accuracy", test_log: bool = False) ->
 
 
 def _parse_percent(text: str, location: str) -> float:
-    """Return ``text`` as a number; :class:`UserError`, which names its place ``location``, if it is not in 0 to 100."""
+    """Return ``text`` as a number; ``UserError``, which names its place ``location``, if it is not in 0 to 100."""
     with contextlib.suppress(ValueError):
         if NUMBER_PATTERN.fullmatch(text) and 0 <= (value := float(text)) <= 100:
             return value

@@ -33,7 +33,7 @@ class Captions(DatasetBase):
     * JSON, ``{"images": [{"filename", "filepath", "split", "sentences": [{"raw"}]}]}`` (Karpathy's);
     * JSON, ``{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}`` (COCO's);
     * Flickr's token files, lines of ``<image>#<number>``, a tab and a caption;
-    * any other file: a table with a header and the columns ``image`` and ``caption`` (:mod:`datasets.table`).
+    * any other file: a table with a header and the columns ``image`` and ``caption`` (``datasets.table``).
 
     Keys and columns may have other usual names, or those in IMAGE_COLUMN and CAPTION_COLUMN. An image may have several
     rows. The splits come from the rows' ``split`` (SPLITS in datasets/table.py). With CAPTIONS_TEST (and CAPTIONS_VAL),
@@ -81,7 +81,7 @@ class Captions(DatasetBase):
 def _add_row(captions: dict[str, list[str]], split_by_name: dict[str, str], row: dict, root: Path, where: str) -> None:
     """Add ``row`` (image, caption, split) to ``captions`` and ``split_by_name``, whose keys are paths below ``root``.
 
-    Raise :class:`UserError`, which begins with ``where``, if the row is wrong.
+    Raise ``UserError``, which begins with ``where``, if the row is wrong.
     """
     name = relative_path(row["image"], root, where)
     texts = row["caption"] if isinstance(row["caption"], list) else [row["caption"]]

@@ -23,7 +23,7 @@ CLASSNAMES_FILE = "classnames.txt"
 class ClassFolders(FewShotDataset):
     """A data set ``<DATASET.ROOT>/<dataset_dir>/images/{train,val}/<folder>/…``, with a file ``classnames.txt``.
 
-    The folder ``val`` is the test set; validation images come from the training images (:class:`FewShotDataset`).
+    The folder ``val`` is the test set; validation images come from the training images (``FewShotDataset``).
 
     Raises:
         UserError: a folder or class name is missing, a class is empty, or a file is no image; the message names it.
@@ -106,9 +106,9 @@ def _not_an_image_error(path: Path) -> UserError:
 
 
 def match_classnames(path: Path, folders: Iterable[str], hint: str) -> dict[str, str]:
-    """Return the class name of each of ``folders``, in their order, from the file ``path`` (:func:`read_classnames`).
+    """Return the class name of each of ``folders``, in their order, from the file ``path`` (``read_classnames``).
 
-    Raises :class:`UserError` if the file is missing (``hint`` ends the message) or lacks a folder.
+    Raises ``UserError`` if the file is missing (``hint`` ends the message) or lacks a folder.
     """
     names = read_classnames(path, hint)
     if missing := [folder for folder in folders if _normalize_unicode(folder) not in names]:

@@ -50,7 +50,7 @@ class FeatureFile:
 def read_feature_file(name: str) -> FeatureFile:
     """Return the content of DATASET.FEATURES; it is read once while it does not change.
 
-    Raises :class:`UserError` if there is no such file, it is damaged, or an array is not of the form above.
+    Raises ``UserError`` if there is no such file, it is damaged, or an array is not of the form above.
     """
     path = Path(name).expanduser()
     files = sorted(path.glob("*.npy")) if path.is_dir() else [path]
@@ -90,7 +90,7 @@ def _read_arrays(file: Path) -> dict[str, np.ndarray]:
 
 
 def check_arrays(path: Path, arrays: Mapping[str, Any], sha256: str = "") -> FeatureFile:
-    """Return the ``arrays`` of the file ``path`` as a :class:`FeatureFile`; UserError if one is not of its form."""
+    """Return the ``arrays`` of the file ``path`` as a ``FeatureFile``; UserError if one is not of its form."""
 
     def get(name: str, kinds: str, *shape: int | str, default: Any = None) -> np.ndarray:
         """Return an array; UserError if it is not of these ``kinds`` and ``shape``, in which a text is any length."""

@@ -1,4 +1,4 @@
-"""Stored features of images as a data set: DATASET.FEATURES names their file (:mod:`datasets.feature_file`)."""
+"""Stored features of images as a data set: DATASET.FEATURES names their file (``datasets.feature_file``)."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ class FewShotSplit:
         return item.impath.removeprefix(self.prefix).replace(os.sep, "/")
 
     def _read_json(self, path: Path) -> dict[str, list]:
-        """Return the entries [path, label, class name] by split; raise :class:`SplitMismatch` if metadata differ."""
+        """Return the entries [path, label, class name] by split; raise ``SplitMismatch`` if metadata differ."""
         try:
             content = read_json(path)
             metadata = {key: content[key] for key in self.metadata}
@@ -132,7 +132,7 @@ class FewShotSplit:
         return {split: [(to_relative(path), *label) for path, *label in items] for split, items in entries.items()}
 
     def _match(self, entries: Mapping[str, Sequence[Sequence]]) -> Split:
-        """Return the images that the entries of each split name; raise :class:`SplitMismatch` if some do not match."""
+        """Return the images that the entries of each split name; raise ``SplitMismatch`` if some do not match."""
         split = {"train": self._match_entries(entries["train"], self.train, self.shots)}
         if "val" in entries:
             pool = exclude_items(self.train, split["train"]) if self.val is None else self.val

@@ -50,7 +50,7 @@ class ImageFolder(FewShotDataset):
         return [list_images(folder, names, links, allow_empty=folder != roots[0]) for folder in roots]
 
     def _read_csv(self, cfg: CfgNode) -> list[list[Datum]]:
-        """Return the images of DATASET.CSV, split as by :meth:`_list_folders`; classes are in the order of their names.
+        """Return the images of DATASET.CSV, split as by ``_list_folders``; classes are in the order of their names.
 
         A table of the images of class folders gives the same data set as the folders.
         """
@@ -90,7 +90,7 @@ class ImageFolder(FewShotDataset):
 
 
 def folder_to_classname(folder: str) -> str:
-    """Return a folder's name with spaces for underscores; raise :class:`UserError` if it is empty or not in UTF-8."""
+    """Return a folder's name with spaces for underscores; raise ``UserError`` if it is empty or not in UTF-8."""
     name = " ".join(folder.replace("_", " ").splitlines())
     if not name.strip() or not is_utf8(name):
         raise UserError(f"the class folder {folder!r} cannot name a class; rename it, or name it in DATASET.CLASSNAMES")
@@ -100,7 +100,7 @@ def folder_to_classname(folder: str) -> str:
 def find_split_roots(root: Path) -> list[Path]:
     """Return the folders train, test and val of ``root`` that exist, if train and another do; else ``root`` alone.
 
-    Raises :class:`UserError` for a train/ of class folders without test/ and val/, and for a broken link.
+    Raises ``UserError`` for a train/ of class folders without test/ and val/, and for a broken link.
     """
     for split in SPLIT_FOLDERS:
         check_link_target(root / split)

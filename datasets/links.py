@@ -21,7 +21,7 @@ def scan_folder(folder: str | os.PathLike) -> dict[str, bool]:
 
 
 def check_link_target(path: str | os.PathLike) -> None:
-    """Raise :class:`UserError` if ``path`` is a broken symbolic link."""
+    """Raise ``UserError`` if ``path`` is a broken symbolic link."""
     if os.path.islink(path) and not os.path.exists(path):
         raise UserError(f"{path} is a link to {os.readlink(path)}, which is not there")
 
@@ -34,7 +34,7 @@ class LinkPolicy:
         self.allowed_folders = {os.path.realpath(path) for path in (Path(cfg.DATASET.ROOT).expanduser(), folder)}
 
     def check(self, paths: Iterable[str | os.PathLike], split_folder: str | os.PathLike) -> None:
-        """Raise :class:`UserError` if one of ``paths`` leads out of the allowed folders; ``split_folder`` is one more.
+        """Raise ``UserError`` if one of ``paths`` leads out of the allowed folders; ``split_folder`` is one more.
 
         A broken link passes, and is reported as an unreadable image when it is read.
         """

@@ -26,11 +26,11 @@ class FewShotDataset(DatasetBase):
     drawn from the training images that are no shots, so model selection does not use test images; with all images there
     are none. With VAL_IS_TEST, they are then the test images.
 
-    The split is stored in the data set's folder (:class:`FewShotSplit`). FEWSHOT_FILE replaces it by the shots that a
+    The split is stored in the data set's folder (``FewShotSplit``). FEWSHOT_FILE replaces it by the shots that a
     file lists, of any number. The classes are those of all training images, also where some have no shots.
 
     Raises:
-        UserError: the labels do not count the classes (:func:`check_labels`), or a stored pickle, FEWSHOT_FILE or
+        UserError: the labels do not count the classes (``check_labels``), or a stored pickle, FEWSHOT_FILE or
             BASE_CLASSES is refused.
     """
 
@@ -114,7 +114,7 @@ class FewShotDataset(DatasetBase):
 
 
 def check_labels(train: list[Datum], *other_splits: list[Datum]) -> None:
-    """Raise :class:`UserError` unless labels are 0, 1, 2, …, all are in ``train``, and each has one class name.
+    """Raise ``UserError`` unless labels are 0, 1, 2, …, all are in ``train``, and each has one class name.
 
     A prediction is a position in the list of class names, so a gap in the labels would make all accuracies wrong.
     """

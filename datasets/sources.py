@@ -166,7 +166,7 @@ SOURCES = {
 def find_dataset(name: str) -> type:
     """Return the class of a data set in ``SOURCES`` by its registry or config name; capitals, - and _ do not count.
 
-    Raises :class:`UserError` for an unknown name.
+    Raises ``UserError`` for an unknown name.
     """
     plain = name.lower().replace("_", "").replace("-", "")
     for cls in map(DATASET_REGISTRY.get, SOURCES):
@@ -181,7 +181,7 @@ def download_dataset(name: str, base: Path, last: str) -> None:
     """Download data set ``name`` of ``SOURCES`` with torchvision to a temporary folder, and move its files to ``base``.
 
     Files that ``base`` has stay. The image folder ``last`` is moved last, so it exists only if all files do.
-    Raises :class:`UserError` if the download fails.
+    Raises ``UserError`` if the download fails.
     """
     import torchvision
 
@@ -207,7 +207,7 @@ def download_dataset(name: str, base: Path, last: str) -> None:
 
 
 def draw_split(train: LabelledPaths, test: LabelledPaths) -> dict[str, list]:
-    """Draw a split, by the paths alone, and return it in the format of split files (:mod:`datasets.split_file`).
+    """Draw a split, by the paths alone, and return it in the format of split files (``datasets.split_file``).
 
     Of each class in ``train``, a fifth becomes val. If ``test`` is empty, 50% remain, 20% become val, 30% test.
     """
@@ -229,7 +229,7 @@ def prepare_dataset(name: str, root: Path, own_split: bool) -> type:
     """Download a data set into the data root ``root``, prepare its split file, and return its class.
 
     Existing images and split files stay. A missing split file is drawn if ``own_split``; if not, a message says where
-    to get the one of CoOp's authors. ``name`` is as for :func:`find_dataset`.
+    to get the one of CoOp's authors. ``name`` is as for ``find_dataset``.
 
     Raises:
         UserError: the images need a manual download, which the message describes; the download or draw fails; the name

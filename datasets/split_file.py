@@ -61,7 +61,7 @@ class SplitFile(FewShotDataset):
 def read_split(path: Path, images: Path) -> list[list[Datum]]:
     """Return the lists of train, val and test images in the split file ``path``; its paths are relative to ``images``.
 
-    Raises :class:`UserError` if the file has another form. It does not look at the images.
+    Raises ``UserError`` if the file has another form. It does not look at the images.
     """
     content = read_json(path)
     if not isinstance(content, dict) or set(content) != set(SPLIT_FILE_KEYS):
@@ -82,13 +82,13 @@ def read_split(path: Path, images: Path) -> list[list[Datum]]:
 
 
 def check_relative_path(name: str, where: str, images: Path) -> None:
-    """Raise :class:`UserError`, which names ``where``, unless ``name`` is a relative path (with /) below ``images``."""
+    """Raise ``UserError``, which names ``where``, unless ``name`` is a relative path (with /) below ``images``."""
     if set(name) & {"\\", ":", "\0"} or {"", ".", ".."} & set(name.split("/")):  # Windows separates by \ and :
         raise UserError(f"{where}: {name} is no path of a file below {images}")
 
 
 def check_images_exist(images: Path, items: Iterable[Datum], links: LinkPolicy) -> None:
-    """Raise :class:`UserError` if the image of an item is missing, or if ``links`` refuses it or its folder.
+    """Raise ``UserError`` if the image of an item is missing, or if ``links`` refuses it or its folder.
 
     All items' ``impath`` begin with the folder ``images``. Links that stay in this folder are not refused.
     """

@@ -47,7 +47,7 @@ class _SplitUnpickler(pickle.Unpickler):
         self.path, self.datum = path, type("Datum", (), {})  # a pickle can change the class: a new one each
 
     def find_class(self, module: str, name: str) -> type:
-        """Return the substitute for ``Datum``; raise :class:`UserError` for any other name."""
+        """Return the substitute for ``Datum``; raise ``UserError`` for any other name."""
         if (module, name) not in DATUM_GLOBALS:
             code = f"{module}.{name}, which no few-shot split needs"
             raise UserError(f"{self.path} would run the code {code}. Remove it, and distrust its source")

@@ -17,7 +17,7 @@ from dassl.utils import UserError, is_utf8, read_text
 if TYPE_CHECKING:
     import pandas as pd
 
-# Names of the column of image files in published tables, without "_" (:func:`simplify_name`); the first present counts.
+# Names of the column of image files in published tables, without "_" (``simplify_name``); the first present counts.
 IMAGE_COLUMNS = (
     *("image", "filepath", "filename", "imagepath", "imagename", "imagefile", "imagefilename"),
     *("img", "imgpath", "imgname", "path", "file"),
@@ -97,7 +97,7 @@ def read_table(file: Path, columns: Mapping[str, Sequence[str]]) -> Iterator[tup
 
     Columns are separated by commas, tabs, ``;`` or ``|``, as the header shows. A text may be in quotation marks; where
     that fails in a file with tabs or ``|``, they are part of the texts, and a note says so. All values stay text. A
-    note names rows that :func:`_insert_separator` repairs, and columns that hold splits under another name.
+    note names rows that ``_insert_separator`` repairs, and columns that hold splits under another name.
 
     Args:
         columns: names of the column of each key, in order of preference; ``split`` may be missing.
@@ -143,7 +143,7 @@ def split_header(line: str, separator: str) -> list[str]:
 
 
 def _find_columns(file: Path, line: int, header: list[str], columns: Mapping[str, Sequence[str]]) -> dict[str, int]:
-    """Return the index in ``header`` of each key of ``columns`` (:func:`read_table`); a note names other candidates.
+    """Return the index in ``header`` of each key of ``columns`` (``read_table``); a note names other candidates.
 
     ``file`` and ``line``, where the header is, are for messages.
     """
@@ -228,7 +228,7 @@ def _find_wrong_row(reader: Any, num_columns: int, first_line: int) -> str:
 
 
 def _check_quotes(where: str, cells: Sequence[str], index: int, separator: str) -> None:
-    """Raise :class:`UserError` if a cell holds lines that look like rows: a quotation mark may have swallowed them.
+    """Raise ``UserError`` if a cell holds lines that look like rows: a quotation mark may have swallowed them.
 
     Such a line has all columns, and at ``index`` a file of the same kind as the row's image.
     """
@@ -243,7 +243,7 @@ def _check_quotes(where: str, cells: Sequence[str], index: int, separator: str) 
 def parse_split(name: object, where: str) -> str:
     """Return train, val or test for the name of a split (SPLITS, in any case); "" for None and "".
 
-    Raises :class:`UserError`, which begins with ``where``, for any other name.
+    Raises ``UserError``, which begins with ``where``, for any other name.
     """
     if name is None or name == "":
         return ""
@@ -253,7 +253,7 @@ def parse_split(name: object, where: str) -> str:
 
 
 def relative_path(path: object, root: Path, where: str) -> str:
-    """Return ``path`` relative to ``root``, with /; if it leads outside, a :class:`UserError` begins with ``where``."""
+    """Return ``path`` relative to ``root``, with /; if it leads outside, a ``UserError`` begins with ``where``."""
     if not isinstance(path, str) or not is_utf8(path):
         raise UserError(f"{where}: the path of its image is no text in UTF-8")
     if len(path) > MAX_PATH or path.startswith("data:") or "://" in path:
@@ -266,6 +266,6 @@ def relative_path(path: object, root: Path, where: str) -> str:
 
 
 def check_image_exists(root: Path, name: str, where: str) -> None:
-    """Raise :class:`UserError`, which begins with ``where``, if there is no file ``name`` in the folder ``root``."""
+    """Raise ``UserError``, which begins with ``where``, if there is no file ``name`` in the folder ``root``."""
     if not os.path.isfile(root / name):  # unlike Path.is_file, it raises no error for names that no file can have
         raise UserError(f"{where}: there is no image {root / abbreviate(name)}")

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, name: str) -> None:
     """Print, for each image, the answer that BLIP or BLIP-2 generates to each question.
 
-    ``args`` holds the options of :func:`add_arguments`, ``images`` and ``json``; ``name`` is the command's name.
+    ``args`` holds the options of ``add_arguments``, ``images`` and ``json``; ``name`` is the command's name.
     """
     check_texts_are_not_images(args.question, "--question", args.images)
     check_at_least(args.max_tokens, 1, "--max-tokens")

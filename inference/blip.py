@@ -12,7 +12,7 @@ def prepare_inputs(model, processor, picture: Image.Image, texts: list[str] | No
     """Return a dict of inputs of a BLIP or BLIP-2 ``model``, on its device, for one picture and several texts.
 
     ``pixel_values`` is (1, 3, height, width), ``input_ids`` (texts, tokens). ``texts`` None: the picture alone.
-    ``processor`` is the model's, from :func:`inference.transformers_models.load_model`.
+    ``processor`` is the model's, from ``inference.transformers_models.load_model``.
     """
     if getattr(model.config, "image_token_index", None) is not None:  # BLIP-2: image tokens stand before the text
         # Processors that early versions of transformers saved lack this number; the model would then see no image.

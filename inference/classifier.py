@@ -49,7 +49,7 @@ class Classifier:
     def predict(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits (n, classes), fp32 on the CPU, of preprocessed images (n, 3, height, width).
 
-        Raise :class:`UserError` if they do not depend on the images: all are equal, also those of the negatives.
+        Raise ``UserError`` if they do not depend on the images: all are equal, also those of the negatives.
         """
         logits = self.logits(images).float().cpu()
         # Nearly equal images may have equal logits in half precision, but not the same as their negatives.
@@ -71,7 +71,7 @@ def build_zero_shot(
         weights: path of a CLIP weights file that replaces the backbone's weights, or "".
 
     Raises:
-        UserError: as :func:`vlm.clip.load.load_clip`; two class names have the same tokens; a prompt is too long.
+        UserError: as ``vlm.clip.load.load_clip``; two class names have the same tokens; a prompt is too long.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
@@ -106,7 +106,7 @@ def build_from_run(
 ) -> Classifier:
     """Return a classifier with the trained model of a run, or with a learned prompt.
 
-    The arguments are those of :func:`inference.trained_run.load_trainer`.
+    The arguments are those of ``inference.trained_run.load_trainer``.
 
     Raises:
         UserError: as ``load_trainer``; or two of ``classnames`` have the same tokens.
@@ -144,7 +144,7 @@ def get_clip(trainer) -> CLIP:
 
 
 def _check_distinct_classes(encoder: TextEncoder, classnames: Sequence[str]) -> None:
-    """Raise :class:`UserError` if two class names have the same tokens, so the same features."""
+    """Raise ``UserError`` if two class names have the same tokens, so the same features."""
     for labels in find_identical_names(encoder, [clean_classname(name) for name in classnames]):
         quoted = " and ".join(f'"{classnames[label]}"' for label in labels)
         raise UserError(f"the classes {quoted} are the same words to CLIP; it cannot tell them apart")
@@ -153,7 +153,7 @@ def _check_distinct_classes(encoder: TextEncoder, classnames: Sequence[str]) -> 
 def get_frozen_image_encoder(trainer) -> nn.Module | None:
     """Return the frozen image encoder whose features ``trainer.model_inference`` takes; None if it takes images.
 
-    Raises :class:`UserError` for a run on the data set Features, whose features came without their encoder.
+    Raises ``UserError`` for a run on the data set Features, whose features came without their encoder.
     """
     if isinstance(trainer.feature_extractor, StoredFeatures):
         hint = "tools/export_classifier.py writes its class weights"

@@ -92,7 +92,7 @@ def run(args: argparse.Namespace, name: str) -> None:
 
 
 def _check_args(args: argparse.Namespace) -> None:
-    """Raise :class:`UserError` for options that conflict, are missing or out of range, before a model is loaded."""
+    """Raise ``UserError`` for options that conflict, are missing or out of range, before a model is loaded."""
     check_at_least(args.top_k, 1, "--top-k")
     check_at_least(args.batch_size, 1, "--batch-size")
     parse_decoding(args)
@@ -122,7 +122,7 @@ def _check_args(args: argparse.Namespace) -> None:
 
 
 def _check_commas(classnames: Sequence[str]) -> None:
-    """Raise :class:`UserError` for names with commas or semicolons between them, such as ``cup,cat``, ``cup, cat``."""
+    """Raise ``UserError`` for names with commas or semicolons between them, such as ``cup,cat``, ``cup, cat``."""
     parts = [part.strip() for part in COMMAS.split(" ".join(classnames)) if part.strip()]
     has_commas_for_spaces = len(classnames) == 1 and len(parts) > 1
     if has_commas_for_spaces or any(COMMAS.fullmatch(name.strip()[-1:]) for name in classnames):
@@ -131,7 +131,7 @@ def _check_commas(classnames: Sequence[str]) -> None:
 
 
 def _check_sheet_path(sheet: str, paths: list[str]) -> None:
-    """Raise :class:`UserError` unless ``sheet`` ends in .png, is no image of ``paths``, and can be written."""
+    """Raise ``UserError`` unless ``sheet`` ends in .png, is no image of ``paths``, and can be written."""
     if Path(sheet).suffix.lower() != ".png":
         raise UserError(f"--show {sheet} is not the name of a PNG: let it end in .png")
     if Path(sheet).resolve() in {Path(path).resolve() for path in paths}:
@@ -155,7 +155,7 @@ def classify_images(
 ) -> Iterator[tuple]:
     """Yield (path, result) for each image, in order.
 
-    A result is (logits (classes,), thumbnail or None), or the :class:`UserError` of an unreadable image. The
+    A result is (logits (classes,), thumbnail or None), or the ``UserError`` of an unreadable image. The
     first ``MAX_IMAGES`` images get thumbnails if ``with_thumbnails``.
     """
     import torch

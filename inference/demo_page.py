@@ -113,7 +113,7 @@ def find_examples(folder: Path) -> list[tuple[Path, str]]:
 
 @contextmanager
 def _errors_on_page() -> Iterator[None]:
-    """Show a :class:`UserError` of the body, or of a decorated function, on the page until it is closed."""
+    """Show a ``UserError`` of the body, or of a decorated function, on the page until it is closed."""
     try:
         yield
     except UserError as error:

@@ -58,7 +58,7 @@ PIXEL_KEYS = ("SIZE", "INTERPOLATION", "RESIZE", "PIXEL_MEAN", "PIXEL_STD")  # o
 def check_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float, name: str) -> str:
     """Return a sentence with the largest difference between ``actual`` and ``expected``.
 
-    ``name`` is the noun for the values in messages, such as "logits". Raise :class:`UserError` if the difference is
+    ``name`` is the noun for the values in messages, such as "logits". Raise ``UserError`` if the difference is
     NaN, or above ``tolerance`` times the largest absolute value in ``expected``.
     """
     difference, largest = (actual - expected).abs().max().item(), expected.abs().max().item()
@@ -76,7 +76,7 @@ def random_images(size: int) -> torch.Tensor:
 
 
 def check_linear_head(trainer) -> None:
-    """Raise :class:`UserError` if the trainer has no ``linear_head``, or only that of a method that it changes.
+    """Raise ``UserError`` if the trainer has no ``linear_head``, or only that of a method that it changes.
 
     A class that replaces ``build_model`` or ``model_inference`` has other logits than its parent.
     """
@@ -113,7 +113,7 @@ class ImageClassifier(nn.Module):
 def export_classifier(trainer, out_folder: Path) -> None:
     """Write a run's class weights as safetensors and npz, and its image classifier as ONNX, to ``out_folder``.
 
-    ``trainer`` is that of :func:`inference.trained_run.load_trainer`, on a CPU. A run on the data set Features has no
+    ``trainer`` is that of ``inference.trained_run.load_trainer``, on a CPU. A run on the data set Features has no
     image encoder, and gets no ONNX file.
 
     Raises:
@@ -156,7 +156,7 @@ def export_classifier(trainer, out_folder: Path) -> None:
 def _build_metadata(trainer) -> dict:
     """Return the metadata of exported class weights: class names, CLIP, and, if there are images, their preprocessing.
 
-    Raise :class:`UserError` for instance normalization, which a mean and a standard deviation cannot describe.
+    Raise ``UserError`` for instance normalization, which a mean and a standard deviation cannot describe.
     """
     node = trainer.cfg.INPUT
     if "instance_norm" in node.TRANSFORMS:
@@ -191,7 +191,7 @@ def _get_normalization(node: CfgNode) -> tuple[list[float], list[float]]:
 def _write_onnx(path: Path, module: nn.Module, images: torch.Tensor, expected: torch.Tensor, metadata: dict) -> str:
     """Write ``module`` as an ONNX file with ``metadata``; return a sentence with the largest difference of its logits.
 
-    Raise :class:`UserError`, and leave no file, if ONNX Runtime gives other logits than ``expected`` (n, classes), or
+    Raise ``UserError``, and leave no file, if ONNX Runtime gives other logits than ``expected`` (n, classes), or
     other probabilities, for ``images`` (n, 3, size, size), or other logits for the first image alone.
     """
     names = {"input_names": ["images"], "output_names": ["logits", "probabilities"]}
@@ -228,7 +228,7 @@ def export_clip(run_folder: Path, out_path: Path | None, epoch: int | None) -> N
     Args:
         out_path: path of the file, RUN/clip.safetensors if it is None; after an error, an older file there stays. Or
             path of the new folder, RUN/exported_clip if it is None.
-        epoch: that of :func:`inference.trained_run.load_trainer`.
+        epoch: that of ``inference.trained_run.load_trainer``.
 
     Raises:
         UserError: as ``load_trainer``; the run is of another method; the features of what is written differ from the
@@ -269,7 +269,7 @@ def export_clip(run_folder: Path, out_path: Path | None, epoch: int | None) -> N
 
 
 def _check_out_path(path: Path, library: str) -> None:
-    """Raise :class:`UserError` if ``path`` cannot be a new folder of ``library``'s CLIP; for "", a safetensors file."""
+    """Raise ``UserError`` if ``path`` cannot be a new folder of ``library``'s CLIP; for "", a safetensors file."""
     is_file_name = path.suffix == ".safetensors"
     if library and path.exists():
         raise UserError(f"{path} is there already: remove it, or name another folder with --out")
@@ -327,7 +327,7 @@ def _compare_preprocessing(cfg: CfgNode, visual: nn.Module) -> list[str]:
 
 @torch.no_grad()
 def _sample_features(clip: nn.Module) -> torch.Tensor:
-    """Return normalized features (8, embed_dim) of :func:`random_images`, the same each time, then ``SAMPLE_TEXTS``."""
+    """Return normalized features (8, embed_dim) of ``random_images``, the same each time, then ``SAMPLE_TEXTS``."""
     encoder = build_text_encoder(clip)
     images = clip.visual(random_images(clip.visual.input_resolution))
     return normalize(torch.cat([images, encoder.encode(encoder.tokenize(list(SAMPLE_TEXTS)))]))

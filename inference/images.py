@@ -38,14 +38,14 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_decoding(args: argparse.Namespace) -> Decoding:
-    """Return the decoding that the options of :func:`add_image_arguments` name; UserError for a negative level."""
+    """Return the decoding that the options of ``add_image_arguments`` name; UserError for a negative level."""
     white_level = args.white_level or 0
     check_at_least(white_level, 0, "--white-level")
     return Decoding(white_level, args.orientation or "exif")
 
 
 def print_deep_images_note(paths: Sequence[str], decoding: Decoding, option: str = "--white-level") -> None:
-    """Print the note of :func:`dassl.data.decoding.describe_deep_images`, if there is one, to standard error."""
+    """Print the note of ``dassl.data.decoding.describe_deep_images``, if there is one, to standard error."""
     from dassl.data.decoding import describe_deep_images
 
     if note := describe_deep_images(paths, decoding, option):
@@ -56,7 +56,7 @@ def find_images(arguments: Sequence[str]) -> list[str]:
     """Return the image paths that ``arguments`` name; a folder stands for all images in it and below it, sorted.
 
     Raises:
-        UserError: there are no arguments, a folder has no image, or as :func:`find_paths`, which reads the arguments.
+        UserError: there are no arguments, a folder has no image, or as ``find_paths``, which reads the arguments.
     """
     if not arguments:
         raise UserError("no images: name files, folders, glob patterns, or - for paths on standard input")
@@ -102,7 +102,7 @@ def _list_images(path: str) -> list[str]:
     """Return the images in and below the folder ``path``, sorted; ``[path]`` for a file.
 
     A file without the extension of an image is one if its content is. A note on standard error counts the folder's
-    other files, but those that are hidden or the system's, or in such a folder. Raises :class:`UserError` for a folder
+    other files, but those that are hidden or the system's, or in such a folder. Raises ``UserError`` for a folder
     without an image, and for an archive.
     """
     if not os.path.isdir(path):
@@ -122,12 +122,12 @@ def _list_images(path: str) -> list[str]:
 
 
 def is_image(path: Path) -> bool:
-    """Return whether ``path`` is an existing file with the name of an image (:func:`is_image_name`)."""
+    """Return whether ``path`` is an existing file with the name of an image (``is_image_name``)."""
     return is_image_name(path.name) and path.is_file()
 
 
 def check_texts_are_not_images(texts: Sequence[str], option: str, images: Sequence[str]) -> None:
-    """Raise :class:`UserError` if one of ``texts``, the values of ``option``, is the path of an image file.
+    """Raise ``UserError`` if one of ``texts``, the values of ``option``, is the path of an image file.
 
     If ``images``, the image arguments of the command line, are empty, any existing path among the texts is an error.
     """
@@ -138,19 +138,19 @@ def check_texts_are_not_images(texts: Sequence[str], option: str, images: Sequen
 
 
 def read_images(paths: Sequence[str], args: argparse.Namespace) -> Iterator[tuple]:
-    """Yield (path, image in RGB) of each path, decoded as ``args`` says; errors as in :func:`iterate_successes`."""
+    """Yield (path, image in RGB) of each path, decoded as ``args`` says; errors as in ``iterate_successes``."""
     decoding = parse_decoding(args)
     print_deep_images_note(paths, decoding)
     return read_each(paths, partial(read_image, decoding=decoding), "image")
 
 
 def read_each(paths: Sequence[str], read: Callable, kind: str) -> Iterator[tuple]:
-    """Read the paths one by one; yield (path, ``read(path)``), errors and ``kind`` as in :func:`iterate_successes`."""
+    """Read the paths one by one; yield (path, ``read(path)``), errors and ``kind`` as in ``iterate_successes``."""
     return iterate_successes(((path, _try_read(read, path)) for path in paths), len(paths), kind)
 
 
 def iterate_successes(results: Iterable[tuple], count: int, kind: str = "image") -> Iterator[tuple]:
-    """Yield the (path, result) pairs whose result is not a :class:`UserError`, with a progress bar for several.
+    """Yield the (path, result) pairs whose result is not a ``UserError``, with a progress bar for several.
 
     Errors among several pairs are printed to standard error where they occur. ``count`` is the number of pairs,
     ``kind`` the noun for a path in messages.
@@ -175,7 +175,7 @@ def iterate_successes(results: Iterable[tuple], count: int, kind: str = "image")
 
 
 def _try_read(read: Callable, path: str):
-    """Return ``read(path)``, or the :class:`UserError` that it raises."""
+    """Return ``read(path)``, or the ``UserError`` that it raises."""
     try:
         return read(path)
     except UserError as error:
@@ -185,7 +185,7 @@ def _try_read(read: Callable, path: str):
 def prefetch(paths: Iterable[str], read: Callable) -> Iterator[tuple]:
     """Yield (path, result) in order; threads read up to ``PREFETCH_FILES`` paths ahead.
 
-    A result is ``read(path)``, or the :class:`UserError` that it raises. Memory does not grow with the number of paths.
+    A result is ``read(path)``, or the ``UserError`` that it raises. Memory does not grow with the number of paths.
     """
     from concurrent.futures import ThreadPoolExecutor
 

@@ -17,7 +17,7 @@ from .trained_run import CONFIG_FILE, find_run_folder, load_classnames, load_run
 
 
 def interpret_context(source: Path, epoch: int | None, backbone: str, weights: str, k: int) -> None:
-    """Print :func:`find_context_words` as a table; for class-specific contexts, as one for each class."""
+    """Print ``find_context_words`` as a table; for class-specific contexts, as one for each class."""
     heading, tables = find_context_words(source, epoch, backbone, weights, k)
     print(heading)
     for name, rows in tables:

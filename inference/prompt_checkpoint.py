@@ -24,8 +24,8 @@ META_NET_PREFIX = "meta_net."  # of the keys of CoCoOp's Meta-Net
 def read_prompt(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Return the state dict of a learned prompt, without ``module.`` before its keys, and the checkpoint's ``origin``.
 
-    The origin is that of :func:`dassl.engine.checkpoint.get_origin`; {} in checkpoints of the original CoOp. Raises
-    :class:`UserError` if the checkpoint at ``path`` has no finite context ``ctx`` of 2 or 3 dimensions.
+    The origin is that of ``dassl.engine.checkpoint.get_origin``; {} in checkpoints of the original CoOp. Raises
+    ``UserError`` if the checkpoint at ``path`` has no finite context ``ctx`` of 2 or 3 dimensions.
     """
     checkpoint = load_checkpoint(path)
     state_dict = {key.removeprefix("module."): value for key, value in checkpoint["state_dict"].items()}
@@ -45,7 +45,7 @@ def build_prompt_cfg(source: Path, epoch: int | None, backbone: str, weights: st
     prepared as for the CLIP.
 
     Args:
-        source: folder of the prompt learner or of a run, or a checkpoint file (:func:`find_checkpoints`).
+        source: folder of the prompt learner or of a run, or a checkpoint file (``find_checkpoints``).
         epoch: epoch of the checkpoint; None for the best on validation images, else the newest.
         weights: path of a CLIP weights file that replaces the backbone's weights, or "".
         cuda: True if a GPU may be used.
@@ -80,7 +80,7 @@ def build_prompt_cfg(source: Path, epoch: int | None, backbone: str, weights: st
 def read_position(path: Path, origin: dict[str, str], node: CfgNode) -> str:
     """Return where the class name stands by a prompt's ``origin``; without settings in it, print a note: the default.
 
-    ``node`` is TRAINER.COOP, with the default. Raises :class:`UserError` if the settings are damaged.
+    ``node`` is TRAINER.COOP, with the default. Raises ``UserError`` if the settings are damaged.
     """
     if "settings" not in origin:
         note = "taken to follow the context, as no config says otherwise (CLASS_TOKEN_POSITION)"

@@ -71,7 +71,7 @@ def load_run_cfg(folder: Path) -> CfgNode:
 
 
 def read_record_if_any(folder: Path) -> dict:
-    """Return the record of the run in ``folder`` (:func:`read_training_record`), or {} if there is none."""
+    """Return the record of the run in ``folder`` (``read_training_record``), or {} if there is none."""
     return read_training_record(folder) if (folder / RECORD_FILE).is_file() else {}
 
 
@@ -133,7 +133,7 @@ def load_trainer(
 
 
 def _check_is_no_evaluation(folder: Path | None) -> None:
-    """Raise :class:`UserError`, which names the model's folder, if ``folder`` only evaluated another run's model."""
+    """Raise ``UserError``, which names the model's folder, if ``folder`` only evaluated another run's model."""
     record = read_record_if_any(folder) if folder else {}
     words = [str(word) for word in record.get("command", ())]
     model_dirs = [path for flag, path in pairwise(words) if flag == "--model-dir"]
@@ -152,7 +152,7 @@ def _build_cfg(
 ) -> CfgNode:
     """Return the frozen config for the model of the run in ``folder``; if it is None, for the prompt at ``source``.
 
-    The other arguments, and the errors, are those of :func:`load_trainer`.
+    The other arguments, and the errors, are those of ``load_trainer``.
     """
     _check_is_no_evaluation(folder)
     if folder and backbone:
@@ -194,7 +194,7 @@ def _subclass_without_data(name: str, classnames: list[str]) -> type:
 
 
 def _check_provenance(trainer, folder: Path, names: Sequence[str]) -> None:
-    """Raise :class:`UserError` if one of ``names`` (weights, descriptions) differs from the record in ``folder``."""
+    """Raise ``UserError`` if one of ``names`` (weights, descriptions) differs from the record in ``folder``."""
     record = read_record_if_any(folder)
     for name in names:
         recorded, loaded = (entries.get(name) or {} for entries in (record, trainer.provenance))

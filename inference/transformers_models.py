@@ -55,9 +55,9 @@ def load_model(name: str, model_classes: Mapping[str, str], purpose: str):
 
 
 def _load_complete_model(model_class: type, name: str, purpose: str):
-    """Return the model ``name`` of :func:`load_model` in fp32, on a GPU if there is one, frozen, in evaluation mode.
+    """Return the model ``name`` of ``load_model`` in fp32, on a GPU if there is one, frozen, in evaluation mode.
 
-    ``model_class`` is its class in transformers. Raise :class:`UserError` if weights are damaged or not finite, or are
+    ``model_class`` is its class in transformers. Raise ``UserError`` if weights are damaged or not finite, or are
     missing or of another shape, which transformers draws at random; the message names ``purpose``.
     """
     import torch
@@ -79,7 +79,7 @@ def batch_texts(texts: Sequence[str]) -> list[list[str]]:
 
 
 def check_texts(texts: Sequence[str], option: str, model, processor) -> None:
-    """Raise :class:`UserError` if a text of ``option`` is empty, or too long for ``model``, in ``processor`` tokens."""
+    """Raise ``UserError`` if a text of ``option`` is empty, or too long for ``model``, in ``processor`` tokens."""
     configs = (getattr(model.config, name, None) for name in ("text_config", "qformer_config"))
     configs = [config for config in configs if config is not None]
     limit = min(getattr(config, "max_position_embeddings", DEFAULT_MAX_TOKENS) for config in configs)

@@ -1,4 +1,4 @@
-"""Extraction of a feature set (:mod:`vlm.images.lance_features`) in blocks: in this process, as Ray tasks, in shards.
+"""Extraction of a feature set (``vlm.images.lance_features``) in blocks: in this process, as Ray tasks, in shards.
 
 The images are listed once and the list is cut into blocks. A block becomes a fragment of the Lance data set, and then a
 JSON file marks the block as complete, so a killed extraction loses one block. The call that sees all blocks complete
@@ -112,7 +112,7 @@ def _write_listing(job: ExtractionJob, settings: dict) -> None:
     """Write the list of the set's images, with ``settings``; of an existing list, only compare the settings.
 
     The features depend on the ``settings``. Without values for the keys of ``input``, a new list gets those of
-    :func:`dassl.data.decoding.get_decoding`, and an existing one keeps its own.
+    ``dassl.data.decoding.get_decoding``, and an existing one keeps its own.
 
     Raises:
         UserError: the settings differ, or the split has no images.
@@ -200,8 +200,8 @@ def extract_features(
 
     Args:
         shard: number of the shard, from 1 to ``shards``; the shard has every ``shards``-th block.
-        address: address of a Ray, as for :func:`studies.ray.connect`; None: the blocks are computed in this process.
-        resources: what each Ray task occupies, from :func:`studies.ray.build_resources`.
+        address: address of a Ray, as for ``studies.ray.connect``; None: the blocks are computed in this process.
+        resources: what each Ray task occupies, from ``studies.ray.build_resources``.
 
     Raises:
         UserError: a wrong split, shard or config, settings other than the set's, or images that cannot be read.

@@ -1,4 +1,4 @@
-"""Making files of features (:mod:`datasets.feature_file`): from a data set of images, from caches of Tip-Adapter."""
+"""Making files of features (``datasets.feature_file``): from a data set of images, from caches of Tip-Adapter."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def export_features(arguments: Sequence[str], path: Path) -> FeatureFile:
         arguments: those of train.py, which name the data set and the backbone. INPUT is that of the backbone's test
             images. With NUM_SHOTS, the training features are a draw of SEED; else they are all.
 
-    Raises :class:`UserError` as ZeroshotCLIP, or if ``path`` has another suffix.
+    Raises ``UserError`` as ZeroshotCLIP, or if ``path`` has another suffix.
     """
     cfg = train.setup_cfg(train.parse_args(["--trainer", "ZeroshotCLIP", *arguments]))
     cfg.defrost()
@@ -60,7 +60,7 @@ def import_cache(
         classes: text file with a class name a line; None: "class 0", ….
         text: file of text features (dim, classes), as in ``text_weights*.pt``, or (classes, dim).
 
-    Raises :class:`UserError` if a file is missing, damaged, or not of that form. Nothing is unpickled.
+    Raises ``UserError`` if a file is missing, damaged, or not of that form. Nothing is unpickled.
     """
     arrays: dict[str, Any] = {"backbone": backbone}
     for split in ("test", "val") if (folder / "val_f.pt").is_file() else ("test",):

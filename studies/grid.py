@@ -49,7 +49,7 @@ class Trial:
         return next((Path(folder) for flag, folder in pairwise(self.command) if flag == "--model-dir"), None)
 
     def find_rerun_reason(self, inputs: CurrentInputs | None = None) -> str:
-        """Return why the trial must run, as :func:`train.find_rerun_reason`; "" if it is finished."""
+        """Return why the trial must run, as ``train.find_rerun_reason``; "" if it is finished."""
         return train.find_rerun_reason(self.folder, self.command, inputs)
 
 
@@ -75,7 +75,7 @@ def read_sweep(path: Path) -> dict:
 
 
 def _check_keys(node: object, types: Mapping[str, type], required: set[str], place: str) -> None:
-    """Raise :class:`UserError` unless ``node`` is a dict with all ``required`` keys and only keys of ``types``.
+    """Raise ``UserError`` unless ``node`` is a dict with all ``required`` keys and only keys of ``types``.
 
     ``types`` has the exact type of each key's value. The message names ``place``, the file and the entry in it.
     """
@@ -91,7 +91,7 @@ def build_trials(sweep: dict, output: str, root: str, seeds: list[str], override
     """Return a trial (run of ``train.py``) for each point of each grid (no grid: one point), in the file's order.
 
     Args:
-        sweep: the content of the file, from :func:`read_sweep`.
+        sweep: the content of the file, from ``read_sweep``.
         output: the sweep's folder; empty: the one in the file.
         root: the value of ``--root`` for every trial; empty: no such flag.
         seeds: values that replace those of each axis ``seed`` or ``SEED``; empty: the file's values.
@@ -127,7 +127,7 @@ def build_trials(sweep: dict, output: str, root: str, seeds: list[str], override
 
 
 def _run_folder(output: str, name: str) -> Path:
-    """Return ``output``/``name``; :class:`UserError` unless ``name`` is a relative path that stays below ``output``."""
+    """Return ``output``/``name``; ``UserError`` unless ``name`` is a relative path that stays below ``output``."""
     if ".." in Path(name).parts or Path(name).is_absolute() or not is_serializable(name):
         raise UserError(f"a run's folder must be a path below {output}; got {format_value(name)}")
     return Path(output, name)
@@ -153,7 +153,7 @@ def _substitute(text: str, point: dict[str, str]) -> str:
 
 
 def _split_words(text: str) -> list[str]:
-    """Split arguments into words as a shell does; :class:`UserError` where a quotation mark is not closed.
+    """Split arguments into words as a shell does; ``UserError`` where a quotation mark is not closed.
 
     A backslash is a letter, as in the paths of Windows.
     """

@@ -35,7 +35,7 @@ class Plan:
 
 @contextlib.contextmanager
 def name_trial(trial: Trial) -> Iterator[None]:
-    """Add to a :class:`UserError` in the body of a ``with`` that ``trial`` would fail, and discard standard output."""
+    """Add to a ``UserError`` in the body of a ``with`` that ``trial`` would fail, and discard standard output."""
     errors = io.StringIO()
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
@@ -48,7 +48,7 @@ def name_trial(trial: Trial) -> Iterator[None]:
 def plan_trials(trials: Sequence[Trial], reasons: dict[Path, str]) -> dict[str, list[Plan]]:
     """Return the plans of trials in groups that differ only in seed, folder and number of shots.
 
-    ``reasons`` are those of :func:`find_unfinished`.
+    ``reasons`` are those of ``find_unfinished``.
 
     Raises:
         UserError: a trial's arguments or config are wrong, or it would resume from checkpoints of another run.
@@ -73,14 +73,14 @@ def plan_trials(trials: Sequence[Trial], reasons: dict[Path, str]) -> dict[str, 
 
 
 def is_trained_on_others(reason: str) -> bool:
-    """Return whether a reason of :func:`find_unfinished` names inputs of the training, not of the test alone."""
+    """Return whether a reason of ``find_unfinished`` names inputs of the training, not of the test alone."""
     from trainers.inputs import SPLIT_NAMES
 
     return reason.startswith("other ") and any(name in reason for name in (*SPLIT_NAMES.values(), "weights"))
 
 
 def check_inputs(groups: dict[str, list[Plan]], inputs: CurrentInputs) -> None:
-    """Raise :class:`UserError` if data or weights of a group cannot be read; no model is built."""
+    """Raise ``UserError`` if data or weights of a group cannot be read; no model is built."""
     for plan, *_ in groups.values():
         with name_trial(plan.trial):
             inputs.read_data(plan.cfg)
@@ -123,7 +123,7 @@ def check_and_estimate(groups: dict[str, list[Plan]], folders: Collection[Path],
 
 
 def _check_model(trainer, plan: Plan, folders: Collection[Path]) -> None:
-    """Raise :class:`UserError` if the settings of the training are unusable, or there is no model to evaluate."""
+    """Raise ``UserError`` if the settings of the training are unusable, or there is no model to evaluate."""
     from dassl.engine.run_dir import check_training_cfg
 
     args = plan.args

@@ -122,7 +122,7 @@ def connect(address: str = LOCAL, cpus: float = 0) -> Iterator[None]:
 
 
 def _import_ray():
-    """Return the module ``ray``, imported with RAY_ENVIRONMENT in the environment; :class:`UserError` without Ray."""
+    """Return the module ``ray``, imported with RAY_ENVIRONMENT in the environment; ``UserError`` without Ray."""
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
@@ -133,7 +133,7 @@ def _import_ray():
 
 
 def _check_listening(address: str) -> None:
-    """Raise :class:`UserError` if no server answers at ``address``, except ``auto``; Ray would retry for a minute."""
+    """Raise ``UserError`` if no server answers at ``address``, except ``auto``; Ray would retry for a minute."""
     if address == AUTO_ADDRESS:
         return
     host, _, port = address.removeprefix(CLIENT_SCHEME).rpartition(":")
@@ -157,12 +157,12 @@ def run_tasks(
 ) -> Iterator[tuple[Any, Any, str | None]]:
     """Call ``function(item, *arguments)`` in a task for each item; yield (item, result, error message or None).
 
-    A Ray must be connected (:func:`connect`). Results come as tasks end. Ray repeats a task whose worker or node was
+    A Ray must be connected (``connect``). Results come as tasks end. Ray repeats a task whose worker or node was
     lost, MAX_RETRIES times. Leaving the loop, as by Ctrl-C, cancels the running tasks.
 
     Args:
         function: a function that the other nodes can import.
-        resources: what each task occupies, from :func:`build_resources`.
+        resources: what each task occupies, from ``build_resources``.
         at_once: largest number of tasks that run at a time; 0: as many as the nodes hold.
 
     Raises:
@@ -221,7 +221,7 @@ def _get_outcome(reference: Any) -> tuple[Any, str | None]:
 
 
 def run_trials(trials: list[Trial], resources: Resources, at_once: int, threads: int) -> TrialOutcomes:
-    """Run the trials by :func:`run_tasks` with ``threads`` threads each; yield (trial, error or None) as each ends.
+    """Run the trials by ``run_tasks`` with ``threads`` threads each; yield (trial, error or None) as each ends.
 
     A trial whose node was lost resumes from its checkpoints on another node.
     """

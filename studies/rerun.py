@@ -147,7 +147,7 @@ def rerun(source: Path, folder: Path, root: str, model_dir: str, overrides: list
     """Repeat the run in folder ``source`` into ``folder``, with its number of threads, and print the differences.
 
     Return 0 for the same results, 1 for other results, or the exit code of a run that failed. ``root``, ``model_dir``
-    and ``overrides`` are those of :func:`build_arguments`. With ``anyway``, the run starts even if its inputs differ.
+    and ``overrides`` are those of ``build_arguments``. With ``anyway``, the run starts even if its inputs differ.
 
     Raises:
         UserError: result.json is incomplete; or, without ``anyway``, data, class names, weights or checkpoints differ.

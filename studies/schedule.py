@@ -50,7 +50,7 @@ def find_unfinished(stages: list[list[Trial]], inputs: CurrentInputs) -> dict[Pa
 
 
 def format_reruns(reasons: Mapping[Path, str]) -> list[str]:
-    """Return a line for each reason of :func:`find_unfinished` why trials that have a record run again."""
+    """Return a line for each reason of ``find_unfinished`` why trials that have a record run again."""
     folders = defaultdict(list)
     for folder, reason in reasons.items():
         if (folder / RECORD_FILE).exists():

@@ -22,7 +22,7 @@ def format_trial_list(stages: list[list[Trial]]) -> list[str]:
 def format_arrays(stages: list[list[Trial]], folders: Collection[Path], size: int) -> list[str]:
     """Return a line "stage offset indices", such as ``0 1000 0-3,7``, for each Slurm array of trials in ``folders``.
 
-    A trial's number, as in :func:`format_trial_list`, is its offset plus its index; indices
+    A trial's number, as in ``format_trial_list``, is its offset plus its index; indices
     are below ``size``, as Slurm limits them.
     """
     check_at_least(size, 1, "--arrays")
@@ -43,7 +43,7 @@ def _format_ranges(numbers: list[int]) -> str:
 
 
 def run_trial_number(stages: list[list[Trial]], number: int, threads: int) -> int:
-    """Run the trial with a number from :func:`format_trial_list`; return its exit code, or 0 if it was finished.
+    """Run the trial with a number from ``format_trial_list``; return its exit code, or 0 if it was finished.
 
     Raises:
         UserError: no trial has the number, or the trial whose model this one evaluates is not finished.

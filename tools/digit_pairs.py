@@ -87,7 +87,7 @@ def generate_renders(count: int, seed: int) -> Iterator[Sample]:
 def write_dataset(folder: Path, samples: Iterator[Sample]) -> int:
     """Write images and ``captions.json`` to ``folder``, all or nothing; return the number of images.
 
-    Raise :class:`UserError` if ``folder`` exists or cannot be written.
+    Raise ``UserError`` if ``folder`` exists or cannot be written.
     """
     from PIL import Image
 

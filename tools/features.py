@@ -69,7 +69,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 def extract(args: argparse.Namespace, argv: list[str]) -> None:
     """Write the features that ``args`` ask for; ``argv`` is the command line, for the message after Ctrl-C.
 
-    Raise :class:`UserError` if a config override sets DATASET.NUM_SHOTS, FEWSHOT_FILE or INPUT, but for DECODING_KEYS.
+    Raise ``UserError`` if a config override sets DATASET.NUM_SHOTS, FEWSHOT_FILE or INPUT, but for DECODING_KEYS.
     """
     cfg = get_cfg_default()
     merge_file(cfg, args.dataset)

@@ -26,7 +26,7 @@ from dassl.utils.images import is_system_name
 def locate_package_file(package: str, path: str) -> Path:
     """Return the path of a file in an installed package. The package is not imported, which would take seconds.
 
-    ``path`` is relative to site-packages. Raise :class:`UserError` if ``package`` is not installed.
+    ``path`` is relative to site-packages. Raise ``UserError`` if ``package`` is not installed.
     """
     try:
         return Path(str(distribution(package).locate_file(path)))
@@ -53,7 +53,7 @@ def load_imagenet21k_names() -> dict[str, str]:
 def find_class_folders(images: Path, splits: Sequence[str]) -> list[str]:
     """Return the folder names in ``images/<split>`` of all existing splits, sorted, without duplicates.
 
-    Raise :class:`UserError` if there is none.
+    Raise ``UserError`` if there is none.
     """
     paths = [path for split in splits if (images / split).is_dir() for path in (images / split).iterdir()]
     folders = {path.name for path in paths if path.is_dir() and not is_system_name(path.name)}

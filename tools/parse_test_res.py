@@ -49,7 +49,7 @@ def parse_directory(directory: Path, keyword: str, test_log: bool, ci95: bool) -
 
     Raises:
         UserError: no sub-folder has a result; the message gives the reason for each. Or the results do not belong
-            together (:func:`check_runs`).
+            together (``check_runs``).
     """
     print(f"Parsing files in {directory}")
     values, missing, folders = [], [], []
@@ -75,7 +75,7 @@ def parse_directory(directory: Path, keyword: str, test_log: bool, ci95: bool) -
 
 
 def check_runs(folders: Iterable[Path]) -> None:
-    """Raise :class:`UserError` if two of the runs have one seed or model, or their settings differ.
+    """Raise ``UserError`` if two of the runs have one seed or model, or their settings differ.
 
     Differing arithmetic is named on standard error.
     """

@@ -64,7 +64,7 @@ class APE(TrainerX):
         cfg.TRAINER.APE.AUGMENT_EPOCH = 10  # random views of a shot, whose mean feature is its key
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """Raise :class:`UserError` as :func:`check_shots_cfg` does, and for CHANNELS or LAMBDA outside 0 to 1."""
+        """Raise ``UserError`` as ``check_shots_cfg`` does, and for CHANNELS or LAMBDA outside 0 to 1."""
         check_shots_cfg(self, cfg)
         for key in ("CHANNELS", "LAMBDA"):
             if not 0 <= (share := cfg.TRAINER.APE[key]) <= 1:

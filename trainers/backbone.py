@@ -111,7 +111,7 @@ class FeatureBackbone(Backbone):
         return StoredFeatures(rows)  # type: ignore[abstract]  # it has no encoder
 
     def check_prompts(self, templates: Sequence[str]) -> None:
-        """Raise :class:`UserError` for several templates or DATASET.DESCRIPTIONS, as the text features are fixed."""
+        """Raise ``UserError`` for several templates or DATASET.DESCRIPTIONS, as the text features are fixed."""
         if len(templates) > 1 or self.cfg.DATASET.DESCRIPTIONS:
             problem = f"the text features in {self.file.path} are fixed; several templates and DATASET.DESCRIPTIONS"
             raise UserError(f"{problem} need a text encoder. ZeroshotCLIP, with one template, takes them as they are")
@@ -130,7 +130,7 @@ class FeatureBackbone(Backbone):
 
 
 def check_runs_on(cfg: CfgNode, trainer: type) -> None:
-    """Raise :class:`UserError` if the method, the class ``trainer``, needs encoders, and DATASET is Features."""
+    """Raise ``UserError`` if the method, the class ``trainer``, needs encoders, and DATASET is Features."""
     if cfg.DATASET.NAME == "Features" and (group := getattr(trainer, "group", "")) in ENCODER_USES:
         raise UserError(f"{cfg.TRAINER.NAME} {ENCODER_USES[group]}")
 
@@ -149,7 +149,7 @@ def _load_features(cfg: CfgNode, device: torch.device) -> FeatureBackbone:
 def load_backbone(trainer: SimpleTrainer, precision: str = "fp16", needs_classes: bool = True) -> Backbone:
     """Load the CLIP of MODEL.BACKBONE onto the trainer's device and check the config against it.
 
-    For the data set Features, return a :class:`FeatureBackbone`. The file names the backbone, else MODEL.BACKBONE.NAME.
+    For the data set Features, return a ``FeatureBackbone``. The file names the backbone, else MODEL.BACKBONE.NAME.
 
     A small CLIP on a CPU gets one thread, unless OMP_NUM_THREADS is set. It prints a note where the pixel mean, the
     standard deviation or the resizing of INPUT differ from CLIP's training.

@@ -24,7 +24,7 @@ def tokenize_captions(encoder: TextEncoder, captions: Sequence[str]) -> tuple[to
 
 
 class RetrievalCaptions:
-    """The distinct captions (:func:`tokenize_captions`) of each split, numbered from 0 in the order of its images.
+    """The distinct captions (``tokenize_captions``) of each split, numbered from 0 in the order of its images.
 
     A caption is encoded with the first of its images: once, in a batch that is the same for any number of processes.
 

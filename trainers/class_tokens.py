@@ -1,6 +1,6 @@
 """State-dict hooks that save the embeddings of the class tokens with a prompt learner, as CoOp's code does.
 
-``learner`` is a :class:`trainers.coop.PromptLearner` everywhere.
+``learner`` is a ``trainers.coop.PromptLearner`` everywhere.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class CLIPAdapter(TrainerX):
         cfg.TRAINER.CLIPADAPTER.REDUCTION = 4  # feature width / bottleneck width; the authors' value
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """Raise :class:`UserError` for a RATIO outside 0 to 1."""
+        """Raise ``UserError`` for a RATIO outside 0 to 1."""
         if not 0 <= (ratio := cfg.TRAINER.CLIPADAPTER.RATIO) <= 1:
             raise UserError(f"TRAINER.CLIPADAPTER.RATIO is {ratio}; it must be from 0 to 1")
 

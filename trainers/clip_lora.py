@@ -2,7 +2,7 @@
 
 Zanella and Ben Ayed, Low-Rank Few-Shot Adaptation of Vision-Language Models, CVPR workshops 2024, section 4. A weight
 W of queries, keys or values becomes ``W + gamma * B A``. A (r, inputs) starts as in a linear layer, B (outputs, r) at
-0; in :mod:`vlm.clip.lora` they are ``down`` and ``up``. As in the authors' code, gamma is ``alpha / sqrt(r)``. Each
+0; in ``vlm.clip.lora`` they are ``down`` and ``up``. As in the authors' code, gamma is ``alpha / sqrt(r)``. Each
 step encodes the prompts of all classes again. The settings are the same for all data sets and shots.
 
 The authors' code drops inputs of A for each token, uses the first template alone, and ends its schedule at 1e-6. Here,
@@ -57,7 +57,7 @@ class CLIPLoRA(TrainerX):
         node.PREC = "fp32"  # or amp (float16, CUDA; the authors'), bf16: of the computation, not of the weights
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """Raise :class:`UserError` for values of TRAINER.CLIPLORA that cannot be used."""
+        """Raise ``UserError`` for values of TRAINER.CLIPLORA that cannot be used."""
         node, path = cfg.TRAINER.CLIPLORA, "TRAINER.CLIPLORA"
         check_availability(node.ENCODER, ("both", "vision", "text"), f"{path}.ENCODER")
         check_availability(list(node.PARAMS), PROJECTION_NAMES, f"{path}.PARAMS")

@@ -81,7 +81,7 @@ class CoCoOp(TrainerX):
         cfg.TRAINER.COCOOP.PREC = "fp16"  # or fp32, amp, bf16
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """Raise :class:`UserError` for values of TRAINER.COCOOP that cannot be used."""
+        """Raise ``UserError`` for values of TRAINER.COCOOP that cannot be used."""
         check_context(cfg.TRAINER.COCOOP, "TRAINER.COCOOP")
 
     def build_model(self) -> None:

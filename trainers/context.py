@@ -20,7 +20,7 @@ MAX_CONTEXT_TOKENS = 512  # the longest prompts, Chinese-CLIP's, have as many to
 
 
 def check_context(node: CfgNode, name: str) -> None:
-    """Raise :class:`UserError` for unusable N_CTX, CTX_INIT or PREC in a config node, whose path is ``name``."""
+    """Raise ``UserError`` for unusable N_CTX, CTX_INIT or PREC in a config node, whose path is ``name``."""
     check_availability(node.PREC, PRECISIONS, f"{name}.PREC")
     if "{" in node.CTX_INIT or "}" in node.CTX_INIT:
         hint = "leave out {}: the class name follows the context"
@@ -76,7 +76,7 @@ def list_context_words(text_encoder: TextEncoder, ctx_init: str, n_ctx: int) -> 
 def register_prompt_learner(trainer: TrainerX, learner, precision: str) -> tuple[Optimizer, LRScheduler]:
     """Register ``learner`` with a new optimizer and learning-rate schedule, and return both.
 
-    ``learner`` is a :class:`trainers.coop.PromptLearner`. It first loads MODEL.INIT_WEIGHTS, if set.
+    ``learner`` is a ``trainers.coop.PromptLearner``. It first loads MODEL.INIT_WEIGHTS, if set.
     FORCE_RESUME allows checkpoints of another CLIP. On CUDA, ``trainer.scaler`` is set if ``precision`` (PREC) is amp.
     """
     cfg = trainer.cfg

@@ -83,7 +83,7 @@ class CustomCLIP(nn.Module):
         return normalize(encode_classes(len(learner.lengths), prompts, self.encode, store))
 
     def encode(self, table: torch.Tensor, index: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Return features (n, embed_dim), not normalised, of n prompts from :meth:`PromptTable.select_classes`."""
+        """Return features (n, embed_dim), not normalised, of n prompts from ``PromptTable.select_classes``."""
         return self.text_encoder(table, self.text_encoder.build_layout(index, lengths))
 
 
@@ -108,7 +108,7 @@ class CoOp(TrainerX):
         cfg.TRAINER.COOP.PREC = "fp16"  # or fp32, amp, bf16
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """Raise :class:`UserError` for values of TRAINER.COOP that cannot be used."""
+        """Raise ``UserError`` for values of TRAINER.COOP that cannot be used."""
         node = cfg.TRAINER.COOP
         check_context(node, "TRAINER.COOP")
         check_availability(node.CLASS_TOKEN_POSITION, CLASS_TOKEN_POSITIONS, "TRAINER.COOP.CLASS_TOKEN_POSITION")

@@ -158,7 +158,7 @@ class CLIPFineTune(TrainerX):
         cfg.TRAINER.FINETUNE.PREC = "fp32"  # or amp (float16, CUDA), bf16: of the computation, not of the weights
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """Raise :class:`UserError` for values and combinations of TRAINER.FINETUNE that cannot be used."""
+        """Raise ``UserError`` for values and combinations of TRAINER.FINETUNE that cannot be used."""
         node = cfg.TRAINER.FINETUNE
         check_availability(list(node.PARTS), PARTS, "TRAINER.FINETUNE.PARTS")
         check_availability(node.PREC, AUTOCAST_DTYPES, "TRAINER.FINETUNE.PREC")
@@ -174,7 +174,7 @@ class CLIPFineTune(TrainerX):
             raise UserError(f"TRAINER.FINETUNE.MAX_LOGIT_SCALE is {node.MAX_LOGIT_SCALE}; it must be above 0")
 
     def build_data_loader(self) -> None:
-        """Build the loaders; raise :class:`UserError` if TEST.EVALUATOR does not fit captions or classes."""
+        """Build the loaders; raise ``UserError`` if TEST.EVALUATOR does not fit captions or classes."""
         super().build_data_loader()
         evaluator, captions = self.cfg.TEST.EVALUATOR, hasattr(self.dm.dataset, "captions")
         if (evaluator == "Retrieval") != captions and not self.cfg.TEST.NO_TEST:
@@ -240,7 +240,7 @@ class CLIPFineTune(TrainerX):
     # ---- training ----
 
     def before_train(self) -> None:
-        """Prepare training; raise :class:`UserError` if no batch can have a negative, so that the loss is constant."""
+        """Prepare training; raise ``UserError`` if no batch can have a negative, so that the loss is constant."""
         images = self.train_loader_x.dataset.data_source
         batch_size, problem = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE, ""
         captions = (ids for item in images for ids in tokenize_captions(self.encoder, self.captions_of(item))[1])

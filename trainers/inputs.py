@@ -70,7 +70,7 @@ class CurrentInputs:
     def read_weights(self, cfg: CfgNode) -> str:
         """Return the fingerprint of the weights of MODEL.BACKBONE, or of the features in place of them.
 
-        Raises :class:`UserError` if they cannot be read.
+        Raises ``UserError`` if they cannot be read.
         """
         if cfg.DATASET.NAME == "Features":
             return read_feature_file(cfg.DATASET.FEATURES).sha256

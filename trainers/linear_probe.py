@@ -35,7 +35,7 @@ DEFAULT_C = 0.316  # C without validation images, from the example in CLIP's REA
 def fit_linear_probe(features: torch.Tensor, labels: torch.Tensor, c: float) -> nn.Linear:
     """Fit a logistic regression to features (images, dim); return it as a linear layer.
 
-    Features of any norm are first scaled to ``FEATURE_NORM``; so does :func:`predict` with the layer's input.
+    Features of any norm are first scaled to ``FEATURE_NORM``; so does ``predict`` with the layer's input.
 
     Args:
         labels: (images,), with at least one image of each class.
@@ -78,7 +78,7 @@ def sweep_regularization(
     fit = cache(lambda exponent: fit_linear_probe(*train, 10**exponent))
 
     def score(exponent: float) -> tuple[float, float]:
-        """Return the score (:func:`shots.score_candidates`) of the linear probe for C = 10 ** ``exponent``."""
+        """Return the score (``shots.score_candidates``) of the linear probe for C = 10 ** ``exponent``."""
         return shots.score_candidates(predict(fit(exponent), features)[None], labels)[0]
 
     best: float = max(COARSE_GRID, key=score)
@@ -104,7 +104,7 @@ class LinearProbe(TrainerX):
         cfg.TRAINER.LINEARPROBE.C = 0.0  # inverse strength of the L2 regularisation; 0: swept on validation images
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """Raise :class:`UserError` for INIT_WEIGHTS or a negative C."""
+        """Raise ``UserError`` for INIT_WEIGHTS or a negative C."""
         shots.check_shots_cfg(self, cfg)
         check_at_least(cfg.TRAINER.LINEARPROBE.C, 0, "TRAINER.LINEARPROBE.C")
 

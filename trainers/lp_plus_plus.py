@@ -76,7 +76,7 @@ class LPPlusPlus(TrainerX):
         cfg.TRAINER.LPPLUSPLUS.ITERATIONS = 300  # steps of w; the authors' value
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """Raise :class:`UserError` for INIT_WEIGHTS or ITERATIONS below 1."""
+        """Raise ``UserError`` for INIT_WEIGHTS or ITERATIONS below 1."""
         shots.check_shots_cfg(self, cfg)
         check_at_least(cfg.TRAINER.LPPLUSPLUS.ITERATIONS, 1, "TRAINER.LPPLUSPLUS.ITERATIONS")
 

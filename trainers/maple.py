@@ -6,7 +6,7 @@ trained by cross-entropy over CLIP's scores.
 
 As in the authors' code, the coupling functions of later layers begin with equal weights, and of the words CTX_INIT the
 first N_CTX tokens are learned, the others fixed. Unlike there, fewer tokens than N_CTX are refused: that code learns
-end and padding tokens then, or above N_CTX 4 ignores the words. ResNets, not in the paper: :mod:`vlm.images.prompted`.
+end and padding tokens then, or above N_CTX 4 ignores the words. ResNets, not in the paper: ``vlm.images.prompted``.
 """
 
 from __future__ import annotations

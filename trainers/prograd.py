@@ -39,7 +39,7 @@ class ProGrad(CoOp):
         cfg.TRAINER.PROGRAD = CfgNode({"T": 1.0, "LAMBDA": 1.0})  # the authors' values
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """Raise :class:`UserError` as CoOp does, and for a T that is not above 0."""
+        """Raise ``UserError`` as CoOp does, and for a T that is not above 0."""
         super().check_cfg(cfg)
         if not cfg.TRAINER.PROGRAD.T > 0:
             raise UserError(f"TRAINER.PROGRAD.T is {cfg.TRAINER.PROGRAD.T}; it must be above 0")

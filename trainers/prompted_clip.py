@@ -42,7 +42,7 @@ class DeepPromptLearner(PromptLearner):
         self.add_visual_prompts(node, *get_width_and_depth(visual))
 
     def table(self, context: torch.Tensor) -> torch.Tensor:
-        """Return the table of :meth:`PromptTable.table`, with the fixed tokens of CTX_INIT behind ``context``."""
+        """Return the table of ``PromptTable.table``, with the fixed tokens of CTX_INIT behind ``context``."""
         return super().table(torch.cat([context, self.fixed_context]))  # type: ignore[list-item]  # a buffer
 
     def draw_prompts(self, count: int, n_ctx: int, width: int) -> nn.ParameterList:
@@ -87,7 +87,7 @@ class DeepPromptTrainer(TrainerX):
     has_cosine_logits = True  # model_inference returns cosines of image and class features, times the logit scale
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """Raise :class:`UserError` for values of the method's config node that cannot be used."""
+        """Raise ``UserError`` for values of the method's config node that cannot be used."""
         path, node = f"TRAINER.{cfg.TRAINER.NAME.upper()}", cfg.TRAINER[cfg.TRAINER.NAME.upper()]
         minima = {"N_CTX": 1, "PROMPT_DEPTH": 1, "CHUNK": 0, "GPA_STD": 0.1}  # the last: a single epoch, in effect
         for key in node:
@@ -119,7 +119,7 @@ class DeepPromptTrainer(TrainerX):
 
 
 def check_layers(cfg: CfgNode, node: CfgNode, clip: CLIP) -> None:
-    """Raise :class:`UserError` unless ``clip`` is OpenAI's and has the layers for the depths in a method's ``node``."""
+    """Raise ``UserError`` unless ``clip`` is OpenAI's and has the layers for the depths in a method's ``node``."""
     backbone = cfg.MODEL.BACKBONE.WEIGHTS or cfg.MODEL.BACKBONE.NAME
     if type(clip) is not CLIP:
         problem = f"{cfg.TRAINER.NAME} has prompts inside OpenAI's architectures, and {backbone} has another"

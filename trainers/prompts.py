@@ -30,8 +30,8 @@ class HandwrittenPrompts:
     def __init__(self, trainer: SimpleTrainer, templates: Sequence[str] = ()):
         """Read the descriptions, and print the first prompts; ``templates`` replace DATASET.TEMPLATE.
 
-        Raises :class:`UserError` for a template without ``{}``, a missing file, and as
-        :func:`vlm.text.descriptions.read_descriptions`.
+        Raises ``UserError`` for a template without ``{}``, a missing file, and as
+        ``vlm.text.descriptions.read_descriptions``.
         """
         node, self.classnames = trainer.cfg.DATASET, trainer.dm.dataset.classnames
         check_template(node.TEMPLATE, "DATASET.TEMPLATE")
@@ -71,7 +71,7 @@ class HandwrittenPrompts:
         return build_zero_shot_classifier(encoder, self.classnames, self.templates, store)
 
     def encode(self, backbone: Backbone) -> torch.Tensor:
-        """Return the class features of :meth:`build_classifier` by the frozen CLIP; those of many are cached.
+        """Return the class features of ``build_classifier`` by the frozen CLIP; those of many are cached.
 
         On the data set Features, they are those of its file.
         """

@@ -8,7 +8,7 @@ those after each epoch, with Gaussian weights (3.2.2). Frozen text features are 
 
 As in the authors' code, the distances are means over all elements; the templates are the first 60 of CLIP's 80 on every
 data set, and their features are averaged before they are normalised. Their amp fails; here it has all losses. Words and
-ResNets are as in :mod:`trainers.maple`. With TEST.FINAL_MODEL best_val, only the last epoch is validated with the mean.
+ResNets are as in ``trainers.maple``. With TEST.FINAL_MODEL best_val, only the last epoch is validated with the mean.
 """
 
 from __future__ import annotations

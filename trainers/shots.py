@@ -88,7 +88,7 @@ def resize_to_checkpoint(module: nn.Module, state_dict: dict, prefix: str, *_) -
 
 
 def check_shots_cfg(trainer: TrainerX, cfg: CfgNode) -> None:
-    """Raise :class:`UserError` for MODEL.INIT_WEIGHTS, as the shots give the weights, or too low settings."""
+    """Raise ``UserError`` for MODEL.INIT_WEIGHTS, as the shots give the weights, or too low settings."""
     if cfg.MODEL.INIT_WEIGHTS:
         problem = f"{cfg.TRAINER.NAME} starts from the training images, not from MODEL.INIT_WEIGHTS"
         raise UserError(f"{problem}; to evaluate a finished run, use --eval-only --model-dir")
@@ -127,7 +127,7 @@ def collect_shots(trainer: TrainerX, views=0, average=True, every_class=True) ->
 
     Each is the normalised mean over ``views`` random views by the training transforms; 0: the view of a test image.
     If not ``average``, each view has a row. A line of the log has the numbers of shots and views. If ``every_class``,
-    each must have an image (:func:`check_shots`).
+    each must have an image (``check_shots``).
     """
     loader = build_shots_loader(trainer, augmented=views > 0)
     is_random = getattr(getattr(loader.dataset, "transform", None), "is_random", True)  # if not, all views are equal
@@ -144,7 +144,7 @@ def collect_shots(trainer: TrainerX, views=0, average=True, every_class=True) ->
 
 
 def check_shots(trainer: TrainerX, labels: torch.Tensor) -> None:
-    """Raise :class:`UserError` for a class without a training image among ``labels`` (shots,)."""
+    """Raise ``UserError`` for a class without a training image among ``labels`` (shots,)."""
     present = set(labels.tolist())
     if missing := [name for label, name in trainer.lab2cname.items() if label not in present]:
         problem = f"{trainer.cfg.TRAINER.NAME} needs a training image of each class; without: {', '.join(missing)}"

@@ -34,7 +34,7 @@ class TaskRes(TrainerX):
         cfg.TRAINER.TASKRES.ALPHA = 0.5  # weight of the residual; the authors' value, but for 1 on Flowers102
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """Raise :class:`UserError` for an ALPHA of 0 or less."""
+        """Raise ``UserError`` for an ALPHA of 0 or less."""
         if (alpha := cfg.TRAINER.TASKRES.ALPHA) <= 0:
             hint = "--trainer ZeroshotCLIP: no residual"
             raise UserError(f"TRAINER.TASKRES.ALPHA is {alpha}; it must be above 0 ({hint})")

@@ -64,7 +64,7 @@ class ZeroshotCLIP2(ZeroshotCLIP):
         cfg.TRAINER.ZEROSHOTCLIP2.TEMPLATES = "select"  # CoOp's default
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """Raise :class:`UserError` for an unknown set of templates, or DESCRIPTIONS."""
+        """Raise ``UserError`` for an unknown set of templates, or DESCRIPTIONS."""
         if cfg.DATASET.DESCRIPTIONS:
             raise UserError("ZeroshotCLIP2 averages templates; DATASET.DESCRIPTIONS goes with ZeroshotCLIP")
         check_availability(cfg.TRAINER.ZEROSHOTCLIP2.TEMPLATES, TEMPLATES, "TRAINER.ZEROSHOTCLIP2.TEMPLATES")

@@ -39,7 +39,7 @@ def _symmetric_cross_entropy(per_image: torch.Tensor, per_text: torch.Tensor, po
 def distributed_contrastive_loss(
     images: torch.Tensor, texts: torch.Tensor, caption_ids: torch.Tensor, logit_scale: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return :func:`contrastive_loss` of features, and bool (n,): whether an image scores highest with its caption.
+    """Return ``contrastive_loss`` of features, and bool (n,): whether an image scores highest with its caption.
 
     In a distributed run, a process gets the loss of its rows against the features of all processes. Features are
     gathered with gradients, so the mean over all rows has the gradients of one process with the whole batch.
@@ -48,7 +48,7 @@ def distributed_contrastive_loss(
         images: (n, embed_dim), image features of length 1.
         texts: (n, embed_dim), features of length 1 of each image's caption.
         caption_ids: (n,), equal for equal captions, across all processes. An equal caption counts as the image's.
-        logit_scale: the logarithm of the scale, as for :func:`vlm.similarity.compute_logits`.
+        logit_scale: the logarithm of the scale, as for ``vlm.similarity.compute_logits``.
     """
     if get_world_size() == 1:
         per_image = compute_logits(images, texts, logit_scale)

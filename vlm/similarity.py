@@ -25,9 +25,9 @@ def compute_logits(
 
 
 def build_linear_head(class_features: torch.Tensor, logit_scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the weight (classes, embed_dim) and bias (classes,) of a linear layer that equals :func:`compute_logits`.
+    """Return the weight (classes, embed_dim) and bias (classes,) of a linear layer that equals ``compute_logits``.
 
-    The layer takes image features of length 1. The bias is zero. The arguments are those of :func:`compute_logits`.
+    The layer takes image features of length 1. The bias is zero. The arguments are those of ``compute_logits``.
     """
     weight = logit_scale.exp() * class_features
     return weight, weight.new_zeros(len(weight))

@@ -66,7 +66,7 @@ def get_cfg_default() -> CN:
 
 
 def fill_defaults(cfg: CN) -> CN:
-    """Return ``cfg`` if it has every key of :func:`get_cfg_default`, else a copy with the missing keys added.
+    """Return ``cfg`` if it has every key of ``get_cfg_default``, else a copy with the missing keys added.
 
     The copy is frozen if ``cfg`` is.
     """

@@ -27,7 +27,7 @@ MAX_YAML_ENTRIES = 100_000  # far above any config; nested aliases of a few line
 def merge_file(cfg: CN, path: str | os.PathLike) -> None:
     """Merge the YAML file at ``path`` into ``cfg``, in place. An empty file changes nothing.
 
-    Raises :class:`UserError` if the file is missing or not YAML, a key is unknown, or a value has the wrong type.
+    Raises ``UserError`` if the file is missing or not YAML, a key is unknown, or a value has the wrong type.
     """
     if not Path(path).is_file():
         folder = Path(path).parent
@@ -46,7 +46,7 @@ def merge_file(cfg: CN, path: str | os.PathLike) -> None:
 def merge_options(cfg: CN, options: list[str]) -> None:
     """Merge the command line's KEY VALUE pairs, ``["OPTIM.LR", "0.01", …]``, into ``cfg``, in place.
 
-    Raises :class:`UserError` for an unknown key, a value of a wrong type, a word ``--…``, or an odd number of words.
+    Raises ``UserError`` for an unknown key, a value of a wrong type, a word ``--…``, or an odd number of words.
     """
     if flags := [option for option in options if option.startswith("--")]:
         raise UserError(f"{flags[0]} stands among the KEY VALUE pairs; flags go before them")
@@ -59,7 +59,7 @@ def merge_options(cfg: CN, options: list[str]) -> None:
 def merge_flag(cfg: CN, key: str, value: Any) -> None:
     """Set ``key``, such as ``OPTIM.LR``, to the value of a flag. Text stays text, even if it looks like a number.
 
-    Raises :class:`UserError` if a config file cannot hold ``value`` (see :func:`is_serializable`).
+    Raises ``UserError`` if a config file cannot hold ``value`` (see ``is_serializable``).
     """
     if not is_serializable(value):
         raise UserError(f"{key} on the command line is not text in UTF-8: {format_value(value)}")
@@ -79,7 +79,7 @@ def _merge_value(cfg: CN, key: str, value: Any, source: str, text: Any) -> None:
     """Set ``key``, such as ``OPTIM.LR``, in ``cfg`` to ``value``, converted to the type of the present value.
 
     ``text`` is the value before YAML parsed it. ``source``, the file or the command line, is for messages. Raises
-    :class:`UserError` if the key is unknown or a node, or ``value`` cannot be converted.
+    ``UserError`` if the key is unknown or a node, or ``value`` cannot be converted.
     """
     known = dict(flatten(cfg))
     if subkeys := [k.removeprefix(f"{key}.") for k in known if k.startswith(f"{key}.")]:
@@ -115,7 +115,7 @@ def _merge_value(cfg: CN, key: str, value: Any, source: str, text: Any) -> None:
 def _is_text_list(decoded: Any, text: Any, name: str) -> bool:
     """Return whether the value of a key of TEXT_OR_LIST_KEYS is a list; ``text`` is the value before decoding.
 
-    Raises :class:`UserError`, which begins with ``name``, for a list with other items than texts.
+    Raises ``UserError``, which begins with ``name``, for a list with other items than texts.
     """
     is_text = [isinstance(item, str) for item in decoded] if isinstance(decoded, (list, tuple)) else []
     if isinstance(text, str) and decoded != [] and not any(is_text):  # "[{}]" on the command line is a text
@@ -138,7 +138,7 @@ def is_serializable(value: Any) -> bool:
 
 
 def format_value(value: Any) -> str:
-    """Return the ``repr`` of ``value`` for a message, abbreviated as by :func:`abbreviate`."""
+    """Return the ``repr`` of ``value`` for a message, abbreviated as by ``abbreviate``."""
     try:
         return abbreviate(repr(value))
     except ValueError:  # Python converts no integers of more than 4,300 digits to text
@@ -156,7 +156,7 @@ def abbreviate(text: str) -> str:
 def _suggest_key(key: str, known: dict[str, Any]) -> str:
     """Return a hint for the unknown ``key``: the most similar key of ``known``, and all keys of the node it names.
 
-    ``known`` maps dotted keys (:func:`flatten`) to values, which are not used.
+    ``known`` maps dotted keys (``flatten``) to values, which are not used.
     """
     hint = suggest_name(key, known).partition("Known: ")[0]
     node = key.rpartition(".")[0]
@@ -186,7 +186,7 @@ class _StrictLoader(yaml.SafeLoader):
     """Reads YAML, but refuses duplicate keys, of which YAML takes the last, and aliases that would fill the memory."""
 
     def get_single_node(self) -> yaml.Node | None:
-        """Return the document's root node, or None if the document is empty; raise as :func:`_count_entries` does."""
+        """Return the document's root node, or None if the document is empty; raise as ``_count_entries`` does."""
         node = super().get_single_node()
         if node is not None:
             _count_entries(node, {})
@@ -202,7 +202,7 @@ class _TextLoader(_StrictLoader):
 def read_yaml(path: str | os.PathLike, as_text: bool = False) -> Any:
     """Return the content of the YAML file at ``path``, None if it is empty; with ``as_text``, every scalar as text.
 
-    Raises :class:`UserError` if the file cannot be read, is not YAML, has duplicate keys, or its aliases expand to
+    Raises ``UserError`` if the file cannot be read, is not YAML, has duplicate keys, or its aliases expand to
     MAX_YAML_ENTRIES.
     """
     try:

@@ -29,7 +29,7 @@ def find_resume_conflicts(cfg: CN, defaults: CN) -> tuple[list[str], bool]:
     """Return why a run of ``cfg`` may not resume, and whether OUTPUT_DIR holds checkpoints; at most one reason.
 
     The run resumes from OUTPUT_DIR if it holds checkpoints, else from RESUME. A key that is missing in the
-    saved config, of an earlier version, has its value in ``defaults``. Raises :class:`UserError` if RESUME holds no
+    saved config, of an earlier version, has its value in ``defaults``. Raises ``UserError`` if RESUME holds no
     checkpoints, or the saved config is damaged.
     """
     folder, source = Path(cfg.OUTPUT_DIR), Path(cfg.RESUME or cfg.OUTPUT_DIR)
@@ -53,7 +53,7 @@ def find_resume_conflicts(cfg: CN, defaults: CN) -> tuple[list[str], bool]:
 def diff_configs(saved: str, current: str, defaults: CN) -> Changes:
     """Return the changes between two configs, texts of ``cfg.dump()``, but not of RESUMABLE_KEYS.
 
-    A key that ``saved`` lacks has its value in ``defaults``. Raises :class:`UserError` if a text is damaged.
+    A key that ``saved`` lacks has its value in ``defaults``. Raises ``UserError`` if a text is damaged.
     """
     try:
         return _diff(yaml.safe_load(saved), yaml.safe_load(current), defaults)
@@ -74,7 +74,7 @@ def _has_checkpoints(folder: Path) -> bool:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """Return the config in ``path``, a run's ``config.yaml``, as nested dicts; :class:`UserError` if it is damaged."""
+    """Return the config in ``path``, a run's ``config.yaml``, as nested dicts; ``UserError`` if it is damaged."""
     try:
         return dict(read_yaml(path))
     except (UserError, TypeError, ValueError) as error:
@@ -87,7 +87,7 @@ def format_changes(changes: Changes) -> str:
 
 
 def _diff(saved: dict[str, Any], current: dict[str, Any], defaults: CN) -> Changes:
-    """Return the changes from ``saved`` to ``current``, as :func:`diff_configs` of parsed configs, nested dicts."""
+    """Return the changes from ``saved`` to ``current``, as ``diff_configs`` of parsed configs, nested dicts."""
     known, new = dict(flatten(yaml.safe_load(defaults.dump()))), dict(flatten(current))
     old = {**{key: value for key, value in known.items() if key in new}, **dict(flatten(saved))}
     keys = [key for key in sorted({*old, *new}) if not key.startswith(RESUMABLE_KEYS)]

@@ -38,7 +38,7 @@ class SafeTarFile(tarfile.TarFile):
 
 
 def _check_entry(archive: Path, name: str, is_plain: bool, end: int) -> None:
-    """Raise :class:`UserError` unless an entry of ``archive`` may be unpacked.
+    """Raise ``UserError`` unless an entry of ``archive`` may be unpacked.
 
     Args:
         name: the entry's path; refused if it is absolute or has a part "..", a backslash, a colon or a null character.
@@ -58,7 +58,7 @@ def safe_members(archive: SafeTarFile) -> Iterator[tarfile.TarInfo]:
     """Yield the entries of a tar archive; check each before its data are read.
 
     Raises:
-        UserError: an entry is refused (:func:`_check_entry`), such as a link, a path upwards, or one of a zip bomb.
+        UserError: an entry is refused (``_check_entry``), such as a link, a path upwards, or one of a zip bomb.
         tarfile.ReadError: the archive is cut off or damaged.
     """
     for member in archive:
@@ -77,7 +77,7 @@ def unpack_archive(path: Path, folder: Path) -> None:
     """Unpack a tar or zip archive to ``folder``, which must exist.
 
     Raises:
-        UserError: an entry is refused, as in :func:`safe_members`; entries before it in a tar archive are unpacked.
+        UserError: an entry is refused, as in ``safe_members``; entries before it in a tar archive are unpacked.
         ARCHIVE_ERRORS (a tuple of classes): the archive is damaged, or has another format.
     """
     if not zipfile.is_zipfile(path):

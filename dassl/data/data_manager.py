@@ -29,7 +29,7 @@ IMAGE_CACHE_BYTES = 256 << 20
 
 
 class DatasetWrapper(Dataset):
-    """A data set of the transformed images of a list of :class:`Datum`.
+    """A data set of the transformed images of a list of ``Datum``.
 
     Random transforms of a training image depend on (SEED, epoch, image) alone, not on the number of workers, the order
     of the batches, or the place of the data. With FEATURES.VIEWS, they repeat after that many epochs.
@@ -68,7 +68,7 @@ class DatasetWrapper(Dataset):
         return len(self.data_source)
 
     def __getitem__(self, idx: int) -> dict:
-        """Return the item ``idx`` of the current epoch, as :meth:`load_item`."""
+        """Return the item ``idx`` of the current epoch, as ``load_item``."""
         return self.load_item(idx, self.epoch)
 
     def load_item(self, idx: int, epoch: int | None) -> dict:
@@ -147,17 +147,17 @@ def build_data_loader(
     is_train: bool = True,
     dataset_wrapper: type[DatasetWrapper] | None = None,
 ) -> DataLoader:
-    """Return a loader of batches of ``data_source``, in training (``is_train``) a :class:`TrainLoader`.
+    """Return a loader of batches of ``data_source``, in training (``is_train``) a ``TrainLoader``.
 
     As in Dassl, training drops a last batch that is not full, unless it is the only one.
 
     Args:
-        sampler_type: name of the sampler, as in :func:`build_sampler`.
+        sampler_type: name of the sampler, as in ``build_sampler``.
         batch_size: images in a batch; in training, the processes divide each batch among them.
         n_domain: domains in a batch of RandomDomainSampler (0: all).
         n_ins: images of each class in a batch of RandomClassSampler.
-        tfm: transform of the images, as in :class:`DatasetWrapper`.
-        dataset_wrapper: class of the data set in place of :class:`DatasetWrapper`, with the same arguments.
+        tfm: transform of the images, as in ``DatasetWrapper``.
+        dataset_wrapper: class of the data set in place of ``DatasetWrapper``, with the same arguments.
 
     Raises:
         UserError: there are no images, the batch size is below 1 (in training, below the number of processes), the

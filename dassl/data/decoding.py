@@ -35,7 +35,7 @@ def get_decoding(cfg: CfgNode) -> Decoding:
 
 
 def read_cached_header(path: str, orientation: str) -> ImageHeader:
-    """Return the result of :func:`dassl.utils.images.read_header`; read again only after a change of the file."""
+    """Return the result of ``dassl.utils.images.read_header``; read again only after a change of the file."""
     with suppress(OSError, ValueError):
         stat = os.stat(path)
         return _read_header(path, orientation, stat.st_mtime_ns, stat.st_size)
@@ -82,7 +82,7 @@ def count_changes(paths: Sequence[str], decoding: Decoding) -> dict[str, int]:
 
 
 def format_decoding(changes: dict[str, int]) -> str:
-    """Return the result of :func:`count_changes` as a text that names the keys and their values."""
+    """Return the result of ``count_changes`` as a text that names the keys and their values."""
     values = {"scaled": f"INPUT.WHITE_LEVEL {changes.get('white_level')}", "turned": "INPUT.ORIENTATION exif"}
     counts = {name: "?" if changes[name] < 0 else f"{changes[name]:,}" for name in values if name in changes}
     parts = [f"{values[name]} ({count} images {name})" for name, count in counts.items()]

@@ -26,7 +26,7 @@ def download(url: str, path: str | os.PathLike, checksum: str, algorithm: str = 
 
     ``checksum`` is the file's digest in hexadecimal by ``algorithm``, a name of hashlib.
 
-    A download that is cut goes on where it was cut (:func:`retry`).
+    A download that is cut goes on where it was cut (``retry``).
 
     Raises:
         UserError: all attempts failed, and the next call resumes the download; or the checksum differs, and the file is

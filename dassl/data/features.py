@@ -68,7 +68,7 @@ class FeatureDataset(Dataset):
     def __init__(self, dataset: Dataset, extractor: FeatureExtractor, name: str, threads: int = 1):
         """
         Args:
-            dataset: data set of images. For any class but :class:`DatasetWrapper` itself, features are computed each
+            dataset: data set of images. For any class but ``DatasetWrapper`` itself, features are computed each
                 time and not stored, as a key cannot cover how that class makes images.
             name: name of the split, for the progress bar and for messages.
             threads: number of threads that read images.

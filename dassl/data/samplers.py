@@ -78,7 +78,7 @@ class RandomDomainSampler(_GroupedSampler):
     """A sampler that fills each batch from ``n_domain`` random domains (0: all), with equally many images of each."""
 
     def __init__(self, data_source: list[Datum], seed: int, batch_size: int, n_domain: int):
-        """Raise :class:`UserError` if ``n_domain`` does not divide ``batch_size`` or exceeds the number of domains."""
+        """Raise ``UserError`` if ``n_domain`` does not divide ``batch_size`` or exceeds the number of domains."""
         domains = len({item.domain for item in data_source})
         n_domain = n_domain if n_domain > 0 else domains
         if n_domain > domains or batch_size % n_domain:
@@ -93,7 +93,7 @@ class RandomClassSampler(_GroupedSampler):
     """A sampler that fills each batch with ``n_ins`` images of each of ``batch_size / n_ins`` random classes."""
 
     def __init__(self, data_source: list[Datum], seed: int, batch_size: int, n_ins: int):
-        """Raise :class:`UserError` if ``n_ins`` is below 1 or no divisor of ``batch_size``, or classes are too few."""
+        """Raise ``UserError`` if ``n_ins`` is below 1 or no divisor of ``batch_size``, or classes are too few."""
         classes = len({item.label for item in data_source})
         if n_ins < 1 or batch_size % n_ins or batch_size // n_ins > classes:
             raise UserError(
@@ -114,7 +114,7 @@ def build_sampler(
     """Return a sampler of ``data_source``, which must be given, seeded by ``cfg.SEED`` (without ``cfg``, by 0).
 
     ``sampler_type`` is RandomSampler, SequentialSampler, RandomDomainSampler (with ``n_domain``) or RandomClassSampler
-    (with ``n_ins``). Any other name, or a value that does not suit the sampler, raises :class:`UserError`.
+    (with ``n_ins``). Any other name, or a value that does not suit the sampler, raises ``UserError``.
     """
     seed = cfg.SEED if cfg is not None else 0
     samplers: dict[str, Callable[[list[Datum]], Sampler[int]]] = {
@@ -155,7 +155,7 @@ def shard_loader(loader: Any, shard_by: str) -> Iterator[bool]:
     """Divide a loader's batches among the processes for the body of a ``with``; yield whether they are divided.
 
     ``shard_by`` is "images" (each process gets its part of every batch) or "batches" (every n-th batch of n processes).
-    Without a :class:`ShardedBatchSampler`, each process gets all batches.
+    Without a ``ShardedBatchSampler``, each process gets all batches.
     """
     sampler = getattr(loader, "batch_sampler", None)
     if not isinstance(sampler, ShardedBatchSampler):

@@ -41,11 +41,11 @@ def get_trainer_nodes(trainer: type) -> set[str]:
 
 
 def build_trainer(cfg: CfgNode):
-    """Build the trainer that TRAINER.NAME names, with its data and model; :class:`UserError` for an unknown name.
+    """Build the trainer that TRAINER.NAME names, with its data and model; ``UserError`` for an unknown name.
 
     Keys that are missing in ``cfg``, as in one made from another copy of Dassl's defaults, get their defaults. In place
-    of a negative SEED, the trainer gets that of :func:`choose_seed`, which also seeds the generators. How images are
-    decoded is resolved as by :func:`resolve_decoding`.
+    of a negative SEED, the trainer gets that of ``choose_seed``, which also seeds the generators. How images are
+    decoded is resolved as by ``resolve_decoding``.
     """
     trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
     if cfg.VERBOSE:
@@ -67,7 +67,7 @@ def build_trainer(cfg: CfgNode):
 def choose_seed(cfg: CfgNode) -> int:
     """Return SEED; if it is negative, the seed of the run to resume; without such a run, a new seed from the clock.
 
-    Raises :class:`UserError` if the seed is too large for PyTorch, or the output directory cannot be read.
+    Raises ``UserError`` if the seed is too large for PyTorch, or the output directory cannot be read.
     """
     seed = cfg.SEED if cfg.SEED >= 0 else (read_saved_config(cfg.OUTPUT_DIR, cfg.RESUME) or {}).get("SEED")
     if type(seed) is not int:
@@ -89,8 +89,8 @@ def is_decoding_set(cfg: CfgNode) -> bool:
 def resolve_decoding(cfg: CfgNode, *folders: str) -> None:
     """Set INPUT.WHITE_LEVEL and ORIENTATION in ``cfg``, where unset, to those of the first run in ``folders``.
 
-    Without a run, they are those of :func:`dassl.data.decoding.get_decoding`. Raises :class:`UserError` as
-    :func:`read_saved_config`, or for a wrong value.
+    Without a run, they are those of ``dassl.data.decoding.get_decoding``. Raises ``UserError`` as
+    ``read_saved_config``, or for a wrong value.
     """
     if not is_decoding_set(cfg):
         set_decoding(cfg, read_saved_config(*folders))
@@ -112,7 +112,7 @@ def read_saved_config(*folders: str) -> dict[str, Any] | None:
     """Return the config, as nested dicts, of the first of ``folders`` that holds a run's checkpoints; None without one.
 
     It is in ``config.yaml``; in a run of another repository's train.py, only in the checkpoints; and the original's
-    have none: {}. Raises :class:`UserError` if it is damaged, or a folder cannot be read.
+    have none: {}. Raises ``UserError`` if it is damaged, or a folder cannot be read.
     """
     try:
         configs = map(_read_saved_config, filter(None, folders))
@@ -122,7 +122,7 @@ def read_saved_config(*folders: str) -> dict[str, Any] | None:
 
 
 def _read_saved_config(folder: str) -> dict[str, Any] | None:
-    """Return the config of the run in ``folder`` as :func:`read_saved_config` does."""
+    """Return the config of the run in ``folder`` as ``read_saved_config`` does."""
     if (config := read_run_config(folder)) is not None:
         return config
     pointers = sorted(Path(folder).glob("*/checkpoint"))

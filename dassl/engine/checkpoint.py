@@ -67,7 +67,7 @@ def divergence_error(trainer, problem: str) -> DivergenceError:
 
 @contextmanager
 def translate_divergence(trainer) -> Iterator[None]:
-    """Turn a ``NonFiniteError`` in the body of a ``with`` into :func:`divergence_error`; before training, leave it."""
+    """Turn a ``NonFiniteError`` in the body of a ``with`` into ``divergence_error``; before training, leave it."""
     try:
         yield
     except NonFiniteError as error:
@@ -102,7 +102,7 @@ def latest_common_checkpoints(folder: str | Path, names: Iterable[str]) -> list[
 def build_checkpoints(trainer, epoch: int, val_result: float | None) -> dict[str, dict[str, Any]]:
     """Return the content of each model's checkpoint after ``epoch`` (from 0), by the model's name.
 
-    ``val_result`` is the result on validation images, if there is one. Raises :class:`DivergenceError` if a parameter
+    ``val_result`` is the result on validation images, if there is one. Raises ``DivergenceError`` if a parameter
     is infinite or NaN.
     """
     for name, model in trainer._models.items():
@@ -127,7 +127,7 @@ def get_run_state(trainer) -> dict[str, Any]:
     """Return the state of the run, which every model's checkpoint holds so that a resume is exact.
 
     Entries: ``random`` (states of generators), those of ``ExtraState.state_dict``, ``best_result``, ``origin``
-    (:func:`get_origin`), ``processes`` (:func:`get_world_sizes`, if ever other than 1), ``forced`` (the changes
+    (``get_origin``), ``processes`` (``get_world_sizes``, if ever other than 1), ``forced`` (the changes
     that --force-resume has accepted, as texts), ``scaler`` (of mixed precision). Entries that do not apply are missing.
     """
     state = {"random": get_rng_states(), **trainer.extra_state.state_dict(trainer)}
@@ -146,7 +146,7 @@ def load_models(trainer, directory: str) -> dict[str, Any] | None:
     """Load every model, optimizer, schedule and the run's state from the newest checkpoints in ``directory``, a run's.
 
     Returns the checkpoint of the model registered last, or None, with nothing loaded, if there are no checkpoints (see
-    :func:`latest_common_checkpoints`). Raises :class:`UserError` if a checkpoint is damaged, or does not fit the run.
+    ``latest_common_checkpoints``). Raises ``UserError`` if a checkpoint is damaged, or does not fit the run.
     """
     names = trainer.get_model_names()
     if not (paths := latest_common_checkpoints(directory, names)):
@@ -163,10 +163,10 @@ def load_models(trainer, directory: str) -> dict[str, Any] | None:
 
 
 def load_run_state(trainer, checkpoint: dict[str, Any]) -> None:
-    """Restore the generators and ``trainer`` to the state that :func:`get_run_state` put into ``checkpoint``.
+    """Restore the generators and ``trainer`` to the state that ``get_run_state`` put into ``checkpoint``.
 
-    Entries may be missing, as in the original CoOp's checkpoints. Raises :class:`UserError` if the origin
-    (:func:`get_origin`) has changed; with FORCE_RESUME, instead appends the changes to ``trainer.forced`` and forgets
+    Entries may be missing, as in the original CoOp's checkpoints. Raises ``UserError`` if the origin
+    (``get_origin``) has changed; with FORCE_RESUME, instead appends the changes to ``trainer.forced`` and forgets
     the best result. Also raises it if the checkpoint names an attribute of the trainer that it could not hold.
     """
     if "random" in checkpoint:
@@ -204,7 +204,7 @@ def describe_forced_schedule(trainer, epoch: int) -> str:
 def resume(trainer) -> int:
     """Resume from OUTPUT_DIR if it holds checkpoints, else from RESUME; return the epoch to start at (0: a new run).
 
-    Raises :class:`UserError` if RESUME has no checkpoint, the epoch is past OPTIM.MAX_EPOCH or differs between
+    Raises ``UserError`` if RESUME has no checkpoint, the epoch is past OPTIM.MAX_EPOCH or differs between
     processes, or the best model is missing though TEST.FINAL_MODEL is best_val.
     """
     cfg, folder = trainer.cfg, trainer.output_dir
@@ -240,7 +240,7 @@ def restore_best(trainer, directory: str) -> None:
     """Copy each model's best checkpoint from ``directory`` to the output directory; set ``best_result`` to its result.
 
     If ``directory`` is the output directory, copies nothing, and sets ``best_result`` only if it is still infinite.
-    Raises :class:`UserError` if a best checkpoint is missing.
+    Raises ``UserError`` if a best checkpoint is missing.
     """
     check_best_exists(trainer, directory)
     is_copy = Path(directory).resolve() != Path(trainer.output_dir).resolve()
@@ -253,7 +253,7 @@ def restore_best(trainer, directory: str) -> None:
 
 
 def check_best_exists(trainer, directory: str) -> None:
-    """Raise :class:`UserError` unless ``directory`` holds the best checkpoint of every model."""
+    """Raise ``UserError`` unless ``directory`` holds the best checkpoint of every model."""
     for name in trainer.get_model_names():
         if not (path := Path(directory, name, BEST_NAME)).is_file():
             raise UserError(f"TEST.FINAL_MODEL is best_val, but there is no {path}: the run was trained without it")
@@ -296,7 +296,7 @@ def get_splits(trainer) -> dict[str, dict]:
 
 
 def diff_origins(saved: dict[str, str], current: dict[str, str]) -> list[str]:
-    """Return the changes between two origins (:func:`get_origin`) as "name old -> new"; not of missing entries.
+    """Return the changes between two origins (``get_origin``) as "name old -> new"; not of missing entries.
 
     Images of a split whose decoding is missing are decoded as in the original.
     """

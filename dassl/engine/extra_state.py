@@ -64,7 +64,7 @@ ROW_ELEMENTS = 4096  # so that a tensor of 16 million elements has about as many
 
 
 class Unsavable:
-    """Stands, in a saved form (:func:`to_state`), for ``value``, which no checkpoint can hold; ``kind`` names its type.
+    """Stands, in a saved form (``to_state``), for ``value``, which no checkpoint can hold; ``kind`` names its type.
 
     The value counts as changed if its ``identity`` has; an object of STATEFUL_TYPES gets a new one each time.
     """
@@ -91,18 +91,18 @@ class ExtraState:
         self._is_resume = True  # whether they are from the run's checkpoint, not from an evaluated model's
 
     def begin(self, trainer) -> None:
-        """On the first call, remember a digest of each attribute of ``trainer``; on every call, :meth:`restore`.
+        """On the first call, remember a digest of each attribute of ``trainer``; on every call, ``restore``.
 
-        By the digests, :meth:`state_dict` finds what has changed. The loop calls this method before each epoch.
+        By the digests, ``state_dict`` finds what has changed. The loop calls this method before each epoch.
         """
         if self._initial_digests is None:
             self._initial_digests = {name: digest_state(value) for name, value in collect_attributes(trainer).items()}
         self.restore(trainer)
 
     def restore(self, trainer) -> None:
-        """Set, only once, the attributes of ``trainer`` that :meth:`load_state_dict` took from a checkpoint.
+        """Set, only once, the attributes of ``trainer`` that ``load_state_dict`` took from a checkpoint.
 
-        For a saved value that does not fit, a resume raises :class:`UserError`; an evaluation prints a note.
+        For a saved value that does not fit, a resume raises ``UserError``; an evaluation prints a note.
         """
         loaded, self._loaded = self._loaded, {}
         for name, value in loaded.items():
@@ -118,7 +118,7 @@ class ExtraState:
                 print(f"Note: {message}")
 
     def state_dict(self, trainer) -> dict[str, Any]:
-        """Return the attributes that have changed since :meth:`begin` (before it: {}), as entries of a checkpoint.
+        """Return the attributes that have changed since ``begin`` (before it: {}), as entries of a checkpoint.
 
         EXTRA_STATE: saved forms by name; UNSAVED_STATE: names that cannot be saved. An empty entry is left out.
         """
@@ -135,10 +135,10 @@ class ExtraState:
         return {**({EXTRA_STATE: state} if state else {}), **({UNSAVED_STATE: unsaved} if unsaved else {})}
 
     def load_state_dict(self, checkpoint: Mapping[str, Any], resume: bool = True) -> None:
-        """Take the entries of :meth:`state_dict` from a checkpoint; :meth:`restore` later sets the attributes.
+        """Take the entries of ``state_dict`` from a checkpoint; ``restore`` later sets the attributes.
 
-        ``resume`` is False if the model is only evaluated; after :meth:`begin`, nothing is then taken. Raises
-        :class:`UserError` if ``resume`` is True and the checkpoint names attributes that it could not hold.
+        ``resume`` is False if the model is only evaluated; after ``begin``, nothing is then taken. Raises
+        ``UserError`` if ``resume`` is True and the checkpoint names attributes that it could not hold.
         """
         if not resume and self._initial_digests is not None:
             return  # the best model is loaded after training: as in Dassl, attributes stay as training left them
@@ -151,7 +151,7 @@ class ExtraState:
 
 
 def collect_attributes(trainer) -> dict[str, Any]:
-    """Return the saved form (:func:`to_state`) of each attribute of ``trainer`` not in ENGINE_ATTRIBUTES, by name."""
+    """Return the saved form (``to_state``) of each attribute of ``trainer`` not in ENGINE_ATTRIBUTES, by name."""
     values, memo = {}, dict.fromkeys(registered_ids(trainer), AS_IS)
     for name, value in vars(trainer).items():
         if name not in ENGINE_ATTRIBUTES:
@@ -165,7 +165,7 @@ def collect_attributes(trainer) -> dict[str, Any]:
 def registered_ids(trainer) -> set[int]:
     """Return the ids of the trainer, its models, frozen modules, optimizers, schedules, and of the models' tensors.
 
-    The id of a tensor is that of its memory (:func:`storage_id`).
+    The id of a tensor is that of its memory (``storage_id``).
     """
     models = [*trainer._models.values(), *trainer.extra_state.frozen]
     objects = [trainer, *models, *trainer._optims.values(), *trainer._scheds.values()]
@@ -188,10 +188,10 @@ def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def to_state(value: Any, memo: dict[int, Any]) -> Any:
-    """Return the saved form of ``value``: a plain value, a list, a tensor, ``{kind: content}``, or :class:`Unsavable`.
+    """Return the saved form of ``value``: a plain value, a list, a tensor, ``{kind: content}``, or ``Unsavable``.
 
-    A checkpoint holds this form; :func:`from_state` turns it back. ``memo`` collects the saved forms of earlier objects
-    by ``id``; it begins with those of :func:`registered_ids`, as AS_IS.
+    A checkpoint holds this form; ``from_state`` turns it back. ``memo`` collects the saved forms of earlier objects
+    by ``id``; it begins with those of ``registered_ids``, as AS_IS.
     """
     if type(value) in PLAIN_TYPES:
         return value
@@ -213,7 +213,7 @@ def to_state(value: Any, memo: dict[int, Any]) -> Any:
 
 
 def container_to_state(value: Any, memo: dict[int, Any]) -> Any:
-    """Return the saved form (:func:`to_state`, also for ``memo``) of a container, a module or another object."""
+    """Return the saved form (``to_state``, also for ``memo``) of a container, a module or another object."""
     kind = next((kind for kind, sequence in SEQUENCE_TYPES.items() if type(value) is sequence), None)
     if type(value) is list:
         return [to_state(item, memo) for item in value]
@@ -235,7 +235,7 @@ def container_to_state(value: Any, memo: dict[int, Any]) -> Any:
 
 
 def find_unsavable(state: Any) -> set[str]:
-    """Return the names of the types that :class:`Unsavable` objects stand for in ``state``, from :func:`to_state`."""
+    """Return the names of the types that ``Unsavable`` objects stand for in ``state``, from ``to_state``."""
     if isinstance(state, Unsavable):
         return {state.kind}
     items = state.values() if isinstance(state, dict) else state if isinstance(state, list) else ()
@@ -244,7 +244,7 @@ def find_unsavable(state: Any) -> set[str]:
 
 @torch.no_grad()
 def from_state(current: Any, state: Any, trainer) -> Any:
-    """Return the value whose saved form (:func:`to_state`) is ``state``.
+    """Return the value whose saved form (``to_state``) is ``state``.
 
     ``current`` is the attribute's present value, or None. A module, an object or a trained tensor of the same shape is
     changed in place and returned. Raises ``ValueError`` if ``state`` is that of a module or an object, and ``current``
@@ -292,7 +292,7 @@ def from_state(current: Any, state: Any, trainer) -> Any:
 
 
 def digest_state(state: Any) -> Any:
-    """Return a digest of ``state``, a saved form (:func:`to_state`), as hexadecimal text.
+    """Return a digest of ``state``, a saved form (``to_state``), as hexadecimal text.
 
     For a module or an object, returns ``{kind: {name: digest}}`` with nested digests.
     """
@@ -335,7 +335,7 @@ def tensor_bytes(tensor: torch.Tensor) -> bytes:
 def changed_items(state: Any, initial: Any) -> Any:
     """Return the saved form ``state``; for a module or an object, only the items that have changed.
 
-    ``initial`` is the digest (:func:`digest_state`) of the value as training began, or None if there was none.
+    ``initial`` is the digest (``digest_state``) of the value as training began, or None if there was none.
     """
     if not isinstance(state, dict) or not isinstance(initial, dict) or initial.keys() != state.keys():
         return state

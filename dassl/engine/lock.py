@@ -55,7 +55,7 @@ def exclusive_lock(folder: str | os.PathLike, timeout: float | None = None) -> I
 
 
 def _acquire_lock(path: Path, owner_path: Path, timeout: float) -> FileLock:
-    """Acquire the lock file at ``path`` within ``timeout`` seconds and return it; raise as :func:`exclusive_lock` does.
+    """Acquire the lock file at ``path`` within ``timeout`` seconds and return it; raise as ``exclusive_lock`` does.
 
     The message describes the process that holds the lock, from the file ``owner_path``.
     """

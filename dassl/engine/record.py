@@ -25,7 +25,7 @@ GIT_TIMEOUT = 5  # seconds: git takes a fraction of one, and on a slow disk the 
 
 
 def read_record(folder: Path, name: str = RECORD_FILE) -> dict:
-    """Return the record, ``name``, of the run in ``folder``; :class:`UserError` if it is missing or damaged."""
+    """Return the record, ``name``, of the run in ``folder``; ``UserError`` if it is missing or damaged."""
     record = read_json(folder / name)
     if not isinstance(record, dict):
         raise UserError(f"{folder / name} is damaged: it is not a record of a run")
@@ -40,7 +40,7 @@ def read_training_record(folder: Path) -> dict:
 
     Earlier versions let ``--eval-only`` replace the record of a training run in its own folder. Then this is the newest
     renamed record (``result.json-<date>``) of training; {} if there is none, as the evaluation may have had other
-    classes. :class:`UserError` if ``folder`` has no record or a damaged one.
+    classes. ``UserError`` if ``folder`` has no record or a damaged one.
     """
     record = read_record(folder)
     if not is_evaluation(record) or not (folder / CONFIG_FILE).is_file():
@@ -61,7 +61,7 @@ def is_evaluation(record: dict) -> bool:
 def find_staleness(folder: str | Path, command: Sequence[str]) -> str:
     """Return why ``folder`` has no valid record, ``result.json``, of a run with the arguments ``command``; "": it has.
 
-    A record is valid if none of the run's files (:func:`_list_input_files`) is newer, and no config file is missing.
+    A record is valid if none of the run's files (``_list_input_files``) is newer, and no config file is missing.
     """
     try:
         record = read_record(Path(folder))
@@ -129,7 +129,7 @@ def code_version(root: Path, paths: Sequence[str]) -> dict:
 
 
 def _git_commit(root: Path, paths: Sequence[str]) -> dict:
-    """Return ``commit`` and ``modified`` of :func:`code_version`; {} if ``root`` is no checkout, or git fails."""
+    """Return ``commit`` and ``modified`` of ``code_version``; {} if ``root`` is no checkout, or git fails."""
     if not (root / ".git").exists():  # a parent folder may be a checkout of another project
         return {}
     command = ["git", "--no-optional-locks", "status", "--porcelain=v2", "--branch", "--", *paths]

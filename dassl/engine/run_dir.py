@@ -103,10 +103,10 @@ def run_directory(cfg: CfgNode, trains: bool, keep_record: bool = False) -> Iter
     resume, so that nobody takes their results for this run's. Only the main process locks and writes.
 
     Args:
-        trains: whether the run trains; :func:`write_run_config` then checks the settings and writes ``config.yaml``
+        trains: whether the run trains; ``write_run_config`` then checks the settings and writes ``config.yaml``
         keep_record: whether an earlier run's record and predictions keep their names
 
-    Raises :class:`UserError` if another process holds the lock, the directory cannot be written, or, with ``trains``,
+    Raises ``UserError`` if another process holds the lock, the directory cannot be written, or, with ``trains``,
     it holds checkpoints of a run with other settings and FORCE_RESUME is False. Then no file has been renamed.
     """
     if not is_main_process():
@@ -125,9 +125,9 @@ def run_directory(cfg: CfgNode, trains: bool, keep_record: bool = False) -> Iter
 
 
 def write_run_config(cfg: CfgNode) -> list[str]:
-    """Write OUTPUT_DIR's ``config.yaml``; return the conflicts with the run to resume (:func:`find_resume_conflicts`).
+    """Write OUTPUT_DIR's ``config.yaml``; return the conflicts with the run to resume (``find_resume_conflicts``).
 
-    Raises :class:`UserError` if there are conflicts without FORCE_RESUME; with it, a file beside checkpoints stays.
+    Raises ``UserError`` if there are conflicts without FORCE_RESUME; with it, a file beside checkpoints stays.
     DECODING_KEYS stay as in such a file, since what they change is compared only when the images are known.
     """
     folder = Path(cfg.OUTPUT_DIR)
@@ -150,7 +150,7 @@ def write_run_config(cfg: CfgNode) -> list[str]:
 
 
 def check_training_cfg(trainer) -> None:
-    """Raise :class:`UserError` for values of OPTIM, TRAIN and TEST that would fail only after hours of training."""
+    """Raise ``UserError`` for values of OPTIM, TRAIN and TEST that would fail only after hours of training."""
     cfg = trainer.cfg
     check_at_least(trainer.max_epoch, 1, "OPTIM.MAX_EPOCH")
     check_at_least(cfg.TRAIN.PRINT_FREQ, 1, "TRAIN.PRINT_FREQ")
@@ -168,10 +168,10 @@ def check_training_cfg(trainer) -> None:
 
 
 def check_evaluation(trainer, args: argparse.Namespace) -> None:
-    """Raise :class:`UserError` if ``--eval-only`` has no trained model, or one that was trained with other settings.
+    """Raise ``UserError`` if ``--eval-only`` has no trained model, or one that was trained with other settings.
 
     It has a model by ``args.model_dir`` ("": not given) or MODEL.INIT_WEIGHTS. A zero-shot method needs none, nor one
-    that registers no model. The settings are those that :func:`dassl.engine.checkpoint.find_mismatches` compares. With
+    that registers no model. The settings are those that ``dassl.engine.checkpoint.find_mismatches`` compares. With
     ``args.allow_mismatch``, differing ones are printed, and set as ``trainer.allowed_mismatch`` for the record.
     """
     init_weights = trainer.cfg.MODEL.INIT_WEIGHTS
@@ -291,8 +291,8 @@ def get_provenance(trainer) -> dict:
 def write_record(trainer, cost: dict, command: list[str], code: dict, inputs: dict) -> None:
     """Write ``predictions.csv`` and ``result.json`` of a run, on the main process.
 
-    ``cost`` is the result of :meth:`CostMeter.read`, ``command`` the program's arguments, ``code`` the result of
-    :func:`code_version`, ``inputs`` that of :func:`get_inputs`. ``resumed_epoch``: this process trained only the epochs
+    ``cost`` is the result of ``CostMeter.read``, ``command`` the program's arguments, ``code`` the result of
+    ``code_version``, ``inputs`` that of ``get_inputs``. ``resumed_epoch``: this process trained only the epochs
     after it, and ``cost`` is that of these.
     """
     cfg = trainer.cfg

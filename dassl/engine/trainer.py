@@ -298,7 +298,7 @@ class TrainerBase:
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Load each model's checkpoint of ``epoch`` (from 1) for evaluation; None: the best one, else the newest.
 
-        ``directory`` is a run's, or as in :func:`find_checkpoints`; "" loads nothing. Raises :class:`UserError` if it
+        ``directory`` is a run's, or as in ``find_checkpoints``; "" loads nothing. Raises ``UserError`` if it
         or a checkpoint is missing, or a checkpoint does not fit its model.
         """
         if not directory:
@@ -368,7 +368,7 @@ class SimpleTrainer(TrainerBase):
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """Raise :class:`UserError` for config values that this method cannot use; here, for none."""
+        """Raise ``UserError`` for config values that this method cannot use; here, for none."""
 
     @staticmethod
     def count_epochs(cfg: CfgNode, num_batches: int) -> int:
@@ -467,7 +467,7 @@ class SimpleTrainer(TrainerBase):
     # ---- evaluation ----
 
     def get_loader(self, split: str):
-        """Return the loader of ``val`` or ``test``; :class:`UserError` if the data set has no such split."""
+        """Return the loader of ``val`` or ``test``; ``UserError`` if the data set has no such split."""
         loader = {"val": self.val_loader, "test": self.test_loader}.get(split)
         if loader is None:
             splits = "test" if self.val_loader is None else "val, test"
@@ -524,7 +524,7 @@ class TrainerX(SimpleTrainer):
     def parse_batch_train(self, batch: dict) -> tuple[torch.Tensor, ...]:
         """Return images (or their features), labels and domains of a batch, on the device.
 
-        Raises :class:`UserError` if there are several views (DATALOADER.K_TRANSFORMS): such methods override this.
+        Raises ``UserError`` if there are several views (DATALOADER.K_TRANSFORMS): such methods override this.
         """
         if isinstance(batch["img"], list):
             raise UserError(
@@ -541,7 +541,7 @@ class TrainerXU(SimpleTrainer):
     """
 
     def run_epoch(self) -> None:
-        """Train on pairs of batches; :class:`UserError` without unlabelled images, or if COUNT_ITER is unknown."""
+        """Train on pairs of batches; ``UserError`` without unlabelled images, or if COUNT_ITER is unknown."""
         loader_x, loader_u = self.train_loader_x, self.train_loader_u
         if loader_u is None:
             raise UserError(f"{type(self).__name__} needs unlabelled images, and {self.cfg.DATASET.NAME} has none")

@@ -87,7 +87,7 @@ class Classification(EvaluatorBase):
     def evaluate(self) -> OrderedDict[str, float]:
         """Print and return accuracy, error_rate, macro_f1 and, with PER_CLASS_RESULT, perclass_accuracy, in percent.
 
-        With COMPUTE_CMAT, save the confusion matrix. Raise :class:`UserError` if no image was processed.
+        With COMPUTE_CMAT, save the confusion matrix. Raise ``UserError`` if no image was processed.
         """
         if not self._total:
             raise UserError("there is nothing to evaluate: the test set is empty")

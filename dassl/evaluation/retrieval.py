@@ -96,7 +96,7 @@ def recall(hits: torch.Tensor, k: int) -> float:
 def mean_average_precision(hits: torch.Tensor, counts: torch.Tensor, k: int) -> float:
     """Return mAP@k in percent, the mean of AP@k over all queries.
 
-    ``hits`` (queries, ranks) and ``counts`` (queries,) are the results of :func:`rank_matches`. AP@k is the sum of the
+    ``hits`` (queries, ranks) and ``counts`` (queries,) are the results of ``rank_matches``. AP@k is the sum of the
     precision at each rank up to ``k`` that is a hit, divided by min(``k``, count); it is NaN for a count of 0.
     """
     hits = hits[:, :k].double()

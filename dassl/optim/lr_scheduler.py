@@ -92,7 +92,7 @@ class _WarmupScheduler(LRScheduler):
         return {**super().state_dict(), "successor": self.successor.state_dict()}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Load what :meth:`state_dict` returned."""
+        """Load what ``state_dict`` returned."""
         self.successor.load_state_dict(state_dict["successor"])
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "successor"})
 

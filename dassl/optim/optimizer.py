@@ -50,7 +50,7 @@ def build_optimizer(
 def _staged_param_groups(model: nn.Module, c: CfgNode) -> list[dict]:
     """Return two parameter groups: the old layers with rate LR * BASE_LR_MULT, then NEW_LAYERS with the default, LR.
 
-    NEW_LAYERS names children of ``model``; :class:`UserError` if it is empty or has another name.
+    NEW_LAYERS names children of ``model``; ``UserError`` if it is empty or has another name.
     """
     new_layers = tolist_if_not(c.NEW_LAYERS)
     children = dict(model.named_children())

@@ -108,7 +108,7 @@ def check_finite(
     source: str | os.PathLike,
     cause: str = "is damaged, or was saved after training had diverged; fetch or save it again",
 ) -> None:
-    """Raise :class:`UserError`, which names ``source``, ``cause`` and the tensors, if any value is NaN or infinite."""
+    """Raise ``UserError``, which names ``source``, ``cause`` and the tensors, if any value is NaN or infinite."""
     problems = [
         f"{int((~tensor.isfinite()).sum()):,} of {tensor.numel():,} values of {name}"
         for name, tensor in tensors.items()
@@ -169,7 +169,7 @@ def find_checkpoint(save_dir: str | os.PathLike, epoch: int | None = None) -> Pa
 
 
 def find_checkpoints(model_dir: str | os.PathLike, names: Sequence[str], epoch: int | None = None) -> dict[str, Path]:
-    """Return the checkpoint of each model in ``names`` by its name, chosen by ``epoch`` as in :func:`find_checkpoint`.
+    """Return the checkpoint of each model in ``names`` by its name, chosen by ``epoch`` as in ``find_checkpoint``.
 
     ``model_dir`` is the folder of a run. For a single model, it may also be the model's folder, or a checkpoint file.
 
@@ -200,7 +200,7 @@ def resume_from_checkpoint(
     """Load the checkpoint of ``epoch`` (None: the newest) in ``fdir``; return the number of its finished epochs.
 
     The checkpoint fills the model and, if given, optimizer, scheduler and scaler. The number is the next epoch, counted
-    from 0. Raise :class:`UserError` if there is no such checkpoint, or it does not fit the model or the optimizer.
+    from 0. Raise ``UserError`` if there is no such checkpoint, or it does not fit the model or the optimizer.
     """
     path = latest_checkpoint(fdir) if epoch is None else find_checkpoint(fdir, epoch)
     if path is None:
@@ -214,7 +214,7 @@ def resume_from_checkpoint_file(
     """Load a checkpoint file into the model and, if given, optimizer, scheduler and scaler; return the checkpoint.
 
     With ``force``, the optimizer and the schedule keep their current hyperparameters. Otherwise, hyperparameters of the
-    optimizer that differ raise :class:`UserError`, as does a file that is no checkpoint or does not fit the model.
+    optimizer that differ raise ``UserError``, as does a file that is no checkpoint or does not fit the model.
     """
     checkpoint = load_checkpoint(path)
     if not isinstance(checkpoint.get("epoch"), int):
@@ -245,7 +245,7 @@ def _resume_optimizer(optimizer: torch.optim.Optimizer, saved: dict, path: Path,
 
 
 def _check_same_optimizer(optimizer: torch.optim.Optimizer, saved: dict, path: Path) -> None:
-    """Raise :class:`UserError` where the state ``saved`` has other hyperparameters than the optimizer."""
+    """Raise ``UserError`` where the state ``saved`` has other hyperparameters than the optimizer."""
     for current, former in zip(optimizer.param_groups, saved["param_groups"], strict=False):
         for key in ("initial_lr", "weight_decay", "momentum", "dampening", "nesterov", "betas", "amsgrad", "alpha"):
             if current.get(key) != former.get(key):
@@ -277,7 +277,7 @@ def _resume_schedule(scheduler, saved: dict | None, epoch: int, force: bool) -> 
 def load_pretrained_weights(model: nn.Module, weight_path: str | os.PathLike) -> None:
     """Load the tensors of a checkpoint whose names and shapes match the model's; print the names of the others.
 
-    Raise :class:`UserError` if no tensor matches one of the model's parameters.
+    Raise ``UserError`` if no tensor matches one of the model's parameters.
     """
     state_dict = {k.removeprefix("module."): v for k, v in load_checkpoint(weight_path)["state_dict"].items()}
     current = model.state_dict()

@@ -117,7 +117,7 @@ def interrupted_error(where: str, resume_point: str, script: str, argv: list[str
 def command_line(interrupt_message: str = "stopped") -> Callable[[Callable], Callable]:
     """Return a decorator for ``main(argv)`` that turns results and errors into exit codes.
 
-    The exit code is the return value, or 0 for None; 2 for a :class:`UserError`, a full disk, or a file that another
+    The exit code is the return value, or 0 for None; 2 for a ``UserError``, a full disk, or a file that another
     program holds open; 130 for a KeyboardInterrupt (Ctrl-C); 141 if the reader of standard output, such as ``head``,
     has closed it. For 2 and 130, the message goes to stderr; ``interrupt_message`` replaces an empty one. Other
     exceptions are raised.

@@ -64,7 +64,7 @@ def replace_file(source: Path, target: Path) -> None:
 
 
 def check_replaceable(*paths: str | os.PathLike) -> None:
-    """Raise :class:`UserError` if one of the files exists and cannot be renamed: on Windows, a program has it open.
+    """Raise ``UserError`` if one of the files exists and cannot be renamed: on Windows, a program has it open.
 
     Call it before the first of several files is written or renamed.
     """
@@ -76,7 +76,7 @@ def check_replaceable(*paths: str | os.PathLike) -> None:
 
 
 def remove_temporary_files(folder: str | os.PathLike, older_than: float = 0) -> None:
-    """Remove the temporary files of :func:`atomic_write` that killed processes left in a folder, not below it.
+    """Remove the temporary files of ``atomic_write`` that killed processes left in a folder, not below it.
 
     Files written to in the last ``older_than`` seconds stay. With 0, all go: then no process may be writing there.
     """
@@ -87,7 +87,7 @@ def remove_temporary_files(folder: str | os.PathLike, older_than: float = 0) -> 
 
 
 def mkdir_if_missing(dirname: str | os.PathLike) -> None:
-    """Create the folder and its parents; raise :class:`UserError` where that is not possible."""
+    """Create the folder and its parents; raise ``UserError`` where that is not possible."""
     try:
         os.makedirs(dirname or ".", exist_ok=True)
     except OSError as error:
@@ -160,7 +160,7 @@ def _describe_content(content: bytes) -> str:
 
 
 def read_json(fpath: str | os.PathLike) -> Any:
-    """Return the content of a JSON file; raise :class:`UserError` where it cannot be read or is not valid."""
+    """Return the content of a JSON file; raise ``UserError`` where it cannot be read or is not valid."""
     text = read_text(fpath)
     try:
         return json.loads(text)

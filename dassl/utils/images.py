@@ -53,7 +53,7 @@ class Decoding:
 
     ``white_level``, of images with more than 8 bits a channel (Pillow's modes I;16, I and F): the value that becomes
     white, as all above it. Values from 0 to it are scaled, to the nearest of 256 levels; negative ones become black. 0
-    is the highest of the file's type (:func:`find_white`). 255 is Pillow's ``convert("RGB")``.
+    is the highest of the file's type (``find_white``). 255 is Pillow's ``convert("RGB")``.
 
     ``orientation``: "exif" turns an image upright by its EXIF tag; "stored" leaves its pixels where they are.
     """
@@ -119,7 +119,7 @@ def open_image(path: str | os.PathLike) -> ImageFile.ImageFile:
 
 
 def read_header(path: str | os.PathLike, orientation: str = "exif") -> ImageHeader:
-    """Return the :class:`ImageHeader` of a file; that of an 8-bit image if the file cannot be read.
+    """Return the ``ImageHeader`` of a file; that of an 8-bit image if the file cannot be read.
 
     With the ``orientation`` "stored", a JPEG is not opened, as only its EXIF tag can change it.
     """
@@ -136,7 +136,7 @@ def read_header(path: str | os.PathLike, orientation: str = "exif") -> ImageHead
 
 
 def read_values(path: str | os.PathLike, white_level: int) -> ImageValues:
-    """Return the :class:`ImageValues` of an image of more than 8 bits a channel."""
+    """Return the ``ImageValues`` of an image of more than 8 bits a channel."""
     import numpy as np
 
     with open_image(path) as image:
@@ -228,7 +228,7 @@ def _is_inverted(image: Image.Image) -> bool:
 
 
 def _convert_to_rgb(image: Image.Image, white_level: int) -> Image.Image:
-    """Return a loaded image in RGB, as :class:`Decoding` describes for ``white_level``."""
+    """Return a loaded image in RGB, as ``Decoding`` describes for ``white_level``."""
     import numpy as np
     from PIL import Image
 

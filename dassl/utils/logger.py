@@ -67,7 +67,7 @@ def setup_logger(output: str | os.PathLike | None = None) -> None:
     """Copy standard output from now on to ``<output>/log.txt``, or to the file ``output`` (.txt or .log).
 
     An older log is renamed to ``log.txt-<date>``, so ``log.txt`` is always the newest run's. None: no log. A folder
-    that cannot be written raises :class:`UserError`.
+    that cannot be written raises ``UserError``.
     """
     if not output:
         return
@@ -83,7 +83,7 @@ def setup_logger(output: str | os.PathLike | None = None) -> None:
 
 @contextmanager
 def tee_stdout(output: str | os.PathLike) -> Iterator[None]:
-    """Copy standard output, and any exception, to a log for the body of a ``with``, as :func:`setup_logger`."""
+    """Copy standard output, and any exception, to a log for the body of a ``with``, as ``setup_logger``."""
     original = sys.stdout
     setup_logger(output)
     logger, ending = sys.stdout, ""

@@ -31,7 +31,7 @@ class AverageMeter:
 
 
 class MetricMeter:
-    """An :class:`AverageMeter` for each metric; as text, joined by ``delimiter``: ``loss 0.1234 (0.2345) acc …``."""
+    """An ``AverageMeter`` for each metric; as text, joined by ``delimiter``: ``loss 0.1234 (0.2345) acc …``."""
 
     def __init__(self, delimiter: str = " "):
         self.meters: dict[str, AverageMeter] = defaultdict(AverageMeter)

@@ -35,7 +35,7 @@ class Registry:
         return obj
 
     def get(self, name: str) -> Any:
-        """Return the object of that name; raise :class:`UserError` with the known names if there is none."""
+        """Return the object of that name; raise ``UserError`` with the known names if there is none."""
         check_availability(name, self._obj_map, self._name.lower())
         return self._obj_map[name]
 
@@ -45,7 +45,7 @@ class Registry:
 
 
 def check_availability(requested: str | Iterable[str], available: Iterable[str], kind: str = "name") -> None:
-    """Raise :class:`UserError` unless each ``requested`` name is ``available``.
+    """Raise ``UserError`` unless each ``requested`` name is ``available``.
 
     Args:
         requested: a name, or a list or tuple of names.
@@ -59,7 +59,7 @@ def check_availability(requested: str | Iterable[str], available: Iterable[str],
 
 
 def check_at_least(value: float, minimum: float, name: str) -> None:
-    """Raise :class:`UserError`, with ``name`` as the value's name in the message, if ``value`` is below ``minimum``."""
+    """Raise ``UserError``, with ``name`` as the value's name in the message, if ``value`` is below ``minimum``."""
     if value < minimum:
         raise UserError(f"{name} is {value}; it must be at least {minimum}")
 

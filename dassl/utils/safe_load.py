@@ -78,7 +78,7 @@ def load_weights_only(path: str | os.PathLike) -> Any:
 
 
 def _check_archive(path: str | os.PathLike, size: int) -> None:
-    """Raise :class:`UserError` where a file of ``size`` bytes is compressed or its pickle names ``bytearray``."""
+    """Raise ``UserError`` where a file of ``size`` bytes is compressed or its pickle names ``bytearray``."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
@@ -108,7 +108,7 @@ def _iterate_tensors(content: Any) -> Iterator[torch.Tensor]:
 def safe_torch_load(path: str | os.PathLike) -> Any:
     """Return the tensors, plain values and containers in a file of torch.save, on the CPU.
 
-    Where the file names classes that ``torch.load`` with ``weights_only`` refuses, a :class:`Placeholder` replaces each
+    Where the file names classes that ``torch.load`` with ``weights_only`` refuses, a ``Placeholder`` replaces each
     of them. Entries whose value is a placeholder are dropped from the file's dict and from the dicts directly in it.
 
     Raises:
@@ -129,7 +129,7 @@ def safe_torch_load(path: str | os.PathLike) -> Any:
 
 
 def _drop_placeholders(entries: dict) -> dict:
-    """Return a dict without the entries whose value is a :class:`Placeholder` object or class."""
+    """Return a dict without the entries whose value is a ``Placeholder`` object or class."""
     return {
         key: value for key, value in entries.items() if not (isinstance(value, Placeholder) or value is Placeholder)
     }

@@ -23,7 +23,7 @@ def set_random_seed(seed: int) -> None:
 
 
 def get_rng_states() -> dict[str, Any]:
-    """Return the states of the generators that :func:`set_random_seed` seeds, as plain values and tensors."""
+    """Return the states of the generators that ``set_random_seed`` seeds, as plain values and tensors."""
     state = np.random.get_state()
     assert isinstance(state, tuple)  # the legacy form, which is the default
     name, keys, *counters = state
@@ -36,7 +36,7 @@ def get_rng_states() -> dict[str, Any]:
 
 
 def set_rng_states(states: dict[str, Any]) -> None:
-    """Set the generators to what :func:`get_rng_states` returned; those of GPUs only if there are as many as then."""
+    """Set the generators to what ``get_rng_states`` returned; those of GPUs only if there are as many as then."""
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     np.random.set_state(tuple(states["numpy"]))

@@ -182,8 +182,8 @@ def format_notes(cells: dict[str, Cell], notes: Sequence[str], missing: dict[Pat
 
     Args:
         cells: the cells by their names in these lines.
-        notes: the result of :func:`mark_cells`, and other sentences.
-        missing: the result of :func:`list_missing`.
+        notes: the result of ``mark_cells``, and other sentences.
+        missing: the result of ``list_missing``.
     """
     lines = []
     if any(cell.has_interval for cell in cells.values()):
@@ -266,7 +266,7 @@ def list_missing(folder: Path, runs: Iterable[Run], unfinished: Iterable[Path]) 
 
 
 def check_any_result(cells: Iterable[Cell], folder: Path, notes: Sequence[str], missing: dict[Path, str]) -> None:
-    """Raise :class:`UserError`, with one of the notes on runs without a result, if no cell has an accuracy."""
+    """Raise ``UserError``, with one of the notes on runs without a result, if no cell has an accuracy."""
     cells = list(cells)
     if not any(cell.accuracies for cell in cells):
         reasons = [*(note for cell in cells for note in cell.notes), *notes]

@@ -264,7 +264,7 @@ def _combine_cells(function: Callable[[list[float]], float], cells: Iterable[Cel
 def _format_below(
     folder: Path, cells: dict[str, Cell], notes: list[str], left_out: list[str], missing: dict
 ) -> list[str]:
-    """Return the lines below a table; :class:`UserError` if no cell has an accuracy. ``cells`` are by name."""
+    """Return the lines below a table; ``UserError`` if no cell has an accuracy. ``cells`` are by name."""
     check_any_result(cells.values(), folder, left_out, missing)
     return format_notes(cells, [*notes, *(f"Not in the table: {note}." for note in left_out)], missing)
 

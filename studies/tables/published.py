@@ -26,7 +26,7 @@ Figures = dict[tuple[str, ...], list[dict[str, str]]]  # rows of the file by met
 
 
 def read_figures(path: Path) -> Figures:
-    """Return the figures in a CSV file with the columns of docs/published.csv; :class:`UserError` if it is not one."""
+    """Return the figures in a CSV file with the columns of docs/published.csv; ``UserError`` if it is not one."""
     figures: Figures = {}
     try:
         with open(path, encoding="utf-8", newline="") as file:
@@ -67,6 +67,6 @@ def _describe_cell(cell: Cell) -> tuple[str, str]:
 
 
 def to_markdown(frame) -> str:
-    """Return the section of a Markdown page with the result of :func:`compare_figures`."""
+    """Return the section of a Markdown page with the result of ``compare_figures``."""
     table = frame.to_markdown(index=False, disable_numparse=True)
     return f"\n## Published beside measured\n\n{table}\n\n{NOTE}\n"

@@ -269,7 +269,7 @@ def _to_text(value: object) -> str:
 
 
 def read_run(folder: Path) -> Run:
-    """Return the finished run in ``folder``; :class:`UserError` if its record is damaged."""
+    """Return the finished run in ``folder``; ``UserError`` if its record is damaged."""
     record = read_record(folder)
     accuracy = record.get("accuracy")
     is_percent = accuracy is None or (type(accuracy) in (int, float) and 0 <= accuracy <= 100)
@@ -322,7 +322,7 @@ def find_differences(runs: Sequence[Run]) -> dict[str, list[str]]:
 
 
 def format_differences(runs: Sequence[Run], differences: dict[str, list[str]]) -> str:
-    """Return ``KEY value (folders); …`` for the result of :func:`find_differences`."""
+    """Return ``KEY value (folders); …`` for the result of ``find_differences``."""
     parts = []
     for key, values in differences.items():
         for value in dict.fromkeys(values):

@@ -53,7 +53,7 @@ def convert_with_pil(path: Path) -> Image.Image:
 
 
 def assert_reads_as_pil(path: Path) -> None:
-    """Assert that ``read_image``, as in the original, returns the pixels of :func:`convert_with_pil`."""
+    """Assert that ``read_image``, as in the original, returns the pixels of ``convert_with_pil``."""
     picture, expected = read_image(path, ORIGINAL), convert_with_pil(path)
     assert (picture.mode, picture.size) == ("RGB", expected.size)
     assert np.array_equal(np.asarray(picture), np.asarray(expected))

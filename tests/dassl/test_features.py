@@ -100,7 +100,7 @@ class PixelExtractor:
 
 
 def assert_same_batch(features: dict, images: dict) -> None:
-    """Assert that a batch of features of :class:`PixelExtractor` belongs to a batch of images."""
+    """Assert that a batch of features of ``PixelExtractor`` belongs to a batch of images."""
     assert features.keys() == images.keys()
     assert torch.equal(features["img"], images["img"].flatten(1))
     for key in ("label", "domain", "index"):

@@ -31,7 +31,7 @@ def collect_rates(optimizer, schedule, epochs: int) -> list[float]:
 
 
 def rates(epochs: int, **values) -> list[float]:
-    """Return the rates of the first epochs with the OPTIM node of :func:`node`."""
+    """Return the rates of the first epochs with the OPTIM node of ``node``."""
     optim = node(**values)
     optimizer = build_optimizer([torch.nn.Parameter(torch.zeros(1))], optim)
     return collect_rates(optimizer, build_lr_scheduler(optimizer, optim), epochs)

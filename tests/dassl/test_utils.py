@@ -181,7 +181,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def address():
-    """The address of the file of a running :class:`Server`."""
+    """The address of the file of a running ``Server``."""
     Server.cuts, Server.status, Server.offsets = 0, 200, ()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -39,7 +39,7 @@ def make_arrays(**counts: int) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def save(tmp_path):
-    """Return a function that writes arrays to clip.npz; an argument replaces one of :func:`make_arrays`, None drops."""
+    """Return a function that writes arrays to clip.npz; an argument replaces one of ``make_arrays``, None drops."""
 
     def call(**changes):
         arrays = {name: array for name, array in {**make_arrays(), **changes}.items() if array is not None}

@@ -14,11 +14,11 @@ MAX_LINES = 12  # lines of a clear message; a YAML error shows the place in thre
 
 
 class Refusal(str):
-    """The message of a :class:`UserError`."""
+    """The message of a ``UserError``."""
 
 
 def outcome(call: Callable, *arguments: Any, naming: object = "", **values: Any) -> Any:
-    """Return the result of a call, or a :class:`Refusal` if it raises :class:`UserError` with a clear message.
+    """Return the result of a call, or a ``Refusal`` if it raises ``UserError`` with a clear message.
 
     Other errors are raised, so they fail the test.
 

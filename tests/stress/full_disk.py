@@ -88,7 +88,7 @@ def disk_full(folder: Path) -> Ended:
     """Run training until its disk is full, then resume it with free space; return the first end.
 
     Raises:
-        AssertionError: as :func:`file_too_large`. Needs :func:`can_mount`.
+        AssertionError: as ``file_too_large``. Needs ``can_mount``.
     """
     ended = Child(partial(_on_tmpfs, folder), folder / "errors").end()
     (folder / "copy").rename(folder / "output")
@@ -97,7 +97,7 @@ def disk_full(folder: Path) -> Ended:
 
 
 def _on_tmpfs(folder: Path) -> int:
-    """Do the work of :func:`disk_full` in the process that sees the tmpfs; return the exit code of the resumed run."""
+    """Do the work of ``disk_full`` in the process that sees the tmpfs; return the exit code of the resumed run."""
     output = folder / "output"
     mount(output)
     command = RUN.command(folder)

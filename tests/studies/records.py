@@ -50,7 +50,7 @@ def build_record(accuracy=70.0, trainer="CoOp", seed=1, shots=16, config_file="t
 
 
 def write_run(folder: Path, accuracy=70.0, **record) -> Path:
-    """Write a finished run, with a record of :func:`build_record`, into ``folder``; return the folder."""
+    """Write a finished run, with a record of ``build_record``, into ``folder``; return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "log.txt").write_text(TRAINED.format(accuracy), encoding="utf-8")
     (folder / "result.json").write_text(json.dumps(build_record(accuracy, **record)), encoding="utf-8")

@@ -44,7 +44,7 @@ def numbered(*patterns: str, count: int = 10) -> list[str]:
 
 
 def images(*patterns: str, count: int = 10) -> dict[str, bytes]:
-    """Return path -> JPEG for the paths of :func:`numbered`; all images are the same."""
+    """Return path -> JPEG for the paths of ``numbered``; all images are the same."""
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "JPEG")
     return dict.fromkeys(numbered(*patterns, count=count), file.getvalue())

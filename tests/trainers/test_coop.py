@@ -85,7 +85,7 @@ def test_class_specific_contexts_are_not_loaded_for_other_classes(encoder):
 
 
 def load_half_precision_clip(dtype):
-    """Return the tiny CLIP in half precision ``dtype``, as :func:`vlm.clip.load.load_clip` returns it for a GPU."""
+    """Return the tiny CLIP in half precision ``dtype``, as ``vlm.clip.load.load_clip`` returns it for a GPU."""
     clip = openai.build_model(load_tiny())
     for parameter in clip.parameters():
         if parameter.dtype == torch.float16:

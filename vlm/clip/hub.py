@@ -55,7 +55,7 @@ def hub_access(name: str, hint: str) -> Iterator[None]:
 def load_complete_model(model_class: Any, name: str, problem: str) -> Any:
     """Return the model ``name`` of a class of transformers, in fp32.
 
-    Raise :class:`UserError`, which begins with ``problem``, if weights of parameters are absent or have another shape:
+    Raise ``UserError``, which begins with ``problem``, if weights of parameters are absent or have another shape:
     the library fills these at random.
     """
     options = {"output_loading_info": True, "ignore_mismatched_sizes": True}

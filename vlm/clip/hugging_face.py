@@ -1,7 +1,7 @@
 """CLIPs of the package transformers: ``hf:<name on the Hub, or local folder>``.
 
-Image encoders are run as they are. CLIP's text encoder is run by :mod:`vlm.text.encoder`; Chinese-CLIP's, a BERT, by
-:mod:`vlm.text.bert`.
+Image encoders are run as they are. CLIP's text encoder is run by ``vlm.text.encoder``; Chinese-CLIP's, a BERT, by
+``vlm.text.bert``.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class HuggingFaceCLIP(nn.Module):
     dtype = property(lambda self: self.logit_scale.dtype)
 
     def copy_to(self, model: HFObject) -> None:
-        """Copy the weights that :meth:`__init__` converted, which the modules of ``model`` do not share, to it."""
+        """Copy the weights that ``__init__`` converted, which the modules of ``model`` do not share, to it."""
         model.logit_scale.copy_(self.logit_scale)
 
 
@@ -122,7 +122,7 @@ def save(clip: HuggingFaceCLIP, folder: Path, identifier: str, weights: str) -> 
     """Write ``clip`` to ``folder``, which ``hf:<folder>`` and transformers load.
 
     Args:
-        clip: a CLIP from :func:`load` with these ``identifier`` and ``weights``, whose parameters and preprocessing
+        clip: a CLIP from ``load`` with these ``identifier`` and ``weights``, whose parameters and preprocessing
             (``visual.mean``, ``std``, ``resize``) were changed.
     """
     model, processor, tokenizer = _load_parts(identifier)
@@ -140,7 +140,7 @@ def save(clip: HuggingFaceCLIP, folder: Path, identifier: str, weights: str) -> 
 
 @cache
 def find_class(identifier: str) -> type[CausalCLIP | ChineseCLIP]:
-    """Return the class of the CLIP ``identifier``, by its config; raise as :func:`load`."""
+    """Return the class of the CLIP ``identifier``, by its config; raise as ``load``."""
     name, identifier = f"hf:{identifier}", os.path.expanduser(identifier)
     package = import_optional("transformers", PACKAGE_NAME, f"the backbone {name}")
     if os.path.isfile(identifier):
@@ -157,7 +157,7 @@ def find_class(identifier: str) -> type[CausalCLIP | ChineseCLIP]:
 def _load_parts(identifier: str) -> tuple[HFObject, HFObject, HFObject | None]:
     """Return the model, in fp32, the image processor and the tokenizer of ``identifier``; None in place of CLIP's own.
 
-    Raises :class:`UserError` if one of them cannot be loaded, or the model's weights are incomplete.
+    Raises ``UserError`` if one of them cannot be loaded, or the model's weights are incomplete.
     """
     package, path = import_module("transformers"), os.path.expanduser(identifier)
     with hub_access(path, DOWNLOAD_HINT.format(path, "hf:")):

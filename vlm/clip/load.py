@@ -56,7 +56,7 @@ def load_clip(name: str, weights: str = "", precision: str = "fp32", device: Dev
 def find_language(name: str) -> str:
     """Return the language of the texts that the CLIP ``name`` learned from, by its config alone: English or Chinese.
 
-    Raises :class:`UserError` as :func:`load_clip`, for a model of transformers that cannot be loaded.
+    Raises ``UserError`` as ``load_clip``, for a model of transformers that cannot be loaded.
     """
     library, colon, identifier = name.partition(":")
     if colon and library == "hf":
@@ -67,7 +67,7 @@ def find_language(name: str) -> str:
 def _load_and_inspect(
     name: str, weights: str, precision: str, device: Device, inspect: Callable[..., Any]
 ) -> tuple[CLIP, Any]:
-    """Return the CLIP, loaded as by :func:`load_clip`, and the result of ``inspect(state_dict)``.
+    """Return the CLIP, loaded as by ``load_clip``, and the result of ``inspect(state_dict)``.
 
     For a CLIP of another library, which weights do not determine, the call is ``inspect(state_dict, architecture)``.
     """
@@ -156,7 +156,7 @@ def _build_clip(state_dict: dict[str, torch.Tensor], source: str, precision: str
 
 @dataclass
 class CachedClip:
-    """The latest CLIP of :func:`load_cached_clip`."""
+    """The latest CLIP of ``load_cached_clip``."""
 
     source: tuple  # name, weights, precision, device, and the file's time and size
     model: CLIP
@@ -168,7 +168,7 @@ _cached_clip: CachedClip | None = None
 
 
 def load_cached_clip(name: str, weights: str, precision: str, device: Device) -> tuple[CLIP, str]:
-    """Return the CLIP of :func:`load_clip` and the fingerprint of its weights; the latest CLIP is cached.
+    """Return the CLIP of ``load_clip`` and the fingerprint of its weights; the latest CLIP is cached.
 
     The next call with the same arguments returns the same model, so callers must not change it. A file that has changed
     is loaded again. Building a model draws random numbers. So a call sets PyTorch's random state as building would: the

@@ -1,7 +1,7 @@
 """LoRA (Hu et al. 2021): low-rank updates of the frozen weights of attention layers, of queries and values by default.
 
 An update is part of the weight itself (by torch's parametrizations), so any code that reads the weight, such as
-:mod:`vlm.text.encoder`, reads the updated one.
+``vlm.text.encoder``, reads the updated one.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class LoRAUpdate(nn.Module):
 
 
 def add_lora(model: nn.Module, rank: int, alpha: float, projections: Sequence[str] = "qv") -> list[nn.Parameter]:
-    """Add a :class:`LoRAUpdate` to the weights of each attention layer; return the parameters of the updates.
+    """Add a ``LoRAUpdate`` to the weights of each attention layer; return the parameters of the updates.
 
     ``projections`` names the weights: some of q, k and v.
 

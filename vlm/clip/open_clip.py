@@ -1,7 +1,7 @@
 """CLIPs of the package open_clip_torch: ``open_clip:<architecture>/<weights>``.
 
 Image encoders are run as they are. Text encoders like CLIP's (causal, with CLIP's vocabulary) are run by
-:mod:`vlm.text.encoder`; others are refused.
+``vlm.text.encoder``; others are refused.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def save(clip: OpenCLIP, folder: Path, identifier: str, weights: str) -> None:
     """Write ``clip`` to ``folder``, which ``open_clip:local-dir:<folder>`` and open_clip load.
 
     Args:
-        clip: a CLIP from :func:`load` with these ``identifier`` and ``weights``, whose parameters and preprocessing
+        clip: a CLIP from ``load`` with these ``identifier`` and ``weights``, whose parameters and preprocessing
             (``visual.mean``, ``std``, ``resize``) were changed.
     """
     package = import_module("open_clip.push_to_hf_hub")
@@ -94,7 +94,7 @@ def save(clip: OpenCLIP, folder: Path, identifier: str, weights: str) -> None:
 
 
 def _create_model(identifier: str, weights: str) -> tuple[Any, str]:
-    """Return open_clip's model and its name for the architecture; arguments and errors as of :func:`load`."""
+    """Return open_clip's model and its name for the architecture; arguments and errors as of ``load``."""
     package = import_optional("open_clip", PACKAGE_NAME, f"the backbone open_clip:{identifier}")
     location = os.path.expanduser(identifier.removeprefix(LOCAL_DIR_SCHEMA))
     if identifier.startswith(LOCAL_DIR_SCHEMA):

@@ -85,7 +85,7 @@ def list_names(entries: Iterable) -> str:
 
 
 def _read_content(path: Path, published: bool) -> Any:
-    """Return the content of a file in one of the three formats, on the CPU; raise as :func:`read_state_dict` does."""
+    """Return the content of a file in one of the three formats, on the CPU; raise as ``read_state_dict`` does."""
     try:
         with open(path, "rb") as file:
             start = file.read(MAX_START).lstrip().lower()
@@ -126,7 +126,7 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _check_refused_checkpoint(path: Path) -> None:
-    """Raise :class:`UserError` if a file that torch.load refuses is a run's checkpoint, as those with a scheduler."""
+    """Raise ``UserError`` if a file that torch.load refuses is a run's checkpoint, as those with a scheduler."""
     try:
         content = safe_torch_load(path)
     except Exception:  # no checkpoint: the caller says why the file cannot be read
@@ -136,7 +136,7 @@ def _check_refused_checkpoint(path: Path) -> None:
 
 
 def _check_kind(path: Path, content: dict, state_dict: dict) -> None:
-    """Raise :class:`UserError`, which names the option that takes the file, unless it may be an OpenAI CLIP's weights.
+    """Raise ``UserError``, which names the option that takes the file, unless it may be an OpenAI CLIP's weights.
 
     ``state_dict`` is the weights in the file's ``content``.
     """
@@ -157,7 +157,7 @@ def _check_kind(path: Path, content: dict, state_dict: dict) -> None:
 
 
 def check_folder(folder: Path, program: str, backbone: str) -> None:
-    """Raise :class:`UserError` if ``folder``, that of the name ``backbone``, exists and is not of ``program``."""
+    """Raise ``UserError`` if ``folder``, that of the name ``backbone``, exists and is not of ``program``."""
     if folder.is_dir() and not _is_folder_of(program, folder):
         raise UserError(f"the folder of the backbone {backbone} is {describe_folder(folder)}")
 

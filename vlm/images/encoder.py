@@ -85,7 +85,7 @@ class TorchEncoder(ImageEncoder):
     """Runs the image encoder by PyTorch."""
 
     def __init__(self, visual: nn.Module, weights: str, precision: str):
-        """Use ``visual`` as :class:`ImageEncoder` does; UserError if its device cannot compute in ``precision``."""
+        """Use ``visual`` as ``ImageEncoder`` does; UserError if its device cannot compute in ``precision``."""
         super().__init__(visual, weights, precision)
         if self.device.type == "cpu":
             if precision == "bf16":
@@ -110,7 +110,7 @@ class OpenVINOEncoder(ImageEncoder):
     package = "openvino"
 
     def __init__(self, visual: nn.Module, weights: str, precision: str):
-        """Use ``visual`` as :class:`ImageEncoder` does; UserError if the CPU cannot compute in ``precision``."""
+        """Use ``visual`` as ``ImageEncoder`` does; UserError if the CPU cannot compute in ``precision``."""
         super().__init__(visual, weights, precision)
         if precision == "bf16":
             core = _import_openvino().Core()

@@ -84,7 +84,7 @@ class CachedFeatureExtractor:
         """Compute features, write them to the store shard by shard, and return them by key; skip unreadable images.
 
         ``name``: name of the images in the progress bar. ``first``: a stored feature (embed_dim,), if there is one.
-        Raises as :meth:`__call__`.
+        Raises as ``__call__``.
         """
         features: dict[bytes, torch.Tensor] = {}
         unsaved: list[bytes] = []

@@ -101,7 +101,7 @@ class FeatureStore:
         return {key: features[key] for key in keys if key in features}
 
     def try_put(self, keys: Sequence[bytes], features: torch.Tensor) -> None:
-        """Write features (n, embed_dim) as :meth:`put`; if that fails, print a note, and write nothing from then on."""
+        """Write features (n, embed_dim) as ``put``; if that fails, print a note, and write nothing from then on."""
         if keys and not self.is_disk_full:
             try:
                 self.put(keys, features)

@@ -1,4 +1,4 @@
-"""Administration of the feature cache (:mod:`vlm.images.feature_store`): list, verify and remove its files."""
+"""Administration of the feature cache (``vlm.images.feature_store``): list, verify and remove its files."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class PaddedPrompts:
 
 
 class BertEncoder(nn.Module):
-    """Chinese-CLIP's text encoder, with the methods of :class:`vlm.text.encoder.TextEncoder`."""
+    """Chinese-CLIP's text encoder, with the methods of ``vlm.text.encoder.TextEncoder``."""
 
     language = "Chinese"  # of the texts that Chinese-CLIP learned from
     build_layout = PaddedPrompts
@@ -100,7 +100,7 @@ class BertEncoder(nn.Module):
         return features.unflatten(0, (count, -1))
 
     def _encode(self, table: torch.Tensor, index: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Return features (n, embed_dim) of a batch of prompts as in :class:`PaddedPrompts`, cut to the longest."""
+        """Return features (n, embed_dim) of a batch of prompts as in ``PaddedPrompts``, cut to the longest."""
         index = index[:, : int(lengths.max())]
         attention_mask = torch.arange(index.shape[1], device=index.device) < lengths[:, None]
         states = self.text_model(inputs_embeds=F.embedding(index, table), attention_mask=attention_mask.long())

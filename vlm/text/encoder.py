@@ -1,6 +1,6 @@
-"""CLIP's text encoder for many prompts: the features and gradients of :mod:`vlm.text.plain`, to rounding, in less time.
+"""CLIP's text encoder for many prompts: the features and gradients of ``vlm.text.plain``, to rounding, in less time.
 
-Nothing is approximated. Prompts are packed as :mod:`vlm.text.layout` describes: without padding, without the tokens
+Nothing is approximated. Prompts are packed as ``vlm.text.layout`` describes: without padding, without the tokens
 behind the end-of-text (EOT) token, and with the common prefix once, to whose keys and values all prompts attend. The
 last layer computes only the EOT tokens, at which the feature is read.
 """
@@ -33,7 +33,7 @@ call_with_recomputation = partial(checkpoint, use_reentrant=False, preserve_rng_
 class TextEncoder(nn.Module):
     """CLIP's text encoder, over prompts given as rows of a table of vectors.
 
-    The table is an argument of :meth:`forward`, so a method can learn some of its rows, such as context tokens.
+    The table is an argument of ``forward``, so a method can learn some of its rows, such as context tokens.
     """
 
     language = "English"  # of the texts that CLIP learned from
@@ -60,7 +60,7 @@ class TextEncoder(nn.Module):
         return self.token_embedding(tokens).type(self.dtype)
 
     def tokenize(self, texts: Sequence[str], truncate: bool = False) -> torch.Tensor:
-        """Return token ids (n, 77) of texts, as :func:`vlm.text.tokenizer.tokenize`."""
+        """Return token ids (n, 77) of texts, as ``vlm.text.tokenizer.tokenize``."""
         return tokenize(texts, self.context_length, truncate)
 
     @staticmethod
@@ -103,7 +103,7 @@ class TextEncoder(nn.Module):
     def encode_contexts(self, contexts: torch.Tensor, fixed_embeddings: torch.Tensor, layout: Layout) -> torch.Tensor:
         """Return features (m, n, embed_dim), not normalised, of the n prompts of ``layout`` under each of m contexts.
 
-        Short prompts are computed for several contexts at once, as many as fit into a chunk. As in :meth:`forward`,
+        Short prompts are computed for several contexts at once, as many as fit into a chunk. As in ``forward``,
         activations beyond ``memory`` are computed again in the backward pass.
 
         Args:
@@ -130,7 +130,7 @@ class TextEncoder(nn.Module):
     ) -> torch.Tensor:
         """Call ``trim_malloc``; return the features (prompts, embed_dim) of a chunk other than the first.
 
-        Arguments as in :meth:`_encode`; ``x`` has no rows of the prefix.
+        Arguments as in ``_encode``; ``x`` has no rows of the prefix.
         """
         trim_malloc()
         return self._encode(x, chunk, prefix_length, prefix_key_values)[0]
@@ -143,7 +143,7 @@ class TextEncoder(nn.Module):
         Args:
             x: (rows, width), the states of the chunk's tokens before the first layer.
             prefix_key_values: for each layer, (prefix_length, 2 * width). None: ``x`` begins with the prefix's rows.
-            deep_prompts: as in :meth:`forward`; other chunks than the first see them through ``prefix_key_values``.
+            deep_prompts: as in ``forward``; other chunks than the first see them through ``prefix_key_values``.
         """
         key_values = []
         for number, block in enumerate(self.transformer.resblocks):

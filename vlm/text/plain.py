@@ -1,4 +1,4 @@
-"""CLIP's text encoder by definition: read this first. :mod:`vlm.text.encoder` computes the same in far less time."""
+"""CLIP's text encoder by definition: read this first. ``vlm.text.encoder`` computes the same in far less time."""
 
 from __future__ import annotations
 

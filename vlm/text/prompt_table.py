@@ -30,9 +30,9 @@ class PromptTable(nn.Module):
         """Tokenize the prompts of all classes, and embed the tokens.
 
         Args:
-            classnames: class names from :func:`vlm.text.classnames.clean_classnames`, in label order.
+            classnames: class names from ``vlm.text.classnames.clean_classnames``, in label order.
             context: (n_ctx, width), or (classes, n_ctx, width) for class-specific contexts. Only its shape and device
-                are used; the values are an argument of :meth:`table`.
+                are used; the values are an argument of ``table``.
             position: where the class name comes: "end", behind the context; "middle", behind its first ``n_ctx // 2``
                 tokens; "front", before the context.
 

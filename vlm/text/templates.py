@@ -22,7 +22,7 @@ def list_templates(template: str | Sequence[str]) -> list[str]:
 
 
 def check_template(template: str | Sequence[str], name: str) -> None:
-    """Raise :class:`UserError` unless a template, or each of a list, contains ``{}``; ``name``: its config key or flag.
+    """Raise ``UserError`` unless a template, or each of a list, contains ``{}``; ``name``: its config key or flag.
 
     An empty list is refused, too.
     """

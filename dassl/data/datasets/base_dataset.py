@@ -29,7 +29,7 @@ class Datum:
 
 
 class DatasetBase:
-    """Four lists of :class:`Datum`: train_x (labelled), train_u (unlabelled), val and test.
+    """Four lists of ``Datum``: train_x (labelled), train_u (unlabelled), val and test.
 
     A subclass makes the lists in ``__init__(cfg)`` and passes them to ``super().__init__``.
     """
@@ -73,7 +73,7 @@ class DatasetBase:
         return names, [names[label] for label in sorted(names)]
 
     def check_input_domains(self, source_domains, target_domains) -> None:
-        """Raise :class:`UserError` unless every name in both lists is in ``self.domains``."""
+        """Raise ``UserError`` unless every name in both lists is in ``self.domains``."""
         check_availability([*source_domains, *target_domains], self.domains)
 
     def generate_fewshot_dataset(self, *data_sources: list[Datum], num_shots: int = -1, repeat: bool = False):
@@ -90,7 +90,7 @@ class DatasetBase:
         return output[0] if len(output) == 1 else output
 
     def _draw_shots(self, source: list[Datum], num_shots: int, repeat: bool) -> list[Datum]:
-        """Return ``num_shots`` random images of each class, as :meth:`generate_fewshot_dataset` describes."""
+        """Return ``num_shots`` random images of each class, as ``generate_fewshot_dataset`` describes."""
         dataset, small_classes = [], []
         for items in self.split_dataset_by_label(source).values():
             if len(items) >= num_shots:

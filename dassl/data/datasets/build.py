@@ -10,7 +10,7 @@ DATASET_REGISTRY = Registry("DATASET")
 
 
 def build_dataset(cfg: CfgNode) -> DatasetBase:
-    """Return the data set that DATASET.NAME names; raise :class:`UserError` for an unknown name."""
+    """Return the data set that DATASET.NAME names; raise ``UserError`` for an unknown name."""
     dataset = DATASET_REGISTRY.get(cfg.DATASET.NAME)
     if cfg.VERBOSE:
         print(f"Loading dataset: {cfg.DATASET.NAME}")

@@ -50,8 +50,8 @@ def split_fingerprints(
 ) -> dict[str, dict]:
     """Return ``{"images": number of images, "sha256": fingerprint}`` for each non-empty split of a data set.
 
-    For up to MAX_SIZED images, there is also ``sizes`` (:func:`digest_sizes`), which notices most replaced images. If
-    ``decoding`` changes images from the original's, there is ``decoding`` (:func:`count_changes`).
+    For up to MAX_SIZED images, there is also ``sizes`` (``digest_sizes``), which notices most replaced images. If
+    ``decoding`` changes images from the original's, there is ``decoding`` (``count_changes``).
     """
     fingerprints: dict[str, dict] = {}
     decoding = decoding if getattr(dataset, "has_images", True) else None

@@ -98,7 +98,7 @@ def _image_transforms(c: CfgNode) -> dict[str, Step]:
 
 
 def _tensor_transforms(c: CfgNode) -> dict[str, Step]:
-    """Return the tensor transforms as :func:`_image_transforms`; they take (channels, height, width) in [0, 1]."""
+    """Return the tensor transforms as ``_image_transforms``; they take (channels, height, width) in [0, 1]."""
     return {
         "cutout": (f"cutout (n_holes={c.CUTOUT_N}, length={c.CUTOUT_LEN})", Cutout(c.CUTOUT_N, c.CUTOUT_LEN)),
         "normalize": (f"normalization (mean={list(c.PIXEL_MEAN)}, std={list(c.PIXEL_STD)})", _build_normalize(c)),
@@ -117,7 +117,7 @@ def _build_normalize(c: CfgNode) -> T.Normalize:
 
 
 def get_interpolation(c: CfgNode) -> InterpolationMode:
-    """Return the mode that INPUT.INTERPOLATION names; raise :class:`UserError` for an unknown name."""
+    """Return the mode that INPUT.INTERPOLATION names; raise ``UserError`` for an unknown name."""
     check_availability(c.INTERPOLATION, INTERPOLATION_MODES, "INPUT.INTERPOLATION")
     return INTERPOLATION_MODES[c.INTERPOLATION]
 

@@ -21,7 +21,7 @@ def create_onehot(label: torch.Tensor, num_classes: int) -> torch.Tensor:
 
 
 def sigmoid_rampup(current: float, rampup_length: float) -> float:
-    """Return the weight exp(-5 (1 - t)^2), from exp(-5) to 1, where t is :func:`linear_rampup` of the arguments."""
+    """Return the weight exp(-5 (1 - t)^2), from exp(-5) to 1, where t is ``linear_rampup`` of the arguments."""
     return math.exp(-5 * (1 - linear_rampup(current, rampup_length)) ** 2)
 
 
