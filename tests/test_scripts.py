@@ -64,8 +64,9 @@ def test_quickstart_writes_the_table_and_repeats_only_unfinished_runs(bash, tmp_
     study = tmp_path / "out put" / "digits"
     logs = {path: path.stat().st_mtime_ns for path in study.rglob("log.txt")}
     assert len(logs) == 11
-    assert {"results.md", "results.csv", "results.png"} <= {path.name for path in study.iterdir()}
+    assert {"results.md", "results.csv", "results.png", "report.html"} <= {path.name for path in study.iterdir()}
     assert "| CoOp (Efficient)" in first.stdout
+    assert first.stdout.endswith("digits/report.html (open it with a double click)\n")
     assert "Missing" not in first.stdout
     (study / "ZeroshotCLIP" / "result.json").unlink()  # as if that run had crashed
     second = bash("quickstart.sh", *ONE_EPOCH, JOBS="1")
