@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import signal
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from dassl.utils import read_json
 from datasets.digits import write_digits
 from tests.common import IS_WINDOWS, REPOSITORY, WNIDS
 from tests.windows import simulation
+from vlm.images.encoder import OpenVINOEncoder
 
 
 @dataclass
@@ -80,6 +83,28 @@ def _cache_folder(tmp_path_factory):
         patch.setenv(name, str(tmp_path_factory.mktemp("cache")))
     yield
     patch.undo()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compile_each_image_encoder_once():
+    """Let encoders with equal layers, weights and settings share what OpenVINO compiled, since that takes seconds."""
+    compiled, compile_encoder = {}, OpenVINOEncoder._requests.func
+
+    def get_requests(encoder):
+        digest = hashlib.sha256()
+        for tensor in encoder.visual.state_dict().values():
+            digest.update(tensor.contiguous().numpy())
+        settings = encoder.precision, encoder.size, encoder.block, torch.get_num_threads()
+        key = (repr(encoder.visual), digest.hexdigest(), *settings)
+        if key not in compiled:
+            compiled[key] = compile_encoder(encoder)
+        return compiled[key]
+
+    requests = cached_property(get_requests)
+    requests.__set_name__(OpenVINOEncoder, "_requests")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OpenVINOEncoder, "_requests", requests)
+        yield
 
 
 @pytest.fixture(scope="session")
