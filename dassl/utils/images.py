@@ -17,7 +17,7 @@ from .errors import UnreadableImageError, error_reason
 
 if TYPE_CHECKING:
     import numpy as np
-    from PIL import Image
+    from PIL import Image, ImageFile
 
 ORIENTATIONS = ("exif", "stored")  # values of INPUT.ORIENTATION
 ORIGINAL_WHITE_LEVEL = 255  # of Pillow's convert("RGB"), which clips larger values to white
@@ -105,7 +105,7 @@ def read_image(path: str | os.PathLike, decoding: Decoding = Decoding()) -> Imag
         raise UnreadableImageError.for_file(path, _decode_error_reason(path, error)) from error
 
 
-def open_image(path: str | os.PathLike) -> Image.Image:
+def open_image(path: str | os.PathLike) -> ImageFile.ImageFile:
     """Return ``PIL.Image.open(path)``; HEIC images open if pillow-heif is installed."""
     from PIL import Image, UnidentifiedImageError
 
@@ -127,7 +127,7 @@ def read_header(path: str | os.PathLike, orientation: str = "exif") -> ImageHead
         return ImageHeader(False, False)
     with suppress(Exception), open_image(path) as image:
         is_deep_colour = not _is_deep(image) and ";16" in str(image.tile[:1])  # such as RGB;16B; before it is loaded
-        if image.format == "PNG" and _has_late_metadata(image.fp):
+        if image.format == "PNG" and image.fp and _has_late_metadata(image.fp):
             image.load()
         # Pillow turns TIFF images upright itself, whatever the caller wants.
         is_turned = image.format != "TIFF" and _get_orientation(image) in UPRIGHT_METHODS
