@@ -228,6 +228,16 @@ def write_bad_image(path: Path, kind: str, good: Path) -> Path:
     return path
 
 
+def wait_for_message(page, text: str, screenshot: str = "") -> None:
+    """Wait for the error with ``text`` on the page, take the ``screenshot`` if it has a name, and close the error."""
+    message = page.locator("[data-testid=toast-body]", has_text=text)
+    message.wait_for()
+    if screenshot:
+        save_screenshot(page, screenshot)
+    message.locator("[data-testid=toast-close]").click()
+    message.wait_for(state="detached")
+
+
 def test_bad_images_and_classes_give_a_message_on_the_page(page, three, tmp_path):
     for kind in ("text", "empty", "cut", "huge"):
         path = write_bad_image(tmp_path / f"{kind}.png", kind, three)
@@ -235,19 +245,16 @@ def test_bad_images_and_classes_give_a_message_on_the_page(page, three, tmp_path
         with pytest.raises(UserError) as error:
             read_image(path)
         message = str(error.value).replace(str(path), path.name)
-        page.locator("[data-testid=toast-body]", has_text=message).wait_for()
-        if kind == "cut":
-            save_screenshot(page, "demo_error")
-        page.locator("[data-testid=toast-close]").first.click()
+        wait_for_message(page, message, "demo_error" if kind == "cut" else "")
         page.get_by_label("Remove Image").click()
+        page.get_by_text("Drop an image here").wait_for()
     page.locator("input[type=file]").first.set_input_files(three)
     wait_for_results(page, list(DIGIT_NAMES))
     for classes in (" ", "cup, cup", "cup"):
         classify(page, classes)
-        page.locator("[data-testid=toast-body]", has_text="at least two classes, and none of them twice").wait_for()
-        page.locator("[data-testid=toast-close]").first.click()
+        wait_for_message(page, "at least two classes, and none of them twice")
     classify(page, "cup, cat", "no name")
-    page.locator("[data-testid=toast-body]", has_text='"no name" has no {} for the class name').wait_for()
+    wait_for_message(page, '"no name" has no {} for the class name')
     classify(page, "cup, cat", "a {}")
     wait_for_results(page, ["cup", "cat"])  # it goes on
 
