@@ -21,7 +21,7 @@ CHAPTERS = ("index", "imagenette", "photos", "pictures")  # in both languages
 def site(tmp_path_factory):
     """Build the site strictly; return its folder."""
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr + done.stdout
     return folder

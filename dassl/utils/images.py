@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -94,6 +95,8 @@ def read_image(path: str | os.PathLike, decoding: Decoding = Decoding()) -> Imag
         with open_image(path) as image:
             if image.format == "FITS" and FITS_SCALING.search(_read_head(path, 28800)):  # ten blocks of a header
                 raise ValueError("its FITS header has an offset or a scale, which PIL does not apply; save it as TIFF")
+            if image.format == "FITS" and image.mode != "L" and int(version("pillow").split(".")[0]) < 13:
+                raise ValueError("Pillow before 13 mixes up the bytes of its values; save it as TIFF, or update Pillow")
             image.load()
             # Conversion to RGB drops this transparency on purpose; with the entry, PIL would warn of it for each image.
             if isinstance(image.info.get("transparency"), bytes):

@@ -14,6 +14,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image, ImageOps
 
@@ -217,10 +218,18 @@ def write_fits(path: Path, values: np.ndarray, *cards: str) -> None:
 
 def test_fits_is_read_as_its_type_says_or_refused_where_pillow_would_be_wrong(tmp_path):
     path = tmp_path / "star.fits"
-    write_fits(path, np.array([[0, 32767, -9]], ">i2"), "BZERO   =                  0.0", "BSCALE  =             1")
-    assert read_grey(path).tolist() == [[0, 255, 0]]
-    write_fits(path, np.array([[0, 0.5, 1]], ">f4"))
-    assert read_grey(path).tolist() == [[0, 128, 255]]
+    write_fits(path, np.array([[0, 128]], "u1"))
+    assert read_grey(path).tolist() == [[0, 128]]
+    cards = "BZERO   =                  0.0", "BSCALE  =             1"
+    for values, grey in (([[0, 32767, -9]], [[0, 255, 0]]), ([[0, 0.5, 1]], [[0, 128, 255]])):
+        write_fits(path, np.array(values, ">f4" if 0.5 in values[0] else ">i2"), *cards)
+        if int(PIL.__version__.split(".")[0]) >= 13:
+            assert read_grey(path).tolist() == grey
+        else:
+            with pytest.raises(
+                UnreadableImageError, match="star.fits as an image: Pillow before 13 mixes up"
+            ):
+                read_image(path)
     for card in ("BZERO   =                32768", "BSCALE  =                  0.1"):
         write_fits(path, np.array([[0, 32767]], ">i2"), card)
         with pytest.raises(UnreadableImageError, match=r"star.fits as an image: its FITS header has an offset or"):
