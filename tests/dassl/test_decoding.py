@@ -226,9 +226,7 @@ def test_fits_is_read_as_its_type_says_or_refused_where_pillow_would_be_wrong(tm
         if int(PIL.__version__.split(".")[0]) >= 13:
             assert read_grey(path).tolist() == grey
         else:
-            with pytest.raises(
-                UnreadableImageError, match="star.fits as an image: Pillow before 13 mixes up"
-            ):
+            with pytest.raises(UnreadableImageError, match="star.fits as an image: Pillow before 13 mixes up"):
                 read_image(path)
     for card in ("BZERO   =                32768", "BSCALE  =                  0.1"):
         write_fits(path, np.array([[0, 32767]], ">i2"), card)
