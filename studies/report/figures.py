@@ -208,6 +208,7 @@ def plot_confusion(data: StudyData, plot: Plot, text: Text) -> None:
         note = text("most_confused", pairs="; ".join(pairs), runs=len(runs)) if pairs else text("no_mistake")
         note += " " + text("classes_chosen", number=len(classes)) if len(classes) < len(counts) else ""
         plot.add([heat], row, text("column", column=column), note=note)
+        plot.layout["height"] = max(560, 200 + 16 * len(classes))
 
 
 def plot_reliability(data: StudyData, plot: Plot, text: Text) -> None:

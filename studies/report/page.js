@@ -2,6 +2,7 @@
 const PAGE = JSON.parse(document.getElementById("page-data").textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)"), printing = matchMedia("print");
 const NARROW = 700; // pixels: below, the legend goes under the plot, where it has room
+const PRINTED = 670; // pixels: an A4 page between its margins has 680
 const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
 
 // The colours of all plots, for one theme.
@@ -14,9 +15,23 @@ function template(isDark) {
 
 function theme() { return template(dark.matches && !printing.matches); }
 
+// A name of an axis, without its middle if it is long; Plotly's escapes count as letters.
+function shorten(name, most) {
+  const letters = String(name).match(/&(?:amp|lt|gt);|./gsu) || [];
+  const half = most >> 1;
+  return letters.length > most ? [...letters.slice(0, half), "…", ...letters.slice(half + 1 - most)].join("") : name;
+}
+
 // The layout for the page's width.
 function arrange(layout, data, width) {
-  if (width < NARROW) data.forEach(trace => { if (trace.type === "heatmap") trace.showscale = false; });
+  for (const trace of data.filter(trace => trace.type === "heatmap")) {
+    trace.showscale = width >= NARROW;
+    for (const [axis, names] of [["xaxis", trace.x], ["yaxis", trace.y]]) {
+      const step = axis === "xaxis" && width < NARROW ? Math.ceil(names.length / 14) : 1; // of more, names overlap
+      const tickvals = names.filter((_, i) => i % step === 0);
+      layout[axis] = { ...layout[axis], tickvals, ticktext: tickvals.map(name => shorten(name, width < NARROW ? 14 : 24)) };
+    }
+  }
   const names = data.filter(trace => trace.showlegend !== false && trace.type !== "heatmap").length;
   const legend = width < NARROW ? { orientation: "h", y: -0.25, yanchor: "top", x: 0, ...layout.legend } : { ...layout.legend };
   for (const axis of Object.values(layout)) if (PAGE.texts[axis.title]) axis.title = { text: PAGE.texts[axis.title] };
@@ -56,11 +71,12 @@ function draw(name) {
   return Plotly.react(div, data, layout, CONFIG);
 }
 
-// New colours, with the methods that the reader has on.
+// New colours and, on paper, a new width, with the methods that the reader has on.
 function recolour() {
   for (const name of Object.keys(PAGE.plots)) {
     const div = document.getElementById(`plot-${name}`);
-    Plotly.react(div, div.data, { ...div.layout, template: theme() }, CONFIG);
+    const width = printing.matches ? PRINTED : undefined;
+    Plotly.react(div, div.data, { ...div.layout, width, autosize: !width, template: theme() }, CONFIG);
   }
 }
 
@@ -75,6 +91,15 @@ for (const button of document.querySelectorAll("button[data-plot]")) {
     Plotly.downloadImage({ data: div.data, layout }, { format: button.dataset.format, filename: button.dataset.plot, width: 1000, height, scale: 2 });
   });
 }
+
+// Accuracies of the seeds, below the cell that is pointed at.
+function placeTooltip() {
+  for (const cell of document.querySelectorAll(".seeds:hover, .seeds:focus")) {
+    const { bottom, right } = cell.getBoundingClientRect();
+    cell.querySelector("[role=tooltip]").style.inset = `${bottom + 2}px ${Math.max(document.documentElement.clientWidth - right, 4)}px auto auto`;
+  }
+}
+for (const event of ["mouseover", "focusin", "scroll"]) addEventListener(event, placeTooltip, true);
 
 // The comparison of two methods.
 const compare = PAGE.compare, pick = ["first", "second", "column"].map(name => document.getElementById(`compare-${name}`));

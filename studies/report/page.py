@@ -184,8 +184,9 @@ class Page:
     def group_facts(self) -> dict[str, Counter[str]]:
         """Return where results are from: by the fact's key, the number of runs of each value."""
         facts = [list_facts(run) for run in self.data.runs]
-        keys = dict.fromkeys(key for each in facts for key in each if f"fact_{key}" in self.text.entries)
-        return {key: Counter(each[key] for each in facts if key in each) for key in keys}
+        keys = [name.removeprefix("fact_") for name in self.text.entries if name.startswith("fact_")]
+        counts = {key: Counter(each[key] for each in facts if key in each) for key in keys}
+        return {key: values for key, values in counts.items() if values}
 
     def format_sweep(self, seeds: Iterable[int]) -> str:
         """Return the command of the shortest sweep of the repository that has all runs; SWEEP.yaml if none has."""

@@ -114,7 +114,7 @@ def test_the_first_screen_answers_the_question_of_the_study(study):
     assert f"points above Zero-shot CLIP ({zero:.2f}%; 95% interval, paired over 3 seeds and 240 test images)" in text
     assert "Linear probe has the fewest trainable parameters: 650" in text
     assert "4 shots Linear probe" in text
-    assert "Yes: shown above each of the 2 others." in text
+    assert "Yes: shown above all others (2)." in text
     assert "Methods 3: Zero-shot CLIP, Linear probe, CoOp (Standard)" in text
     assert "choosing the best of many methods" in text
 
@@ -123,7 +123,7 @@ def test_with_one_seed_the_page_says_what_certainty_takes(tmp_path):
     for trainer, shots in (("ZeroshotCLIP", 0), ("CoOp", 1), ("LinearProbe", 1)):
         write_study_run(tmp_path / f"pets/{trainer}/run", trainer, 1, shots)
     text = read_text(read_page(tmp_path / "pets")[0])
-    assert "Cannot be told (2 comparisons): it takes two seeds or more" in text
+    assert "Cannot be told: it takes two seeds or more" in text
     assert "certainty takes several seeds: python tools/sweep.py" in text
     assert "--seeds 1,2,3" in text
     assert "is shown to be better" not in text
