@@ -7,7 +7,7 @@ import html
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from dassl.engine.record import PREDICTIONS_FILE
-from dassl.utils import Decoding, UserError
+from dassl.utils import Decoding, UserError, defuse_formula, join_below
 from vlm.clip.load import find_language, load_cached_clip
 from vlm.text.templates import DEFAULT_TEMPLATES, check_template, list_templates
 
@@ -107,8 +107,11 @@ def find_examples(folder: Path) -> list[tuple[Path, str]]:
     rows = pd.read_csv(folder / PREDICTIONS_FILE, dtype=str, keep_default_na=False)
     root, step = Path(load_run_cfg(folder).DATASET.ROOT).expanduser(), max(len(rows) // NUM_EXAMPLES, 1)
     chosen = rows[step // 2 :: step][:NUM_EXAMPLES]
-    examples = zip((root / path for path in chosen["path"]), chosen["class"], strict=True)
-    return [(path, name) for path, name in examples if path.is_file()]
+    examples = []
+    for name, label in zip(chosen["path"], chosen["class"], strict=True):
+        with suppress(UserError):  # it leads out of the folder
+            examples.append((join_below(root, name), label))
+    return [(path, label) for path, label in examples if path.is_file()]
 
 
 @contextmanager
@@ -241,7 +244,7 @@ class DemoPage:
         for path, picture, scores in (result for result in results if result[2]):
             best = sorted(scores, key=scores.__getitem__, reverse=True)[:TOP_K]
             sheet.append((path, picture, [{"class": name, "probability": scores[name]} for name in best]))
-            rows.append({"image": Path(path).name, "top1_class": best[0], **scores})
+            rows.append({"image": defuse_formula(Path(path).name), "top1_class": defuse_formula(best[0]), **scores})
         if not sheet:
             raise UserError("\n".join(errors))
         folder = Path(tempfile.mkdtemp(dir=self.folder))  # a new one, as browsers cache files by their addresses

@@ -109,12 +109,12 @@ def test_the_first_screen_answers_the_question_of_the_study(study):
     text = read_text(read_page(study)[0])
     best, zero = mean_accuracy("LinearProbe", 4), predict("ZeroshotCLIP", 0, 0)
     zero = 100 * np.mean(zero["labels"] == zero["classes"][:, 0])
-    assert f"With 4 shots, Linear probe is the most accurate: {best:.2f} ±" in text
+    assert f"With 4 shots, Linear probe has the highest accuracy: {best:.2f} ±" in text
     assert f"That is {best - zero:.2f} ±" in text
     assert f"points above Zero-shot CLIP ({zero:.2f}%; 95% interval, paired over 3 seeds and 240 test images)" in text
     assert "Linear probe has the fewest trainable parameters: 650" in text
     assert "4 shots Linear probe" in text
-    assert "Yes: shown above each of the 2 others." in text
+    assert "Yes: shown above all others (2)." in text
     assert "Methods 3: Zero-shot CLIP, Linear probe, CoOp (Standard)" in text
     assert "choosing the best of many methods" in text
 
@@ -135,7 +135,7 @@ def test_a_cell_that_does_not_compare_is_hollow_and_not_in_the_answer(study):
         write_study_run(folder, "LinearProbe", seed, 4, splits={"test": {"images": IMAGES, "sha256": SHA["b"]}})
     page, data = read_page(study)
     text = read_text(page)
-    assert "With 1 shot, Linear probe is the most accurate" in text  # more methods compare there than at 4
+    assert "With 1 shot, Linear probe has the highest accuracy" in text  # more methods compare there than at 4
     assert "4 shots CoOp (Standard)" in text
     assert "† Does not compare with the others" in text
     trace = next(t for t in get_option(data, "shots")["data"] if t["name"] == "Linear probe†")
