@@ -16,8 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from dassl.utils import UserError
-from vlm.clip.hub import import_optional
+from dassl.utils import UserError, import_optional
 
 LOCALHOST = "127.0.0.1"  # not reachable from other machines
 MAX_FILE_SIZE = "20mb"  # of an upload: photos of phones have up to 15 MB

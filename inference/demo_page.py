@@ -179,8 +179,7 @@ class DemoPage:
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
                 image = gr.Image(label=texts["image"], placeholder=texts["drop_image"], height=280, elem_id="image")
-                # The file goes to read_image as it is; Gradio would open it with Pillow.
-                image.preprocess = lambda payload: payload and payload.path  # type: ignore[method-assign]
+                image.preprocess = self.find_upload  # type: ignore[method-assign]
                 button = gr.Button(texts["classify"], variant="primary")
                 if self.examples:
                     gr.Markdown(texts["examples"])
@@ -197,6 +196,17 @@ class DemoPage:
                 table = gr.Dataframe(headers=[texts["class"], *self.titles], label=texts["table"], **TABLE)
         outputs, options = [*labels, *facts, table], {"show_progress_on": [*labels, table], **EVENT}
         gr.on([button.click, image.change], self.compare, [image, *boxes], outputs, **options)
+
+    @_errors_on_page()
+    def find_upload(self, payload) -> str | None:
+        """Return the path of an image as it was uploaded, which Gradio would open with Pillow; None without one.
+
+        UserError for a file elsewhere: of a request that does not call it a file ("meta"), Gradio checks no path.
+        """
+        path = payload and payload.path
+        if path and self.folder.resolve() not in Path(path).resolve().parents:
+            raise UserError(f"{Path(path).name} is no upload")
+        return path
 
     def parse(self, classes: str, template: str) -> tuple[list[str], list[str]]:
         """Return class names (lines; of one line, parts between commas) and templates; UserError for unusable ones."""
