@@ -7,7 +7,7 @@ import html
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from dassl.engine.record import PREDICTIONS_FILE
-from dassl.utils import Decoding, UserError
+from dassl.utils import Decoding, UserError, defuse_formula, join_below
 from vlm.clip.load import find_language, load_cached_clip
 from vlm.text.templates import DEFAULT_TEMPLATES, check_template, list_templates
 
@@ -107,8 +107,11 @@ def find_examples(folder: Path) -> list[tuple[Path, str]]:
     rows = pd.read_csv(folder / PREDICTIONS_FILE, dtype=str, keep_default_na=False)
     root, step = Path(load_run_cfg(folder).DATASET.ROOT).expanduser(), max(len(rows) // NUM_EXAMPLES, 1)
     chosen = rows[step // 2 :: step][:NUM_EXAMPLES]
-    examples = zip((root / path for path in chosen["path"]), chosen["class"], strict=True)
-    return [(path, name) for path, name in examples if path.is_file()]
+    examples = []
+    for name, label in zip(chosen["path"], chosen["class"], strict=True):
+        with suppress(UserError):  # it leads out of the folder
+            examples.append((join_below(root, name), label))
+    return [(path, label) for path, label in examples if path.is_file()]
 
 
 @contextmanager
@@ -176,8 +179,7 @@ class DemoPage:
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
                 image = gr.Image(label=texts["image"], placeholder=texts["drop_image"], height=280, elem_id="image")
-                # The file goes to read_image as it is; Gradio would open it with Pillow.
-                image.preprocess = lambda payload: payload and payload.path  # type: ignore[method-assign]
+                image.preprocess = self.find_upload  # type: ignore[method-assign]
                 button = gr.Button(texts["classify"], variant="primary")
                 if self.examples:
                     gr.Markdown(texts["examples"])
@@ -194,6 +196,17 @@ class DemoPage:
                 table = gr.Dataframe(headers=[texts["class"], *self.titles], label=texts["table"], **TABLE)
         outputs, options = [*labels, *facts, table], {"show_progress_on": [*labels, table], **EVENT}
         gr.on([button.click, image.change], self.compare, [image, *boxes], outputs, **options)
+
+    @_errors_on_page()
+    def find_upload(self, payload) -> str | None:
+        """Return the path of an image as it was uploaded, which Gradio would open with Pillow; None without one.
+
+        UserError for a file elsewhere: of a request that does not call it a file ("meta"), Gradio checks no path.
+        """
+        path = payload and payload.path
+        if path and self.folder.resolve() not in Path(path).resolve().parents:
+            raise UserError(f"{Path(path).name} is no upload")
+        return path
 
     def parse(self, classes: str, template: str) -> tuple[list[str], list[str]]:
         """Return class names (lines; of one line, parts between commas) and templates; UserError for unusable ones."""
@@ -241,7 +254,7 @@ class DemoPage:
         for path, picture, scores in (result for result in results if result[2]):
             best = sorted(scores, key=scores.__getitem__, reverse=True)[:TOP_K]
             sheet.append((path, picture, [{"class": name, "probability": scores[name]} for name in best]))
-            rows.append({"image": Path(path).name, "top1_class": best[0], **scores})
+            rows.append({"image": defuse_formula(Path(path).name), "top1_class": defuse_formula(best[0]), **scores})
         if not sheet:
             raise UserError("\n".join(errors))
         folder = Path(tempfile.mkdtemp(dir=self.folder))  # a new one, as browsers cache files by their addresses

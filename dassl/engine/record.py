@@ -18,7 +18,7 @@ from dassl.utils import UserError, read_json
 RECORD_FILE = "result.json"  # a run writes it last, so that only finished runs have one
 PREDICTIONS_FILE = "predictions.csv"  # of the evaluation whose results the record has; written just before it
 # Types of entries that we read.
-RECORD_TYPES: dict[str, type] = dict.fromkeys(("config", "weights", "splits", "machine"), dict)
+RECORD_TYPES: dict[str, type] = dict.fromkeys(("config", "weights", "splits", "machine", "code", "versions"), dict)
 RECORD_TYPES |= dict.fromkeys(("classnames", "command", "started_from", "forced", "models"), list)
 SPLIT_FOLDER = "split_fewshot"  # in a data set's folder: its stored few-shot splits
 GIT_TIMEOUT = 5  # seconds: git takes a fraction of one, and on a slow disk the record goes without a commit

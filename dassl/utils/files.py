@@ -107,6 +107,19 @@ def check_isfile(fpath: str | os.PathLike) -> bool:
     return is_file
 
 
+def join_below(folder: str | os.PathLike, name: str) -> Path:
+    """Return the path of the file ``name`` in ``folder``; UserError if it leads out: absolute, by .., or as a link."""
+    path, base = Path(folder, name), Path(folder).resolve()
+    if Path(name).anchor or ".." in Path(name).parts or (path.is_symlink() and base not in path.resolve().parents):
+        raise UserError(f"{name} is not in {folder}")
+    return path
+
+
+def defuse_formula(text: str) -> str:
+    """Return ``text`` for a cell of a CSV file, after a ' where spreadsheets would take it for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
 def file_digest(path: str | os.PathLike, algorithm: str = "sha256") -> str:
     """Return the checksum of a file in hexadecimal; ``algorithm`` is a name of hashlib."""
     with open(path, "rb") as file:

@@ -23,18 +23,15 @@ class Mistake(NamedTuple):
     wrong_seeds: int
 
 
-def compute_confusion(runs: Sequence[Predictions], classes: int) -> np.ndarray:
-    """Return how many images of each class (rows) were taken for each class (columns), summed over the runs."""
-    counts = np.zeros((classes, classes), dtype=int)
-    for run in runs:
-        np.add.at(counts, (run.labels, run.classes[:, 0]), 1)
-    return counts
+def count_pairs(runs: Sequence[Predictions]) -> Counter[tuple[int, int]]:
+    """Return how many images of a class (first) were taken for a class (second), summed over the runs."""
+    return Counter(pair for run in runs for pair in zip(run.labels.tolist(), run.classes[:, 0].tolist(), strict=True))
 
 
-def compute_rates(counts: np.ndarray) -> np.ndarray:
-    """Return the rows of a confusion matrix in percent; NaN for a class without test images."""
-    totals = counts.sum(axis=1, keepdims=True)
-    return np.where(totals, 100 * counts / np.maximum(totals, 1), np.nan)
+def compute_class_accuracies(run: Predictions, classes: int) -> np.ndarray:
+    """Return the accuracy of each class in percent; NaN for a class without test images."""
+    totals, hits = np.bincount(run.labels, minlength=classes), np.bincount(run.labels, run.correct, classes)
+    return np.where(totals, 100 * hits / np.maximum(totals, 1), np.nan)
 
 
 def compute_calibration(runs: Sequence[Predictions]) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[float]]:

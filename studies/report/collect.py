@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -18,9 +19,9 @@ from studies.tables.runs import Run
 from studies.tables.study import ZERO_SHOTS, Study
 
 MAX_EPOCHS = 60  # points of a learning curve: they show its shape, and the file of 269 runs stays below 6 MB
-# A line of a training log, with the mean loss of the epoch so far, and the learning rate.
+# A line of a training log, with the mean loss of the epoch so far, and the learning rate; bounded, as logs may be odd.
 NUMBER = r"(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)"
-EPOCH_LINE = re.compile(rf"^epoch \[(\d+)/\d+\] batch .*?\bloss \S+ \({NUMBER}\).*\blr {NUMBER} ", re.MULTILINE)
+EPOCH_LINE = re.compile(rf"epoch \[(\d{{1,9}})/\d+\] batch .{{,200}}?\bloss \S+ \({NUMBER}\).{{,2000}}\blr {NUMBER} ")
 
 
 @dataclass
@@ -44,6 +45,7 @@ class StudyData:
 
     folder: Path
     study: Study
+    unread: dict[str, None] = field(default_factory=dict)  # why predictions are in no plot
 
     @cached_property
     def table(self) -> dict[str, dict[int, Cell]]:
@@ -75,7 +77,7 @@ class StudyData:
         counts = Counter(
             column for column in self.columns for row in self.get_cells(column, True) if column in self.table[row]
         )
-        return max(counts, key=lambda column: (counts[column], column), default=ZERO_SHOTS)
+        return max(counts, key=lambda column: (counts[column], column), default=max(self.columns, default=ZERO_SHOTS))
 
     @cached_property
     def zero_shot(self) -> str | None:
@@ -84,9 +86,10 @@ class StudyData:
 
     @cached_property
     def classes(self) -> list[str]:
-        """The class names of most runs."""
-        names = Counter(tuple(map(str, run.record.get("classnames", ()))) for run in self.runs)
-        return [*names.most_common(1)[0][0]]
+        """The class names of most runs; those of several classes are followed by the label."""
+        names = Counter(tuple(map(str, run.record.get("classnames", ()))) for run in self.runs).most_common(1)[0][0]
+        counts = Counter(names)
+        return [f"{name} ({label})" if counts[name] > 1 else name for label, name in enumerate(names)]
 
     def get_cells(self, column: int, is_compared: bool = False) -> dict[str, Cell]:
         """Return the cells of all rows at a number of shots; a method that trains nothing has its cell at each.
@@ -109,17 +112,17 @@ class StudyData:
         """The best method by number of shots; a cell with the mark OTHER does not compete."""
         best: dict[int, Best] = {}
         for column in self.columns or [ZERO_SHOTS]:
-            if not (cells := self.get_cells(column, is_compared=True)):
-                continue
+            cells = self.get_cells(column, is_compared=True) or self.get_cells(column)
             name = max(cells, key=lambda row: cells[row].mean)
             best[column] = Best(name, cells[name])
             for row in (row for row in cells if row != name):
                 result = self.compare(name, row, column)
                 if isinstance(result, str):
                     best[column].unknown[row] = result
+                elif result.is_shown and result.difference < 0:
+                    best[column].unknown[row] = "with the seeds that both have, the other one is more accurate"
                 else:
-                    is_above = result.is_shown and result.difference > 0
-                    (best[column].above if is_above else best[column].equal).append(row)
+                    (best[column].above if result.is_shown else best[column].equal).append(row)
         return best
 
     def find_fewest(self, least: int = 0) -> tuple[str, int] | None:
@@ -145,10 +148,13 @@ class StudyData:
         cell = self.get_cells(column, is_compared=True).get(row)
         try:
             predictions = {run.seed: read_predictions(run) for run in cell.runs} if cell else {}
-        except UserError:
+            for run in cell.runs if cell else ():
+                if max(predictions[run.seed].labels.max(), predictions[run.seed].classes.max()) >= len(self.classes):
+                    raise UserError(f"the predictions in {run.folder} are of other classes")
+        except UserError as error:
+            self.unread[str(error)] = None
             return {}
-        is_known = all(max(p.labels.max(), p.classes.max()) < len(self.classes) for p in predictions.values())
-        return predictions if is_known else {}
+        return predictions
 
     def list_predictions(self) -> Iterator[tuple[str, int, list[Predictions]]]:
         """Yield (row, column, predictions) of the choices that have them."""
@@ -160,10 +166,12 @@ class StudyData:
 def read_curve(run: Run) -> list[tuple[int, float, float]]:
     """Return (epoch, mean loss, learning rate) of epochs in a run's log; [] if it is absent or has no such lines."""
     try:
-        text = (run.folder / LOG_FILE).read_text(encoding="utf-8", errors="replace")
+        with open(run.folder / LOG_FILE, encoding="utf-8", errors="replace") as file:
+            found = [match.groups() for line in file if (match := EPOCH_LINE.match(line))]
     except OSError:
         return []
-    points = {int(epoch): (float(loss), float(rate)) for epoch, loss, rate in EPOCH_LINE.findall(text)}  # the last line
+    points = {int(epoch): (float(loss), float(rate)) for epoch, loss, rate in found}  # the last line of each
+    points = {epoch: point for epoch, point in points.items() if all(map(math.isfinite, point))}
     return [(epoch, *points[epoch]) for epoch in sorted(points)[:: -(-len(points) // MAX_EPOCHS) or 1]]
 
 

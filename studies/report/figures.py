@@ -19,7 +19,7 @@ from studies.tables.cells import OTHER, Cell
 from studies.tables.pareto import Point, pareto_front
 from studies.tables.study import ALL_IMAGES, COOP_ROWS, GROUPS, ZERO_SHOTS, get_group
 
-from .analysis import BINS, compute_calibration, compute_confusion, compute_rates
+from .analysis import BINS, compute_calibration, compute_class_accuracies, count_pairs
 from .collect import StudyData, read_curve
 
 Text = Callable[..., str]  # a sentence of the page in its language, by key, with values
@@ -178,12 +178,13 @@ def plot_classes(data: StudyData, plot: Plot, text: Text) -> None:
     size = len(data.classes)
     for column in sorted(data.columns or [ZERO_SHOTS], key=lambda c: c != data.column):
         runs = {row: data.read_predictions(row, column) for row in data.get_cells(column)}
-        rows = {row: [compute_confusion([run], size) for run in each.values()] for row, each in runs.items() if each}
-        if not rows:
+        rows = {row: [compute_class_accuracies(run, size) for run in each.values()] for row, each in runs.items()}
+        if not (rows := {row: each for row, each in rows.items() if each}):
             continue
-        rates = np.stack([np.mean([compute_rates(run).diagonal() for run in each], axis=0) for each in rows.values()])
+        rates = np.stack([np.mean(each, axis=0) for each in rows.values()])
         classes = choose_classes(rates)
-        names, fields = [data.classes[c] for c in classes], [[f"{r:.0f}" for r in row] for row in rates[:, classes]]
+        names = [data.classes[c] for c in classes]
+        fields = [["" if np.isnan(rate) else f"{rate:.0f}" for rate in row] for row in rates[:, classes]]
         heat = _draw_heat(rates[:, classes], names, [*rows], fields, text("heat_hover"))
         note = text("classes_chosen", number=len(classes)) if len(classes) < size else ""
         plot.add([heat], text("column", column=column), note=note)
@@ -193,20 +194,20 @@ def plot_classes(data: StudyData, plot: Plot, text: Text) -> None:
 def plot_confusion(data: StudyData, plot: Plot, text: Text) -> None:
     """Draw the confusion matrix of each method and number of shots; the note names the most frequent confusions."""
     for row, column, runs in data.list_predictions():
-        counts = compute_confusion(runs, len(data.classes))
-        rates, totals = compute_rates(counts), counts.sum(axis=1)
-        classes = choose_classes(rates.diagonal()[None])
-        names, part = [data.classes[c] for c in classes], np.ix_(classes, classes)
-        heat = _draw_heat(rates[part], names, names, counts[part].tolist(), text("confusion_hover"))
-        wrong = counts * ~np.eye(len(counts), dtype=bool)
-        order = [divmod(int(i), len(counts)) for i in np.argsort(-wrong, axis=None, kind="stable")[:MAX_CONFUSIONS]]
-        pairs = [
-            text("confused", true=data.classes[t], predicted=data.classes[p], count=wrong[t, p], total=totals[t])
-            for t, p in order
-            if wrong[t, p]
+        pairs, size = count_pairs(runs), len(data.classes)
+        totals = np.sum([np.bincount(run.labels, minlength=size) for run in runs], axis=0)
+        hits = np.array([pairs[c, c] for c in range(size)])
+        classes = choose_classes(np.where(totals, hits / np.maximum(totals, 1), np.nan)[None])
+        names, counts = [data.classes[c] for c in classes], np.array([[pairs[t, p] for p in classes] for t in classes])
+        rates = np.where(totals, 100 / np.maximum(totals, 1), np.nan)[classes, None] * counts
+        heat = _draw_heat(rates, names, names, counts.tolist(), text("confusion_hover"))
+        wrong = sorted((-count, t, p) for (t, p), count in pairs.items() if t != p)[:MAX_CONFUSIONS]
+        parts = [
+            text("confused", true=data.classes[t], predicted=data.classes[p], count=-count, total=totals[t])
+            for count, t, p in wrong
         ]
-        note = text("most_confused", pairs="; ".join(pairs), runs=len(runs)) if pairs else text("no_mistake")
-        note += " " + text("classes_chosen", number=len(classes)) if len(classes) < len(counts) else ""
+        note = text("most_confused", pairs="; ".join(parts), runs=len(runs)) if parts else text("no_mistake")
+        note += " " + text("classes_chosen", number=len(classes)) if len(classes) < size else ""
         plot.add([heat], row, text("column", column=column), note=note)
         plot.layout["height"] = max(560, 200 + 16 * len(classes))
 

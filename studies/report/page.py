@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from dassl import __version__
 from dassl.data.decoding import ORIGINAL
 from dassl.engine.record import RECORD_FILE
-from dassl.utils import UserError
+from dassl.utils import UserError, defuse_formula, join_below
 from dassl.utils.images import Decoding, read_image
 from studies.tables.cells import OTHER, Cell, format_notes
 from studies.tables.paired import Comparison
@@ -115,7 +115,8 @@ class Page:
 
     def csv(self) -> str:
         """Return the table as the data URI of a CSV file, in which Excel finds UTF-8."""
-        return to_uri(to_frame(self.data.study.table).to_csv().encode("utf-8-sig", "backslashreplace"), "text/csv")
+        text = to_frame(self.data.study.table).rename(defuse_formula).to_csv()
+        return to_uri(text.encode("utf-8-sig", "backslashreplace"), "text/csv")
 
     def latex(self) -> str:
         """Return the table as the data URI of a LaTeX file, with the rules of the package booktabs."""
@@ -134,10 +135,10 @@ class Page:
     def _make_thumbnail(self, mistake: Mistake, run: Run) -> str:
         """Return a small image as a data URI, decoded as in the run; "" if there is none that can be read."""
         orientation = run.config.get("INPUT.ORIENTATION") or ORIGINAL.orientation
-        decoding = Decoding(max(run.config.get("INPUT.WHITE_LEVEL", ORIGINAL.white_level), 0), orientation)
         try:
-            image = read_image(self.image_folder(run) / mistake.path, decoding)
-        except UserError:
+            decoding = Decoding(max(run.config.get("INPUT.WHITE_LEVEL", ORIGINAL.white_level), 0), orientation)
+            image = read_image(join_below(self.image_folder(run), mistake.path), decoding)
+        except (UserError, TypeError):  # the second: a damaged config
             return ""
         image.thumbnail((THUMBNAIL, THUMBNAIL))
         file, kind = io.BytesIO(), "jpeg" if max(image.size) > THUMBNAIL // 2 else "png"

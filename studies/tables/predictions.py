@@ -44,7 +44,7 @@ def read_predictions(run: Run) -> Predictions:
         predictions = _read_file(path, stat.st_mtime_ns, stat.st_size)
     except FileNotFoundError as error:
         raise UserError(f"{run.folder} has no {PREDICTIONS_FILE}") from error
-    except (OSError, KeyError, ValueError, csv.Error) as error:
+    except (OSError, KeyError, ValueError, OverflowError, csv.Error) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if (len(predictions.labels), predictions.correct.sum()) != (run.record.get("total"), run.record.get("correct")):
         raise UserError(f"{path} does not have the results of the record beside it")
@@ -55,10 +55,15 @@ def read_predictions(run: Run) -> Predictions:
 def _read_file(path: Path, time: int, size: int) -> Predictions:
     """Return the predictions in a file last changed at ``time`` with ``size`` bytes."""
     with open(path, encoding="utf-8", newline="") as file:
-        heads, *rows = csv.reader(file)
-    columns = dict(zip(heads, zip(*rows, strict=True) if rows else [()] * len(heads), strict=True))
+        heads, *rows = [*csv.reader(file)] or [[]]
     ranks = [head for head in heads if head.startswith("top") and f"{head}_probability" in heads]
+    if not (ranks and rows) or any(len(row) != len(heads) for row in rows):
+        raise ValueError("it is cut, or lacks columns")
+    columns = dict(zip(heads, zip(*rows, strict=True), strict=True))
     images = tuple(zip(columns["path"], columns["label"], strict=True))
     classes = np.array([columns[rank] for rank in ranks], dtype=int).T
     probabilities = np.array([columns[f"{rank}_probability"] for rank in ranks], dtype=float).T
-    return Predictions(_IMAGES.setdefault(images, images), np.array(columns["label"], int), classes, probabilities)
+    labels = np.array(columns["label"], dtype=int)
+    if min(labels.min(), classes.min()) < 0 or not ((probabilities >= 0) & (probabilities <= 1)).all():
+        raise ValueError("a label is negative, or a probability is not from 0 to 1")
+    return Predictions(_IMAGES.setdefault(images, images), labels, classes, probabilities)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import re
 import signal
@@ -277,6 +278,26 @@ def test_files_that_were_not_uploaded_are_not_served(demo, runs):
             urllib.request.urlopen(f"{demo}gradio_api/file={path}")
         assert error.value.code in (403, 404)
         error.value.close()
+
+
+def test_files_that_were_not_uploaded_are_not_classified(demo, three):
+    """A request that does not call a file of the machine one ("meta"), whose path Gradio does not check."""
+
+    def request(path: str, **data: object):
+        """Return the answer to a request, which is open until it is read."""
+        body = json.dumps(data).encode() if data else None
+        return urllib.request.urlopen(urllib.request.Request(demo + path, body, {"Content-Type": "application/json"}))
+
+    with request("config") as answer:
+        function = next(f["id"] for f in json.load(answer)["dependencies"] if f["api_name"] == "compare")
+    with request(
+        "gradio_api/queue/join", data=[{"path": str(three)}, "cup, cat", ""], fn_index=function, session_hash="test"
+    ):
+        pass
+    with request("gradio_api/queue/data?session_hash=test") as answer:
+        events = [json.loads(line[5:]) for line in answer if line.startswith(b"data:")]
+    output = next(event["output"] for event in events if event["msg"] == "process_completed")
+    assert output["error"] == f"{three.name} is no upload"
 
 
 @pytest.mark.skipif(IS_WINDOWS, reason="Ctrl-C is sent as a signal of POSIX")

@@ -109,7 +109,7 @@ def test_the_first_screen_answers_the_question_of_the_study(study):
     text = read_text(read_page(study)[0])
     best, zero = mean_accuracy("LinearProbe", 4), predict("ZeroshotCLIP", 0, 0)
     zero = 100 * np.mean(zero["labels"] == zero["classes"][:, 0])
-    assert f"With 4 shots, Linear probe is the most accurate: {best:.2f} ±" in text
+    assert f"With 4 shots, Linear probe has the highest accuracy: {best:.2f} ±" in text
     assert f"That is {best - zero:.2f} ±" in text
     assert f"points above Zero-shot CLIP ({zero:.2f}%; 95% interval, paired over 3 seeds and 240 test images)" in text
     assert "Linear probe has the fewest trainable parameters: 650" in text
@@ -135,7 +135,7 @@ def test_a_cell_that_does_not_compare_is_hollow_and_not_in_the_answer(study):
         write_study_run(folder, "LinearProbe", seed, 4, splits={"test": {"images": IMAGES, "sha256": SHA["b"]}})
     page, data = read_page(study)
     text = read_text(page)
-    assert "With 1 shot, Linear probe is the most accurate" in text  # more methods compare there than at 4
+    assert "With 1 shot, Linear probe has the highest accuracy" in text  # more methods compare there than at 4
     assert "4 shots CoOp (Standard)" in text
     assert "† Does not compare with the others" in text
     trace = next(t for t in get_option(data, "shots")["data"] if t["name"] == "Linear probe†")
@@ -250,6 +250,94 @@ def test_missing_images_are_said(tmp_path, config, sentence):
     assert "image not found" in text
 
 
+@pytest.mark.parametrize("name", ["../secret.png", "{out}/secret.png", "pets/../../secret.png", "link.png"])
+def test_images_outside_the_data_are_not_in_the_page(tmp_path, name):
+    folder, root = write_study_run(tmp_path / "pets/zero/run", "ZeroshotCLIP", 1, 0), tmp_path / "data"
+    root.mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "secret.png")
+    (root / "pets").mkdir()
+    (root / "link.png").symlink_to(tmp_path / "secret.png")
+    path = folder / "predictions.csv"
+    path.write_text(re.sub(r"(?m)^pets/\d/\d+.png", name.format(out=tmp_path), path.read_text()))
+    page = read_page(tmp_path / "pets", "--root", str(root))[0]
+    assert "<img src=" not in page
+    assert "image not found" in page
+
+
+@pytest.mark.parametrize(
+    ("pattern", "replacement", "reason"),
+    [
+        (r",2,", ",99999999999999999999,", "too large"),
+        (r"(?s)\A.*", "", "it is cut, or lacks columns"),
+        (r"(?s).{500}\Z", "", "it is cut, or lacks columns"),
+        (r"top1_prob", "top1_other", "does not have the results of the record"),
+        (r"0\.\d+$", "nan", "a probability is not from 0 to 1"),
+        (r"(?m)^(pets/0/0.png),0", r"\1,-1", "a label is negative"),
+        (r"(pets/2/2.png),2,", r"\1,7,", "of other classes"),
+    ],
+)
+def test_damaged_predictions_are_named_in_the_page(study, pattern, replacement, reason):
+    path = study / "LinearProbe/4_1/predictions.csv"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(re.sub(pattern, replacement, text), encoding="utf-8")
+    record = json.loads((path.parent / "result.json").read_text(encoding="utf-8"))
+    if "7" in replacement:
+        record["correct"] -= text.partition("pets/2/2.png,2,")[2].split(",")[2] == "2"
+    (path.parent / "result.json").write_text(json.dumps(record), encoding="utf-8")
+    unread = read_page(study)[0].partition("Runs that are not here")[2].partition("</details>")[0]
+    assert str(path.parent) in unread
+    assert reason in read_text(unread)
+
+
+def test_the_best_method_is_not_above_one_that_the_shared_seeds_show_to_be_better(tmp_path, monkeypatch):
+    """CoOp has the higher mean, by the seeds that the other method lacks."""
+    for seeds, right in (((1, 2, 3), 0.5), (range(4, 20), 1.0)):
+        monkeypatch.setitem(RIGHT, "CoOp", right)
+        for seed in seeds:
+            write_study_run(tmp_path / f"pets/a/{seed}", "CoOp", seed, 4)
+    monkeypatch.setitem(RIGHT, "LinearProbe", 0.9)
+    for seed in (1, 2, 3):
+        write_study_run(tmp_path / f"pets/b/{seed}", "LinearProbe", seed, 4)
+    text = read_text(read_page(tmp_path / "pets")[0])
+    assert "CoOp (Standard) has the highest accuracy" in text
+    assert "Cannot be told (1 comparisons): with the seeds that both have, the other one is more accurate." in text
+
+
+def test_records_of_earlier_versions_have_a_report(study):
+    for path in study.rglob("result.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        for key in ("dataset", "weights", "machine", "splits", "classnames", "command", "group", "models"):
+            record.pop(key, None)
+        record["config"] = {key: record["config"][key] for key in ("TRAINER",)} | {
+            "DATASET": {"NUM_SHOTS": record["config"]["DATASET"]["NUM_SHOTS"]}
+        }
+        path.write_text(json.dumps(record), encoding="utf-8")
+    assert "Linear probe has the highest accuracy" in read_text(read_page(study)[0])
+
+
+def test_a_study_whose_trained_runs_all_do_not_compare_has_a_report(tmp_path):
+    for name, template in (("a", "a {}."), ("b", "the {}.")):
+        write_study_run(tmp_path / f"pets/{name}/1", "ZeroshotCLIP", 1, 0, config={"DATASET.TEMPLATE": [template]})
+    write_study_run(tmp_path / "pets/c/1", "CoOp", 1, 4, splits={"test": {"images": IMAGES, "sha256": SHA["b"]}})
+    assert "no method that compares has a higher accuracy than Zero-shot CLIP" in read_text(
+        read_page(tmp_path / "pets")[0]
+    )
+
+
+def test_classes_with_one_name_are_told_apart(tmp_path):
+    write_study_run(tmp_path / "pets/a/1", "ZeroshotCLIP", 1, 0, classnames=["cat", "7", "cat"])
+    data = read_page(tmp_path / "pets")[1]
+    assert data["plots"]["confusion"]["options"][0]["data"][0]["x"] == ["cat (0)", "7", "cat (2)"]
+    assert data["plots"]["confusion"]["layout"]["xaxis"]["type"] == "category"
+
+
+def test_names_are_no_formulas_in_the_table_for_spreadsheets(tmp_path):
+    write_study_run(tmp_path / "pets/a/1", "LinearProbe", 1, 1, method="=cmd|' /C calc'!A0")
+    page = read_page(tmp_path / "pets")[0]
+    content = base64.b64decode(re.search(r'results\.csv" href="data:[^,]+,([^"]+)"', page)[1]).decode("utf-8-sig")
+    assert content.splitlines()[1].startswith("'=cmd")
+
+
 def test_the_table_for_download_is_that_of_the_page(study):
     page = read_page(study)[0]
     links = dict(re.findall(r'download="(results\.\w+)" href="data:[^,]+,([^"]+)"', page))
@@ -298,6 +386,7 @@ def test_comparisons_are_those_of_the_paired_analysis(study):
     [
         (CURVE.format(1, 0.5) + "text\n" + CURVE.format(2, 0.25), [(1, 0.5, 0.002), (2, 0.25, 0.002)]),
         (CURVE.format(1, 0.5) + CURVE.format(1, 0.4), [(1, 0.4, 0.002)]),
+        (CURVE.replace("{1:.4f}", "1e999").format(1) + CURVE.format("9" * 5000, 1), []),
         (CURVE.format(1, float("nan")) + "epoch [2/3] batch [1/2] loss a (b) lr c\n", []),
         ("", []),
         (None, []),
