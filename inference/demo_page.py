@@ -32,8 +32,8 @@ TOP_K = 5  # classes shown by bars, on the sheet and in the CSV file; words of a
 NUM_EXAMPLES = 6  # images: two rows
 DELETE_CACHE = (600, 3600)  # seconds between deletions of uploads and results, and the age of those to delete
 TABLE = {"interactive": False, "wrap": True, "buttons": []}
-# Handlers run one at a time: models share one CLIP, and PyTorch uses all cores for each.
-EVENT = {"concurrency_limit": 1, "concurrency_id": "models", "api_visibility": "private"}
+# Handlers run one at a time, as models share one CLIP; an event that comes while its handler runs is not dropped.
+EVENT = {"concurrency_limit": 1, "concurrency_id": "models", "api_visibility": "private", "trigger_mode": "always_last"}
 
 
 @dataclass(frozen=True)
