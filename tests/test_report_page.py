@@ -37,7 +37,7 @@ def test_all_plots_are_drawn_without_a_message_or_a_request(report):
             assert count_marks(page, plot) > 0, plot
         save_screenshot(page, "report")
         tick = page.locator("#plot-classes .xtick text", has_text="script").first
-        assert tick.text_content() == CLASSES[1]  # as text, not as an element
+        assert tick.text_content() == "<script>aler…1)</script>"  # as text, not as an element; cut in the middle
         assert page.evaluate("document.querySelectorAll('script').length") == 3
         assert page.locator("h1").count() == 1
 
