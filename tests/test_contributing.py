@@ -78,7 +78,7 @@ def test_runs_of_the_example_method_are_in_table_plot_and_export(examples, confi
     assert rows["Class scale"] == ["-", f"{result.record['accuracy']:.2f}", "20", "features"]
     (table,) = study.read_studies(tmp_path / "study")
     shots, points = pareto.collect_points(table.table)
-    assert (shots, points[1]) == (16, pareto.Point("Class scale", 20, result.record["accuracy"], 0, "features"))
+    assert (shots, points[1]) == (16, pareto.Point("Class scale", 20, result.record["accuracy"], "features"))
     assert (tmp_path / "study/parameters.png").is_file()
 
     export_classifier.main([str(result.folder)])

@@ -91,8 +91,8 @@ def _find_kept_rows(path: Path, trainer) -> Iterator[list[str]]:
     # A finished run that is started again repeats the test after its last epoch.
     is_finished, last_test = trainer.start_epoch >= trainer.max_epoch, f"{trainer.cfg.TEST.SPLIT}/"
     if path.is_file():
-        with open(path, encoding="utf-8", newline="") as file:
-            for row in csv.reader(file):
+        with open(path, encoding="utf-8", errors="replace", newline="") as file:
+            for row in csv.reader(line.replace("\0", "") for line in file):  # after a crash, a file may end in nulls
                 if len(row) == len(COLUMNS) and row[1].isdecimal():  # neither the heading nor a line that was cut
                     is_last_test = is_finished and int(row[1]) == trainer.start_epoch and row[2].startswith(last_test)
                     if int(row[1]) <= trainer.start_epoch and not is_last_test:

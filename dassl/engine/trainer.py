@@ -321,9 +321,12 @@ class TrainerBase:
                 self._loggers.append(logger)
 
     def close_writer(self) -> None:
-        """Close the loggers that are open."""
-        while self._loggers:
-            self._loggers.pop().close(self)
+        """Close the loggers that are open, the last one first."""
+        if self._loggers:
+            try:
+                self._loggers.pop().close(self)
+            finally:
+                self.close_writer()  # one that fails leaves no other open
 
     def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
         """Write a number to the loggers that are open."""

@@ -138,7 +138,7 @@ def plot_parameters(data: StudyData, plot: Plot, text: Text) -> None:
     powers = range(math.floor(min(logs)), math.ceil(max(logs)) + 1)
     zero = powers[0] - 0.8  # a place of its own: a logarithmic axis has none
     for column, cells in tables.items():
-        points = [Point(row, max(cell.parameters), cell.mean, cell.spread) for row, cell in cells.items()]
+        points = [Point(row, max(cell.parameters), cell.mean) for row, cell in cells.items()]
         places = {p.name: math.log10(p.parameters) if p.parameters else zero for p in points}
         front = pareto_front([p for p in points if OTHER not in cells[p.name].marks])
         steps = [(places[p.name], p.accuracy) for p in front] + [(max(logs), p.accuracy) for p in front[-1:]]

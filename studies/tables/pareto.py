@@ -14,12 +14,11 @@ from .study import ZERO_SHOTS, Table, get_group
 
 @dataclass(frozen=True)
 class Point:
-    """A method in the plot: trainable parameters, mean accuracy in percent, half its 95% interval, and its group."""
+    """A method in the plot: trainable parameters, mean accuracy in percent, and its group."""
 
     name: str
     parameters: int
     accuracy: float
-    spread: float
     group: str = "other"
 
 
@@ -39,7 +38,7 @@ def collect_points(table: Table) -> tuple[int, list[Point]]:
         return ZERO_SHOTS, []
     shots = max(counts, key=lambda c: (counts[c], any(c in r and r[c].has_interval for r in complete.values()), c))
     chosen = {row: cells[c] for row, cells in complete.items() for c in (ZERO_SHOTS, shots) if c in cells}
-    points = (Point(n, max(c.parameters), c.mean, c.spread, get_group(table[n])) for n, c in chosen.items())
+    points = (Point(n, max(c.parameters), c.mean, get_group(table[n])) for n, c in chosen.items())
     return shots, [*points]
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from dassl.engine import LOGGERS, TrainerBase, build_loggers
+from dassl.engine import LOGGERS, MetricsLogger, TrainerBase, build_loggers
 from dassl.engine.loggers import name_run
 from studies.tables.runs import find_differences, read_run
 from tests.common import REPOSITORY, assert_same_tensors
@@ -123,8 +123,8 @@ def test_a_resume_writes_no_row_twice_and_may_have_other_loggers(run, monkeypatc
         run(*VALIDATED, "TRAIN.LOGGERS", "['csv']")
     stopped = read_rows(unbroken.folder.with_name("run"))
     assert [row["step"] for row in stopped if row["tag"] == "train/loss"][-1] == "4"  # to be repeated
-    with open(unbroken.folder.with_name("run") / "metrics.csv", "a", encoding="utf-8") as file:
-        file.write("5,3,tra")  # as a full disk may leave it
+    with open(unbroken.folder.with_name("run") / "metrics.csv", "ab") as file:
+        file.write(b"5,3,tra\0\0\xff")  # as a full disk or a crash may leave it
     resumed = run(*VALIDATED, "TRAIN.LOGGERS", "['tensorboard', 'csv']")
     assert resumed.code == 0, resumed.error
     assert resumed.log.count("epoch [3/3]") == 2
@@ -271,6 +271,17 @@ def test_a_logger_of_ones_own(run, monkeypatch):
     numbers = [json.loads(line) for line in lines]
     assert [entry["step"] for entry in numbers if "train/loss" in entry] == [0, 1, 2, 3, 4, 5]
     assert {"step": 2, "test/accuracy": result.record["accuracy"]} in numbers
+
+
+def test_a_logger_that_fails_to_close_leaves_no_other_open(monkeypatch):
+    trainer, closed = TrainerBase(), []
+    first, second = MetricsLogger(), MetricsLogger()
+    monkeypatch.setattr(first, "close", closed.append)
+    monkeypatch.setattr(second, "close", lambda trainer: 1 / 0)
+    trainer._loggers = [first, second]
+    with pytest.raises(ZeroDivisionError):
+        trainer.close_writer()
+    assert closed == [trainer]
 
 
 def test_only_the_main_process_opens_loggers(make_config, monkeypatch, tmp_path):

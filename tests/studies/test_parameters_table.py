@@ -67,7 +67,7 @@ def test_the_plot_shows_the_number_of_shots_that_most_methods_have():
     table = {"Zero-shot CLIP": {0: cell(60, 0)}, "A": {1: cell(70, 10), 4: cell(72, 10)}, "B": {1: cell(71, 20)}}
     shots, points = collect_points({**table, "unknown": {1: cell(99, None)}, "C": {32: cell(90, 5)}})
     assert shots == 1
-    assert points == [Point(*a, 0, "towers") for a in (("Zero-shot CLIP", 0, 60), ("A", 10, 70), ("B", 20, 71))]
+    assert points == [Point(*a, "towers") for a in (("Zero-shot CLIP", 0, 60), ("A", 10, 70), ("B", 20, 71))]
     del table["B"]
     assert collect_points(table)[0] == 4  # with as many methods at several numbers of shots, the largest
     assert collect_points({"Zero-shot CLIP": {0: cell(60, 0)}, "Zero-shot ensemble": {0: cell(61, 0)}})[1] == []
@@ -75,7 +75,7 @@ def test_the_plot_shows_the_number_of_shots_that_most_methods_have():
 
 def test_the_pareto_front_has_the_points_that_no_other_point_beats():
     a, b, c, d, e = (
-        Point(*values, 0) for values in [("a", 0, 60), ("b", 0, 65), ("c", 10, 64), ("d", 20, 70), ("e", 20, 70)]
+        Point(*values) for values in [("a", 0, 60), ("b", 0, 65), ("c", 10, 64), ("d", 20, 70), ("e", 20, 70)]
     )
     assert pareto_front([e, d, c, b, a]) in ([b, d], [b, e])
     assert pareto_front([a, c]) == [a, c]
