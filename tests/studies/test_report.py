@@ -123,7 +123,7 @@ def test_with_one_seed_the_page_says_what_certainty_takes(tmp_path):
     for trainer, shots in (("ZeroshotCLIP", 0), ("CoOp", 1), ("LinearProbe", 1)):
         write_study_run(tmp_path / f"pets/{trainer}/run", trainer, 1, shots)
     text = read_text(read_page(tmp_path / "pets")[0])
-    assert "Cannot be told (1 comparisons): it takes two seeds or more" in text
+    assert "Cannot be told (2 comparisons): it takes two seeds or more" in text
     assert "certainty takes several seeds: python tools/sweep.py" in text
     assert "--seeds 1,2,3" in text
     assert "is shown to be better" not in text
