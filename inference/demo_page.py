@@ -30,6 +30,7 @@ from .trained_run import find_run_folder, load_run_cfg, read_record_if_any
 
 TOP_K = 5  # classes shown by bars, on the sheet and in the CSV file; words of a token: the tools' defaults
 NUM_EXAMPLES = 6  # images: two rows
+MESSAGE_SECONDS = 20  # of an error on the page: it must not stand beside the next result for long
 DELETE_CACHE = (600, 3600)  # seconds between deletions of uploads and results, and the age of those to delete
 TABLE = {"interactive": False, "wrap": True, "buttons": []}
 # Handlers run one at a time, as models share one CLIP; an event that comes while its handler runs is not dropped.
@@ -116,11 +117,11 @@ def find_examples(folder: Path) -> list[tuple[Path, str]]:
 
 @contextmanager
 def _errors_on_page() -> Iterator[None]:
-    """Show a ``UserError`` of the body, or of a decorated function, on the page until it is closed."""
+    """Show a ``UserError`` of the body, or of a decorated function, on the page for a while."""
     try:
         yield
     except UserError as error:
-        raise gr.Error(html.escape(str(error)), duration=None, print_exception=False) from error
+        raise gr.Error(html.escape(str(error)), duration=MESSAGE_SECONDS, print_exception=False) from error
 
 
 class DemoPage:
@@ -253,7 +254,8 @@ class DemoPage:
         errors, sheet, rows = [error for _, error, scores in results if not scores], [], []
         for path, picture, scores in (result for result in results if result[2]):
             best = sorted(scores, key=scores.__getitem__, reverse=True)[:TOP_K]
-            sheet.append((path, picture, [{"class": name, "probability": scores[name]} for name in best]))
+            ranked = [{"class": name, "probability": scores[name]} for name in best]
+            sheet.append((f"uploads/{Path(path).name}", picture, ranked))
             rows.append({"image": defuse_formula(Path(path).name), "top1_class": defuse_formula(best[0]), **scores})
         if not sheet:
             raise UserError("\n".join(errors))

@@ -29,7 +29,7 @@ function arrange(layout, data, width) {
     for (const [axis, names] of [["xaxis", trace.x], ["yaxis", trace.y]]) {
       const step = axis === "xaxis" && width < NARROW ? Math.ceil(names.length / 14) : 1; // of more, names overlap
       const tickvals = names.filter((_, i) => i % step === 0);
-      layout[axis] = { ...layout[axis], tickvals, ticktext: tickvals.map(name => shorten(name, width < NARROW ? 14 : 24)) };
+      layout[axis] = { ...layout[axis], tickvals, ticktext: tickvals.map(name => shorten(name, width < NARROW ? 14 : 26)) };
     }
   }
   const names = data.filter(trace => trace.showlegend !== false && trace.type !== "heatmap").length;
@@ -76,7 +76,7 @@ function recolour() {
   for (const name of Object.keys(PAGE.plots)) {
     const div = document.getElementById(`plot-${name}`);
     const width = printing.matches ? PRINTED : undefined;
-    Plotly.react(div, div.data, { ...div.layout, width, autosize: !width, template: theme() }, CONFIG);
+    Plotly.react(div, div.data, { ...div.layout, width, autosize: !width, template: theme() }, { ...CONFIG, responsive: !width });
   }
 }
 
