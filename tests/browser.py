@@ -56,3 +56,12 @@ def save_screenshot(page, name: str) -> Path:
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
     return SCREENSHOTS / f"{name}.png"
+
+
+def wait_until(page, condition: str) -> None:
+    """Wait until the JavaScript expression ``condition`` is true: also where the page's policy forbids ``eval``."""
+    for _ in range(100):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(f"not within 10 seconds: {condition}")
