@@ -36,6 +36,7 @@ SWEEPS = FOLDER.parents[1] / "configs/sweeps"
 LANGUAGES = ("en", "zh")
 MAX_MISTAKES = 24  # images of each of two methods: their thumbnails take some hundred kilobytes
 THUMBNAIL = 128  # pixels of a thumbnail's longer side
+CONFIG_KEY = re.compile(r"[A-Z_]+(\.[A-Z0-9_]+)+")  # such as OPTIM.MAX_EPOCH, in a command
 MAX_LISTED = 8  # missing runs in the list before the rest is counted
 
 
@@ -44,7 +45,7 @@ class Texts:
 
     def __init__(self, language: str) -> None:
         self.language = language
-        self.entries = yaml.load((FOLDER / "texts.yaml").read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+        self.entries = yaml.safe_load((FOLDER / "texts.yaml").read_text(encoding="utf-8"))
 
     def __call__(self, key: str, column: int = ZERO_SHOTS, **values: object) -> str:
         """Return a sentence; ``column`` is a number of shots. The key of an unknown group gives the group's name."""
@@ -193,17 +194,21 @@ class Page:
         """Return the command of the shortest sweep of the repository that has all runs; SWEEP.yaml if none has."""
         folder, config = self.data.folder, self.data.runs[0].config
         names = [run.folder.relative_to(folder).as_posix() for run in self.data.runs]
-        found = "SWEEP.yaml"
+        found, text = "SWEEP.yaml", ""
         for path in sorted(SWEEPS.glob("*.yaml"), key=lambda path: -path.stat().st_size):
-            sweep = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+            sweep = yaml.safe_load(path.read_text(encoding="utf-8"))
             patterns = [re.sub(r"\\{\w+\\}", "[^/]+", re.escape(entry["folder"])) for entry in sweep["runs"]]
             is_data = f"datasets/{config.get('DATASET.NAME', '')}.yaml".lower() in sweep.get("arguments", "").lower()
             if is_data and all(any(re.fullmatch(pattern, name) for pattern in patterns) for name in names):
-                found = path.name
+                found, text = path.name, path.read_text(encoding="utf-8")
         words = ["python", "tools/sweep.py", f"configs/sweeps/{found}", "--output-dir", str(folder)]
         root = str(config.get("DATASET.ROOT", "./data"))
         words += ["--seeds", ",".join(map(str, seeds)), *([] if root == "./data" else ["--root", root])]
-        return shlex.join(words)
+        # Overrides that every run has, and the sweep's file has not, were on the sweep's command line.
+        pairs = [[*itertools.pairwise(map(str, run.record.get("command", ())))] for run in self.data.runs]
+        common = [pair for pair in pairs[0] if all(pair in others for others in pairs)]
+        overrides = [pair for pair in common if CONFIG_KEY.fullmatch(pair[0]) and pair[0] not in text]
+        return shlex.join([*words, *itertools.chain(*overrides)])
 
 
 def to_uri(content: bytes, media_type: str) -> str:

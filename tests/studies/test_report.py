@@ -450,3 +450,14 @@ def test_runs_of_protocol_none_have_a_report_of_their_own(study):
     page = (study / "report_protocol_none.html").read_text(encoding="utf-8")
     assert "nothing chosen on validation images" in page
     assert NAME not in read_text(re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL))
+
+
+def test_the_command_of_all_runs_has_the_overrides_of_the_sweeps_command_line(tmp_path):
+    """Not the shots and the number of tokens, which the sweep's file sets."""
+    for trainer, shots, name in (("ZeroshotCLIP", 0, "ZeroshotCLIP"), ("CoOp", 1, "CoOp/tiny_1shots/seed1")):
+        command = ["--trainer", trainer, "DATASET.NUM_SHOTS", "1", "TRAINER.COOP.N_CTX", "4", "OPTIM.MAX_EPOCH", "5"]
+        config = {"DATASET.NAME": "Digits"}
+        write_study_run(tmp_path / f"out/{name}", trainer, 1, shots, config=config, command=command)
+    text = read_text(read_page(tmp_path / "out")[0])
+    sweep = f"python tools/sweep.py configs/sweeps/digits.yaml --output-dir {tmp_path}/out --seeds"
+    assert re.search(rf"{re.escape(sweep)} 1 --root \S+ OPTIM.MAX_EPOCH 5 python tools/report.py", text)
