@@ -241,7 +241,8 @@ class DemoPage:
         errors, sheet, rows = [error for _, error, scores in results if not scores], [], []
         for path, picture, scores in (result for result in results if result[2]):
             best = sorted(scores, key=scores.__getitem__, reverse=True)[:TOP_K]
-            sheet.append((f"uploads/{Path(path).name}", picture, [{"class": name, "probability": scores[name]} for name in best]))
+            entries = [{"class": name, "probability": scores[name]} for name in best]
+            sheet.append((f"uploads/{Path(path).name}", picture, entries))  # Gradio's folders are named by hashes
             rows.append({"image": Path(path).name, "top1_class": best[0], **scores})
         if not sheet:
             raise UserError("\n".join(errors))
