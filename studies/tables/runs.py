@@ -161,6 +161,7 @@ class Run:
     def facts(self) -> dict[str, str]:
         """Short texts of what COMPARED and ARITHMETIC name; what the record does not say is left out."""
         weights, classnames = self.record.get("weights", {}), self.record.get("classnames", [])
+        backbone = weights.get("backbone") or "stored features"
         split = _get(self.record, "splits", str(self.record.get("split", "test"))) or {}
         names = hashlib.sha256(repr(classnames).encode(errors="surrogatepass")).hexdigest()
         facts = {
@@ -171,7 +172,7 @@ class Run:
             **self._describe_decoding(),
             "shared captions": self._count_shared_captions(),
             "class names": f"{len(classnames):,} names, {_shorten(names)}" if classnames else None,
-            "weights": f"{weights.get('backbone')}, {_shorten(weights.get('sha256'))}" if weights else None,
+            "weights": f"{backbone}, {_shorten(weights.get('sha256'))}" if weights else None,
             **(self._describe_training_images() if self.is_trained and not self.is_evaluation else {}),
             "protocol": self.config.get("PROTOCOL", "validation") if self.is_trained and not self.is_evaluation else "",
             ARITHMETIC: STRICT_THREADS.sub("", str(_get(self.record, "machine", "sums") or "not recorded")),
