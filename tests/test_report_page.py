@@ -126,3 +126,23 @@ def test_the_chinese_page_and_that_of_one_run_have_no_error(study):  # noqa: F81
     with open_page((study.parent / "one/report.html").as_uri()) as page:
         assert "not recorded" in page.locator("#parameters").inner_text()
         assert page.locator("#compare-result").inner_text() == "Choose two methods."
+
+
+def test_tooltips_have_the_accuracy_of_every_seed_in_sight(report):
+    with open_page(report, height=500) as page:
+        cell = page.locator("#table .seeds").last
+        cell.hover()
+        tooltip = cell.locator("[role=tooltip]")
+        assert tooltip.inner_text().count("seed") == len(SEEDS)
+        box, line = tooltip.bounding_box(), cell.bounding_box()
+        assert box["y"] >= line["y"] + line["height"]  # below the cell, and nothing of the table cuts it off
+        role = "([x, y]) => document.elementFromPoint(x, y).getAttribute('role')"
+        assert page.evaluate(role, [box["x"] + 5, box["y"] + 5]) == "tooltip"
+
+
+def test_plots_take_the_width_of_paper_in_print(report):
+    with open_page(report) as page:
+        page.emulate_media(media="print")
+        wait_until(page, "document.querySelector('#plot-shots .main-svg').getBoundingClientRect().width === 670")
+        page.emulate_media(media="screen")
+        wait_until(page, "document.querySelector('#plot-shots .main-svg').getBoundingClientRect().width > 700")
