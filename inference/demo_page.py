@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from dassl.engine.record import PREDICTIONS_FILE
-from dassl.utils import Decoding, UserError, defuse_formula, join_below
+from dassl.utils import Decoding, UserError, escape_formula, join_below
 from vlm.clip.load import find_language, load_cached_clip
 from vlm.text.templates import DEFAULT_TEMPLATES, check_template, list_templates
 
@@ -256,7 +256,7 @@ class DemoPage:
             best = sorted(scores, key=scores.__getitem__, reverse=True)[:TOP_K]
             ranked = [{"class": name, "probability": scores[name]} for name in best]
             sheet.append((f"uploads/{Path(path).name}", picture, ranked))
-            rows.append({"image": defuse_formula(Path(path).name), "top1_class": defuse_formula(best[0]), **scores})
+            rows.append({"image": escape_formula(Path(path).name), "top1_class": escape_formula(best[0]), **scores})
         if not sheet:
             raise UserError("\n".join(errors))
         folder = Path(tempfile.mkdtemp(dir=self.folder))  # a new one, as browsers cache files by their addresses

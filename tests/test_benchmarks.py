@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from benchmarks import feature_set, image_encoder, many_classes, study, text_encoder, train_step
+from benchmarks import feature_set, gpu, image_encoder, many_classes, study, text_encoder, train_step
 from benchmarks.measure import measure_in_turns
 
 
-@pytest.mark.parametrize("module", [text_encoder, image_encoder, study, many_classes, feature_set, train_step])
+@pytest.mark.parametrize("module", [text_encoder, image_encoder, study, many_classes, feature_set, train_step, gpu])
 def test_help_of_a_benchmark_shows_its_command(module, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["benchmark", "--help"])
     with pytest.raises(SystemExit, match="0"):

@@ -7,16 +7,22 @@ import csv
 import pytest
 
 from tests.browser import needs_chromium, open_page, save_screenshot, wait_until
-from tests.studies.test_report import CLASSES, NAME, SEEDS, study, write_study_run  # noqa: F401 (a fixture)
+from tests.studies.test_report import CLASSES, NAME, SEEDS, write_study, write_study_run
 from tools.report import main
 
 pytestmark = needs_chromium
 PLOTS = ("shots", "parameters", "classes", "confusion", "reliability", "curves")
 
 
-@pytest.fixture
-def report(study):  # noqa: F811
-    """The URL of the report of a study."""
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """The folder of a study."""
+    return write_study(tmp_path_factory.mktemp("report") / "pets")
+
+
+@pytest.fixture(scope="module")
+def report(study):
+    """The URL of the study's report."""
     assert main([str(study)]) == 0
     return (study / "report.html").as_uri()
 
@@ -116,7 +122,7 @@ def test_seeds_appear_for_the_keyboard(report):
         assert all(f"seed {seed}: " in text for seed in SEEDS)
 
 
-def test_the_chinese_page_and_that_of_one_run_have_no_error(study):  # noqa: F811
+def test_the_chinese_page_and_that_of_one_run_have_no_error(study):
     write_study_run(study.parent / "one/CoOp/run", "CoOp", 1, 1, trainable_parameters=None)
     for folder, arguments in ((study, ["--lang", "zh"]), (study.parent / "one", [])):
         assert main([str(folder), *arguments]) == 0

@@ -30,7 +30,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dassl.engine.lock import exclusive_lock
-from dassl.utils import UserError, atomic_write, check_replaceable, command_line, defuse_formula
+from dassl.utils import UserError, atomic_write, check_replaceable, command_line, escape_formula
 from dassl.utils.fonts import plot_fonts
 from studies.tables import generalisation, pareto, published, study
 from studies.tables.plots import describe_runs, plot_pareto, plot_study
@@ -47,7 +47,7 @@ def write_table(folder: Path, name: str, markdown: str, frame, *plots: str) -> N
     with atomic_write(folder / f"{name}.md") as file:
         file.write(markdown)
     with atomic_write(folder / f"{name}.csv") as file:
-        frame.rename(defuse_formula).to_csv(file)
+        frame.rename(escape_formula).to_csv(file)
     print(markdown)
     print(f"Written: {folder}/{', '.join((f'{name}.md', f'{name}.csv', *plots))}")
 

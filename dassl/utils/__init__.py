@@ -20,7 +20,7 @@ from .files import (
     atomic_write,
     check_isfile,
     check_replaceable,
-    defuse_formula,
+    escape_formula,
     file_digest,
     is_utf8,
     join_below,

@@ -115,7 +115,7 @@ def join_below(folder: str | os.PathLike, name: str) -> Path:
     return path
 
 
-def defuse_formula(text: str) -> str:
+def escape_formula(text: str) -> str:
     """Return ``text`` for a cell of a CSV file, after a ' where spreadsheets would take it for a formula."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 

@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from dassl import __version__
 from dassl.data.decoding import ORIGINAL
 from dassl.engine.record import RECORD_FILE
-from dassl.utils import UserError, defuse_formula, join_below
+from dassl.utils import UserError, escape_formula, join_below
 from dassl.utils.images import Decoding, read_image
 from studies.tables.cells import OTHER, Cell, format_notes
 from studies.tables.paired import Comparison
@@ -116,7 +116,7 @@ class Page:
 
     def csv(self) -> str:
         """Return the table as the data URI of a CSV file, in which Excel finds UTF-8."""
-        text = to_frame(self.data.study.table).rename(defuse_formula).to_csv()
+        text = to_frame(self.data.study.table).rename(escape_formula).to_csv()
         return to_uri(text.encode("utf-8-sig", "backslashreplace"), "text/csv")
 
     def latex(self) -> str:

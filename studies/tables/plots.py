@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from .cells import Cell
 from .pareto import collect_points, pareto_front
-from .study import ALL_IMAGES, COOP_ROWS, ZERO_SHOTS, Table, choose_styles, format_column, get_group
+from .study import ALL_IMAGES, COOP_ROWS, GROUPS, ZERO_SHOTS, Table, format_column, get_group
 
 LEGEND_WIDTH, LEGEND_ROWS = 40, 30  # characters of a line, lines of a column: more would leave no space for the plot
 TITLE_WIDTH = 100  # characters of a line: what there is space for, left of the legend
 MAX_CURVES = 8  # trained methods that one plot can show; of more, each group has a plot
 MAX_GAP = 0.14  # between methods side by side, where 1 is the next number of shots: more would look like another number
 PARAMETER_GAPS = 50  # gaps between methods over the width of the plot of parameters: one is as wide as a marker
+MARKERS = "osD^vP*X"  # matplotlib's filled markers, which stay distinct where points overlap
+FILLINGS: tuple[dict, ...] = ({}, {"markerfacecolor": "white"}, {"fillstyle": "bottom", "markerfacecoloralt": "white"})
 GRAY = "0.95"  # the background of a number of shots, or of 0 parameters: it stays light in print
 
 
@@ -34,6 +36,24 @@ def describe_runs(cells: Iterable[Cell]) -> str:
         "sets of seeds": {f"seed{'s' * (',' in text)} {text}" for text in seeds},
     }
     return " · ".join(f"several {name}" if len(texts) > 1 else min(texts) for name, texts in facts.items() if texts)
+
+
+def choose_styles(groups: Mapping[str, str]) -> dict[str, dict]:
+    """Return the marker, its filling and the colour of each row in plots. ``groups`` are by row.
+
+    No two of 24 rows share both marker and filling, so that they are told apart without colours, too. A group has
+    shades of one colour.
+    """
+    from matplotlib import colormaps
+
+    styles: dict[str, dict] = {}
+    for number, (row, group) in enumerate(groups.items()):
+        palette = GROUPS.get(group, "Greys")
+        members = [name for name, other in groups.items() if GROUPS.get(other, "Greys") == palette]
+        shade = 0.4 + 0.6 * (members.index(row) + 1) / len(members)
+        marker, filling = MARKERS[number % len(MARKERS)], FILLINGS[number // len(MARKERS) % len(FILLINGS)]
+        styles[row] = {"marker": marker, "color": colormaps[palette](shade), **filling}
+    return styles
 
 
 def plot_study(table: Table, title: str, file) -> None:

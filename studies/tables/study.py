@@ -34,10 +34,8 @@ COOP_ROWS = {
     (STANDARD_TOKENS, False): "CoOp (Standard)",
     (EFFICIENT_TOKENS, False): "CoOp (Efficient)",
 }
-# Groups of methods, in the order of the table, with matplotlib's colours for each; further groups come last.
+# Groups of methods, in the order of the table, with the colour scale of each in plots; further groups come last.
 GROUPS = {"training-free": "Greens", "features": "Oranges", "prompts": "Blues", "towers": "Purples"}
-MARKERS = "osD^vP*X"  # matplotlib's filled markers, which stay distinct where points overlap
-FILLINGS: tuple[dict, ...] = ({}, {"markerfacecolor": "white"}, {"fillstyle": "bottom", "markerfacecoloralt": "white"})
 CHOOSING_GROUPS = ("training-free", "features")  # groups of methods that choose hyper-parameters on validation images
 
 Table = dict[str, dict[int, Cell]]  # cells of each row by column: the shots, ZERO_SHOTS or ALL_IMAGES
@@ -268,21 +266,3 @@ def to_markdown(study: Study, title: str) -> str:
     lines = [f"# {title}", "", frame.to_markdown(colalign=align, disable_numparse=True)]
     lines += [*format_coop_comparison(study.table), *format_notes(study.cells, study.notes, study.missing)]
     return "\n".join(lines) + "\n"
-
-
-def choose_styles(groups: Mapping[str, str]) -> dict[str, dict]:
-    """Return the marker, its filling and the colour of each row in plots. ``groups`` are by row.
-
-    No two of 24 rows share both marker and filling, so that they are told apart without colours, too. A group has
-    shades of one colour.
-    """
-    from matplotlib import colormaps
-
-    styles: dict[str, dict] = {}
-    for number, (row, group) in enumerate(groups.items()):
-        palette = GROUPS.get(group, "Greys")
-        members = [name for name, other in groups.items() if GROUPS.get(other, "Greys") == palette]
-        shade = 0.4 + 0.6 * (members.index(row) + 1) / len(members)
-        marker, filling = MARKERS[number % len(MARKERS)], FILLINGS[number // len(MARKERS) % len(FILLINGS)]
-        styles[row] = {"marker": marker, "color": colormaps[palette](shade), **filling}
-    return styles

@@ -5,7 +5,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from studies.tables.study import GROUPS, choose_styles
+from studies.tables.plots import choose_styles
+from studies.tables.study import GROUPS
 from tests.studies.records import write_run
 from tools.results_table import main
 

@@ -67,10 +67,8 @@ def write_study_run(folder, trainer, seed, shots, **record):
     return folder
 
 
-@pytest.fixture
-def study(tmp_path):
-    """The folder of a study: zero-shot, CoOp and LinearProbe at 1 and 4 shots with three seeds; images of 3 classes."""
-    folder = tmp_path / "pets"
+def write_study(folder):
+    """Write a study of 3 classes, zero-shot, and CoOp and LinearProbe at 1 and 4 shots with three seeds; return it."""
     write_study_run(folder / "zero/none", "ZeroshotCLIP", 1, 0)
     for trainer in ("CoOp", "LinearProbe"):
         for shots in (1, 4):
@@ -79,6 +77,12 @@ def study(tmp_path):
                 costs |= {"earlier_runs": 2} if trainer == "CoOp" else {}
                 write_study_run(folder / f"{trainer}/{shots}_{seed}", trainer, seed, shots, **costs)
     return folder
+
+
+@pytest.fixture
+def study(tmp_path):
+    """The folder of the study."""
+    return write_study(tmp_path / "pets")
 
 
 def read_page(folder, *arguments, name="report.html") -> tuple[str, dict]:
